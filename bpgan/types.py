@@ -1,0 +1,106 @@
+"""The vocabulary every module shares: array names, the two records, random streams, user errors.
+
+Axis legend, used in all shape annotations:
+
+====  =======================================
+``b``  examples in a batch
+``h w c``  image height, width, channels
+``z``  latent dimension
+``n``  samples or examples outside a batch
+``f``  features
+====  =======================================
+
+Images are NHWC floats in [-1, 1] inside a step and uint8 at rest. Logits are raw scores, never probabilities;
+a high logit means "real".
+"""
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+from jaxtyping import Array, Float, Key, PyTree
+
+PRNG = Key[Array, ""]
+Images = Float[Array, "b h w c"]
+Latents = Float[Array, "b z"]
+Logits = Float[Array, " b"]
+Params = PyTree
+Batch = Mapping[str, Any]
+Metrics = dict[str, Any]
+
+
+class Net(NamedTuple):
+    """A network as two pure functions.
+
+    Attributes:
+      init: ``init(key, *inputs) -> variables``, a dict ``{"params": ..., **mutable collections}``.
+      apply: ``apply(variables, *inputs, train) -> (output, mutable)``; ``mutable`` is the dict of the
+        collections other than ``"params"`` as they are after the call (unchanged unless ``train``).
+    """
+
+    init: Callable[..., Any]
+    apply: Callable[..., Any]
+
+
+class Algorithm(NamedTuple):
+    """A trainable system as pure functions; the training loop sees nothing else.
+
+    Attributes:
+      init: ``init(key) -> state``, a NamedTuple of arrays with an int32 scalar field ``step``.
+      step: ``step(state, batch, key) -> (state, metrics)``. ``key`` is the same root key at every step;
+        the step folds ``state.step`` into it. ``metrics`` is a flat dict of scalars with fixed keys.
+      sample: ``sample(state, key, n) -> images``, or None where there is nothing to draw.
+    """
+
+    init: Callable[..., Any]
+    step: Callable[..., Any]
+    sample: Callable[..., Any] | None = None
+
+
+class AdversarialLoss(NamedTuple):
+    """What the two players minimise, as functions of logits: ``(real[b], fake[b]) -> loss[b]``, unreduced."""
+
+    d: Callable[[Logits, Logits], Logits]
+    g: Callable[[Logits, Logits], Logits]
+
+
+class Source(NamedTuple):
+    """Batches as a pure function of the step.
+
+    Attributes:
+      data: arrays that live on the device, passed into the compiled program as an argument.
+      batch_at: ``batch_at(data, step) -> {"x": ..., "y": ...}``, traceable; axis 0 is the global batch.
+      length: examples per epoch.
+      batch_size: rows of one batch.
+    """
+
+    data: PyTree
+    batch_at: Callable[[Any, Any], Batch]
+    length: int
+    batch_size: int
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps after which every example has been seen once, on average a whole epoch."""
+        return self.length / self.batch_size
+
+
+@runtime_checkable
+class Critic(Protocol):
+    """Scores a batch of samples: ``x[b, ...] -> logits[b]``."""
+
+    def __call__(self, x: Array, /) -> Array: ...
+
+
+class UserError(Exception):
+    """A mistake the user can mend. The message is one line: what is wrong, its value, what is allowed."""
+
+
+def stream(key: PRNG, name: str) -> PRNG:
+    """The substream of ``key`` called ``name``.
+
+    ``fold_in(key, crc32(name))``: independent of every other name, so adding a stream never moves another,
+    and the same on every machine (unlike Python's ``hash``).
+    """
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
