@@ -1,0 +1,61 @@
+"""A hostile environment for every test: several devices, no silent broadcasting, no key used twice, no warnings."""
+
+import functools
+import os
+import pathlib
+
+# Programs that several tests (and the processes they start) share are compiled once.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
+)
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        skip = pytest.mark.skip(reason="needs --slow")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture
+def x64():
+    """64-bit floats for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def trees_equal():
+    """Asserts that two pytrees of arrays are bitwise equal."""
+
+    def check(a, b):
+        assert jax.tree.structure(a) == jax.tree.structure(b)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+    return check
+
+
+@pytest.fixture
+def trees_close():
+    """Asserts that two pytrees of arrays agree to tolerances."""
+
+    def check(a, b, **tolerances):
+        compare = functools.partial(np.testing.assert_allclose, **tolerances)
+        jax.tree.map(compare, jax.device_get(a), jax.device_get(b))
+
+    return check

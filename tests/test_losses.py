@@ -1,0 +1,180 @@
+"""Losses against float64 closed forms (SCIENCE T1.1, T1.2, T1.6) and the properties every pair must have."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.special
+
+from bpgan.losses import LOSSES, mean_squared_error, softmax_cross_entropy
+from bpgan.types import AdversarialLoss
+
+GRID = np.array([-40, -3, -0.5, 0, 0.5, 3, 40], np.float64)
+
+
+def sp(t):
+    return np.logaddexp(t, 0.0)
+
+
+s = scipy.special.expit
+
+# name: (D, G, dD/dreal, dD/dfake, dG/dreal, dG/dfake), written from the papers in NumPy.
+REFERENCE = {
+    "minimax": (
+        lambda r, f: sp(-r) + sp(f),
+        lambda r, f: -sp(f),
+        lambda r, f: -s(-r),
+        lambda r, f: s(f),
+        lambda r, f: 0 * r,
+        lambda r, f: -s(f),
+    ),
+    "nonsaturating": (
+        lambda r, f: sp(-r) + sp(f),
+        lambda r, f: sp(-f),
+        lambda r, f: -s(-r),
+        lambda r, f: s(f),
+        lambda r, f: 0 * r,
+        lambda r, f: -s(-f),
+    ),
+    "least_squares": (
+        lambda r, f: 0.5 * (r - 1) ** 2 + 0.5 * f**2,
+        lambda r, f: 0.5 * (f - 1) ** 2,
+        lambda r, f: r - 1,
+        lambda r, f: f,
+        lambda r, f: 0 * r,
+        lambda r, f: f - 1,
+    ),
+    "hinge": (
+        lambda r, f: np.maximum(0, 1 - r) + np.maximum(0, 1 + f),
+        lambda r, f: -f,
+        lambda r, f: -1.0 * (r < 1),
+        lambda r, f: 1.0 * (f > -1),
+        lambda r, f: 0 * r,
+        lambda r, f: -1 + 0 * f,
+    ),
+    "wasserstein": (
+        lambda r, f: f - r,
+        lambda r, f: -f,
+        lambda r, f: -1 + 0 * r,
+        lambda r, f: 1 + 0 * f,
+        lambda r, f: 0 * r,
+        lambda r, f: -1 + 0 * f,
+    ),
+    "relativistic": (
+        lambda r, f: sp(f - r),
+        lambda r, f: sp(r - f),
+        lambda r, f: -s(f - r),
+        lambda r, f: s(f - r),
+        lambda r, f: s(r - f),
+        lambda r, f: -s(r - f),
+    ),
+}
+ANCHORS = {  # value at D = 0, as the literature states it: (D, G)
+    "minimax": (np.log(4), -np.log(2)),
+    "nonsaturating": (np.log(4), np.log(2)),
+    "least_squares": (0.5, 0.5),
+    "hinge": (2.0, 0.0),
+    "wasserstein": (0.0, 0.0),
+    "relativistic": (np.log(2), np.log(2)),
+}
+
+
+def check_values_and_gradients(name: str, loss: AdversarialLoss) -> None:
+    """T1.1: values and both partial derivatives on the whole grid of logit pairs, 1e-6 relative in float32."""
+    r, f = (a.ravel() for a in np.meshgrid(GRID, GRID))
+    d, g, *partials = REFERENCE[name]
+    r32, f32 = jnp.asarray(r, jnp.float32), jnp.asarray(f, jnp.float32)
+    np.testing.assert_allclose(loss.d(r32, f32), d(r, f), rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(loss.g(r32, f32), g(r, f), rtol=1e-6, atol=1e-12)
+    ours = [
+        jax.grad(lambda r, f, fn=fn: jnp.sum(fn(r, f)), argnums=argnum)(r32, f32)
+        for fn in loss
+        for argnum in (0, 1)
+    ]
+    for got, expected in zip(ours, partials, strict=True):
+        np.testing.assert_allclose(got, expected(r, f), rtol=2e-6, atol=1e-12)
+
+
+def check_anchor(name: str, loss: AdversarialLoss) -> None:
+    """T1.2: the published values at D = 0."""
+    zero = jnp.zeros(4)
+    for fn, expected in zip(loss, ANCHORS[name], strict=True):
+        np.testing.assert_allclose(fn(zero, zero), np.full(4, expected), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_values_and_gradients(name):
+    check_values_and_gradients(name, LOSSES[name])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_anchor(name):
+    check_anchor(name, LOSSES[name])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", LOSSES)
+def test_finite_and_dtype_kept(name, dtype):
+    """Extreme logits give finite values and gradients, in the type that came in, without implicit promotion."""
+    r, f = jnp.asarray([-1e4, 0, 1e4, 30], dtype), jnp.asarray([1e4, 0, -1e4, -30], dtype)
+    if name == "least_squares":  # its square of 1e4 is beyond float16
+        r, f = r / 100, f / 100
+    with jax.numpy_dtype_promotion("strict"):
+        for fn in LOSSES[name]:
+            value, vjp = jax.vjp(fn, r, f)
+            for x in (value, *vjp(jnp.ones_like(value))):
+                assert x.dtype == dtype
+                assert bool(jnp.all(jnp.isfinite(x)))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_generator_wants_higher_logits(name):
+    """Where D rejects fakes, every G loss falls as the fake logit rises."""
+    fake = jnp.linspace(-4, 0.9, 9)
+    gradient = jax.grad(lambda f: jnp.sum(LOSSES[name].g(jnp.zeros(9), f)))(fake)
+    assert bool(jnp.all(gradient < 0))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_only_relativistic_losses_ignore_a_common_shift(name):
+    r, f = jnp.asarray([0.3, -1.0]), jnp.asarray([-0.2, 0.4])
+    shifted = LOSSES[name].d(r + 2.0, f + 2.0)
+    invariant = bool(jnp.allclose(LOSSES[name].d(r, f), shifted, atol=1e-6))
+    assert invariant == (name in ("relativistic", "wasserstein"))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_critic_learns_that_high_means_real(name):
+    """T1.6: after 200 updates of D on N(2, 1) against N(0, 1), real logits are higher than fake ones."""
+    kr, kf = jax.random.split(jax.random.key(0))
+    real, fake = 2 + jax.random.normal(kr, (256,)), jax.random.normal(kf, (256,))
+    tx = optax.sgd(0.02)
+
+    def update(carry, _):
+        w, opt = carry
+        gradient = jax.grad(
+            lambda w: jnp.mean(LOSSES[name].d(w[0] * real + w[1], w[0] * fake + w[1]))
+        )(w)
+        updates, opt = tx.update(gradient, opt)
+        return (w + updates, opt), None
+
+    w = jnp.array([-0.1, 0.0])
+    (w, _), _ = jax.lax.scan(update, (w, tx.init(w)), None, length=200)
+    assert jnp.mean(w[0] * real) > jnp.mean(w[0] * fake) + 0.1
+
+
+def test_mean_squared_error_averages_features_not_examples():
+    a, b = np.arange(6.0).reshape(2, 3), np.ones((2, 3))
+    np.testing.assert_allclose(mean_squared_error(a, b), ((a - b) ** 2).mean(1), rtol=1e-6)
+    np.testing.assert_allclose(mean_squared_error(a[:, 0], b[:, 0]), [1, 4], rtol=1e-6)
+
+
+def test_softmax_cross_entropy_against_scipy():
+    logits = np.random.default_rng(0).normal(size=(64, 10)) * 5
+    labels = np.random.default_rng(1).integers(0, 10, 64)
+    expected = -scipy.special.log_softmax(logits, -1)[np.arange(64), labels]
+    got = softmax_cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(labels))
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-6)
+    huge = softmax_cross_entropy(jnp.asarray([[1e4, -1e4]]), jnp.asarray([1]))
+    np.testing.assert_allclose(huge, [2e4], rtol=1e-6)

@@ -1,0 +1,101 @@
+"""The mutation gate (SCIENCE T1.8): deliberate bugs, each of which a named check must catch.
+
+A mutant is a module whose source differs in one place. If a check accepts it, the check is too weak and this fails.
+"""
+
+import pathlib
+import types
+
+import pytest
+import test_gan
+import test_losses
+import test_penalties
+
+import bpgan.algorithms.gan
+import bpgan.losses
+import bpgan.penalties
+
+SOFTPLUS_G = "return jax.nn.softplus(-fake)"
+MUTANTS = {
+    "R1 without its half": (bpgan.penalties, "return 0.5 * _squared_gradient_norm(critic, real)",
+                            "return _squared_gradient_norm(critic, real)", "r1"),
+    "R2 at the real samples": (bpgan.penalties, "del real, key\n    return 0.5 * _squared_gradient_norm(critic, fake)",
+                               "return 0.5 * _squared_gradient_norm(critic, real)", "r2"),
+    "mean over pixels in place of the sum": (bpgan.penalties, "return jnp.sum(jnp.square(gradient)",
+                                             "return jnp.mean(jnp.square(gradient)", "r1"),
+    "detached penalty": (bpgan.penalties, "jnp.sum(jnp.square(gradient)",
+                         "jnp.sum(jnp.square(jax.lax.stop_gradient(gradient))", "r1"),
+    "one interpolation weight per pixel": (bpgan.penalties, "(real.shape[0],) + (1,) * (real.ndim - 1)",
+                                           "real.shape", "gp"),
+    "one interpolation weight per batch": (bpgan.penalties, "(real.shape[0],) + (1,) * (real.ndim - 1)",
+                                           "(1,) * real.ndim", "gp"),
+    "gradient penalty at the fakes": (bpgan.penalties, "t * real + (1 - t) * fake", "fake", "gp"),
+    "one-sided gradient penalty": (bpgan.penalties, "jnp.square(jnp.sqrt(squared + 1e-12) - 1.0)",
+                                   "jnp.square(jax.nn.relu(jnp.sqrt(squared + 1e-12) - 1.0))", "gp"),
+    "least squares without its half": (bpgan.losses, "0.5 * (jnp.square(real - 1.0) + jnp.square(fake))",
+                                       "jnp.square(real - 1.0) + jnp.square(fake)", "least_squares"),
+    "least squares real and fake exchanged": (bpgan.losses, "0.5 * (jnp.square(real - 1.0) + jnp.square(fake))",
+                                              "0.5 * (jnp.square(fake - 1.0) + jnp.square(real))",
+                                              "least_squares"),
+    "critic's sign flipped": (bpgan.losses, "return fake - real", "return real - fake", "wasserstein"),
+    "G's sign flipped": (bpgan.losses, SOFTPLUS_G, "return jax.nn.softplus(fake)", "nonsaturating"),
+    "clipped logarithm": (bpgan.losses, SOFTPLUS_G, "return -jnp.log(jax.nn.sigmoid(fake) + 1e-8)",
+                          "nonsaturating"),
+    "hinge without margin": (bpgan.losses, "jax.nn.relu(1.0 - real) + jax.nn.relu(1.0 + fake)",
+                             "jax.nn.relu(-real) + jax.nn.relu(fake)", "hinge"),
+    "relativistic G with exchanged arguments": (bpgan.losses, "return jax.nn.softplus(real - fake)",
+                                                "return jax.nn.softplus(fake - real)", "relativistic"),
+    "lazy penalty without its factor": (bpgan.algorithms.gan, "return penalty_every * sum(", "return sum(",
+                                        "lazy"),
+    "lazy penalty twice as often": (bpgan.algorithms.gan, "index % penalty_every == 0",
+                                    "index % max(penalty_every - 1, 1) == 0", "lazy"),
+    "real and fake exchanged in D's step": (bpgan.algorithms.gan, "loss.d(real_logits, fake_logits)",
+                                            "loss.d(fake_logits, real_logits)", "dirac"),
+    "G follows the old D": (bpgan.algorithms.gan, "state if simultaneous else state._replace(d=d)", "state",
+                            "dirac"),
+    "penalty left out of the gradient": (bpgan.algorithms.gan, 'value += metrics["penalty"]',
+                                         'value += jax.lax.stop_gradient(metrics["penalty"])', "dirac"),
+    "summed loss": (bpgan.algorithms.gan, "value = jnp.mean(loss.d(", "value = jnp.sum(loss.d(", "dirac"),
+    "G does not move": (bpgan.algorithms.gan, "return GANState(state.step + 1, g, d, ema), metrics",
+                        "return GANState(state.step + 1, state.g, d, ema), metrics", "dirac"),
+}  # fmt: skip
+
+
+def mutate(module: types.ModuleType, old: str, new: str) -> types.ModuleType:
+    """The module with ``old``, which must stand there once, replaced by ``new``."""
+    assert module.__file__ and module.__spec__
+    source = pathlib.Path(module.__file__).read_text()
+    assert source.count(old) == 1, f"{old!r} stands {source.count(old)} times in {module.__name__}"
+    mutant = types.ModuleType(module.__name__)
+    mutant.__spec__, mutant.__package__ = module.__spec__, module.__package__
+    exec(compile(source.replace(old, new), module.__file__, "exec"), mutant.__dict__)
+    return mutant
+
+
+def check(module: types.ModuleType, target: str) -> None:
+    """The check that guards ``target``, run on a module (mutated or not)."""
+    if target in ("r1", "r2"):
+        test_penalties.check_on_quadratic_critic(target, module.PENALTIES[target])
+    elif target == "gp":
+        test_penalties.check_gradient_penalty(module.PENALTIES["wgan_gp"])
+    elif target == "lazy":
+        test_gan.check_lazy_penalty(module)
+    elif target == "dirac":
+        loss, r1 = bpgan.losses.LOSSES["nonsaturating"], bpgan.penalties.PENALTIES["r1"]
+        test_gan.check_dirac(module, "nonsaturating", loss, r1, False, 1)
+    else:
+        test_losses.check_values_and_gradients(target, module.LOSSES[target])
+        test_losses.check_anchor(target, module.LOSSES[target])
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_caught(name):
+    module, old, new, target = MUTANTS[name]
+    with pytest.raises(AssertionError):
+        check(mutate(module, old, new), target)
+
+
+@pytest.mark.parametrize("target", sorted({mutant[3] for mutant in MUTANTS.values()}))
+def test_original_passes(target):
+    module = next(mutant[0] for mutant in MUTANTS.values() if mutant[3] == target)
+    check(module, target)
