@@ -1,0 +1,197 @@
+"""Convolutional generator and discriminator in the manner of DCGAN, and a classifier.
+
+Radford, Metz, Chintala 2016, arXiv:1511.06434: no pooling and no hidden dense layers by default,
+strided and transposed convolutions of kernel 4, batch norm in the generator. Where this file
+departs from the paper: leaky ReLU (slope 0.2) in G as in D, He-scaled initial kernels in place of
+N(0, 0.02) (which ``kernel_init`` brings back), no norm in D by default, because gradient penalties
+need D to score each example by itself.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from bpgan.nets.layers import BatchNorm, Conv, ConvTranspose, storage_dtype, upsample2
+from bpgan.types import Images, Latents, Logits
+
+_SLOPE = 0.2
+
+Init = Callable[..., Array]
+
+
+def he_init(gain: float = 1.0) -> Init:
+    """``N(0, gain^2 * 2 / ((1 + slope^2) fan_in))``: keeps the scale of leaky ReLU networks.
+
+    He et al. 2015, arXiv:1502.01852, Eq. 15, with slope 0.2.
+    """
+    return nn.initializers.variance_scaling(gain**2 * 2 / (1 + _SLOPE**2), "fan_in", "normal")
+
+
+def _activation(x: Array) -> Array:
+    return jax.nn.leaky_relu(x, _SLOPE)
+
+
+def _dense(index: int, features: int, dtype: Any, kernel_init: Init) -> nn.Module:
+    return nn.Dense(
+        features,
+        dtype=dtype,
+        param_dtype=storage_dtype(dtype),
+        kernel_init=kernel_init,
+        name=f"dense{index}",
+    )
+
+
+class Generator(nn.Module):
+    """``z[b, z] -> x[b, h, w, c]`` in [-1, 1].
+
+    A dense layer makes ``widths[0]`` channels at low resolution; each further width doubles it:
+
+    - ``"transpose"``: by a 4x4 transposed convolution, stride 2, and so does the one that makes the
+      image: the dense layer starts at ``h / 2**len(widths)``.
+    - ``"resize"``: by a 3x3 convolution and bilinear interpolation; a last 3x3 convolution makes
+      the image at full resolution: the dense layer starts at ``h / 2**(len(widths) - 1)``. Free of
+      checkerboards (Odena et al. 2016, doi:10.23915/distill.00003).
+
+    Batch norm (if ``norm``) and leaky ReLU follow every layer but the last, tanh the last.
+
+    Attributes:
+      shape: ``(h, w, c)`` of an image.
+      widths: channels, from the dense layer on.
+      upsample: "transpose" or "resize".
+      norm: whether to normalise by batch statistics. With ``train`` they are those of the batch,
+        and the running averages (decay 0.9) are updated; without, the running averages are used.
+      axis_name: mapped axis over which batch statistics are averaged; None where the batch is
+        global.
+      output_gain: factor of the initial kernel of the last layer.
+      kernel_init: of all kernels; None is He scaling, which alone heeds ``output_gain``.
+      dtype: of the computation; parameters and running averages are float32 or wider.
+
+    Raises:
+      ValueError: h or w is not a multiple of the total magnification, or upsample is neither.
+    """
+
+    shape: tuple[int, int, int]
+    widths: tuple[int, ...] = (128, 64)
+    upsample: Literal["transpose", "resize"] = "transpose"
+    norm: bool = True
+    axis_name: str | None = None
+    output_gain: float = 1.0
+    kernel_init: Init | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Latents, *, train: bool = False) -> Images:
+        if self.upsample not in ("transpose", "resize"):
+            raise ValueError(f'upsample={self.upsample!r}: must be "transpose" or "resize"')
+        transpose = self.upsample == "transpose"
+        height, width, channels = self.shape
+        scale = 2 ** (len(self.widths) - (not transpose))
+        if not self.widths or height % scale or width % scale:
+            raise ValueError(
+                f"widths={self.widths}: {self.upsample} layers magnify {scale} times, "
+                f"which must divide the image size {height}x{width}"
+            )
+
+        def up(index: int, features: int, gain: float = 1.0) -> nn.Module:
+            # Only a quarter of the taps of a stride-2 transposed convolution meet: gain sqrt(4).
+            init = self.kernel_init or he_init(2 * gain)
+            return ConvTranspose(
+                features, 4, 2, 1, kernel_init=init, dtype=self.dtype, name=f"conv{index}"
+            )
+
+        def same(index: int, features: int, gain: float = 1.0) -> nn.Module:
+            init = self.kernel_init or he_init(gain)
+            return Conv(features, 3, kernel_init=init, dtype=self.dtype, name=f"conv{index}")
+
+        def finish(index: int, x: Array) -> Array:
+            if self.norm:
+                norm = BatchNorm(self.axis_name, dtype=self.dtype, name=f"norm{index}")
+                x = norm(x, train=train)
+            return _activation(x)
+
+        start = (height // scale, width // scale, self.widths[0])
+        x = _dense(0, math.prod(start), self.dtype, self.kernel_init or he_init())(z)
+        x = finish(0, x.reshape(-1, *start))
+        for i, features in enumerate(self.widths[1:]):
+            x = up(i, features)(x) if transpose else upsample2(same(i, features)(x))
+            x = finish(i + 1, x)
+        last = up if transpose else same
+        return jnp.tanh(last(len(self.widths) - 1, channels, self.output_gain)(x))
+
+
+class Discriminator(nn.Module):
+    """``x[b, h, w, c] -> logits[b]``: convolutions of kernel 4, stride 2 and leaky ReLU; dense.
+
+    Without ``norm`` the score of an example does not depend on the rest of the batch.
+
+    Attributes:
+      widths: channels of the strided convolutions; each halves the resolution, rounding down.
+      full_resolution: channels of a 3x3 convolution of stride 1 before them; 0 for none.
+      hidden: width of a hidden dense layer before the logit; 0 for none.
+      norm: whether all convolutions but the first are followed by batch norm, as in the paper.
+      axis_name: as in ``Generator``.
+      kernel_init: of all kernels; None is He scaling.
+      dtype: of the computation; the logits are float32 or wider.
+
+    Raises:
+      ValueError: the image is too small for so many convolutions.
+    """
+
+    widths: tuple[int, ...] = (64, 128)
+    full_resolution: int = 0
+    hidden: int = 0
+    norm: bool = False
+    axis_name: str | None = None
+    kernel_init: Init | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Images, *, train: bool = False) -> Logits:
+        init = self.kernel_init or he_init()
+        layers = [(features, 4, 2, 1) for features in self.widths]
+        if self.full_resolution:
+            layers.insert(0, (self.full_resolution, 3, 1, 1))
+        for i, layer in enumerate(layers):
+            x = Conv(*layer, kernel_init=init, dtype=self.dtype, name=f"conv{i}")(x)
+            if self.norm and i > 0:
+                x = BatchNorm(self.axis_name, dtype=self.dtype, name=f"norm{i}")(x, train=train)
+            x = _activation(x)
+        x = x.reshape(x.shape[0], -1)
+        if self.hidden:
+            x = _activation(_dense(0, self.hidden, self.dtype, init)(x))
+        x = _dense(1 if self.hidden else 0, 1, self.dtype, init)(x)
+        return x.astype(storage_dtype(self.dtype))[:, 0]
+
+
+class Classifier(nn.Module):
+    """``x[b, h, w, c] -> logits[b, classes]``: the discriminator's convolutions, one dense layer.
+
+    Attributes:
+      classes: number of outputs, before the softmax.
+      widths: channels of the strided convolutions; each halves the resolution, rounding down.
+      dtype: of the computation; the logits are float32 or wider.
+
+    Raises:
+      ValueError: the image is too small for so many convolutions.
+    """
+
+    classes: int
+    widths: tuple[int, ...] = (32, 64)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Images, *, train: bool = False) -> Float[Array, "b k"]:
+        del train  # no state
+        for i, features in enumerate(self.widths):
+            layer = Conv(
+                features, 4, 2, 1, kernel_init=he_init(), dtype=self.dtype, name=f"conv{i}"
+            )
+            x = _activation(layer(x))
+        x = x.reshape(x.shape[0], -1)
+        x = _dense(0, self.classes, self.dtype, nn.initializers.lecun_normal())(x)
+        return x.astype(storage_dtype(self.dtype))

@@ -1,0 +1,470 @@
+"""Convolutions whose derivatives of every order are fast, on XLA:CPU and inside a scan too.
+
+One trilinear form of images ``x``, kernels ``w`` and responses ``g``,
+
+    T(x, w, g) = sum_{n,p,q,i,j,c,o} x[n, sp + i - lo, sq + j - lo, c] w[i, j, c, o] g[n, p, q, o],
+
+has three partial gradients, and they are the three primitives of this file:
+
+==================  ==============================  =====================================
+primitive           gradient of T                   its own transposes
+==================  ==============================  =====================================
+``conv``            ``(x, w) -> g``, ``dT/dg``      ``input_grad``, ``weight_grad``
+``input_grad``      ``(g, w) -> x``, ``dT/dx``      ``conv``, ``weight_grad``
+``weight_grad``     ``(x, g) -> w``, ``dT/dw``      ``input_grad``, ``conv``
+==================  ==============================  =====================================
+
+They are closed under differentiation, so gradient penalties (reverse over reverse), ``jvp`` and
+Jacobians of gradients never leave them. Each one is lowered twice:
+
+- On CPU as plain NHWC/HWIO convolutions. XLA:CPU has a fast path for those only; the gradient
+  convolutions that JAX's own transpose rules emit reach it at the top level of a program but not
+  inside a loop, where they are many times slower. ``benchmarks/conv_in_scan.py`` guards this.
+- Elsewhere as what autodiff of ``lax.conv_general_dilated`` emits, the patterns that the GPU and
+  TPU compilers know.
+
+Layout everywhere: images ``[b, h, w, c]``, kernels ``[kh, kw, in, out]`` of the operation at hand.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, cast
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float
+
+from bpgan.types import Images
+
+Kernel = Float[Array, "kh kw i o"]
+Pair = tuple[int, int]
+Padding = int | Sequence[Sequence[int]] | Literal["SAME"]
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+# The three primitives: forms for GPU and TPU, forms for CPU, rules.
+# Parameters: strides and padding ((lo, hi), (lo, hi)) of the convolution, and size, the spatial
+# axes of the result.
+
+
+def _lax_conv(x: Array, w: Array, *, strides: Pair, padding: Any, size: Any) -> Array:
+    del size  # follows from the rest
+    return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=_NHWC)
+
+
+def _lax_input_grad(g: Array, w: Array, *, strides: Pair, padding: Any, size: Any) -> Array:
+    x = jax.ShapeDtypeStruct((g.shape[0], *size, w.shape[2]), g.dtype)
+    form = partial(_lax_conv, strides=strides, padding=padding, size=g.shape[1:3])
+    return jax.linear_transpose(lambda x: form(x, w), x)(g)[0]
+
+
+def _lax_weight_grad(x: Array, g: Array, *, strides: Pair, padding: Any, size: Any) -> Array:
+    w = jax.ShapeDtypeStruct((*size, x.shape[3], g.shape[3]), g.dtype)
+    form = partial(_lax_conv, strides=strides, padding=padding, size=g.shape[1:3])
+    return jax.linear_transpose(lambda w: form(x, w), w)(g)[0]
+
+
+def _cpu_input_grad(g: Array, w: Array, *, strides: Pair, padding: Any, size: Any) -> Array:
+    """``x[h] = sum_{s p + i = h + lo} g[p] w[i]``, from the dilated g or by sub-pixels.
+
+    With ``h + lo = s m + a`` only the taps ``i = s u + a`` meet the response ``p = m - u``. So the
+    ``s * s`` phases ``a`` of x are the output channels of one stride-1 convolution of g,
+    interleaved afterwards; unlike in the dilated form no zero is multiplied. A kernel size that s
+    does not divide is filled up with zeros.
+    """
+    (kh, kw, c, o), (sh, sw) = w.shape, strides
+    spatial = list(zip((kh, kw), strides, padding, size, g.shape[1:3], strict=True))
+    if strides == (1, 1) or c < 8:  # to interleave few channels costs more than the zeros do
+        pads = [(k - 1 - lo, n + lo - s * (p - 1) - 1) for k, s, (lo, _), n, p in spatial]
+        w = w[::-1, ::-1].transpose(0, 1, 3, 2)
+        return lax.conv_general_dilated(
+            g, w, (1, 1), pads, lhs_dilation=strides, dimension_numbers=_NHWC
+        )
+    uh, uw = -(-kh // sh), -(-kw // sw)  # taps per phase
+    w = jnp.pad(w, ((0, uh * sh - kh), (0, uw * sw - kw), (0, 0), (0, 0)))
+    phases = w.reshape(uh, sh, uw, sw, c, o)[::-1, :, ::-1]
+    phases = phases.transpose(0, 2, 5, 1, 3, 4).reshape(uh, uw, o, sh * sw * c)
+    pads, crops = [], []
+    for k, s, (lo, _), n, p in spatial:
+        first, last = lo // s, (lo + n - 1) // s  # the coarse rows m that x needs
+        pads.append((-(-k // s) - 1 - first, last - (p - 1)))
+        crops.append(slice(lo - s * first, lo - s * first + n))
+    x = lax.conv_general_dilated(g, phases, (1, 1), pads, dimension_numbers=_NHWC)
+    b, mh, mw, _ = x.shape
+    x = x.reshape(b, mh, mw, sh, sw, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, mh * sh, mw * sw, c)[:, crops[0], crops[1]]
+
+
+def _cpu_weight_grad(x: Array, g: Array, *, strides: Pair, padding: Any, size: Any) -> Array:
+    """``w[i] = sum_p x[s p + i - lo] g[p]``: batch and channels trade places, g is the kernel."""
+    pads = [
+        (lo, s * (length - 1) + k - lo - n)  # so that the result has exactly k rows
+        for k, s, (lo, _), n, length in zip(
+            size, strides, padding, x.shape[1:3], g.shape[1:3], strict=True
+        )
+    ]
+    w = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        g.transpose(1, 2, 0, 3),
+        (1, 1),
+        pads,
+        rhs_dilation=strides,
+        dimension_numbers=_NHWC,
+    )
+    return w.transpose(1, 2, 0, 3)
+
+
+def _shape(a: Array, b: Array, *, free: Any, size: Pair, **_: Any) -> tuple[int, ...]:
+    """Shape of the result: the given spatial sizes, and each operand's axis that is not summed."""
+    (axis_a, out_a), (axis_b, out_b) = free
+    shape = dict(zip([i for i in range(4) if i not in (out_a, out_b)], size, strict=True))
+    shape |= {out_a: a.shape[axis_a], out_b: b.shape[axis_b]}
+    return tuple(shape[i] for i in range(4))
+
+
+def _batch(
+    args: Any, dims: Any, *, prim: Primitive, form: Callable, free: Any, **params: Any
+) -> Any:
+    """vmap: a batch of one operand joins the axis it alone shares with the result.
+
+    With both operands batched there is no such axis; lax makes it a grouped convolution.
+    """
+    a, b = args
+    if None not in dims:
+        return jax.vmap(partial(form, **params), in_axes=dims)(a, b), 0
+    side = 0 if dims[1] is None else 1
+    axis, out = free[side]
+    stacked = jnp.moveaxis(args[side], dims[side], axis)
+    shape = stacked.shape
+    folded = stacked.reshape(*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :])
+    y = prim.bind(*((folded, b) if side == 0 else (a, folded)), **params)
+    y = y.reshape(*y.shape[:out], *shape[axis : axis + 2], *y.shape[out + 1 :])
+    return y, out
+
+
+def _primitive(name: str, form: Callable, cpu_form: Callable, free: tuple[Pair, Pair]) -> Primitive:
+    """A bilinear primitive, but for its transposes.
+
+    ``free`` says which axis of each operand is not summed over, and which axis of the result it is;
+    for ``conv`` these are n of x and o of w.
+    """
+    prim = Primitive(name)
+    prim.def_impl(form)  # eager: a program of one convolution has no loop, and lax is as good
+
+    def abstract(a: Any, b: Any, **params: Any) -> Any:
+        return a.update(shape=_shape(a, b, free=free, **params), weak_type=False)
+
+    prim.def_abstract_eval(abstract)
+    batching.primitive_batchers[prim] = partial(_batch, prim=prim, form=form, free=free)
+    mlir.register_lowering(prim, mlir.lower_fun(form, multiple_results=False))
+    mlir.register_lowering(prim, mlir.lower_fun(cpu_form, multiple_results=False), platform="cpu")
+    return prim
+
+
+_conv_p = _primitive("bpgan_conv", _lax_conv, _lax_conv, ((0, 0), (3, 3)))
+_input_grad_p = _primitive(
+    "bpgan_conv_input_grad", _lax_input_grad, _cpu_input_grad, ((0, 0), (2, 3))
+)
+_weight_grad_p = _primitive(
+    "bpgan_conv_weight_grad", _lax_weight_grad, _cpu_weight_grad, ((3, 2), (3, 3))
+)
+
+
+def _to_x(g: Array, w: Array, x: Any, *, strides: Pair, padding: Any, **_: Any) -> Array:
+    size = x.aval.shape[1:3]
+    return _input_grad_p.bind(g, w, strides=strides, padding=padding, size=size)
+
+
+def _to_w(x: Array, g: Array, w: Any, *, strides: Pair, padding: Any, **_: Any) -> Array:
+    return _weight_grad_p.bind(x, g, strides=strides, padding=padding, size=w.aval.shape[:2])
+
+
+def _to_g(x: Array, w: Array, g: Any, *, strides: Pair, padding: Any, **_: Any) -> Array:
+    return _conv_p.bind(x, w, strides=strides, padding=padding, size=g.aval.shape[1:3])
+
+
+# A rule gets the cotangent, named here by the tensor it stands for, and the two operands, one of
+# them unknown.
+ad.defbilinear(
+    _conv_p,
+    lambda g, x, w, **params: _to_x(g, w, x, **params),
+    lambda g, x, w, **params: _to_w(x, g, w, **params),
+)
+ad.defbilinear(
+    _input_grad_p,
+    lambda x, g, w, **params: _to_g(x, w, g, **params),
+    lambda x, g, w, **params: _to_w(x, g, w, **params),
+)
+ad.defbilinear(
+    _weight_grad_p,
+    lambda w, x, g, **params: _to_x(g, w, x, **params),
+    lambda w, x, g, **params: _to_g(x, w, g, **params),
+)
+
+
+# The two operations.
+
+
+def conv(x: Images, kernel: Kernel, *, stride: int | Pair = 1, padding: Padding = "SAME") -> Images:
+    """Cross-correlation, what deep learning calls convolution.
+
+    ``y[n, p, q, o] = sum_{i,j,c} x[n, s p + i - lo, s q + j - lo, c] kernel[i, j, c, o]``, with x
+    zero outside its bounds. Equal to ``lax.conv_general_dilated`` in NHWC/HWIO, and to torch
+    ``conv2d`` with the kernel permuted to OIHW.
+
+    Args:
+      x: ``[b, h, w, c]``.
+      kernel: ``[kh, kw, c, o]``.
+      stride: one for both axes, or ``(height, width)``.
+      padding: zeros around x, one number for all sides, ``((top, bottom), (left, right))``, or
+        "SAME": ``ceil(size / stride)`` outputs; of an odd number of zeros the larger half comes
+        after.
+
+    Returns:
+      ``[b, h', w', o]`` with ``h' = (h + top + bottom - kh) // stride + 1``.
+
+    Raises:
+      ValueError: ranks, channels, dtypes, stride or padding that do not fit, or an empty output.
+    """
+    x, kernel = _operands("conv", x, kernel)
+    strides, spatial = _pair("stride", stride), x.shape[1:3]
+    if padding == "SAME":
+        padding = _split(
+            max((-(-n // s) - 1) * s + k - n, 0)
+            for n, s, k in zip(spatial, strides, kernel.shape, strict=False)
+        )
+    padding = _margins(padding)
+    size = tuple(
+        (n + lo + hi - k) // s + 1
+        for n, s, k, (lo, hi) in zip(spatial, strides, kernel.shape[:2], padding, strict=True)
+    )
+    if min(size) < 1:
+        raise ValueError(
+            f"conv: kernel {kernel.shape[:2]} exceeds the image {spatial} padded by {padding}"
+        )
+    return _conv_p.bind(x, kernel, strides=strides, padding=padding, size=size)
+
+
+def conv_transpose(
+    x: Images, kernel: Kernel, *, stride: int | Pair = 1, padding: Padding = "SAME"
+) -> Images:
+    """Transposed convolution: every input pixel adds a copy of the kernel, times it, to the output.
+
+    ``y[n, s p + i - lo, s q + j - lo, o] = sum x[n, p, q, c] kernel[i, j, c, o]`` over all p, q, i,
+    j, c that meet there. It is the adjoint of the convolution with the same stride and padding,
+    ``<conv_transpose(x, k), y> = <x, conv(y, k.transpose(0, 1, 3, 2))>``. Kernel 4, stride 2,
+    padding 1 doubles the size. The same function elsewhere, for padding ``(lo, hi)`` and kernel
+    size k:
+
+    - torch ``ConvTranspose2d(..., stride, padding=lo)`` with the weight
+      ``kernel.transpose(2, 3, 0, 1)``, where ``lo == hi``;
+    - ``lax.conv_transpose(x, kernel[::-1, ::-1], strides, [(k - 1 - lo, k - 1 - hi), ...])``,
+      because lax correlates, and its paddings are those of the dilated input;
+    - the same with ``kernel.transpose(0, 1, 3, 2)`` and ``transpose_kernel=True``.
+
+    Args:
+      x: ``[b, h, w, c]``.
+      kernel: ``[kh, kw, c, o]``, in and out channels of this operation.
+      stride: one for both axes, or ``(height, width)``.
+      padding: what is cut off the full output, one number for all sides, or
+        ``((top, bottom), (left, right))``, or "SAME": ``stride * size`` outputs, the adjoint of the
+        "SAME" convolution.
+
+    Returns:
+      ``[b, h', w', o]`` with ``h' = stride * (h - 1) + kh - top - bottom``.
+
+    Raises:
+      ValueError: ranks, channels, dtypes, stride or padding that do not fit, or an empty output.
+    """
+    x, kernel = _operands("conv_transpose", x, kernel)
+    strides, spatial = _pair("stride", stride), x.shape[1:3]
+    if padding == "SAME":
+        padding = _split(max(k - s, 0) for k, s in zip(kernel.shape, strides, strict=False))
+        size = tuple(s * n for s, n in zip(strides, spatial, strict=True))
+    else:
+        padding = _margins(padding)
+        size = tuple(
+            s * (n - 1) + k - lo - hi
+            for n, s, k, (lo, hi) in zip(spatial, strides, kernel.shape[:2], padding, strict=True)
+        )
+    if min(size) < 1:
+        raise ValueError(f"conv_transpose: padding {padding} leaves nothing of the output")
+    adjoint = kernel.transpose(0, 1, 3, 2)
+    return _input_grad_p.bind(x, adjoint, strides=strides, padding=padding, size=size)
+
+
+def _operands(name: str, x: Array, kernel: Array) -> tuple[Array, Array]:
+    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
+    if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2]:
+        raise ValueError(
+            f"{name}: needs x [b,h,w,c] and kernel [kh,kw,c,o], got {x.shape} and {kernel.shape}"
+        )
+    dtype = jnp.result_type(x, kernel)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise ValueError(f"{name}: needs floating-point images and kernel, got {dtype}")
+    # In shard_map an operand that is the same on every device meets one that is not; the transpose
+    # of this cast is the sum over devices.
+    axes = [jax.typeof(t).manual_axis_type.varying for t in (x, kernel)]
+    x, kernel = (
+        lax.pcast(t.astype(dtype), tuple(missing), to="varying") if missing else t.astype(dtype)
+        for t, missing in zip((x, kernel), (axes[1] - axes[0], axes[0] - axes[1]), strict=True)
+    )
+    return x, kernel
+
+
+def _pair(name: str, value: int | Sequence[int]) -> Pair:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(f"{name}={value!r}: must be a positive integer or a pair of them")
+    return pair
+
+
+def _margins(padding: Padding) -> tuple[Pair, Pair]:
+    """``((top, bottom), (left, right))``, not negative."""
+    if isinstance(padding, int):
+        padding = ((padding, padding), (padding, padding))
+    try:
+        (top, bottom), (left, right) = cast(Any, padding)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f'padding={padding!r}: must be an integer, ((top, bottom), (left, right)) or "SAME"'
+        ) from None
+    if min(top, bottom, left, right) < 0:
+        raise ValueError(f"padding={padding!r}: must not be negative")
+    return (top, bottom), (left, right)
+
+
+def _split(totals: Any) -> tuple[Pair, ...]:
+    """Zeros shared out before and after; the odd one goes after, as in lax and TensorFlow."""
+    return tuple((total // 2, total - total // 2) for total in totals)
+
+
+def upsample2(x: Images) -> Images:
+    """``[b, h, w, c] -> [b, 2h, 2w, c]``, bilinear with half-pixel centres.
+
+    Each output pixel lies a quarter of a pixel off an input pixel, so per axis
+    ``y[2i] = (x[i-1] + 3 x[i]) / 4``, ``y[2i+1] = (3 x[i] + x[i+1]) / 4``, the edge repeated. The
+    same as ``jax.image.resize(x, ..., "bilinear")``, which multiplies by dense ``[h, 2h]``
+    matrices.
+    """
+    for axis in (1, 2):
+        n = x.shape[axis]
+        # Not jnp.pad(mode="edge"), whose derivative is ten times slower on CPU.
+        first, last = (lax.slice_in_dim(x, i, i + 1, axis=axis) for i in (0, n - 1))
+        before = lax.concatenate([first, lax.slice_in_dim(x, 0, n - 1, axis=axis)], axis)
+        after = lax.concatenate([lax.slice_in_dim(x, 1, n, axis=axis), last], axis)
+        pairs = jnp.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis=axis + 1)
+        x = pairs.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
+    return x
+
+
+# Linen layers.
+
+
+def storage_dtype(dtype: Any) -> Any:
+    """Parameters and logits are never narrower than float32, whatever the network computes in."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+class _Layer(nn.Module):
+    """Parameters ``kernel[kh, kw, in, features]`` and ``bias[features]``, zero at the start.
+
+    Attributes:
+      features: output channels.
+      kernel_size: one for both axes, or ``(height, width)``.
+      stride, padding: as in ``conv`` and ``conv_transpose``.
+      use_bias: whether a bias is added.
+      kernel_init: called as ``(key, shape, dtype)``.
+      dtype: of the computation; the parameters are float32 or wider.
+    """
+
+    features: int
+    kernel_size: int | Pair = 3
+    stride: int | Pair = 1
+    padding: Padding = "SAME"
+    use_bias: bool = True
+    kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+
+    def _apply(self, operation: Callable[..., Array], x: Images) -> Images:
+        shape = (*_pair("kernel_size", self.kernel_size), x.shape[-1], self.features)
+        stored = storage_dtype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape, stored).astype(self.dtype)
+        y = operation(x.astype(self.dtype), kernel, stride=self.stride, padding=self.padding)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), stored)
+        return y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+
+
+class Conv(_Layer):
+    """``conv(x, kernel) + bias``."""
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        return self._apply(conv, x)
+
+
+class ConvTranspose(_Layer):
+    """``conv_transpose(x, kernel) + bias``.
+
+    An output pixel sums only ``kh * kw * in / stride**2`` terms: an initialiser that divides by the
+    fan-in ``kh * kw * in`` keeps the scale of the input if its variance is ``stride**2``.
+    """
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        return self._apply(conv_transpose, x)
+
+
+class BatchNorm(nn.Module):
+    """``(x - mean) / sqrt(var + epsilon) * scale + bias``, per channel (the last axis).
+
+    Ioffe & Szegedy 2015, arXiv:1502.03167. In training, mean and (biased) variance are those of the
+    batch, and the running averages, collection ``"batch_stats"``, move towards them:
+    ``average = momentum * average + (1 - momentum) * batch``. Otherwise the averages stand in.
+
+    Attributes:
+      axis_name: mapped axis over which the batch is split; None where the batch is whole (which
+        includes an array sharded over devices).
+      momentum: of the running averages.
+      epsilon: added to the variance.
+      dtype: of the result; statistics are computed and kept in float32 or wider.
+    """
+
+    axis_name: str | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b ... c"], *, train: bool) -> Float[Array, "b ... c"]:
+        stored, features = storage_dtype(self.dtype), x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones_init(), features, stored)
+        bias = self.param("bias", nn.initializers.zeros_init(), features, stored)
+        averages = (
+            self.variable("batch_stats", "mean", jnp.zeros, features, stored),
+            self.variable("batch_stats", "var", jnp.ones, features, stored),
+        )
+        x = x.astype(stored)
+        axes, wide = tuple(range(x.ndim - 1)), (1,) * (x.ndim - 1) + features
+
+        def average(t: Array) -> Array:
+            t = jnp.mean(t, axes)
+            return t if self.axis_name is None else lax.pmean(t, self.axis_name)
+
+        if train:
+            mean = average(x)
+            var = average(jnp.square(x - mean.reshape(wide)))  # two passes: no cancellation
+            for kept, new in zip(averages, (mean, var), strict=True):
+                kept.value = self.momentum * kept.value + (1 - self.momentum) * new
+        else:
+            mean, var = (kept.value for kept in averages)
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        y = (x - mean.reshape(wide)) * factor.reshape(wide) + bias.reshape(wide)
+        return y.astype(self.dtype)

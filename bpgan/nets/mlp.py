@@ -1,0 +1,85 @@
+"""Multilayer perceptrons, the networks of the introductory GAN.
+
+Hidden layers are ``leaky_relu(x @ kernel + bias)`` with slope 0.2. The layers are named ``dense0``,
+``dense1``, ... from the input on; at the start kernels ``[in, out]`` are LeCun-normal and biases
+``[out]`` zero.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from bpgan.nets.layers import storage_dtype
+from bpgan.types import Latents, Logits
+
+
+def _perceptron(x: Array, widths: tuple[int, ...], dtype: Any) -> Array:
+    """Dense layers of the given widths, ``[b, f] -> [b, widths[-1]]``, leaky ReLU between them."""
+    for i, width in enumerate(widths):
+        x = x if i == 0 else jax.nn.leaky_relu(x, 0.2)
+        x = nn.Dense(width, name=f"dense{i}", dtype=dtype, param_dtype=storage_dtype(dtype))(x)
+    return x
+
+
+class Generator(nn.Module):
+    """``z[b, z] -> x[b, *shape]`` in [-1, 1]: ``tanh`` of a perceptron.
+
+    Attributes:
+      shape: shape of one sample, ``(h, w, c)`` for images; any rank.
+      widths: hidden layers from the latents on; ``()`` gives an affine map.
+      dtype: of the computation.
+    """
+
+    shape: tuple[int, ...]
+    widths: tuple[int, ...] = (128,)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Latents, *, train: bool = False) -> Float[Array, "b ..."]:
+        del train  # no state
+        x = _perceptron(z, (*self.widths, math.prod(self.shape)), self.dtype)
+        return jnp.tanh(x).reshape(z.shape[0], *self.shape)
+
+
+class Discriminator(nn.Module):
+    """``x[b, ...] -> logits[b]``: a perceptron over the flattened sample, with one output.
+
+    Attributes:
+      widths: hidden layers from the sample on; ``()`` gives a linear discriminator.
+      dtype: of the computation; the logits are float32 or wider.
+    """
+
+    widths: tuple[int, ...] = (128, 64)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b ..."], *, train: bool = False) -> Logits:
+        del train  # no state
+        x = x.reshape(x.shape[0], -1)
+        x = _perceptron(x, (*self.widths, 1), self.dtype)
+        return x.astype(storage_dtype(self.dtype))[:, 0]
+
+
+class Classifier(nn.Module):
+    """``x[b, ...] -> logits[b, classes]``: a perceptron over the flattened sample.
+
+    Attributes:
+      classes: number of outputs, before the softmax.
+      widths: hidden layers from the sample on; ``()`` gives multinomial logistic regression.
+      dtype: of the computation; the logits are float32 or wider.
+    """
+
+    classes: int
+    widths: tuple[int, ...] = (128,)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b ..."], *, train: bool = False) -> Float[Array, "b k"]:
+        del train  # no state
+        x = x.reshape(x.shape[0], -1)
+        x = _perceptron(x, (*self.widths, self.classes), self.dtype)
+        return x.astype(storage_dtype(self.dtype))
