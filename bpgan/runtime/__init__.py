@@ -1,0 +1,1 @@
+"""How programs meet machines and people: compilation, checkpoints, the loop, reports."""

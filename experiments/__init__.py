@@ -1,0 +1,1 @@
+"""One experiment per file; ``python launch.py --list`` describes them."""

@@ -1,0 +1,502 @@
+"""From a frozen dataclass to a command line, and from a command line to a run.
+
+An experiment is a module with a docstring (its first line describes it) and this::
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(cli.RunConfig):
+        lr: float = cli.field(1e-3, "learning rate", low=0, exclusive_low=True, sweepable=True)
+        epochs: float = 20.0  # another default; help and bounds are inherited
+
+    PRESETS = {"smoke": dict(steps=8)}
+
+    def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment: ...
+
+    if __name__ == "__main__":
+        cli.main(Config, build, PRESETS)
+
+Every field is a flag. An explicit flag wins over ``--preset=NAME``, which wins over the default.
+Whatever is wrong with a command line is said in one line, before any device is touched.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import math
+import pathlib
+import re
+import sys
+import textwrap
+import typing
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+from absl import flags
+
+from bpgan.types import Algorithm, Source, UserError
+
+DONE, UNEXPECTED, BAD_INPUT, NON_FINITE, INTERRUPTED, CANCELLED = 0, 1, 2, 3, 75, 130
+"""Exit codes. ``INTERRUPTED`` (EX_TEMPFAIL) promises that the same command continues the run."""
+
+LAUNCHER_FLAGS = ("experiment", "list", "sweep", "jobs", "root", "dry_run")
+_RESERVED = {"help", "preset", "flagfile", "undefok", *LAUNCHER_FLAGS}
+_MAX_STEP = 2**31 - 1  # the step is an int32 on the device
+_HELP = re.compile(r"-h|--?help(short|full)?")
+
+
+def show(value: Any) -> str:
+    """A flag's value as it is written on the command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class Experiment(NamedTuple):
+    """What ``build(cfg, axis_name)`` returns.
+
+    Attributes:
+      algorithm: what is trained.
+      source: what it is trained on.
+      evaluate: ``evaluate(state) -> {name: value}`` on the host after the last step; its values
+        are stored in ``result.json``.
+      title: one line for people.
+    """
+
+    algorithm: Algorithm
+    source: Source
+    evaluate: Callable[[Any], dict[str, float]] | None = None
+    title: str = ""
+
+
+def field(
+    default: Any,
+    help: str = "",
+    *,
+    choices: Iterable[Any] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    exclusive_low: bool = False,
+    restart_safe: bool = False,
+    sweepable: bool = False,
+    check: Callable[[Any], object] | None = None,
+) -> Any:
+    """A dataclass field that becomes a flag, annotated ``bool``, ``int``, ``float`` or ``str``.
+
+    What is left out is inherited from the field of the same name in a base class.
+
+    Args:
+      default: the value without flag and preset.
+      help: one sentence for ``--help``.
+      choices: the allowed values.
+      low, high: bounds, both allowed values themselves unless ``exclusive_low``.
+      restart_safe: an interrupted run may be resumed with another value.
+      sweepable: ``build`` never branches on it in Python, so it may be a tracer.
+      check: called with the value; raises ValueError("must be ...") to refuse it.
+    """
+    given = dict(
+        help=help,
+        choices=tuple(choices) if choices is not None else None,
+        low=low,
+        high=high,
+        exclusive_low=exclusive_low,
+        restart_safe=restart_safe,
+        sweepable=sweepable,
+        check=check,
+    )
+    metadata = {k: v for k, v in given.items() if v is not None and v is not False and v != ""}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def duration(text: str, steps_per_epoch: float) -> int:
+    """How many steps a text asks for; 0 means never.
+
+    ``"500"`` is 500 steps, ``"2.5ep"`` is 2.5 epochs rounded to whole steps, at least one.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    match = re.fullmatch(r"(\d+)|(\d+\.?\d*|\.\d+)ep", text, re.ASCII)
+    if not match:
+        raise ValueError("must be steps (500), epochs (2.5ep) or 0 for never")
+    steps, epochs = match.groups()
+    if epochs is None:
+        return int(steps)
+    return max(1, round(float(epochs) * steps_per_epoch)) if float(epochs) else 0
+
+
+def _duration_field(default: str, help: str) -> Any:
+    return field(default, help, restart_safe=True, check=lambda text: duration(text, 1.0))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The fields every experiment has; a subclass may redeclare one to change its default."""
+
+    seed: int = field(0, "root of all randomness", low=0, high=2**32 - 1, sweepable=True)
+    epochs: float = field(1.0, "passes over the data", low=0, exclusive_low=True, restart_safe=True)
+    steps: int = field(
+        0, "steps to train, instead of --epochs if > 0", low=0, high=_MAX_STEP, restart_safe=True
+    )
+    batch_size: int = field(128, "examples per step, over all devices", low=1)
+    log_every: str = _duration_field("1ep", "interval of log lines: 1ep, 500 (steps), 0 (never)")
+    sample_every: str = _duration_field("5ep", "interval of sample grids")
+    checkpoint_every: str = _duration_field("10ep", "interval of checkpoints; the end is saved too")
+    parallel: str = field(
+        "jit", "how a batch is split over devices", choices=("jit", "pmap"), restart_safe=True
+    )
+    precision: str = field("float32", "arithmetic", choices=("float32", "float64"))
+    workdir: str = field(
+        "", "run directory; empty: runs/<experiment>/<preset and changed flags>", restart_safe=True
+    )
+    tensorboard: bool = field(True, "write TensorBoard event files", restart_safe=True)
+
+
+Config = TypeVar("Config", bound=RunConfig)
+Presets = Mapping[str, Mapping[str, Any]]
+
+
+class Flag(NamedTuple):
+    """One field of a config: its flag, and what it allows."""
+
+    name: str
+    type: type
+    default: Any
+    help: str = ""
+    choices: tuple[Any, ...] | None = None
+    low: float | None = None
+    high: float | None = None
+    exclusive_low: bool = False
+    restart_safe: bool = False
+    sweepable: bool = False
+    check: Callable[[Any], object] | None = None
+
+    def parse(self, text: str) -> Any:
+        """The value written as ``text``. Raises ValueError, saying what is allowed."""
+        value: Any = text
+        if self.type is bool:
+            value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
+        elif self.type in (int, float):
+            try:
+                value = self.type(text)
+            except ValueError:
+                value = None
+        elif text.startswith("--"):  # `--workdir --epochs=5`: the value was forgotten
+            raise ValueError("needs a value")
+        return self.validate(value)
+
+    def validate(self, value: Any) -> Any:
+        """``value`` in the field's type. Raises ValueError, saying what is allowed."""
+        if self.type is float and type(value) is int:
+            value = float(value)
+        good = type(value) is self.type
+        if good and self.type is float:
+            good = math.isfinite(value)
+        if good and self.low is not None:
+            good = value > self.low if self.exclusive_low else value >= self.low
+        if good and self.high is not None:
+            good = value <= self.high
+        if good and self.choices is not None:
+            good = value in self.choices
+        if not good:
+            hint = did_you_mean(show(value), map(show, self.choices)) if self.choices else ""
+            raise ValueError(f"must be {self.allowed}{hint}")
+        if self.check is not None:
+            self.check(value)
+        return value
+
+    @property
+    def bounds(self) -> str:
+        """``> 0``, ``in [1, 10]``, ``one of a, b``; empty where everything is allowed."""
+        if self.choices is not None:
+            return "one of " + ", ".join(map(show, self.choices))
+        if self.low is not None and self.high is not None:
+            return f"in {'(' if self.exclusive_low else '['}{self.low}, {self.high}]"
+        if self.low is not None:
+            return f"{'>' if self.exclusive_low else '>='} {self.low}"
+        return f"<= {self.high}" if self.high is not None else ""
+
+    @property
+    def allowed(self) -> str:
+        """What a value must be, in words."""
+        if self.choices is not None:
+            return self.bounds
+        kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        bounds = self.bounds or ("that is finite" if self.type is float else "")
+        return f"{kind[self.type]} {bounds}".strip()
+
+
+def flags_of(config_class: type[RunConfig]) -> dict[str, Flag]:
+    """The flags of a config class by name, those it declares itself first.
+
+    Raises:
+      TypeError: for a field no flag can be made of.
+    """
+    types = typing.get_type_hints(config_class)
+    fields = dataclasses.fields(config_class)
+    result = {}
+    for f in sorted(fields, key=lambda f: f.name in RunConfig.__dataclass_fields__):
+        if f.name in _RESERVED or hasattr(flags.FlagValues, f.name):
+            raise TypeError(f"{config_class.__name__}.{f.name}: the name is taken by another flag")
+        if types[f.name] not in (bool, int, float, str):
+            raise TypeError(f"{config_class.__name__}.{f.name}: must be a bool, int, float or str")
+        if f.default is dataclasses.MISSING:
+            raise TypeError(f"{config_class.__name__}.{f.name}: needs a default")
+        inherited: dict[str, Any] = {}
+        for base in reversed(config_class.__mro__):
+            declared = base.__dict__.get("__dataclass_fields__", {}).get(f.name)
+            inherited |= declared.metadata if declared else {}
+        result[f.name] = Flag(f.name, types[f.name], f.default, **inherited)
+    return result
+
+
+def run_name(config: RunConfig, presets: Presets) -> str:
+    """A directory name for a run: the preset it is nearest to, and each flag that differs from that.
+
+    Only flags that may not change on resume count, so the same command, or a longer one, finds its own run.
+    """
+    specs = [f for f in flags_of(type(config)).values() if not f.restart_safe]
+    names = {}
+    for name, preset in {"default": {}, **presets}.items():
+        base = {spec.name: preset.get(spec.name, spec.default) for spec in specs}
+        changed = {k: getattr(config, k) for k, v in base.items() if getattr(config, k) != v}
+        names[name] = "_".join([name, *(f"{k}={show(v)}" for k, v in changed.items())])
+    name = re.sub(r"[^\w.,:=+-]", "-", min(names.values(), key=lambda n: n.count("=")))
+    if len(name) > 100:
+        name = f"{name[:90]}_{zlib.crc32(name.encode()):08x}"
+    return name
+
+
+def restart_safe(config_class: type[RunConfig]) -> frozenset[str]:
+    """Names of the fields that may change when a run is resumed."""
+    return frozenset(f.name for f in flags_of(config_class).values() if f.restart_safe)
+
+
+def resolve(
+    config_class: type[Config],
+    presets: Presets,
+    argv: Sequence[str],
+    *,
+    other_flags: Iterable[str] = (),
+) -> Config:
+    """The config that a command line asks for. Touches no global state.
+
+    Args:
+      config_class: a frozen dataclass of flags.
+      presets: ``{name: {field: value}}``, chosen by ``--preset=name``.
+      argv: as in ``sys.argv[1:]``. The last of equal flags counts; ``--flagfile=F`` reads flags
+        from a file, in its place.
+      other_flags: more names that may be suggested in place of an unknown flag.
+
+    Raises:
+      UserError: for an unknown flag or preset, a value that is not allowed, a positional argument.
+    """
+    specs = flags_of(config_class)
+    values = flags.FlagValues()
+    for spec in specs.values():
+        define(values, spec)
+    values["preset"] = flags.Flag(flags.ArgumentParser(), None, "preset", None, "preset")
+    rest = parse(values, argv, known_only=False, other_flags=other_flags)
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+    preset: Mapping[str, Any] = {}
+    if values["preset"].present:
+        name = typing.cast(str, values["preset"].value)
+        if name not in presets:
+            hint = did_you_mean(name, presets)
+            raise UserError(f"--preset={name}: must be one of {', '.join(presets)}{hint}")
+        preset = presets[name]
+    chosen = {name: spec.default for name, spec in specs.items()}
+    for name, value in preset.items():
+        if name not in specs:
+            raise TypeError(f"{config_class.__name__} has no field {name!r}, which a preset sets")
+        chosen[name] = value
+    explicit: dict[str, Any] = {n: values[n].value for n in specs if values[n].present}
+    for name, spec in specs.items():
+        if name not in explicit:
+            try:
+                chosen[name] = spec.validate(chosen[name])
+            except ValueError as error:
+                raise UserError(
+                    f"--{name}={show(chosen[name])} (from the preset or default): {error}"
+                ) from None
+    return config_class(**(chosen | explicit))
+
+
+def define(values: flags.FlagValues, spec: Flag) -> None:
+    """Adds a flag whose value is None, and whose ``present`` is 0, until it is given."""
+    values[spec.name] = flags.Flag(
+        _Parser(spec), None, spec.name, None, spec.help, boolean=spec.type is bool
+    )
+
+
+class _Parser(flags.ArgumentParser):
+    """Reads a flag's text; absl puts ``flag --name=text: `` before the ValueError's message."""
+
+    def __init__(self, spec: Flag):
+        self._spec = spec
+
+    def parse(self, argument: str) -> Any:
+        return self._spec.parse(argument)
+
+
+def parse(
+    values: flags.FlagValues,
+    argv: Sequence[str],
+    *,
+    known_only: bool,
+    other_flags: Iterable[str] = (),
+) -> list[str]:
+    """Sets ``values`` from ``argv`` and returns the arguments left; errors become ``UserError``."""
+    try:
+        return values(["", *argv], known_only=known_only)[1:]
+    except flags.UnrecognizedFlagError as error:
+        hint = did_you_mean(error.flagname, [*values, *other_flags], "--")
+        raise UserError(
+            f"--{error.flagname}: unknown flag{hint or '; --help lists the flags'}"
+        ) from None
+    except flags.CantOpenFlagFileError as error:
+        raise UserError(str(error).replace("ERROR:: Unable", "--flagfile: unable")) from None
+    except (flags.Error, ValueError, UnicodeDecodeError) as error:
+        message = str(error).removeprefix("flag ")
+        if missing := re.fullmatch(r"Missing value for flag -*(.*)", message):
+            message = f"--{missing[1]}: needs a value"
+        raise UserError(message) from None
+
+
+def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
+    """``; did you mean NAME?`` for the nearest of ``names``, or nothing if none is near."""
+    near = difflib.get_close_matches(word.replace("-", "_"), list(names), n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
+
+
+def help_text(config_class: type[RunConfig], presets: Presets, module: ModuleType) -> str:
+    """What ``--help`` prints: the docstring, the experiment's flags and presets, general flags."""
+    own, general = [], []
+    for spec in flags_of(config_class).values():
+        bounds = f" ({spec.bounds})" if spec.bounds else ""
+        mark = " *" if spec.restart_safe else ""
+        row = (f"--{spec.name}={show(spec.default)}", spec.help + bounds + mark)
+        (general if spec.name in RunConfig.__dataclass_fields__ else own).append(row)
+    own.append(("--preset=NAME", "start from other defaults (explicit flags still win):"))
+    for name, preset in presets.items():
+        own.append(("", f"{name}: " + " ".join(f"--{k}={show(v)}" for k, v in preset.items())))
+    general.append(("--flagfile=FILE", "read flags from a file, one a line"))
+    lines = [inspect.cleandoc(module.__doc__ or ""), "", "Flags of this experiment:", *columns(own)]
+    lines += ["", "Flags of every experiment:", *columns(general), ""]
+    lines += ["Values shown are defaults. * may differ when an interrupted run is resumed."]
+    return "\n".join(lines)
+
+
+def is_help(argv: Sequence[str]) -> bool:
+    """Whether a command line asks for help, wherever in it."""
+    return any(_HELP.fullmatch(arg) for arg in argv)
+
+
+def columns(rows: Sequence[tuple[str, str]], width: int = 100) -> list[str]:
+    """Lines with the first texts on the left and the second ones aligned and wrapped."""
+    left = 4 + max((len(first) for first, _ in rows if len(first) <= 36), default=0)
+    lines = []
+    for first, second in rows:
+        start = f"  {first}"
+        if len(start) > left - 2:
+            lines.append(start)
+            start = ""
+        indent = " " * left
+        lines += textwrap.wrap(
+            second or "-", width, initial_indent=start.ljust(left), subsequent_indent=indent
+        )
+    return lines
+
+
+def run(
+    config_class: type[Config],
+    build: Callable[..., Experiment],
+    presets: Presets,
+    argv: Sequence[str],
+) -> int:
+    """Runs the experiment that ``argv`` asks for; returns the exit code.
+
+    0 done, 2 a mistake of the user, 3 no longer finite, 75 interrupted and resumable, 130 cancelled
+    by Ctrl-C without saving. Anything unexpected is raised.
+    """
+    module = sys.modules[build.__module__]
+    name = _experiment_name(module)
+    try:
+        if is_help(argv):
+            print(help_text(config_class, presets, module))
+            return DONE
+        cfg = resolve(config_class, presets, argv)
+        return _train(name, cfg, build, presets)
+    except UserError as error:
+        return fail(error)
+    except KeyboardInterrupt:
+        return CANCELLED
+
+
+def main(
+    config_class: type[Config], build: Callable[..., Experiment], presets: Presets
+) -> NoReturn:
+    """The whole ``__main__`` of an experiment: ``run`` with the process's arguments, then exits."""
+    sys.exit(run(config_class, build, presets, sys.argv[1:]))
+
+
+def fail(error: Exception, code: int = BAD_INPUT) -> int:
+    """Prints ``error: ...`` as one line on stderr; returns ``code``."""
+    print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+    return code
+
+
+def _experiment_name(module: ModuleType) -> str:
+    if module.__spec__ is not None:  # `python -m experiments.x` calls the module __main__
+        return module.__spec__.name.rpartition(".")[2]
+    return pathlib.Path(module.__file__ or "experiment").stem
+
+
+def _train(name: str, cfg: RunConfig, build: Callable[..., Experiment], presets: Presets) -> int:
+    from bpgan.runtime import parallel, train  # heavy, and of no use to --help or a mistaken flag
+
+    changed = [
+        f"--{flag.name}={show(getattr(cfg, flag.name))}"
+        for flag in flags_of(type(cfg)).values()
+        if getattr(cfg, flag.name) != flag.default
+    ]
+    print(" ".join([name, *changed]), flush=True)
+    parallel.setup(precision=cfg.precision)
+    experiment = build(cfg, axis_name=parallel.axis_name(cfg.parallel))
+    if experiment.title:
+        print(experiment.title, flush=True)
+    source = experiment.source
+    steps = cfg.steps or max(1, round(cfg.epochs * source.steps_per_epoch))
+    if steps > _MAX_STEP:
+        raise UserError(
+            f"--epochs={cfg.epochs}: asks for {steps} steps; must be at most {_MAX_STEP}"
+        )
+    found: dict[str, float] = {}
+
+    def evaluate(state: Any) -> dict[str, float]:
+        found.update(experiment.evaluate(state) if experiment.evaluate else {})
+        return found
+
+    try:
+        result = train.fit(
+            experiment.algorithm,
+            source,
+            name=name,
+            config=dataclasses.asdict(cfg),
+            restart_safe=restart_safe(type(cfg)),
+            workdir=pathlib.Path(
+                cfg.workdir or f"runs/{name}/{run_name(cfg, presets)}"
+            ).expanduser(),
+            seed=cfg.seed,
+            steps=steps,
+            log_every=duration(cfg.log_every, source.steps_per_epoch),
+            sample_every=duration(cfg.sample_every, source.steps_per_epoch),
+            checkpoint_every=duration(cfg.checkpoint_every, source.steps_per_epoch),
+            mode=cfg.parallel,
+            tensorboard=cfg.tensorboard,
+            evaluate=evaluate,
+        )
+    except train.NonFinite as error:
+        return fail(error, NON_FINITE)
+    if found:
+        print("\n".join(columns([(key, f"{value:.6g}") for key, value in found.items()])))
+    return DONE if result.status == "done" else INTERRUPTED

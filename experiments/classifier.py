@@ -1,0 +1,97 @@
+"""An image classifier (perceptron or convolutional) on backpropagation by hand or by JAX.
+
+Run:     python -m experiments.classifier
+         python -m experiments.classifier --net=mlp --gradients=manual
+Expect:  test accuracy 0.983 on mnist10k (9,000 training and 1,000 test images) after 8 epochs, in
+         12 s on 2 CPU cores; the second command 0.930 in 4 s.
+Papers:  Rumelhart, Hinton & Williams 1986, doi:10.1038/323533a0; Kingma & Ba 2015, arXiv:1412.6980.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bpgan import data
+from bpgan.algorithms import backprop
+from bpgan.nets import dcgan, linen_net, mlp
+from bpgan.types import UserError
+from experiments import _cli as cli
+
+NETS = {  # name: (Linen module, the same layers by hand)
+    "mlp": (mlp.Classifier, backprop.mlp_classifier),
+    "cnn": (dcgan.Classifier, backprop.cnn_classifier),
+}
+OPTIMIZERS = {
+    "sgd": optax.sgd,
+    "momentum": lambda lr: optax.sgd(lr, momentum=0.9),
+    "adam": optax.adam,
+}
+CHUNK = 500
+"""Test images per call of the network."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(cli.RunConfig):
+    dataset: str = cli.field("mnist10k", "mnist10k, npz:FILE or tfds:NAME")
+    net: str = cli.field("cnn", "architecture", choices=NETS)
+    gradients: str = cli.field(
+        "autodiff", "who computes the gradients", choices=("autodiff", "manual")
+    )
+    optimizer: str = cli.field("adam", "momentum: 0.9", choices=OPTIMIZERS)
+    lr: float = cli.field(1e-3, "step size", low=0, exclusive_low=True, sweepable=True)
+    epochs: float = cli.field(8.0)
+    batch_size: int = cli.field(64)
+    sample_every: str = cli.field("0")
+    checkpoint_every: str = cli.field("4ep")
+
+
+PRESETS = {
+    "smoke": dict(net="mlp", batch_size=16, steps=8, log_every="4", checkpoint_every="4"),
+}
+
+
+def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
+    """The classifier that ``cfg`` describes, its data, and its accuracy on the test split."""
+    dtype = jnp.dtype(cfg.precision)
+    train, test = data.load(cfg.dataset, "train"), data.load(cfg.dataset, "test")
+    classes = max(train.classes, test.classes)
+    if classes < 2:
+        raise UserError(f"--dataset={cfg.dataset}: has no labels, or all of one class")
+    if cfg.net == "cnn" and min(train.x.shape[1:3]) < 4:
+        h, w = train.x.shape[1:3]
+        raise UserError(
+            f"--net=cnn: needs images of at least 4x4, those of {cfg.dataset} are {h}x{w}"
+        )
+    module, layers = NETS[cfg.net]
+    net = linen_net(module(classes=classes, dtype=dtype))
+    if cfg.gradients == "manual":
+        gradient = backprop.value_and_grad(layers(), backprop.cross_entropy)
+    else:
+        gradient = backprop.autodiff(net, backprop.cross_entropy.value)
+    algorithm = backprop.make(
+        net.init,
+        gradient,
+        OPTIMIZERS[cfg.optimizer](cfg.lr),
+        data_shape=train.x.shape[1:],
+        dtype=dtype,
+        metrics={"accuracy": backprop.accuracy},
+        axis_name=axis_name,
+    )
+    source = data.in_memory(train.x, train.y, seed=cfg.seed, batch_size=cfg.batch_size, dtype=dtype)
+
+    def evaluate(state: backprop.State) -> dict[str, float]:
+        variables, correct = {**state.stats, "params": state.params}, 0
+        for i in range(0, len(test.x), CHUNK):
+            x = jnp.asarray(test.x[i : i + CHUNK], dtype) / 127.5 - 1
+            logits, _ = net.apply(variables, x, train=False)
+            correct += np.sum(np.argmax(np.asarray(logits), axis=1) == test.y[i : i + CHUNK])
+        return {"test_accuracy": float(correct / len(test.x)), "test_images": float(len(test.x))}
+
+    title = f"{cfg.net} on {cfg.dataset}: {len(train.x)} training and {len(test.x)} test images"
+    return cli.Experiment(algorithm, source, evaluate, title)
+
+
+if __name__ == "__main__":
+    cli.main(Config, build, PRESETS)

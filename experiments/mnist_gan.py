@@ -1,0 +1,183 @@
+"""A GAN that draws handwritten digits, from the introductory article's perceptrons to convolutions.
+
+Run:     python -m experiments.mnist_gan
+             a convolutional GAN: digits after about two minutes on 2 CPU cores
+         python -m experiments.mnist_gan --preset=article
+             the article's networks and settings, for 1000 epochs
+         python -m experiments.mnist_gan --preset=article --gradients=manual
+             the same on hand-written backpropagation
+Papers:  Goodfellow et al. 2014, arXiv:1406.2661; Radford et al. 2016, arXiv:1511.06434;
+         Mescheder et al. 2018, arXiv:1801.04406; Huang et al. 2025, arXiv:2501.05441.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import optax
+
+from bpgan import data
+from bpgan.algorithms import backprop, gan
+from bpgan.losses import LOSSES
+from bpgan.nets import dcgan, linen_net, mlp
+from bpgan.penalties import PENALTIES
+from bpgan.types import Net, UserError
+from experiments import _cli as cli
+
+
+def _width(text: str) -> int | None:
+    """Channels of ``dcgan:WIDTH``; None for ``mlp``."""
+    if text == "mlp":
+        return None
+    kind, _, width = text.partition(":")
+    if kind != "dcgan" or not width.isdecimal() or int(width) < 2:
+        raise ValueError("must be mlp or dcgan:WIDTH (2 or more)")
+    return int(width)
+
+
+def _latents(text: str):
+    kind, _, dim = text.partition(":")
+    distributions = {"normal": gan.normal_latents, "uniform": gan.uniform_latents}
+    if kind not in distributions or not dim.isdecimal() or int(dim) < 1:
+        raise ValueError("must be normal:DIM or uniform:DIM")
+    return distributions[kind], int(dim)
+
+
+def _penalties(text: str) -> list[str]:
+    names = [name for name in text.split("+") if name != "none"]
+    if unknown := [name for name in names if name not in PENALTIES]:
+        allowed = ", ".join(PENALTIES)
+        raise ValueError(
+            f"{unknown[0]!r} is not a penalty; must be none or a sum (r1+r2) of {allowed}"
+        )
+    return names
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(cli.RunConfig):
+    dataset: str = cli.field("mnist10k", "mnist10k, npz:FILE or tfds:NAME")
+    net: str = cli.field("dcgan:32", "both players: mlp, or dcgan:WIDTH (channels)", check=_width)
+    latents: str = cli.field(
+        "normal:64",
+        "distribution of z and its dimension: normal:DIM or uniform:DIM",
+        check=_latents,
+    )
+    loss: str = cli.field("relativistic", "adversarial loss", choices=LOSSES)
+    penalty: str = cli.field(
+        "r1+r2", "penalties on D: none, or a sum such as r1+r2, wgan_gp", check=_penalties
+    )
+    gamma: float = cli.field(0.1, "weight of each penalty", low=0, sweepable=True)
+    penalty_every: int = cli.field(4, "apply penalties every k-th update of D, times k", low=1)
+    g_lr: float = cli.field(5e-4, "Adam step size of G", low=0, sweepable=True)
+    d_lr: float = cli.field(5e-4, "Adam step size of D", low=0, sweepable=True)
+    b1: float = cli.field(0.5, "Adam's decay of the mean gradient", low=0, high=1, sweepable=True)
+    b2: float = cli.field(
+        0.99, "Adam's decay of the squared gradient", low=0, high=1, sweepable=True
+    )
+    d_steps: int = cli.field(1, "updates of D per update of G", low=1)
+    ema: float = cli.field(0.995, "decay of the average of G that draws the samples", low=0, high=1)
+    gradients: str = cli.field(
+        "autodiff",
+        "who computes the gradients; manual: net mlp only",
+        choices=("autodiff", "manual"),
+    )
+    epochs: float = cli.field(12.0)
+    batch_size: int = cli.field(64, "examples per update of D, over all devices")
+    log_every: str = cli.field("0.5ep")
+    sample_every: str = cli.field("1ep")
+    checkpoint_every: str = cli.field("2ep")
+
+
+PRESETS = {
+    "article": dict(
+        net="mlp",
+        latents="uniform:100",
+        loss="nonsaturating",
+        penalty="none",
+        g_lr=2e-4,
+        d_lr=2e-4,
+        b1=0.5,
+        b2=0.999,
+        ema=0.0,
+        batch_size=128,
+        epochs=1000.0,
+        log_every="10ep",
+        sample_every="50ep",
+        checkpoint_every="100ep",
+    ),
+    "smoke": dict(
+        net="dcgan:4",
+        latents="normal:8",
+        batch_size=16,
+        steps=8,
+        log_every="2",
+        sample_every="4",
+        checkpoint_every="4",
+    ),
+}
+
+
+def _nets(cfg: Config, shape: tuple[int, int, int], axis_name: str | None) -> tuple[Net, Net]:
+    dtype = jnp.dtype(cfg.precision)
+    width = _width(cfg.net)
+    if width is not None:
+        if cfg.gradients == "manual":
+            raise UserError(f"--gradients=manual: --net is {cfg.net}, must be mlp")
+        if shape[0] % 4 or shape[1] % 4:
+            raise UserError(
+                f"--net={cfg.net}: images of --dataset={cfg.dataset} are {shape[0]}x{shape[1]};"
+                " height and width must be multiples of 4 (--net=mlp takes any size)"
+            )
+        return (
+            linen_net(
+                dcgan.Generator(
+                    shape=shape,
+                    widths=(4 * width, 2 * width, width),
+                    upsample="resize",
+                    axis_name=axis_name,
+                    dtype=dtype,
+                )
+            ),
+            linen_net(
+                dcgan.Discriminator(
+                    widths=(width, 2 * width), full_resolution=width // 2, hidden=128, dtype=dtype
+                )
+            ),
+        )
+    g = linen_net(mlp.Generator(shape=shape, dtype=dtype))
+    d = linen_net(mlp.Discriminator(dtype=dtype))
+    if cfg.gradients == "manual":
+        g = Net(g.init, backprop.by_hand(backprop.mlp_generator(shape)))
+        d = Net(d.init, backprop.by_hand(backprop.mlp_discriminator()))
+    return g, d
+
+
+def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
+    """The GAN that ``cfg`` describes, and its data."""
+    dtype = jnp.dtype(cfg.precision)
+    images = data.load(cfg.dataset)
+    shape = images.x.shape[1:]
+    g_net, d_net = _nets(cfg, shape, axis_name)
+    distribution, dim = _latents(cfg.latents)
+    algorithm = gan.make(
+        g_net,
+        d_net,
+        backprop.losses_by_hand(cfg.loss) if cfg.gradients == "manual" else LOSSES[cfg.loss],
+        optax.adam(cfg.g_lr, b1=cfg.b1, b2=cfg.b2),
+        optax.adam(cfg.d_lr, b1=cfg.b1, b2=cfg.b2),
+        latents=distribution(dim, dtype),
+        data_shape=shape,
+        dtype=dtype,
+        penalties=[(cfg.gamma, PENALTIES[name]) for name in _penalties(cfg.penalty)],
+        penalty_every=cfg.penalty_every,
+        d_steps=cfg.d_steps,
+        ema_decay=cfg.ema or None,
+        axis_name=axis_name,
+    )
+    source = data.in_memory(
+        images.x, images.y, seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps, dtype=dtype
+    )
+    return cli.Experiment(algorithm, source)
+
+
+if __name__ == "__main__":
+    cli.main(Config, build, PRESETS)

@@ -1,0 +1,140 @@
+"""The rules of the design, read off the source: who may import what, who may compile, who may read flags."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = sorted([*ROOT.glob("bpgan/**/*.py"), *ROOT.glob("experiments/*.py"), ROOT / "launch.py"])
+
+# What each layer may import of the project. A folder's own modules are always allowed.
+ALLOWED = {
+    "bpgan": {"bpgan.version"},
+    "bpgan.version": set(),
+    "bpgan.types": set(),
+    "bpgan.losses": {"bpgan.types"},
+    "bpgan.penalties": {"bpgan.types"},
+    "bpgan.nets": {"bpgan.types"},
+    "bpgan.data": {"bpgan.types"},
+    "bpgan.algorithms": {"bpgan.types", "bpgan.losses"},
+    "bpgan.runtime": {"bpgan.types", "bpgan.version"},
+    "experiments": {"bpgan.types", "bpgan.losses", "bpgan.penalties", "bpgan.nets", "bpgan.data",
+                    "bpgan.algorithms", "experiments._cli"},
+    "experiments._cli": {"bpgan.types", "bpgan.runtime"},
+    "launch": {"bpgan.types", "experiments", "experiments._cli"},
+}  # fmt: skip
+
+# Third-party packages that only certain files may import, anywhere in the file.
+RESERVED = {
+    "absl": {"experiments/_cli.py", "launch.py"},
+    "flax": {"bpgan/nets"},
+    "orbax": {"bpgan/runtime/checkpoint.py"},
+    "tensorflow_datasets": {"bpgan/data/datasets.py"},
+    "tensorboardX": {"bpgan/runtime/train.py"},
+    "tqdm": {"bpgan/runtime/train.py"},
+    "matplotlib": {"bpgan/runtime/report.py"},
+    "PIL": {"bpgan/runtime/report.py"},
+}
+COMPILERS = {"jit", "pmap", "shard_map", "make_mesh", "Mesh"}
+HEAVY = {
+    "orbax",
+    "tensorflow_datasets",
+    "tensorboardX",
+    "matplotlib",
+    "PIL",
+    "tqdm",
+    "scipy",
+    "grain",
+}
+
+
+def module_name(path: pathlib.Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def layer_of(module: str) -> str:
+    """The entry of ALLOWED a module belongs to: itself, or its folder."""
+    if module in ALLOWED:
+        return module
+    return next((m for m in (module.rpartition(".")[0],) if m in ALLOWED), module)
+
+
+def imports(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def project_module(name: str) -> str | None:
+    """The project's module an imported dotted name refers to, or None."""
+    if name.split(".")[0] not in ("bpgan", "experiments", "launch"):
+        return None
+    path = name
+    while path and not (
+        (ROOT / path.replace(".", "/")).is_dir() or (ROOT / f"{path.replace('.', '/')}.py").exists()
+    ):
+        path = path.rpartition(".")[0]
+    return path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports(path):
+    relative = path.relative_to(ROOT).as_posix()
+    layer = layer_of(module_name(path))
+    assert layer in ALLOWED, f"{relative}: no rule for this module"
+    for node in ast.walk(ast.parse(path.read_text())):
+        for name in imports(node):
+            if target := project_module(name):
+                other = layer_of(target)
+                assert other == layer or other in ALLOWED[layer], (
+                    f"{relative} must not import {target}"
+                )
+            owners = RESERVED.get(name.split(".")[0])
+            assert owners is None or any(relative.startswith(o) for o in owners), (
+                f"{relative} imports {name}"
+            )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_parallel_compiles(path):
+    relative = path.relative_to(ROOT).as_posix()
+    if relative == "bpgan/runtime/parallel.py":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "jax"
+        ):
+            assert node.attr not in COMPILERS, f"{relative}:{node.lineno} uses jax.{node.attr}"
+        for name in imports(node):
+            assert not (name.startswith("jax.") and name.rsplit(".", 1)[1] in COMPILERS), (
+                f"{relative}: {name}"
+            )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_heavy_imports_are_lazy(path):
+    """At module level only what every run needs, so that the first step and an error message come soon."""
+    for node in ast.parse(path.read_text()).body:
+        for name in imports(node):
+            assert name.split(".")[0] not in HEAVY, (
+                f"{path.relative_to(ROOT)} imports {name} at the top"
+            )
+
+
+def test_no_utils():
+    assert not [p for p in FILES if p.stem in ("utils", "util", "helpers", "common", "misc")]
+
+
+def test_layers_do_not_form_a_cycle():
+    graph = {layer: {a for a in allowed if a != layer} for layer, allowed in ALLOWED.items()}
+    done: set[str] = set()
+    while len(done) < len(graph):
+        ready = [layer for layer in graph if layer not in done and graph[layer] <= done]
+        assert ready, f"cycle among {set(graph) - done}"
+        done.update(ready)

@@ -1,0 +1,306 @@
+"""experiments/_cli.py: fields to flags, precedence, messages, exit codes."""
+
+import dataclasses
+import sys
+import types
+
+import numpy as np
+import pytest
+
+import bpgan.runtime
+from bpgan.types import Algorithm, Source, UserError
+from experiments import _cli as cli
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(cli.RunConfig):
+    lr: float = cli.field(0.1, "learning rate", low=0, exclusive_low=True, sweepable=True)
+    decay: float = cli.field(0.9, "EMA decay", low=0, high=1)
+    momentum: float = cli.field(0.0, "any number")
+    layers: int = cli.field(2, "hidden layers", low=1, high=9)
+    loss: str = cli.field("hinge", "adversarial loss", choices=("hinge", "logistic"))
+    csv: str = cli.field("", "a file")
+    ema: bool = cli.field(False, "average the parameters")
+    epochs: float = cli.field(20.0)
+    batch_size: int = 50
+
+
+PRESETS = {"smoke": dict(steps=4, layers=1), "article": dict(epochs=1000, lr=0.5, ema=True)}
+
+
+def resolve(*argv):
+    return cli.resolve(Config, PRESETS, argv)
+
+
+def message(*argv):
+    with pytest.raises(UserError) as caught:
+        resolve(*argv)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_precedence_is_default_preset_explicit_whatever_the_order():
+    assert resolve() == Config()
+    preset = resolve("--preset=article")
+    assert (preset.lr, preset.epochs, preset.ema, preset.layers) == (0.5, 1000.0, True, 2)
+    assert type(preset.epochs) is float
+    for argv in (["--preset=article", "--lr=0.2"], ["--lr=0.2", "--preset=article"]):
+        cfg = resolve(*argv)
+        assert (cfg.lr, cfg.epochs) == (0.2, 1000.0)
+    # An explicit flag that repeats the default still beats the preset.
+    assert resolve("--preset=article", "--lr=0.1", "--noema").lr == 0.1
+    assert resolve("--preset=article", "--lr=0.1", "--noema").ema is False
+
+
+def test_values_have_the_type_of_their_field():
+    cfg = resolve("--lr=3", "--layers", "4", "--ema", "--csv=a,b", "--momentum", "-1e-3")
+    assert (cfg.lr, cfg.layers, cfg.ema, cfg.csv) == (3.0, 4, True, "a,b")
+    assert cfg.momentum == -1e-3
+    assert (type(cfg.lr), type(cfg.layers)) == (float, int)
+    assert resolve("--tensorboard=false").tensorboard is False
+    assert resolve("--lr=1", "--lr=2").lr == 2.0
+
+
+def test_the_order_of_resolutions_does_not_matter():
+    resolve("--lr=7")
+    assert resolve().lr == 0.1
+
+
+@pytest.mark.parametrize(
+    "argument, expected",
+    [
+        ("--lr=-1", "--lr=-1: must be a number > 0"),
+        ("--lr=0", "--lr=0: must be a number > 0"),
+        ("--lr=nan", "--lr=nan: must be a number > 0"),
+        ("--lr=inf", "--lr=inf: must be a number > 0"),
+        ("--lr=fast", "--lr=fast: must be a number > 0"),
+        ("--momentum=nan", "--momentum=nan: must be a number that is finite"),
+        ("--momentum=-inf", "--momentum=-inf: must be a number that is finite"),
+        ("--decay=1.01", "--decay=1.01: must be a number in [0, 1]"),
+        ("--layers=0", "--layers=0: must be a whole number in [1, 9]"),
+        ("--layers=10", "--layers=10: must be a whole number in [1, 9]"),
+        ("--layers=2.5", "--layers=2.5: must be a whole number in [1, 9]"),
+        ("--layers=", "--layers=: must be a whole number in [1, 9]"),
+        ("--seed=-1", "--seed=-1: must be a whole number in [0, 4294967295]"),
+        ("--seed=4294967296", "--seed=4294967296: must be a whole number in [0, 4294967295]"),
+        ("--steps=-5", "--steps=-5: must be a whole number in [0, 2147483647]"),
+        ("--batch_size=0", "--batch_size=0: must be a whole number >= 1"),
+        ("--epochs=0", "--epochs=0: must be a number > 0"),
+        (
+            "--loss=logistik",
+            "--loss=logistik: must be one of hinge, logistic; did you mean logistic?",
+        ),
+        ("--parallel=mesh", "--parallel=mesh: must be one of jit, pmap"),
+        ("--ema=maybe", "--ema=maybe: must be true or false"),
+        ("--noema=true", "--noema=true does not take an argument"),
+        (
+            "--log_every=5x",
+            "--log_every=5x: must be steps (500), epochs (2.5ep) or 0 for never",
+        ),
+        ("--lr", "--lr: needs a value"),
+        ("--lrr=1", "--lrr: unknown flag; did you mean --lr?"),
+        ("--epoch=1", "--epoch: unknown flag; did you mean --epochs?"),
+        ("--batch-size=1", "--batch-size: unknown flag; did you mean --batch_size?"),
+        ("--zzzzzz=1", "--zzzzzz: unknown flag; --help lists the flags"),
+        ("--preset=smok", "--preset=smok: must be one of smoke, article; did you mean smoke?"),
+        ("epochs=5", "unexpected argument 'epochs=5'; flags are written --name=value"),
+    ],
+)
+def test_messages(argument, expected):
+    assert message(argument) == expected
+
+
+def test_a_flag_does_not_swallow_the_next_one():
+    assert message("--csv", "--epochs=5") == "--csv=--epochs=5: needs a value"
+    assert message("--ema", "false").startswith("unexpected argument 'false'")
+
+
+def test_a_preset_is_held_to_the_same_bounds_unless_a_flag_overrides_it():
+    presets = {"bad": dict(lr=-1)}
+    with pytest.raises(
+        UserError, match=r"^--lr=-1 \(from the preset or default\): must be a number"
+    ):
+        cli.resolve(Config, presets, ["--preset=bad"])
+    assert cli.resolve(Config, presets, ["--preset=bad", "--lr=1"]).lr == 1.0
+    with pytest.raises(TypeError, match="no field 'speed'"):
+        cli.resolve(Config, {"bad": dict(speed=1)}, ["--preset=bad"])
+
+
+def test_bounds_are_closed_and_open_where_they_say_so():
+    cfg = resolve("--decay=0", "--layers=9", "--seed=4294967295", "--lr=1e-300")
+    assert (cfg.decay, cfg.layers, cfg.seed, cfg.lr) == (0.0, 9, 2**32 - 1, 1e-300)
+    assert resolve("--decay=1").decay == 1.0
+
+
+def test_flagfile_stands_for_the_flags_in_it(tmp_path):
+    file = tmp_path / "flags"
+    file.write_text("# a comment\n--lr=0.25\n--ema\n")
+    assert resolve(f"--flagfile={file}").lr == 0.25
+    assert resolve(f"--flagfile={file}", "--lr=1").lr == 1.0
+    assert resolve("--lr=1", f"--flagfile={file}").lr == 0.25
+    assert message(f"--flagfile={file}x").startswith("--flagfile: unable to open flagfile: ")
+    file.write_text("--lr=-1\n")
+    assert message(f"--flagfile={file}") == "--lr=-1: must be a number > 0"
+
+
+def test_redeclared_fields_inherit_help_bounds_and_restart_safety():
+    flags = cli.flags_of(Config)
+    assert flags["epochs"].default == 20.0
+    assert flags["epochs"].help == cli.flags_of(cli.RunConfig)["epochs"].help != ""
+    assert "epochs" in cli.restart_safe(Config)
+    assert flags["batch_size"].low == 1
+    assert cli.restart_safe(Config) == {
+        "epochs", "steps", "log_every", "sample_every", "checkpoint_every", "parallel",
+        "workdir", "tensorboard",
+    }  # fmt: skip
+
+
+def test_a_config_that_cannot_be_flags_is_a_type_error():
+    def config(**annotations):
+        fields = [(k, t, dataclasses.field(default=None)) for k, t in annotations.items()]
+        return dataclasses.make_dataclass(
+            "Bad", fields, bases=(cli.RunConfig,), frozen=True, kw_only=True
+        )
+
+    with pytest.raises(TypeError, match="taken by another flag"):
+        cli.flags_of(config(jobs=int))
+    with pytest.raises(TypeError, match="must be a bool, int, float or str"):
+        cli.flags_of(config(widths=tuple))
+
+
+@pytest.mark.parametrize(
+    "text, steps",
+    [("0", 0), ("500", 500), ("0ep", 0), ("1ep", 70), ("2.5ep", 176), (".01ep", 1), ("10.ep", 703)],
+)
+def test_durations(text, steps):
+    assert cli.duration(text, 70.3125) == steps  # 9000 examples by 128
+
+
+@pytest.mark.parametrize("text", ["", "ep", "-1", "1.5", "1 ep", "1e3", "5epochs", "nanep", "١ep"])
+def test_durations_that_are_none(text):
+    with pytest.raises(ValueError, match="must be steps"):
+        cli.duration(text, 10.0)
+
+
+# Running: `fit` is replaced, so these tests see exactly what the loop is asked for.
+
+
+class NonFinite(Exception):
+    pass
+
+
+@pytest.fixture
+def fit(monkeypatch):
+    """A stand-in for the training loop that records how it was called."""
+    record = types.SimpleNamespace(error=None, status="done", kwargs=None, setup=None)
+
+    def fake(algorithm, source, **kwargs):
+        record.kwargs = dict(kwargs, algorithm=algorithm, source=source)
+        if record.error:
+            raise record.error
+        record.evaluated = kwargs["evaluate"]("state")
+        return types.SimpleNamespace(status=record.status, step=kwargs["steps"], metrics={})
+
+    train = types.SimpleNamespace(fit=fake, NonFinite=NonFinite)
+    parallel = types.SimpleNamespace(
+        setup=lambda **kwargs: setattr(record, "setup", kwargs),
+        axis_name=lambda mode: "batch" if mode == "pmap" else None,
+    )
+    monkeypatch.setattr(bpgan.runtime, "train", train, raising=False)
+    monkeypatch.setattr(bpgan.runtime, "parallel", parallel, raising=False)
+    return record
+
+
+def build(cfg, axis_name=None):
+    source = Source(
+        {}, lambda data, step: {"x": np.zeros((cfg.batch_size, 2))}, 9000, cfg.batch_size
+    )
+    algorithm = Algorithm(init=axis_name, step=cfg)  # type: ignore[arg-type]
+    return cli.Experiment(algorithm, source, lambda state: {state + "/fid": 12.3456789}, "A title")
+
+
+def run(*argv):
+    return cli.run(Config, build, PRESETS, argv)
+
+
+def test_run_hands_the_loop_steps_not_epochs(fit):
+    argv = ["--batch_size=128", "--log_every=2ep", "--sample_every=0", "--parallel=pmap"]
+    assert run(*argv) == 0
+    call = fit.kwargs
+    assert call["steps"] == 1406  # 20 * 9000 / 128 = 1406.25
+    assert (call["log_every"], call["sample_every"], call["checkpoint_every"]) == (141, 0, 703)
+    assert (call["name"], call["mode"], call["seed"]) == ("test_cli", "pmap", 0)
+    assert str(call["workdir"]) == "runs/test_cli/default_batch_size=128"
+    assert call["algorithm"].init == "batch"
+    assert call["config"] == dataclasses.asdict(resolve(*argv))
+    assert call["restart_safe"] == cli.restart_safe(Config)
+    assert fit.setup == {"precision": "float32"}
+    assert run("--steps=7", "--workdir=a/b", "--precision=float64") == 0
+    assert (fit.kwargs["steps"], str(fit.kwargs["workdir"])) == (7, "a/b")
+    assert fit.setup == {"precision": "float64"}
+
+
+def test_what_evaluate_finds_is_shown_and_kept(fit, capsys):
+    assert run("--preset=smoke", "--lr=0.5") == 0
+    assert fit.evaluated == {"state/fid": 12.3456789}
+    first, title, values = capsys.readouterr().out.splitlines()
+    assert first == "test_cli --lr=0.5 --layers=1 --steps=4"
+    assert title == "A title"
+    assert values.split() == ["state/fid", "12.3457"]
+
+
+@pytest.mark.parametrize(
+    "error, status, code, said",
+    [
+        (None, "done", 0, ""),
+        (None, "interrupted", 75, ""),
+        (UserError("--workdir=x:\nis taken"), "", 2, "error: --workdir=x: is taken\n"),
+        (NonFinite("not finite at step 7: d/loss"), "", 3, "error: not finite at step 7: d/loss\n"),
+        (KeyboardInterrupt(), "", 130, ""),
+    ],
+)
+def test_exit_codes(fit, capsys, error, status, code, said):
+    fit.error, fit.status = error, status
+    assert run() == code
+    assert capsys.readouterr().err == said
+
+
+def test_the_unexpected_is_not_swallowed(fit):
+    fit.error = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        run()
+
+
+def test_a_bad_flag_stops_before_anything_starts(fit, capsys):
+    assert run("--lr=-1") == 2
+    assert fit.setup is None and fit.kwargs is None
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "error: --lr=-1: must be a number > 0\n")
+
+
+def test_main_exits_with_the_code(fit, monkeypatch):
+    fit.status = "interrupted"
+    monkeypatch.setattr(sys, "argv", ["x", "--steps=3"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main(Config, build, PRESETS)
+    assert caught.value.code == 75
+    assert fit.kwargs["steps"] == 3
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "-help", "--helpfull"])
+def test_help_shows_the_docstring_then_own_flags_then_general_ones(fit, capsys, flag):
+    assert run("--lr=-1", flag) == 0  # help wins over mistakes
+    out, err = capsys.readouterr()
+    assert err == "" and fit.kwargs is None
+    assert out.startswith("experiments/_cli.py: fields to flags")
+    own, general = out.split("Flags of every experiment:")
+    for name in ("lr", "decay", "layers", "loss", "csv", "ema", "preset"):
+        assert f"  --{name}=" in own and f"  --{name}=" not in general
+    for name in cli.RunConfig.__dataclass_fields__:
+        assert f"  --{name}=" in general
+    assert "--lr=0.1 " in own and "learning rate (> 0)" in own
+    assert "adversarial loss (one of hinge, logistic)" in own
+    assert "--epochs=20.0 " in general and "--batch_size=50 " in general
+    assert "smoke: --steps=4 --layers=1" in own
+    assert "logtostderr" not in out and "undefok" not in out  # absl's own
+    assert max(map(len, out.splitlines())) <= 100

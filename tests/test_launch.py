@@ -1,0 +1,401 @@
+"""launch.py: sweeps, names, messages, and the processes it starts."""
+
+import csv
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+
+import launch
+from bpgan.types import UserError
+from experiments import _cli as cli
+
+ROOT = pathlib.Path(launch.__file__).parent
+
+FAKE = '''
+"""A stand-in that pretends to train.
+
+Run: python -m experiments.fake
+"""
+
+import json, os, pathlib, signal, sys, time
+from dataclasses import dataclass
+
+from experiments import _cli as cli
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(cli.RunConfig):
+    lr: float = cli.field(0.1, "learning rate", low=0, exclusive_low=True)
+    loss: str = cli.field("hinge", "a loss", choices=("hinge", "logistic"))
+    pause: float = cli.field(0.0, "seconds of work", low=0, restart_safe=True)
+
+
+PRESETS = {"smoke": dict(steps=1), "slow": dict(pause=60)}
+
+
+def build(cfg, axis_name=None):
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    cfg = cli.resolve(Config, PRESETS, sys.argv[1:])
+    workdir = pathlib.Path(cfg.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    stopped = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda n, frame: stopped.append(n))
+    print("training", flush=True)
+    (workdir / "ready").touch()
+    end = time.monotonic() + cfg.pause
+    while time.monotonic() < end and not stopped:
+        time.sleep(0.02)
+    if cfg.lr == 13:
+        print("error: not finite at step 7", file=sys.stderr)
+        sys.exit(3)
+    if cfg.lr == 14:
+        os.kill(os.getpid(), signal.SIGKILL)
+    status = "interrupted" if stopped else "done"
+    metrics = {"loss": cfg.lr + cfg.seed, "g/grad_norm": 1.0, "time/elapsed": 2.0}
+    metrics["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    result = {"status": status, "step": 5, "metrics": metrics}
+    (workdir / "result.json").write_text(json.dumps(result))
+    print(*stopped)
+    sys.exit(75 if stopped else 0)
+'''
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(cli.RunConfig):
+    lr: float = cli.field(0.1, "learning rate", low=0, exclusive_low=True)
+    loss: str = cli.field("hinge", "a loss", choices=("hinge", "logistic"))
+    csv: str = cli.field("", "a file")
+
+
+MODULE = types.ModuleType("fake")
+MODULE.Config, MODULE.PRESETS = Config, {"smoke": dict(steps=1), "fast": dict(lr=1.0)}  # type: ignore
+
+
+def plan(*sweeps, argv=(), root="runs"):
+    return launch.plan("fake", MODULE, argv, sweeps, root)
+
+
+def refused(*sweeps, argv=()):
+    with pytest.raises(UserError) as caught:
+        plan(*sweeps, argv=argv)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_sweep_is_every_combination_in_order():
+    runs = plan("lr=1e-4,2", "seed=0:3", argv=["--epochs=2"])
+    assert [(r.values["lr"], r.values["seed"]) for r in runs] == [
+        (lr, seed) for lr in (1e-4, 2.0) for seed in (0, 1, 2)
+    ]
+    first = runs[0]
+    assert first.title == "lr=0.0001 seed=0"
+    assert re.fullmatch(r"runs/fake/lr=0\.0001_seed=0_[0-9a-f]{6}", str(first.workdir))
+    flags = ["--epochs=2", "--lr=1e-4", "--seed=0", f"--workdir={first.workdir}"]
+    assert first.command[-5:] == ["experiments.fake", *flags]
+    assert len({r.workdir for r in runs}) == 6
+
+
+def test_names_survive_what_may_change_on_resume_and_nothing_else():
+    def name(*argv, sweep="seed=0,1"):
+        return plan(sweep, argv=argv)[0].workdir.name
+
+    assert name() == name("--epochs=99", "--steps=7", "--log_every=5", "--notensorboard")
+    assert name() == name("--lr=0.10") == name(sweep="seed=0:1")
+    others = [
+        name("--lr=0.2"), name("--loss=logistic"), name("--batch_size=7"), name("--preset=fast"),
+        name("--precision=float64"),
+    ]  # fmt: skip
+    assert len({name(), *others}) == 6
+
+
+def test_any_text_makes_a_file_name_and_different_texts_different_ones():
+    runs = plan("csv=a/b,a%2Fb,../x,a b")
+    assert len({r.workdir for r in runs}) == 4
+    assert all(r.workdir.parent == pathlib.Path("runs/fake") for r in runs)
+
+
+def test_ranges_are_of_whole_number_flags_only():
+    assert [r.values["seed"] for r in plan("seed=2:5")] == [2, 3, 4]
+    assert [r.values["csv"] for r in plan("csv=0:3")] == ["0:3"]
+    assert [r.values["preset"] for r in plan("preset=smoke,fast")] == ["smoke", "fast"]
+    assert refused("lr=0:3") == "--lr=0:3: must be a number > 0"
+
+
+@pytest.mark.parametrize(
+    "sweeps, argv, expected",
+    [
+        (["lr=1,-1"], [], "--lr=-1: must be a number > 0"),
+        (["lr=1,"], [], "--lr=: must be a number > 0"),
+        (
+            ["seed=0:2", "loss=hinge,hing"],
+            [],
+            "--loss=hing: must be one of hinge, logistic; did you",
+        ),
+        (["preset=smok"], [], "--preset=smok: must be one of smoke, fast"),
+        (["sed=1"], [], "--sweep=sed=1: the experiment has no flag --sed; did you mean seed?"),
+        (["seed"], [], "--sweep=seed: must be NAME=V1,V2,... or NAME=LOW:HIGH"),
+        (["seed="], [], "--sweep=seed=: must be"),
+        (["seed=3:3"], [], "--sweep=seed=3:3: is an empty range"),
+        (["seed=1", "seed=2"], [], "--sweep=seed=2: seed is swept twice"),
+        (["lr=0.1,1e-1"], [], "--sweep: lr=0.1 occurs twice"),
+        (["seed=1,2"], ["--seed=3"], "--sweep=seed=1,2: --seed is also given as a flag"),
+        (["seed=1,2"], ["--seed", "3"], "--sweep=seed=1,2: --seed is also given as a flag"),
+        (["tensorboard=true"], ["--notensorboard"], "--sweep=tensorboard=true: --tensorboard is"),
+        (["workdir=a,b"], [], "--sweep=workdir=a,b: the launcher names"),
+        (["seed=1,2"], ["--workdir=a"], "--workdir: cannot be combined with --sweep; use --root"),
+        (["seed=1,2"], ["--dryrun"], "--dryrun: unknown flag; did you mean --dry_run?"),
+    ],
+)
+def test_a_sweep_that_cannot_run_is_refused_as_a_whole(sweeps, argv, expected):
+    assert refused(*sweeps, argv=argv).startswith(expected)
+
+
+def test_cores_are_shared_out(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5, 6, 7, 9}, raising=False)
+    assert launch._shares(1) == [[]]
+    assert launch._shares(2) == [[4, 5], [6, 7, 9]]
+    assert launch._shares(5) == [[4], [5], [6], [7], [9]]
+    assert launch._shares(7) == [[4], [5], [6], [7], [9], [4], [5]]
+
+
+# From here on with real processes, on a copy of the launcher beside a fake experiment.
+
+
+@pytest.fixture
+def home(tmp_path):
+    home = tmp_path / "clone"
+    (home / "experiments").mkdir(parents=True)
+    shutil.copy(ROOT / "launch.py", home)
+    for name in ("__init__.py", "_cli.py"):
+        shutil.copy(ROOT / "experiments" / name, home / "experiments")
+    (home / "experiments" / "fake.py").write_text(FAKE)
+    (home / "experiments" / "_hidden.py").write_text("")
+    return home
+
+
+def environment(**extra):
+    """Ours, without the virtual devices, and with bpgan on the path."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    return kept | {"PYTHONPATH": str(ROOT)} | extra
+
+
+def command(home, *argv):
+    return [sys.executable, str(home / "launch.py"), *argv]
+
+
+def start(home, *argv, cwd):
+    return subprocess.run(
+        command(home, *argv), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_sweep_runs_reports_and_goes_on(home, tmp_path):
+    """From another directory, which has an ``experiments`` package of its own."""
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "__init__.py").write_text("raise ImportError('not this one')")
+    argv = ["--experiment=fake", "--sweep=lr=0.5,13", "--sweep=seed=0:2", "--jobs=2", "--root=out"]
+    done = start(home, *argv, "--epochs=3", cwd=tmp_path)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert done.stderr == ""
+    folder = tmp_path / "out" / "fake"
+    assert re.search(r"^\[1/4\] lr=0\.5 seed=0: started", done.stdout, re.M)
+    assert re.search(r"^\[2/4\] lr=0\.5 seed=1: done in 0:\d\d$", done.stdout, re.M)
+    failure = r"^\[3/4\] lr=13\.0 seed=0: failed \(exit 3\) in 0:\d\d: error: not finite at step 7$"
+    assert re.search(failure, done.stdout, re.M)
+    assert re.search(r"^lr=13\.0 seed=1: failed \(exit 3\): error: not finite", done.stdout, re.M)
+
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["lr", "seed", "status", "step", "loss", "cores"] in lines
+    cores = str(len(os.sched_getaffinity(0)) // 2 or 1)
+    assert ["0.5", "1", "done", "5", "1.5", cores] in lines
+    mean = f"{0.5 + statistics.mean([0, 1]):.4g} ± {statistics.stdev([0, 1]):.2g}".split()
+    assert ["0.5", "2", *mean] == next(x for x in lines if x[:2] == ["0.5", "2"])[:5]
+
+    (table,) = folder.glob("*.csv")
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [(r["lr"], r["seed"], r["status"], r["loss"]) for r in rows[:3]] == [
+        ("0.5", "0", "done", "0.5"),
+        ("0.5", "1", "done", "1.5"),
+        ("13.0", "0", "failed (exit 3)", ""),
+    ]
+    assert rows[0]["g/grad_norm"] == "1.0"
+    workdir = tmp_path / rows[0]["workdir"]
+    assert json.loads((workdir / "result.json").read_text())["status"] == "done"
+    assert {p.name for p in workdir.iterdir()} == {"ready", "result.json"}  # ours is outside
+    log = workdir.with_name(workdir.name + ".log")
+    assert log.read_text().splitlines()[1] == "training"
+
+    # The same again, longer: the same directories, and the log is continued.
+    start(home, *argv, "--epochs=5", cwd=tmp_path)
+    assert len([p for p in folder.iterdir() if p.is_dir()]) == 4
+    assert log.read_text().count("\ntraining\n") == 2
+
+
+def test_dry_run_prints_commands_that_work_here(home, tmp_path):
+    argv = ["--experiment=fake", "--dry_run", "--sweep=seed=4,5", "--loss=logistic"]
+    printed = start(home, *argv, cwd=tmp_path)
+    assert printed.returncode == 0 and not (tmp_path / "runs").exists()
+    first, second = printed.stdout.splitlines()
+    assert "--seed=4" in shlex.split(first) and "--loss=logistic" in shlex.split(first)
+    subprocess.run(second, shell=True, cwd=tmp_path, env=environment(), check=True, timeout=60)
+    (workdir,) = (tmp_path / "runs" / "fake").iterdir()
+    assert workdir.name.startswith("seed=5_")
+    here = start(home, *argv, cwd=home).stdout.splitlines()[0]
+    assert here.startswith(f"{shlex.quote(sys.executable)} -m experiments.fake ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_reach_the_runs_once_and_are_waited_for(home, tmp_path, number):
+    argv = ["--experiment=fake", "--sweep=seed=0:2", "--jobs=1", "--preset=slow"]
+    process = subprocess.Popen(
+        command(home, *argv), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 40
+        while not list(tmp_path.glob("runs/fake/*/ready")):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 75
+    assert re.search(r"\[1/2\] seed=0: interrupted in", output)
+    assert "[2/2]" not in output and "not started" in output
+    assert output.endswith("the same command continues\n")
+    (log,) = tmp_path.glob("runs/fake/*.log")
+    assert log.read_text().splitlines()[-1] == str(int(number))
+
+
+def test_a_killed_run_fails_the_sweep_with_1(home, tmp_path):
+    done = start(home, "--experiment=fake", "--sweep=lr=14", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "lr=14.0: failed (SIGKILL)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["--experiment=fak"], "--experiment=fak: must be one of fake; did you mean fake?"),
+        (["--experiment=_cli"], "--experiment=_cli: must be one of fake"),
+        (["fake"], "unexpected argument 'fake'; did you mean --experiment=fake?"),
+        ([], "--experiment=NAME is needed; --list describes them"),
+        (
+            ["--experimnt=fake"],
+            "--experiment=NAME is needed before '--experimnt=fake'; did you mean",
+        ),
+        (["--experiment=fake", "--lr=-1"], "--lr=-1: must be a number > 0"),
+        (["--experiment=fake", "--sweeep=lr=1"], "--sweeep: unknown flag; did you mean --sweep?"),
+        (["--experiment=fake", "--jobs=0"], "--jobs=0: must be a whole number >= 1"),
+        (["--experiment=fake", "--list=x"], "--list=x: must be true or false"),
+        (["--experiment=fake", "stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_messages(home, monkeypatch, capsys, argv, said):
+    monkeypatch.setattr(launch, "_FOLDER", home / "experiments")
+    monkeypatch.setattr(sys, "argv", ["launch.py", *argv])
+    monkeypatch.setattr("experiments.__path__", [str(home / "experiments")])
+    with pytest.raises(SystemExit) as caught:
+        launch.main()
+    sys.modules.pop("experiments.fake", None)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"error: {said}") and err.count("\n") == 1
+
+
+def test_an_unusable_root_is_one_line(home, tmp_path):
+    (tmp_path / "file").touch()
+    done = start(home, "--experiment=fake", "--sweep=seed=1", "--root=file/x", cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: --root: .*: cannot be written \(.*\)\n", done.stderr)
+
+
+def test_help_and_list(home, tmp_path):
+    listed = start(home, "--list", cwd=tmp_path)
+    assert listed.stdout.split("\n")[0].split() == "fake A stand-in that pretends to train.".split()
+    assert "presets: smoke, slow" in listed.stdout and "hidden" not in listed.stdout
+    overview = start(home, "--help", cwd=tmp_path).stdout
+    assert all(f"  --{name}" in overview for name in cli.LAUNCHER_FLAGS)
+    assert "A stand-in that pretends to train." in overview
+    own = start(home, "--experiment=fake", "--help", cwd=tmp_path)
+    assert own.returncode == 0 and own.stderr == ""
+    assert own.stdout.startswith("A stand-in that pretends") and "--lr=0.1" in own.stdout
+
+
+def test_the_launcher_flags_are_reserved():
+    assert tuple(spec.name for spec in launch._FLAGS) == cli.LAUNCHER_FLAGS
+
+
+# The real experiments.
+
+
+@pytest.mark.parametrize("name", launch.names())
+def test_every_experiment_is_described_and_has_presets_that_resolve(name):
+    module = importlib.import_module(f"experiments.{name}")
+    summary, presets = launch.describe(name)
+    assert summary and len(summary) <= 100
+    assert presets == list(module.PRESETS) and "smoke" in presets
+    for preset in presets:
+        cfg = cli.resolve(module.Config, module.PRESETS, [f"--preset={preset}"])
+        for field, value in module.PRESETS[preset].items():
+            assert getattr(cfg, field) == value
+    help = cli.help_text(module.Config, module.PRESETS, module)
+    assert help.startswith(summary)
+    specs = cli.flags_of(module.Config)
+    assert len(specs) <= 25, "a command line nobody can survey; split the experiment"
+    for spec in specs.values():
+        assert spec.help, f"--{spec.name} has no help"
+
+
+def test_a_sweep_of_real_runs_is_extended_by_a_longer_one(tmp_path):
+    def results(*argv, code=0):
+        argv = ["--experiment=linear_regression", "--preset=smoke", "--notensorboard", *argv]
+        done = start(ROOT, *argv, cwd=tmp_path)
+        assert done.returncode == code, done.stdout + done.stderr
+        files = tmp_path.glob("runs/linear_regression/*/result.json")
+        return {f.parent.name: json.loads(f.read_text()) for f in files}, done.stdout
+
+    def descent(lr, steps):  # the article's problem in NumPy
+        x, w, b = np.arange(1.0, 6.0), 0.0, 0.0
+        for _ in range(steps):
+            error = w * x + b - x
+            w, b = w - lr * 2 * np.mean(error * x), b - lr * 2 * np.mean(error)
+        return [w, b]
+
+    def check(runs, steps):
+        for name, result in runs.items():
+            lr = float(re.match(r"lr=([0-9.]+)_", name)[1])  # type: ignore[index]
+            assert (result["status"], result["step"]) == ("done", steps)
+            found = [result["metrics"]["w[x]"], result["metrics"]["b"]]
+            np.testing.assert_allclose(found, descent(lr, steps), rtol=1e-5, atol=1e-6)
+
+    short, _ = results("--sweep=lr=0.01,0.02", "--jobs=2")
+    assert len(short) == 2
+    check(short, 20)
+    # One more value, which this experiment's build refuses, and ten epochs more for the others.
+    longer, output = results("--sweep=lr=0.01,0.02,0.5", "--jobs=2", "--epochs=30", code=2)
+    assert longer.keys() == short.keys()
+    check(longer, 30)
+    assert (
+        "resuming at step 20"
+        in (tmp_path / "runs/linear_regression").joinpath(f"{min(short)}.log").read_text()
+    )
+    assert re.search(r"lr=0\.5: failed \(exit 2\).*: error: --lr=0\.5: diverges", output)

@@ -1,0 +1,374 @@
+"""The loop and the checkpoints: exact resume, clean stops, refused directories."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bpgan import data
+from bpgan.algorithms import gan
+from bpgan.losses import LOSSES
+from bpgan.nets import dcgan, linen_net
+from bpgan.penalties import PENALTIES
+from bpgan.runtime import parallel, report, train
+from bpgan.runtime.checkpoint import Checkpoints
+from bpgan.types import UserError
+
+SHAPE = (8, 8, 1)
+IMAGES = np.random.default_rng(0).integers(0, 256, (50, *SHAPE), dtype=np.uint8)
+
+
+def small_gan(mode="jit", lr=1e-2, tx=None):
+    """A DCGAN with every kind of state: batch statistics, Adam moments, an average of G, lazy penalties."""
+    tx = tx or optax.adam(lr, b1=0.5)
+    axis_name = parallel.axis_name(mode)
+    return gan.make(
+        linen_net(dcgan.Generator(shape=SHAPE, widths=(4, 4), axis_name=axis_name)),
+        linen_net(dcgan.Discriminator(widths=(4,))),
+        LOSSES["relativistic"],
+        tx,
+        tx,
+        latents=gan.normal_latents(3),
+        data_shape=SHAPE,
+        penalties=[(0.1, PENALTIES["r1"])],
+        penalty_every=2,
+        ema_decay=0.9,
+        axis_name=axis_name,
+    )
+
+
+def source(batch_size=16, seed=0):
+    return data.in_memory(IMAGES, np.zeros(50, np.int32), seed=seed, batch_size=batch_size)
+
+
+def fit(workdir, steps, *, algorithm=None, **options):
+    options = {
+        "name": "test",
+        "config": {"lr": 0.01, "steps": steps},
+        "restart_safe": frozenset({"steps"}),
+        "seed": 3,
+        "log_every": 4,
+        "checkpoint_every": 3,
+        "keep": 100,
+        "tensorboard": False,
+    } | options
+    return train.fit(
+        algorithm or small_gan(options.get("mode", "jit")),
+        source(),
+        workdir=workdir,
+        steps=steps,
+        **options,
+    )
+
+
+def final_state(workdir, step=None):
+    """Everything in the newest checkpoint."""
+    program = parallel.compile(small_gan(), source(), seed=3)
+    checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=100)
+    found, carry = checkpoints.restore(program.abstract)
+    checkpoints.close()
+    assert step is None or found == step
+    return jax.device_get(carry)
+
+
+def logged(workdir):
+    """The log without its clock."""
+    lines = report.read_metrics(pathlib.Path(workdir) / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    path = tmp_path_factory.mktemp("straight")
+    result = fit(path, 13, sample_every=5)
+    assert result.status == "done" and result.step == 13
+    return path
+
+
+def test_resume_from_every_checkpoint_is_bitwise(straight, tmp_path, trees_equal):
+    """Steps 3, 6, 9 and 12 are not log points, so the half-full metric window must survive too."""
+    expected, log = final_state(straight, 13), logged(straight)
+    grid = (straight / "samples/step_00000013.png").read_bytes()
+    assert [line["step"] for line in log] == [4, 8, 12, 13]
+    for step in (3, 6, 9, 12):
+        run = tmp_path / str(step)
+        shutil.copytree(straight, run)
+        for other in (run / "checkpoints").iterdir():
+            if other.name != str(step):
+                shutil.rmtree(other)
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 14, "torn')
+        fit(run, 13, sample_every=5)
+        trees_equal(expected, final_state(run, 13))
+        assert logged(run) == log
+        assert (run / "samples/step_00000013.png").read_bytes() == grid
+
+
+def test_longer_run_continues_a_finished_one(straight, tmp_path, trees_equal):
+    run = tmp_path / "run"
+    fit(run, 6)
+    assert fit(run, 13).step == 13
+    trees_equal(final_state(straight).state, final_state(run).state)
+
+
+def test_length_of_calls_does_not_change_the_run(straight, tmp_path, trees_equal, monkeypatch):
+    """How many steps a call takes depends on the machine's speed; the result must not."""
+    monkeypatch.setattr(train, "_CALL_SECONDS", 0.0)  # one step per call
+    fit(tmp_path / "run", 13)
+    trees_equal(final_state(straight), final_state(tmp_path / "run"))
+    assert logged(tmp_path / "run") == logged(straight)
+
+
+def test_finished_run_is_left_as_it_is(straight, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    before = (run / "metrics.jsonl").read_bytes()
+    assert fit(run, 13, sample_every=5).status == "done"
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_damaged_checkpoint_is_reported_and_the_one_before_used(
+    straight, tmp_path, trees_equal, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    for file in (run / "checkpoints/13").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    (run / "checkpoints/99").mkdir()
+    fit(run, 13)
+    said = capsys.readouterr().out
+    assert (
+        "99 is unreadable" in said and "13 is unreadable" in said and "resuming at step 12" in said
+    )
+    trees_equal(final_state(straight, 13), final_state(run, 13))
+
+
+def test_no_readable_checkpoint_is_an_error_not_a_fresh_start(straight, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    for file in (run / "checkpoints").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(UserError, match="none of the 5 checkpoints"):
+        fit(run, 13)
+
+
+def test_non_finite_stops_and_keeps_the_last_sound_checkpoint(tmp_path):
+    def exploding(step):
+        return jnp.where(step < 7, 1e-2, jnp.inf)
+
+    with pytest.raises(train.NonFinite) as caught:
+        fit(tmp_path / "run", 20, algorithm=small_gan(tx=optax.sgd(exploding)))
+    message = str(caught.value)
+    assert (
+        "checkpoint of step 6 is kept" in message and "params/" in message and "\n" not in message
+    )
+    steps = sorted(int(p.name) for p in (tmp_path / "run/checkpoints").iterdir())
+    assert steps == [3, 6]
+
+
+def test_state_is_donated_and_traced_once():
+    traces = []
+    algorithm = small_gan()
+
+    def step(*args):
+        traces.append(1)
+        return algorithm.step(*args)
+
+    program = parallel.compile(algorithm._replace(step=step), source(), seed=0)
+    carry = first = program.init()
+    before = len(traces)
+    for k in (1, 2, 5, 3):
+        carry, finite = program.run(carry, k)
+        assert bool(finite)
+    assert len(traces) == before + 1  # every length of call is one compiled program
+    assert all(x.is_deleted() for x in jax.tree.leaves(first))
+    assert int(carry.state.step) == 11 == int(carry.window.count)
+
+
+@pytest.mark.parametrize("batch_size", [16, 24])
+def test_devices_and_modes_agree(batch_size, trees_close):
+    """One device, eight devices and pmap; SGD, because Adam would hide a gradient that is too large by a factor."""
+    results = {}
+    for mode, devices in (("jit", 1), ("jit", 8), ("pmap", 8), ("pmap", 2)):
+        program = parallel.compile(
+            small_gan(mode, tx=optax.sgd(0.05)),
+            source(batch_size),
+            seed=0,
+            mode=mode,
+            devices=devices,
+        )
+        carry, finite = program.run(program.init(), 4)
+        assert bool(finite)
+        results[mode, devices] = (carry.state, carry.window.means())
+    for other in list(results)[1:]:
+        trees_close(results["jit", 1], results[other], rtol=2e-4, atol=2e-5)
+
+
+def test_uneven_batch_is_refused():
+    with pytest.raises(UserError, match="--batch_size: 20 rows cannot be split over 8 devices"):
+        parallel.compile(small_gan(), source(20), seed=0)
+
+
+def test_checkpoint_moves_between_device_counts(tmp_path, trees_equal):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    eight = parallel.compile(small_gan(), source(), seed=0, devices=8)
+    carry, _ = eight.run(eight.init(), 2)
+    checkpoints.save(2, carry)
+    one = parallel.compile(small_gan(), source(), seed=0, devices=1)
+    checkpoints._manager.wait_until_finished()
+    step, restored = checkpoints.restore(one.abstract)
+    checkpoints.close()
+    assert step == 2
+    trees_equal(jax.device_get(carry), jax.device_get(restored))
+    assert one.run(restored, 1)[1]
+
+
+def test_later_changes_do_not_reach_a_checkpoint(tmp_path, trees_equal):
+    """The state is donated to the next call while the checkpoint is still being written."""
+    program = parallel.compile(small_gan(), source(), seed=0)
+    checkpoints = Checkpoints(tmp_path, keep=100)
+    carry, copies = program.init(), {}
+    for _ in range(6):
+        carry, _ = program.run(carry, 1)
+        step = int(carry.state.step)
+        copies[step] = jax.tree.map(np.array, carry)
+        checkpoints.save(step, carry)
+    checkpoints._manager.wait_until_finished()
+    for step in sorted(copies, reverse=True):
+        found, restored = checkpoints.restore(program.abstract)
+        assert found == step
+        trees_equal(copies[step], jax.device_get(restored))
+        checkpoints._manager.delete(step)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    "prepare,message",
+    [
+        (lambda p: (p / "thesis.tex").write_text("x"), "is not empty and holds no bpgan run"),
+        (lambda p: (p / "config.json").write_text("{}"), "is not a bpgan record"),
+        (lambda p: (p / "config.json").write_text("not json"), "is not a bpgan record"),
+        (
+            lambda p: (p / "config.json").write_text('{"experiment": "other", "config": {}}'),
+            "holds a run of other, not of test",
+        ),
+    ],
+)
+def test_foreign_workdir_is_refused_and_untouched(tmp_path, prepare, message):
+    prepare(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=message):
+        fit(tmp_path, 1)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_changed_configuration_is_refused_by_name(straight):
+    before = (straight / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"--lr was 0.01, now 0.02"):
+        fit(straight, 13, config={"lr": 0.02, "steps": 13})
+    assert (straight / "config.json").read_bytes() == before
+
+
+def test_workdir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match="cannot be used"):
+            fit(path, 1)
+
+
+def test_run_directory(straight):
+    """What a run leaves behind, read by others: TensorBoard's files are tested with the experiments."""
+    record = json.loads((straight / "config.json").read_text())
+    assert record["experiment"] == "test" and record["versions"]["jax"] == jax.__version__
+    result = json.loads((straight / "result.json").read_text())
+    assert result["status"] == "done" and result["step"] == 13
+    assert {"compile_s", "first_call_s", "train_s", "checkpoint_s", "total_s"} <= set(
+        result["timings"]
+    )
+    grids = sorted(p.name for p in (straight / "samples").iterdir())
+    assert grids == [f"step_{s:08d}.png" for s in (0, 5, 10, 13)]
+    assert (straight / "report.html").stat().st_size > 1000
+
+
+# --- Real processes -----------------------------------------------------------------------------------------------
+
+ROOT = pathlib.Path(__file__).parent.parent
+COMMAND = [
+    sys.executable, "-m", "experiments.mnist_gan", "--preset=smoke", "--net=mlp",
+    "--log_every=7", "--sample_every=0", "--checkpoint_every=5", "--steps=400",
+]  # fmt: skip
+
+
+def start(workdir):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*COMMAND, f"--workdir={workdir}"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_step(process, step):
+    """Reads the log until that step has been reached."""
+    for line in process.stdout:
+        if line.startswith("step ") and int(line.split()[1].split("/")[0]) >= step:
+            return
+    raise AssertionError("the process ended first")
+
+
+def arrays(workdir):
+    """The raw values of the newest checkpoint, without knowing the experiment."""
+    import orbax.checkpoint as ocp
+
+    newest = max((workdir / "checkpoints").iterdir(), key=lambda p: int(p.name))
+    assert newest.name == "400"
+    tree = ocp.StandardCheckpointer().restore(newest.absolute() / "carry")
+    return {
+        jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_killed_and_terminated_processes_end_where_an_undisturbed_one_does(tmp_path):
+    """SIGKILL (in the middle of saves, which happen every 5 steps), SIGTERM and SIGINT; the same command each time."""
+    undisturbed = start(tmp_path / "a")
+    said, _ = undisturbed.communicate(timeout=120)
+    assert undisturbed.returncode == 0, said
+    disturbed = tmp_path / "b"
+    for number, step, code in (
+        (signal.SIGKILL, 30, -signal.SIGKILL),
+        (signal.SIGTERM, 100, 75),
+        (signal.SIGKILL, 180, -signal.SIGKILL),
+        (signal.SIGINT, 250, 75),
+    ):
+        process = start(disturbed)
+        wait_for_step(process, step)
+        time.sleep(np.random.default_rng(step).uniform(0, 0.02))
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == code, said
+        if code == 75:
+            assert "the same command continues" in said
+    final = start(disturbed)
+    said, _ = final.communicate(timeout=120)
+    assert final.returncode == 0 and "resuming at step" in said, said
+    a, b = arrays(tmp_path / "a"), arrays(disturbed)
+    assert a.keys() == b.keys() and len(a) > 20
+    for name in a:
+        assert a[name].tobytes() == b[name].tobytes(), name
+    assert logged(tmp_path / "a") == logged(disturbed)
