@@ -67,20 +67,20 @@ class Config(cli.RunConfig):
     )
     gamma: float = cli.field(0.1, "weight of each penalty", low=0, sweepable=True)
     penalty_every: int = cli.field(4, "apply penalties every k-th update of D, times k", low=1)
-    g_lr: float = cli.field(5e-4, "Adam step size of G", low=0, sweepable=True)
-    d_lr: float = cli.field(5e-4, "Adam step size of D", low=0, sweepable=True)
+    g_lr: float = cli.field(1e-3, "Adam step size of G", low=0, sweepable=True)
+    d_lr: float = cli.field(1e-3, "Adam step size of D", low=0, sweepable=True)
     b1: float = cli.field(0.5, "Adam's decay of the mean gradient", low=0, high=1, sweepable=True)
     b2: float = cli.field(
         0.99, "Adam's decay of the squared gradient", low=0, high=1, sweepable=True
     )
     d_steps: int = cli.field(1, "updates of D per update of G", low=1)
-    ema: float = cli.field(0.995, "decay of the average of G that draws the samples", low=0, high=1)
+    ema: float = cli.field(0.99, "decay of the average of G that draws the samples", low=0, high=1)
     gradients: str = cli.field(
         "autodiff",
         "who computes the gradients; manual: net mlp only",
         choices=("autodiff", "manual"),
     )
-    epochs: float = cli.field(12.0)
+    epochs: float = cli.field(11.0)
     batch_size: int = cli.field(64, "examples per update of D, over all devices")
     log_every: str = cli.field("0.5ep")
     sample_every: str = cli.field("1ep")

@@ -89,7 +89,9 @@ def make_run(path, *, grids=3, evil="<script>alert(1)</script>"):
     (path / "config.json").write_text(json.dumps(record))
     with (path / "metrics.jsonl").open("w") as file:
         for step in range(1, 30):
-            file.write(json.dumps({"step": step, "epoch": step / 10, "d/loss": 1 / step, "</x": 1}) + "\n")
+            file.write(
+                json.dumps({"step": step, "epoch": step / 10, "d/loss": 1 / step, "</x": 1}) + "\n"
+            )
     for step in range(grids):
         image = np.full((8, 8, 1), step % 256, np.uint8)
         report.save_png(path / f"samples/step_{step:08d}.png", image)

@@ -1,0 +1,71 @@
+"""The README's commands run as written (made short), and its Python does too."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.S)
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for kind, block in BLOCKS
+    if kind == "bash"
+    for line in block.splitlines()
+]
+SHORT = ["--steps=4", "--log_every=2", "--sample_every=0", "--checkpoint_every=2"]
+
+
+def test_the_readme_has_commands():
+    assert len(COMMANDS) >= 8 and sum(kind == "python" for kind, _ in BLOCKS) >= 3
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "python"], ids=" ".join)
+def test_command(command, tmp_path):
+    if not {"--help", "--list"} & set(command):
+        preset = any(word.startswith("--preset=") for word in command)
+        command = [*command, *(SHORT if preset else ["--preset=smoke"])]
+    if command[1] == "launch.py":
+        command = ["python", str(ROOT / "launch.py"), *command[2:]]
+    done = subprocess.run(
+        [sys.executable, *command[1:]],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr and "Error" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("target", sorted({c[1] for c in COMMANDS if c[0] == "make"}))
+def test_make_target_exists(target):
+    done = subprocess.run(
+        ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_blocks_run(monkeypatch):
+    from bpgan.losses import LOSSES
+
+    before = dict(LOSSES)
+    try:
+        for kind, block in BLOCKS:
+            if kind == "python":
+                exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+        assert "softer" in LOSSES
+    finally:
+        LOSSES.clear()
+        LOSSES.update(before)
+
+
+def test_links_and_pictures_exist():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
