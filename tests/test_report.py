@@ -4,6 +4,8 @@ import base64
 import html.parser
 import io
 import json
+import re
+import time
 
 import numpy as np
 import pytest
@@ -23,6 +25,15 @@ def test_grid_places_and_quantises_every_pixel():
     np.testing.assert_array_equal(grid[6:8, 0:3], expected[4])
     assert grid[6:8, 4:7].max() == 0 and grid[2].max() == 0
     np.testing.assert_array_equal(report.to_bytes(np.array([-9.0, 9.0])), [0, 255])
+
+
+def test_quantisation_of_values_between_and_beyond():
+    """127.5 (x + 1): ties go to the even byte, as numpy rounds; NaN is black, without a warning."""
+    x = np.array([-1, -1 + 1 / 255, 0, 0.5, 1, np.nan, np.inf, -np.inf], np.float32)
+    np.testing.assert_array_equal(report.to_bytes(x), [0, 0, 128, 191, 255, 0, 255, 0])
+    every = np.arange(256, dtype=np.uint8)
+    assert report.to_bytes(every) is every
+    np.testing.assert_array_equal(report.to_bytes(every / np.float32(127.5) - 1), every)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -53,16 +64,6 @@ def test_damaged_log_is_named(tmp_path):
         report.read_metrics(tmp_path / "m.jsonl")
 
 
-def test_curves_group_thin_and_skip_what_is_not_finite():
-    lines = [{"step": i, "d/loss": float(i), "g/loss": 2.0 * i} for i in range(1, 5001)]
-    lines[7]["d/loss"] = float("nan")
-    panels = report.curves(lines)
-    assert list(panels) == ["loss"] and list(panels["loss"]) == ["d/loss", "g/loss"]
-    points = panels["loss"]["g/loss"]
-    assert len(points) <= 1001 and points[0] == [1, 2.0] and points[-1] == [5000, 10000.0]
-    assert all(np.isfinite(v) for _, v in panels["loss"]["d/loss"])
-
-
 class Page(html.parser.HTMLParser):
     """What matters of a page: its elements and its text."""
 
@@ -90,50 +91,233 @@ def make_run(path, *, grids=3, evil="<script>alert(1)</script>"):
     with (path / "metrics.jsonl").open("w") as file:
         for step in range(1, 30):
             file.write(
-                json.dumps({"step": step, "epoch": step / 10, "d/loss": 1 / step, "</x": 1}) + "\n"
+                json.dumps(
+                    {"step": step, "epoch": step / 10, "d/loss": 1 / step, "</x<!--<script>": 1}
+                )
+                + "\n"
             )
     for step in range(grids):
         image = np.full((8, 8, 1), step % 256, np.uint8)
         report.save_png(path / f"samples/step_{step:08d}.png", image)
 
 
+def make_log(path, values, **more):
+    """A run whose log has the given values of ``loss`` at steps 1, 2, ..."""
+    make_run(path, grids=0)
+    lines = [{"step": i, "epoch": i / 10, "loss": v, **more} for i, v in enumerate(values, 1)]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def page_of(path):
+    """The written page, its elements, and the data of its script."""
+    text = report.write_report(path).read_text()
+    page = Page(text)
+    return text, page, json.loads(text.split('id="data">')[1].split("</script>")[0])
+
+
+def pictures(page):
+    return [attributes for tag, attributes in page.tags if tag == "img"]
+
+
 def test_page_is_self_contained_and_inert(tmp_path):
     make_run(tmp_path)
-    text = report.write_report(tmp_path).read_text()
-    page = Page(text)
+    text, page, data = page_of(tmp_path)
     for tag, attributes in page.tags:
-        for name in ("src", "href"):
+        for name in ("src", "href", "action", "xlink:href", "srcset"):
             assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
-    assert "alert(1)" not in [t.strip() for t in page.text]
+    assert not re.findall(r"https?:|url\(|@import", text)
+    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv"))
+    assert policy.startswith("default-src 'none'") and "http" not in policy
     assert sum(tag == "script" for tag, _ in page.tags) == 2  # the data and our own
-    assert "<!--" not in text.replace("<!doctype", "")
-    pictures = [a for tag, a in page.tags if tag == "img" and "data-step" in a]
-    assert [int(a["data-step"]) for a in pictures] == [0, 1, 2]
-    for value, attributes in enumerate(pictures):
+    assert "<script>alert(1)</script>" in page.text and "<script>alert" not in text
+    assert "$" not in re.sub(r"base64,[^\"]*", "", text)
+    assert [int(a["data-step"]) for a in pictures(page)] == [0, 1, 2]
+    for value, attributes in enumerate(pictures(page)):
         raw = base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,"))
         assert np.asarray(Image.open(io.BytesIO(raw))).max() == value
-    assert ["hidden" in a for a in pictures] == [True, True, False]
-    data = text.split('id="data">')[1].split("</script>")[0]
-    assert json.loads(data)["loss"]["d/loss"][0] == [1, 1.0]
+    assert ["hidden" in a for a in pictures(page)] == [True, True, False]
+    # 8 pixels, enlarged by a whole factor.
+    assert pictures(page)[-1]["width"] == "640" and pictures(page)[-1]["class"] == "pixels"
+    assert data["panels"][0][3][0] == [
+        list(range(1, 30)),
+        [float(f"{1 / i:.6g}") for i in range(1, 30)],
+    ]
     with Image.open(tmp_path / "curves.png") as image:
         assert image.width > 300
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_the_page_says_what_the_run_did(tmp_path):
+    make_log(tmp_path, [4.0, 2.0], **{"time/elapsed": 133.6, "time/images_per_s": 12345.6})
+    result = {
+        "status": "done",
+        "step": 2,
+        "metrics": {"loss": 2.0, "accuracy": 0.75},
+        "timings": {"total_s": 140.0},
+    }
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    text, page, _ = page_of(tmp_path)
+    for shown in (
+        "test",
+        "done",
+        "2 min 14 s",
+        "12,346",
+        "0.75",
+        "epochs",
+        "0.2",
+        "lr",
+        "0.1",
+        "jax",
+        "cpu:0",
+    ):
+        assert shown in page.text, shown
+    assert "<!--" not in text.replace("<!doctype", "")
+    # The run goes on: what its first part ended with no longer describes it.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "epoch": 0.3, "loss": 1.0}\n{"step": 4, "lo')
+    _, page, data = page_of(tmp_path)
+    assert "unfinished" in page.text and "done" not in page.text and "0.75" not in page.text
+    assert data["panels"][0][3] == [[[1, 2, 3], [4.0, 2.0, 1.0]]]
+
+
+def test_curves_are_drawn_where_the_values_are(tmp_path):
+    """The path in the page, without JavaScript: linear in the step, and in the value or its logarithm."""
+    for name, values in {"linear": [1.0, 3.0, 2.0, 2.0], "log": [1.0, 1e-4, 1e-2, 1e-2]}.items():
+        run = tmp_path / name
+        run.mkdir()
+        make_log(run, values)
+        _, page, data = page_of(run)
+        low, high, is_log, _ = data["panels"][0]
+        assert is_log == (name == "log") == ("log scale" in " ".join(page.text))
+        path = next(a["d"] for tag, a in page.tags if tag == "path" and a.get("class") == "c0")
+        points = np.array(re.findall(r"[ML]([\d.]+) ([\d.]+)", path), float)
+        np.testing.assert_allclose(points[:, 0], [250, 500, 750, 1000], atol=0.06)
+        y = np.log10(values) if is_log else np.array(values)
+        np.testing.assert_allclose(points[:, 1], 1000 * (high - y) / (high - low), atol=0.06)
+        assert 0 < points[:, 1].min() < 60 and 940 < points[:, 1].max() < 1000
+
+
+def test_what_is_not_finite_is_a_gap_and_is_said(tmp_path):
+    make_log(
+        tmp_path, [1.0, 2.0, float("nan"), 3.0, None, 1.0, float("inf")], odd="text", flag=None
+    )
+    text, page, data = page_of(tmp_path)
+    panel = next(p for p in data["panels"] if p[3][0][1][0] == 1.0)
+    assert panel[3][0][1] == [1.0, 2.0, None, 3.0, None, 1.0, None]
+    path = next(a["d"] for tag, a in page.tags if tag == "path" and a.get("class") == "c0")
+    assert re.sub(r"[\d. ]+", "", path.replace("h0", "h")) == "MhLMhMh"
+    assert any("loss is not finite at step 3" in t for t in page.text)
+    assert "NaN" not in text and "Infinity" not in text
+
+
+def test_long_curves_are_thinned_but_keep_spikes_gaps_and_ends(tmp_path):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=10_000).round(3)
+    values[1234], values[7777], values[5000] = 50.0, -50.0, np.nan
+    values[1236] = values[7779] = np.nan  # next to the spikes
+    make_log(tmp_path, values.tolist())
+    _, _, data = page_of(tmp_path)
+    steps, kept = data["panels"][0][3][0]
+    assert 600 < len(steps) <= 1000 and steps == sorted(set(steps))
+    assert (steps[0], steps[-1]) == (1, 10_000)
+    assert all(
+        v is None if np.isnan(values[s - 1]) else v == values[s - 1]
+        for s, v in zip(steps, kept, strict=True)
+    )
+    assert {1235, 7778, 5001} <= set(steps)
+
+
+def test_metrics_of_one_unit_share_a_panel(tmp_path):
+    names = (
+        "g/grad_norm",
+        "d/real",
+        "d/loss",
+        "time/images_per_s",
+        "d/fake",
+        "accuracy",
+        "g/loss",
+        "d/grad_norm",
+    )
+    make_log(tmp_path, [])
+    (tmp_path / "metrics.jsonl").write_text(
+        json.dumps({"step": 1} | dict.fromkeys(names, 1.0)) + "\n"
+    )
+    text, _, _ = page_of(tmp_path)
+    panels = re.findall(r"<h3>(.*?)</h3>(.*?)</figcaption>", text, re.S)
+    curves = {title: re.findall(r'class="(c\d)"><i></i>(\S+) ', legend) for title, legend in panels}
+    assert curves == {
+        "Loss": [("c0", "d/loss"), ("c1", "g/loss")],
+        "Mean logit": [("c0", "d/real"), ("c1", "d/fake")],
+        "Gradient norm": [("c1", "g/grad_norm"), ("c0", "d/grad_norm")],
+        "Accuracy": [("c0", "accuracy")],
+        "Images per second": [("c0", "time/images_per_s")],
+    }
+    assert list(curves) == ["Loss", "Mean logit", "Gradient norm", "Accuracy", "Images per second"]
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0], [0.25] * 5, [-3.0, -3.0], [1e-30, 1.0], [1e9, 1.0000001e9], [0.0, 3e38]]
+)
+def test_axes_of_any_values(tmp_path, values):
+    """Ticks lie inside the axis, rise, and differ when printed."""
+    make_log(tmp_path, values)
+    text, _, data = page_of(tmp_path)
+    low, high, *_ = data["panels"][0]
+    assert low < high
+    ticks = re.findall(r'<span style="bottom:([\d.]+)%">(.*?)</span>', text)
+    heights, labels = [float(h) for h, _ in ticks], [label for _, label in ticks]
+    assert (
+        2 <= len(ticks) <= 7
+        and heights == sorted(heights)
+        and 0 <= heights[0]
+        and heights[-1] <= 100
+    )
+    assert len(set(labels)) == len(labels)
 
 
 def test_many_grids_are_thinned_keeping_the_ends(tmp_path):
     make_run(tmp_path, grids=200)
-    page = Page(report.write_report(tmp_path).read_text())
-    steps = [int(a["data-step"]) for tag, a in page.tags if tag == "img" and "data-step" in a]
-    assert len(steps) == 60 and steps[0] == 0 and steps[-1] == 199 and steps == sorted(steps)
+    _, page, _ = page_of(tmp_path)
+    steps = [int(a["data-step"]) for a in pictures(page)]
+    assert len(steps) == 60 and steps[0] == 0 and steps[-1] == 199 and steps == sorted(set(steps))
+    assert set(np.diff(steps)) == {3, 4}
+
+
+def test_large_grids_are_thinned_to_what_can_be_mailed(tmp_path):
+    make_run(tmp_path, grids=0)
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)  # 270 kB each
+    for step in range(60):
+        report.save_png(tmp_path / f"samples/step_{step:08d}.png", noise)
+    text, page, _ = page_of(tmp_path)
+    steps = [int(a["data-step"]) for a in pictures(page)]
+    assert 3e6 < len(text) < 5e6 and steps[0] == 0 and steps[-1] == 59 and len(steps) > 8
 
 
 def test_run_without_samples_or_log(tmp_path):
     make_run(tmp_path, grids=0)
     (tmp_path / "metrics.jsonl").unlink()
-    page = Page(report.write_report(tmp_path).read_text())
-    assert "running or killed" in page.text
-    assert not any(a.get("id") == "samples" for _, a in page.tags)
+    _, page, data = page_of(tmp_path)
+    assert "unfinished" in page.text and not pictures(page) and data["panels"] == []
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_ten_thousand_lines_take_a_moment(tmp_path):
+    metrics = {f"{p}/{m}": 0.5 for p in "dg" for m in ("loss", "grad_norm", "real")}
+    make_log(tmp_path, [1.0] * 10_000, **metrics)
+    report.write_report(tmp_path)  # imports matplotlib
+    start = time.process_time()
+    report.write_report(tmp_path)
+    assert time.process_time() - start < 1.5
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         report.write_report(tmp_path)
+
+
+def test_a_damaged_record_is_refused_and_nothing_is_written(tmp_path):
+    (tmp_path / "config.json").write_text('{"experiment": "te')
+    with pytest.raises(UserError, match=r"holds no run .*config\.json is damaged") as error:
+        report.write_report(tmp_path)
+    assert "\n" not in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]

@@ -211,7 +211,7 @@ def make(
             index = state.step * d_steps + i
             return d_update(state._replace(d=d), real, index, jax.random.fold_in(d_key, i))
 
-        d, d_metrics = lax.scan(d_iteration, state.d, (jnp.arange(d_steps), x))
+        d, d_metrics = lax.scan(d_iteration, state.d, (jnp.arange(d_steps), x), unroll=d_steps == 1)
         g, g_metrics = g_update(state if simultaneous else state._replace(d=d), x[-1], g_key)
         ema = state.ema
         if ema_decay is not None:

@@ -1,7 +1,7 @@
 """What a run left on disk, for people: sample grids, curves, one self-contained HTML page.
 
 Everything here is a function of the run directory (its layout is in ``train.open_run``), so a report can be made again
-at any time, of a finished, running or killed run.
+at any time, of a finished, running or killed run. Page and script are in ``report.html`` next to this file.
 """
 
 import base64
@@ -10,23 +10,42 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from importlib import resources
-from typing import Any
+import re
+import statistics
+import string
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bpgan.types import UserError
 
+_Log = list[dict[str, Any]]
+
 _MAX_POINTS = 1000
-_MAX_GRIDS = 60
+_MAX_GRIDS, _MAX_GRID_BYTES = 60, 3_400_000  # a report stays below 5 MB and can be mailed
+_GRID_WIDTH = 640  # pixels of the page; smaller grids are enlarged by a whole factor
+
+# Metrics share a panel if their names end alike (``d/grad_norm``, ``g/grad_norm``) or have one unit.
+_UNITS = {"real": "logits", "fake": "logits"}
+_TITLES = {
+    "loss": "Loss",
+    "logits": "Mean logit",
+    "grad_norm": "Gradient norm",
+    "images_per_s": "Images per second",
+}
+_ORDER = {"loss": 0, "logits": 1, "grad_norm": 2, "images_per_s": 9}  # others in between
+_UNPLOTTED = {"step", "epoch", "time/elapsed", "time/steps_per_s"}
+_PLAYERS = {"d": 0, "g": 1}  # the same colours in every report
+_COLOURS = ("#2f6fde", "#e2622b", "#2a9d6f", "#8a5fd0", "#c9417c", "#947b1f")
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:
-    """Images in [-1, 1] as uint8: ``round(127.5 (x + 1))``, clipped; uint8 is returned as it is."""
+    """Images in [-1, 1] as uint8: ``round(127.5 (x + 1))``, clipped, NaN black; uint8 is returned as it is."""
     if images.dtype == np.uint8:
         return images
-    return np.clip(np.rint(127.5 * (images.astype(np.float64) + 1)), 0, 255).astype(np.uint8)
+    x = np.nan_to_num(np.asarray(images, np.float64), nan=-1, posinf=1, neginf=-1)
+    return np.rint(127.5 * (np.clip(x, -1, 1) + 1)).astype(np.uint8)
 
 
 def image_grid(images: np.ndarray, *, columns: int = 10, gap: int = 2) -> np.ndarray:
@@ -93,63 +112,46 @@ def _lines(path: pathlib.Path) -> list[tuple[dict[str, Any], int]]:
     return lines
 
 
-def curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[list[float]]]]:
-    """Panels of curves: ``{title: {metric: [[step, value], ...]}}``.
-
-    Metrics whose names end alike share a panel (``d/loss`` and ``g/loss`` are in ``loss``). Values that are not finite
-    are left out; at most about 1000 points are kept of each curve.
-    """
-    panels: dict[str, dict[str, list[list[float]]]] = {}
-    thinned = lines[:: max(1, math.ceil(len(lines) / _MAX_POINTS))]
-    if lines and thinned[-1] is not lines[-1]:
-        thinned = [*thinned, lines[-1]]
-    for line in thinned:
-        for name, value in line.items():
-            if name in ("step", "epoch", "time/elapsed", "time/images_per_s"):
-                continue
-            if isinstance(value, int | float) and math.isfinite(value):
-                panel = panels.setdefault(name.rsplit("/", 1)[-1].replace("_", " "), {})
-                panel.setdefault(name, []).append([line["step"], float(f"{value:.6g}")])
-    return panels
+class _Curve(NamedTuple):
+    name: str
+    colour: int
+    steps: np.ndarray  # int [n]
+    values: np.ndarray  # float64 [n], NaN where not finite
+    bad_since: int | None  # first step with a value that is not finite
 
 
-def save_curves(path: pathlib.Path, panels: Mapping[str, Mapping[str, Any]]) -> None:
-    """Draws the panels of ``curves`` as a PNG of small multiples."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+class _Panel(NamedTuple):
+    title: str
+    curves: list[_Curve]
+    log: bool
+    low: float  # ends of the axis; exponents of ten if log
+    high: float
 
-    columns = min(3, max(1, len(panels)))
-    rows = max(1, -(-len(panels) // columns))
-    figure = Figure(figsize=(4.2 * columns, 2.9 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    for i, (title, panel) in enumerate(panels.items()):
-        axes = figure.add_subplot(rows, columns, i + 1, title=title, xlabel="step")
-        for name, points in panel.items():
-            axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
-        axes.grid(alpha=0.25)
-        if len(panel) > 1:
-            axes.legend(fontsize="small")
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=110)
-    os.replace(temporary, path)
+    def heights(self, values: np.ndarray) -> np.ndarray:
+        """Fractions of the axis, from below."""
+        return ((np.log10(values) if self.log else values) - self.low) / (self.high - self.low)
 
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
-    """Writes ``curves.png`` and ``report.html`` into a run directory and returns the page's path.
+    """Writes ``curves.png`` and ``report.html`` into a run directory; returns the path of the latter.
 
-    The page needs nothing but itself: images are embedded, curves are drawn by a few lines of script inside it.
+    Reads ``config.json``, ``metrics.jsonl``, ``samples/step_*.png`` and ``result.json``; all but the first may be
+    missing. The page is one file that loads nothing.
 
     Raises:
-      UserError: if the directory holds no run.
+      UserError: if the directory holds no run or its log is damaged.
     """
     path = pathlib.Path(workdir)
-    record = _read_json(path / "config.json")
-    if "experiment" not in record:
-        raise UserError(f"{path}: holds no run (no config.json of bpgan)")
-    lines = read_metrics(path / "metrics.jsonl")
-    panels = curves(lines)
-    save_curves(path / "curves.png", panels)
-    page = _page(path, record, _read_json(path / "result.json"), lines, panels)
+    run = _read_json(path / "config.json")
+    if "experiment" not in run:
+        problem = "is damaged" if (path / "config.json").exists() else "is missing"
+        raise UserError(f"{path}: holds no run to report on (config.json {problem})")
+    log = read_metrics(path / "metrics.jsonl")
+    panels = _panels(log)
+    if panels:
+        _write_curves(path / "curves.png", run["experiment"], panels)
+    where = "/".join(path.resolve().parts[-2:])
+    page = _page(where, run, _read_json(path / "result.json"), log, panels, _frames(path))
     temporary = path / "report.html.tmp"
     temporary.write_text(page, encoding="utf-8")
     os.replace(temporary, path / "report.html")
@@ -157,94 +159,294 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a file, empty if there is none."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
-def _page(path, record, result, lines, panels) -> str:
-    """Fills the template; every text that comes from the run is escaped."""
-    last = lines[-1] if lines else {}
-    elapsed = last.get("time/elapsed", 0.0)
-    facts = {
-        "status": result.get("status", "running or killed"),
-        "step": f"{result.get('step', last.get('step', 0)):,}",
-        "epochs": _number(last.get("epoch", "")),
-        "training time": f"{elapsed / 60:.1f} min" if elapsed >= 60 else f"{elapsed:.1f} s",
-        "images/s": _number(last.get("time/images_per_s", "")),
-    }
-    final = {
-        k: v
-        for k, v in (result.get("metrics") or last).items()
-        if not k.startswith("time/") and k not in ("step", "epoch")
-    }
-    resume = f"{record.get('command', '')}"
-    fill = {
-        "TITLE": _text(f"{record['experiment']} · {path.resolve().name}"),
-        "EXPERIMENT": _text(record["experiment"]),
-        "PATH": _text(path),
-        "FACTS": "".join(
-            f"<div><b>{_text(v)}</b><span>{k}</span></div>" for k, v in facts.items() if v
-        ),
-        "SAMPLES": _samples(path),
-        "CURVES": base64.b64encode((path / "curves.png").read_bytes()).decode(),
-        "FINAL": _table(final),
-        "CONFIG": _table(record.get("config", {})),
-        "TIMINGS": _table(result.get("timings", {})),
-        "VERSIONS": _table(
-            record.get("versions", {}) | {"git": record.get("git") or "not a git checkout"}
-        ),
-        "DEVICES": _text(", ".join(map(str, record.get("devices", [])))),
-        "RESUME": _text(resume),
-        # "</" would end the script element that holds it.
-        "DATA": json.dumps(panels).replace("</", "<\\/"),
-    }
-    page = resources.files("bpgan.runtime").joinpath("report.html").read_text(encoding="utf-8")
-    for name, value in fill.items():
-        page = page.replace(f"<!--{name}-->", value)
-    return page
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _samples(path: pathlib.Path) -> str:
-    """The last grid, large, with a slider over all of them; nothing for runs that draw nothing."""
-    files = sorted((path / "samples").glob("step_*.png"))
-    if not files:
-        return ""
-    if len(files) > _MAX_GRIDS:
-        picked = np.linspace(0, len(files) - 1, _MAX_GRIDS).round().astype(int)
-        files = [files[i] for i in picked]
-    images = []
-    for i, file in enumerate(files):
-        step = int(file.stem.removeprefix("step_"))
-        source = base64.b64encode(file.read_bytes()).decode()
-        hidden = " hidden" if i < len(files) - 1 else ""
-        images.append(
-            f'<img{hidden} data-step="{step}" alt="samples at step {step}"'
-            f' src="data:image/png;base64,{source}">'
+# --- curves ---------------------------------------------------------------------------------------
+
+
+def _panels(log: _Log) -> list[_Panel]:
+    """The metrics of a log, those of one unit together, losses first and speed last."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for record in log:
+        for name, value in record.items():
+            if name not in _UNPLOTTED and (value is None or isinstance(value, int | float)):
+                value = math.nan if value is None else float(value)
+                points.setdefault(name, []).append((record["step"], value))
+    groups: dict[str, list[_Curve]] = {}
+    for name, pairs in points.items():
+        player, _, metric = name.rpartition("/")
+        group = groups.setdefault(_UNITS.get(metric, metric), [])
+        free = [i for i in range(len(_COLOURS)) if i not in {curve.colour for curve in group}] or [
+            0
+        ]
+        colour = _PLAYERS.get(player, 0)
+        group.append(_curve(name, colour if colour in free else free[0], *zip(*pairs, strict=True)))
+    return [
+        _panel(_TITLES.get(group, group.replace("_", " ").capitalize()), groups[group])
+        for group in sorted(groups, key=lambda group: _ORDER.get(group, 5))
+    ]
+
+
+def _curve(name: str, colour: int, steps: Sequence[int], values: Sequence[float]) -> _Curve:
+    """Thins to ``_MAX_POINTS`` points. The extremes and a gap of each bucket stay, so no spike goes unseen."""
+    x, y = np.asarray(steps), np.asarray(values)
+    finite = np.isfinite(y)
+    bad_since = None if finite.all() else int(x[~finite][0])
+    y = np.where(finite, y, np.nan)
+    if len(y) > _MAX_POINTS:
+        keep = {0, len(y) - 1}
+        for bucket in np.array_split(np.arange(len(y)), (_MAX_POINTS - 2) // 3):
+            ranked = bucket[np.argsort(y[bucket])].tolist()  # NaN last
+            keep |= {ranked[0], ranked[max(finite[bucket].sum() - 1, 0)], ranked[-1]}
+        x, y = x[sorted(keep)], y[sorted(keep)]
+    return _Curve(name, colour, x, y, bad_since)
+
+
+def _panel(title: str, curves: list[_Curve]) -> _Panel:
+    """Chooses the axis: logarithmic for positive values over more than two decades."""
+    values = np.concatenate([curve.values for curve in curves])
+    values = values[np.isfinite(values)]
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    log = low > 0 and high > 100 * low
+    if log:
+        low, high = math.log10(low), math.log10(high)
+    # Never so narrow that the labels, of four digits, are all the same.
+    margin = max(0.05 * (high - low), 0.005 * abs(high)) or 1.0
+    return _Panel(title, curves, log, low - margin, high + margin)
+
+
+def _ticks(low: float, high: float, *, whole: bool) -> list[float]:
+    """About four round numbers (1, 2 or 5 times a power of ten) in ``[low, high]``; integers if ``whole``."""
+    raw = (high - low) / 4
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
+    step = max(step, 1.0) if whole else step
+    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _write_curves(path: pathlib.Path, title: str, panels: Sequence[_Panel]) -> None:
+    """``curves.png``: the panels of the report, for slides, papers and terminals that show pictures."""
+    # Not pyplot: it is slow to import and keeps every figure.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = 1 + len(panels) // 2
+    figure = Figure(figsize=(10, 2.7 * rows + 0.4), dpi=110, layout="constrained")
+    figure.suptitle(title, parse_math=False)
+    cells = figure.add_gridspec(rows, 2, hspace=0.08)
+    for i, panel in enumerate(
+        panels, 1
+    ):  # the first over both columns, and so the last if it is alone
+        alone = i == 1 or (i == len(panels) and i % 2 == 0)
+        axes = figure.add_subplot(cells[i // 2, slice(None) if alone else i % 2])
+        for curve in panel.curves:
+            marker = "o" if len(curve.steps) == 1 else None
+            style = {"color": _COLOURS[curve.colour], "linewidth": 1.2, "marker": marker}
+            axes.plot(curve.steps, curve.values, label=curve.name, **style)
+        axes.set_yscale("log" if panel.log else "linear")
+        axes.set_title(panel.title, fontsize=10, loc="left", parse_math=False)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        for text in axes.legend(fontsize=8, frameon=False).get_texts():
+            text.set_parse_math(False)
+    temporary = path.with_name(path.name + ".tmp")
+    FigureCanvasAgg(figure).print_png(temporary)
+    os.replace(temporary, path)
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def _frames(path: pathlib.Path) -> list[tuple[int, bytes]]:
+    """The sample grids to show, as (step, PNG): evenly spaced, the first and the last among them."""
+    found = []
+    for file in path.glob("samples/step_*.png"):
+        match = re.fullmatch(r"step_(\d+)\.png", file.name)
+        if match and (png := file.read_bytes()).startswith(b"\x89PNG\r\n\x1a\n"):
+            found.append((int(match[1]), png))
+    found.sort()
+    for count in range(min(len(found), _MAX_GRIDS), 1, -1):
+        chosen = [found[round(i * (len(found) - 1) / (count - 1))] for i in range(count)]
+        if count == 2 or sum(len(png) for _, png in chosen) <= _MAX_GRID_BYTES:
+            return chosen
+    return found
+
+
+def _page(where: str, run: dict, result: dict, log: _Log, panels: list[_Panel], frames) -> str:
+    last = log[-1] if log else {}
+    step = max(last.get("step", 0), result.get("step", 0))
+    if result.get("step") != step:  # left by an earlier part of a run that goes on
+        result = {}
+    status = result.get("status", "unfinished")
+    metrics = {k: v for k, v in last.items() if k not in ("step", "epoch")} | result.get(
+        "metrics", {}
+    )
+    timings = result.get("timings", {})
+    epochs = (
+        last["epoch"] / last["step"] if last.get("step") and _is_finite(last.get("epoch")) else None
+    )
+
+    facts: dict[str, Any] = {"steps": f"{step:,}"}
+    if epochs:
+        facts["epochs"] = _number(round(step * epochs, 2))
+    if _is_finite(seconds := last.get("time/elapsed", timings.get("total_s"))):
+        facts["duration"] = _duration(seconds)
+    speeds = [r["time/images_per_s"] for r in log if _is_finite(r.get("time/images_per_s"))]
+    if speeds:
+        facts["images/s (median)"] = f"{statistics.median(speeds):,.0f}"
+    # What was measured at the end, then the losses.
+    shown = [k for k in metrics if k not in last] + [k for k in last if k.split("/")[-1] == "loss"]
+    facts |= {k: _number(metrics[k]) for k in shown[:6]}
+
+    notes = [] if result else ["No result yet: the run is going on, or was killed."]
+    for curve in (c for panel in panels for c in panel.curves if c.bad_since is not None):
+        notes.append(f"{curve.name} is not finite at step {curve.bad_since:,}.")
+    devices = [str(device) for device in run.get("devices", [])]
+    devices = devices[:4] + [f"… ({len(devices)} in all)"] * (len(devices) > 4)
+    origin = {**run.get("versions", {}), "git": run.get("git"), "devices": ", ".join(devices)}
+    right = max([1] + [int(curve.steps[-1]) for panel in panels for curve in panel.curves])
+    data = {
+        "last": right,
+        "epochsPerStep": epochs,
+        "panels": [
+            [p.low, p.high, p.log, [[c.steps.tolist(), _rounded(c.values)] for c in p.curves]]
+            for p in panels
+        ],
+    }
+    template = pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    return string.Template(template).substitute(
+        experiment=_text(run["experiment"]),
+        where=_text(where),
+        status=_text(status),
+        status_class="done" if status == "done" else "",
+        note=f'<p class="note">{_text(" ".join(notes))}</p>' if notes else "",
+        samples=_samples(frames, epochs),
+        facts=_rows(facts),
+        timings=_section("Seconds of this process", "bars", _bars(timings)),
+        curves=_section("Curves", "curves", "".join(_figure(panel, right) for panel in panels)),
+        config=_section("Configuration", "wide", _rows(run.get("config", {}))),
+        metrics=_section("Final metrics", "", _rows(metrics)),
+        origin=_section("Versions", "", _rows(origin)),
+        command=_text(run.get("command", "")),
+        # Numbers only: nothing in it can end the element that holds it.
+        data=json.dumps(data, separators=(",", ":"), allow_nan=False),
+    )
+
+
+def _samples(frames: Sequence[tuple[int, bytes]], epochs_per_step: float | None) -> str:
+    """The last grid, large, and the others hidden behind a slider; nothing for runs that draw nothing."""
+    images, label = "", ""
+    for i, (step, png) in enumerate(frames, 1):
+        label = f"step {step:,}"
+        if epochs_per_step:
+            label += f" · epoch {_number(round(step * epochs_per_step, 2))}"
+        width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))  # PNG header
+        scale = max(1, _GRID_WIDTH // max(width, 1))
+        kind = ' class="pixels"' if width <= _GRID_WIDTH else ""
+        images += (
+            f'<img{kind} width="{width * scale}" height="{height * scale}" data-step="{step}" alt="Samples at {label}"'
+            f' src="data:image/png;base64,{base64.b64encode(png).decode()}"{" hidden" * (i < len(frames))}>'
         )
-    n = len(files)
-    return (
-        '<section id="samples"><h2>Samples <small>the same latents at every step</small></h2>'
-        f'<figure>{"".join(images)}</figure><div class="player"><button type="button" id="play"'
-        f' aria-label="play">▶</button><input type="range" id="when" min="0" max="{n - 1}"'
-        f' value="{n - 1}" aria-label="step"><output id="step"></output></div></section>'
+    return f"""<figure class="samples"><div class="grid">{images}</div>
+<div class="player" hidden><button type="button" aria-label="Play"><svg viewBox="0 0 16 16">
+<path class="play" d="M4 2.5v11l9.5-5.5z"/><path class="pause" d="M3.5 2.5h3v11h-3zm6 0h3v11h-3z"/></svg></button>
+<input type="range" max="{len(frames) - 1}" value="{len(frames) - 1}" aria-label="Sample grid by step"></div>
+<figcaption>Samples of the same latents, <output>{label}</output>
+<noscript>(earlier ones are behind a slider that needs JavaScript)</noscript></figcaption></figure>""" * bool(
+        frames
     )
 
 
-def _table(values: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><th>{_text(k)}</th><td>{_text(_number(v))}</td></tr>" for k, v in values.items()
+def _figure(panel: _Panel, right: int) -> str:
+    """A panel as static SVG, 1000 x 1000 and stretched to fit; texts are HTML around it and keep their size."""
+    ticks = _ticks(panel.low, panel.high, whole=panel.log)
+    ys = [
+        (100 * (t - panel.low) / (panel.high - panel.low), 10.0**t if panel.log else t)
+        for t in ticks
+    ]
+    xs = [(100 * t / right, t) for t in _ticks(0, right, whole=True)]
+    lines = "".join(f'<path d="M0 {1000 - 10 * at:.1f}h1000"/>' for at, _ in ys)
+    curves = "".join(
+        f'<path class="c{c.colour}{" lone" * (len(c.steps) == 1)}" d="{_path(panel, c, right)}"/>'
+        for c in panel.curves
     )
-    return f"<table>{rows}</table>" if rows else "<p>none</p>"
+    legend = "".join(
+        f'<span class="c{c.colour}"><i></i>{_text(c.name)} <b>{_number(c.values[-1])}</b></span>'
+        for c in panel.curves
+    )
+    y_labels = "".join(f'<span style="bottom:{at:.2f}%">{_number(t)}</span>' for at, t in ys)
+    x_labels = "".join(f'<span style="left:{at:.2f}%">{_number(t)}</span>' for at, t in xs)
+    title = _text(panel.title) + (" <small>log scale</small>" if panel.log else "")
+    return f"""<figure class="panel"><figcaption><h3>{title}</h3><div class="legend">{legend}</div></figcaption>
+<div class="plot"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{_text(panel.title)}">
+<g>{lines}</g>{curves}</svg><div class="ys">{y_labels}</div><div class="xs">{x_labels}</div></div></figure>"""
+
+
+def _path(panel: _Panel, curve: _Curve, right: int) -> str:
+    """A curve as SVG path data; it breaks where values are not finite."""
+    xs, ys = 1000 * curve.steps / right, 1000 * (1 - panel.heights(curve.values))
+    parts, draws = [], False
+    for x, y in zip(xs.tolist(), ys.tolist(), strict=True):
+        if not math.isnan(y):  # "h0" makes a lone point a dot
+            parts.append(f"L{x:.1f} {y:.1f}" if draws else f"M{x:.1f} {y:.1f}h0")
+        draws = not math.isnan(y)
+    return "".join(parts)
 
 
 def _number(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.5g}"
+    """Four digits, or a whole number with separators: for reading, not for computing."""
+    if not _is_finite(value):
+        return "not finite" if isinstance(value, float) else "–"
+    return f"{value:,.0f}" if value == 0 or 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours} h {m:02d} min" if hours else f"{m} min {s:02d} s"
+
+
+def _rounded(values: np.ndarray) -> list[float | None]:
+    return [float(f"{v:.6g}") if math.isfinite(v) else None for v in values.tolist()]
 
 
 def _text(value: Any) -> str:
-    return html.escape(str(value))
+    """Anything as escaped HTML."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "–" if value in ("", None) else html.escape(str(value))
+
+
+def _rows(rows: dict[str, Any]) -> str:
+    return "".join(f"<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>" for k, v in rows.items())
+
+
+def _bars(timings: dict[str, Any]) -> str:
+    """Seconds by activity, each with a bar that is its share of the total."""
+    rows = {k.removesuffix("_s").replace("_", " "): v for k, v in timings.items() if _is_finite(v)}
+    total = max(rows.values(), default=0) or 1
+    return "".join(
+        f'<div><dt>{_text(k)}</dt><dd><i style="--share:{100 * v / total:.1f}%"></i>{v:,.1f}</dd></div>'
+        for k, v in rows.items()
+    )
+
+
+def _section(title: str, kind: str, content: str) -> str:
+    tag = "div" if kind == "curves" else "dl"
+    return (
+        f'<section class="{kind}"><h2>{title}</h2><{tag}>{content}</{tag}></section>'
+        if content
+        else ""
+    )
