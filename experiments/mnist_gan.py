@@ -74,13 +74,13 @@ class Config(cli.RunConfig):
         0.99, "Adam's decay of the squared gradient", low=0, high=1, sweepable=True
     )
     d_steps: int = cli.field(1, "updates of D per update of G", low=1)
-    ema: float = cli.field(0.99, "decay of the average of G that draws the samples", low=0, high=1)
+    ema: float = cli.field(0.995, "decay of the average of G that draws the samples", low=0, high=1)
     gradients: str = cli.field(
         "autodiff",
         "who computes the gradients; manual: net mlp only",
         choices=("autodiff", "manual"),
     )
-    epochs: float = cli.field(11.0)
+    epochs: float = cli.field(10.0)
     batch_size: int = cli.field(64, "examples per update of D, over all devices")
     log_every: str = cli.field("0.5ep")
     sample_every: str = cli.field("1ep")

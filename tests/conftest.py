@@ -4,6 +4,9 @@ import functools
 import os
 import pathlib
 
+# Most of the tests' time is compilation. What must hold of optimised programs (bitwise resume above all) asks for the
+# `optimised` fixture.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 # Programs that several tests (and the processes they start) share are compiled once.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
     pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
@@ -36,6 +39,16 @@ def x64():
     """64-bit floats for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module")
+def optimised():
+    """Compiles as users do, in this process and in those it starts."""
+    del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
 @pytest.fixture

@@ -87,8 +87,11 @@ def logged(workdir):
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
 
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
+
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
+def straight(optimised, tmp_path_factory):
     path = tmp_path_factory.mktemp("straight")
     result = fit(path, 13, sample_every=5)
     assert result.status == "done" and result.step == 13
@@ -197,14 +200,13 @@ def test_state_is_donated_and_traced_once():
     assert int(carry.state.step) == 11 == int(carry.window.count)
 
 
-@pytest.mark.parametrize("batch_size", [16, 24])
-def test_devices_and_modes_agree(batch_size, trees_close):
+def test_devices_and_modes_agree(trees_close):
     """One device, eight devices and pmap; SGD, because Adam would hide a gradient that is too large by a factor."""
     results = {}
     for mode, devices in (("jit", 1), ("jit", 8), ("pmap", 8), ("pmap", 2)):
         program = parallel.compile(
             small_gan(mode, tx=optax.sgd(0.05)),
-            source(batch_size),
+            source(),
             seed=0,
             mode=mode,
             devices=devices,
