@@ -128,3 +128,39 @@ def test_bad_datasets_are_named(tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             data.load(name)
         assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tfds_without_tensorflow(tmp_path, monkeypatch):
+    """A dataset prepared as array_record is read back, both splits; an unprepared or unknown one is named."""
+    import tensorflow_datasets as tfds
+
+    images = np.random.default_rng(0).integers(0, 256, (30, 6, 6, 1), dtype=np.uint8)
+
+    class Tiny(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            image = tfds.features.Tensor(shape=(6, 6, 1), dtype=np.uint8)
+            label = tfds.features.ClassLabel(num_classes=3)
+            features = tfds.features.FeaturesDict({"image": image, "label": label})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(0, 20), "test": self._generate_examples(20, 30)}
+
+        def _generate_examples(self, start, end):
+            for i in range(start, end):
+                yield i, {"image": images[i], "label": i % 3}
+
+    Tiny(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for split, start, end in (("train", 0, 20), ("test", 20, 30)):
+        read = data.load("tfds:tiny", split)
+        expected = {images[i].tobytes(): i % 3 for i in range(start, end)}
+        got = {x.tobytes(): int(y) for x, y in zip(read.x, read.y, strict=True)}
+        assert got == expected and read.x.shape[1:] == (6, 6, 1)
+    with pytest.raises(UserError, match="tfds:mnist: not prepared under"):
+        data.load("tfds:mnist")
+    with pytest.raises(UserError, match="tfds:nonesuch"):
+        data.load("tfds:nonesuch")

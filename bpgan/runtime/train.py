@@ -14,6 +14,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
@@ -89,7 +90,7 @@ def open_run(
             for field in sorted(set(config) | set(old_config))
             if field not in restart_safe and config.get(field) != old_config.get(field)
         ]
-        trained = (path / "metrics.jsonl").exists() or (path / "checkpoints").exists()
+        trained = report.read_metrics(path / "metrics.jsonl") or any(path.glob("checkpoints/*"))
         if changed and trained:
             raise UserError(
                 f"--workdir={workdir}: holds a run with another configuration ({'; '.join(changed)});"
@@ -215,7 +216,13 @@ def _clock(seconds: float) -> str:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[], str | None]]:
-    """Turns the first SIGTERM or SIGINT into a request; a second SIGINT interrupts at once."""
+    """Turns the first SIGTERM or SIGINT into a request; a second SIGINT interrupts at once.
+
+    Only the main thread may do that; in another one signals are left to the program around.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
     received: list[str] = []
 
     def handler(number, frame):
