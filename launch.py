@@ -5,7 +5,7 @@
     python launch.py --experiment=mnist_gan --help
     python launch.py --experiment=mnist_gan --sweep=g_lr=1e-4,2e-4 --sweep=seed=0:8 --jobs=2
 
-Flags that are not the launcher's go to the experiment. A sweep checks every combination first, runs
+Flags that are not the launcher's go to the experiment. A sweep checks the flags of all first, runs
 each as its own process, and ends with a table; the same command resumes what was interrupted.
 """
 

@@ -69,9 +69,11 @@ class Config(cli.RunConfig):
     penalty_every: int = cli.field(4, "apply penalties every k-th update of D, times k", low=1)
     g_lr: float = cli.field(1e-3, "Adam step size of G", low=0, sweepable=True)
     d_lr: float = cli.field(1e-3, "Adam step size of D", low=0, sweepable=True)
-    b1: float = cli.field(0.5, "Adam's decay of the mean gradient", low=0, high=1, sweepable=True)
+    b1: float = cli.field(
+        0.5, "Adam's decay of the mean gradient", low=0, high=0.99999, sweepable=True
+    )
     b2: float = cli.field(
-        0.99, "Adam's decay of the squared gradient", low=0, high=1, sweepable=True
+        0.99, "Adam's decay of the squared gradient", low=0, high=0.99999, sweepable=True
     )
     d_steps: int = cli.field(1, "updates of D per update of G", low=1)
     ema: float = cli.field(0.995, "decay of the average of G that draws the samples", low=0, high=1)

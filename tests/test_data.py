@@ -112,6 +112,12 @@ def test_bad_datasets_are_named(tmp_path):
     np.savez(tmp_path / "float.npz", x=np.zeros((20, 4, 4)))
     np.savez(tmp_path / "other.npz", images=np.zeros((20, 4, 4), np.uint8))
     np.savez(tmp_path / "labels.npz", x=np.zeros((20, 4, 4), np.uint8), y=np.zeros(3, int))
+    np.savez(tmp_path / "huge.npz", x=np.zeros((20, 4, 4), np.uint8), y=np.full(20, 2**40))
+    np.savez(tmp_path / "flat.npz", x=np.zeros((20, 0, 4), np.uint8))
+    np.savez(tmp_path / "five.npz", x=np.zeros((20, 4, 4, 5), np.uint8))
+    (tmp_path / "empty.npz").write_bytes(b"")
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
     np.savez(tmp_path / "small.npz", x=np.zeros((2, 4, 4), np.uint8))
     cases = {
         "mnist": "must be mnist10k",
@@ -121,7 +127,12 @@ def test_bad_datasets_are_named(tmp_path):
         f"npz:{tmp_path}/text.npz": "not a readable",
         f"npz:{tmp_path}/float.npz": "must be uint8",
         f"npz:{tmp_path}/other.npz": "no array 'x'",
-        f"npz:{tmp_path}/labels.npz": "must be non-negative integers",
+        f"npz:{tmp_path}/labels.npz": "must be integers",
+        f"npz:{tmp_path}/huge.npz": "must be class numbers",
+        f"npz:{tmp_path}/flat.npz": "must be uint8",
+        f"npz:{tmp_path}/five.npz": "1, 3 or 4 channels",
+        f"npz:{tmp_path}/empty.npz": "not a readable",
+        f"npz:{tmp_path}/array.npz": "not a readable",
         f"npz:{tmp_path}/small.npz": "at least 10",
     }
     for name, message in cases.items():
@@ -147,7 +158,10 @@ def test_tfds_without_tensorflow(tmp_path, monkeypatch):
             return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples(0, 20), "test": self._generate_examples(20, 30)}
+            return {
+                "train": self._generate_examples(0, 20),
+                "test": self._generate_examples(20, 30),
+            }
 
         def _generate_examples(self, start, end):
             for i in range(start, end):

@@ -177,6 +177,8 @@ def test_non_finite_stops_and_keeps_the_last_sound_checkpoint(tmp_path):
     assert (
         "checkpoint of step 6 is kept" in message and "params/" in message and "\n" not in message
     )
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["status"] == "non-finite" and (tmp_path / "run/report.html").exists()
     steps = sorted(int(p.name) for p in (tmp_path / "run/checkpoints").iterdir())
     assert steps == [3, 6]
 
@@ -374,3 +376,37 @@ def test_killed_and_terminated_processes_end_where_an_undisturbed_one_does(tmp_p
     for name in a:
         assert a[name].tobytes() == b[name].tobytes(), name
     assert logged(tmp_path / "a") == logged(disturbed)
+
+
+def test_second_process_in_a_run_is_refused(tmp_path):
+    process = start(tmp_path / "run")
+    try:
+        wait_for_step(process, 7)
+        record = (tmp_path / "run/config.json").read_bytes()
+        second = start(tmp_path / "run")
+        said, _ = second.communicate(timeout=120)
+        assert second.returncode == 2 and "another process is training here" in said
+        assert (tmp_path / "run/config.json").read_bytes() == record
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_shorter_run_than_the_one_there_is_refused(straight):
+    result = (straight / "result.json").read_bytes()
+    with pytest.raises(UserError, match="at step 13 already, past 5"):
+        fit(straight, 5)
+    assert (straight / "result.json").read_bytes() == result
+
+
+def test_a_start_that_fails_leaves_the_directory_usable(tmp_path):
+    """A batch that cannot be split is mended in place; so is a record half written when the process was killed."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json.tmp").write_text('{"exp')
+    with pytest.raises(UserError, match="cannot be split"):
+        train.fit(
+            small_gan(), source(20), name="test", config={"batch": 20}, restart_safe=frozenset(),
+            workdir=run, seed=0, steps=1, log_every=1,
+        )  # fmt: skip
+    assert fit(run, 1, config={"batch": 16}).status == "done"

@@ -93,11 +93,12 @@ def make(
         average, and ``sample`` uses G as it is.
       simultaneous: update both players from the same point (SimGD) instead of alternately (AltGD).
       axis_name: mapped axis when the step runs per device; gradients, statistics and metrics are averaged over it,
-        and each device takes its rows of the noise of the global batch, so every mode sees the same numbers.
+        and each device takes its rows of the latents of the global batch, so every mode sees the same ones. Noise
+        inside a penalty (the points of ``wgan_gp``) is drawn by each device for itself.
 
     Returns:
       The algorithm, with state ``GANState`` and metrics ``d/loss, d/real, d/fake, d/grad_norm, g/loss, g/grad_norm``
-      (and ``d/penalty``, weighted, if there are penalties) evaluated before the respective update.
+      (and ``d/penalty``, weighted, if there are penalties; ``d/loss`` is without it) before the respective update.
 
     Raises:
       ValueError: from ``step``, at trace time, if the rows of the batch are not a multiple of ``d_steps``.
@@ -134,7 +135,7 @@ def make(
         grads = pmean(grads)
         updates, opt = tx.update(grads, player.opt, player.params)
         params = optax.apply_updates(player.params, updates)
-        metrics = pmean({"loss": value, **metrics}) | {"grad_norm": _global_norm(grads)}
+        metrics = pmean({"loss": value} | metrics) | {"grad_norm": _global_norm(grads)}
         return Player(params, pmean(stats), opt), metrics
 
     def d_update(state: GANState, real, index, key: PRNG):
@@ -147,6 +148,7 @@ def make(
             fake_logits, stats = score(state.d._replace(stats=stats), params, fake)
             value = jnp.mean(loss.d(real_logits, fake_logits))
             metrics: Metrics = {"real": jnp.mean(real_logits), "fake": jnp.mean(fake_logits)}
+            metrics["loss"] = value  # without the penalty, so that it compares across weights
             if penalties:
 
                 def penalty():

@@ -11,7 +11,6 @@
 
 import importlib.resources
 import os
-import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -49,25 +48,42 @@ def _mnist10k(argument: str, split: str) -> tuple[np.ndarray, np.ndarray]:
 def _npz(path: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            if "x" not in arrays:
-                raise UserError(f"--dataset=npz:{path}: no array 'x' in it, only {arrays.files}")
-            x = arrays["x"]
-            y = arrays["y"] if "y" in arrays else np.zeros(len(x), np.int32)
+            names = list(arrays)
+            x = arrays["x"] if "x" in names else None
+            y = arrays["y"] if "y" in names else None
     except FileNotFoundError:
         raise UserError(f"--dataset=npz:{path}: no such file") from None
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # NumPy raises a dozen types for as many kinds of damage
         raise UserError(f"--dataset=npz:{path}: not a readable .npz file ({error})") from None
-    if x.dtype != np.uint8 or x.ndim not in (3, 4):
-        raise UserError(
-            f"--dataset=npz:{path}: 'x' is {x.dtype}{list(x.shape)}, must be uint8 [n, h, w] or [n, h, w, c]"
-        )
-    if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer) or (y < 0).any():
-        raise UserError(
-            f"--dataset=npz:{path}: 'y' is {y.dtype}{list(y.shape)}, must be non-negative integers [{len(x)}]"
-        )
-    if len(x) < 10:
+    if x is None:
+        raise UserError(f"--dataset=npz:{path}: no array 'x' in it, only {names}")
+    if x.ndim and len(x) < 10:
         raise UserError(f"--dataset=npz:{path}: {len(x)} examples, need at least 10")
+    y = np.zeros(x.shape[:1], np.int32) if y is None else y
+    _check(f"npz:{path}", x, y)
     return _every_tenth(x, y, split)
+
+
+def _check(name: str, x: np.ndarray, y: np.ndarray) -> None:
+    """Raises a UserError unless these are images and their labels."""
+    if (
+        x.dtype != np.uint8
+        or x.ndim not in (3, 4)
+        or min(x.shape) < 1
+        or (x.ndim == 4 and x.shape[3] not in (1, 3, 4))
+    ):
+        raise UserError(
+            f"--dataset={name}: 'x' is {x.dtype}{list(x.shape)},"
+            " must be uint8 [n, h, w] or [n, h, w, c] with 1, 3 or 4 channels"
+        )
+    if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
+        raise UserError(
+            f"--dataset={name}: 'y' is {y.dtype}{list(y.shape)}, must be integers [{len(x)}]"
+        )
+    if y.min() < 0 or y.max() >= len(x):
+        raise UserError(
+            f"--dataset={name}: labels go from {y.min()} to {y.max()}, must be class numbers from 0"
+        )
 
 
 def _tfds(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -82,6 +98,7 @@ def _tfds(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
                 f" file_format='array_record', or point TFDS_DATA_DIR at a prepared copy"
             )
         records = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
+        examples = [(record["image"], record.get("label", 0)) for record in records]
     except UserError:
         raise
     except tfds.core.DatasetNotFoundError:
@@ -91,11 +108,12 @@ def _tfds(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     except Exception as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"--dataset=tfds:{name}: {first_line}") from None
-    examples = [(record["image"], record.get("label", 0)) for record in records]
     shapes = {np.shape(image) for image, _ in examples}
     if len(shapes) != 1:
         raise UserError(f"--dataset=tfds:{name}: images of one size are needed, found {shapes}")
-    return np.stack([i for i, _ in examples]), np.array([label for _, label in examples])
+    x, y = np.stack([i for i, _ in examples]), np.array([label for _, label in examples])
+    _check(f"tfds:{name}", x, y)
+    return x, y
 
 
 DATASETS: dict[str, Callable[[str, str], tuple[np.ndarray, np.ndarray]]] = {

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int, UInt
 
-from bpgan.types import Source, stream
+from bpgan.types import Source, UserError, stream
 
 _ROUNDS = 8
 
@@ -83,13 +83,16 @@ def in_memory(
       dtype: of the examples in a batch.
 
     Raises:
-      ValueError: if there are no examples, or ``n * batch_size`` exceeds 2^32.
+      ValueError: if there are no examples.
+      UserError: if ``n * batch_size`` exceeds 2^32.
     """
     length = len(x)
     if length == 0 or len(y) != length:
         raise ValueError(f"need as many labels as examples and at least one: {len(x)}, {len(y)}")
     if length * batch_size >= 2**32:
-        raise ValueError(f"{length} examples x batch {batch_size} exceeds 2^32 index places")
+        raise UserError(
+            f"--batch_size={batch_size}: must be at most {(2**32 - 1) // length} for {length} examples"
+        )
     key = stream(jax.random.key(seed), "data")
     data = {"x": x, "y": y, "order": jax.random.bits(key, (_ROUNDS,), jnp.uint32)}
 

@@ -17,7 +17,7 @@ class Checkpoints:
     newest ``keep`` are kept.
 
     Args:
-      directory: created when the first checkpoint is saved.
+      directory: created if need be.
       keep: how many to keep, at least 1.
     """
 

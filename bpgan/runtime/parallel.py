@@ -46,8 +46,8 @@ class Program(NamedTuple):
 
     Attributes:
       init: ``init() -> carry``, created in its final place on the devices.
-      run: ``run(carry, k) -> (carry, finite)``: ``k`` steps. The carry passed in is consumed. ``finite`` is a bool
-        array: no metric of the window and no number of the state is NaN or infinite.
+      run: ``run(carry, k) -> (carry, finite)``: ``k`` steps. Do not use the carry passed in again, ``jit`` donates
+        it. ``finite`` is a bool array: no metric of the window and no number of the state is NaN or infinite.
       clear: ``clear(carry) -> carry`` with an empty window.
       sample: ``sample(carry, n) -> uint8 or float array on the host``, always from the same latents; None where the
         algorithm cannot sample.

@@ -36,7 +36,7 @@ _CALL_SECONDS = 0.5
 
 
 class NonFinite(Exception):
-    """A metric or a number of the state became NaN or infinite; the message says which and since when."""
+    """A metric or a number of the state became NaN or infinite; the message says which and by when."""
 
 
 class Result(NamedTuple):
@@ -47,6 +47,9 @@ class Result(NamedTuple):
     metrics: dict[str, float]
 
 
+_LOCK, _RECORD = ".lock", "config.json"
+
+
 def open_run(
     workdir: str | os.PathLike,
     *,
@@ -54,7 +57,7 @@ def open_run(
     config: Mapping[str, Any],
     restart_safe: frozenset[str],
 ) -> pathlib.Path:
-    """Creates a run directory, or accepts the one that is there.
+    """Makes a run directory, or accepts the one that is there; ``write_record`` then makes it this run's.
 
     Layout: ``config.json``, ``metrics.jsonl``, ``events.*``, ``samples/``, ``checkpoints/``, ``curves.png``,
     ``report.html``, ``result.json``.
@@ -71,17 +74,18 @@ def open_run(
         raise UserError(f"--workdir={workdir}: cannot be used ({error.strerror})") from None
     if not os.access(path, os.W_OK):
         raise UserError(f"--workdir={workdir}: is not writable")
-    record = path / "config.json"
+    record = path / _RECORD
     if not record.exists():
-        if set(entries) - {".bpgan"}:
+        # What a process killed before its first step may leave behind.
+        if set(entries) - {_LOCK, f"{_RECORD}.tmp", "checkpoints"}:
             raise UserError(
                 f"--workdir={workdir}: is not empty and holds no bpgan run; name a new or empty directory"
             )
     else:
         try:
             old = json.loads(record.read_text())
-            old_name, old_config = old["experiment"], old["config"]
-        except (ValueError, KeyError, TypeError):
+            old_name, old_config = old["experiment"], dict(old["config"])
+        except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"--workdir={workdir}: its config.json is not a bpgan record") from None
         if old_name != name:
             raise UserError(f"--workdir={workdir}: holds a run of {old_name}, not of {name}")
@@ -96,6 +100,11 @@ def open_run(
                 f"--workdir={workdir}: holds a run with another configuration ({'; '.join(changed)});"
                 " use the same flags to resume it or another workdir"
             )
+    return path
+
+
+def write_record(path: pathlib.Path, name: str, config: Mapping[str, Any]) -> None:
+    """Writes ``config.json``: the experiment, every field, versions, devices, revision and command."""
     versions = {"bpgan": __version__, "python": platform.python_version()}
     versions |= {p: metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax", "numpy")}
     description = {
@@ -106,8 +115,20 @@ def open_run(
         "git": _git_revision(),
         "command": shlex.join(sys.argv),
     }
-    write_json(record, description)
-    return path
+    write_json(path / _RECORD, description)
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    """One process per run directory. The kernel gives the lock back however the process ends."""
+    import fcntl
+
+    with (path / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"--workdir={path}: another process is training here") from None
+        yield
 
 
 def _git_revision() -> str | None:
@@ -147,7 +168,7 @@ class _Log:
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._events = SummaryWriter(str(path), purge_step=step + 1 if step else None)
+            self._events = SummaryWriter(str(path), purge_step=step + bool(step))
         self._bar = tqdm(
             total=total,
             initial=step,
@@ -216,7 +237,7 @@ def _clock(seconds: float) -> str:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[], str | None]]:
-    """Turns the first SIGTERM or SIGINT into a request; a second SIGINT interrupts at once.
+    """Turns the first SIGTERM, SIGHUP or SIGINT into a request; a second SIGINT interrupts at once.
 
     Only the main thread may do that; in another one signals are left to the program around.
     """
@@ -231,7 +252,8 @@ def _signals() -> Iterator[Callable[[], str | None]]:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    previous = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}
+    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    previous = {s: signal.signal(s, handler) for s in handled}
     try:
         yield lambda: received[0] if received else None
     finally:
@@ -295,12 +317,16 @@ def fit(
     start = time.perf_counter()
     seconds = _Timings()
     path = open_run(workdir, name=name, config=config, restart_safe=restart_safe)
-    checkpoints = Checkpoints(path / "checkpoints", keep=keep)
-    with seconds("compile"):
-        program = parallel.compile(algorithm, source, seed=seed, mode=mode)
-    restored = checkpoints.restore(program.abstract)
-    step, carry = restored if restored else (0, program.init())
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_locked(path))
+        with seconds("compile"):
+            program = parallel.compile(algorithm, source, seed=seed, mode=mode)
+        checkpoints = Checkpoints(path / "checkpoints", keep=keep)
+        restored = checkpoints.restore(program.abstract)
+        step, carry = restored if restored else (0, program.init())
+        if step > steps:
+            raise UserError(f"--workdir={workdir}: the run is at step {step} already, past {steps}")
+        write_record(path, name, config)
         log = _Log(path, step, steps, source, tensorboard)
         stack.callback(log.close)
         stack.callback(checkpoints.close)
@@ -334,7 +360,9 @@ def fit(
                 finite = bool(finite)
             step += k
             if not finite:
-                _raise_non_finite(carry, step, saved, path)
+                error = _non_finite(carry, step, saved, path)
+                _finish(path, "non-finite", step, {}, seconds)
+                raise error
             log.progress(step)
             # Calls of about the same time whatever the speed; their length does not change any number.
             took = time.perf_counter() - called
@@ -377,7 +405,8 @@ def _finish(path: pathlib.Path, status: str, step: int, values, seconds) -> None
     print(f"{status} at step {step}; report: {path / 'report.html'}")
 
 
-def _raise_non_finite(carry: parallel.Carry, step: int, saved: int, path: pathlib.Path) -> None:
+def _non_finite(carry: parallel.Carry, step: int, saved: int, path: pathlib.Path) -> NonFinite:
+    """The error that says what is no longer finite, by which step, and what can be done."""
     means = carry.window.means()
     names = [name for name, value in means.items() if not math.isfinite(value)]
     for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(carry.state):
@@ -385,7 +414,7 @@ def _raise_non_finite(carry: parallel.Carry, step: int, saved: int, path: pathli
             names.append(jax.tree_util.keystr(leaf_path, simple=True, separator="/"))
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     kept = f"the checkpoint of step {saved} is kept" if saved >= 0 else "no checkpoint was made yet"
-    raise NonFinite(
-        f"not finite at step {step}: {shown}; {kept} in {path}."
-        " Lower the learning rate or the penalty weight, or clip gradients"
+    return NonFinite(
+        f"not finite by step {step}: {shown}; {kept} in {path}."
+        " Try a lower learning rate or penalty weight in a new --workdir"
     )
