@@ -293,7 +293,7 @@ def test_workdir_that_is_a_file_is_refused(tmp_path):
 
 
 def test_run_directory(straight):
-    """What a run leaves behind, read by others: TensorBoard's files are tested with the experiments."""
+    """What a run leaves behind for others to read."""
     record = json.loads((straight / "config.json").read_text())
     assert record["experiment"] == "test" and record["versions"]["jax"] == jax.__version__
     result = json.loads((straight / "result.json").read_text())
@@ -304,6 +304,24 @@ def test_run_directory(straight):
     grids = sorted(p.name for p in (straight / "samples").iterdir())
     assert grids == [f"step_{s:08d}.png" for s in (0, 5, 10, 13)]
     assert (straight / "report.html").stat().st_size > 1000
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensorboard_reads_scalars_grids_and_hyperparameters(tmp_path):
+    """By TensorBoard's own reader, after a resume: every step once."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    fit(run, 6, tensorboard=True, sample_every=4)
+    fit(run, 12, tensorboard=True, sample_every=4)
+    events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
+    log = {line["step"]: line["d/loss"] for line in report.read_metrics(run / "metrics.jsonl")}
+    read = {event.step: event.value for event in events.Scalars("d/loss")}
+    assert read.keys() == log.keys() == {4, 6, 8, 12}
+    np.testing.assert_allclose([read[s] for s in log], list(log.values()), rtol=1e-6)
+    assert [event.step for event in events.Images("samples")] == [0, 4, 6, 8, 12]
+    hyperparameters = EventAccumulator(str(run / "hparams")).Reload()
+    assert "final/d/loss" in hyperparameters.Tags()["scalars"]
 
 
 # --- Real processes -----------------------------------------------------------------------------------------------
