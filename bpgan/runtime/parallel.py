@@ -18,7 +18,6 @@ from jax.sharding import PartitionSpec as P
 
 from bpgan.types import Algorithm, Metrics, Source, UserError, stream
 
-MODES = ("jit", "pmap")
 _AXIS = "batch"
 
 
@@ -152,9 +151,8 @@ def compile(
             out_axes=None,
             devices=used,
         )
-        return lambda *args: mapped(
-            np.arange(len(used)), *args
-        )  # pmap insists on a mapped argument
+        unused = np.arange(len(used))  # pmap insists on a mapped argument
+        return lambda *args: mapped(unused, *args)
 
     def one_step(state, data, key):
         return algorithm.step(state, local(source.batch_at(data, state.step)), key)[1]
