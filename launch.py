@@ -4,9 +4,11 @@
     python launch.py --experiment=mnist_gan --epochs=50
     python launch.py --experiment=mnist_gan --help
     python launch.py --experiment=mnist_gan --sweep=g_lr=1e-4,2e-4 --sweep=seed=0:8 --jobs=2
+    python launch.py --experiment=mnist_gan --processes=2
 
 Flags that are not the launcher's go to the experiment. A sweep checks the flags of all first, runs
 each as its own process, and ends with a table; the same command resumes what was interrupted.
+With --processes, one run is trained by several processes of this machine; under Slurm, srun does that.
 """
 
 import ast
@@ -22,10 +24,12 @@ import pathlib
 import re
 import shlex
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +43,9 @@ from bpgan.types import UserError
 from experiments import _cli as cli
 
 _FOLDER = pathlib.Path(experiments.__path__[0]).resolve()
-_SEVERITY = [cli.DONE, cli.INTERRUPTED, cli.BAD_INPUT, cli.NON_FINITE]  # anything else is worse
+_SEVERITY = [cli.DONE, cli.INTERRUPTED, cli.BAD_INPUT, cli.ANOMALY]  # anything else is worse
+_CANCELLED = (-signal.SIGINT, -signal.SIGTERM, cli.CANCELLED)
+_GRACE_SECONDS = 40.0
 _FLAGS = (
     cli.Flag("experiment", str, "", "which experiment to run"),
     cli.Flag("list", bool, False, "describe the experiments and stop"),
@@ -51,6 +57,14 @@ _FLAGS = (
         " may be repeated, then every combination is run",
     ),
     cli.Flag("jobs", int, 1, "runs of a sweep at a time; each gets its share of the cores", low=1),
+    cli.Flag(
+        "processes",
+        int,
+        1,
+        "processes that train one run together, each on its share of a batch",
+        low=1,
+        high=1024,
+    ),
     cli.Flag("root", str, "runs", "runs go to ROOT/EXPERIMENT/NAME"),
     cli.Flag("dry_run", bool, False, "print the commands and stop"),
 )
@@ -191,17 +205,22 @@ def _open(path: pathlib.Path, mode: str) -> IO[str]:
 class _Child:
     """A running process; knows which signals it was sent."""
 
-    def __init__(self, run: Run, cores: Sequence[int], environment: Mapping[str, str]):
+    def __init__(
+        self,
+        command: Sequence[str],
+        cores: Sequence[int],
+        environment: Mapping[str, str],
+        output: IO[str] | None,
+    ):
         self.start = time.monotonic()
         self.signals_sent = 0
         # A session of its own: Ctrl-C reaches the children once, through us.
-        with _open(run.log, "a") as log, _pinned(cores):
-            print("$", shlex.join(run.command), file=log, flush=True)
+        with _pinned(cores):
             self.process = subprocess.Popen(
-                run.command,
+                command,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                stdout=output,
+                stderr=None if output is None else subprocess.STDOUT,
                 env={**os.environ, **environment},
                 start_new_session=True,
             )
@@ -258,40 +277,127 @@ def execute(runs: Sequence[Run], jobs: int) -> tuple[dict[int, int], bool]:
     waiting = collections.deque(range(len(runs)))
     active: dict[int, tuple[int, _Child]] = {}  # slot -> index of the run, process
     codes: dict[int, int] = {}
-    received: list[int] = []
-    previous = {
-        number: signal.signal(number, lambda number, frame: received.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
 
     def say(index: int, text: str) -> None:
         width = len(str(len(runs)))
         print(f"[{index + 1:{width}d}/{len(runs)}] {runs[index].title}: {text}", flush=True)
 
+    with _received() as received:
+        try:
+            while active or (waiting and not received):
+                for slot, cores in enumerate(shares):
+                    if slot not in active and waiting and not received:
+                        index = waiting.popleft()
+                        with _open(runs[index].log, "a") as log:
+                            print("$", shlex.join(runs[index].command), file=log, flush=True)
+                            child = _Child(runs[index].command, cores, environment, log)
+                        active[slot] = index, child
+                        say(index, f"started, output in {runs[index].log}")
+                time.sleep(0.05)
+                for slot, (index, child) in list(active.items()):
+                    child.forward(received)
+                    code = child.process.poll()
+                    if code is None:
+                        continue
+                    del active[slot]
+                    if received and code in _CANCELLED:
+                        code = cli.INTERRUPTED  # before training began: nothing to save
+                    codes[index] = code
+                    last = _last_line(runs[index].log, code)
+                    say(index, f"{_status(code)} in {child.took}{last}")
+        finally:
+            for _, child in active.values():  # only if something unexpected was raised
+                child.process.terminate()
+    return codes, bool(received)
+
+
+def together(command: Sequence[str], processes: int) -> int:
+    """Trains one run by several processes of this machine; returns the exit code.
+
+    The first one has our terminal. Signals are passed on to all. When one ends before its time the others cannot go
+    on: they find out by themselves, and are ended if they do not within ``_GRACE_SECONDS``; the code is then 75, for
+    what was saved is kept and the same command goes on.
+
+    Raises:
+      UserError: if the machine's GPUs cannot be shared out evenly.
+    """
+    gpus = _gpus()
+    if gpus % processes:
+        raise UserError(
+            f"--processes={processes}: {gpus} GPUs cannot be shared out evenly; must be a divisor of {gpus}"
+        )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    children: list[_Child] = []
+    with tempfile.TemporaryDirectory() as folder, _received() as received:
+        logs = [pathlib.Path(folder, str(i)) for i in range(processes)]
+        try:
+            for i, cores in enumerate(_shares(processes)):
+                environment = _environment() | {
+                    "JAX_COORDINATOR_ADDRESS": address,
+                    "JAX_NUM_PROCESSES": str(processes),
+                    "JAX_PROCESS_ID": str(i),
+                }
+                share = gpus // processes
+                if share:
+                    ids = range(i * share, (i + 1) * share)
+                    environment["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, ids))
+                with logs[i].open("w") as log:
+                    children.append(_Child(command, cores, environment, log if i else None))
+            codes: list[int | None] = [None] * processes
+            deadline = None
+            while None in codes:
+                time.sleep(0.05)
+                for i, child in enumerate(children):
+                    child.forward(received)
+                    if codes[i] is None and (code := child.process.poll()) is not None:
+                        codes[i] = code
+                        if code != cli.DONE and deadline is None and not received:
+                            deadline = time.monotonic() + _GRACE_SECONDS
+                            last = _last_line(logs[i], code) if code > 0 else ""
+                            print(
+                                f"process {i} of {processes}: {_status(code)}{last}; ending the others",
+                                file=sys.stderr,
+                                flush=True,
+                            )
+                if deadline and time.monotonic() > deadline:
+                    for child in children:
+                        child.process.kill()
+        finally:
+            for child in children:  # only if something unexpected was raised
+                if child.process.poll() is None:
+                    child.process.kill()
+    # A process that was killed, or lost another one, can go on; what a process says of itself counts for more.
+    told = [code for code in codes if code in (cli.BAD_INPUT, cli.ANOMALY, cli.UNEXPECTED)]
+    if received and not told and any(code in _CANCELLED for code in codes):
+        return cli.CANCELLED
+    return told[0] if told else max(cli.INTERRUPTED * bool(code) for code in codes)
+
+
+def _gpus() -> int:
+    """How many NVIDIA GPUs the processes may use, without starting JAX."""
+    if os.environ.get("JAX_PLATFORMS", "cuda").partition(",")[0] not in ("cuda", "gpu", ""):
+        return 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name and name != "-1"])
+    return len(list(pathlib.Path("/dev").glob("nvidia[0-9]*")))
+
+
+@contextlib.contextmanager
+def _received() -> Iterator[list[int]]:
+    """The signals received so far, in place of what they would do."""
+    received: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
-        while active or (waiting and not received):
-            for slot, cores in enumerate(shares):
-                if slot not in active and waiting and not received:
-                    index = waiting.popleft()
-                    active[slot] = index, _Child(runs[index], cores, environment)
-                    say(index, f"started, output in {runs[index].log}")
-            time.sleep(0.05)
-            for slot, (index, child) in list(active.items()):
-                child.forward(received)
-                code = child.process.poll()
-                if code is None:
-                    continue
-                del active[slot]
-                if received and code in (-signal.SIGINT, -signal.SIGTERM, cli.CANCELLED):
-                    code = cli.INTERRUPTED  # before training began: nothing to save
-                codes[index] = code
-                say(index, f"{_status(code)} in {child.took}{_last_line(runs[index], code)}")
+        yield received
     finally:
-        for _, child in active.values():  # only if something unexpected was raised
-            child.process.terminate()
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return codes, bool(received)
 
 
 def _status(code: int | None) -> str:
@@ -302,12 +408,12 @@ def _status(code: int | None) -> str:
     return {cli.DONE: "done", cli.INTERRUPTED: "interrupted"}.get(code, f"failed (exit {code})")
 
 
-def _last_line(run: Run, code: int) -> str:
+def _last_line(log: pathlib.Path, code: int) -> str:
     if code in (cli.DONE, cli.INTERRUPTED):
         return ""
     with contextlib.suppress(OSError):
-        with run.log.open("rb") as file:
-            file.seek(max(0, run.log.stat().st_size - 4096))
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 4096))
             lines = file.read().decode(errors="replace").split("\n")
         return next((f": {line.strip()}" for line in reversed(lines) if line.strip()), "")
     return ""
@@ -385,7 +491,7 @@ def sweep(name: str, runs: Sequence[Run], jobs: int) -> int:
     summarise(runs, codes, runs[0].workdir.with_name(f"sweep_{label}_{digest}.csv"))
     for index, code in sorted(codes.items()):
         if code not in (cli.DONE, cli.INTERRUPTED):
-            print(f"{runs[index].title}: {_status(code)}{_last_line(runs[index], code)}")
+            print(f"{runs[index].title}: {_status(code)}{_last_line(runs[index].log, code)}")
             print(f"  {runs[index].log}")
     if interrupted:
         print("interrupted; the same command continues")
@@ -419,7 +525,13 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(f"--experiment={name}: must be one of {', '.join(names())}{hint}")
     module = importlib.import_module(f"experiments.{name}")
     if cli.is_help(rest):
-        return cli.run(module.Config, module.build, module.PRESETS, ["--help"])
+        return cli.run(module.Config, _action(module), module.PRESETS, ["--help"])
+    if (sweeps or chosen["processes"] > 1) and not issubclass(module.Config, cli.RunConfig):
+        raise UserError(
+            f"--experiment={name}: does not train; --sweep and --processes need one that does"
+        )
+    if sweeps and chosen["processes"] > 1:
+        raise UserError(f"--processes={chosen['processes']}: cannot be combined with --sweep")
     if sweeps:
         runs = plan(name, module, rest, sweeps, chosen["root"])
         if chosen["dry_run"]:
@@ -427,13 +539,21 @@ def run(argv: Sequence[str]) -> int:
             return cli.DONE
         return sweep(name, runs, chosen["jobs"])
     cfg = cli.resolve(module.Config, module.PRESETS, rest, other_flags=cli.LAUNCHER_FLAGS)
-    if chosen["root"] != "runs":
+    if chosen["root"] != "runs" and isinstance(cfg, cli.RunConfig):
         folder = pathlib.Path(chosen["root"], name, cli.run_name(cfg, module.PRESETS))
         rest = [f"--workdir={folder}", *rest]
+    command = [*_python(), f"experiments.{name}", *rest]
     if chosen["dry_run"]:
-        dry_run([[*_python(), f"experiments.{name}", *rest]])
+        dry_run([command])
         return cli.DONE
-    return cli.run(module.Config, module.build, module.PRESETS, rest)
+    if chosen["processes"] > 1:
+        return together(command, chosen["processes"])
+    return cli.run(module.Config, _action(module), module.PRESETS, rest)
+
+
+def _action(module: ModuleType) -> Any:
+    """What an experiment does: ``build`` a run to train, or ``run``."""
+    return getattr(module, "build", None) or module.run
 
 
 def _usage(spec: cli.Flag) -> str:

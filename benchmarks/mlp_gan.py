@@ -112,6 +112,7 @@ def full_loop() -> Iterator[Answer]:
     log lines with their TensorBoard events. The first one holds the start and all compilation. Between windows the
     run is held up.
     """
+    from bpgan.runtime import run as run_directory
     from bpgan.runtime import train
     from experiments import _cli as cli
 
@@ -121,17 +122,18 @@ def full_loop() -> Iterator[Answer]:
         for text in (cfg.log_every, cfg.sample_every, cfg.checkpoint_every)
     )
     go, done = queue.SimpleQueue(), queue.SimpleQueue()
-    log_metrics = train._Log.metrics
+    log_write = run_directory.Log.write
     last = (0, time.process_time(), time.perf_counter())
 
-    def metrics(self, step, values):
+    def write(self, step, window, samples):
         nonlocal last
-        log_metrics(self, step, values)
-        if (step - 1) // checkpoint_every > max(0, last[0] - 1) // checkpoint_every:
+        anomalies = log_write(self, step, window, samples)
+        if window and (step - 1) // checkpoint_every > max(0, last[0] - 1) // checkpoint_every:
             now = (step, time.process_time(), time.perf_counter())
             done.put(tuple(b - a for a, b in zip(last, now, strict=True)))
             go.get()
             last = (step, now[1], time.perf_counter())
+        return anomalies
 
     def run():
         try:
@@ -151,7 +153,7 @@ def full_loop() -> Iterator[Answer]:
         finally:
             done.put(None)
 
-    train._Log.metrics = metrics
+    run_directory.Log.write = write
     # Signals belong to the main thread, which is ours; the run ends with the process.
     train._signals = lambda: contextlib.nullcontext(lambda: None)
     threading.Thread(target=run, daemon=True).start()

@@ -15,7 +15,7 @@ a high logit means "real".
 """
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -69,16 +69,26 @@ class Source(NamedTuple):
     """Batches as a pure function of the step.
 
     Attributes:
-      data: arrays that live on the device, passed into the compiled program as an argument.
+      data: arrays that live on the device, passed into the compiled program as an argument; of a source that is read
+        in windows, the shapes and types of one window, whose arrays are ``[steps, b, ...]``.
       batch_at: ``batch_at(data, step) -> {"x": ..., "y": ...}``, traceable; axis 0 is the global batch.
       length: examples per epoch.
       batch_size: rows of one batch.
+      window: steps per window; 0 if ``data`` serves every step. Window ``i`` serves the steps from ``i * window`` on.
+      windows: ``windows(i, rows)`` iterates over the windows from the i-th on, as NumPy arrays that hold only the rows
+        ``rows``, a slice, of each batch.
+      examples: a few examples spread over the data, on the host, as they are stored.
+      fingerprint: of the content of the data; a run is not resumed on data with another one. Empty: unknown.
     """
 
     data: PyTree
     batch_at: Callable[[Any, Any], Batch]
     length: int
     batch_size: int
+    window: int = 0
+    windows: Callable[[int, slice], Iterator[PyTree]] | None = None
+    examples: Any = ()
+    fingerprint: str = ""
 
     @property
     def steps_per_epoch(self) -> float:

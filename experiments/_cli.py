@@ -14,6 +14,7 @@ An experiment is a module with a docstring (its first line describes it) and thi
     if __name__ == "__main__":
         cli.main(Config, build, PRESETS)
 
+One that does not train derives its flags from ``cli.Config`` and has, in place of ``build``, ``run(cfg) -> None``.
 Every field is a flag. An explicit flag wins over ``--preset=NAME``, which wins over the default.
 Whatever is wrong with a command line is said in one line, before any device is touched.
 """
@@ -22,6 +23,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import os
 import pathlib
 import re
 import sys
@@ -36,10 +38,10 @@ from absl import flags
 
 from bpgan.types import Algorithm, Source, UserError
 
-DONE, UNEXPECTED, BAD_INPUT, NON_FINITE, INTERRUPTED, CANCELLED = 0, 1, 2, 3, 75, 130
-"""Exit codes. ``INTERRUPTED`` (EX_TEMPFAIL) promises that the same command continues the run."""
+DONE, UNEXPECTED, BAD_INPUT, ANOMALY, INTERRUPTED, CANCELLED = 0, 1, 2, 3, 75, 130
+"""Exit codes. ``INTERRUPTED`` (EX_TEMPFAIL) promises that the same command continues the run: requeue it."""
 
-LAUNCHER_FLAGS = ("experiment", "list", "sweep", "jobs", "root", "dry_run")
+LAUNCHER_FLAGS = ("experiment", "list", "sweep", "jobs", "processes", "root", "dry_run")
 _RESERVED = {"help", "preset", "flagfile", "undefok", *LAUNCHER_FLAGS}
 _MAX_STEP = 2**31 - 1  # the step is an int32 on the device
 _HELP = re.compile(r"-h|--?help(short|full)?")
@@ -123,13 +125,30 @@ def duration(text: str, steps_per_epoch: float) -> int:
     return max(1, round(float(epochs) * steps_per_epoch)) if float(epochs) else 0
 
 
+def _keep(text: str) -> object:
+    from bpgan.runtime.checkpoint import Keep
+
+    return Keep.parse(text)
+
+
+def _feed(text: str) -> object:
+    from bpgan.data import parse_feed
+
+    return parse_feed(text)
+
+
 def _duration_field(default: str, help: str) -> Any:
     return field(default, help, restart_safe=True, check=lambda text: duration(text, 1.0))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """The fields every experiment has; a subclass may redeclare one to change its default."""
+class Config:
+    """What flags are made of; has none itself."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(Config):
+    """The fields of every experiment that trains; a subclass may redeclare one to change its default."""
 
     seed: int = field(0, "root of all randomness", low=0, high=2**32 - 1, sweepable=True)
     epochs: float = field(1.0, "passes over the data", low=0, exclusive_low=True, restart_safe=True)
@@ -140,6 +159,24 @@ class RunConfig:
     log_every: str = _duration_field("1ep", "interval of log lines: 1ep, 500 (steps), 0 (never)")
     sample_every: str = _duration_field("5ep", "interval of sample grids")
     checkpoint_every: str = _duration_field("10ep", "interval of checkpoints; the end is saved too")
+    keep: str = field(
+        "3",
+        "checkpoints to keep: 3 (the newest) or 3,best=1,min:METRIC as last logged (or max:)",
+        restart_safe=True,
+        check=_keep,
+    )
+    feed: str = field(
+        "auto",
+        "where the data lie: memory, stream or stream:WORKERS (read from disk ahead of use), auto: by size",
+        restart_safe=True,
+        check=_feed,
+    )
+    on_anomaly: str = field(
+        "flag",
+        "on a loss spike or collapsed samples: flag it and go on, or stop; NaN always stops",
+        choices=("flag", "stop"),
+        restart_safe=True,
+    )
     parallel: str = field(
         "jit", "how a batch is split over devices", choices=("jit", "pmap"), restart_safe=True
     )
@@ -150,7 +187,7 @@ class RunConfig:
     tensorboard: bool = field(True, "write TensorBoard event files", restart_safe=True)
 
 
-Config = TypeVar("Config", bound=RunConfig)
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 Presets = Mapping[str, Mapping[str, Any]]
 
 
@@ -224,7 +261,7 @@ class Flag(NamedTuple):
         return f"{kind[self.type]} {bounds}".strip()
 
 
-def flags_of(config_class: type[RunConfig]) -> dict[str, Flag]:
+def flags_of(config_class: type[Config]) -> dict[str, Flag]:
     """The flags of a config class by name, those it declares itself first.
 
     Raises:
@@ -265,18 +302,18 @@ def run_name(config: RunConfig, presets: Presets) -> str:
     return name
 
 
-def restart_safe(config_class: type[RunConfig]) -> frozenset[str]:
+def restart_safe(config_class: type[Config]) -> frozenset[str]:
     """Names of the fields that may change when a run is resumed."""
     return frozenset(f.name for f in flags_of(config_class).values() if f.restart_safe)
 
 
 def resolve(
-    config_class: type[Config],
+    config_class: type[AnyConfig],
     presets: Presets,
     argv: Sequence[str],
     *,
     other_flags: Iterable[str] = (),
-) -> Config:
+) -> AnyConfig:
     """The config that a command line asks for. Touches no global state.
 
     Args:
@@ -368,21 +405,24 @@ def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
-def help_text(config_class: type[RunConfig], presets: Presets, module: ModuleType) -> str:
+def help_text(config_class: type[Config], presets: Presets, module: ModuleType) -> str:
     """What ``--help`` prints: the docstring, the experiment's flags and presets, general flags."""
     own, general = [], []
+    trains = issubclass(config_class, RunConfig)
+    shared = RunConfig.__dataclass_fields__ if trains else ()
     for spec in flags_of(config_class).values():
         bounds = f" ({spec.bounds})" if spec.bounds else ""
         mark = " *" if spec.restart_safe else ""
         row = (f"--{spec.name}={show(spec.default)}", spec.help + bounds + mark)
-        (general if spec.name in RunConfig.__dataclass_fields__ else own).append(row)
+        (general if spec.name in shared else own).append(row)
     own.append(("--preset=NAME", "start from other defaults (explicit flags still win):"))
     for name, preset in presets.items():
         own.append(("", f"{name}: " + " ".join(f"--{k}={show(v)}" for k, v in preset.items())))
     general.append(("--flagfile=FILE", "read flags from a file, one a line"))
     lines = [inspect.cleandoc(module.__doc__ or ""), "", "Flags of this experiment:", *columns(own)]
     lines += ["", "Flags of every experiment:", *columns(general), ""]
-    lines += ["Values shown are defaults. * may differ when an interrupted run is resumed."]
+    lines += ["Values shown are defaults."]
+    lines[-1] += " * may differ when an interrupted run is resumed." * trains
     return "\n".join(lines)
 
 
@@ -408,15 +448,21 @@ def columns(rows: Sequence[tuple[str, str]], width: int = 100) -> list[str]:
 
 
 def run(
-    config_class: type[Config],
-    build: Callable[..., Experiment],
+    config_class: type[AnyConfig],
+    build: Callable[..., Experiment | None],
     presets: Presets,
     argv: Sequence[str],
 ) -> int:
     """Runs the experiment that ``argv`` asks for; returns the exit code.
 
-    0 done, 2 a mistake of the user, 3 no longer finite, 75 interrupted and resumable, 130 cancelled
+    0 done, 2 a mistake of the user, 3 stopped by an anomaly, 75 interrupted and resumable, 130 cancelled
     by Ctrl-C without saving. Anything unexpected is raised.
+
+    Args:
+      config_class: of the flags. A subclass of ``RunConfig`` is trained; any other is handed to ``build``, and that is
+        all.
+      build: ``build(cfg, axis_name) -> Experiment``, or for an experiment that does not train ``run(cfg) -> None``.
+      presets, argv: see ``resolve``.
     """
     module = sys.modules[build.__module__]
     name = _experiment_name(module)
@@ -425,7 +471,10 @@ def run(
             print(help_text(config_class, presets, module))
             return DONE
         cfg = resolve(config_class, presets, argv)
-        return _train(name, cfg, build, presets)
+        if isinstance(cfg, RunConfig):
+            return _train(name, cfg, typing.cast(Callable[..., Experiment], build), presets)
+        build(cfg)
+        return DONE
     except UserError as error:
         return fail(error)
     except KeyboardInterrupt:
@@ -433,7 +482,7 @@ def run(
 
 
 def main(
-    config_class: type[Config], build: Callable[..., Experiment], presets: Presets
+    config_class: type[AnyConfig], build: Callable[..., Experiment | None], presets: Presets
 ) -> NoReturn:
     """The whole ``__main__`` of an experiment: ``run`` with the process's arguments, then exits."""
     sys.exit(run(config_class, build, presets, sys.argv[1:]))
@@ -452,18 +501,20 @@ def _experiment_name(module: ModuleType) -> str:
 
 
 def _train(name: str, cfg: RunConfig, build: Callable[..., Experiment], presets: Presets) -> int:
-    from bpgan.runtime import parallel, train  # heavy, and of no use to --help or a mistaken flag
+    # Heavy, and of no use to --help or a mistaken flag.
+    from bpgan.runtime import checkpoint, parallel, train
 
     changed = [
         f"--{flag.name}={show(getattr(cfg, flag.name))}"
         for flag in flags_of(type(cfg)).values()
         if getattr(cfg, flag.name) != flag.default
     ]
-    print(" ".join([name, *changed]), flush=True)
     parallel.setup(precision=cfg.precision)
+    say = print if parallel.is_lead() else lambda *_, **__: None
+    say(" ".join([name, *changed]), flush=True)
     experiment = build(cfg, axis_name=parallel.axis_name(cfg.parallel))
     if experiment.title:
-        print(experiment.title, flush=True)
+        say(experiment.title, flush=True)
     source = experiment.source
     steps = cfg.steps or max(1, round(cfg.epochs * source.steps_per_epoch))
     if steps > _MAX_STEP:
@@ -491,12 +542,18 @@ def _train(name: str, cfg: RunConfig, build: Callable[..., Experiment], presets:
             log_every=duration(cfg.log_every, source.steps_per_epoch),
             sample_every=duration(cfg.sample_every, source.steps_per_epoch),
             checkpoint_every=duration(cfg.checkpoint_every, source.steps_per_epoch),
+            keep=checkpoint.Keep.parse(cfg.keep),
             mode=cfg.parallel,
+            on_anomaly=cfg.on_anomaly,
             tensorboard=cfg.tensorboard,
             evaluate=evaluate,
         )
-    except train.NonFinite as error:
-        return fail(error, NON_FINITE)
+    except train.Anomaly as error:
+        return fail(error, ANOMALY)
+    except train.Lost as error:
+        fail(error, INTERRUPTED)
+        # JAX would wait for the others at exit, and then abort with pages of its own.
+        os._exit(INTERRUPTED)
     if found:
-        print("\n".join(columns([(key, f"{value:.6g}") for key, value in found.items()])))
+        say("\n".join(columns([(key, f"{value:.6g}") for key, value in found.items()])))
     return DONE if result.status == "done" else INTERRUPTED

@@ -34,7 +34,7 @@ CHUNK = 500
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
-    dataset: str = cli.field("mnist10k", "mnist10k, npz:FILE or tfds:NAME")
+    dataset: str = cli.field("mnist10k", data.FORMS)
     net: str = cli.field("cnn", "architecture", choices=NETS)
     gradients: str = cli.field(
         "autodiff", "who computes the gradients", choices=("autodiff", "manual")
@@ -59,8 +59,8 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     classes = max(train.classes, test.classes)
     if classes < 2:
         raise UserError(f"--dataset={cfg.dataset}: has no labels, or all of one class")
-    if cfg.net == "cnn" and min(train.x.shape[1:3]) < 4:
-        h, w = train.x.shape[1:3]
+    if cfg.net == "cnn" and min(train.shape[:2]) < 4:
+        h, w, _ = train.shape
         raise UserError(
             f"--net=cnn: needs images of at least 4x4, those of {cfg.dataset} are {h}x{w}"
         )
@@ -74,23 +74,25 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         net.init,
         gradient,
         OPTIMIZERS[cfg.optimizer](cfg.lr),
-        data_shape=train.x.shape[1:],
+        data_shape=train.shape,
         dtype=dtype,
         metrics={"accuracy": backprop.accuracy},
         axis_name=axis_name,
     )
-    source = data.in_memory(train.x, train.y, seed=cfg.seed, batch_size=cfg.batch_size, dtype=dtype)
+    source = data.source(
+        train, seed=cfg.seed, batch_size=cfg.batch_size, dtype=dtype, feed=cfg.feed
+    )
 
     def evaluate(state: backprop.State) -> dict[str, float]:
         variables, correct = {**state.stats, "params": state.params}, 0
-        for i in range(0, len(test.x), CHUNK):
-            x = jnp.asarray(test.x[i : i + CHUNK], dtype) / 127.5 - 1
+        for i in range(0, test.length, CHUNK):
+            images, labels = test.read(np.arange(i, min(i + CHUNK, test.length)))
+            x = jnp.asarray(images, dtype) / 127.5 - 1
             logits, _ = net.apply(variables, x, train=False)
-            correct += np.sum(np.argmax(np.asarray(logits), axis=1) == test.y[i : i + CHUNK])
-        return {"test_accuracy": float(correct / len(test.x)), "test_images": float(len(test.x))}
+            correct += np.sum(np.argmax(np.asarray(logits), axis=1) == labels)
+        return {"test_accuracy": float(correct / test.length), "test_images": float(test.length)}
 
-    title = f"{cfg.net} on {cfg.dataset}: {len(train.x)} training and {len(test.x)} test images"
-    return cli.Experiment(algorithm, source, evaluate, title)
+    return cli.Experiment(algorithm, source, evaluate, f"{train.summary()}\n{test.summary()}")
 
 
 if __name__ == "__main__":

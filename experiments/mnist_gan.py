@@ -54,7 +54,7 @@ def _penalties(text: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
-    dataset: str = cli.field("mnist10k", "mnist10k, npz:FILE or tfds:NAME")
+    dataset: str = cli.field("mnist10k", data.FORMS)
     net: str = cli.field("dcgan:32", "both players: mlp, or dcgan:WIDTH (channels)", check=_width)
     latents: str = cli.field(
         "normal:64",
@@ -157,7 +157,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The GAN that ``cfg`` describes, and its data."""
     dtype = jnp.dtype(cfg.precision)
     images = data.load(cfg.dataset)
-    shape = images.x.shape[1:]
+    shape = images.shape
     g_net, d_net = _nets(cfg, shape, axis_name)
     distribution, dim = _latents(cfg.latents)
     algorithm = gan.make(
@@ -175,10 +175,14 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         ema_decay=cfg.ema or None,
         axis_name=axis_name,
     )
-    source = data.in_memory(
-        images.x, images.y, seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps, dtype=dtype
+    source = data.source(
+        images,
+        seed=cfg.seed,
+        batch_size=cfg.batch_size * cfg.d_steps,
+        dtype=dtype,
+        feed=cfg.feed,
     )
-    return cli.Experiment(algorithm, source)
+    return cli.Experiment(algorithm, source, title=images.summary())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """A hostile environment for every test: several devices, no silent broadcasting, no key used twice, no warnings."""
 
+import atexit
 import functools
 import os
 import pathlib
+import shutil
+import tempfile
 
 # Most of the tests' time is compilation. What must hold of optimised programs (bitwise resume above all) asks for the
 # `optimised` fixture.
@@ -11,6 +14,10 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
     pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
 )
+
+# Converted datasets belong to the test that makes them, not to the user's cache.
+os.environ["BPGAN_DATA_DIR"] = tempfile.mkdtemp(prefix="bpgan-test-data-")
+atexit.register(shutil.rmtree, os.environ["BPGAN_DATA_DIR"], ignore_errors=True)
 
 import jax
 import numpy as np

@@ -18,23 +18,27 @@ ALLOWED = {
     "bpgan.nets": {"bpgan.types"},
     "bpgan.data": {"bpgan.types"},
     "bpgan.algorithms": {"bpgan.types", "bpgan.losses"},
-    "bpgan.runtime": {"bpgan.types", "bpgan.version"},
+    "bpgan.runtime": {"bpgan.types", "bpgan.version", "bpgan.runtime.report"},
+    "bpgan.runtime.report": {"bpgan.types"},
     "experiments": {"bpgan.types", "bpgan.losses", "bpgan.penalties", "bpgan.nets", "bpgan.data",
-                    "bpgan.algorithms", "experiments._cli"},
-    "experiments._cli": {"bpgan.types", "bpgan.runtime"},
+                    "bpgan.algorithms", "bpgan.runtime.report", "experiments._cli"},
+    "experiments._cli": {"bpgan.types", "bpgan.data", "bpgan.runtime"},
     "launch": {"bpgan.types", "experiments", "experiments._cli"},
 }  # fmt: skip
 
 # Third-party packages that only certain files may import, anywhere in the file.
 RESERVED = {
-    "absl": {"experiments/_cli.py", "launch.py"},
+    "absl": {"experiments/_cli.py", "launch.py", "bpgan/data/sources.py"},  # grain's flags
     "flax": {"bpgan/nets"},
     "orbax": {"bpgan/runtime/checkpoint.py"},
-    "tensorflow_datasets": {"bpgan/data/datasets.py"},
-    "tensorboardX": {"bpgan/runtime/train.py"},
-    "tqdm": {"bpgan/runtime/train.py"},
+    "tensorflow_datasets": {"bpgan/data/builders.py"},
+    "array_record": {"bpgan/data/cache.py"},
+    "grain": {"bpgan/data/sources.py"},
+    "requests": {"bpgan/data/builders.py"},
+    "tensorboardX": {"bpgan/runtime/run.py"},
+    "tqdm": {"bpgan/runtime/run.py", "bpgan/data"},
     "matplotlib": {"bpgan/runtime/report.py"},
-    "PIL": {"bpgan/runtime/report.py"},
+    "PIL": {"bpgan/runtime/report.py", "bpgan/data/images.py"},
 }
 COMPILERS = {"jit", "pmap", "shard_map", "make_mesh", "Mesh"}
 HEAVY = {
@@ -46,6 +50,8 @@ HEAVY = {
     "tqdm",
     "scipy",
     "grain",
+    "array_record",
+    "requests",
 }
 
 

@@ -61,7 +61,7 @@ def test_accuracy_is_that_of_the_test_split():
     experiment = build("--net=cnn")
     state = jax.eval_shape(experiment.algorithm.init, jax.random.key(0))
     state = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), state)
-    zeros = np.mean(data.load("mnist10k", "test").y == 0)
+    zeros = np.mean(data.load("mnist10k", "test").arrays()[1] == 0)
     assert 0.08 < zeros < 0.12
     np.testing.assert_allclose(experiment.evaluate(state)["test_accuracy"], zeros, rtol=1e-12)
 

@@ -151,7 +151,7 @@ def test_redeclared_fields_inherit_help_bounds_and_restart_safety():
     assert flags["batch_size"].low == 1
     assert cli.restart_safe(Config) == {
         "epochs", "steps", "log_every", "sample_every", "checkpoint_every", "parallel",
-        "workdir", "tensorboard",
+        "workdir", "tensorboard", "keep", "feed", "on_anomaly",
     }  # fmt: skip
 
 
@@ -185,7 +185,11 @@ def test_durations_that_are_none(text):
 # Running: `fit` is replaced, so these tests see exactly what the loop is asked for.
 
 
-class NonFinite(Exception):
+class Anomaly(Exception):
+    pass
+
+
+class Lost(Exception):
     pass
 
 
@@ -201,10 +205,11 @@ def fit(monkeypatch):
         record.evaluated = kwargs["evaluate"]("state")
         return types.SimpleNamespace(status=record.status, step=kwargs["steps"], metrics={})
 
-    train = types.SimpleNamespace(fit=fake, NonFinite=NonFinite)
+    train = types.SimpleNamespace(fit=fake, Anomaly=Anomaly, Lost=Lost)
     parallel = types.SimpleNamespace(
         setup=lambda **kwargs: setattr(record, "setup", kwargs),
         axis_name=lambda mode: "batch" if mode == "pmap" else None,
+        is_lead=lambda: True,
     )
     monkeypatch.setattr(bpgan.runtime, "train", train, raising=False)
     monkeypatch.setattr(bpgan.runtime, "parallel", parallel, raising=False)
@@ -255,7 +260,7 @@ def test_what_evaluate_finds_is_shown_and_kept(fit, capsys):
         (None, "done", 0, ""),
         (None, "interrupted", 75, ""),
         (UserError("--workdir=x:\nis taken"), "", 2, "error: --workdir=x: is taken\n"),
-        (NonFinite("not finite at step 7: d/loss"), "", 3, "error: not finite at step 7: d/loss\n"),
+        (Anomaly("not finite at step 7: d/loss"), "", 3, "error: not finite at step 7: d/loss\n"),
         (KeyboardInterrupt(), "", 130, ""),
     ],
 )

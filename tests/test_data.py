@@ -1,4 +1,4 @@
-"""The order of the data and the datasets themselves."""
+"""The order of the data, and batches of arrays in memory."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,6 @@ import pytest
 import scipy.stats
 
 from bpgan import data
-from bpgan.types import UserError
 
 
 def rows_of(source, steps):
@@ -79,102 +78,3 @@ def test_images_are_stored_as_bytes_and_scaled_in_the_batch():
     expected = x[np.asarray(batch["y"])].astype(np.float64) / 127.5 - 1
     np.testing.assert_allclose(batch["x"], expected, atol=1e-7)
     assert source.steps_per_epoch == 1
-
-
-def test_mnist10k():
-    train, test = data.load("mnist10k"), data.load("mnist10k", "test")
-    assert train.x.shape == (9000, 28, 28, 1) and test.x.shape == (1000, 28, 28, 1)
-    assert train.x.dtype == np.uint8 and train.classes == 10
-    total = np.bincount(train.y) + np.bincount(test.y)
-    np.testing.assert_array_equal(total, [1001, 1127, 991, 1032, 980, 863, 1014, 1070, 944, 978])
-    assert np.abs(np.bincount(test.y) - total / 10).max() < 1
-    seen = {image.tobytes() for image in train.x}
-    assert not any(image.tobytes() in seen for image in test.x)
-    # MNIST's own statistics (mean 0.1307, std 0.3081 of the 60,000) hold for this part to sampling error.
-    assert abs(train.x.mean() / 255 - 0.1307) < 0.003 and abs(train.x.std() / 255 - 0.3081) < 0.003
-
-
-def test_npz(tmp_path):
-    x = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
-    y = np.arange(40) % 4
-    np.savez(tmp_path / "a.npz", x=x, y=y)
-    train, test = (data.load(f"npz:{tmp_path / 'a.npz'}", s) for s in ("train", "test"))
-    assert train.x.shape == (36, 8, 8, 3) and test.x.shape == (4, 8, 8, 3)
-    np.testing.assert_array_equal(np.bincount(test.y), [1, 1, 1, 1])
-    together = {
-        image.tobytes(): label for d in (train, test) for image, label in zip(d.x, d.y, strict=True)
-    }
-    assert together == {image.tobytes(): label for image, label in zip(x, y, strict=True)}
-
-
-def test_bad_datasets_are_named(tmp_path):
-    (tmp_path / "text.npz").write_text("no arrays")
-    np.savez(tmp_path / "float.npz", x=np.zeros((20, 4, 4)))
-    np.savez(tmp_path / "other.npz", images=np.zeros((20, 4, 4), np.uint8))
-    np.savez(tmp_path / "labels.npz", x=np.zeros((20, 4, 4), np.uint8), y=np.zeros(3, int))
-    np.savez(tmp_path / "huge.npz", x=np.zeros((20, 4, 4), np.uint8), y=np.full(20, 2**40))
-    np.savez(tmp_path / "flat.npz", x=np.zeros((20, 0, 4), np.uint8))
-    np.savez(tmp_path / "five.npz", x=np.zeros((20, 4, 4, 5), np.uint8))
-    (tmp_path / "empty.npz").write_bytes(b"")
-    with (tmp_path / "array.npz").open("wb") as file:
-        np.save(file, np.zeros(3))
-    np.savez(tmp_path / "small.npz", x=np.zeros((2, 4, 4), np.uint8))
-    cases = {
-        "mnist": "must be mnist10k",
-        "mnist10k:x": "must be mnist10k",
-        f"npz:{tmp_path}/none.npz": "no such file",
-        f"npz:{tmp_path}": "not a readable",
-        f"npz:{tmp_path}/text.npz": "not a readable",
-        f"npz:{tmp_path}/float.npz": "must be uint8",
-        f"npz:{tmp_path}/other.npz": "no array 'x'",
-        f"npz:{tmp_path}/labels.npz": "must be integers",
-        f"npz:{tmp_path}/huge.npz": "must be class numbers",
-        f"npz:{tmp_path}/flat.npz": "must be uint8",
-        f"npz:{tmp_path}/five.npz": "1, 3 or 4 channels",
-        f"npz:{tmp_path}/empty.npz": "not a readable",
-        f"npz:{tmp_path}/array.npz": "not a readable",
-        f"npz:{tmp_path}/small.npz": "at least 10",
-    }
-    for name, message in cases.items():
-        with pytest.raises(UserError, match=message) as caught:
-            data.load(name)
-        assert name in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_tfds_without_tensorflow(tmp_path, monkeypatch):
-    """A dataset prepared as array_record is read back, both splits; an unprepared or unknown one is named."""
-    import tensorflow_datasets as tfds
-
-    images = np.random.default_rng(0).integers(0, 256, (30, 6, 6, 1), dtype=np.uint8)
-
-    class Tiny(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            image = tfds.features.Tensor(shape=(6, 6, 1), dtype=np.uint8)
-            label = tfds.features.ClassLabel(num_classes=3)
-            features = tfds.features.FeaturesDict({"image": image, "label": label})
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, dl_manager):
-            return {
-                "train": self._generate_examples(0, 20),
-                "test": self._generate_examples(20, 30),
-            }
-
-        def _generate_examples(self, start, end):
-            for i in range(start, end):
-                yield i, {"image": images[i], "label": i % 3}
-
-    Tiny(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    for split, start, end in (("train", 0, 20), ("test", 20, 30)):
-        read = data.load("tfds:tiny", split)
-        expected = {images[i].tobytes(): i % 3 for i in range(start, end)}
-        got = {x.tobytes(): int(y) for x, y in zip(read.x, read.y, strict=True)}
-        assert got == expected and read.x.shape[1:] == (6, 6, 1)
-    with pytest.raises(UserError, match="tfds:mnist: not prepared under"):
-        data.load("tfds:mnist")
-    with pytest.raises(UserError, match="tfds:nonesuch"):
-        data.load("tfds:nonesuch")

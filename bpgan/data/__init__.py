@@ -3,7 +3,18 @@
 A batch is a pure function of ``(seed, step)``: no iterator, nothing to checkpoint, any step reachable at once.
 """
 
-from bpgan.data.datasets import DATASETS, Dataset, load
-from bpgan.data.order import epoch_order, in_memory
+from bpgan.data.datasets import DATASETS, FORMS, Dataset, load
+from bpgan.data.order import epoch_order
+from bpgan.data.sources import in_memory, parse_feed, source, streamed
 
-__all__ = ["DATASETS", "Dataset", "epoch_order", "in_memory", "load"]
+__all__ = [
+    "DATASETS",
+    "FORMS",
+    "Dataset",
+    "epoch_order",
+    "in_memory",
+    "load",
+    "parse_feed",
+    "source",
+    "streamed",
+]

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax._src import distributed  # only to ask where the coordinator is
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bpgan.runtime.peers import Peers
 from bpgan.types import Algorithm, Metrics, Source, UserError, stream
 
 _AXIS = "batch"
@@ -52,6 +54,7 @@ class Program(NamedTuple):
         algorithm cannot sample.
       abstract: the carry's shapes, types and shardings, to restore a checkpoint into.
       devices: how many devices share a batch.
+      window: if not 0, a call must not pass a step that is a multiple of it.
     """
 
     init: Callable[[], Carry]
@@ -60,14 +63,58 @@ class Program(NamedTuple):
     sample: Callable[[Carry, int], np.ndarray] | None
     abstract: Carry
     devices: int
+    window: int
+
+
+class _Feed:
+    """The data that the next steps need, on the device: all there is, or one window while the next is on its way."""
+
+    def __init__(self, source: Source, sharding: Any, rows: slice):
+        self._source, self._sharding, self._rows = source, sharding, rows
+        self._next = -1  # the window that comes out of the iterator next
+        self._ready: dict[int, Any] = {}
+        if not source.windows:
+            self._data = jax.tree.map(
+                lambda x: jax.device_put(np.asarray(x), sharding), source.data
+            )
+
+    def at(self, carry: Carry) -> Any:
+        """The data for the step the carry is at."""
+        if not self._source.windows:
+            return self._data
+        index = int(carry.state.step) // self._source.window
+        if index not in self._ready:
+            self._ready = {}
+            if index != self._next:
+                self._iterator, self._next = self._source.windows(index, self._rows), index
+            self._fetch()
+        self._ready = {i: window for i, window in self._ready.items() if i >= index}
+        return self._ready[index]
+
+    def ahead(self) -> None:
+        """Called while the device computes: puts the next window there."""
+        if self._source.windows and len(self._ready) == 1:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        window = next(self._iterator)
+        self._ready[self._next] = jax.tree.map(
+            lambda local, whole: jax.make_array_from_process_local_data(
+                self._sharding, local, whole.shape
+            ),
+            window,
+            self._source.data,
+        )
+        self._next += 1
 
 
 def setup(precision: str = "float32") -> None:
-    """Process-wide JAX settings: 64-bit types if asked for, and the persistent compilation cache.
+    """Process-wide JAX settings: several processes, 64-bit types if asked for, the persistent compilation cache.
 
     The cache lives in ``$JAX_COMPILATION_CACHE_DIR``, else ``$XDG_CACHE_HOME/bpgan/jax``, else ``~/.cache/bpgan/jax``.
-    An unwritable directory turns it off.
+    An unwritable directory turns it off. Raises what ``join`` raises.
     """
+    join()
     if precision == "float64":
         jax.config.update("jax_enable_x64", True)
     if not jax.config.values["jax_compilation_cache_dir"]:
@@ -80,6 +127,71 @@ def setup(precision: str = "float32") -> None:
         if os.access(path, os.W_OK):
             jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+_peers: Peers | None = None
+
+
+def join() -> None:
+    """Makes this process one of several that train one run together, if its environment says so; called once, early.
+
+    ``JAX_COORDINATOR_ADDRESS`` (host:port), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` say it in words (``launch.py
+    --processes=N`` sets them); in a Slurm step of several tasks, Slurm's own variables do. ``JAX_NUM_PROCESSES=auto``
+    asks JAX to find out, on TPU pods for example.
+
+    From then on, a process that ends before its time ends the others, with exit code 75 and a line that says so.
+
+    Raises:
+      UserError: for variables that make no sense, or if the other processes do not appear within two minutes.
+    """
+    global _peers
+    environ = os.environ
+    count = environ.get("JAX_NUM_PROCESSES", "")
+    if not count and int(environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
+        count = "auto"
+    if not count:
+        return
+    where: dict[str, Any] = {}
+    if count != "auto":
+        index, address = environ.get("JAX_PROCESS_ID", ""), environ.get("JAX_COORDINATOR_ADDRESS")
+        if not (count.isdecimal() and index.isdecimal() and address and int(index) < int(count)):
+            raise UserError(
+                f"JAX_NUM_PROCESSES={count}: needs JAX_PROCESS_ID (is {index!r}) from 0 to below it"
+                f" and JAX_COORDINATOR_ADDRESS=HOST:PORT (is {address!r})"
+            )
+        where = {"num_processes": int(count), "process_id": int(index)}
+    try:
+        jax.distributed.initialize(
+            **where,
+            initialization_timeout=120,
+        )
+        address = distributed.global_state.coordinator_address
+        assert address is not None
+        if jax.process_count() > 1:
+            _peers = Peers(address.rpartition(":")[0])
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the processes of this run cannot find each other: {reason}") from None
+
+
+def leave() -> None:
+    """Ends the watch over the other processes: this one is done. Does nothing for a single process."""
+    if _peers:
+        _peers.leave()
+
+
+def is_lead() -> bool:
+    """Whether this is the process that writes files and talks: the first of those that train a run together."""
+    return jax.process_index() == 0
+
+
+def agree(value: Any) -> np.ndarray:
+    """The ``value`` of every process, ``[processes, ...]``; each waits for all. Free of cost for a single one."""
+    if jax.process_count() == 1:
+        return np.asarray(value)[None]
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(np.asarray(value)))
 
 
 def axis_name(mode: str) -> str | None:
@@ -105,10 +217,13 @@ def compile(
       devices: how many devices to use (default: all).
 
     Raises:
-      UserError: if the batch cannot be split evenly.
+      UserError: if the batch cannot be split evenly, or for ``pmap`` with several processes.
     """
     used = jax.devices()[:devices]
-    if source.batch_size < len(used):
+    several = jax.process_count() > 1
+    if several and mode == "pmap":
+        raise UserError("--parallel=pmap: works in one process only; must be jit with several")
+    if source.batch_size < len(used) and not several:
         used = used[:1]
     if source.batch_size % len(used):
         raise UserError(
@@ -118,7 +233,13 @@ def compile(
     mesh = Mesh(np.array(used), (_AXIS,))
     replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(_AXIS))
     rows = source.batch_size // len(used)
+    mine = [i for i, device in enumerate(used) if device.process_index == jax.process_index()]
     root = jax.random.key(seed)
+    if source.windows and mode == "jit":  # of each [steps, b, ...], this process reads its rows
+        data_sharding = NamedSharding(mesh, P(None, _AXIS))
+        feed_rows = slice(rows * mine[0], rows * (mine[-1] + 1))
+    else:
+        data_sharding, feed_rows = replicated, slice(None)
 
     def local(batch):
         if mode == "pmap":
@@ -178,18 +299,23 @@ def compile(
     else:
         compiled = jax.jit(
             chunk,
-            in_shardings=(replicated, replicated, replicated, None),
+            in_shardings=(replicated, data_sharding, replicated, None),
             out_shardings=replicated,
             donate_argnums=0,
         )
-    data, root = jax.device_put((source.data, root), replicated)
+    root = jax.jit(lambda: jax.random.key(seed), out_shardings=replicated)()
+    feed = _Feed(source, data_sharding, feed_rows)
 
     def run(carry: Carry, k: int) -> tuple[Carry, jax.Array]:
-        return compiled(carry, data, root, np.int32(k))
+        result = compiled(carry, feed.at(carry), root, np.int32(k))
+        feed.ahead()
+        return result
 
     def draw(sample: Callable) -> Callable[[Carry, int], np.ndarray]:
         compiled = jax.jit(
-            lambda state, root, n: sample(state, stream(root, "eval"), n), static_argnums=2
+            lambda state, root, n: sample(state, stream(root, "eval"), n),
+            static_argnums=2,
+            out_shardings=replicated,
         )
         return lambda carry, n: np.asarray(compiled(carry.state, root, n))
 
@@ -200,4 +326,5 @@ def compile(
         sample=draw(algorithm.sample) if algorithm.sample else None,
         abstract=abstract,
         devices=len(used),
+        window=source.window,
     )

@@ -1,6 +1,6 @@
 """What a run left on disk, for people: sample grids, curves, one self-contained HTML page.
 
-Everything here is a function of the run directory (its layout is in ``train.open_run``), so a report can be made again
+Everything here is a function of the run directory (its layout is in ``run.open_run``), so a report can be made again
 at any time, of a finished, running or killed run. Page and script are in ``report.html`` next to this file.
 """
 
@@ -311,6 +311,8 @@ def _page(where: str, run: dict, result: dict, log: _Log, panels: list[_Panel], 
     notes = [] if result else ["No result yet: the run is going on, or was killed."]
     for curve in (c for panel in panels for c in panel.curves if c.bad_since is not None):
         notes.append(f"{curve.name} is not finite at step {curve.bad_since:,}.")
+    found = [f"Step {r['step']:,}: {r['anomaly']}." for r in log if r.get("anomaly")]
+    notes += found[:5] + [f"{len(found) - 5} more anomalies."] * (len(found) > 5)
     devices = [str(device) for device in run.get("devices", [])]
     devices = devices[:4] + [f"… ({len(devices)} in all)"] * (len(devices) > 4)
     origin = {**run.get("versions", {}), "git": run.get("git"), "devices": ", ".join(devices)}

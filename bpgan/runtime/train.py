@@ -1,32 +1,26 @@
 """The training loop: runs a program, logs, draws, saves, resumes and stops cleanly. It knows no GANs.
 
-A run is a directory (see ``open_run``); the same command line continues it. Everything that decides the numbers is
+A run is a directory (see ``run.open_run``); the same command line continues it. Everything that decides the numbers is
 in the compiled program and its carry; this file only chooses how many steps the next call takes and what happens then.
 """
 
 import contextlib
-import json
+import errno
 import math
 import os
 import pathlib
-import platform
-import shlex
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from bpgan.runtime import parallel, report
-from bpgan.runtime.checkpoint import Checkpoints
+from bpgan.runtime import anomaly, parallel, report, run
+from bpgan.runtime.checkpoint import NEWEST, Checkpoints, Keep
 from bpgan.types import Algorithm, Source, UserError
-from bpgan.version import __version__
 
 GRID = 100
 """Images in a sample grid."""
@@ -35,8 +29,12 @@ _CALL_SECONDS = 0.5
 """Aim for one call of the program: long enough to hide the host, short enough for signals and progress."""
 
 
-class NonFinite(Exception):
-    """A metric or a number of the state became NaN or infinite; the message says which and by when."""
+class Anomaly(Exception):
+    """The run was stopped, for a number that is not finite or by ``on_anomaly``; the message says what and when."""
+
+
+class Lost(Exception):
+    """Another process that trains the same run has ended; what was saved is kept, and the same command goes on."""
 
 
 class Result(NamedTuple):
@@ -45,194 +43,6 @@ class Result(NamedTuple):
     status: str
     step: int
     metrics: dict[str, float]
-
-
-_LOCK, _RECORD = ".lock", "config.json"
-
-
-def open_run(
-    workdir: str | os.PathLike,
-    *,
-    name: str,
-    config: Mapping[str, Any],
-    restart_safe: frozenset[str],
-) -> pathlib.Path:
-    """Makes a run directory, or accepts the one that is there; ``write_record`` then makes it this run's.
-
-    Layout: ``config.json``, ``metrics.jsonl``, ``events.*``, ``samples/``, ``checkpoints/``, ``curves.png``,
-    ``report.html``, ``result.json``.
-
-    Raises:
-      UserError: if the directory cannot be written, holds something else than a run of experiment ``name``, or a run
-        whose config differs in a field that is not ``restart_safe``. Nothing in it is changed then.
-    """
-    path = pathlib.Path(workdir)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        entries = os.listdir(path)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot be used ({error.strerror})") from None
-    if not os.access(path, os.W_OK):
-        raise UserError(f"--workdir={workdir}: is not writable")
-    record = path / _RECORD
-    if not record.exists():
-        # What a process killed before its first step may leave behind.
-        if set(entries) - {_LOCK, f"{_RECORD}.tmp", "checkpoints"}:
-            raise UserError(
-                f"--workdir={workdir}: is not empty and holds no bpgan run; name a new or empty directory"
-            )
-    else:
-        try:
-            old = json.loads(record.read_text())
-            old_name, old_config = old["experiment"], dict(old["config"])
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"--workdir={workdir}: its config.json is not a bpgan record") from None
-        if old_name != name:
-            raise UserError(f"--workdir={workdir}: holds a run of {old_name}, not of {name}")
-        changed = [
-            f"--{field} was {old_config.get(field)!r}, now {config.get(field)!r}"
-            for field in sorted(set(config) | set(old_config))
-            if field not in restart_safe and config.get(field) != old_config.get(field)
-        ]
-        trained = report.read_metrics(path / "metrics.jsonl") or any(path.glob("checkpoints/*"))
-        if changed and trained:
-            raise UserError(
-                f"--workdir={workdir}: holds a run with another configuration ({'; '.join(changed)});"
-                " use the same flags to resume it or another workdir"
-            )
-    return path
-
-
-def write_record(path: pathlib.Path, name: str, config: Mapping[str, Any]) -> None:
-    """Writes ``config.json``: the experiment, every field, versions, devices, revision and command."""
-    versions = {"bpgan": __version__, "python": platform.python_version()}
-    versions |= {p: metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax", "numpy")}
-    description = {
-        "experiment": name,
-        "config": dict(config),
-        "versions": versions,
-        "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()],
-        "git": _git_revision(),
-        "command": shlex.join(sys.argv),
-    }
-    write_json(path / _RECORD, description)
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    """One process per run directory. The kernel gives the lock back however the process ends."""
-    import fcntl
-
-    with (path / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"--workdir={path}: another process is training here") from None
-        yield
-
-
-def _git_revision() -> str | None:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    folder = pathlib.Path(__file__).parent
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes ``value`` as JSON so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
-class _Log:
-    """Log lines to the terminal, ``metrics.jsonl`` and TensorBoard."""
-
-    def __init__(
-        self, path: pathlib.Path, step: int, total: int, source: Source, tensorboard: bool
-    ):
-        from tqdm import tqdm
-
-        self._path, self._total, self._source = path, total, source
-        report.truncate_metrics(path / "metrics.jsonl", step)
-        lines = report.read_metrics(path / "metrics.jsonl")
-        self.last = lines[-1] if lines else {}
-        self._file = (path / "metrics.jsonl").open("a")
-        self._before = self.last.get("time/elapsed", 0.0)
-        self._start = self._window_start = time.perf_counter()
-        self._window_step = step
-        self._events = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._events = SummaryWriter(str(path), purge_step=step + bool(step))
-        self._bar = tqdm(
-            total=total,
-            initial=step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
-        )
-
-    def progress(self, step: int) -> None:
-        self._bar.update(step - self._bar.n)
-        rate = self._bar.format_dict["rate"]
-        if rate:
-            self._bar.set_postfix_str(f"{rate * self._source.batch_size:,.0f} images/s", False)
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        now = time.perf_counter()
-        rate = (step - self._window_step) / max(now - self._window_start, 1e-9)
-        self._window_start, self._window_step = now, step
-        left = (self._total - step) / rate
-        self.last = {
-            "step": step,
-            "epoch": round(step / self._source.steps_per_epoch, 4),
-            **values,
-            "time/elapsed": round(self._before + now - self._start, 3),
-            "time/steps_per_s": round(rate, 3),
-            "time/images_per_s": round(rate * self._source.batch_size, 1),
-        }
-        self._file.write(json.dumps(self.last) + "\n")
-        self._file.flush()
-        if self._events:
-            for key, value in self.last.items():
-                if key != "step":
-                    self._events.add_scalar(key, value, step)
-        shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if "norm" not in k)
-        self.say(
-            f"step {step}/{self._total}  epoch {self.last['epoch']:.4g}  {shown}  "
-            f"{rate:.4g} steps/s  {rate * self._source.batch_size:,.0f} images/s  {_clock(left)} left"
-        )
-
-    def image(self, step: int, grid: np.ndarray) -> None:
-        if self._events:
-            self._events.add_image("samples", grid, step, dataformats="HWC")
-
-    def hyperparameters(self, config: Mapping[str, Any], values: Mapping[str, float]) -> None:
-        if self._events:
-            self._events.add_hparams(
-                dict(config), {f"final/{k}": v for k, v in values.items()}, name="hparams"
-            )
-
-    def say(self, line: str) -> None:
-        self._bar.write(line, file=sys.stdout)
-        sys.stdout.flush()
-
-    def close(self) -> None:
-        self._bar.close()
-        self._file.close()
-        if self._events:
-            self._events.close()
-
-
-def _clock(seconds: float) -> str:
-    minutes, s = divmod(int(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
 @contextlib.contextmanager
@@ -252,7 +62,10 @@ def _signals() -> Iterator[Callable[[], str | None]]:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    handled = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+    if jax.process_count() > 1:
+        # JAX's preemption service hears it, and tells the other processes.
+        handled.remove(signal.SIGTERM)
     previous = {s: signal.signal(s, handler) for s in handled}
     try:
         yield lambda: received[0] if received else None
@@ -286,39 +99,54 @@ def fit(
     log_every: int,
     sample_every: int = 0,
     checkpoint_every: int = 0,
-    keep: int = 3,
+    keep: Keep = NEWEST,
     mode: str = "jit",
+    on_anomaly: str = "flag",
     tensorboard: bool = True,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
 ) -> Result:
-    """Trains until ``steps``, from the newest checkpoint in ``workdir`` if there is one.
+    """Trains until ``steps``, from the newest sound checkpoint in ``workdir`` if there is one.
 
     Intervals are in steps, 0 means never; the last step is always logged, drawn and saved. On the same machine and
-    devices, the result is bitwise the same however often the run was interrupted.
+    devices, the result is bitwise the same however often the run was interrupted. Several processes that train one run
+    (``parallel.join``) call this together; the first of them writes and speaks.
 
     Args:
       algorithm: built with ``parallel.axis_name(mode)``.
       source: the batches.
-      name, config, restart_safe, workdir: see ``open_run``.
+      name, config, restart_safe, workdir: see ``run.open_run``.
       seed: root seed.
       steps: the step to stop at.
       log_every: metrics are averaged over this many steps and written.
-      sample_every: a grid of ``GRID`` samples, always of the same latents.
+      sample_every: a grid of ``GRID`` samples, always of the same latents, and how diverse they are.
       checkpoint_every: besides the checkpoint at the end and on SIGTERM or SIGINT.
-      keep: newest checkpoints to keep.
+      keep: which checkpoints stay.
       mode: ``jit`` or ``pmap``.
+      on_anomaly: ``flag`` names loss spikes and collapsed samples in log and report, ``stop`` also ends the run.
       tensorboard: also write event files.
       evaluate: ``state -> {name: value}`` on the host, after the last step.
 
     Raises:
-      UserError: for a workdir that cannot be used, or a batch that cannot be split.
-      NonFinite: if a metric or the state is no longer finite; nothing is saved after the last sound checkpoint.
+      UserError: for a workdir that cannot be used, a full disk, or a batch that cannot be split.
+      Anomaly: if a metric or the state is no longer finite, or by ``on_anomaly``; nothing is saved after the last sound
+        checkpoint.
+      Lost: if another process of the run has ended.
     """
     start = time.perf_counter()
     seconds = _Timings()
-    path = open_run(workdir, name=name, config=config, restart_safe=restart_safe)
+    lead = parallel.is_lead()
+    path = run.open_run(
+        workdir,
+        name=name,
+        config=config,
+        restart_safe=restart_safe,
+        fingerprint=source.fingerprint,
+    )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_locked(path))
+        stack.enter_context(_disk_errors(path))
+        stack.enter_context(_lost_processes(path))
+        if lead:
+            stack.enter_context(run.locked(path))
         with seconds("compile"):
             program = parallel.compile(algorithm, source, seed=seed, mode=mode)
         checkpoints = Checkpoints(path / "checkpoints", keep=keep)
@@ -326,10 +154,11 @@ def fit(
         step, carry = restored if restored else (0, program.init())
         if step > steps:
             raise UserError(f"--workdir={workdir}: the run is at step {step} already, past {steps}")
-        write_record(path, name, config)
-        log = _Log(path, step, steps, source, tensorboard)
+        if lead:
+            run.write_record(path, name, config, source.fingerprint)
+        stack.push(lambda kind, *_: None if _is_lost(kind) else checkpoints.close())
+        log = run.Log(path, step, steps, source, tensorboard=tensorboard, lead=lead)
         stack.callback(log.close)
-        stack.callback(checkpoints.close)
         stopped = stack.enter_context(_signals())
         log.say(
             f"{name}: {'resuming at step ' + str(step) if restored else 'starting'}, {steps} steps"
@@ -338,20 +167,44 @@ def fit(
         )
         saved = step if restored else -1
 
-        def draw(step: int) -> None:
-            if program.sample is not None and sample_every:
-                grid = report.image_grid(program.sample(carry, GRID))
+        def draw(step: int) -> dict[str, float]:
+            """Saves a grid; returns how diverse its samples are, if that can be compared with the data."""
+            if program.sample is None or not sample_every:
+                return {}
+            samples = report.to_bytes(program.sample(carry, GRID))  # by all processes together
+            grid = report.image_grid(samples)
+            if lead:
                 report.save_png(path / "samples" / f"step_{step:08d}.png", grid)
-                log.image(step, grid)
+            log.image(step, grid)
+            if np.shape(source.examples)[1:] != samples.shape[1:]:
+                return {}
+            return anomaly.diversity(samples, report.to_bytes(source.examples))
+
+        def save(step: int) -> None:
+            log.flush()
+            if keep.metric and log.values and keep.metric not in log.values:
+                raise UserError(
+                    f"--keep: {keep.metric} is not logged by this run; known: {', '.join(log.values)}"
+                )
+            checkpoints.save(step, carry, log.values)
+
+        def decide(k: int) -> tuple[int, bool]:
+            """Steps of the next call, which is the lead's word, and whether to stop, which is anyone's."""
+            wishes = parallel.agree([k, bool(stopped()) or checkpoints.preempted()])
+            return int(wishes[0, 0]), bool(wishes[:, 1].any())
 
         if step == 0:
             with seconds("sample"):
                 draw(0)
-        k = 1
-        while step < steps and not stopped():
+        k, ending = decide(1)
+        while step < steps and not ending:
             boundary = min(
                 [steps]
-                + [step - step % n + n for n in (log_every, sample_every, checkpoint_every) if n]
+                + [
+                    step - step % n + n
+                    for n in (log_every, sample_every, checkpoint_every, program.window)
+                    if n
+                ]
             )
             k = min(k, boundary - step)
             called = time.perf_counter()
@@ -361,51 +214,109 @@ def fit(
             step += k
             if not finite:
                 error = _non_finite(carry, step, saved, path)
-                _finish(path, "non-finite", step, {}, seconds)
+                _finish(path, "non-finite", step, {}, seconds, [str(error)])
                 raise error
             log.progress(step)
             # Calls of about the same time whatever the speed; their length does not change any number.
             took = time.perf_counter() - called
             k = max(1, min(2 * k, int(k * _CALL_SECONDS / max(took, 1e-6))))
-            last = step == steps
+            last, window, drawn = step == steps, {}, {}
             if last or (log_every and step % log_every == 0):
                 with seconds("log"):
-                    log.metrics(step, carry.window.means())
+                    window = carry.window.means()
                     carry = program.clear(carry)
             if last or (sample_every and step % sample_every == 0):
                 with seconds("sample"):
-                    draw(step)
+                    drawn = draw(step)
+            with seconds("log"):
+                anomalies = log.write(step, window, drawn) if window or drawn else []
+            if anomalies and on_anomaly == "stop":
+                _finish(path, "anomaly", step, log.values, seconds, log.anomalies)
+                raise _stop_at(step, anomalies, saved, path)
             if last or (checkpoint_every and step % checkpoint_every == 0):
                 with seconds("checkpoint"):
-                    checkpoints.save(step, carry)
+                    save(step)
                     saved = step
+            k, ending = decide(k)
+        if step < steps and saved != step:
+            save(step)
+        checkpoints.close()
         if step < steps:
-            if saved != step:
-                checkpoints.save(step, carry)
-            log.say(f"{stopped()}: saved at step {step}; the same command continues")
-        values = {k: v for k, v in log.last.items() if k not in ("step", "epoch")}
+            log.say(f"{stopped() or 'preempted'}: saved at step {step}; the same command continues")
+        values = dict(log.values)
         if step == steps and evaluate is not None:
             with seconds("evaluate"):
                 values |= {k: float(v) for k, v in evaluate(carry.state).items()}
         status = "done" if step == steps else "interrupted"
         if status == "done" and not (restored and restored[0] == steps):
             log.hyperparameters(config, values)
-    seconds["total"] = time.perf_counter() - start
-    _finish(path, status, step, values, seconds)
+        seconds["total"] = time.perf_counter() - start
+        if lead:
+            _finish(path, status, step, values, seconds, log.anomalies)
+    parallel.leave()
     return Result(status, step, values)
 
 
-def _finish(path: pathlib.Path, status: str, step: int, values, seconds) -> None:
-    timings = {f"{k}_s": round(v, 3) for k, v in seconds.items()}
-    write_json(
-        path / "result.json",
-        {"status": status, "step": step, "metrics": values, "timings": timings},
+@contextlib.contextmanager
+def _disk_errors(path: pathlib.Path) -> Iterator[None]:
+    """A disk that is full or fails is the user's to mend; what was saved before stays, and the run goes on from it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES):
+            raise
+        raise UserError(
+            f"--workdir={path}: cannot be written ({error.strerror}: {error.filename or 'the log'});"
+            " the checkpoints there are kept. Make room or mend the disk, and repeat the command"
+        ) from None
+
+
+@contextlib.contextmanager
+def _lost_processes(path: pathlib.Path) -> Iterator[None]:
+    """Of several processes, turns what the others see when one has ended into one error."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not _is_lost(type(error)):
+            raise
+        raise Lost(
+            f"another process of this run has ended or cannot be reached ({str(error).splitlines()[0][:200]});"
+            f" the checkpoints in {path} are kept, and the same command continues"
+        ) from None
+
+
+def _is_lost(kind: type[BaseException] | None) -> bool:
+    return (
+        kind is not None
+        and issubclass(kind, jax.errors.JaxRuntimeError)
+        and jax.process_count() > 1
     )
+
+
+def _finish(path: pathlib.Path, status: str, step: int, values, seconds, anomalies) -> None:
+    if not parallel.is_lead():
+        return
+    timings = {f"{k}_s": round(v, 3) for k, v in seconds.items()}
+    result = {
+        "status": status,
+        "step": step,
+        "metrics": values,
+        "anomalies": anomalies,
+        "timings": timings,
+    }
+    run.write_json(path / "result.json", result)
     report.write_report(path)
     print(f"{status} at step {step}; report: {path / 'report.html'}")
 
 
-def _non_finite(carry: parallel.Carry, step: int, saved: int, path: pathlib.Path) -> NonFinite:
+def _stop_at(step: int, anomalies: list[str], saved: int, path: pathlib.Path) -> Anomaly:
+    return Anomaly(
+        f"--on_anomaly=stop, at step {step}: {'; '.join(anomalies)}; {_kept(saved)} in {path}."
+        " The same command with --on_anomaly=flag goes on"
+    )
+
+
+def _non_finite(carry: parallel.Carry, step: int, saved: int, path: pathlib.Path) -> Anomaly:
     """The error that says what is no longer finite, by which step, and what can be done."""
     means = carry.window.means()
     names = [name for name, value in means.items() if not math.isfinite(value)]
@@ -413,8 +324,11 @@ def _non_finite(carry: parallel.Carry, step: int, saved: int, path: pathlib.Path
         if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(np.asarray(leaf)).all():
             names.append(jax.tree_util.keystr(leaf_path, simple=True, separator="/"))
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    kept = f"the checkpoint of step {saved} is kept" if saved >= 0 else "no checkpoint was made yet"
-    return NonFinite(
-        f"not finite by step {step}: {shown}; {kept} in {path}."
+    return Anomaly(
+        f"not finite by step {step}: {shown}; {_kept(saved)} in {path}."
         " Try a lower learning rate or penalty weight in a new --workdir"
     )
+
+
+def _kept(saved: int) -> str:
+    return f"the checkpoint of step {saved} is kept" if saved >= 0 else "no checkpoint was made yet"

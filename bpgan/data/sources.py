@@ -1,0 +1,199 @@
+"""Batches as a function of the step: from arrays on the device, or read from disk in windows of steps.
+
+Both show the same examples in the same order: row ``j`` of batch ``t`` is place ``t * batch_size + j`` of the endless
+sequence of shuffled epochs (``order.py``). Neither has a state, so there is nothing to checkpoint and nothing to lose.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpgan.data import order
+from bpgan.data.datasets import Dataset
+from bpgan.types import Source, UserError
+
+_MEMORY = 2 << 30
+"""``feed="auto"``: greatest size in bytes of a split that is kept on the device."""
+
+_WINDOW = 32 << 20
+"""Aim for windows of this many bytes: long enough to hide a call's overhead, short enough to hold several."""
+
+_EXAMPLES = 100
+
+
+def source(
+    dataset: Dataset,
+    *,
+    seed: int,
+    batch_size: int,
+    dtype: Any = jnp.float32,
+    feed: str = "auto",
+) -> Source:
+    """The batches of a dataset.
+
+    Args:
+      dataset: one split.
+      seed: of the order.
+      batch_size: rows of the global batch.
+      dtype: of the images in a batch, which are in [-1, 1].
+      feed: ``memory``, the split is kept on the device; ``stream``, it is read from disk by threads ahead of its use,
+        or ``stream:N``, by N worker processes; ``auto``, memory for at most 2 GiB. The batches are the same.
+
+    Raises:
+      UserError: if the split is too large for an exact order.
+    """
+    kind, workers = parse_feed(feed)
+    size = dataset.length * int(np.prod(dataset.shape))
+    if kind == "memory" or (kind == "auto" and size <= _MEMORY):
+        result = in_memory(*dataset.arrays(), seed=seed, batch_size=batch_size, dtype=dtype)
+    else:
+        result = streamed(
+            dataset.read,
+            length=dataset.length,
+            shape=dataset.shape,
+            seed=seed,
+            batch_size=batch_size,
+            dtype=dtype,
+            workers=workers,
+        )
+    return result._replace(fingerprint=dataset.sha256)
+
+
+def parse_feed(text: str) -> tuple[str, int]:
+    """``auto``, ``memory``, ``stream`` or ``stream:WORKERS`` as (kind, workers). Raises ValueError."""
+    kind, colon, workers = text.partition(":")
+    if kind not in ("auto", "memory", "stream") or (
+        colon and (kind != "stream" or not workers.isdecimal() or int(workers) > 64)
+    ):
+        raise ValueError("must be auto, memory, stream or stream:WORKERS (0 to 64)")
+    return kind, int(workers or 0)
+
+
+def in_memory(
+    x: np.ndarray, y: np.ndarray, *, seed: int, batch_size: int, dtype: Any = jnp.float32
+) -> Source:
+    """A source over arrays that stay on the device.
+
+    Each epoch shows every example exactly once; a batch may straddle two epochs.
+
+    Args:
+      x: examples ``[n, ...]``; uint8 images are stored as they are and become ``x / 127.5 - 1`` in the batch.
+      y: labels ``[n]``.
+      seed: of the order.
+      batch_size: rows of the global batch.
+      dtype: of the examples in a batch.
+
+    Raises:
+      ValueError: if there are no examples.
+      UserError: if ``n * batch_size`` exceeds 2^32.
+    """
+    length = len(x)
+    if length == 0 or len(y) != length:
+        raise ValueError(f"need as many labels as examples and at least one: {len(x)}, {len(y)}")
+    _check_size(length, batch_size)
+    data = {"x": x, "y": y, "order": order.round_keys(seed)}
+
+    def batch_at(data, step):
+        rows = order.rows_at(data["order"], step, length, batch_size)
+        return {
+            "x": _scaled(jnp.take(data["x"], rows, axis=0, mode="clip"), dtype),
+            "y": jnp.take(data["y"], rows, axis=0, mode="clip"),
+        }
+
+    return Source(data, batch_at, length, batch_size, examples=x[_spread(length)])
+
+
+def streamed(
+    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    *,
+    length: int,
+    shape: tuple[int, ...],
+    seed: int,
+    batch_size: int,
+    dtype: Any = jnp.float32,
+    workers: int = 0,
+) -> Source:
+    """A source over examples that are read when they are needed: the batches of ``in_memory``, in bounded memory.
+
+    Args:
+      read: ``read(indices[k]) -> (x uint8 [k, *shape], y int32 [k])``, called from several threads at once; with
+        ``workers``, from processes it is pickled to.
+      length: examples per epoch.
+      shape: of one example.
+      seed, batch_size, dtype: as for ``in_memory``.
+      workers: processes that read; 0 for threads, which suffice unless ``read`` holds the interpreter's lock.
+    """
+    _check_size(length, batch_size)
+    steps = int(np.clip(_WINDOW // (batch_size * int(np.prod(shape))), 1, 256))
+    keys = np.asarray(order.round_keys(seed))
+    spec = {
+        "x": jax.ShapeDtypeStruct((steps, batch_size, *shape), jnp.uint8),
+        "y": jax.ShapeDtypeStruct((steps, batch_size), jnp.int32),
+    }
+
+    def batch_at(data, step):
+        x, y = (jax.lax.dynamic_index_in_dim(data[k], step % steps, keepdims=False) for k in "xy")
+        return {"x": _scaled(x, dtype), "y": y}
+
+    def windows(first: int, rows: slice) -> Iterator[dict[str, np.ndarray]]:
+        return _read_ahead(_Windows(read, keys, length, batch_size, steps, rows), first, workers)
+
+    return Source(
+        spec, batch_at, length, batch_size, steps, windows, examples=read(_spread(length))[0]
+    )
+
+
+class _Windows:
+    """Element ``i`` is window ``i``, as rows ``rows`` of each of its batches; a random-access sequence for grain."""
+
+    def __init__(self, read, keys: np.ndarray, length: int, batch_size: int, steps: int, rows):
+        self._read, self._keys, self._length = read, keys, length
+        self._batch_size, self._steps = batch_size, steps
+        self._rows = np.arange(batch_size)[rows]
+
+    def __len__(self) -> int:
+        return 2**31 // self._steps + 1  # the step is an int32
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        steps = np.arange(self._steps, dtype=np.int64) + index * self._steps
+        places = steps[:, None] * self._batch_size + self._rows
+        x, y = self._read(order.rows_on_host(self._keys, places.ravel(), self._length))
+        return {"x": x.reshape(*places.shape, *x.shape[1:]), "y": y.reshape(places.shape)}
+
+    def __repr__(self) -> str:
+        return f"windows of {self._steps} batches of {self._batch_size}"
+
+
+def _read_ahead(windows: _Windows, first: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    """The windows from ``first`` on, read by threads or processes while the last ones are used."""
+    import grain
+
+    ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+    ready = grain.MapDataset.source(windows)[first:].to_iter_dataset(ahead)
+    if workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():  # grain reads flags of its own; bpgan has not defined any
+            flags.FLAGS.mark_as_parsed()
+        ready = ready.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(ready)
+
+
+def _scaled(x: jax.Array, dtype: Any) -> jax.Array:
+    """uint8 images in [-1, 1]; anything else only converted."""
+    return x.astype(dtype) / 127.5 - 1 if x.dtype == jnp.uint8 else x.astype(dtype)
+
+
+def _spread(length: int) -> np.ndarray:
+    """Indices of up to ``_EXAMPLES`` examples evenly spread over the data, which may be sorted by class."""
+    return np.linspace(0, length - 1, min(length, _EXAMPLES)).round().astype(np.int64)
+
+
+def _check_size(length: int, batch_size: int) -> None:
+    if length * batch_size >= 2**32:
+        raise UserError(
+            f"--batch_size={batch_size}: must be at most {(2**32 - 1) // length} for {length} examples"
+        )

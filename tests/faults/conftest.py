@@ -1,0 +1,12 @@
+"""What several files of fault tests compare with."""
+
+import harness
+import pytest
+
+
+@pytest.fixture(scope="module")
+def undisturbed(optimised, tmp_path_factory):
+    """The run directory of a process that was left alone."""
+    path = tmp_path_factory.mktemp("undisturbed") / "run"
+    harness.finish(harness.start(path))
+    return path

@@ -1,0 +1,120 @@
+"""Which checkpoints stay, what is in them, and what is said when they cannot be written."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bpgan.runtime.checkpoint import Checkpoints, Keep
+from bpgan.types import UserError
+
+
+def tree(step):
+    return {"w": jnp.full((3, 2), float(step)), "n": jnp.int32(step)}
+
+
+ABSTRACT = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree(0)
+)
+
+
+def on_disk(path):
+    return sorted(int(p.name) for p in path.iterdir() if p.name.isdecimal())
+
+
+@pytest.mark.parametrize("text,kept", [("1", [5]), ("2", [4, 5]), ("9", [1, 2, 3, 4, 5])])
+def test_newest_are_kept(tmp_path, text, kept):
+    checkpoints = Checkpoints(tmp_path, keep=Keep.parse(text))
+    for step in range(1, 6):
+        checkpoints.save(step, tree(step))
+    checkpoints.close()
+    assert on_disk(tmp_path) == kept
+
+
+@pytest.mark.parametrize(
+    "text,kept",
+    [("1,min:fid", [2, 5]), ("1,max:fid", [1, 5]), ("2,best=2,min:fid", [2, 4, 5]), ("1,best=3,max:fid", [1, 3, 5])],
+)  # fmt: skip
+@pytest.mark.parametrize("reopened", [False, True])
+def test_newest_and_best_are_kept(tmp_path, text, kept, reopened):
+    """Also across a restart between every two saves; the newest is what a run resumes from, best or not."""
+    fid = {1: 9.0, 2: 1.0, 3: 7.0, 4: 2.0, 5: 5.0}
+    checkpoints = Checkpoints(tmp_path, keep=Keep.parse(text))
+    for step, value in fid.items():
+        checkpoints.save(step, tree(step), {"fid": value, "other": 0.0})
+        if reopened:
+            checkpoints.close()
+            checkpoints = Checkpoints(tmp_path, keep=Keep.parse(text))
+    step, restored = checkpoints.restore(ABSTRACT)
+    checkpoints.close()
+    assert on_disk(tmp_path) == kept
+    assert step == 5 and float(restored["w"][0, 0]) == 5.0
+
+
+def test_checkpoints_without_the_metric_are_not_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=Keep.parse("1,min:fid"))
+    for step, metrics in ((1, {}), (2, {"fid": 3.0}), (3, None), (4, {"fid": 4.0}), (5, {})):
+        checkpoints.save(step, tree(step), metrics)
+    checkpoints.close()
+    assert on_disk(tmp_path) == [2, 5]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "0", "x", "3,", "3,best=0,min:a", "3,best=2", "3,min:", "3,least:a", "-1", "3,best=1"],
+)
+def test_bad_keep(text):
+    with pytest.raises(ValueError, match="must be N or N,best=M,min:METRIC"):
+        Keep.parse(text)
+
+
+def test_manifest_has_type_shape_and_checksum_of_every_array(tmp_path):
+    """CRC-32 of the little-endian bytes, as zlib and every archive tool compute it."""
+    import zlib
+
+    checkpoints = Checkpoints(tmp_path)
+    values = {
+        "a": jnp.array([1.0, -0.0, jnp.nan]),
+        "b": {"c": jnp.zeros((1, 2), jnp.int8)},
+        "d": jnp.bool_(True),
+    }
+    checkpoints.save(7, values)
+    checkpoints.close()
+    (file,) = (tmp_path / "7/manifest").glob("metadata")
+    leaves = json.loads(file.read_text())["leaves"]
+    expected = np.array([1.0, -0.0, np.nan], "<f4").tobytes()
+    assert leaves == {
+        "a": ["float32", [3], zlib.crc32(expected)],
+        "b/c": ["int8", [1, 2], zlib.crc32(bytes(2))],
+        "d": ["bool", [], zlib.crc32(b"\x01")],
+    }
+
+
+def test_leftovers_of_killed_saves_are_removed(tmp_path):
+    (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.restore(ABSTRACT) is None
+    checkpoints.save(3, tree(3))
+    checkpoints.close()
+    assert on_disk(tmp_path) == [3] and not list(tmp_path.glob("*tmp*"))
+
+
+def test_a_save_that_fails_is_one_line(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "x")
+    checkpoints.save(1, tree(1))
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / "x")
+
+    def full(*args, **kwargs):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nmany\nlines")
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(UserError) as caught:
+        checkpoints.save(2, tree(2))
+    message = str(caught.value)
+    assert "checkpoint of step 2" in message and "No space left" in message and "\n" not in message
+    assert "that of step 1 is kept" in message
+    checkpoints.close()
+    checkpoints.close()

@@ -1,0 +1,337 @@
+"""Image files against NumPy and arithmetic by hand; PIL only writes them."""
+
+import io
+import pathlib
+import struct
+import zipfile
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from bpgan.data import images
+from bpgan.data.images import Form
+
+LOSSLESS = ("PNG", "BMP", "TIFF", "WEBP")
+RGB = Form(channels=3)
+GREY = Form(channels=1)
+
+
+def encode(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def random(*shape, seed=0, dtype=np.uint8, high=256):
+    return np.random.default_rng(seed).integers(0, high, shape).astype(dtype)
+
+
+def header(data, tmp_path):
+    (tmp_path / "image.png").write_bytes(data)
+    return images.header(images.folder(tmp_path), "image.png")
+
+
+def on_white(colour, alpha):
+    """Exact rational arithmetic, rounded to nearest."""
+    alpha = alpha.astype(np.int64)[..., None]
+    return np.round((colour.astype(np.int64) * alpha + 255 * (255 - alpha)) / 255).astype(np.uint8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    hnp.arrays(
+        np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12), st.sampled_from([1, 3]))
+    ),
+    st.sampled_from(LOSSLESS),
+)
+def test_lossless_files_come_back(x, kind):
+    data = encode(PIL.Image.fromarray(x[..., 0] if x.shape[2] == 1 else x), kind, lossless=True)
+    np.testing.assert_array_equal(images.decode(data, Form(channels=x.shape[2])), x)
+
+
+def test_jpeg_and_the_first_frame_of_a_gif(tmp_path):
+    flat = np.full((16, 24, 3), (200, 30, 90), np.uint8)
+    found = images.decode(encode(PIL.Image.fromarray(flat), "JPEG", quality=95), RGB)
+    assert found.shape == (16, 24, 3) and np.abs(found.astype(int) - flat).max() <= 3
+    frames = [PIL.Image.new("RGB", (5, 4), c) for c in ((255, 0, 0), (0, 0, 255))]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(
+        images.decode(data, RGB), np.full((4, 5, 3), (255, 0, 0), np.uint8)
+    )
+    assert header(data, tmp_path) == (4, 5, 3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_transparency_is_composited_on_white_or_kept(kind):
+    x = random(9, 7, 4)
+    data = encode(PIL.Image.fromarray(x), kind, lossless=True, exact=True)
+    np.testing.assert_array_equal(images.decode(data, RGB), on_white(x[..., :3], x[..., 3]))
+    np.testing.assert_array_equal(images.decode(data, Form(channels=4)), x)
+
+
+def test_grey_with_transparency(tmp_path):
+    x = random(9, 7, 2)
+    data = encode(grey_alpha(x))
+    np.testing.assert_array_equal(images.decode(data, GREY), on_white(x[..., :1], x[..., 1]))
+    four = np.concatenate([np.repeat(x[..., :1], 3, 2), x[..., 1:]], 2)
+    np.testing.assert_array_equal(images.decode(data, Form(channels=4)), four)
+    assert header(data, tmp_path) == (9, 7, 1)
+
+
+def grey_alpha(x):
+    return PIL.Image.merge(
+        "LA", [PIL.Image.fromarray(np.ascontiguousarray(x[..., i])) for i in (0, 1)]
+    )
+
+
+def test_a_colour_may_be_the_transparent_one():
+    """PNG's tRNS chunk: of grey, of RGB and of palettes."""
+    grey = random(6, 5, high=4)
+    found = images.decode(encode(PIL.Image.fromarray(grey), transparency=2), GREY)
+    np.testing.assert_array_equal(found[..., 0], np.where(grey == 2, 255, grey))
+    colour = random(6, 5, 3, high=2)
+    found = images.decode(encode(PIL.Image.fromarray(colour), transparency=(1, 0, 1)), RGB)
+    clear = (colour == (1, 0, 1)).all(2, keepdims=True)
+    assert clear.any() and not clear.all()
+    np.testing.assert_array_equal(found, np.where(clear, 255, colour))
+
+
+@pytest.mark.parametrize("grey", [True, False])
+def test_palettes(grey, tmp_path):
+    table = random(256, 3, seed=1)
+    if grey:
+        table = np.repeat(table[:, :1], 3, 1)
+    index = random(8, 9)
+    image = PIL.Image.fromarray(index).convert("P")
+    image.frombytes(index.tobytes())
+    image.putpalette(table.tobytes())
+    data = encode(image)
+    assert PIL.Image.open(io.BytesIO(data)).mode == "P"
+    assert header(data, tmp_path) == (8, 9, 1 if grey else 3)
+    np.testing.assert_array_equal(images.decode(data, RGB), table[index])
+    alpha = random(256, seed=2)
+    found = images.decode(encode(image, transparency=alpha.tobytes()), RGB)
+    np.testing.assert_array_equal(found, on_white(table[index], alpha[index]))
+    if grey:
+        np.testing.assert_array_equal(images.decode(data, GREY)[..., 0], table[index][..., 0])
+
+
+def test_black_and_white(tmp_path):
+    x = random(8, 9, high=2).astype(bool)
+    data = encode(PIL.Image.fromarray(x))
+    assert PIL.Image.open(io.BytesIO(data)).mode == "1" and header(data, tmp_path) == (8, 9, 1)
+    np.testing.assert_array_equal(images.decode(data, GREY)[..., 0], np.where(x, 255, 0))
+
+
+@pytest.mark.parametrize(
+    "kind,dtype", [("PNG", np.uint16), ("TIFF", np.uint16), ("TIFF", np.int32)]
+)
+def test_sixteen_bits_are_rounded(kind, dtype, tmp_path):
+    x = np.arange(65536).reshape(256, 256)
+    data = encode(PIL.Image.fromarray(x.astype(dtype)), kind)
+    assert PIL.Image.open(io.BytesIO(data)).mode.startswith("I")
+    expected = [(2 * v + 257) // (2 * 257) for v in range(65536)]  # of v / 257, which is never half
+    np.testing.assert_array_equal(images.decode(data, GREY).ravel(), expected)
+    assert header(data, tmp_path) == (256, 256, 1)
+
+
+def test_cmyk(tmp_path):
+    """Adobe's subtractive colours; no ink is white, and each ink takes away its complement."""
+    inks = [(0, 0, 0, 0), (255, 0, 0, 0), (0, 255, 0, 0), (0, 0, 255, 0), (0, 0, 0, 255)]
+    light = [(255, 255, 255), (0, 255, 255), (255, 0, 255), (255, 255, 0), (0, 0, 0)]
+    for ink, colour in zip(inks, light, strict=True):
+        data = encode(PIL.Image.new("CMYK", (4, 4), ink), "TIFF")
+        np.testing.assert_array_equal(images.decode(data, RGB)[0, 0], colour)
+        assert header(data, tmp_path) == (4, 4, 3)
+
+
+# What each EXIF orientation says of the stored rows and columns (the standard's table of 0th row, 0th column).
+UPRIGHT = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: x.swapaxes(0, 1)[:, ::-1],
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: lambda x: x.swapaxes(0, 1)[::-1],
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "JPEG"])
+def test_exif_orientation(kind, orientation, tmp_path):
+    x = random(3, 5, 3)
+    if kind == "JPEG":  # blocks of one colour each, which survive
+        x = np.kron(x // 128 * 255, np.ones((16, 16, 1), np.uint8))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {"lossless": True}
+    data = encode(PIL.Image.fromarray(x), kind, exif=exif, **options)
+    expected = UPRIGHT[orientation](x)
+    found = images.decode(data, RGB)
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= (20 if kind == "JPEG" else 0)
+    assert header(data, tmp_path) == (*expected.shape[:2], 3)
+    again = images.decode(data, RGB._replace(size=expected.shape[:2]))
+    np.testing.assert_array_equal(again, found)
+
+
+def blocks(*colours, side=32):
+    """Squares of these greys from left to right."""
+    return np.kron(np.array([colours], np.uint8), np.ones((side, side), np.uint8))[..., None]
+
+
+def test_crop_keeps_the_centre():
+    """Three squares in a row: the middle one is the crop, whichever way they lie."""
+    x = blocks(10, 200, 90)
+    for lying in (x, x.swapaxes(0, 1)):
+        for side in (32, 16, 8):  # three pixels from its edge the filter sees nothing else
+            found = images.shaped(lying, Form((side, side)))[3:-3, 3:-3]
+            np.testing.assert_array_equal(found, np.full((side - 6, side - 6, 1), 200))
+    wide = images.shaped(x.swapaxes(0, 1), Form((16, 32)))  # half of the middle square
+    np.testing.assert_array_equal(wide, np.full((16, 32, 1), 200))
+    tall = random(40, 20, 3)
+    np.testing.assert_array_equal(images.shaped(tall, Form((20, 20))), tall[10:30])
+    np.testing.assert_array_equal(images.shaped(tall, Form((40, 10))), tall[:, 5:15])
+
+
+def test_pad_keeps_everything_and_the_rest_is_black():
+    x = np.full((32, 96, 3), 200, np.uint8)
+    expected = np.zeros((48, 48, 3), np.uint8)
+    expected[16:32] = 200
+    np.testing.assert_array_equal(images.shaped(x, Form((48, 48), "pad")), expected)
+    turned = images.shaped(x.swapaxes(0, 1), Form((48, 48), "pad"))
+    np.testing.assert_array_equal(turned, expected.swapaxes(0, 1))
+    opaque = np.full((32, 96, 4), 255, np.uint8)
+    found = images.shaped(opaque, Form((48, 48), "pad"))
+    np.testing.assert_array_equal(found[..., 3], expected[..., 0] // 200 * 255)
+
+
+def test_stretch_keeps_everything():
+    found = images.shaped(blocks(10, 200, 90), Form((48, 48), "stretch"))
+    assert found.shape == (48, 48, 1)
+    # Away from the edges between squares, three lobes of the filter, nothing has changed.
+    for column, grey in ((3, 10), (23, 200), (44, 90)):
+        np.testing.assert_array_equal(found[:, column], np.full((48, 1), grey))
+
+
+def test_resizing_antialiases():
+    """Stripes finer than the new pixels become grey, not one of the two colours."""
+    x = np.tile(np.array([0, 255], np.uint8), (64, 32))[..., None]
+    found = images.shaped(x, Form((8, 8))).astype(int)
+    assert np.abs(found[2:-2, 2:-2] - 127.5).max() < 4
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.sampled_from(images.FITS),
+    st.sampled_from([1, 3, 4]),
+    st.sampled_from([None, 1, 3, 4]),
+)
+def test_any_size_fits(old, new, fit, channels, wanted):
+    x = np.full((*old, channels), 255, np.uint8)
+    found = images.shaped(x, Form(new, fit, wanted))
+    assert found.shape == (*new, wanted or channels) and found.dtype == np.uint8
+    if fit != "pad":
+        np.testing.assert_array_equal(found, np.full(found.shape, 255))
+    else:
+        assert (found == 255).all(2).any()
+
+
+def test_channels_of_arrays():
+    x = random(5, 6, 3)
+    np.testing.assert_array_equal(images.shaped(x, Form(channels=4))[..., 3], np.full((5, 6), 255))
+    luma = x @ np.array([0.299, 0.587, 0.114])  # ITU-R 601
+    assert np.abs(images.shaped(x, GREY)[..., 0] - luma).max() <= 0.51
+    grey = random(5, 6, 1)
+    np.testing.assert_array_equal(images.shaped(grey, RGB), np.repeat(grey, 3, 2))
+    four = random(5, 6, 4)
+    np.testing.assert_array_equal(images.shaped(four, Form()), four)
+    np.testing.assert_array_equal(images.shaped(four, RGB), on_white(four[..., :3], four[..., 3]))
+
+
+def png_claiming(width, height):
+    """A PNG whose header claims a size, with hardly any data."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    ihdr = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + ihdr
+        + chunk(b"IDAT", zlib.compress(b"\0" * 99))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_what_cannot_be_read_says_why():
+    good = encode(PIL.Image.fromarray(random(40, 40, 3)))
+    damaged = bytearray(good)
+    damaged[len(good) // 2] ^= 255
+    cases = {
+        b"": "not an image",
+        b"<html>404</html>": "not an image",
+        good[: len(good) // 2]: "[Tt]runcated",
+        bytes(damaged): ".",
+        encode(PIL.Image.fromarray(random(40, 40, 3)), "JPEG")[:500]: "[Tt]runcated",
+        encode(PIL.Image.new("F", (4, 4)), "TIFF"): "mode F",
+        encode(PIL.Image.fromarray(np.full((4, 4), 70000, np.int32)), "TIFF"): "16 bits",
+        encode(PIL.Image.new("RGB", (4, 4)), "PPM"): "not an image of type PNG",
+        png_claiming(60000, 60000): "exceeds limit",
+        png_claiming(10000, 10000): "exceeds limit",
+    }
+    with images.strict():
+        for data, message in cases.items():
+            with pytest.raises(images.Unreadable, match=message) as caught:
+                images.decode(data, RGB)
+            assert "\n" not in str(caught.value) and str(caught.value)
+
+
+def test_trees_of_folders_and_archives_agree(tmp_path):
+    names = ["b/1.PNG", "a/deep/2.jpeg", "a/3.tif", "4.webp", "dataset.json"]
+    rest = [".hidden.png", "a/notes.txt", "__MACOSX/a/3.tif", "b/.git/5.png"]
+    for name in names + rest:
+        (tmp_path / "t" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "t" / name).write_bytes(name.encode())
+    (tmp_path / "t" / "empty").mkdir()
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as file:
+        for path in sorted((tmp_path / "t").rglob("*")):
+            file.write(path, path.relative_to(tmp_path / "t"))
+    for tree in (images.folder(tmp_path / "t"), images.archive(tmp_path / "t.zip")):
+        assert tree.paths == ["4.webp", "a/3.tif", "a/deep/2.jpeg", "b/1.PNG"]
+        assert tree.empty == ["empty"] and tree.labelled
+        assert {pathlib.PurePosixPath(p).parts[0] for p in tree.ignored} >= {
+            ".hidden.png",
+            "__MACOSX",
+        }
+        assert len(tree.ignored) == 4
+        assert [tree.read(p).decode() for p in tree.paths] == tree.paths
+        with tree.open("a/3.tif") as file:
+            assert file.read() == b"a/3.tif"
+
+
+def test_links_are_followed_but_not_round_in_circles(tmp_path):
+    root = tmp_path / "root"
+    (root / "a").mkdir(parents=True)
+    (root / "a" / "1.png").write_bytes(b"1")
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "2.png").write_bytes(b"2")
+    (root / "b").symlink_to(tmp_path / "else")
+    (root / "a" / "up").symlink_to(root)
+    (root / "self").symlink_to(root / "self")
+    (root / "a" / "gone.png").symlink_to(root / "nowhere.png")
+    tree = images.folder(root)
+    assert tree.paths == ["a/1.png", "a/gone.png", "b/2.png"]
+    with pytest.raises(images.Unreadable, match="No such file"):
+        tree.read("a/gone.png")
