@@ -1,11 +1,8 @@
 """A hostile environment for every test: several devices, no silent broadcasting, no key used twice, no warnings."""
 
-import atexit
 import functools
 import os
 import pathlib
-import shutil
-import tempfile
 
 # Most of the tests' time is compilation. What must hold of optimised programs (bitwise resume above all) asks for the
 # `optimised` fixture.
@@ -15,9 +12,8 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
     pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
 )
 
-# Converted datasets belong to the test that makes them, not to the user's cache.
-os.environ["BPGAN_DATA_DIR"] = tempfile.mkdtemp(prefix="bpgan-test-data-")
-atexit.register(shutil.rmtree, os.environ["BPGAN_DATA_DIR"], ignore_errors=True)
+# Converted datasets do not belong into the user's cache.
+os.environ["BPGAN_DATA_DIR"] = str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "data")
 
 import jax
 import numpy as np

@@ -36,6 +36,7 @@ import re
 import shlex
 import shutil
 import socket
+import ssl
 import struct
 import sys
 import tarfile
@@ -339,7 +340,10 @@ def _find(
     formats = {}
     for folder in sorted(versions, key=lambda p: versions[p], reverse=True):
         try:
-            builder = tfds.builder_from_directory(folder)
+            with contextlib.redirect_stdout(io.StringIO()):  # pages about TensorFlow
+                builder = tfds.builder_from_directory(folder)
+        except ImportError:
+            raise UserError(f"{folder} has features that need TensorFlow, such as videos") from None
         except Exception as error:  # damaged files of several formats are parsed here
             raise UserError(f"{folder} is damaged ({_first_line(error)})") from None
         formats[folder] = {f.value for f in builder.info.available_file_formats()}
@@ -369,8 +373,8 @@ def _opened(folder: pathlib.Path, builder: Any) -> Prepared:
         raise UserError(
             f"has no feature 'image', only {', '.join(names) or type(features).__name__}"
         )
-    image: Any
-    image, label = features["image"], features["label"] if "label" in names else None
+    image = features["image"]
+    label = features["label"] if "label" in names else None
     dtype, shape = getattr(image, "np_dtype", None), getattr(image, "shape", None)
     if dtype != np.uint8 or not isinstance(shape, tuple) or len(shape) != 3:
         raise UserError(f"its feature 'image' is {dtype} {shape}, must be uint8 (h, w, c)")
@@ -378,7 +382,8 @@ def _opened(folder: pathlib.Path, builder: Any) -> Prepared:
     class_names: tuple[str, ...] = ()
     if isinstance(label, tfds.features.ClassLabel):
         class_names = tuple(label.names) if label.num_classes else ()
-    if label is not None and label.shape == () and np.issubdtype(label.np_dtype, np.integer):
+    kind: Any = getattr(label, "np_dtype", None)
+    if label is not None and label.shape == () and np.issubdtype(kind, np.integer):
         wanted["label"] = label
     splits = {}
     for split, part in builder.info.splits.items():
@@ -454,9 +459,9 @@ def _check_mirror(mirror: str) -> None:
         url = urllib.parse.urlsplit(mirror)
         good = url.scheme in ("http", "https") and url.hostname and (url.port or 1)
     except ValueError:
-        url, good = None, False
+        good = False
     if not good or re.search(r"[\s?#\x00-\x1f]", mirror):
-        raise UserError(f"--mirror={mirror}: must be an http or https URL")
+        raise UserError(f"--mirror={' '.join(mirror.split())}: must be an http or https URL")
 
 
 def _prepare(root: pathlib.Path, name: str, spec: Spec, mirror: str) -> None:
@@ -471,18 +476,13 @@ def _prepare(root: pathlib.Path, name: str, spec: Spec, mirror: str) -> None:
                 return
             print(f"preparing tfds:{name} in {root / name} ...", flush=True)
             before = _partial(downloads / name)
-            bars = sys.stderr.isatty()
             try:
-                if not bars:
-                    tfds.display_progress_bar(enable=False)
-                with _timeouts(), contextlib.redirect_stdout(io.StringIO()):  # TFDS is talkative
+                with _timeouts(), _quiet():
                     _builder(name, spec, base, root).download_and_prepare(
                         download_dir=downloads,
                         download_config=tfds.download.DownloadConfig(try_download_gcs=False),
                     )
             finally:
-                if not bars:
-                    tfds.display_progress_bar(enable=True)
                 for folder in _partial(downloads / name) - before:
                     shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
@@ -493,6 +493,25 @@ def _prepare(root: pathlib.Path, name: str, spec: Spec, mirror: str) -> None:
 def _partial(folder: pathlib.Path) -> set[pathlib.Path]:
     """Where TFDS keeps downloads that are under way. It looks at none of them again."""
     return set(folder.rglob("*.tmp.*"))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """TFDS prints what it does, urllib3 logs its retries; of that only progress bars are shown, and these to people."""
+    import tensorflow_datasets as tfds
+
+    loggers = [logging.getLogger(name) for name in ("absl", "urllib3")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        tfds.display_progress_bar(enable=sys.stderr.isatty())
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.display_progress_bar(enable=True)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -696,7 +715,7 @@ def _timeouts() -> Iterator[None]:
 
     original = requests.adapters.HTTPAdapter
     # A server may ask for any pause before the next try.
-    retries = urllib3.Retry(2, read=0, backoff_factor=0.5, status_forcelist=(500, 502, 503, 504),
+    retries = urllib3.Retry(2, read=0, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504),
                             respect_retry_after_header=False)  # fmt: skip
 
     class Adapter(original):
@@ -721,17 +740,19 @@ def _reason(error: BaseException) -> str:
     for e in chain:  # grows as it is walked
         links = [e.__cause__, e.__context__, getattr(e, "reason", None), *e.args]
         chain += [link for link in links if isinstance(link, BaseException) and link not in chain]
-    for e in chain:
-        if isinstance(e, socket.gaierror | urllib3.exceptions.NameResolutionError):
-            return "there is no server of that name, or no network"
-        if isinstance(e, urllib3.exceptions.ConnectTimeoutError):
-            return f"no connection within {min(_CONNECT, _STALL):g} s"
-        if isinstance(e, urllib3.exceptions.ReadTimeoutError | TimeoutError):
-            return f"the server sent nothing for {_STALL:g} s"
-        if isinstance(e, urllib3.exceptions.IncompleteRead):
-            return "the connection was closed before the end of the file"
-        if isinstance(e, ConnectionError) and e.strerror:
-            return e.strerror.lower()
+    errors = urllib3.exceptions
+    reasons = {  # in this order: urllib3 calls any failure to connect a timeout
+        socket.gaierror: "there is no server of that name, or no network",
+        errors.IncompleteRead: "the connection was closed before the end of the file",
+        errors.ReadTimeoutError: f"the server sent nothing for {_STALL:g} s",
+        ConnectionRefusedError: "connection refused",
+        ConnectionResetError: "connection reset by the server",
+        ssl.SSLError: "no secure connection",
+        errors.ConnectTimeoutError: f"no connection within {min(_CONNECT, _STALL):g} s",
+    }
+    for kind, reason in reasons.items():
+        if any(isinstance(e, kind) for e in chain):
+            return reason
     if status := re.search(r"HTTP code: (\d+)|too many (\d+) error", str(error)):
         return f"HTTP status {status[1] or status[2]}"
     return _first_line(error)

@@ -248,10 +248,12 @@ class Tally:
         pixels = x.reshape(len(x), -1, self._shape[2])
         self._constant += int((pixels == pixels[:, :1]).all((1, 2)).sum())
         self._low, self._high = min(self._low, int(x.min())), max(self._high, int(x.max()))
-        flat = pixels.reshape(-1, self._shape[2]).astype(np.float64)  # sums of integers: exact
-        for c, (total, square) in enumerate(zip(flat.sum(0), np.square(flat).sum(0), strict=True)):
-            self._sums[c] += int(total)
-            self._squares[c] += int(square)
+        for c in range(
+            self._shape[2]
+        ):  # a strided pass per channel is several times faster than sums over axes
+            channel = pixels[..., c].astype(np.uint16)
+            self._sums[c] += int(channel.sum(dtype=np.int64))
+            self._squares[c] += int(np.square(channel).sum(dtype=np.int64))  # 255^2 < 2^16
 
     def result(self) -> dict[str, Any]:
         """What a manifest says of a split.

@@ -90,12 +90,13 @@ def header(tree: "Tree", path: str) -> tuple[int, int, int]:
     """
     with tree.open(path) as file, _opened(file) as image:
         width, height = image.size
-        # Pillow turns TIFF by itself. Asked about a PNG that has said nothing of EXIF, it would decode it.
-        said = image.format in ("JPEG", "MPO", "WEBP") or {"exif", "Raw profile type exif"} & set(
-            image.info
-        )
-        if image.format != "TIFF" and said and image.getexif().get(_ORIENTATION, 1) >= 5:
-            width, height = height, width
+        if image.format == "TIFF":  # some versions of Pillow say the upright size, some not
+            width, height = image.tag_v2[256], image.tag_v2[257]
+        # Asked about the EXIF of a PNG that has not said anything of it yet, Pillow would decode it.
+        said = {"exif", "Raw profile type exif"} & set(image.info)
+        if image.format in ("JPEG", "MPO", "WEBP", "TIFF") or said:
+            if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
+                width, height = height, width
         grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
         if image.mode in ("P", "PA") and image.palette is not None:
             colours = np.frombuffer(bytes(image.palette.palette), np.uint8)
@@ -175,8 +176,8 @@ def _finished(image: Any, form: Form) -> np.ndarray:
 def _resized(image: Any, h: int, w: int, fit: str) -> Any:
     """Resized to ``[h, w]``.
 
-    ``crop``: the greatest centred rectangle of that shape, as if cut from the whole image resized; ``pad``: the whole image, centred on black (transparent, if
-    there is opacity); ``stretch``: the whole image, its shape changed.
+    ``crop``: the greatest centred rectangle of that shape, as if cut from the whole image resized; ``pad``: the whole
+    image, centred on black (transparent, if there is opacity); ``stretch``: the whole image, its shape changed.
     """
     from PIL import Image
 

@@ -74,6 +74,8 @@ def _existing(argument: str) -> pathlib.Path:
     path = pathlib.Path(os.path.expanduser(argument))
     if not argument or not path.exists():
         raise UserError("no such file or directory")
+    if not path.is_file() and not path.is_dir():  # reading a pipe may never end
+        raise UserError("neither a file nor a directory")
     return path.resolve()
 
 
@@ -111,7 +113,7 @@ def _arrays(
     return Examples(
         items,
         images.shaped,
-        np.concatenate(labels),
+        np.concatenate([y.reshape(-1) for y in labels]),
         labelled=all(given),
         test=np.repeat([False, True], lengths) if len(parts) == 2 else None,
         size=shape[:2],
@@ -170,7 +172,7 @@ def npz(argument: str) -> Raw:
 
 def _npz(path: pathlib.Path) -> Examples:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             found = next((names for names in _NPZ if names[0] in file), None)
             if found is None:
                 raise UserError(f"no array 'x' or 'x_train' in it, only {list(file)}")
@@ -199,7 +201,8 @@ def _npz_blocks(path: pathlib.Path, name: str, fortran: bool) -> Iterator[np.nda
     """The array in pieces, so that it need not fit in memory."""
     try:
         if fortran:  # its bytes are not in the order of the examples
-            yield np.load(path)[name]
+            with np.load(path) as file:
+                yield file[name]
             return
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
             yield from _stream(member, _npy_header(member)[0])

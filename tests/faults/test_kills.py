@@ -83,11 +83,12 @@ def never():
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_a_hundred_kills(undisturbed, tmp_path, capsys):
+def test_a_hundred_kills(tmp_path, capsys):
     """Kills during start-up, at any moment, inside checkpoint writes and while report and pictures are written."""
     run, rng = tmp_path / "run", np.random.default_rng(1)
+    steps = 1500  # enough to be still training when the last of the first eighty strikes
     begin = time.monotonic()
-    finish(start(tmp_path / "alone"))
+    finish(start(tmp_path / "alone", f"--steps={steps}"))
     alone = time.monotonic() - begin
     moments = ["start-up"] * 20 + ["anywhere"] * 20 + ["checkpoint"] * 40
     rng.shuffle(moments)
@@ -97,7 +98,7 @@ def test_a_hundred_kills(undisturbed, tmp_path, capsys):
     begin = time.monotonic()
     for moment in moments:
         born = time.monotonic()
-        process = start(run)
+        process = start(run, f"--steps={steps}")
         lives += 1
         delay = {"start-up": rng.uniform(0, 2), "anywhere": rng.uniform(1, 6)}.get(moment, 60)
         now = {
@@ -120,9 +121,9 @@ def test_a_hundred_kills(undisturbed, tmp_path, capsys):
             lost.append(time.monotonic() - born)
         else:
             assert process.returncode == 0, said
-    finish(start(run))
+    finish(start(run, f"--steps={steps}"))
     total = time.monotonic() - begin
-    compared = assert_same(undisturbed, run)
+    compared = assert_same(tmp_path / "alone", run, steps)
     kills = sum(struck.values())
     with capsys.disabled():
         print(

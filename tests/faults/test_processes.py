@@ -74,6 +74,7 @@ def test_several_processes_train_the_model_of_one(tmp_path, processes, feed):
     assert all(a[name].tobytes() == b[name].tobytes() for name in a)
 
 
+@pytest.mark.slow
 def test_several_processes_and_then_one(tmp_path):
     """A run of two processes goes on in one, and the other way round."""
     finish(launch(tmp_path / "run", 2, 10))
@@ -116,7 +117,8 @@ def test_a_process_that_dies_ends_the_others(tmp_path, index):
     assert "resuming at step" in said
 
 
-@pytest.mark.parametrize("index", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
 def test_without_a_launcher_the_others_notice_too(tmp_path, index):
     processes = each(tmp_path / "run", 2, 100000)
     wait_for_step(processes[0], 20)
@@ -133,7 +135,9 @@ def test_without_a_launcher_the_others_notice_too(tmp_path, index):
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path, number):
     """SIGTERM through JAX's and orbax's preemption service; both processes save, with code 75."""
     processes = each(tmp_path / "run", 2, 100000)
@@ -147,6 +151,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path, number):
     assert "resuming at step" in finish(launch(tmp_path / "run", 2, step + 5))
 
 
+@pytest.mark.slow
 def test_slurm_environment(tmp_path):
     """What srun sets is enough; the variables are those of a step with two tasks on one node."""
     slurm = {

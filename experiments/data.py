@@ -1,0 +1,189 @@
+"""Prepares a dataset and shows it: facts, statistics, exact duplicates, a grid of examples.
+
+Run:     python -m experiments.data --dataset=tfds:fashion_mnist
+         python -m experiments.data --dataset=tfds:fashion_mnist --mirror=http://HOST/FOLDER
+         python -m experiments.data --dataset=folder:PATH,size=64
+Expect:  of the first, after the download: 60,000 and 10,000 images in 10 classes of 6,000 and 1,000, mean 0.2860 and
+         standard deviation 0.3530 in training, and no image twice.
+
+Writes ``grid.png`` (training images: a row for each class, 20 at most) and ``dataset.json`` (all that is printed, and
+where the duplicates are) into ``--out``. Images are read in blocks, so the dataset may be larger than memory; what is
+kept of an image is 20 bytes.
+
+Images are duplicates if all their pixels are equal. ``n`` equal images are ``n - 1`` copies. If they have ``k`` labels,
+``k - 1`` of the copies have another label, and so at least that many labels are wrong, or the classes are not disjoint.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bpgan import data
+from bpgan.types import UserError
+from experiments import _cli as cli
+
+ROWS, COLUMNS = 20, 10
+"""The grid: this many classes at most, and examples of each."""
+
+LISTED = 100
+"""Sets of duplicates that dataset.json lists, those with several labels first."""
+
+BLOCK = 32 << 20
+"""Bytes of images that are in memory at once."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(cli.Config):
+    dataset: str = cli.field("mnist10k", data.FORMS)
+    mirror: str = cli.field("", "URL of a folder to download the files of tfds:NAME from")
+    out: str = cli.field("", "directory to write into; empty: runs/data/<dataset>")
+    seed: int = cli.field(0, "of the choice of the examples in the grid", low=0, high=2**32 - 1)
+
+
+PRESETS = {"smoke": dict(dataset="mnist10k")}
+
+
+class Prints(NamedTuple):
+    """Of each image of a split, in order: a hash of its pixels, uint64 ``[n, 2]``, and its label, int32 ``[n]``."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+
+
+def prints(dataset: data.Dataset) -> Prints:
+    """Reads a split block by block."""
+    block = max(1, BLOCK // int(np.prod(dataset.shape)))
+    pixels = np.empty((dataset.length, 2), np.uint64)
+    labels = np.empty(dataset.length, np.int32)
+    for start in range(0, dataset.length, block):
+        rows = np.arange(start, min(start + block, dataset.length))
+        x, labels[rows] = dataset.read(rows)
+        hashes = b"".join(hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in x)
+        pixels[rows] = np.frombuffer(hashes, np.uint64).reshape(-1, 2)
+    return Prints(pixels, labels)
+
+
+def duplicates(train: Prints, test: Prints) -> dict[str, Any]:
+    """Copies within and between the splits.
+
+    Returns:
+      ``train`` and ``test``: ``copies``, of which ``other_label`` have another label than those they are copies of;
+      ``test_in_train``: ``images`` of the test split that are in the training split, of which ``other_label`` are there
+      with other labels only; ``sets``: the first ``LISTED`` sets of equal images, by indices and labels.
+    """
+    both = np.concatenate([train.pixels, test.pixels])
+    labels = np.concatenate([train.labels, test.labels])
+    in_test = np.arange(len(both)) >= len(train.labels)
+    # By number: images with the same number are equal, and so are images and labels with the same pair.
+    image = np.unique(both, axis=0, return_inverse=True)[1].ravel()
+    pair = np.unique(np.stack([image, labels], axis=1), axis=0, return_inverse=True)[1].ravel()
+
+    def within(part: np.ndarray) -> dict[str, int]:
+        images, pairs = len(np.unique(image[part])), len(np.unique(pair[part]))
+        return {"copies": int(part.sum()) - images, "other_label": pairs - images}
+
+    known = np.isin(image[in_test], image[~in_test])
+    agreed = np.isin(pair[in_test], pair[~in_test])
+    return {
+        "train": within(~in_test),
+        "test": within(in_test),
+        "test_in_train": {"images": int(known.sum()), "other_label": int((known & ~agreed).sum())},
+        "sets": _sets(image, labels, len(train.labels)),
+    }
+
+
+def _sets(image: np.ndarray, labels: np.ndarray, train: int) -> list[dict[str, list[int]]]:
+    """Indices (in their splits) and labels of the images that have the same number."""
+    order = np.argsort(image, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(image[order])) + 1) if len(order) else []
+    groups = [group for group in groups if len(group) > 1]
+    groups.sort(key=lambda group: (len(np.unique(labels[group])) == 1, group[0]))
+    return [
+        {
+            "train": group[group < train].tolist(),
+            "test": (group[group >= train] - train).tolist(),
+            "labels": np.unique(labels[group]).tolist(),
+        }
+        for group in groups[:LISTED]
+    ]
+
+
+def grid(dataset: data.Dataset, labels: np.ndarray, seed: int) -> tuple[np.ndarray, list[int]]:
+    """Images of a split to show ``[n, h, w, c]``, ``COLUMNS`` a row, and the classes of the rows.
+
+    A class with fewer images has black ones at the end; without labels it is a square of images of any kind.
+    """
+    rng = np.random.default_rng(seed)
+    if dataset.classes == 1:
+        chosen = rng.choice(dataset.length, min(COLUMNS**2, dataset.length), replace=False)
+        return dataset.read(chosen)[0], []
+    classes = [c for c, count in enumerate(dataset.counts) if count][:ROWS]
+    images = np.zeros((len(classes), COLUMNS, *dataset.shape), np.uint8)
+    for row, c in enumerate(classes):
+        members = np.flatnonzero(labels == c)
+        chosen = rng.choice(members, min(COLUMNS, len(members)), replace=False)
+        images[row, : len(chosen)] = dataset.read(chosen)[0]
+    return images.reshape(-1, *dataset.shape), classes
+
+
+def manifest(dataset: data.Dataset) -> dict[str, Any]:
+    """What is known of a split, for dataset.json."""
+    facts = dataset._asdict() | {"length": dataset.length}
+    return {key: value for key, value in facts.items() if key not in ("name", "split", "read")}
+
+
+def run(cfg: Config) -> None:
+    """Prints the facts and writes the files.
+
+    Raises:
+      UserError: if the dataset cannot be loaded or the files cannot be written.
+    """
+    from bpgan.runtime import report
+
+    train, test = (data.load(cfg.dataset, split, mirror=cfg.mirror) for split in ("train", "test"))
+    for split in (train, test):
+        mean, std = (", ".join(f"{v:.4f}" for v in values) for values in (split.mean, split.std))
+        print(split.summary())
+        print(f"  mean {mean}, std {std} of x / 255 by channel; SHA-256 {split.sha256}", flush=True)
+    train_prints, test_prints = prints(train), prints(test)
+    found = duplicates(train_prints, test_prints)
+    for title, key, of in (
+        ("copies within train", "train", "copies"),
+        ("copies within test", "test", "copies"),
+        ("test images that are in train", "test_in_train", "images"),
+    ):
+        number, other = found[key][of], found[key]["other_label"]
+        print(f"{title}: {number:,}" + f" ({other:,} with another label)" * bool(number))
+    images, classes = grid(train, train_prints.labels, cfg.seed)
+    facts = {
+        "dataset": cfg.dataset,
+        "splits": {"train": manifest(train), "test": manifest(test)},
+        "duplicates": found,
+        "grid": {"classes": classes, "seed": cfg.seed},
+    }
+    safe = re.sub(r"[^\w.,=+-]+", "-", cfg.dataset, flags=re.ASCII).strip("-")[:100]
+    out = pathlib.Path(cfg.out or f"runs/data/{safe}").expanduser()
+    try:
+        report.save_png(out / "grid.png", report.image_grid(images, columns=COLUMNS))
+        temporary = out / "dataset.json.tmp"
+        temporary.write_text(json.dumps(facts, indent=2) + "\n")
+        os.replace(temporary, out / "dataset.json")
+    except OSError as error:
+        raise UserError(
+            f"--out={cfg.out}: cannot write {error.filename}: {error.strerror}"
+        ) from None
+    names = [train.class_names[c] if train.class_names else str(c) for c in classes]
+    print(
+        f"wrote {out / 'dataset.json'} and {out / 'grid.png'}"
+        + f", rows: {', '.join(names)}" * bool(names)
+    )
+
+
+if __name__ == "__main__":
+    cli.main(Config, run, PRESETS)
