@@ -539,7 +539,7 @@ def run(argv: Sequence[str]) -> int:
             return cli.DONE
         return sweep(name, runs, chosen["jobs"])
     cfg = cli.resolve(module.Config, module.PRESETS, rest, other_flags=cli.LAUNCHER_FLAGS)
-    if chosen["root"] != "runs" and isinstance(cfg, cli.RunConfig):
+    if chosen["root"] != "runs" and not cfg.workdir:
         folder = pathlib.Path(chosen["root"], name, cli.run_name(cfg, module.PRESETS))
         rest = [f"--workdir={folder}", *rest]
     command = [*_python(), f"experiments.{name}", *rest]

@@ -171,7 +171,7 @@ def flax_tutorial() -> Work:
     import optax
     from flax.training.train_state import TrainState
 
-    images = digits().x.reshape(-1, 784).astype(np.float32) / 127.5 - 1
+    images = digits().arrays()[0].reshape(-1, 784).astype(np.float32) / 127.5 - 1
 
     class G(nn.Module):
         @nn.compact
@@ -250,7 +250,7 @@ def torch_tutorial() -> Work:
     """A Dataset of images normalised one by one, DataLoader, BCEWithLogitsLoss, ``.item()`` each step."""
     import torch
 
-    images = digits().x.reshape(-1, 784)
+    images = digits().arrays()[0].reshape(-1, 784)
 
     class Digits(torch.utils.data.Dataset):
         def __len__(self):
@@ -291,7 +291,7 @@ def torch_modules(compiled: bool) -> Work:
     import torch
     from torch.nn.functional import softplus
 
-    images = torch.from_numpy(digits().x.reshape(-1, 784)).float() / 127.5 - 1
+    images = torch.from_numpy(digits().arrays()[0].reshape(-1, 784)).float() / 127.5 - 1
     g, d = torch_nets()
     options = {"betas": (0.5, 0.999), "fused": not compiled}
     g_adam = torch.optim.Adam(g.parameters(), 2e-4, **options)
@@ -331,7 +331,7 @@ def torch_whole_step() -> Work:
     from torch.func import grad_and_value
     from torch.nn.functional import leaky_relu, linear, softplus
 
-    images = torch.from_numpy(digits().x.reshape(-1, 784)).float() / 127.5 - 1
+    images = torch.from_numpy(digits().arrays()[0].reshape(-1, 784)).float() / 127.5 - 1
     state = []
     for module in torch_nets():
         params = [p.detach().clone() for p in module.parameters()]

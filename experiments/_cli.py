@@ -143,7 +143,11 @@ def _duration_field(default: str, help: str) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What flags are made of; has none itself."""
+    """What flags are made of, and the one that every experiment has."""
+
+    workdir: str = field(
+        "", "run directory; empty: runs/<experiment>/<preset and changed flags>", restart_safe=True
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,9 +185,6 @@ class RunConfig(Config):
         "jit", "how a batch is split over devices", choices=("jit", "pmap"), restart_safe=True
     )
     precision: str = field("float32", "arithmetic", choices=("float32", "float64"))
-    workdir: str = field(
-        "", "run directory; empty: runs/<experiment>/<preset and changed flags>", restart_safe=True
-    )
     tensorboard: bool = field(True, "write TensorBoard event files", restart_safe=True)
 
 
@@ -285,7 +286,7 @@ def flags_of(config_class: type[Config]) -> dict[str, Flag]:
     return result
 
 
-def run_name(config: RunConfig, presets: Presets) -> str:
+def run_name(config: Config, presets: Presets) -> str:
     """A directory name for a run: the preset it is nearest to, and each flag that differs from that.
 
     Only flags that may not change on resume count, so the same command, or a longer one, finds its own run.
@@ -409,10 +410,10 @@ def help_text(config_class: type[Config], presets: Presets, module: ModuleType) 
     """What ``--help`` prints: the docstring, the experiment's flags and presets, general flags."""
     own, general = [], []
     trains = issubclass(config_class, RunConfig)
-    shared = RunConfig.__dataclass_fields__ if trains else ()
+    shared = (RunConfig if trains else Config).__dataclass_fields__
     for spec in flags_of(config_class).values():
         bounds = f" ({spec.bounds})" if spec.bounds else ""
-        mark = " *" if spec.restart_safe else ""
+        mark = " *" if trains and spec.restart_safe else ""
         row = (f"--{spec.name}={show(spec.default)}", spec.help + bounds + mark)
         (general if spec.name in shared else own).append(row)
     own.append(("--preset=NAME", "start from other defaults (explicit flags still win):"))
@@ -461,7 +462,8 @@ def run(
     Args:
       config_class: of the flags. A subclass of ``RunConfig`` is trained; any other is handed to ``build``, and that is
         all.
-      build: ``build(cfg, axis_name) -> Experiment``, or for an experiment that does not train ``run(cfg) -> None``.
+      build: ``build(cfg, axis_name) -> Experiment``, or for an experiment that does not train ``run(cfg) -> None``,
+        with ``cfg.workdir`` filled in.
       presets, argv: see ``resolve``.
     """
     module = sys.modules[build.__module__]
@@ -473,7 +475,7 @@ def run(
         cfg = resolve(config_class, presets, argv)
         if isinstance(cfg, RunConfig):
             return _train(name, cfg, typing.cast(Callable[..., Experiment], build), presets)
-        build(cfg)
+        build(dataclasses.replace(cfg, workdir=_workdir(name, cfg, presets)))
         return DONE
     except UserError as error:
         return fail(error)
@@ -498,6 +500,10 @@ def _experiment_name(module: ModuleType) -> str:
     if module.__spec__ is not None:  # `python -m experiments.x` calls the module __main__
         return module.__spec__.name.rpartition(".")[2]
     return pathlib.Path(module.__file__ or "experiment").stem
+
+
+def _workdir(name: str, cfg: Config, presets: Presets) -> str:
+    return os.path.expanduser(cfg.workdir or f"runs/{name}/{run_name(cfg, presets)}")
 
 
 def _train(name: str, cfg: RunConfig, build: Callable[..., Experiment], presets: Presets) -> int:
@@ -534,9 +540,7 @@ def _train(name: str, cfg: RunConfig, build: Callable[..., Experiment], presets:
             name=name,
             config=dataclasses.asdict(cfg),
             restart_safe=restart_safe(type(cfg)),
-            workdir=pathlib.Path(
-                cfg.workdir or f"runs/{name}/{run_name(cfg, presets)}"
-            ).expanduser(),
+            workdir=pathlib.Path(_workdir(name, cfg, presets)),
             seed=cfg.seed,
             steps=steps,
             log_every=duration(cfg.log_every, source.steps_per_epoch),

@@ -7,8 +7,8 @@ Expect:  of the first, after the download: 60,000 and 10,000 images in 10 classe
          standard deviation 0.3530 in training, and no image twice.
 
 Writes ``grid.png`` (training images: a row for each class, 20 at most) and ``dataset.json`` (all that is printed, and
-where the duplicates are) into ``--out``. Images are read in blocks, so the dataset may be larger than memory; what is
-kept of an image is 20 bytes.
+where the duplicates are) into ``--workdir``. Images are read in blocks, so the dataset may be larger than memory; what
+is kept of an image is 20 bytes.
 
 Images are duplicates if all their pixels are equal. ``n`` equal images are ``n - 1`` copies. If they have ``k`` labels,
 ``k - 1`` of the copies have another label, and so at least that many labels are wrong, or the classes are not disjoint.
@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,8 +40,9 @@ BLOCK = 32 << 20
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.Config):
     dataset: str = cli.field("mnist10k", data.FORMS)
-    mirror: str = cli.field("", "URL of a folder to download the files of tfds:NAME from")
-    out: str = cli.field("", "directory to write into; empty: runs/data/<dataset>")
+    mirror: str = cli.field(
+        "", "URL of a folder to download the files of tfds:NAME from", restart_safe=True
+    )
     seed: int = cli.field(0, "of the choice of the examples in the grid", low=0, high=2**32 - 1)
 
 
@@ -167,8 +167,7 @@ def run(cfg: Config) -> None:
         "duplicates": found,
         "grid": {"classes": classes, "seed": cfg.seed},
     }
-    safe = re.sub(r"[^\w.,=+-]+", "-", cfg.dataset, flags=re.ASCII).strip("-")[:100]
-    out = pathlib.Path(cfg.out or f"runs/data/{safe}").expanduser()
+    out = pathlib.Path(cfg.workdir)
     try:
         report.save_png(out / "grid.png", report.image_grid(images, columns=COLUMNS))
         temporary = out / "dataset.json.tmp"
@@ -176,7 +175,7 @@ def run(cfg: Config) -> None:
         os.replace(temporary, out / "dataset.json")
     except OSError as error:
         raise UserError(
-            f"--out={cfg.out}: cannot write {error.filename}: {error.strerror}"
+            f"--workdir={out}: cannot write {error.filename}: {error.strerror}"
         ) from None
     names = [train.class_names[c] if train.class_names else str(c) for c in classes]
     print(

@@ -75,7 +75,7 @@ def counted(arrays) -> dict:
 @pytest.mark.parametrize("labelled", [True, False])
 def test_duplicates_and_their_labels(folders, capsys, labelled, seed):
     name, arrays = made(folders, labelled=labelled, seed=seed)
-    assert run(f"--dataset={name}", "--out=out") == 0
+    assert run(f"--dataset={name}", "--workdir=out") == 0
     facts = json.loads((folders / "out" / "dataset.json").read_text())
     expected = counted(arrays)
     sets = facts["duplicates"].pop("sets")
@@ -118,7 +118,7 @@ def test_nothing_is_a_duplicate_of_what_differs_in_one_pixel(folders, capsys):
 
 def test_the_facts_are_those_of_the_arrays(folders, capsys):
     name, arrays = made(folders, classes=4)
-    assert run(f"--dataset={name}", "--out=out") == 0
+    assert run(f"--dataset={name}", "--workdir=out") == 0
     facts = json.loads((folders / "out" / "dataset.json").read_text())
     output = capsys.readouterr().out
     assert facts["dataset"] == name
@@ -154,7 +154,7 @@ def test_the_grid_has_a_row_for_each_class(folders, capsys):
     test = {"x_test": x[:4], "y_test": np.arange(4)}
     np.savez(folders / "some.npz", x_train=x, y_train=y, **test)
     name = f"npz:{folders / 'some.npz'}"
-    assert run(f"--dataset={name}", "--out=a") == 0
+    assert run(f"--dataset={name}", "--workdir=a") == 0
     assert capsys.readouterr().out.endswith("wrote a/dataset.json and a/grid.png, rows: 0, 1, 3\n")
     grid = cells(folders / "a" / "grid.png", 4, 3)
     assert grid.shape[:2] == (3, 10)
@@ -164,8 +164,8 @@ def test_the_grid_has_a_row_for_each_class(folders, capsys):
         shown = [image.tobytes() for image in row[:n]]
         assert len(set(shown)) == n and set(shown) <= set(members) and not row[n:].any()
     assert (
-        run(f"--dataset={name}", "--out=b") == 0
-        and run(f"--dataset={name}", "--out=c", "--seed=1") == 0
+        run(f"--dataset={name}", "--workdir=b") == 0
+        and run(f"--dataset={name}", "--workdir=c", "--seed=1") == 0
     )
     first, same, other = ((folders / d / "grid.png").read_bytes() for d in "abc")
     assert first == same != other
@@ -173,7 +173,7 @@ def test_the_grid_has_a_row_for_each_class(folders, capsys):
 
 def test_the_grid_of_many_classes_and_of_none(folders):
     name, arrays = made(folders, "many", classes=25, train=500, kinds=400)
-    assert run(f"--dataset={name}", "--out=many") == 0
+    assert run(f"--dataset={name}", "--workdir=many") == 0
     grid = cells(folders / "many" / "grid.png", 5, 4)
     assert grid.shape[:2] == (20, 10)
     for c in (0, 19):
@@ -181,7 +181,7 @@ def test_the_grid_of_many_classes_and_of_none(folders):
         assert {image.tobytes() for image in grid[c]} <= members
     for n, rows in ((130, 10), (37, 4)):
         name, arrays = made(folders, "none", labelled=False, train=n, kinds=3000)
-        assert run(f"--dataset={name}", "--out=none") == 0
+        assert run(f"--dataset={name}", "--workdir=none") == 0
         grid = cells(folders / "none" / "grid.png", 5, 4)
         assert grid.shape[:2] == (rows, 10)
         shown = [image.tobytes() for image in grid.reshape(-1, 5, 4, 3)[: min(n, 100)]]
@@ -211,11 +211,12 @@ def test_the_preset_and_the_default_directory(folders, capsys):
     output = capsys.readouterr().out
     assert "9,000 images 28x28x1" in output and "1,000 images 28x28x1" in output
     assert "mean 0.1312, std 0.3088 of x / 255" in output
-    assert (folders / "runs" / "data" / "mnist10k" / "dataset.json").exists()
+    runs = folders / "runs" / "data"
+    assert (runs / "default" / "dataset.json").exists()
     name, _ = made(folders, "a b")
     assert run(f"--dataset={name}") == 0
-    (folder,) = (p for p in (folders / "runs" / "data").iterdir() if p.name != "mnist10k")
-    assert re.fullmatch(r"npz-[\w.,=+-]+-a-b\.npz", folder.name)
+    (folder,) = (p for p in runs.iterdir() if p.name != "default")
+    assert re.fullmatch(r"default_dataset=npz:[\w.,:=+-]+", folder.name)
     assert {p.name for p in folder.iterdir()} == {"grid.png", "dataset.json"}
 
 
@@ -229,7 +230,7 @@ def test_mistakes_are_one_line(folders, capsys, monkeypatch):
             "--dataset=tfds:mnist",
             "--mirror=ftp://host",
         ): "--mirror=ftp://host: must be an http or https URL",
-        ("--out=file/x",): "--out=file/x: cannot write",
+        ("--workdir=file/x",): "--workdir=file/x: cannot write",
         ("--seed=-1",): "--seed=-1",
     }
     for flags, message in cases.items():
