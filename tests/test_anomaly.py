@@ -140,7 +140,7 @@ def spiky_gan(at):
 
 
 def test_a_spike_is_flagged_once_and_again_after_a_resume(tmp_path):
-    for name, stops in (("straight", [16]), ("resumed", [9, 14, 16])):
+    for name, stops in (("straight", [16]), ("resumed", [9, 16])):
         for steps in stops:
             fit(tmp_path / name, steps, algorithm=spiky_gan(12), log_every=1)
     assert logged(tmp_path / "straight") == logged(tmp_path / "resumed")

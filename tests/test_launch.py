@@ -368,6 +368,7 @@ def test_every_experiment_is_described_and_has_presets_that_resolve(name):
         assert spec.help, f"--{spec.name} has no help"
 
 
+@pytest.mark.slow
 def test_a_sweep_of_real_runs_is_extended_by_a_longer_one(tmp_path):
     def results(*argv, code=0):
         argv = ["--experiment=linear_regression", "--preset=smoke", "--notensorboard", *argv]

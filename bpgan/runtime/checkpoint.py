@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bpgan.runtime import parallel
@@ -109,7 +108,7 @@ class Checkpoints:
           UserError: if this or the save before it cannot be written.
         """
         # The caller goes on to donate these buffers, and on CPU orbax may write from them directly.
-        copy = jax.block_until_ready(jax.tree.map(jnp.copy, tree))
+        copy = jax.block_until_ready(parallel.copy(tree))
         # Asked beforehand: when the disk fills up amid a save, tensorstore's threads fill the terminal with tracebacks.
         needed = (1 << 20) + 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(copy))
         free = shutil.disk_usage(self._directory).free

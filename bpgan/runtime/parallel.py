@@ -194,6 +194,12 @@ def agree(value: Any) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(np.asarray(value)))
 
 
+@jax.jit
+def copy(tree: Any) -> Any:
+    """The same arrays in buffers of their own, in one call of the device."""
+    return jax.tree.map(jnp.copy, tree)
+
+
 def axis_name(mode: str) -> str | None:
     """The axis an algorithm must be built with for ``compile(..., mode=mode)``: None under ``jit``."""
     return _AXIS if mode == "pmap" else None

@@ -13,7 +13,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).parent.parent.parent
 STEPS = 400
 FLAGS = [
-    "--preset=smoke", "--net=mlp", "--log_every=7", "--sample_every=50", "--checkpoint_every=5",
+    "--preset=smoke", "--net=mlp", "--log_every=7", "--sample_every=50", "--checkpoint_every=20",
     f"--steps={STEPS}",
 ]  # fmt: skip
 LIMIT = 120.0

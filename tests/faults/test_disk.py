@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from harness import assert_same, finish, start
-from test_train import fit, small_gan, source
+from test_train import small_gan, source
 
 from bpgan.runtime import parallel
 from bpgan.runtime.checkpoint import Checkpoints, Keep
@@ -35,7 +35,8 @@ def disk(tmp_path):
         subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-@pytest.mark.parametrize("size", [pytest.param("2m", marks=pytest.mark.slow), "5m"])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["2m", "5m"])
 def test_full_disk(undisturbed, disk, size):
     """Ends with one line; with more room the same command goes on to the same bits."""
     run = disk(f"size={size}") / "run"
@@ -152,12 +153,16 @@ def test_one_flipped_bit_of_a_parameter_is_named(saved, tmp_path, capsys, monkey
     assert "checksum mismatch in state/" in capsys.readouterr().out
 
 
-def test_interrupted_by_damage_twice(tmp_path):
+def test_damaged_twice(saved, tmp_path):
     """The name that a damaged checkpoint is set aside under may be taken already."""
-    run = tmp_path / "run"
-    fit(run, 12)
+    path, program, _ = saved
+    copy = tmp_path / "copy"
+    shutil.copytree(path, copy)
     for _ in range(2):
-        shutil.rmtree(run / "checkpoints/12/carry")
-        assert fit(run, 12).status == "done"
-    names = sorted(p.name for p in (run / "checkpoints").iterdir())
-    assert "12.damaged" in names and "12.damaged.1" in names and "12" in names
+        shutil.rmtree(copy / "4/carry")
+        checkpoints = Checkpoints(copy, keep=Keep(2))
+        step, carry = checkpoints.restore(program.abstract)
+        assert step == 2
+        checkpoints.save(4, carry)
+        checkpoints.close()
+    assert {p.name for p in copy.iterdir()} == {"2", "4", "4.damaged", "4.damaged.1"}

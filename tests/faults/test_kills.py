@@ -14,21 +14,20 @@ pytestmark = [pytest.mark.usefixtures("optimised"), pytest.mark.filterwarnings("
 
 
 def test_every_signal_in_turn(undisturbed, tmp_path):
-    """SIGKILL amid saves, which happen every 5 steps; SIGTERM, SIGINT and SIGHUP save and say so with code 75.
+    """SIGKILL loses the steps since the last save; SIGTERM, SIGINT and SIGHUP save and say so with code 75.
 
     Meanwhile a second process is refused and changes nothing, and a line of the log is torn.
     """
     rng = np.random.default_rng(0)
     for number, step, code in (
-        (signal.SIGKILL, 30, -signal.SIGKILL),
-        (signal.SIGTERM, 100, 75),
-        (signal.SIGKILL, 150, -signal.SIGKILL),
+        (signal.SIGKILL, 50, -signal.SIGKILL),
+        (signal.SIGTERM, 120, 75),
         (signal.SIGINT, 200, 75),
         (signal.SIGHUP, 300, 75),
     ):
         process = start(tmp_path / "run")
         wait_for_step(process, step)
-        if step == 30:
+        if number == signal.SIGKILL:
             record = (tmp_path / "run/config.json").read_bytes()
             said = finish(start(tmp_path / "run"), code=2)
             assert "another process is training here" in said and "Traceback" not in said
@@ -36,9 +35,9 @@ def test_every_signal_in_turn(undisturbed, tmp_path):
         time.sleep(rng.uniform(0, 0.02))
         said = kill(process, number)
         assert process.returncode == code, said
-        if step == 150:
+        if number == signal.SIGKILL:
             with (tmp_path / "run/metrics.jsonl").open("a") as file:
-                file.write('{"step": 155, "d/lo')
+                file.write('{"step": 77, "d/lo')
         if code == 75:
             assert f"{number.name}: saved at step" in said and "the same command continues" in said
     said = finish(start(tmp_path / "run"))
@@ -88,7 +87,8 @@ def test_a_hundred_kills(tmp_path, capsys):
     run, rng = tmp_path / "run", np.random.default_rng(1)
     steps = 1500  # enough to be still training when the last of the first eighty strikes
     begin = time.monotonic()
-    finish(start(tmp_path / "alone", f"--steps={steps}"))
+    flags = [f"--steps={steps}", "--checkpoint_every=5"]
+    finish(start(tmp_path / "alone", *flags))
     alone = time.monotonic() - begin
     moments = ["start-up"] * 20 + ["anywhere"] * 20 + ["checkpoint"] * 40
     rng.shuffle(moments)
@@ -98,7 +98,7 @@ def test_a_hundred_kills(tmp_path, capsys):
     begin = time.monotonic()
     for moment in moments:
         born = time.monotonic()
-        process = start(run, f"--steps={steps}")
+        process = start(run, *flags)
         lives += 1
         delay = {"start-up": rng.uniform(0, 2), "anywhere": rng.uniform(1, 6)}.get(moment, 60)
         now = {
@@ -121,7 +121,7 @@ def test_a_hundred_kills(tmp_path, capsys):
             lost.append(time.monotonic() - born)
         else:
             assert process.returncode == 0, said
-    finish(start(run, f"--steps={steps}"))
+    finish(start(run, *flags))
     total = time.monotonic() - begin
     compared = assert_same(tmp_path / "alone", run, steps)
     kills = sum(struck.values())
