@@ -355,9 +355,11 @@ def together(command: Sequence[str], processes: int) -> int:
                         codes[i] = code
                         if code != cli.DONE and deadline is None and not received:
                             deadline = time.monotonic() + _GRACE_SECONDS
-                            last = _last_line(logs[i], code) if code > 0 else ""
+                            said = _last_line(logs[i], code) if code > 0 else ""
+                            if code < 0:
+                                said = "; the checkpoints are kept, and the same command continues"
                             print(
-                                f"process {i} of {processes}: {_status(code)}{last}; ending the others",
+                                f"process {i} of {processes}: {_status(code)}{said}; ending the others",
                                 file=sys.stderr,
                                 flush=True,
                             )

@@ -111,8 +111,8 @@ def test_a_process_that_dies_ends_the_others(tmp_path, index):
     begin = time.monotonic()
     said = finish(process, code=75)
     assert time.monotonic() - begin < 60
-    assert f"process {index} of 2: failed (SIGKILL); ending the others" in said
-    assert "the same command continues" in said
+    kept = "the checkpoints are kept, and the same command continues"
+    assert f"process {index} of 2: failed (SIGKILL); {kept}; ending the others" in said
 
 
 @pytest.mark.slow
