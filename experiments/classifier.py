@@ -2,8 +2,8 @@
 
 Run:     python -m experiments.classifier
          python -m experiments.classifier --net=mlp --gradients=manual
-Expect:  test accuracy 0.983 on mnist10k (9,000 training and 1,000 test images) after 8 epochs, in
-         12 s on 2 CPU cores; the second command 0.930 in 4 s.
+Expect:  test accuracy 0.987 on mnist10k (9,000 training and 1,000 test images) after 12 epochs, in
+         20 s on 2 CPU cores; the second command 0.940 in 5 s.
 Papers:  Rumelhart, Hinton & Williams 1986, doi:10.1038/323533a0; Kingma & Ba 2015, arXiv:1412.6980.
 """
 
@@ -40,8 +40,11 @@ class Config(cli.RunConfig):
         "autodiff", "who computes the gradients", choices=("autodiff", "manual")
     )
     optimizer: str = cli.field("adam", "momentum: 0.9", choices=OPTIMIZERS)
-    lr: float = cli.field(1e-3, "step size", low=0, exclusive_low=True, sweepable=True)
-    epochs: float = cli.field(8.0)
+    lr: float = cli.field(2e-3, "step size", low=0, exclusive_low=True, sweepable=True)
+    lr_half_life: float = cli.field(
+        3.0, "epochs in which the step size halves", low=0, exclusive_low=True, sweepable=True
+    )
+    epochs: float = cli.field(12.0)
     batch_size: int = cli.field(64)
     sample_every: str = cli.field("0")
     checkpoint_every: str = cli.field("4ep")
@@ -54,8 +57,15 @@ PRESETS = {
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The classifier that ``cfg`` describes, its data, and its accuracy on the test split."""
+    train, test = (data.load(cfg.dataset, split) for split in ("train", "test"))
+    return of_data(cfg, train, test, axis_name)
+
+
+def of_data(
+    cfg: Config, train: data.Dataset, test: data.Dataset, axis_name: str | None = None
+) -> cli.Experiment:
+    """The same, trained and tested on other data than ``cfg`` names."""
     dtype = jnp.dtype(cfg.precision)
-    train, test = data.load(cfg.dataset, "train"), data.load(cfg.dataset, "test")
     classes = max(train.classes, test.classes)
     if classes < 2:
         raise UserError(f"--dataset={cfg.dataset}: has no labels, or all of one class")
@@ -70,10 +80,12 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         gradient = backprop.value_and_grad(layers(), backprop.cross_entropy)
     else:
         gradient = backprop.autodiff(net, backprop.cross_entropy.value)
+    # A function of the step alone, so that a run can be made longer.
+    halving = cfg.lr_half_life * train.length / cfg.batch_size
     algorithm = backprop.make(
         net.init,
         gradient,
-        OPTIMIZERS[cfg.optimizer](cfg.lr),
+        OPTIMIZERS[cfg.optimizer](lambda step: cfg.lr * 0.5 ** (step / halving)),
         data_shape=train.shape,
         dtype=dtype,
         metrics={"accuracy": backprop.accuracy},

@@ -123,6 +123,7 @@ def cases():
     for name, layer, function in (
         ("leaky_relu", bp.leaky_relu(0.3), lambda x: jax.nn.leaky_relu(x, 0.3)),
         ("relu", bp.relu(), jax.nn.relu),
+        ("gelu", bp.gelu(), lambda x: jax.nn.gelu(x, approximate=False)),
         ("tanh", bp.tanh(), jnp.tanh),
         ("sigmoid", bp.sigmoid(), jax.nn.sigmoid),
         ("reshape", bp.reshape(3, 1), lambda x: x[:, :, None]),
@@ -259,7 +260,7 @@ NETWORKS = {  # name: (Linen, by hand, shape of the input)
         (7, 3, 4, 1),
     ),
     "cnn classifier": (
-        dcgan_nets.Classifier(3, (4, 5), **F64),
+        dcgan_nets.Classifier(3, (4, 5), 6, **F64),
         bp.cnn_classifier(2),
         (4, 9, 7, 2),
     ),

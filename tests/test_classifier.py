@@ -35,7 +35,7 @@ def train(experiment, steps):
 def test_manual_gradients_follow_autodiff(net, precision, tolerance):
     """The same parameters after 100 steps of Adam, from the same start."""
     with jax.enable_x64(precision == "float64"):
-        flags = [f"--net={net}", f"--precision={precision}", "--batch_size=4"]
+        flags = [f"--net={net}", f"--precision={precision}", "--batch_size=16", "--lr=1e-3"]
         before, by_hand, _ = train(build(*flags, "--gradients=manual"), 100)
         same, by_jax, _ = train(build(*flags, "--gradients=autodiff"), 100)
     assert optax.tree.norm(jax.tree.map(np.subtract, before, same)) == 0

@@ -440,7 +440,11 @@ COUNTS = [
         (28, 28, 1),
         10 * 24 + (16 * 24 + 1) * 48 + (16 * 48 + 1) * 96 + (49 * 96 + 1) * 128 + 129,
     ),
-    (dcgan.Classifier(10), (28, 28, 1), 17 * 32 + (16 * 32 + 1) * 64 + (49 * 64 + 1) * 10),
+    (
+        dcgan.Classifier(10),
+        (28, 28, 1),
+        17 * 32 + (16 * 32 + 1) * 64 + (49 * 64 + 1) * 128 + 129 * 10,
+    ),
     # Radford et al. 2016, figure 1 (with the biases that batch norm makes redundant).
     (
         dcgan.Generator((64, 64, 3), (1024, 512, 256, 128)),

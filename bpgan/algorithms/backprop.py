@@ -307,6 +307,18 @@ def sigmoid() -> Layer:
     return _elementwise(jax.nn.sigmoid, lambda x, y: y * (1 - y))
 
 
+def gelu() -> Layer:
+    """``y = x Phi(x)``, ``dx = (Phi(x) + x phi(x)) dy`` with the normal distribution ``Phi`` and its density ``phi``."""
+
+    def cdf(x):
+        return 0.5 * jax.scipy.special.erfc(-math.sqrt(0.5) * x)
+
+    def density(x):
+        return jnp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+
+    return _elementwise(lambda x: x * cdf(x), lambda x, y: cdf(x) + x * density(x))
+
+
 def reshape(*shape: int) -> Layer:
     """``x[b, ...] -> y[b, *shape]``: ``reshape(-1)`` flattens, ``reshape()`` gives ``y[b]``."""
     return Layer(
@@ -318,18 +330,16 @@ def reshape(*shape: int) -> Layer:
 # --- Networks of bpgan.nets, described layer by layer ---------------------------------------------
 
 
-def _repeat(n: int, name: str, layer: Layer) -> list[tuple[str, Layer]]:
-    """``n`` times the layer and leaky ReLU, named ``{name}0``, ``{name}1``, ..."""
+def _repeat(n: int, name: str, layer: Layer, activation: Layer) -> list[tuple[str, Layer]]:
+    """``n`` times the layer and the activation, the layers named ``{name}0``, ``{name}1``, ..."""
     return [
-        pair
-        for i in range(n)
-        for pair in ((f"{name}{i}", layer), (f"{name}{i}_relu", leaky_relu()))
+        pair for i in range(n) for pair in ((f"{name}{i}", layer), (f"{name}{i}_y", activation))
     ]
 
 
 def _mlp(hidden: int, *output: tuple[str, Layer]) -> Layer:
     """Flatten, ``hidden`` times (dense, leaky ReLU), dense, then the layers ``output``."""
-    inner = _repeat(hidden, "dense", dense())
+    inner = _repeat(hidden, "dense", dense(), leaky_relu())
     return sequential(("flatten", reshape(-1)), *inner, (f"dense{hidden}", dense()), *output)
 
 
@@ -350,8 +360,9 @@ def mlp_classifier(hidden: int = 1) -> Layer:
 
 def cnn_classifier(convolutions: int = 2) -> Layer:
     """``nets.dcgan.Classifier`` with so many ``widths``: ``x[b, h, w, c] -> logits[b, k]``."""
-    inner = _repeat(convolutions, "conv", conv(2, 1))
-    return sequential(*inner, ("flatten", reshape(-1)), ("dense0", dense()))
+    inner = _repeat(convolutions, "conv", conv(2, 1), gelu())
+    hidden = _repeat(1, "dense", dense(), gelu())
+    return sequential(*inner, ("flatten", reshape(-1)), *hidden, ("dense1", dense()))
 
 
 # --- Losses ---------------------------------------------------------------------------------------

@@ -169,12 +169,17 @@ class Discriminator(nn.Module):
 
 
 class Classifier(nn.Module):
-    """``x[b, h, w, c] -> logits[b, classes]``: the discriminator's convolutions, one dense layer.
+    """``x[b, h, w, c] -> logits[b, classes]``: strided convolutions, two dense layers, GELU between.
+
+    GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415) because the hidden layer serves as features: with ReLU half of
+    its units may be zero on all images, and their covariance singular.
 
     Attributes:
       classes: number of outputs, before the softmax.
       widths: channels of the strided convolutions; each halves the resolution, rounding down.
-      dtype: of the computation; the logits are float32 or wider.
+      hidden: units of the hidden dense layer.
+      features: return the hidden layer ``[b, hidden]`` instead of the logits, from the same parameters.
+      dtype: of the computation; the output is float32 or wider.
 
     Raises:
       ValueError: the image is too small for so many convolutions.
@@ -182,16 +187,19 @@ class Classifier(nn.Module):
 
     classes: int
     widths: tuple[int, ...] = (32, 64)
+    hidden: int = 128
+    features: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Images, *, train: bool = False) -> Float[Array, "b k"]:
         del train  # no state
-        for i, features in enumerate(self.widths):
-            layer = Conv(
-                features, 4, 2, 1, kernel_init=he_init(), dtype=self.dtype, name=f"conv{i}"
-            )
-            x = _activation(layer(x))
-        x = x.reshape(x.shape[0], -1)
-        x = _dense(0, self.classes, self.dtype, nn.initializers.lecun_normal())(x)
+        he = nn.initializers.he_normal()
+        for i, width in enumerate(self.widths):
+            layer = Conv(width, 4, 2, 1, kernel_init=he, dtype=self.dtype, name=f"conv{i}")
+            x = jax.nn.gelu(layer(x), approximate=False)
+        x = _dense(0, self.hidden, self.dtype, he)(x.reshape(x.shape[0], -1))
+        x = jax.nn.gelu(x, approximate=False)
+        if not self.features:
+            x = _dense(1, self.classes, self.dtype, nn.initializers.lecun_normal())(x)
         return x.astype(storage_dtype(self.dtype))
