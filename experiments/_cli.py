@@ -21,7 +21,9 @@ Whatever is wrong with a command line is said in one line, before any device is 
 
 import dataclasses
 import difflib
+import importlib
 import inspect
+import json
 import math
 import os
 import pathlib
@@ -34,9 +36,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
+import numpy as np
 from absl import flags
 
-from bpgan.types import Algorithm, Source, UserError
+from bpgan.types import Algorithm, Source, UserError, stream
 
 DONE, UNEXPECTED, BAD_INPUT, ANOMALY, INTERRUPTED, CANCELLED = 0, 1, 2, 3, 75, 130
 """Exit codes. ``INTERRUPTED`` (EX_TEMPFAIL) promises that the same command continues the run: requeue it."""
@@ -561,3 +564,81 @@ def _train(name: str, cfg: RunConfig, build: Callable[..., Experiment], presets:
     if found:
         say("\n".join(columns([(key, f"{value:.6g}") for key, value in found.items()])))
     return DONE if result.status == "done" else INTERRUPTED
+
+
+class Restored(NamedTuple):
+    """A run as it was saved: its experiment's name and config, what ``build`` makes of them, the state and its step."""
+
+    name: str
+    config: RunConfig
+    experiment: Experiment
+    state: Any
+    step: int
+
+
+def restored(workdir: str | os.PathLike) -> Restored:
+    """The newest sound checkpoint of a run; nothing in the directory is changed, and it may be training.
+
+    Raises:
+      UserError: if there is no run or no sound checkpoint, or the run's flags are not those of this version.
+    """
+    from bpgan.runtime import checkpoint, parallel
+
+    path = pathlib.Path(workdir).expanduser()
+    try:
+        record = json.loads((path / "config.json").read_text())
+        name, values = record["experiment"], dict(record["config"])
+        module = importlib.import_module(f"experiments.{name}")
+    except (OSError, ValueError, KeyError, TypeError, ImportError):
+        raise UserError(f"{path}: holds no run of an experiment (config.json)") from None
+    specs = flags_of(module.Config)
+    if unknown := sorted(set(values) - set(specs)):
+        raise UserError(f"{path}: was made by another version, with --{unknown[0]}")
+    cfg = module.Config(**values)
+    parallel.setup(precision=cfg.precision)
+    experiment = module.build(cfg)
+    program = parallel.compile(experiment.algorithm, experiment.source, seed=cfg.seed)
+    if not (path / "checkpoints").is_dir():
+        raise UserError(f"{path}: has no checkpoint")
+    checkpoints = checkpoint.Checkpoints(path / "checkpoints", read_only=True)
+    found = checkpoints.restore(program.abstract)
+    checkpoints.close()
+    if found is None:
+        raise UserError(f"{path}: has no checkpoint")
+    return Restored(name, cfg, experiment, found[1].state, found[0])
+
+
+def trained(experiment: Experiment, *, seed: int, steps: int) -> Any:
+    """The state after so many steps; nothing is logged or saved.
+
+    Raises:
+      UserError: if it is no longer finite.
+    """
+    from bpgan.runtime import parallel
+
+    program = parallel.compile(experiment.algorithm, experiment.source, seed=seed)
+    carry, step = program.init(), 0
+    while step < steps:
+        k = min(steps - step, program.window - step % program.window if program.window else 500)
+        carry, finite = program.run(carry, k)
+        step += k
+        if not finite:
+            raise UserError(f"training diverged before step {step}")
+    return carry.state
+
+
+def drawn(experiment: Experiment, state: Any, *, seed: int, n: int) -> np.ndarray:
+    """``n`` samples as uint8 ``[n, h, w, c]``, of latents that training never sees.
+
+    Raises:
+      UserError: if the experiment draws no samples.
+    """
+    import jax
+
+    from bpgan.runtime import parallel, report
+
+    if experiment.algorithm.sample is None:
+        raise UserError("the experiment draws no samples")
+    key = stream(jax.random.key(seed), "evaluate")
+    batches = parallel.draw(experiment.algorithm.sample, state, key, n)
+    return np.concatenate([report.to_bytes(batch) for batch in batches])

@@ -308,7 +308,7 @@ def sigmoid() -> Layer:
 
 
 def gelu() -> Layer:
-    """``y = x Phi(x)``, ``dx = (Phi(x) + x phi(x)) dy`` with the normal distribution ``Phi`` and its density ``phi``."""
+    """``y = x Phi(x)``, ``dx = (Phi(x) + x phi(x)) dy``: the normal distribution function and its density."""
 
     def cdf(x):
         return 0.5 * jax.scipy.special.erfc(-math.sqrt(0.5) * x)

@@ -3,7 +3,7 @@
 A batch is a pure function of ``(seed, step)``: no iterator, nothing to checkpoint, any step reachable at once.
 """
 
-from bpgan.data.datasets import DATASETS, FORMS, Dataset, load
+from bpgan.data.datasets import DATASETS, FORMS, Dataset, load, of_arrays
 from bpgan.data.order import epoch_order
 from bpgan.data.sources import in_memory, parse_feed, source, streamed
 
@@ -14,6 +14,7 @@ __all__ = [
     "epoch_order",
     "in_memory",
     "load",
+    "of_arrays",
     "parse_feed",
     "source",
     "streamed",

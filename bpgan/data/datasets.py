@@ -150,11 +150,23 @@ def _load(name: str, split: str, *, mirror: str = "", deep: bool = False) -> Dat
         raise UserError(f"--dataset={name}: {error.filename}: {error.strerror}") from None
 
 
+def of_arrays(name: str, split: str, x: np.ndarray, y: np.ndarray, classes: int) -> Dataset:
+    """Arrays in memory as a split: ``x`` uint8 ``[n, h, w, c]``, labels ``y`` int ``[n]`` in ``range(classes)``."""
+    tally = cache.Tally(x.shape[1:], classes)
+    tally.add(x, y.astype(np.int32))
+    return _dataset(name, split, tally.result(), (), (), functools.partial(_rows, x, y))
+
+
+def _rows(x: np.ndarray, y: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    indices = np.asarray(indices, np.int64)
+    if (indices < 0).any():
+        raise IndexError(f"index {indices.min()} is negative")
+    return x[indices], y[indices].astype(np.int32)
+
+
 def _mnist10k(name: str, split: str, **_: Any) -> Dataset:
-    x, y = _digits(split)
-    tally = cache.Tally(x.shape[1:], 10)
-    tally.add(x, y)
-    return _dataset(name, split, tally.result(), (), (), functools.partial(_read_digits, split))
+    dataset = of_arrays(name, split, *_digits(split), 10)
+    return dataset._replace(read=functools.partial(_read_digits, split))  # small when pickled
 
 
 @functools.lru_cache(maxsize=2)
@@ -168,11 +180,7 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_digits(split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    x, y = _digits(split)
-    indices = np.asarray(indices, np.int64)
-    if (indices < 0).any():
-        raise IndexError(f"index {indices.min()} is negative")
-    return x[indices], y[indices]
+    return _rows(*_digits(split), indices)
 
 
 class Options(NamedTuple):

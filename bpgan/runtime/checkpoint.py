@@ -57,14 +57,18 @@ class Checkpoints:
     Args:
       directory: created if need be; belongs to this object, leftovers of killed saves in it are removed.
       keep: which checkpoints stay; the newest always does.
+      read_only: only restore, and change nothing in the directory, which another process may be writing to.
     """
 
-    def __init__(self, directory: str | pathlib.Path, *, keep: Keep = NEWEST):
+    def __init__(
+        self, directory: str | pathlib.Path, *, keep: Keep = NEWEST, read_only: bool = False
+    ):
         import orbax.checkpoint as ocp
 
         # orbax logs every save, and what it finds in a damaged checkpoint before raising.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._ocp, self._keep, self._closed, self._asked = ocp, keep, False, 0
+        self._read_only = read_only
         self._directory = pathlib.Path(directory).absolute()
         policies = ocp.checkpoint_managers.preservation_policy
         policy: list[Any] = [policies.LatestN(keep.newest)]
@@ -87,7 +91,9 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policies.AnyPreservationPolicy(policy),
                     enable_async_checkpointing=True,
-                    cleanup_tmp_directories=True,
+                    cleanup_tmp_directories=not read_only,
+                    read_only=read_only,
+                    create=not read_only,
                     **options,
                 ),
             )
@@ -130,7 +136,7 @@ class Checkpoints:
         """The newest sound checkpoint as ``(step, tree)``, or None if there is none.
 
         A checkpoint is sound if it can be read and every array has the checksum it had when it was saved. Others are
-        reported and set aside as ``<step>.damaged``.
+        reported and set aside as ``<step>.damaged``, unless this only reads.
 
         Args:
           abstract: shapes, types and shardings of the tree; devices may be others than those it was saved from.
@@ -143,6 +149,8 @@ class Checkpoints:
             tree, reason = self._read(step, abstract)
             # What one process cannot read, none uses: they must go on from the same step.
             if parallel.agree(not reason).all():
+                if self._read_only:
+                    return step, tree
                 if damaged and parallel.is_lead():
                     for path in damaged:
                         path.rename(_unused(path.with_name(f"{path.name}.damaged")))

@@ -6,7 +6,7 @@ length, the host is consulted once per call, and how the steps are grouped into 
 
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bpgan.runtime.peers import Peers
-from bpgan.types import Algorithm, Metrics, Source, UserError, stream
+from bpgan.types import PRNG, Algorithm, Metrics, Source, UserError, stream
 
 _AXIS = "batch"
 
@@ -198,6 +198,23 @@ def agree(value: Any) -> np.ndarray:
 def copy(tree: Any) -> Any:
     """The same arrays in buffers of their own, in one call of the device."""
     return jax.tree.map(jnp.copy, tree)
+
+
+def draw(
+    sample: Callable, state: Any, key: PRNG, n: int, *, batch: int = 500
+) -> Iterator[np.ndarray]:
+    """Samples in batches on the host, ``n`` in all; the first ones are the same whatever ``n``.
+
+    Args:
+      sample: of an ``Algorithm``.
+      state: of the same.
+      key: batch ``i`` is drawn with ``fold_in(key, i)``.
+      n: how many.
+      batch: samples per call of the device.
+    """
+    compiled = jax.jit(lambda state, key, i: sample(state, jax.random.fold_in(key, i), batch))
+    for i in range(-(-n // batch)):
+        yield np.asarray(compiled(state, key, i))[: n - i * batch]
 
 
 def axis_name(mode: str) -> str | None:

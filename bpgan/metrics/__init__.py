@@ -1,0 +1,63 @@
+"""What is said of generated images: distances, manifolds, diversity, as functions of feature arrays ``[n, f]``.
+
+What turns images into features is in ``features``; docs/metrics.md says what each number means, and when it lies.
+"""
+
+from bpgan.metrics.frechet import (
+    FrechetInfinity,
+    Gaussian,
+    frechet_bias,
+    frechet_distance,
+    frechet_distance_gaussians,
+    frechet_infinity,
+    gaussian,
+    merge,
+)
+from bpgan.metrics.kernel import kernel_distance, kernel_distance_subsets
+from bpgan.metrics.memorisation import (
+    authenticity,
+    closest_pairs,
+    data_copying,
+    neighbour_ratio,
+    two_sample_accuracy,
+)
+from bpgan.metrics.neighbours import (
+    density_coverage,
+    expected_coverage,
+    nearest,
+    precision_recall,
+)
+from bpgan.metrics.scores import (
+    inception_score,
+    ms_ssim,
+    ms_ssim_diversity,
+    ms_ssim_name,
+    vendi_score,
+)
+
+__all__ = [
+    "FrechetInfinity",
+    "Gaussian",
+    "authenticity",
+    "closest_pairs",
+    "data_copying",
+    "density_coverage",
+    "expected_coverage",
+    "frechet_bias",
+    "frechet_distance",
+    "frechet_distance_gaussians",
+    "frechet_infinity",
+    "gaussian",
+    "inception_score",
+    "kernel_distance",
+    "kernel_distance_subsets",
+    "merge",
+    "ms_ssim",
+    "ms_ssim_diversity",
+    "ms_ssim_name",
+    "nearest",
+    "neighbour_ratio",
+    "precision_recall",
+    "two_sample_accuracy",
+    "vendi_score",
+]

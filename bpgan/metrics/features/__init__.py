@@ -1,0 +1,78 @@
+"""Feature nets: what turns images into the vectors that metrics compare.
+
+A number is comparable with another one only if both came from the same net on the same preprocessing, so an
+``Extractor`` carries its name, the hash of its weights and what it does to an image, and every report shows them.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from bpgan.types import UserError
+
+
+class Extractor(NamedTuple):
+    """A feature net.
+
+    Attributes:
+      name: part of the name of every number made with it.
+      sha256: of its weights; empty if it has none.
+      preprocessing: what happens to an image before the net, in words.
+      function: images uint8 ``[n, h, w, c]`` -> features float ``[n, f]``.
+      logits: images uint8 ``[n, h, w, c]`` -> class scores ``[n, k]``; None if the net is no classifier.
+    """
+
+    name: str
+    sha256: str
+    preprocessing: str
+    function: Callable[[np.ndarray], np.ndarray]
+    logits: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+def in_batches(
+    function: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch: int
+) -> np.ndarray:
+    """``function`` of all images, called with ``batch`` of them at a time; the last are filled up, so it compiles once.
+
+    Args:
+      function: ``[batch, h, w, c] -> [batch, f]``, each row of its own.
+      images: ``[n, h, w, c]``.
+      batch: images per call.
+    """
+
+    def rows() -> Iterator[np.ndarray]:
+        for i in range(0, len(images), batch):
+            part = images[i : i + batch]
+            filled = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
+            yield np.asarray(function(filled))[: len(part)]
+
+    return np.concatenate(list(rows()))
+
+
+def plug(path: str) -> Extractor:
+    """A user's own ``images uint8 [n, h, w, c] -> features [n, f]``, by import path ``package.module:function``.
+
+    Raises:
+      UserError: if there is no such function, or it cannot be imported.
+    """
+    module, colon, name = path.partition(":")
+    if not colon or not module or not name:
+        raise UserError(f"{path}: must be MODULE:FUNCTION")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be imported ({error})") from None
+    if not callable(function):
+        raise UserError(f"{path}: is not a function")
+
+    def checked(images: np.ndarray) -> np.ndarray:
+        features = np.asarray(function(images))
+        if features.ndim != 2 or len(features) != len(images):
+            raise UserError(
+                f"{path}: gave an array of shape {features.shape} for {len(images)} images; must be [n, f]"
+            )
+        return features
+
+    return Extractor(path, "", "its own", checked)

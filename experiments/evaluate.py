@@ -1,0 +1,429 @@
+"""Evaluates runs, or images from anywhere, against a dataset: distances, diversity, memorisation.
+
+Run:     python -m experiments.evaluate --run=runs/mnist_gan/default
+         python -m experiments.evaluate --run=runs/a,runs/b,runs/c
+             several training seeds: mean and standard deviation
+         python -m experiments.evaluate --samples=folder:PATH --dataset=tfds:fashion_mnist
+Papers:  Heusel et al. 2017, arXiv:1706.08500; Binkowski et al. 2018, arXiv:1801.01401; Kynkaanniemi et al. 2019,
+         arXiv:1904.06991; Naeem et al. 2020, arXiv:2002.09797; Meehan et al. 2020, arXiv:2004.05675.
+
+The reference is the test split, which no run has seen. Beside each value stand the same metric of real images in the
+place of the samples, which no generator should beat, and that of an untrained one (of noise, for --samples). Samples
+are drawn anew, as uint8, from latents that training never sees. ``metrics.json`` says of each number all that it
+depends on; see docs/metrics.md for what the numbers mean, and when they lie.
+"""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bpgan import data, metrics
+from bpgan.data import cache
+from bpgan.metrics.features import Extractor, plug
+from bpgan.types import UserError
+from bpgan.version import __version__
+from experiments import _cli as cli
+from experiments import classifier
+
+SEEDS = (0, 1)
+"""Of the classifiers whose features are used: distances change by a third from one to the other."""
+
+
+def _features(text: str) -> None:
+    if ":" not in text and text != "classifier":
+        raise ValueError("must be classifier or MODULE:FUNCTION")
+
+
+def _metrics(text: str) -> list[str]:
+    names = list(METRICS) if text == "all" else text.split(",")
+    if unknown := [name for name in names if name not in METRICS]:
+        raise ValueError(
+            f"{unknown[0]!r} is not a metric; must be all or some of {','.join(METRICS)}"
+        )
+    return names
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(cli.Config):
+    run: str = cli.field(
+        "", "run directory; several, separated by commas: training seeds of one setting"
+    )
+    samples: str = cli.field("", "images instead of a run: npz:FILE, folder:PATH or zip:FILE")
+    dataset: str = cli.field("", f"what to compare with; empty: the run's own; {data.FORMS}")
+    features: str = cli.field(
+        "classifier",
+        "classifier (trained on the dataset if need be) or MODULE:FUNCTION, images -> features",
+        check=_features,
+    )
+    metrics: str = cli.field(
+        "all", "all, or names separated by commas", check=lambda text: _metrics(text)
+    )
+    n: int = cli.field(10_000, "samples to draw, or to use of --samples", low=10)
+    seed: int = cli.field(0, "of latents and subsets", low=0, high=2**32 - 1)
+
+
+class Images(NamedTuple):
+    """A set of images and what a feature net makes of it.
+
+    Attributes:
+      x: uint8 ``[n, h, w, c]``.
+      y: int32 labels ``[n]``; None if they have none.
+      features: ``[n, f]``.
+      logits: ``[n, k]``; None if the net is no classifier.
+    """
+
+    x: np.ndarray
+    y: np.ndarray | None
+    features: np.ndarray
+    logits: np.ndarray | None
+
+    def take(self, rows: Any) -> "Images":
+        """Some of the images, by indices or a slice."""
+        y, logits = (None if part is None else part[rows] for part in (self.y, self.logits))
+        return Images(self.x[rows], y, self.features[rows], logits)
+
+
+def frechet(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
+    """The distance, and the same as a fraction of the variance of the reference, which no scale of features changes."""
+    distance = metrics.frechet_distance(real.features, fake.features)
+    variance = real.features.var(axis=0, ddof=1, dtype=np.float64).sum()
+    return {"FD": distance, "nFD": distance / variance}
+
+
+def kernel(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
+    return {"KD": metrics.kernel_distance(real.features, fake.features)}
+
+
+def manifold(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
+    precision, recall = metrics.precision_recall(real.features, fake.features, k=3)
+    density, coverage = metrics.density_coverage(real.features, fake.features, k=5)
+    return {
+        "precision-k3": precision,
+        "recall-k3": recall,
+        "density-k5": density,
+        "coverage-k5": coverage,
+    }
+
+
+def score(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
+    if fake.logits is None:
+        return {}
+    return {"IS": metrics.inception_score(fake.logits)[0]}
+
+
+def diversity(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
+    """The effective number of different images, of 1,000."""
+    return {"Vendi-of-1000": metrics.vendi_score(fake.features[:1000])}
+
+
+def memorisation(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
+    """Whether samples are nearer to the training images than the reference is."""
+    sets = fake.features, train.features, real.features
+    ratio = metrics.neighbour_ratio(*sets)
+    as_many = min(len(fake.features), len(real.features))
+    pair = real.features[:as_many], fake.features[:as_many]
+    return {
+        "C_T": metrics.data_copying(*sets, seed=seed).score,
+        "NN-ratio": ratio.ratio,
+        "copies-%": 100 * ratio.copies,
+        "authentic-%": metrics.authenticity(*sets).fake,
+        "1-NN-accuracy": metrics.two_sample_accuracy(*pair).overall,
+    }
+
+
+def similarity(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
+    """Of random pairs of one class, or of any where there are no labels; the lower, the more diverse."""
+    labels = np.zeros(len(fake.x), np.int32) if fake.y is None else fake.y
+    name = metrics.ms_ssim_name(fake.x.shape)
+    return {name: metrics.ms_ssim_diversity(fake.x, labels, seed=seed)}
+
+
+def by_class(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
+    """The distance within each class, averaged: unlike that of all images, it sees labels that are wrong."""
+    if fake.y is None or real.y is None:
+        return {}
+    distances = [
+        metrics.frechet_distance(real.features[real.y == c], fake.features[fake.y == c])
+        for c in np.unique(real.y)
+        if min(np.sum(real.y == c), np.sum(fake.y == c)) > 1
+    ]
+    return {"class-FD": statistics.fmean(distances)} if distances else {}
+
+
+def classification(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
+    """Accuracy on real images of a classifier trained on the samples (Ravuri and Vinyals 2019, arXiv:1905.10887)."""
+    if fake.y is None or real.y is None:
+        return {}
+    classes = int(max(fake.y.max(), real.y.max())) + 1
+    cfg = classifier.Config(seed=seed, feed="memory", epochs=10.0)
+    experiment = classifier.of_data(
+        cfg,
+        data.of_arrays("samples", "train", fake.x, fake.y, classes),
+        data.of_arrays("reference", "test", real.x, real.y, classes),
+    )
+    steps = round(cfg.epochs * experiment.source.steps_per_epoch)
+    assert experiment.evaluate is not None
+    state = cli.trained(experiment, seed=seed, steps=steps)
+    return {"CAS": experiment.evaluate(state)["test_accuracy"]}
+
+
+METRICS: dict[str, Callable[[Images, Images, Images, int], dict[str, float]]] = {
+    "fd": frechet,
+    "kd": kernel,
+    "prdc": manifold,
+    "is": score,
+    "vendi": diversity,
+    "msssim": similarity,
+    "memorisation": memorisation,
+    "class_fd": by_class,
+    "cas": classification,
+}
+"""By the names of ``--metrics``: ``(samples, reference, training images, seed) -> {name: value}``, empty where a metric
+cannot be had, of samples without labels for example."""
+
+PIXELS = ("msssim", "cas")
+"""Those that look at the images themselves: their names carry no feature net."""
+
+
+class Candidate(NamedTuple):
+    """Images to evaluate, and what an untrained model would have given in their place.
+
+    Attributes:
+      name: run directory or name of the samples.
+      x, y: uint8 ``[n, h, w, c]``, and labels ``[n]`` or None.
+      untrained: uint8 ``[n, h, w, c]``.
+      facts: step, training seed and the like, for metrics.json.
+    """
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray | None
+    untrained: np.ndarray
+    facts: dict[str, Any]
+
+
+def of_run(path: str, n: int, seed: int) -> tuple[Candidate, str]:
+    """Samples of a run's newest checkpoint, and the name of the dataset it was trained on."""
+    run = cli.restored(path)
+    x = cli.drawn(run.experiment, run.state, seed=seed, n=n)
+    start = cli.trained(run.experiment, seed=run.config.seed, steps=0)
+    untrained = cli.drawn(run.experiment, start, seed=seed, n=n)
+    facts = {"experiment": run.name, "step": run.step, "training_seed": run.config.seed}
+    return Candidate(path, x, None, untrained, facts), vars(run.config).get("dataset", "")
+
+
+def of_samples(name: str, n: int, seed: int) -> Candidate:
+    """Both splits of a dataset of images as samples; noise stands for the untrained model."""
+    splits = [data.load(name, split) for split in ("train", "test")]
+    rng = np.random.default_rng(seed)
+    total = sum(split.length for split in splits)
+    rows = np.sort(rng.permutation(total)[:n])
+    first = rows < splits[0].length
+    parts = [splits[0].read(rows[first]), splits[1].read(rows[~first] - splits[0].length)]
+    x, y = (np.concatenate(part) for part in zip(*parts, strict=True))
+    labels = y if splits[0].classes > 1 else None
+    noise = rng.integers(0, 256, x.shape, np.uint8)
+    return Candidate(name, x, labels, noise, {"sha256": [split.sha256 for split in splits]})
+
+
+def extractors(text: str, dataset: str) -> list[Extractor]:
+    """The feature nets that ``--features`` names; classifiers are trained if they have not been yet."""
+    if text == "classifier":
+        return [_classifier(dataset, seed) for seed in SEEDS]
+    return [plug(text)]
+
+
+def _classifier(dataset: str, seed: int) -> Extractor:
+    """The features of a run of the classifier experiment, kept by the content of its data and its settings."""
+    from bpgan.metrics.features import classifier as features
+
+    train = data.load(dataset, "train")
+    epochs, halving = (12.0, 3.0) if train.length < 20_000 else (4.0, 1.0)
+    flags = [f"--epochs={epochs}", f"--lr_half_life={halving}", f"--seed={seed}", "--notensorboard"]
+    cfg = cli.resolve(classifier.Config, classifier.PRESETS, flags)
+    key = zlib.crc32(f"{__version__} {cfg}".encode())
+    folder = cache.directory() / "features" / f"{train.sha256[:16]}-{key:08x}"
+    result = folder / "result.json"
+    if not result.exists() or json.loads(result.read_text())["status"] != "done":
+        print(f"training the feature net of seed {seed} on {dataset}, once: {folder}", flush=True)
+        argv = [f"--dataset={dataset}", f"--workdir={folder}", *flags]
+        code = cli.run(classifier.Config, classifier.build, classifier.PRESETS, argv)
+        if code == cli.INTERRUPTED:
+            raise KeyboardInterrupt
+        if code != cli.DONE:
+            raise UserError(f"--features=classifier: the net could not be trained on {dataset}")
+    accuracy = json.loads(result.read_text())["metrics"]["test_accuracy"]
+    state = cli.restored(folder).state
+    print(f"feature net of seed {seed}: accuracy {accuracy:.4f} on the test split")
+    name = f"classifier{seed}"
+    return features.extractor(state.params, classes=max(train.classes, 2), name=name)
+
+
+def evaluate(
+    candidates: Sequence[Candidate],
+    dataset: str,
+    extractor: Extractor,
+    names: Sequence[str],
+    seed: int,
+) -> list[dict[str, Any]]:
+    """A row for each metric of each candidate: ``metric``, ``value``, ``real``, ``untrained`` and what it depends on.
+
+    ``real`` is the metric of as many training images in the place of the samples; of the test images' one half against
+    the other where the metric looks at the training images itself.
+    """
+    splits = {split: data.load(dataset, split) for split in ("train", "test")}
+
+    def embed(x: np.ndarray, y: np.ndarray | None) -> Images:
+        logits = extractor.logits(x) if extractor.logits and "is" in names else None
+        return Images(x, y, np.asarray(extractor.function(x)), logits)
+
+    train, real = (embed(*splits[split].arrays()) for split in ("train", "test"))
+    rng = np.random.default_rng(seed)
+    rows = []
+    for candidate in candidates:
+        if candidate.x.shape[1:] != real.x.shape[1:]:
+            raise UserError(
+                f"{candidate.name}: images are {candidate.x.shape[1:]}, those of {dataset} {real.x.shape[1:]}"
+            )
+        n = len(candidate.x)
+        fake, untrained = embed(candidate.x, candidate.y), embed(candidate.untrained, None)
+        subset = train.take(np.sort(rng.permutation(len(train.x))[:n]))
+        if fake.y is None:
+            subset = subset._replace(y=None)
+        for name in names:
+            begin = time.perf_counter()
+            best, against, worst = subset, real, untrained
+            if name == "memorisation":
+                best, against = real.take(slice(0, None, 2)), real.take(slice(1, None, 2))
+            if name == "cas" and fake.y is not None:  # its control: labels that say nothing
+                worst = fake._replace(y=rng.permutation(fake.y))
+            try:
+                values = METRICS[name](fake, real, train, seed)
+                floor = METRICS[name](best, against, train, seed)
+                ceiling = METRICS[name](worst, real, train, seed)
+            except ValueError as error:  # too few images, features that are not finite, ...
+                print(f"  {candidate.name}: {name} left out: {error}", flush=True)
+                continue
+            for metric, value in values.items():
+                rows.append(
+                    {
+                        "metric": metric if name in PIXELS else f"{metric}-{extractor.name}",
+                        "value": value,
+                        "real": floor[metric],
+                        "untrained": ceiling.get(metric),
+                        "of": candidate.name,
+                        **candidate.facts,
+                        "features": {
+                            "name": extractor.name,
+                            "sha256": extractor.sha256,
+                            "preprocessing": extractor.preprocessing,
+                        },
+                        "samples": n,
+                        "reference": f"{dataset} test",
+                        "reference_images": len(real.x),
+                        "reference_sha256": splits["test"].sha256,
+                        "train_images": len(train.x),
+                        "seed": seed,
+                        "quantisation": "uint8",
+                        "versions": _versions(),
+                    }
+                )
+            took = time.perf_counter() - begin
+            print(f"  {candidate.name}: {name} with {extractor.name} in {took:.1f} s", flush=True)
+    return rows
+
+
+def _versions() -> dict[str, str]:
+    return {"bpgan": __version__} | {p: metadata.version(p) for p in ("jax", "numpy", "scipy")}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each metric: value (mean and standard deviation over candidates), real and untrained beside it."""
+    lines = [f"{'metric':34s} {'value':>22s} {'real':>12s} {'untrained':>12s}"]
+    for metric in dict.fromkeys(row["metric"] for row in rows):
+        found = [row for row in rows if row["metric"] == metric]
+        values = [row["value"] for row in found]
+        text = f"{statistics.fmean(values):.4g}"
+        if len(values) > 1:
+            text += f" ± {statistics.stdev(values):.2g}"
+        bounds = []
+        for column in ("real", "untrained"):
+            known = [row[column] for row in found if row[column] is not None]
+            bounds.append(f"{statistics.fmean(known):12.4g}" if known else f"{'-':>12s}")
+        lines.append(f"{metric:34s} {text:>22s} {' '.join(bounds)}")
+    return lines
+
+
+def run(cfg: Config) -> None:
+    """Evaluates, prints the table and writes ``metrics.json``.
+
+    Raises:
+      UserError: for runs or samples that cannot be read, or do not fit the dataset.
+    """
+    from bpgan.runtime import report
+
+    if bool(cfg.run) == bool(cfg.samples):
+        raise UserError("--run or --samples is needed, and not both")
+    if cfg.run:
+        pairs = [of_run(path, cfg.n, cfg.seed) for path in cfg.run.split(",")]
+        candidates, trained_on = [pair[0] for pair in pairs], {pair[1] for pair in pairs}
+        if not cfg.dataset and len(trained_on) > 1:
+            raise UserError(
+                f"--run: trained on different data ({', '.join(sorted(trained_on))}); name one by --dataset"
+            )
+        dataset = cfg.dataset or trained_on.pop()
+    else:
+        candidates, dataset = [of_samples(cfg.samples, cfg.n, cfg.seed)], cfg.dataset
+    if not dataset:
+        raise UserError("--dataset: is needed with --samples")
+    rows = []
+    names = _metrics(cfg.metrics)
+    for extractor in extractors(cfg.features, dataset):
+        rows += evaluate(candidates, dataset, extractor, names, cfg.seed)
+        names = [name for name in names if name not in PIXELS]
+    if not rows:
+        raise UserError(f"--metrics={cfg.metrics}: none can be had of these images")
+    first = rows[0]
+    print(
+        f"{first['samples']:,} samples against {first['reference_images']:,} images of {first['reference']};"
+        f" real: training images instead; seed {cfg.seed}"
+    )
+    print("\n".join(table(rows)))
+    out = pathlib.Path(cfg.workdir)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        report.save_png(out / "samples.png", report.image_grid(candidates[0].x[:100]))
+        (out / "metrics.json").write_text(json.dumps(rows, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"--workdir={out}: cannot write {error.filename}: {error.strerror}"
+        ) from None
+    print(f"wrote {out / 'metrics.json'}")
+
+
+PRESETS = {
+    "smoke": dict(
+        samples="mnist10k",
+        dataset="mnist10k",
+        metrics="fd",
+        n=500,
+        features="experiments.evaluate:pixels",
+    )
+}
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    """Every fourth pixel as features: for trying out, and an example of ``--features=MODULE:FUNCTION``."""
+    return images[:, ::4, ::4].reshape(len(images), -1).astype(np.float64)
+
+
+if __name__ == "__main__":
+    cli.main(Config, run, PRESETS)

@@ -1,0 +1,282 @@
+"""The evaluation experiment: what it reads, what it says of a number, and what it must tell apart."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from bpgan import data
+from bpgan.metrics import features
+from bpgan.types import UserError
+from experiments import _cli as cli
+from experiments import classifier, evaluate, mnist_gan
+
+FLAGS = ["--features=experiments.evaluate:pixels", "--metrics=fd,kd"]
+
+
+@pytest.fixture(scope="module")
+def gan(tmp_path_factory):
+    """A short run of a small GAN."""
+    path = tmp_path_factory.mktemp("gan") / "run"
+    flags = ["--preset=smoke", "--net=mlp", "--notensorboard", f"--workdir={path}"]
+    assert cli.run(mnist_gan.Config, mnist_gan.build, mnist_gan.PRESETS, flags) == 0
+    return path
+
+
+def run(*flags):
+    return cli.run(evaluate.Config, evaluate.run, evaluate.PRESETS, flags)
+
+
+def values(path):
+    rows = json.loads((path / "metrics.json").read_text())
+    return {row["metric"]: row for row in rows}
+
+
+def test_a_run_is_evaluated_from_its_checkpoint(gan, tmp_path, capsys):
+    before = sorted(p.relative_to(gan) for p in gan.rglob("*"))
+    flags = [f"--run={gan}", "--n=300", *FLAGS, f"--workdir={tmp_path / 'a'}"]
+    assert run(*flags) == 0
+    assert sorted(p.relative_to(gan) for p in gan.rglob("*")) == before
+    table = capsys.readouterr().out
+    assert "300 samples against 1,000 images of mnist10k test" in table
+    rows = values(tmp_path / "a")
+    assert list(rows) == [f"{m}-experiments.evaluate:pixels" for m in ("FD", "nFD", "KD")]
+    fd = rows["FD-experiments.evaluate:pixels"]
+    assert fd["real"] < 0.2 * fd["value"] and fd["value"] < 2 * fd["untrained"]
+    assert (fd["experiment"], fd["step"], fd["training_seed"]) == ("mnist_gan", 8, 0)
+    assert fd["samples"] == 300 and fd["reference_images"] == 1000
+    assert fd["reference_sha256"] == data.load("mnist10k", "test").sha256
+    assert fd["features"]["preprocessing"] and fd["versions"]["bpgan"]
+    assert run(*flags[:-1], f"--workdir={tmp_path / 'b'}") == 0  # the same numbers again
+    assert values(tmp_path / "b") == rows
+
+
+def test_several_runs_give_a_mean_and_a_deviation(gan, tmp_path, capsys):
+    other = tmp_path / "other"
+    flags = ["--preset=smoke", "--net=mlp", "--notensorboard", "--seed=1", f"--workdir={other}"]
+    assert cli.run(mnist_gan.Config, mnist_gan.build, mnist_gan.PRESETS, flags) == 0
+    assert run(f"--run={gan},{other}", "--n=200", *FLAGS, f"--workdir={tmp_path / 'out'}") == 0
+    rows = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    found = [row["value"] for row in rows if row["metric"].startswith("FD-")]
+    assert len(found) == 2
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("FD-"))
+    assert f"{np.mean(found):.4g} ± {np.std(found, ddof=1):.2g}" in line
+
+
+def test_samples_of_the_first_batch_do_not_depend_on_how_many_are_drawn(gan):
+    found = cli.restored(gan)
+    few, many = (cli.drawn(found.experiment, found.state, seed=3, n=n) for n in (7, 501))
+    assert few.dtype == np.uint8 and few.shape == (7, 28, 28, 1) and len(many) == 501
+    np.testing.assert_array_equal(few, many[:7])
+    assert len(np.unique(many.reshape(501, -1), axis=0)) == 501
+
+
+def test_a_damaged_checkpoint_is_not_set_aside_by_a_reader(gan, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(gan, copy)
+    shutil.rmtree(copy / "checkpoints/8/carry")
+    assert cli.restored(copy).step == 4
+    assert "8 is damaged" in capsys.readouterr().out
+    assert {p.name for p in (copy / "checkpoints").iterdir()} == {"4", "8"}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Samples on disk: the reference itself, noise, and real images whose labels are permuted."""
+    x, y = data.load("mnist10k", "test").arrays()
+    rng = np.random.default_rng(0)
+    sets = {
+        "real": (x, y),
+        "noise": (rng.integers(0, 256, x.shape, np.uint8), y),
+        "shuffled": (x, rng.permutation(y)),
+    }
+    for name, (images, labels) in sets.items():
+        np.savez(tmp_path / f"{name}.npz", x=images, y=labels)
+    return tmp_path
+
+
+def test_samples_from_a_file(files):
+    found = {}
+    for name in ("real", "noise", "shuffled"):
+        flags = [f"--samples=npz:{files / name}.npz", "--dataset=mnist10k", "--n=1000"]
+        flags += [FLAGS[0], "--metrics=fd,class_fd", f"--workdir={files / name}"]
+        assert run(*flags) == 0
+        found[name] = {k.partition("-exp")[0]: v["value"] for k, v in values(files / name).items()}
+    assert found["real"]["FD"] < 1e-6 * found["noise"]["FD"]
+    # Labels are what the distance of all images cannot see.
+    np.testing.assert_allclose(found["shuffled"]["FD"], found["real"]["FD"], atol=1e-6)
+    assert found["shuffled"]["class-FD"] > 100 * abs(found["real"]["class-FD"]) + 100
+
+
+@pytest.mark.slow
+def test_classification_accuracy_sees_labels_that_say_nothing():
+    x, y = data.load("mnist10k", "train").arrays()
+    rng = np.random.default_rng(0)
+    some = rng.permutation(len(x))[:1500]
+    test = evaluate.Images(*data.load("mnist10k", "test").arrays(), x[:0], None)
+    good = evaluate.Images(x[some], y[some], x[:0], None)
+    bad = good._replace(y=rng.permutation(y[some]))
+    assert evaluate.classification(good, test, test, 0)["CAS"] > 0.9
+    assert evaluate.classification(bad, test, test, 0)["CAS"] < 0.25
+    assert evaluate.classification(good._replace(y=None), test, test, 0) == {}
+
+
+def test_features_of_a_classifier_are_its_hidden_layer_and_alive():
+    cfg = classifier.Config()
+    built = classifier.build(cfg)
+    state = cli.trained(built, seed=0, steps=15)
+    from bpgan.metrics.features import classifier as nets
+
+    extractor = nets.extractor(state.params, classes=10, name="net")
+    x, _ = data.load("mnist10k", "test").arrays()
+    found = extractor.function(x[:501])
+    assert found.shape == (501, 128) and (found.std(axis=0) > 0).all()
+    assert extractor.name == f"net-{extractor.sha256[:8]}"
+    dense = state.params["dense1"]
+    logits = found @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"])
+    np.testing.assert_allclose(extractor.logits(x[:501]), logits, rtol=1e-3, atol=1e-3)
+    moved = nets.extractor({**state.params, "dense1": state.params["dense1"]}, classes=10, name="n")
+    assert moved.sha256 == extractor.sha256
+    other = {**state.params, "dense1": {**dense, "bias": dense["bias"] + 1}}
+    assert nets.extractor(other, classes=10, name="n").sha256 != extractor.sha256
+
+
+def test_batches_are_filled_up_and_cut_off():
+    shapes = []
+
+    def double(x):
+        shapes.append(len(x))
+        return x.reshape(len(x), -1) * 2.0
+
+    x = np.arange(14.0).reshape(7, 2)
+    np.testing.assert_array_equal(features.in_batches(double, x, 3), 2 * x)
+    assert shapes == [3, 3, 3]
+
+
+def wrong_shape(images):
+    return images
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("nonsense", "must be MODULE:FUNCTION"),
+        ("no_such_module:f", "cannot be imported"),
+        ("math:pi", "is not a function"),
+        ("math:nothing", "cannot be imported"),
+    ],
+)
+def test_a_plug_that_does_not_fit(path, message):
+    with pytest.raises(UserError, match=message):
+        features.plug(path)
+
+
+def test_a_plug_must_return_a_matrix():
+    extractor = features.plug(f"{__name__}:wrong_shape")
+    with pytest.raises(UserError, match=r"gave an array of shape \(3, 4, 4, 1\)"):
+        extractor.function(np.zeros((3, 4, 4, 1), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "--run or --samples is needed"),
+        (["--run=a", "--samples=b"], "--run or --samples is needed"),
+        (["--run=nowhere"], "nowhere: holds no run"),
+        (["--samples=mnist10k"], "--dataset: is needed"),
+        (["--samples=npz:none.npz", "--dataset=mnist10k"], "no such file"),
+        (["--run=a", "--metrics=fid"], "'fid' is not a metric"),
+        (["--run=a", "--features=vgg"], "--features=vgg: must be classifier"),
+        (["--run=a", "--n=1"], "--n=1: must be"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(*flags) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_images_of_another_size_are_refused(gan, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", x=rng.integers(0, 256, (40, 8, 8), np.uint8))
+    flags = [f"--samples=npz:{tmp_path / 'x.npz'}", "--dataset=mnist10k", *FLAGS]
+    assert run(*flags, f"--workdir={tmp_path / 'out'}") == 2
+    assert "images are (8, 8, 1), those of mnist10k (28, 28, 1)" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def verdicts():
+    """What the metrics say of samples that are wrong in a known way, on pixels as features."""
+    (x, y), (held, held_y) = (data.load("mnist10k", split).arrays() for split in ("train", "test"))
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(len(x))
+    train, some = rows[:2000], rows[2000:2800]
+
+    def images(x, y):
+        return evaluate.Images(x, y, evaluate.pixels(x), None)
+
+    def blurred(x):
+        kernel = np.array([1, 4, 6, 4, 1]) / 16
+        out = x.astype(float)
+        for axis in (1, 2):
+            out = np.apply_along_axis(np.convolve, axis, out, kernel, "same")
+        return np.rint(out).astype(np.uint8)
+
+    one = np.array([np.flatnonzero(y == c)[0] for c in range(10)])
+    sets = {
+        "fresh": (x[some], y[some]),
+        "training images": (x[train[:800]], y[train[:800]]),
+        "one a class": (x[np.repeat(one, 80)], y[np.repeat(one, 80)]),
+        "noise": (rng.integers(0, 256, (800, 28, 28, 1), np.uint8), y[some]),
+        "blurred": (blurred(x[some]), y[some]),
+        "half the classes": (x[some][y[some] < 5], y[some][y[some] < 5]),
+        "shuffled labels": (x[some], rng.permutation(y[some])),
+    }
+    found = {}
+    for name, arrays in sets.items():
+        fake, values = images(*arrays), {}
+        for metric in ("fd", "kd", "prdc", "memorisation", "class_fd"):
+            call = evaluate.METRICS[metric]
+            values |= call(fake, images(held, held_y), images(x[train], y[train]), 0)
+        found[name] = values
+    return found
+
+
+@pytest.mark.parametrize(
+    "samples, metric, low, high",
+    [
+        ("training images", "copies-%", 100, 100),
+        ("training images", "authentic-%", 0, 0),
+        ("training images", "C_T", -np.inf, -10),
+        ("one a class", "coverage-k5", 0, 0.1),
+        ("one a class", "recall-k3", 0, 0.1),
+        ("noise", "precision-k3", 0, 0.01),
+        ("noise", "1-NN-accuracy", 0.95, 1),
+        ("noise", "C_T", 10, np.inf),
+        ("half the classes", "coverage-k5", 0, 0.7),
+        ("fresh", "coverage-k5", 0.85, 1),
+        ("fresh", "copies-%", 0, 1),
+        ("fresh", "C_T", -3, 3),
+        ("fresh", "1-NN-accuracy", 0.42, 0.58),
+    ],
+)
+def test_what_is_wrong_is_seen_by_the_metric_for_it(verdicts, samples, metric, low, high):
+    assert low <= verdicts[samples][metric] <= high
+
+
+@pytest.mark.parametrize("samples", ["one a class", "noise", "blurred", "half the classes"])
+def test_the_distance_sees_what_is_not_like_the_data(verdicts, samples):
+    for metric in ("FD", "KD"):
+        assert verdicts[samples][metric] > 3 * abs(verdicts["fresh"][metric]), metric
+
+
+def test_the_blind_spots_are_where_the_docs_say(verdicts):
+    fresh, shuffled, copied = (
+        verdicts[name] for name in ("fresh", "shuffled labels", "training images")
+    )
+    assert shuffled["FD"] == fresh["FD"] and shuffled["class-FD"] > 2 * fresh["class-FD"]
+    assert (
+        copied["FD"] < 1.5 * fresh["FD"]
+    )  # a copy of the training set is a good sample of the data
