@@ -55,6 +55,10 @@ def show(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+class Interrupted(Exception):
+    """A part of an experiment was interrupted and can be resumed; the same command goes on with it."""
+
+
 class Experiment(NamedTuple):
     """What ``build(cfg, axis_name)`` returns.
 
@@ -64,12 +68,18 @@ class Experiment(NamedTuple):
       evaluate: ``evaluate(state) -> {name: value}`` on the host after the last step; its values
         are stored in ``result.json``.
       title: one line for people.
+      validate: ``validate(state) -> {name: value}`` on the host every ``--eval_every``, logged as ``eval/name``; on
+        data that are neither trained on nor tested on.
+      prefers: ``min:eval/name`` or ``max:eval/name``, by which ``--eval_every`` keeps the best checkpoint where
+        ``--keep`` names no metric.
     """
 
     algorithm: Algorithm
     source: Source
     evaluate: Callable[[Any], dict[str, float]] | None = None
     title: str = ""
+    validate: Callable[[Any], dict[str, float]] | None = None
+    prefers: str = ""
 
 
 def field(
@@ -166,6 +176,11 @@ class RunConfig(Config):
     log_every: str = _duration_field("1ep", "interval of log lines: 1ep, 500 (steps), 0 (never)")
     sample_every: str = _duration_field("5ep", "interval of sample grids")
     checkpoint_every: str = _duration_field("10ep", "interval of checkpoints; the end is saved too")
+    eval_every: str = field(
+        "0",
+        "interval of evaluations on a tenth of the training data, then held out of training",
+        check=lambda text: duration(text, 1.0),
+    )
     keep: str = field(
         "3",
         "checkpoints to keep: 3 (the newest) or 3,best=1,min:METRIC as last logged (or max:)",
@@ -482,6 +497,8 @@ def run(
         return DONE
     except UserError as error:
         return fail(error)
+    except Interrupted:
+        return INTERRUPTED
     except KeyboardInterrupt:
         return CANCELLED
 
@@ -511,7 +528,7 @@ def _workdir(name: str, cfg: Config, presets: Presets) -> str:
 
 def _train(name: str, cfg: RunConfig, build: Callable[..., Experiment], presets: Presets) -> int:
     # Heavy, and of no use to --help or a mistaken flag.
-    from bpgan.runtime import checkpoint, parallel, train
+    from bpgan.runtime import parallel, train
 
     changed = [
         f"--{flag.name}={show(getattr(cfg, flag.name))}"
@@ -530,12 +547,9 @@ def _train(name: str, cfg: RunConfig, build: Callable[..., Experiment], presets:
         raise UserError(
             f"--epochs={cfg.epochs}: asks for {steps} steps; must be at most {_MAX_STEP}"
         )
-    found: dict[str, float] = {}
-
-    def evaluate(state: Any) -> dict[str, float]:
-        found.update(experiment.evaluate(state) if experiment.evaluate else {})
-        return found
-
+    eval_every = duration(cfg.eval_every, source.steps_per_epoch)
+    if eval_every and experiment.validate is None:
+        raise UserError(f"--eval_every={cfg.eval_every}: {name} has nothing to evaluate; must be 0")
     try:
         result = train.fit(
             experiment.algorithm,
@@ -549,11 +563,13 @@ def _train(name: str, cfg: RunConfig, build: Callable[..., Experiment], presets:
             log_every=duration(cfg.log_every, source.steps_per_epoch),
             sample_every=duration(cfg.sample_every, source.steps_per_epoch),
             checkpoint_every=duration(cfg.checkpoint_every, source.steps_per_epoch),
-            keep=checkpoint.Keep.parse(cfg.keep),
+            eval_every=eval_every,
+            keep=_kept(cfg, experiment),
             mode=cfg.parallel,
             on_anomaly=cfg.on_anomaly,
             tensorboard=cfg.tensorboard,
-            evaluate=evaluate,
+            validate=experiment.validate,
+            evaluate=experiment.evaluate,
         )
     except train.Anomaly as error:
         return fail(error, ANOMALY)
@@ -561,9 +577,20 @@ def _train(name: str, cfg: RunConfig, build: Callable[..., Experiment], presets:
         fail(error, INTERRUPTED)
         # JAX would wait for the others at exit, and then abort with pages of its own.
         os._exit(INTERRUPTED)
-    if found:
-        say("\n".join(columns([(key, f"{value:.6g}") for key, value in found.items()])))
+    if result.evaluated:
+        rows = [(key, f"{value:.6g}") for key, value in result.evaluated.items()]
+        say("\n".join(columns(rows)))
     return DONE if result.status == "done" else INTERRUPTED
+
+
+def _kept(cfg: RunConfig, experiment: Experiment) -> Any:
+    """Which checkpoints a run keeps: the best, too, if it is evaluated while it trains."""
+    from bpgan.runtime import checkpoint
+
+    keep = checkpoint.Keep.parse(cfg.keep)
+    if keep.metric or not experiment.prefers or not duration(cfg.eval_every, 1.0):
+        return keep
+    return checkpoint.Keep.parse(f"{cfg.keep},best=1,{experiment.prefers}")
 
 
 class Restored(NamedTuple):
@@ -576,8 +603,12 @@ class Restored(NamedTuple):
     step: int
 
 
-def restored(workdir: str | os.PathLike) -> Restored:
-    """The newest sound checkpoint of a run; nothing in the directory is changed, and it may be training.
+def restored(workdir: str | os.PathLike, which: str = "newest") -> Restored:
+    """A checkpoint of a run; nothing in the directory is changed, and it may be training.
+
+    Args:
+      workdir: the run directory.
+      which: ``newest`` (of those that are sound), ``best`` by the metric of the run's ``--keep``, or a step.
 
     Raises:
       UserError: if there is no run or no sound checkpoint, or the run's flags are not those of this version.
@@ -600,11 +631,18 @@ def restored(workdir: str | os.PathLike) -> Restored:
     program = parallel.compile(experiment.algorithm, experiment.source, seed=cfg.seed)
     if not (path / "checkpoints").is_dir():
         raise UserError(f"{path}: has no checkpoint")
-    checkpoints = checkpoint.Checkpoints(path / "checkpoints", read_only=True)
-    found = checkpoints.restore(program.abstract)
+    keep = _kept(cfg, experiment)
+    if which == "best" and not keep.metric:
+        raise UserError(f"{path}: keeps no best checkpoint (--eval_every and --keep do)")
+    checkpoints = checkpoint.Checkpoints(path / "checkpoints", keep=keep, read_only=True)
+    step = int(which) if which.isdecimal() else None
+    found = checkpoints.restore(program.abstract, best=which == "best", step=step)
     checkpoints.close()
     if found is None:
-        raise UserError(f"{path}: has no checkpoint")
+        kind = {"newest": "checkpoint", "best": "checkpoint that was evaluated"}.get(
+            which, f"checkpoint of step {which}"
+        )
+        raise UserError(f"{path}: has no {kind}")
     return Restored(name, cfg, experiment, found[1].state, found[0])
 
 
@@ -627,18 +665,18 @@ def trained(experiment: Experiment, *, seed: int, steps: int) -> Any:
     return carry.state
 
 
-def drawn(experiment: Experiment, state: Any, *, seed: int, n: int) -> np.ndarray:
+def drawn(algorithm: Algorithm, state: Any, *, seed: int, n: int) -> np.ndarray:
     """``n`` samples as uint8 ``[n, h, w, c]``, of latents that training never sees.
 
     Raises:
-      UserError: if the experiment draws no samples.
+      UserError: if the algorithm draws no samples.
     """
     import jax
 
     from bpgan.runtime import parallel, report
 
-    if experiment.algorithm.sample is None:
+    if algorithm.sample is None:
         raise UserError("the experiment draws no samples")
     key = stream(jax.random.key(seed), "evaluate")
-    batches = parallel.draw(experiment.algorithm.sample, state, key, n)
+    batches = parallel.draw(algorithm.sample, state, key, n)
     return np.concatenate([report.to_bytes(batch) for batch in batches])

@@ -3,7 +3,7 @@
 Run:     python -m experiments.classifier
          python -m experiments.classifier --net=mlp --gradients=manual
 Expect:  test accuracy 0.987 on mnist10k (9,000 training and 1,000 test images) after 12 epochs, in
-         20 s on 2 CPU cores; the second command 0.940 in 5 s.
+         20 s on 2 CPU cores; the second command 0.953 in 5 s.
 Papers:  Rumelhart, Hinton & Williams 1986, doi:10.1038/323533a0; Kingma & Ba 2015, arXiv:1412.6980.
 """
 
@@ -66,6 +66,9 @@ def of_data(
 ) -> cli.Experiment:
     """The same, trained and tested on other data than ``cfg`` names."""
     dtype = jnp.dtype(cfg.precision)
+    held = None
+    if cli.duration(cfg.eval_every, 1.0):
+        train, held = data.hold_out(train)
     classes = max(train.classes, test.classes)
     if classes < 2:
         raise UserError(f"--dataset={cfg.dataset}: has no labels, or all of one class")
@@ -95,16 +98,25 @@ def of_data(
         train, seed=cfg.seed, batch_size=cfg.batch_size, dtype=dtype, feed=cfg.feed
     )
 
-    def evaluate(state: backprop.State) -> dict[str, float]:
+    def accuracy(state: backprop.State, images: data.Dataset) -> float:
         variables, correct = {**state.stats, "params": state.params}, 0
-        for i in range(0, test.length, CHUNK):
-            images, labels = test.read(np.arange(i, min(i + CHUNK, test.length)))
-            x = jnp.asarray(images, dtype) / 127.5 - 1
-            logits, _ = net.apply(variables, x, train=False)
+        for i in range(0, images.length, CHUNK):
+            x, labels = images.read(np.arange(i, min(i + CHUNK, images.length)))
+            logits, _ = net.apply(variables, jnp.asarray(x, dtype) / 127.5 - 1, train=False)
             correct += np.sum(np.argmax(np.asarray(logits), axis=1) == labels)
-        return {"test_accuracy": float(correct / test.length), "test_images": float(test.length)}
+        return float(correct / images.length)
 
-    return cli.Experiment(algorithm, source, evaluate, f"{train.summary()}\n{test.summary()}")
+    return cli.Experiment(
+        algorithm,
+        source,
+        evaluate=lambda state: {
+            "test_accuracy": accuracy(state, test),
+            "test_images": float(test.length),
+        },
+        title=f"{train.summary()}\n{test.summary()}",
+        validate=(lambda state: {"accuracy": accuracy(state, held)}) if held else None,
+        prefers="max:eval/accuracy",
+    )
 
 
 if __name__ == "__main__":

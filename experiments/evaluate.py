@@ -3,21 +3,28 @@
 Run:     python -m experiments.evaluate --run=runs/mnist_gan/default
          python -m experiments.evaluate --run=runs/a,runs/b,runs/c
              several training seeds: mean and standard deviation
+         python -m experiments.evaluate --run=runs/mnist_gan/default_eval_every=1ep --checkpoint=best
+             the checkpoint that a run with --eval_every found best on data held out of its training
          python -m experiments.evaluate --samples=folder:PATH --dataset=tfds:fashion_mnist
 Papers:  Heusel et al. 2017, arXiv:1706.08500; Binkowski et al. 2018, arXiv:1801.01401; Kynkaanniemi et al. 2019,
          arXiv:1904.06991; Naeem et al. 2020, arXiv:2002.09797; Meehan et al. 2020, arXiv:2004.05675.
 
 The reference is the test split, which no run has seen. Beside each value stand the same metric of real images in the
 place of the samples, which no generator should beat, and that of an untrained one (of noise, for --samples). Samples
-are drawn anew, as uint8, from latents that training never sees. ``metrics.json`` says of each number all that it
-depends on; see docs/metrics.md for what the numbers mean, and when they lie.
+are drawn anew, as uint8, from latents that training never sees. ``metrics.json``, also in the directory of each run,
+whose report shows it, says of each number all that it depends on; see docs/metrics.md for what the numbers mean, and
+when they lie.
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
+import os
 import pathlib
 import statistics
 import time
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -28,7 +35,7 @@ import numpy as np
 from bpgan import data, metrics
 from bpgan.data import cache
 from bpgan.metrics.features import Extractor, plug
-from bpgan.types import UserError
+from bpgan.types import Algorithm, UserError
 from bpgan.version import __version__
 from experiments import _cli as cli
 from experiments import classifier
@@ -42,7 +49,13 @@ def _features(text: str) -> None:
         raise ValueError("must be classifier or MODULE:FUNCTION")
 
 
-def _metrics(text: str) -> list[str]:
+def _checkpoint(text: str) -> None:
+    if text not in ("newest", "best") and not text.isdecimal():
+        raise ValueError("must be newest, best or a step")
+
+
+def names_of(text: str) -> list[str]:
+    """The metrics that ``--metrics`` names. Raises ValueError, saying what is allowed."""
     names = list(METRICS) if text == "all" else text.split(",")
     if unknown := [name for name in names if name not in METRICS]:
         raise ValueError(
@@ -51,20 +64,27 @@ def _metrics(text: str) -> list[str]:
     return names
 
 
+FEATURES: str = cli.field(
+    "classifier",
+    "classifier (trained on the dataset if need be) or MODULE:FUNCTION, images -> features",
+    check=_features,
+)
+"""The flag of every experiment that compares images."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.Config):
     run: str = cli.field(
         "", "run directory; several, separated by commas: training seeds of one setting"
     )
+    checkpoint: str = cli.field(
+        "newest", "of the runs: newest, best (by their --keep) or a step", check=_checkpoint
+    )
     samples: str = cli.field("", "images instead of a run: npz:FILE, folder:PATH or zip:FILE")
     dataset: str = cli.field("", f"what to compare with; empty: the run's own; {data.FORMS}")
-    features: str = cli.field(
-        "classifier",
-        "classifier (trained on the dataset if need be) or MODULE:FUNCTION, images -> features",
-        check=_features,
-    )
+    features: str = FEATURES
     metrics: str = cli.field(
-        "all", "all, or names separated by commas", check=lambda text: _metrics(text)
+        "all", "all, or names separated by commas", check=lambda text: names_of(text)
     )
     n: int = cli.field(10_000, "samples to draw, or to use of --samples", low=10)
     seed: int = cli.field(0, "of latents and subsets", low=0, high=2**32 - 1)
@@ -96,6 +116,17 @@ def frechet(fake: Images, real: Images, train: Images, seed: int) -> dict[str, f
     distance = metrics.frechet_distance(real.features, fake.features)
     variance = real.features.var(axis=0, ddof=1, dtype=np.float64).sum()
     return {"FD": distance, "nFD": distance / variance}
+
+
+def bias(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
+    """What the distance of so many images would be on average if they were of the same distribution."""
+    cov = metrics.gaussian(real.features).cov
+    return {"FD-bias": metrics.frechet_bias(cov, len(real.features), len(fake.features))}
+
+
+def infinite(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
+    """The distance extrapolated to infinitely many samples."""
+    return {"FD-inf": metrics.frechet_infinity(real.features, fake.features, seed=seed).value}
 
 
 def kernel(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
@@ -177,6 +208,8 @@ def classification(fake: Images, real: Images, train: Images, seed: int) -> dict
 
 METRICS: dict[str, Callable[[Images, Images, Images, int], dict[str, float]]] = {
     "fd": frechet,
+    "bias": bias,
+    "fd_inf": infinite,
     "kd": kernel,
     "prdc": manifold,
     "is": score,
@@ -191,6 +224,9 @@ cannot be had, of samples without labels for example."""
 
 PIXELS = ("msssim", "cas")
 """Those that look at the images themselves: their names carry no feature net."""
+
+WHILE_TRAINING = ("fd", "kd", "prdc")
+"""Those of ``--eval_every``: quick ones that need neither labels nor the training images."""
 
 
 class Candidate(NamedTuple):
@@ -210,12 +246,12 @@ class Candidate(NamedTuple):
     facts: dict[str, Any]
 
 
-def of_run(path: str, n: int, seed: int) -> tuple[Candidate, str]:
-    """Samples of a run's newest checkpoint, and the name of the dataset it was trained on."""
-    run = cli.restored(path)
-    x = cli.drawn(run.experiment, run.state, seed=seed, n=n)
+def of_run(path: str, checkpoint: str, n: int, seed: int) -> tuple[Candidate, str]:
+    """Samples of a run's checkpoint, and the name of the dataset it was trained on."""
+    run = cli.restored(path, checkpoint)
+    x = cli.drawn(run.experiment.algorithm, run.state, seed=seed, n=n)
     start = cli.trained(run.experiment, seed=run.config.seed, steps=0)
-    untrained = cli.drawn(run.experiment, start, seed=seed, n=n)
+    untrained = cli.drawn(run.experiment.algorithm, start, seed=seed, n=n)
     facts = {"experiment": run.name, "step": run.step, "training_seed": run.config.seed}
     return Candidate(path, x, None, untrained, facts), vars(run.config).get("dataset", "")
 
@@ -257,7 +293,7 @@ def _classifier(dataset: str, seed: int) -> Extractor:
         argv = [f"--dataset={dataset}", f"--workdir={folder}", *flags]
         code = cli.run(classifier.Config, classifier.build, classifier.PRESETS, argv)
         if code == cli.INTERRUPTED:
-            raise KeyboardInterrupt
+            raise cli.Interrupted
         if code != cli.DONE:
             raise UserError(f"--features=classifier: the net could not be trained on {dataset}")
     accuracy = json.loads(result.read_text())["metrics"]["test_accuracy"]
@@ -265,6 +301,72 @@ def _classifier(dataset: str, seed: int) -> Extractor:
     print(f"feature net of seed {seed}: accuracy {accuracy:.4f} on the test split")
     name = f"classifier{seed}"
     return features.extractor(state.params, classes=max(train.classes, 2), name=name)
+
+
+def embed(x: np.ndarray, y: np.ndarray | None, extractor: Extractor, logits: bool) -> Images:
+    """Images with their features, and their logits if wanted and there are any."""
+    scores = np.asarray(extractor.logits(x)) if extractor.logits and logits else None
+    return Images(x, y, np.asarray(extractor.function(x)), scores)
+
+
+def of_dataset(split: data.Dataset, extractor: Extractor, logits: bool) -> Images:
+    """The same of a split of a dataset; features of nets whose weights are known are kept beside the converted data."""
+    x, y = split.arrays()
+    if not extractor.sha256:
+        return embed(x, y, extractor, logits)
+    recipe = zlib.crc32(f"{extractor.preprocessing} {__version__}".encode())
+    name = f"{split.sha256[:16]}-{extractor.sha256[:16]}-{recipe:08x}.npz"
+    path = cache.directory() / "features" / name
+    try:
+        with np.load(path) as kept:
+            features, scores = kept["features"], kept["logits"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        features, scores = np.zeros(0), np.zeros(0)
+    if len(features) != len(x):
+        print(f"features of {split.length:,} images of {split.name} {split.split}", flush=True)
+        found = embed(x, y, extractor, True)
+        features = found.features
+        scores = np.zeros((len(x), 0)) if found.logits is None else found.logits
+        with contextlib.suppress(OSError):  # a full disk costs time, and nothing else
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{os.getpid()}-{path.name}")
+            np.savez(temporary, features=features, logits=scores)
+            os.replace(temporary, path)
+    return Images(x, y, features, scores if logits and scores.shape[-1] else None)
+
+
+def monitors(
+    algorithm: Algorithm, dataset: str, validation: data.Dataset, n: int = 10_000
+) -> tuple[Callable[[Any], dict[str, float]], Callable[[Any], dict[str, float]]]:
+    """``(validate, evaluate)`` of an ``Experiment`` that draws samples: metrics of ``n`` of them, in the features of
+    the first net.
+
+    ``validate`` compares with ``validation``, ``evaluate`` with the test split, as the evaluate experiment does, whose
+    numbers of the same checkpoint are the same.
+
+    Raises:
+      UserError: if there are no labels to train a feature net on.
+    """
+    extractor = _classifier(dataset, SEEDS[0])
+
+    @functools.cache
+    def reference(split: str) -> Images:
+        images = validation if split == "validation" else data.load(dataset, split)
+        return of_dataset(images, extractor, logits=False)
+
+    def scores(state: Any, split: str, seed: int) -> dict[str, float]:
+        x = cli.drawn(algorithm, state, seed=seed, n=n)
+        fake, real = embed(x, None, extractor, False), reference(split)
+        found = {}
+        for name in WHILE_TRAINING:
+            found |= METRICS[name](fake, real, real, seed)
+        return found
+
+    def evaluate(state: Any) -> dict[str, float]:
+        return {f"test/{k}": v for k, v in scores(state, "test", 0).items()}
+
+    # Other latents than those of the evaluation, which must not be chosen for.
+    return lambda state: scores(state, "validation", 1), evaluate
 
 
 def evaluate(
@@ -280,12 +382,8 @@ def evaluate(
     the other where the metric looks at the training images itself.
     """
     splits = {split: data.load(dataset, split) for split in ("train", "test")}
-
-    def embed(x: np.ndarray, y: np.ndarray | None) -> Images:
-        logits = extractor.logits(x) if extractor.logits and "is" in names else None
-        return Images(x, y, np.asarray(extractor.function(x)), logits)
-
-    train, real = (embed(*splits[split].arrays()) for split in ("train", "test"))
+    logits = "is" in names
+    train, real = (of_dataset(splits[split], extractor, logits) for split in ("train", "test"))
     rng = np.random.default_rng(seed)
     rows = []
     for candidate in candidates:
@@ -294,7 +392,8 @@ def evaluate(
                 f"{candidate.name}: images are {candidate.x.shape[1:]}, those of {dataset} {real.x.shape[1:]}"
             )
         n = len(candidate.x)
-        fake, untrained = embed(candidate.x, candidate.y), embed(candidate.untrained, None)
+        fake = embed(candidate.x, candidate.y, extractor, logits)
+        untrained = embed(candidate.untrained, None, extractor, logits)
         subset = train.take(np.sort(rng.permutation(len(train.x))[:n]))
         if fake.y is None:
             subset = subset._replace(y=None)
@@ -373,7 +472,7 @@ def run(cfg: Config) -> None:
     if bool(cfg.run) == bool(cfg.samples):
         raise UserError("--run or --samples is needed, and not both")
     if cfg.run:
-        pairs = [of_run(path, cfg.n, cfg.seed) for path in cfg.run.split(",")]
+        pairs = [of_run(path, cfg.checkpoint, cfg.n, cfg.seed) for path in cfg.run.split(",")]
         candidates, trained_on = [pair[0] for pair in pairs], {pair[1] for pair in pairs}
         if not cfg.dataset and len(trained_on) > 1:
             raise UserError(
@@ -385,7 +484,7 @@ def run(cfg: Config) -> None:
     if not dataset:
         raise UserError("--dataset: is needed with --samples")
     rows = []
-    names = _metrics(cfg.metrics)
+    names = names_of(cfg.metrics)
     for extractor in extractors(cfg.features, dataset):
         rows += evaluate(candidates, dataset, extractor, names, cfg.seed)
         names = [name for name in names if name not in PIXELS]
@@ -399,14 +498,21 @@ def run(cfg: Config) -> None:
     print("\n".join(table(rows)))
     out = pathlib.Path(cfg.workdir)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         report.save_png(out / "samples.png", report.image_grid(candidates[0].x[:100]))
-        (out / "metrics.json").write_text(json.dumps(rows, indent=1) + "\n")
+        _write(out / "metrics.json", rows)
+        for path in cfg.run.split(",") if cfg.run else ():
+            folder = pathlib.Path(path).expanduser()
+            _write(folder / "metrics.json", [row for row in rows if row["of"] == path])
+            print(f"added to {report.write_report(folder)}")
     except OSError as error:
-        raise UserError(
-            f"--workdir={out}: cannot write {error.filename}: {error.strerror}"
-        ) from None
+        raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
     print(f"wrote {out / 'metrics.json'}")
+
+
+def _write(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(rows, indent=1) + "\n")
+    os.replace(temporary, path)
 
 
 PRESETS = {

@@ -156,7 +156,9 @@ def _nets(cfg: Config, shape: tuple[int, int, int], axis_name: str | None) -> tu
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The GAN that ``cfg`` describes, and its data."""
     dtype = jnp.dtype(cfg.precision)
-    images = data.load(cfg.dataset)
+    images, held = data.load(cfg.dataset), None
+    if cli.duration(cfg.eval_every, 1.0):
+        images, held = data.hold_out(images)
     shape = images.shape
     g_net, d_net = _nets(cfg, shape, axis_name)
     distribution, dim = _latents(cfg.latents)
@@ -182,7 +184,13 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         dtype=dtype,
         feed=cfg.feed,
     )
-    return cli.Experiment(algorithm, source, title=images.summary())
+    experiment = cli.Experiment(algorithm, source, title=images.summary(), prefers="min:eval/FD")
+    if held is None:
+        return experiment
+    from experiments import evaluate
+
+    validate, test = evaluate.monitors(algorithm, cfg.dataset, held)
+    return experiment._replace(validate=validate, evaluate=test)
 
 
 if __name__ == "__main__":

@@ -203,7 +203,9 @@ def fit(monkeypatch):
         if record.error:
             raise record.error
         record.evaluated = kwargs["evaluate"]("state")
-        return types.SimpleNamespace(status=record.status, step=kwargs["steps"], metrics={})
+        return types.SimpleNamespace(
+            status=record.status, step=kwargs["steps"], metrics={}, evaluated=record.evaluated
+        )
 
     train = types.SimpleNamespace(fit=fake, Anomaly=Anomaly, Lost=Lost)
     parallel = types.SimpleNamespace(

@@ -1220,3 +1220,28 @@ def test_progress_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     list(convert._progress([[0] * 5] * 4, 20, "a: converting"))
     assert "a: converting: 100%" in sys.stderr.getvalue() and "20/20" in sys.stderr.getvalue()
+
+
+def test_a_tenth_is_held_out_and_nothing_is_lost():
+    whole = data.load("mnist10k")
+    rest, held = data.hold_out(whole)
+    assert (rest.length, held.length) == (8100, 900) and rest.classes == held.classes == 10
+    (x, y), (x_rest, y_rest), (x_held, y_held) = (d.arrays() for d in (whole, rest, held))
+    assert tuple(np.bincount(y_rest)) == rest.counts and tuple(np.bincount(y_held)) == held.counts
+    together = sorted(image.tobytes() for image in np.concatenate([x_rest, x_held]))
+    assert together == sorted(image.tobytes() for image in x)
+    assert len({whole.sha256, rest.sha256, held.sha256}) == 3
+    again = data.hold_out(whole)[1]
+    assert again.sha256 == held.sha256
+    np.testing.assert_array_equal(again.read(np.array([3, 3, 0]))[0], x_held[[3, 3, 0]])
+    # Sources read it in other processes.
+    np.testing.assert_array_equal(
+        pickle.loads(pickle.dumps(held)).read(np.array([5]))[1], y_held[5:6]
+    )
+
+
+def test_too_few_examples_to_hold_some_out():
+    x = np.zeros((19, 4, 4, 1), np.uint8)
+    few = data.of_arrays("few", "train", x, np.zeros(19, np.int32), 1)
+    with pytest.raises(UserError, match="19 examples are too few"):
+        data.hold_out(few)

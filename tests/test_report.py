@@ -321,3 +321,16 @@ def test_a_damaged_record_is_refused_and_nothing_is_written(tmp_path):
         report.write_report(tmp_path)
     assert "\n" not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_an_evaluation_is_a_table_of_the_report(tmp_path):
+    (tmp_path / "config.json").write_text('{"experiment": "gan", "config": {}}')
+    row = {"metric": "FD-<net>", "value": 41.5, "real": 7.34, "untrained": None, "step": 9}
+    net = {"name": "<net>", "sha256": "ab", "preprocessing": "x / 255"}
+    row |= {"samples": 300, "reference": "mnist10k test", "reference_images": 1000, "features": net}
+    (tmp_path / "metrics.json").write_text(json.dumps([row, "nonsense", {"metric": 1}]))
+    page = report.write_report(tmp_path).read_text()
+    assert "<th>FD-&lt;net&gt;</th><td>41.5</td><td>7.34</td><td>–</td>" in page
+    assert "300 samples against 1000 images of mnist10k test" in page and "sha256 ab" in page
+    (tmp_path / "metrics.json").write_text("{torn")
+    assert "Evaluation" not in report.write_report(tmp_path).read_text()

@@ -349,3 +349,51 @@ def test_a_start_that_fails_leaves_the_directory_usable(tmp_path):
             workdir=run, seed=0, steps=1, log_every=1,
         )  # fmt: skip
     assert fit(run, 1, config={"batch": 16}).status == "done"
+
+
+def scores_of(state):
+    """A number that is least at step 6, whatever the interruptions."""
+    return {"distance": abs(float(state.step) - 6.4)}
+
+
+EVALUATED = {
+    "eval_every": 2,
+    "keep": Keep.parse("2,best=1,min:eval/distance"),
+    "validate": scores_of,
+    "evaluate": lambda state: {"test": float(state.step)},
+}
+
+
+def test_the_best_checkpoint_by_validation_is_kept_and_reported_with_the_final_one(tmp_path):
+    result = fit(tmp_path / "run", 13, **EVALUATED)
+    assert result.evaluated == {"test": 13, "best/test": 6, "best/step": 6}
+    assert {int(p.name) for p in (tmp_path / "run/checkpoints").iterdir()} == {6, 12, 13}
+    seen = {x["step"]: x["eval/distance"] for x in logged(tmp_path / "run") if "eval/distance" in x}
+    assert list(seen) == [2, 4, 6, 8, 10, 12, 13] and seen[8] == pytest.approx(1.6)
+    written = json.loads((tmp_path / "run/result.json").read_text())["metrics"]
+    assert written["best/step"] == 6 and written["eval/distance"] == pytest.approx(6.6)
+
+
+def test_evaluation_changes_nothing_and_survives_interruptions(tmp_path, trees_equal, monkeypatch):
+    """The checkpoint that a signal asks for at step 7 is not the best for what was evaluated at 6."""
+    fit(tmp_path / "plain", 13)
+    fit(tmp_path / "run", 7, **EVALUATED)
+    result = fit(tmp_path / "run", 13, **EVALUATED)
+    assert result.evaluated["best/step"] in (6, 7)
+    trees_equal(final_state(tmp_path / "plain"), final_state(tmp_path / "run"))
+
+
+def test_a_checkpoint_is_not_ranked_by_the_evaluation_of_another_step(tmp_path):
+    options = EVALUATED | {"eval_every": 6, "checkpoint_every": 1}
+    result = fit(tmp_path / "run", 9, **options)
+    assert result.evaluated["best/step"] == 6
+    kept = {int(p.name) for p in (tmp_path / "run/checkpoints").iterdir()}
+    assert kept == {6, 8, 9}
+
+
+def test_keep_by_what_is_not_evaluated_is_refused(tmp_path):
+    options = EVALUATED | {"keep": Keep.parse("2,best=1,min:eval/distanze")}
+    with pytest.raises(
+        UserError, match="eval/distanze is not logged by this run; known: eval/dist"
+    ):
+        fit(tmp_path / "run", 4, **options)

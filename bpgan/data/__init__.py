@@ -3,7 +3,7 @@
 A batch is a pure function of ``(seed, step)``: no iterator, nothing to checkpoint, any step reachable at once.
 """
 
-from bpgan.data.datasets import DATASETS, FORMS, Dataset, load, of_arrays
+from bpgan.data.datasets import DATASETS, FORMS, Dataset, hold_out, load, of_arrays
 from bpgan.data.order import epoch_order
 from bpgan.data.sources import in_memory, parse_feed, source, streamed
 
@@ -12,6 +12,7 @@ __all__ = [
     "FORMS",
     "Dataset",
     "epoch_order",
+    "hold_out",
     "in_memory",
     "load",
     "of_arrays",

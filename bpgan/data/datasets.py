@@ -44,7 +44,7 @@ class Dataset(NamedTuple):
 
     Attributes:
       name: as the user wrote it.
-      split: ``train`` or ``test``.
+      split: ``train`` or ``test``; ``hold_out`` has names of its own.
       read: ``read(indices int[k]) -> (x uint8 [k, h, w, c], y int32 [k])``, in any order and with repetitions; threads
         and, pickled, processes may share it. Raises IndexError, and UserError for a damaged cache.
       shape: ``(h, w, c)``.
@@ -155,6 +155,40 @@ def of_arrays(name: str, split: str, x: np.ndarray, y: np.ndarray, classes: int)
     tally = cache.Tally(x.shape[1:], classes)
     tally.add(x, y.astype(np.int32))
     return _dataset(name, split, tally.result(), (), (), functools.partial(_rows, x, y))
+
+
+def hold_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
+    """``(rest, validation)``: a tenth of a split, at most 10,000 examples, set apart.
+
+    The same ones whatever the seed of a run, chosen at random. ``low``, ``high``, ``mean``, ``std`` and the warnings of
+    both are those of the whole.
+
+    Raises:
+      UserError: if there are fewer than 20 examples.
+    """
+    n = dataset.length
+    if n < 20:
+        raise UserError(f"--dataset={dataset.name}: {n} examples are too few to hold some out")
+    chosen = np.zeros(n, bool)
+    chosen[np.random.RandomState(0).permutation(n)[: min(n // 10, 10_000)]] = True
+    held, rest = np.flatnonzero(chosen), np.flatnonzero(~chosen)
+    tally = np.bincount(dataset.read(held)[1], minlength=dataset.classes)
+    others = np.asarray(dataset.counts) - tally
+
+    def part(split: str, rows: np.ndarray, counts: np.ndarray) -> Dataset:
+        digest = hashlib.sha256(bytes.fromhex(dataset.sha256) + rows.astype("<i8").tobytes())
+        return dataset._replace(
+            split=split,
+            read=functools.partial(_part, dataset.read, rows),
+            counts=tuple(counts.tolist()),
+            sha256=digest.hexdigest(),
+        )
+
+    return part(f"{dataset.split} without a tenth", rest, others), part("validation", held, tally)
+
+
+def _part(read: Callable, rows: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return read(rows[indices])
 
 
 def _rows(x: np.ndarray, y: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,8 +5,8 @@ All distances are Euclidean, between rows of ``[n, f]`` arrays. The device compu
 error bounded by ``gamma (|a|^2 + |b|^2)`` (Higham 2002, section 3.1) a lower bound of each distance tells which points
 can be nearest, and pairs too close to a radius to tell are set aside. The distances of those few pairs are computed
 in float64 from differences on the host. So distances are exact to float64 rounding (``nearest`` states the limit),
-those of equal rows are 0, equal pairs give bitwise equal distances, and ``<`` and ``<=`` mean what they say on data with
-duplicates and ties.
+those of equal rows are 0, equal pairs give bitwise equal distances, and ``<`` and ``<=`` mean what they say on data
+with duplicates and ties.
 
 A point never counts as its own neighbour: the radius ``r_k(x)`` is the distance to the k-th nearest *other* row, as in
 every public implementation. The implementations differ in the comparison with it, which shows on duplicates only:

@@ -132,7 +132,9 @@ class Checkpoints:
         except Exception as error:
             raise self._cannot_write(step, error) from None
 
-    def restore(self, abstract: Any) -> tuple[int, Any] | None:
+    def restore(
+        self, abstract: Any, *, best: bool = False, step: int | None = None
+    ) -> tuple[int, Any] | None:
         """The newest sound checkpoint as ``(step, tree)``, or None if there is none.
 
         A checkpoint is sound if it can be read and every array has the checksum it had when it was saved. Others are
@@ -140,12 +142,19 @@ class Checkpoints:
 
         Args:
           abstract: shapes, types and shardings of the tree; devices may be others than those it was saved from.
+          best: the one that is best by the metric of ``keep`` instead of the newest, or None if none was ranked.
+          step: the one of this step, or None.
 
         Raises:
           UserError: if there are checkpoints and none is sound; they are left where they are.
         """
-        damaged = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        damaged, steps = [], sorted(self._manager.all_steps(), reverse=True)
+        if best:
+            first = self._manager.best_step() if self._keep.metric else None
+            steps = [] if first is None else [first]
+        if step is not None:
+            steps = [step] if step in steps else []
+        for step in steps:
             tree, reason = self._read(step, abstract)
             # What one process cannot read, none uses: they must go on from the same step.
             if parallel.agree(not reason).all():

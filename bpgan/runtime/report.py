@@ -135,8 +135,8 @@ class _Panel(NamedTuple):
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     """Writes ``curves.png`` and ``report.html`` into a run directory; returns the path of the latter.
 
-    Reads ``config.json``, ``metrics.jsonl``, ``samples/step_*.png`` and ``result.json``; all but the first may be
-    missing. The page is one file that loads nothing.
+    Reads ``config.json``, ``metrics.jsonl``, ``samples/step_*.png``, ``result.json``, and ``metrics.json`` of an
+    evaluation; all but the first may be missing. The page is one file that loads nothing.
 
     Raises:
       UserError: if the directory holds no run or its log is damaged.
@@ -151,7 +151,8 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     if panels:
         _write_curves(path / "curves.png", run["experiment"], panels)
     where = "/".join(path.resolve().parts[-2:])
-    page = _page(where, run, _read_json(path / "result.json"), log, panels, _frames(path))
+    result, evaluation = _read_json(path / "result.json"), _read_rows(path / "metrics.json")
+    page = _page(where, run, result, log, panels, _frames(path), evaluation)
     temporary = path / "report.html.tmp"
     temporary.write_text(page, encoding="utf-8")
     os.replace(temporary, path / "report.html")
@@ -165,6 +166,17 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The numbers of an evaluation, none if there was no evaluation."""
+    try:
+        rows = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return []
+    if not isinstance(rows, list):
+        return []
+    return [row for row in rows if isinstance(row, dict) and "metric" in row and "value" in row]
 
 
 def _is_finite(value: Any) -> bool:
@@ -192,9 +204,14 @@ def _panels(log: _Log) -> list[_Panel]:
         colour = _PLAYERS.get(player, 0)
         group.append(_curve(name, colour if colour in free else free[0], *zip(*pairs, strict=True)))
     return [
-        _panel(_TITLES.get(group, group.replace("_", " ").capitalize()), groups[group])
+        _panel(_TITLES.get(group, _title(group)), groups[group])
         for group in sorted(groups, key=lambda group: _ORDER.get(group, 5))
     ]
+
+
+def _title(group: str) -> str:
+    text = group.replace("_", " ")
+    return text[:1].upper() + text[1:]
 
 
 def _curve(name: str, colour: int, steps: Sequence[int], values: Sequence[float]) -> _Curve:
@@ -282,7 +299,9 @@ def _frames(path: pathlib.Path) -> list[tuple[int, bytes]]:
     return found
 
 
-def _page(where: str, run: dict, result: dict, log: _Log, panels: list[_Panel], frames) -> str:
+def _page(
+    where: str, run: dict, result: dict, log: _Log, panels: list[_Panel], frames, evaluation: _Log
+) -> str:
     last = log[-1] if log else {}
     step = max(last.get("step", 0), result.get("step", 0))
     if result.get("step") != step:  # left by an earlier part of a run that goes on
@@ -336,6 +355,7 @@ def _page(where: str, run: dict, result: dict, log: _Log, panels: list[_Panel], 
         facts=_rows(facts),
         timings=_section("Seconds of this process", "bars", _bars(timings)),
         curves=_section("Curves", "curves", "".join(_figure(panel, right) for panel in panels)),
+        evaluation=_evaluation(evaluation),
         config=_section("Configuration", "wide", _rows(run.get("config", {}))),
         metrics=_section("Final metrics", "", _rows(metrics)),
         origin=_section("Versions", "", _rows(origin)),
@@ -442,6 +462,35 @@ def _bars(timings: dict[str, Any]) -> str:
     return "".join(
         f'<div><dt>{_text(k)}</dt><dd><i style="--share:{100 * v / total:.1f}%"></i>{v:,.1f}</dd></div>'
         for k, v in rows.items()
+    )
+
+
+def _evaluation(rows: _Log) -> str:
+    """The table of ``experiments.evaluate``, and what its numbers depend on."""
+    if not rows:
+        return ""
+    columns = ("value", "real", "untrained")
+    body = "".join(
+        f"<tr><th>{_text(row['metric'])}</th>"
+        + "".join(f"<td>{_number(row.get(column))}</td>" for column in columns)
+        + "</tr>"
+        for row in rows
+    )
+    first = rows[0]
+    nets = {row["features"]["name"]: row["features"] for row in rows if "features" in row}
+    notes = [
+        f"Step {_text(first.get('step'))}, {_text(first.get('samples'))} samples against"
+        f" {_text(first.get('reference_images'))} images of {_text(first.get('reference'))};"
+        f" real: training images in the place of the samples; seed {_text(first.get('seed'))}.",
+        *(
+            f"{_text(net['name'])}: {_text(net['preprocessing'])}; sha256 {_text(net['sha256'])}."
+            for net in nets.values()
+        ),
+    ]
+    head = "".join(f"<td>{column}</td>" for column in columns)
+    return (
+        f'<section class="evaluation"><h2>Evaluation</h2><table><tr><th></th>{head}</tr>{body}</table>'
+        f"<p>{'<br>'.join(notes)}</p></section>"
     )
 
 

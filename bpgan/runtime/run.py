@@ -194,7 +194,11 @@ class Log:
             self._bar.set_postfix_str(f"{rate * self._source.batch_size:,.0f} images/s", False)
 
     def write(
-        self, step: int, window: Mapping[str, float], samples: Mapping[str, float]
+        self,
+        step: int,
+        window: Mapping[str, float],
+        samples: Mapping[str, float],
+        evaluated: Mapping[str, float],
     ) -> list[str]:
         """Writes a line. Returns the anomalies in it, which are also logged.
 
@@ -202,6 +206,7 @@ class Log:
           step: the line's; at most one line a step.
           window: means of the metrics since the line before, to which the speed is added; empty if none are due.
           samples: the diversity of the samples drawn at this step; empty if none were.
+          evaluated: what an evaluation at this step found; empty if there was none.
         """
         line: dict[str, Any] = {
             "step": step,
@@ -211,7 +216,7 @@ class Log:
         # A generator that has only begun to learn draws the same image everywhere.
         if samples and step >= self._source.steps_per_epoch:
             found += anomaly.collapse(samples)
-        values = {**window, **samples}
+        values = {**window, **samples, **evaluated}
         if window:
             now = time.perf_counter()
             rate = (step - self._window_step) / max(now - self._window_start, 1e-9)
@@ -225,6 +230,9 @@ class Log:
             values["time/elapsed"] = round(self._before + now - self._start, 3)
             values["time/steps_per_s"] = round(rate, 3)
             values["time/images_per_s"] = round(speed, 1)
+        if evaluated:
+            shown = "  ".join(f"{k} {v:.4g}" for k, v in evaluated.items())
+            self.say(f"step {step}/{self._total}  {shown}")
         line |= values
         if found:
             line["anomaly"] = "; ".join(found)

@@ -12,6 +12,7 @@ import pathlib
 import signal
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -24,6 +25,9 @@ from bpgan.types import Algorithm, Source, UserError
 
 GRID = 100
 """Images in a sample grid."""
+
+_EVAL = "eval/"
+"""Before the names of what ``validate`` finds."""
 
 _CALL_SECONDS = 0.5
 """Aim for one call of the program: long enough to hide the host, short enough for signals and progress."""
@@ -38,11 +42,19 @@ class Lost(Exception):
 
 
 class Result(NamedTuple):
-    """How a run ended: ``done`` or ``interrupted`` (saved, and resumed by the same command)."""
+    """How a run ended.
+
+    Attributes:
+      status: ``done`` or ``interrupted`` (saved, and resumed by the same command).
+      step: where.
+      metrics: as last logged, and what was evaluated.
+      evaluated: what ``evaluate`` found; of the best checkpoint, if one is kept, under ``best/...``.
+    """
 
     status: str
     step: int
     metrics: dict[str, float]
+    evaluated: dict[str, float]
 
 
 @contextlib.contextmanager
@@ -99,10 +111,12 @@ def fit(
     log_every: int,
     sample_every: int = 0,
     checkpoint_every: int = 0,
+    eval_every: int = 0,
     keep: Keep = NEWEST,
     mode: str = "jit",
     on_anomaly: str = "flag",
     tensorboard: bool = True,
+    validate: Callable[[Any], Mapping[str, float]] | None = None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
 ) -> Result:
     """Trains until ``steps``, from the newest sound checkpoint in ``workdir`` if there is one.
@@ -120,11 +134,14 @@ def fit(
       log_every: metrics are averaged over this many steps and written.
       sample_every: a grid of ``GRID`` samples, always of the same latents, and how diverse they are.
       checkpoint_every: besides the checkpoint at the end and on SIGTERM or SIGINT.
+      eval_every: how often ``validate`` is called; a checkpoint is saved each time, so that the best can be kept.
       keep: which checkpoints stay.
       mode: ``jit`` or ``pmap``.
       on_anomaly: ``flag`` names loss spikes and collapsed samples in log and report, ``stop`` also ends the run.
       tensorboard: also write event files.
-      evaluate: ``state -> {name: value}`` on the host, after the last step.
+      validate: ``state -> {name: value}`` on the host, logged as ``eval/name``; ``keep`` may rank by one of them.
+      evaluate: ``state -> {name: value}`` on the host, after the last step; of the best checkpoint, too, if ``keep``
+        ranks them.
 
     Raises:
       UserError: for a workdir that cannot be used, a full disk, or a batch that cannot be split.
@@ -180,13 +197,18 @@ def fit(
                 return {}
             return anomaly.diversity(samples, report.to_bytes(source.examples))
 
-        def save(step: int) -> None:
+        def save(step: int, evaluated: Mapping[str, float] = types.MappingProxyType({})) -> None:
+            """Saves; the checkpoint ranks by what was logged last, but never by the evaluation of another step."""
             log.flush()
-            if keep.metric and log.values and keep.metric not in log.values:
+            ranks = {k: v for k, v in log.values.items() if not k.startswith(_EVAL)} | dict(
+                evaluated
+            )
+            due = evaluated if keep.metric.startswith(_EVAL) else ranks
+            if keep.metric and due and keep.metric not in due:
                 raise UserError(
-                    f"--keep: {keep.metric} is not logged by this run; known: {', '.join(log.values)}"
+                    f"--keep: {keep.metric} is not logged by this run; known: {', '.join(due)}"
                 )
-            checkpoints.save(step, carry, log.values)
+            checkpoints.save(step, carry, ranks)
 
         def decide(k: int) -> tuple[int, bool]:
             """Steps of the next call, which is the lead's word, and whether to stop, which is anyone's."""
@@ -202,7 +224,7 @@ def fit(
                 [steps]
                 + [
                     step - step % n + n
-                    for n in (log_every, sample_every, checkpoint_every, program.window)
+                    for n in (log_every, sample_every, checkpoint_every, eval_every, program.window)
                     if n
                 ]
             )
@@ -220,7 +242,7 @@ def fit(
             # Calls of about the same time whatever the speed; their length does not change any number.
             took = time.perf_counter() - called
             k = max(1, min(2 * k, int(k * _CALL_SECONDS / max(took, 1e-6))))
-            last, window, drawn = step == steps, {}, {}
+            last, window, drawn, evaluated = step == steps, {}, {}, {}
             if last or (log_every and step % log_every == 0):
                 with seconds("log"):
                     window = carry.window.means()
@@ -228,14 +250,18 @@ def fit(
             if last or (sample_every and step % sample_every == 0):
                 with seconds("sample"):
                     drawn = draw(step)
+            if validate is not None and eval_every and (last or step % eval_every == 0):
+                with seconds("evaluate"):
+                    evaluated = {_EVAL + k: float(v) for k, v in validate(carry.state).items()}
             with seconds("log"):
-                anomalies = log.write(step, window, drawn) if window or drawn else []
+                found = window or drawn or evaluated
+                anomalies = log.write(step, window, drawn, evaluated) if found else []
             if anomalies and on_anomaly == "stop":
                 _finish(path, "anomaly", step, log.values, seconds, log.anomalies)
                 raise _stop_at(step, anomalies, saved, path)
-            if last or (checkpoint_every and step % checkpoint_every == 0):
+            if last or evaluated or (checkpoint_every and step % checkpoint_every == 0):
                 with seconds("checkpoint"):
-                    save(step)
+                    save(step, evaluated)
                     saved = step
             k, ending = decide(k)
         if step < steps and saved != step:
@@ -243,10 +269,16 @@ def fit(
         checkpoints.close()
         if step < steps:
             log.say(f"{stopped() or 'preempted'}: saved at step {step}; the same command continues")
-        values = dict(log.values)
+        found = {}
         if step == steps and evaluate is not None:
             with seconds("evaluate"):
-                values |= {k: float(v) for k, v in evaluate(carry.state).items()}
+                found = {k: float(v) for k, v in evaluate(carry.state).items()}
+                best = _best(path, keep, program) if keep.metric and found else None
+                if best is not None:
+                    again = found if best[0] == steps else evaluate(best[1].state)
+                    found |= {f"best/{k}": float(v) for k, v in again.items()}
+                    found["best/step"] = float(best[0])
+        values = log.values | found
         status = "done" if step == steps else "interrupted"
         if status == "done" and not (restored and restored[0] == steps):
             log.hyperparameters(config, values)
@@ -254,7 +286,16 @@ def fit(
         if lead:
             _finish(path, status, step, values, seconds, log.anomalies)
     parallel.leave()
-    return Result(status, step, values)
+    return Result(status, step, values, found)
+
+
+def _best(path: pathlib.Path, keep: Keep, program: parallel.Program) -> tuple[int, Any] | None:
+    """The best checkpoint, read back from the disk; None if none was ranked."""
+    checkpoints = Checkpoints(path / "checkpoints", keep=keep, read_only=True)
+    try:
+        return checkpoints.restore(program.abstract, best=True)
+    finally:
+        checkpoints.close()
 
 
 @contextlib.contextmanager
