@@ -34,7 +34,7 @@ import numpy as np
 
 from bpgan import data, metrics
 from bpgan.data import cache
-from bpgan.metrics.features import Extractor, plug
+from bpgan.metrics.features import Extractor, effnet, inception, plug
 from bpgan.types import Algorithm, UserError
 from bpgan.version import __version__
 from experiments import _cli as cli
@@ -44,9 +44,14 @@ SEEDS = (0, 1)
 """Of the classifiers whose features are used: distances change by a third from one to the other."""
 
 
+INCEPTION = ("inception", *(f"inception-{preset}" for preset in inception.PRESETS))
+
+
 def _features(text: str) -> None:
-    if ":" not in text and text != "classifier":
-        raise ValueError("must be classifier or MODULE:FUNCTION")
+    if ":" not in text and text not in ("classifier", "effnet", *INCEPTION):
+        raise ValueError(
+            f"must be classifier, effnet, {', '.join(INCEPTION)} (:FILE) or MODULE:FUNCTION"
+        )
 
 
 def _checkpoint(text: str) -> None:
@@ -66,7 +71,8 @@ def names_of(text: str) -> list[str]:
 
 FEATURES: str = cli.field(
     "classifier",
-    "classifier (trained on the dataset if need be) or MODULE:FUNCTION, images -> features",
+    "classifier (trained on the dataset if need be), effnet (ImageNet), inception-tf1, -torch or -clean (:FILE of the"
+    " weights, downloaded without it), or MODULE:FUNCTION, images -> features",
     check=_features,
 )
 """The flag of every experiment that compares images."""
@@ -271,10 +277,27 @@ def of_samples(name: str, n: int, seed: int) -> Candidate:
 
 
 def extractors(text: str, dataset: str) -> list[Extractor]:
-    """The feature nets that ``--features`` names; classifiers are trained if they have not been yet."""
+    """The feature nets that ``--features`` names; classifiers are trained if they have not been yet.
+
+    Raises:
+      UserError: if there are no labels to train one on, or the weights cannot be had.
+    """
     if text == "classifier":
         return [_classifier(dataset, seed) for seed in SEEDS]
+    if text == "effnet":
+        return [effnet.extractor()]
+    name, _, file = text.partition(":")
+    if name in INCEPTION:
+        path = pathlib.Path(file).expanduser() if file else inception.download(cache.directory())
+        return [inception.extractor(path, name.partition("-")[2] or "tf1")]
     return [plug(text)]
+
+
+def _named(metric: str, extractor: Extractor) -> str:
+    """With the feature net; only distances in the published Inception net's features are FID and KID."""
+    if extractor.inception:
+        metric = metric.replace("FD", "FID").replace("KD", "KID")
+    return f"{metric}-{extractor.name}"
 
 
 def _classifier(dataset: str, seed: int) -> Extractor:
@@ -282,6 +305,10 @@ def _classifier(dataset: str, seed: int) -> Extractor:
     from bpgan.metrics.features import classifier as features
 
     train = data.load(dataset, "train")
+    if train.classes < 2:
+        raise UserError(
+            f"--features=classifier: {dataset} has no labels to train it on; effnet needs none"
+        )
     epochs, halving = (12.0, 3.0) if train.length < 20_000 else (4.0, 1.0)
     flags = [f"--epochs={epochs}", f"--lr_half_life={halving}", f"--seed={seed}", "--notensorboard"]
     cfg = cli.resolve(classifier.Config, classifier.PRESETS, flags)
@@ -339,15 +366,16 @@ def monitors(
     algorithm: Algorithm, dataset: str, validation: data.Dataset, n: int = 10_000
 ) -> tuple[Callable[[Any], dict[str, float]], Callable[[Any], dict[str, float]]]:
     """``(validate, evaluate)`` of an ``Experiment`` that draws samples: metrics of ``n`` of them, in the features of
-    the first net.
+    the first net: the classifier of the project, EfficientNet-Lite0 where there are no labels.
 
     ``validate`` compares with ``validation``, ``evaluate`` with the test split, as the evaluate experiment does, whose
     numbers of the same checkpoint are the same.
 
     Raises:
-      UserError: if there are no labels to train a feature net on.
+      UserError: if the feature net cannot be had.
     """
-    extractor = _classifier(dataset, SEEDS[0])
+    labelled = data.load(dataset, "train").classes > 1
+    extractor = _classifier(dataset, SEEDS[0]) if labelled else effnet.extractor()
 
     @functools.cache
     def reference(split: str) -> Images:
@@ -414,7 +442,7 @@ def evaluate(
             for metric, value in values.items():
                 rows.append(
                     {
-                        "metric": metric if name in PIXELS else f"{metric}-{extractor.name}",
+                        "metric": metric if name in PIXELS else _named(metric, extractor),
                         "value": value,
                         "real": floor[metric],
                         "untrained": ceiling.get(metric),

@@ -116,7 +116,7 @@ LADDERS: dict[str, tuple[tuple[float, ...], Callable[[Sample, float, int], Sampl
     ),
     "classes dropped": ((1, 2, 5, 9), lambda pool, k, n: without_classes(pool, int(k), n)),
     "grey levels": (
-        (16, 4, 2),
+        (8, 4, 2),
         lambda pool, k, n: Sample(levels(pool.x[:n], int(k)), pool.y[:n]),
     ),
 }
