@@ -44,6 +44,8 @@ SEEDS = (0, 1)
 """Of the classifiers whose features are used: distances change by a third from one to the other."""
 
 
+_CHUNK = 500  # images between two looks at the clock
+
 INCEPTION = ("inception", *(f"inception-{preset}" for preset in inception.PRESETS))
 
 
@@ -331,9 +333,24 @@ def _classifier(dataset: str, seed: int) -> Extractor:
 
 
 def embed(x: np.ndarray, y: np.ndarray | None, extractor: Extractor, logits: bool) -> Images:
-    """Images with their features, and their logits if wanted and there are any."""
-    scores = np.asarray(extractor.logits(x)) if extractor.logits and logits else None
-    return Images(x, y, np.asarray(extractor.function(x)), scores)
+    """Images with their features, and their logits if wanted and there are any; says how far it is if that takes long."""
+
+    def all_of(function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        parts, start, said = [], time.perf_counter(), time.perf_counter()
+        for i in range(0, len(x), _CHUNK):
+            parts.append(np.asarray(function(x[i : i + _CHUNK])))
+            done, now = min(i + _CHUNK, len(x)), time.perf_counter()
+            if now - said > 10 and done < len(x):
+                said, rate = now, done / (now - start)
+                print(
+                    f"  {extractor.name}: {done:,} of {len(x):,} images, {rate:.0f}/s,"
+                    f" {(len(x) - done) / rate:.0f} s left",
+                    flush=True,
+                )
+        return np.concatenate(parts)
+
+    scores = all_of(extractor.logits) if extractor.logits and logits else None
+    return Images(x, y, all_of(extractor.function), scores)
 
 
 def of_dataset(split: data.Dataset, extractor: Extractor, logits: bool) -> Images:

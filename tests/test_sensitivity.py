@@ -86,7 +86,8 @@ def test_mistakes_are_one_line(flags, message, capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_projects_feature_nets(tmp_path):
+@pytest.mark.timeout(1200)
+def test_the_projects_feature_nets(optimised):
     """T3.20 to T3.22 on the nets that ``--features=classifier`` trains, both of them."""
     for extractor in evaluate.extractors("classifier", "mnist10k"):
         sight = sensitivity.look(sensitivity.Config(n=2000, metrics="fd,class_fd"), extractor)
@@ -99,7 +100,8 @@ def test_the_projects_feature_nets(tmp_path):
 
 
 @pytest.mark.slow
-def test_feature_nets_rank_checkpoints_alike(tmp_path):
+@pytest.mark.timeout(1200)
+def test_feature_nets_rank_checkpoints_alike(optimised, tmp_path):
     """T3.23: two trained nets and one with random weights order five checkpoints of a run in the same way."""
     from scipy.stats import spearmanr
 
