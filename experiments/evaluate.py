@@ -333,7 +333,7 @@ def _classifier(dataset: str, seed: int) -> Extractor:
 
 
 def embed(x: np.ndarray, y: np.ndarray | None, extractor: Extractor, logits: bool) -> Images:
-    """Images with their features, and their logits if wanted and there are any; tells the time left if it takes long."""
+    """Images with their features, and their logits if wanted and there are any; tells the time left if that is long."""
 
     def all_of(function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         parts, start, said = [], time.perf_counter(), time.perf_counter()
