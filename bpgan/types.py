@@ -8,6 +8,7 @@ Axis legend, used in all shape annotations:
 ``z``  latent dimension
 ``n``  samples or examples outside a batch
 ``f``  features
+``k``  classes
 ====  =======================================
 
 Images are NHWC floats in [-1, 1] inside a step and uint8 at rest. Logits are raw scores, never probabilities;
@@ -19,12 +20,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 PRNG = Key[Array, ""]
 Images = Float[Array, "b h w c"]
 Latents = Float[Array, "b z"]
 Logits = Float[Array, " b"]
+Labels = Int[Array, " b"]
 Params = PyTree
 Batch = Mapping[str, Any]
 Metrics = dict[str, Any]
