@@ -659,6 +659,14 @@ def check_labels(labels: Any, classes: int) -> None:
         raise ValueError(f"classes={classes}: needs integer labels [b], got {got}")
 
 
+def lookup_size(attribute: str, table: dict[int, Any], size: int) -> Any:
+    """``table[size]``, the default of an attribute for an image height."""
+    if size not in table:
+        known = ", ".join(str(key) for key in table)
+        raise ValueError(f"{attribute}: has a default for image heights {known} only, not for {size}")
+    return table[size]
+
+
 class BatchNorm(nn.Module):
     """``(x - mean) / sqrt(var + epsilon) * scale + bias``, per channel (the last axis).
 

@@ -1,0 +1,85 @@
+"""What conditional discriminators make of their features: a projection, a classifier, an embedding.
+
+The logit is always a dense layer of the features ``phi(x)``; ``head`` says where the label enters:
+
+================  ================================================  ====================================
+``head``          output                                            source
+================  ================================================  ====================================
+``"projection"``  ``logits = dense(phi) + <e_y, phi>``              Miyato & Koyama 2018, arXiv:1802.05637
+``"acgan"``       ``(logits, class_logits[b, k])``                  Odena et al. 2017, arXiv:1610.09585
+``"d2d"``         ``(logits, (embedding[b, f], proxies[k, f]))``,   Kang et al. 2021, arXiv:2111.01118
+                  rows of unit norm
+================  ================================================  ====================================
+"""
+
+from typing import Any, Literal, get_args
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float
+
+from bpgan.nets.layers import Dense, Embed, check_labels, storage_dtype
+from bpgan.types import Labels, Logits
+
+Kind = Literal["projection", "acgan", "d2d"]
+Scores = (
+    Logits
+    | tuple[Logits, Float[Array, "b k"]]
+    | tuple[Logits, tuple[Float[Array, "b f"], Float[Array, "k f"]]]
+)
+
+
+def _unit_rows(x: Float[Array, "n f"]) -> Float[Array, "n f"]:
+    return x * lax.rsqrt(jnp.sum(jnp.square(x), -1, keepdims=True) + 1e-12)
+
+
+def score(
+    features: Float[Array, "b f"],
+    labels: Labels | None,
+    *,
+    name: str,
+    classes: int = 0,
+    head: Kind = "projection",
+    embedding: int = 512,
+    projection_scale: float = 1.0,
+    train: bool = False,
+    **layer: Any,
+) -> Scores:
+    """The end of a discriminator; called inside its ``@nn.compact`` method, where its layers belong.
+
+    Args:
+      features: ``phi(x)``; of size f.
+      labels: needed by the projection only, checked for all heads.
+      name: of the dense layer that makes the logit. Its companions are called ``embed0`` (projection),
+        ``classes0`` (acgan), ``embedding0`` and ``proxies0`` (d2d).
+      classes: number of classes k; 0: only the logits, and labels are ignored.
+      embedding: size of the d2d embedding.
+      projection_scale: factor of ``<e_y, phi>``.
+      layer: ``kernel_init``, ``spectral`` and ``dtype`` of all layers.
+
+    Returns:
+      As in the table above, float32 or wider.
+
+    Raises:
+      ValueError: an unknown head, or labels that are needed and not integers.
+    """
+    if head not in get_args(Kind):
+        raise ValueError(f"head={head!r}: must be one of {', '.join(get_args(Kind))}")
+    check_labels(labels, classes)
+    stored = storage_dtype(layer.get("dtype", jnp.float32))
+    logits = Dense(1, name=name, **layer)(features, train=train).astype(stored)[:, 0]
+    if not classes:
+        return logits
+    table = {k: v for k, v in layer.items() if k != "kernel_init"}
+    init = layer.get("kernel_init", nn.initializers.lecun_normal())
+    if head == "projection":
+        embed = Embed(classes, features.shape[-1], embedding_init=init, name="embed0", **table)
+        products = embed(labels, train=train).astype(stored) * features.astype(stored)
+        return logits + projection_scale * jnp.sum(products, -1)
+    if head == "acgan":
+        return logits, Dense(classes, name="classes0", **layer)(features, train=train).astype(stored)
+    place = Dense(embedding, name="embedding0", **layer)(features, train=train).astype(stored)
+    proxies = Embed(classes, embedding, embedding_init=init, name="proxies0", **table)
+    rows = proxies(jnp.arange(classes), train=train).astype(stored)
+    return logits, (_unit_rows(place), _unit_rows(rows))
