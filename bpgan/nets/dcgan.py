@@ -16,8 +16,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from bpgan.nets.layers import BatchNorm, Conv, ConvTranspose, storage_dtype, upsample2
-from bpgan.types import Images, Latents, Logits
+from bpgan.nets.heads import Kind, Scores, score
+from bpgan.nets.layers import (
+    BatchNorm, Conv, ConvTranspose, Embed, check_labels, storage_dtype, upsample2,
+)  # fmt: skip
+from bpgan.types import Images, Labels, Latents
 
 _SLOPE = 0.2
 
@@ -69,10 +72,14 @@ class Generator(nn.Module):
         global.
       output_gain: factor of the initial kernel of the last layer.
       kernel_init: of all kernels; None is He scaling, which alone heeds ``output_gain``.
+      classes: of the labels; 0: unconditional.
+      conditioning: "concat": an embedding of the label, of the size of z, is concatenated to z (Mirza & Osindero 2014,
+        arXiv:1411.1784); "norm": scale and bias of the batch norms are rows of tables, one row to a class.
       dtype: of the computation; parameters and running averages are float32 or wider.
 
     Raises:
-      ValueError: h or w is not a multiple of the total magnification, or upsample is neither.
+      ValueError: h or w is not a multiple of the total magnification, upsample or conditioning is none of its values,
+        there are no norms to condition, or labels are missing.
     """
 
     shape: tuple[int, int, int]
@@ -82,10 +89,18 @@ class Generator(nn.Module):
     axis_name: str | None = None
     output_gain: float = 1.0
     kernel_init: Init | None = None
+    classes: int = 0
+    conditioning: Literal["concat", "norm"] = "concat"
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, z: Latents, *, train: bool = False) -> Images:
+    def __call__(self, z: Latents, labels: Labels | None = None, *, train: bool = False) -> Images:
+        check_labels(labels, self.classes)
+        if self.conditioning not in ("concat", "norm"):
+            raise ValueError(f'conditioning={self.conditioning!r}: must be "concat" or "norm"')
+        by_norm = self.classes > 0 and self.conditioning == "norm"
+        if by_norm and not self.norm:
+            raise ValueError('conditioning="norm": needs norm=True')
         if self.upsample not in ("transpose", "resize"):
             raise ValueError(f'upsample={self.upsample!r}: must be "transpose" or "resize"')
         transpose = self.upsample == "transpose"
@@ -110,10 +125,14 @@ class Generator(nn.Module):
 
         def finish(index: int, x: Array) -> Array:
             if self.norm:
-                norm = BatchNorm(self.axis_name, dtype=self.dtype, name=f"norm{index}")
-                x = norm(x, train=train)
+                norm = BatchNorm(self.axis_name, dtype=self.dtype, name=f"norm{index}",
+                                 classes=self.classes if by_norm else 0)  # fmt: skip
+                x = norm(x, labels if by_norm else None, train=train)
             return _activation(x)
 
+        if self.classes and not by_norm:
+            embed = Embed(self.classes, z.shape[1], dtype=self.dtype, name="embed0")
+            z = jnp.concatenate([z.astype(self.dtype), embed(labels)], 1)
         start = (height // scale, width // scale, self.widths[0])
         x = _dense(0, math.prod(start), self.dtype, self.kernel_init or he_init())(z)
         x = finish(0, x.reshape(-1, *start))
@@ -125,7 +144,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """``x[b, h, w, c] -> logits[b]``: convolutions of kernel 4, stride 2 and leaky ReLU; dense.
+    """``x[b, h, w, c] -> logits[b]``: convolutions of kernel 4, stride 2 and leaky ReLU; a head.
 
     Without ``norm`` the score of an example does not depend on the rest of the batch.
 
@@ -136,10 +155,11 @@ class Discriminator(nn.Module):
       norm: whether all convolutions but the first are followed by batch norm, as in the paper.
       axis_name: as in ``Generator``.
       kernel_init: of all kernels; None is He scaling.
+      classes, head, embedding: as in ``heads.score``; with 0 classes its dense layer alone.
       dtype: of the computation; the logits are float32 or wider.
 
     Raises:
-      ValueError: the image is too small for so many convolutions.
+      ValueError: the image is too small for so many convolutions, or as in ``heads.score``.
     """
 
     widths: tuple[int, ...] = (64, 128)
@@ -148,10 +168,15 @@ class Discriminator(nn.Module):
     norm: bool = False
     axis_name: str | None = None
     kernel_init: Init | None = None
+    classes: int = 0
+    head: Kind = "projection"
+    embedding: int = 512
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Images, *, train: bool = False) -> Logits:
+    def __call__(
+        self, x: Images, labels: Labels | None = None, *, train: bool = False
+    ) -> Scores:
         init = self.kernel_init or he_init()
         layers = [(features, 4, 2, 1) for features in self.widths]
         if self.full_resolution:
@@ -164,8 +189,10 @@ class Discriminator(nn.Module):
         x = x.reshape(x.shape[0], -1)
         if self.hidden:
             x = _activation(_dense(0, self.hidden, self.dtype, init)(x))
-        x = _dense(1 if self.hidden else 0, 1, self.dtype, init)(x)
-        return x.astype(storage_dtype(self.dtype))[:, 0]
+        return score(
+            x, labels, name="dense1" if self.hidden else "dense0", classes=self.classes,
+            head=self.head, embedding=self.embedding, kernel_init=init, train=train, dtype=self.dtype,
+        )  # fmt: skip
 
 
 class Classifier(nn.Module):

@@ -56,7 +56,7 @@ def score(
       classes: number of classes k; 0: only the logits, and labels are ignored.
       embedding: size of the d2d embedding.
       projection_scale: factor of ``<e_y, phi>``.
-      layer: ``kernel_init``, ``spectral`` and ``dtype`` of all layers.
+      layer: ``kernel_init``, ``spectral`` and ``dtype`` of all layers, ``rate`` of the dense ones.
 
     Returns:
       As in the table above, float32 or wider.
@@ -71,7 +71,7 @@ def score(
     logits = Dense(1, name=name, **layer)(features, train=train).astype(stored)[:, 0]
     if not classes:
         return logits
-    table = {k: v for k, v in layer.items() if k != "kernel_init"}
+    table = {k: v for k, v in layer.items() if k in ("spectral", "dtype")}
     init = layer.get("kernel_init", nn.initializers.lecun_normal())
     if head == "projection":
         embed = Embed(classes, features.shape[-1], embedding_init=init, name="embed0", **table)

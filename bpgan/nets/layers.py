@@ -26,6 +26,7 @@ Jacobians of gradients never leave them. Each one is lowered twice:
 Layout everywhere: images ``[b, h, w, c]``, kernels ``[kh, kw, in, out]`` of the operation at hand.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, cast
@@ -501,6 +502,15 @@ def storage_dtype(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def equalised(parameter: Array, rate: float | None, fan_in: int = 1) -> Array:
+    """``rate / sqrt(fan_in) * parameter``, or the parameter itself if the rate is None.
+
+    Equalised learning rate (Karras et al. 2018, arXiv:1710.10196, Sec. 4.1): parameters start as ``N(0, 1 / rate^2)``,
+    and one step of Adam changes every kernel by the same share of its scale, times ``rate``.
+    """
+    return parameter if rate is None else rate / math.sqrt(fan_in) * parameter
+
+
 def _unit(x: Array) -> Array:
     return x * lax.rsqrt(jnp.sum(jnp.square(x)) + 1e-12)
 
@@ -548,6 +558,7 @@ class _Layer(nn.Module):
       kernel_init: called as ``(key, shape, dtype)``.
       dtype: of the computation; the parameters are float32 or wider.
       spectral: whether the kernel is divided by its ``spectral_norm``.
+      rate: of ``equalised`` kernels and biases; None: they are used as they are.
     """
 
     features: int
@@ -558,11 +569,13 @@ class _Layer(nn.Module):
     kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
     dtype: Any = jnp.float32
     spectral: bool = False
+    rate: float | None = None
 
     def _apply(self, operation: Callable[..., Array], x: Images, train: bool) -> Images:
         shape = (*_pair("kernel_size", self.kernel_size), x.shape[-1], self.features)
         stored = storage_dtype(self.dtype)
         kernel = self.param("kernel", self.kernel_init, shape, stored)
+        kernel = equalised(kernel, self.rate, math.prod(shape[:3]))
         if self.spectral:
             kernel = spectral_norm(self, kernel, train=train)
         kernel = kernel.astype(self.dtype)
@@ -570,7 +583,7 @@ class _Layer(nn.Module):
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), stored)
-        return y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+        return y + equalised(bias, self.rate).astype(self.dtype).reshape(1, 1, 1, -1)
 
 
 class Conv(_Layer):
@@ -597,7 +610,7 @@ class Dense(nn.Module):
     """``x[b, i] @ kernel[i, features] + bias[features]``; parameters as of ``nn.Dense``.
 
     Attributes:
-      features, use_bias, kernel_init, dtype, spectral: as in ``Conv``.
+      features, use_bias, kernel_init, dtype, spectral, rate: as in ``Conv``.
     """
 
     features: int
@@ -605,18 +618,20 @@ class Dense(nn.Module):
     kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
     dtype: Any = jnp.float32
     spectral: bool = False
+    rate: float | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b i"], *, train: bool = False) -> Float[Array, "b o"]:
         stored = storage_dtype(self.dtype)
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), stored)
+        kernel = equalised(kernel, self.rate, x.shape[-1])
         if self.spectral:
             kernel = spectral_norm(self, kernel, train=train)
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), stored)
-        return y + bias.astype(self.dtype).reshape(1, -1)
+        return y + equalised(bias, self.rate).astype(self.dtype).reshape(1, -1)
 
 
 def lookup(table: Float[Array, "k f"], labels: Labels) -> Float[Array, "b f"]:

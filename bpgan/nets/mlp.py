@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from bpgan.nets.layers import storage_dtype
-from bpgan.types import Latents, Logits
+from bpgan.nets.heads import Kind, Scores, score
+from bpgan.nets.layers import Embed, check_labels, storage_dtype
+from bpgan.types import Labels, Latents
 
 
 def _perceptron(x: Array, widths: tuple[int, ...], dtype: Any) -> Array:
@@ -31,37 +32,61 @@ class Generator(nn.Module):
     Attributes:
       shape: shape of one sample, ``(h, w, c)`` for images; any rank.
       widths: hidden layers from the latents on; ``()`` gives an affine map.
+      classes: of the labels, an embedding of which, of the size of z, is concatenated to z (Mirza & Osindero 2014,
+        arXiv:1411.1784); 0: unconditional.
       dtype: of the computation.
+
+    Raises:
+      ValueError: missing labels.
     """
 
     shape: tuple[int, ...]
     widths: tuple[int, ...] = (128,)
+    classes: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, z: Latents, *, train: bool = False) -> Float[Array, "b ..."]:
+    def __call__(
+        self, z: Latents, labels: Labels | None = None, *, train: bool = False
+    ) -> Float[Array, "b ..."]:
         del train  # no state
+        check_labels(labels, self.classes)
+        if self.classes:
+            embed = Embed(self.classes, z.shape[1], dtype=self.dtype, name="embed0")
+            z = jnp.concatenate([z.astype(self.dtype), embed(labels)], 1)
         x = _perceptron(z, (*self.widths, math.prod(self.shape)), self.dtype)
         return jnp.tanh(x).reshape(z.shape[0], *self.shape)
 
 
 class Discriminator(nn.Module):
-    """``x[b, ...] -> logits[b]``: a perceptron over the flattened sample, with one output.
+    """``x[b, ...] -> logits[b]``: a perceptron over the flattened sample, with one output or a head.
 
     Attributes:
       widths: hidden layers from the sample on; ``()`` gives a linear discriminator.
+      classes, head, embedding: as in ``heads.score``; with 0 classes its dense layer alone.
       dtype: of the computation; the logits are float32 or wider.
+
+    Raises:
+      ValueError: as in ``heads.score``.
     """
 
     widths: tuple[int, ...] = (128, 64)
+    classes: int = 0
+    head: Kind = "projection"
+    embedding: int = 512
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b ..."], *, train: bool = False) -> Logits:
-        del train  # no state
-        x = x.reshape(x.shape[0], -1)
-        x = _perceptron(x, (*self.widths, 1), self.dtype)
-        return x.astype(storage_dtype(self.dtype))[:, 0]
+    def __call__(
+        self, x: Float[Array, "b ..."], labels: Labels | None = None, *, train: bool = False
+    ) -> Scores:
+        x = _perceptron(x.reshape(x.shape[0], -1), self.widths, self.dtype)
+        if self.widths:
+            x = jax.nn.leaky_relu(x, 0.2)
+        return score(
+            x, labels, name=f"dense{len(self.widths)}", classes=self.classes, head=self.head,
+            embedding=self.embedding, train=train, dtype=self.dtype,
+        )  # fmt: skip
 
 
 class Classifier(nn.Module):
