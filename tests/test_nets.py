@@ -340,9 +340,25 @@ def test_linen_layers_add_a_bias_to_the_functions():
 
 
 def modules():
-    """Every file of ``bpgan/nets`` but the layers; its classes by name."""
+    """Every file of ``bpgan/nets`` that has a generator; by name."""
     names = [info.name for info in pkgutil.iter_modules(bpgan.nets.__path__)]
-    return {n: importlib.import_module(f"bpgan.nets.{n}") for n in names if n != "layers"}
+    found = {n: importlib.import_module(f"bpgan.nets.{n}") for n in names}
+    return {n: module for n, module in found.items() if hasattr(module, "Generator")}
+
+
+# Options that make the networks small, of generators and of discriminators; without an entry a network is as it is.
+TINY = {
+    "resnet": ({"widths": (16, 16, 16)}, {"widths": (16, 16)}),
+    "biggan": ({"channels": 8, "widths": (2, 2, 2), "shared": 4}, {"channels": 8, "widths": (2, 2)}),
+    "r3gan": ({"widths": (16, 8, 8), "blocks": 1}, {"widths": (16, 8, 8), "blocks": 1}),
+    "stylegan2": ({"widths": (16, 8, 8), "styles": 16, "depth": 2}, {"widths": (16, 8, 8)}),
+}
+
+
+def tiny(name, kind, *args, **options):
+    """A small ``Generator`` or ``Discriminator``."""
+    small = TINY.get(name, ({}, {}))[kind == "Discriminator"]
+    return getattr(modules()[name], kind)(*args, **small, **options)
 
 
 def instances():
@@ -350,14 +366,14 @@ def instances():
     for name, module in modules().items():
         for shape in ((28, 28, 1), (32, 32, 3)):
             size = f"{name}-{shape[0]}"
-            yield pytest.param(module.Generator(shape), (16,), shape, id=f"{size}-Generator")
-            yield pytest.param(module.Discriminator(), shape, (), id=f"{size}-Discriminator")
+            yield pytest.param(tiny(name, "Generator", shape), (16,), shape, id=f"{size}-Generator")
+            yield pytest.param(tiny(name, "Discriminator"), shape, (), id=f"{size}-Discriminator")
             if hasattr(module, "Classifier"):
                 yield pytest.param(module.Classifier(10), shape, (10,), id=f"{size}-Classifier")
 
 
 def test_the_architectures_are_found():
-    assert {"mlp", "dcgan"} <= set(modules())
+    assert {"mlp", "dcgan", *TINY} <= set(modules())
 
 
 def shapes(module, example, batch=2):
@@ -411,7 +427,7 @@ def test_double_precision_is_double_throughout(x64, module, example, output):
 
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_discriminators_score_each_example_by_itself(name):
-    net = linen_net(modules()[name].Discriminator())
+    net = linen_net(tiny(name, "Discriminator"))
     x = normal(0, 3, 8, 8, 1, dtype=np.float32)
     variables = compiled(net.init)(jax.random.key(0), x)
     gradient = compiled(jax.grad(lambda x: net.apply(variables, x, train=True)[0][1]))(x)

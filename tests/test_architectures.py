@@ -1,0 +1,522 @@
+"""The architectures of the literature: published parameter counts, conditions, and each one's own mathematics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+from test_nets import TINY, close, compiled, convolutions, derivatives, modules, normal, size, tiny
+
+from bpgan.nets import biggan, dcgan, heads, layers, linen_net, mlp, r3gan, resnet, stylegan2
+
+NAMES = sorted(modules())
+LABELS = jnp.array([0, 1, 2])
+
+
+def shapes(module, example, labels=True, batch=2):
+    """Shapes of variables and output; nothing is computed."""
+    net, key = linen_net(module), jax.random.key(0)
+    x = jax.ShapeDtypeStruct((batch, *example), jnp.float32)
+    inputs = (x, jax.ShapeDtypeStruct((batch,), jnp.int32)) if labels else (x,)
+    variables = jax.eval_shape(net.init, key, *inputs)
+    return variables, *jax.eval_shape(lambda v, *i: net.apply(v, *i, train=True), variables, *inputs)
+
+
+# Parameter counts
+
+WIDE = (512, 512, 512, 512, 512, 256, 128, 64, 32)
+COUNTS = {
+    # Miyato et al. 2018, table 4a with biases, which are 256 + 256 + 256 a block: as in mimicry.
+    "sngan-32-G": (resnet.Generator((32, 32, 3)), (128,), 4276739),
+    # Table 4b: 3x3 and 1x1 of 3 to 128, 128 to 128, twice two 3x3, and 129.
+    "sngan-32-D": (
+        resnet.Discriminator(),
+        (32, 32, 3),
+        (28 * 128 + 1153 * 128 + 4 * 128) + (2 * 1153 * 128 + 129 * 128) + 4 * 1153 * 128 + 129,
+    ),
+    # Brock et al. 2019, table 1: 158.3 M together; by network in compare_gan's test of resnet_biggan.
+    "biggan-128-G": (
+        biggan.Generator((128, 128, 3), 96, classes=1000, attention=64), (120,), 70433988,
+    ),
+    "biggan-128-D": (biggan.Discriminator(96, classes=1000, attention=64), (128, 128, 3), 87982370),
+    # "About 4.3 M" (the issue 78 of BigGAN-PyTorch): SNGAN's G with ten rows in place of one in each norm.
+    "biggan-32-G": (
+        biggan.Generator((32, 32, 3), classes=10, shared=0, hierarchical=False),
+        (128,),
+        4276739 + 9 * 6 * 512,
+    ),
+    "biggan-32-D": (
+        biggan.Discriminator(classes=10),
+        (32, 32, 3),
+        (28 * 256 + 2305 * 256 + 4 * 256) + (2 * 2305 * 256 + 257 * 256) + 4 * 2305 * 256
+        + 257 + 10 * 256,
+    ),
+    # Karras et al. 2020, configuration F for 1024 pixels: 30370060 less the 17 strengths of the noise, and 29012513.
+    "stylegan2-1024-G": (stylegan2.Generator((1024, 1024, 3), WIDE), (512,), 30370060 - 17),
+    "stylegan2-1024-D": (
+        stylegan2.Discriminator(WIDE, minibatch_stddev=4), (1024, 1024, 3), 29012513,
+    ),
+    # SCIENCE's r3-28: blocks of c * 2c + 2c, 9 * 16 * 2c + 2c, 2c * c; 1x1 between stages.
+    "r3gan-28-G": (
+        r3gan.Generator((28, 28, 1)),
+        (64,),
+        49 * 256 + 64 * 256 + sum(2 * (4 * c * c + 292 * c) for c in (256, 192, 128))
+        + 256 * 192 + 192 * 128 + 128,
+    ),
+    "r3gan-28-D": (
+        r3gan.Discriminator(),
+        (28, 28, 1),
+        128 + sum(2 * (4 * c * c + 292 * c) for c in (256, 192, 128))
+        + 256 * 192 + 192 * 128 + 49 * 256 + 257,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts(name):
+    module, example, count = COUNTS[name]
+    variables, *_ = shapes(module, example)
+    assert size(variables["params"]) == count
+
+
+# Shapes
+
+
+@pytest.mark.parametrize("side, channels", [(28, 1), (32, 3), (64, 4)])
+@pytest.mark.parametrize("name", NAMES)
+def test_default_sizes(name, side, channels):
+    shape = (side, side, channels)
+    for classes in (0, 5):
+        options = {"widths": (8, 8)} if name == "dcgan" else {}
+        generator = modules()[name].Generator(shape, classes=classes, **options)
+        discriminator = modules()[name].Discriminator(classes=classes)
+        assert shapes(generator, (20,), classes > 0)[1].shape == (2, *shape)
+        assert shapes(discriminator, shape, classes > 0)[1].shape == (2,)
+
+
+@pytest.mark.parametrize("name", ["resnet", "r3gan", "stylegan2", "biggan"])
+def test_unknown_sizes_are_refused(name):
+    with pytest.raises(ValueError, match="default for image heights 28, 32, .* not for 30"):
+        shapes(modules()[name].Generator((30, 30, 1)), (20,))
+    with pytest.raises(ValueError, match="default for image heights 28, 32, .* not for 30"):
+        shapes(modules()[name].Discriminator(), (30, 30, 1))
+    with pytest.raises(ValueError, match="must divide the image size 30x30"):
+        shapes(tiny(name, "Generator", (30, 30, 1)), (20,))
+    with pytest.raises(ValueError, match="must divide the image size 30x30"):
+        shapes(tiny(name, "Discriminator"), (30, 30, 1))
+
+
+@pytest.mark.parametrize(
+    "module, example, message",
+    [
+        (dcgan.Generator((28, 28, 1), classes=3, conditioning="norm", norm=False), 4, "norm=True"),
+        (dcgan.Generator((28, 28, 1), conditioning="add"), 4, "'add': must be \"concat\""),
+        (biggan.Generator((28, 28, 1), classes=3, shared=0), 4, "hierarchical: needs shared"),
+        (biggan.Generator((28, 28, 1)), 2, "needs 3 latents or more, got 2"),
+        (resnet.Generator((28, 28, 1), attention=7), 4, r"attention=7: .* \[14, 28\]"),
+        (resnet.Discriminator((8,), downs=1, attention=14), (28, 28, 1), None),
+        (resnet.Discriminator((4,), downs=1, attention=14), (28, 28, 1), "needs 8 channels"),
+        (resnet.Discriminator((8,) * 2, attention=7), (28, 28, 1), "even sizes, got 7x7x8"),
+        (resnet.Discriminator(attention=28), (28, 28, 1), r"attention=28: .* \[14, 7\]"),
+        (r3gan.Generator((28, 28, 1), (12,)), 4, "widths: must be multiples of 8, got 12"),
+        (mlp.Discriminator(head="project"), (2,), "head='project': must be one of projection"),
+        (stylegan2.Discriminator((8,), minibatch_stddev=2), (4, 4, 1), "must divide the batch of 3"),
+    ],
+)
+def test_what_does_not_fit_is_refused(module, example, message):
+    example = (example,) if isinstance(example, int) else example
+    if message is None:
+        shapes(module, example, batch=3)
+        return
+    with pytest.raises(ValueError, match=message) as error:
+        shapes(module, example, batch=3)
+    assert "\n" not in str(error.value)
+
+
+# Conditions
+
+CONDITIONED = [
+    *((name, {}) for name in NAMES),
+    ("dcgan", {"conditioning": "norm"}),
+    ("biggan", {"shared": 0, "hierarchical": False}),
+    ("biggan", {"hierarchical": False}),
+]
+
+
+@pytest.mark.parametrize("name, options", CONDITIONED, ids=lambda v: v if isinstance(v, str) else "-".join(v))
+def test_generators_heed_labels(name, options):
+    small = {**TINY.get(name, ({}, {}))[0], **options, "classes": 3}
+    module = modules()[name].Generator((8, 8, 1), **small)
+    if name == "dcgan":
+        module = module.clone(widths=(8, 4))
+    net = linen_net(module)
+    z = jnp.tile(normal(0, 1, 9, dtype=np.float32), (3, 1))
+
+    def images(key):
+        variables = net.init(key, z, LABELS)
+        # Tables of the norms are the same for all classes at the start.
+        params = jax.tree.map(lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size)).reshape(p.shape), variables["params"])
+        variables = {**variables, "params": params}
+        return [net.apply(variables, z, labels, train=False)[0] for labels in (LABELS, LABELS[::-1])]
+
+    x, y = compiled(images)(jax.random.key(0))
+    np.testing.assert_allclose(x, y[::-1], rtol=0, atol=1e-5)
+    assert min(float(abs(x[i] - x[j]).max()) for i, j in ((0, 1), (1, 2), (0, 2))) > 1e-3
+    for labels, got in ((None, "none"), (z[:, 0], "float32")):
+        with pytest.raises(ValueError, match=f"classes=3: needs integer labels .*{got}"):
+            jax.eval_shape(net.init, jax.random.key(0), z, labels)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_heads(name):
+    x = normal(0, 3, 8, 8, 1, dtype=np.float32)
+
+    def outputs(key):
+        found = {}
+        for i, head in enumerate(("projection", "acgan", "d2d")):
+            net = linen_net(tiny(name, "Discriminator", classes=3, head=head, embedding=5))
+            variables = net.init(jax.random.fold_in(key, i), x, LABELS)
+            found[head] = [net.apply(variables, x, y, train=False)[0] for y in (LABELS, LABELS[::-1])]
+        return found
+
+    found = compiled(outputs)(jax.random.key(0))
+    logits, exchanged = found["projection"]
+    assert logits.shape == (3,) and logits.dtype == jnp.float32
+    assert float(abs(logits - exchanged)[0]) > 1e-4
+    np.testing.assert_allclose(logits[1], exchanged[1], rtol=1e-5)
+    logits, scores = found["acgan"][0]
+    assert logits.shape == (3,) and scores.shape == (3, 3)
+    logits, (embedding, proxies) = found["d2d"][0]
+    assert logits.shape == (3,) and embedding.shape == (3, 5) and proxies.shape == (3, 5)
+    for rows in (embedding, proxies):
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
+    close(found["d2d"][0], found["d2d"][1], 1e-6)  # the label enters the loss only
+    with pytest.raises(ValueError, match="classes=3: needs integer labels"):
+        shapes(tiny(name, "Discriminator", classes=3), (8, 8, 1), labels=False)
+
+
+def test_half_precision_heads_are_wide():
+    for head in ("projection", "acgan", "d2d"):
+        module = resnet.Discriminator((8,), 1, classes=3, head=head, dtype=jnp.bfloat16)
+        variables, scores, _ = shapes(module, (8, 8, 1))
+        assert {a.dtype for a in jax.tree.leaves((variables, scores))} == {jnp.dtype("float32")}
+
+
+def test_the_projection_is_the_product_with_the_features():
+    class Linear(nn.Module):
+        @nn.compact
+        def __call__(self, x, labels, *, train):
+            return heads.score(x, labels, name="dense0", classes=3, projection_scale=0.5, train=train)
+
+    net, x = linen_net(Linear()), normal(0, 3, 4, dtype=np.float32)
+    params = net.init(jax.random.key(0), x, LABELS)["params"]
+    dense, rows = params["dense0"], np.asarray(params["embed0"]["embedding"])
+    expected = (x @ dense["kernel"])[:, 0] + dense["bias"][0] + 0.5 * (rows * x).sum(1)
+    np.testing.assert_allclose(net.apply({"params": params}, x, LABELS, train=True)[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_penalties_can_be_differentiated(name):
+    net = linen_net(tiny(name, "Discriminator", classes=3))
+    x = normal(0, 3, 8, 8, 1, dtype=np.float32)
+
+    def gradient(key):
+        variables = net.init(key, x, LABELS)
+
+        def r1(params):
+            def total(x):
+                return jnp.sum(net.apply({**variables, "params": params}, x, LABELS, train=True)[0])
+
+            return jnp.sum(jnp.square(jax.grad(total)(x)))
+
+        return jax.value_and_grad(r1)(variables["params"])
+
+    value, gradient = compiled(gradient)(jax.random.key(0))
+    assert np.isfinite(value) and value > 0
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(gradient)]
+    assert all(np.isfinite(leaf).all() for leaf in leaves)
+    assert sum(abs(leaf).max() > 0 for leaf in leaves) > len(leaves) / 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_conditional_discriminators_score_each_example_by_itself(name):
+    net = linen_net(tiny(name, "Discriminator", classes=3))
+    x = normal(0, 3, 8, 8, 1, dtype=np.float32)
+
+    def gradient(key):
+        variables = net.init(key, x, LABELS)
+        return jax.grad(lambda x: net.apply(variables, x, LABELS, train=True)[0][1])(x)
+
+    gradient = compiled(gradient)(jax.random.key(0))
+    assert float(abs(gradient[1]).max()) > 0
+    np.testing.assert_array_equal(gradient[jnp.array([0, 2])], 0)
+
+
+# Spectral norm
+
+
+class Normed(nn.Module):
+    """``kernel -> kernel / sigma``."""
+
+    @nn.compact
+    def __call__(self, kernel, *, train):
+        return layers.spectral_norm(self, kernel, train=train)
+
+
+def converge(net, kernel, steps=200):
+    variables = net.init(jax.random.key(0), kernel)
+
+    def step(variables, _):
+        return net.apply(variables, kernel, train=True)[1], None
+
+    return compiled(lambda v: lax.scan(step, v, None, length=steps)[0])(variables)
+
+
+def largest(matrix):
+    return np.linalg.svd(matrix, compute_uv=False)[0]
+
+
+def test_power_iteration_finds_the_largest_singular_value():
+    kernel = normal(0, 3, 3, 16, 32, dtype=np.float32)
+    net = linen_net(Normed())
+    variables = converge(net, kernel)
+    sigma = largest(kernel.transpose(3, 0, 1, 2).reshape(32, -1))
+    for train in (False, True):
+        normed, _ = net.apply(variables, kernel, train=train)
+        np.testing.assert_allclose(kernel / sigma, normed, rtol=1e-5)
+    # The control: reshaping to (kh, rest) is another matrix with another norm.
+    assert abs(largest(kernel.reshape(3, -1)) / sigma - 1) > 0.5
+
+
+def test_the_gradient_is_that_of_the_largest_singular_value(x64):
+    kernel, weights = normal(0, 2, 2, 3, 5), normal(1, 2, 2, 3, 5)
+    net = linen_net(Normed())
+    variables = converge(net, kernel, 2000)
+    gradient = jax.grad(lambda k: jnp.sum(weights * net.apply(variables, k, train=False)[0]))(kernel)
+
+    def value(k):
+        return np.sum(weights * k / largest(np.asarray(k).reshape(-1, 5)))
+
+    for seed in range(3):
+        direction = normal(2 + seed, *kernel.shape)
+        numeric = (value(kernel + 1e-6 * direction) - value(kernel - 1e-6 * direction)) / 2e-6
+        np.testing.assert_allclose(jnp.vdot(gradient, direction), numeric, rtol=1e-6)
+    # A constant sigma would give another gradient.
+    assert float(abs(gradient - weights / largest(kernel.reshape(-1, 5))).max()) > 1e-2
+
+
+def test_u_moves_in_training_only():
+    net = linen_net(resnet.Discriminator((8, 8)))
+    x = normal(0, 2, 8, 8, 1, dtype=np.float32)
+    variables = compiled(net.init)(jax.random.key(0), x)
+    before = variables["spectral"]
+    still, moved = compiled(lambda v: [net.apply(v, x, train=t)[1]["spectral"] for t in (False, True)])(variables)
+    jax.tree.map(np.testing.assert_array_equal, still, before)
+    assert jax.tree.structure(moved) == jax.tree.structure(before)
+    assert len(jax.tree.leaves(before)) == 6 and {a.ndim for a in jax.tree.leaves(before)} == {1}
+    # (One output, the logit, leaves u no direction; two 3x3 and a 1x1 of the first block, two 3x3 and a 1x1.)
+    changed = jax.tree.map(lambda a, b: float(abs(a - b).max()), moved, before)
+    assert changed["dense0"]["u"] < 1e-6 < 1e-3 < min(jax.tree.leaves(changed["block0"]))
+
+
+@pytest.mark.parametrize(
+    "layer, x, key",
+    [
+        (layers.Conv(4, spectral=True), (2, 5, 5, 3), "kernel"),
+        (layers.ConvTranspose(4, 4, 2, 1, spectral=True), (2, 5, 5, 3), "kernel"),
+        (layers.Dense(4, spectral=True), (2, 3), "kernel"),
+        (layers.Embed(3, 4, spectral=True), None, "embedding"),
+    ],
+    ids=["conv", "conv_transpose", "dense", "embed"],
+)
+def test_spectral_layers_divide_their_kernels(layer, x, key):
+    x = LABELS if x is None else normal(0, *x, dtype=np.float32)
+    variables = layer.init(jax.random.key(0), x)
+    kernel = variables["params"][key]
+    u = variables["spectral"]["u"]
+    sigma = jnp.linalg.norm(kernel.reshape(-1, kernel.shape[-1]) @ u)
+    plain = layer.clone(spectral=False)
+    expected = plain.apply({"params": {**variables["params"], key: kernel / sigma}}, x)
+    np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-4, atol=1e-6)
+
+
+# Grouped convolutions
+
+
+def lax_grouped(x, w, groups):
+    return lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+    )
+
+
+GROUPED = [(3, 2, 4, (3, 3)), (4, 16, 16, (3, 3)), (3, 16, 8, (3, 1)), (1, 3, 5, (5, 3)), (2, 40, 3, (1, 1))]
+
+
+@pytest.mark.parametrize("groups, i, o, k", GROUPED)
+def test_grouped_conv_and_its_derivatives_are_those_of_lax(x64, groups, i, o, k):
+    x, kernel = normal(0, 2, 5, 4, groups * i), normal(1, *k, i, groups * o)
+    ours = derivatives(lambda x, w: layers.grouped_conv(x, w, groups=groups), x, kernel)
+    close(ours, derivatives(lambda x, w: lax_grouped(x, w, groups), x, kernel), 1e-12)
+
+
+def test_grouped_conv_is_mapped_like_a_loop(x64):
+    x, kernel = normal(0, 2, 3, 5, 4, 6), normal(1, 2, 3, 3, 2, 3)
+
+    def f(x, w):
+        return layers.grouped_conv(x, w, groups=3)
+
+    both = jax.vmap(f)(x, kernel)
+    close(both, jnp.stack([f(x[i], kernel[i]) for i in range(2)]), 1e-12)
+    close(jax.vmap(f, (0, None))(x, kernel[0]), jnp.stack([f(a, kernel[0]) for a in x]), 1e-12)
+
+
+def test_grouped_conv_is_native_but_on_cpu():
+    x, kernel = jnp.ones((2, 4, 4, 64)), jnp.ones((3, 3, 16, 64))
+
+    def gradients(f):
+        return jax.grad(lambda x, w: jnp.sum(jnp.sin(f(x, w))), argnums=(0, 1))
+
+    ours = gradients(lambda x, w: layers.grouped_conv(x, w, groups=4))
+    count = "feature_group_count = 4"
+    for platform in ("cuda", "tpu"):
+        assert sum(count in line for line in convolutions(ours, platform, x, kernel)) >= 2
+    assert not any(count in line for line in convolutions(ours, "cpu", x, kernel))
+
+
+@pytest.mark.parametrize(
+    "x, kernel, groups", [((1, 4, 4, 6), (3, 3, 3, 6), 3), ((1, 4, 4, 6), (2, 3, 2, 6), 3), ((1, 4, 4, 6), (3, 3, 2, 5), 3)]
+)
+def test_impossible_groups_are_refused(x, kernel, groups):
+    with pytest.raises(ValueError, match="grouped_conv: "):
+        layers.grouped_conv(jnp.ones(x), jnp.ones(kernel), groups=groups)
+
+
+# Conditional batch norm
+
+
+def test_conditional_batch_norm_has_a_row_for_each_class():
+    x, module = normal(0, 3, 2, 2, 4, dtype=np.float32), layers.BatchNorm(classes=3)
+    variables = module.init(jax.random.key(0), x, LABELS, train=False)
+    assert jax.tree.map(jnp.shape, variables["params"]) == {"scale": (3, 4), "bias": (3, 4)}
+    params = {"scale": normal(1, 3, 4, dtype=np.float32), "bias": normal(2, 3, 4, dtype=np.float32)}
+    y, _ = module.apply({**variables, "params": params}, x, LABELS[::-1], train=True, mutable=["batch_stats"])
+    unit = (x - x.mean((0, 1, 2), keepdims=True)) / np.sqrt(x.var((0, 1, 2), keepdims=True) + 1e-5)
+    rows = {name: np.asarray(p)[::-1].reshape(3, 1, 1, 4) for name, p in params.items()}
+    np.testing.assert_allclose(y, unit * rows["scale"] + rows["bias"], rtol=0, atol=1e-5)
+
+
+def test_lookup_is_indexing_and_zero_outside():
+    table = normal(0, 3, 4, dtype=np.float32)
+    rows = layers.lookup(table, jnp.array([2, 0, 3, -1]))
+    np.testing.assert_array_equal(rows, [table[2], table[0], np.zeros(4), np.zeros(4)])
+
+
+# Self-attention
+
+
+def test_self_attention_starts_as_the_identity_and_is_its_equation():
+    x = normal(0, 2, 4, 4, 16, dtype=np.float32)
+    net = linen_net(resnet.SelfAttention(spectral=False))
+    variables = net.init(jax.random.key(0), x)
+    np.testing.assert_array_equal(net.apply(variables, x, train=True)[0], x)
+    variables["params"]["gamma"] = jnp.float32(0.5)
+    k = [np.asarray(variables["params"][f"conv{i}"]["kernel"])[0, 0] for i in range(4)]
+
+    def pooled(y):
+        return y.reshape(2, 2, 2, 2, 2, -1).max((2, 4)).reshape(2, 4, -1)
+
+    a = np.asarray(x)
+    logits = np.einsum("bqc,bkc->bqk", (a @ k[0]).reshape(2, 16, -1), pooled(a @ k[1]))
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    y = np.einsum("bqk,bkc->bqc", weights, pooled(a @ k[2])).reshape(2, 4, 4, -1)
+    np.testing.assert_allclose(net.apply(variables, x, train=True)[0], a + 0.5 * y @ k[3], rtol=1e-4, atol=1e-5)
+
+
+# R3GAN
+
+
+def test_r3gan_blocks_start_as_the_identity_with_fixup_scales():
+    x = normal(0, 2, 4, 4, 64, dtype=np.float32)
+    net = linen_net(r3gan.Block(16))
+    variables = net.init(jax.random.key(0), x)
+    np.testing.assert_array_equal(net.apply(variables, x, train=True)[0], x)
+    p = variables["params"]
+    for name, fan_in in (("conv0", 64), ("conv1", 9 * 16)):
+        expected = np.sqrt(2 / 1.04) * 16**-0.25 / np.sqrt(fan_in)
+        np.testing.assert_allclose(p[name]["kernel"].std(), expected, rtol=0.03)
+
+
+def test_r3gan_resamples_by_121(x64):
+    x = normal(0, 2, 3, 5, 4)
+    kernel = np.einsum("i,j,cd->ijcd", [0.5, 1, 0.5], [0.5, 1, 0.5], np.eye(4))
+    up = lax.conv_general_dilated(
+        x, kernel, (1, 1), ((2, 1), (2, 1)), lhs_dilation=(2, 2), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(r3gan.upsample121(x), up, atol=1e-14)
+    down = layers.conv(up, jnp.asarray(kernel / 4), stride=2, padding=((1, 0), (1, 0)))
+    np.testing.assert_allclose(r3gan.downsample121(up), down, atol=1e-14)
+
+
+# StyleGAN2
+
+
+def test_modulation_is_a_kernel_for_each_example():
+    x, w = normal(0, 3, 5, 5, 4, dtype=np.float32), normal(1, 3, 6, dtype=np.float32)
+    module = stylegan2.ModulatedConv(7)
+    params = module.init(jax.random.key(0), x, w)["params"]
+    s = 1 + w @ params["style"]["kernel"] / np.sqrt(6)
+    y = module.apply({"params": params}, x, w)
+    for i in range(3):
+        kernel = params["kernel"] / np.sqrt(36) * s[i].reshape(1, 1, 4, 1)
+        kernel = kernel / np.sqrt(np.square(kernel).sum((0, 1, 2), keepdims=True) + 1e-8)
+        np.testing.assert_allclose(y[i], layers.conv(x[i][None], kernel)[0], rtol=0, atol=1e-5)
+
+
+def test_demodulated_outputs_have_unit_variance():
+    """White noise of unit variance stays so for any style; without demodulation it does not."""
+    x, w = normal(0, 2, 48, 48, 8, dtype=np.float32), 3 * normal(1, 2, 6, dtype=np.float32)
+    module = stylegan2.ModulatedConv(5)
+    params = module.init(jax.random.key(0), x, w)
+
+    def variance(module):
+        return np.asarray(module.apply(params, x, w))[:, 1:-1, 1:-1].var((1, 2))
+
+    np.testing.assert_allclose(variance(module), 1, rtol=0.1)
+    assert abs(variance(module.clone(demodulate=False)) - 1).max() > 0.5
+
+
+def test_mapping_and_synthesis_are_the_generator():
+    module = stylegan2.Generator((8, 8, 1), (8, 8), styles=16, depth=2, classes=3)
+    z = normal(0, 3, 5, dtype=np.float32)
+    variables = module.init(jax.random.key(0), z, LABELS)
+    w = module.apply(variables, z, LABELS, method="mapping")
+    x = module.apply(variables, w, method="synthesis")
+    assert w.shape == (3, 16)
+    np.testing.assert_array_equal(x, module.apply(variables, z, LABELS, train=True))
+    # The mapping sees directions only.
+    np.testing.assert_allclose(module.apply(variables, 3 * z, LABELS, method="mapping"), w, atol=1e-4)
+    assert set(variables["params"]) == {"mapper", "synthesiser"}
+
+
+def test_mapping_parameters_have_their_own_learning_rate():
+    module = stylegan2.Generator((8, 8, 1), (8, 8), styles=64, depth=2)
+    p = module.init(jax.random.key(0), jnp.ones((1, 64)))["params"]
+    np.testing.assert_allclose(p["mapper"]["dense1"]["kernel"].std(), 100, rtol=0.05)
+    np.testing.assert_allclose(p["synthesiser"]["conv1"]["kernel"].std(), 1, rtol=0.1)
+
+
+def test_downsample1331_is_the_adjoint_of_upsample2(x64):
+    y = normal(0, 2, 6, 4, 3)
+    x = jax.ShapeDtypeStruct((2, 3, 2, 3), y.dtype)
+    adjoint = jax.linear_transpose(layers.upsample2, x)(y)[0]
+    np.testing.assert_allclose(stylegan2.downsample1331(y), adjoint / 4, atol=1e-14)
+
+
+def test_minibatch_deviation_is_that_of_the_groups():
+    x = normal(0, 4, 2, 2, 3, dtype=np.float32)
+    y = np.asarray(stylegan2.minibatch_deviation(x, 2))
+    np.testing.assert_array_equal(y[..., :3], x)
+    for i, j in ((0, 2), (1, 3)):
+        expected = np.stack([x[i], x[j]]).std(0).mean()
+        np.testing.assert_allclose(y[jnp.array([i, j]), ..., 3], expected, rtol=1e-4)
