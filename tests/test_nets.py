@@ -349,7 +349,10 @@ def modules():
 # Options that make the networks small, of generators and of discriminators; without an entry a network is as it is.
 TINY = {
     "resnet": ({"widths": (16, 16, 16)}, {"widths": (16, 16)}),
-    "biggan": ({"channels": 8, "widths": (2, 2, 2), "shared": 4}, {"channels": 8, "widths": (2, 2)}),
+    "biggan": (
+        {"channels": 8, "widths": (2, 2, 2), "shared": 4},
+        {"channels": 8, "widths": (2, 2)},
+    ),
     "r3gan": ({"widths": (16, 8, 8), "blocks": 1}, {"widths": (16, 8, 8), "blocks": 1}),
     "stylegan2": ({"widths": (16, 8, 8), "styles": 16, "depth": 2}, {"widths": (16, 8, 8)}),
 }

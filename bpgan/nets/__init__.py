@@ -1,9 +1,9 @@
 """Networks: one file per architecture, each a ``Generator`` and a ``Discriminator``.
 
-Every generator is a Linen module called as ``module(z, labels, train=bool)``, every discriminator as ``module(x, labels,
-train=bool)``; labels, int32 ``[b]``, are needed if its attribute ``classes`` is not 0, and ignored otherwise. The rest of bpgan never
-sees Linen: ``linen_net`` turns a module into the pure pair ``types.Net``, and nothing outside this
-package imports flax.
+Every generator is a Linen module called as ``module(z, labels, train=bool)``, every discriminator as
+``module(x, labels, train=bool)``; labels, int32 ``[b]``, are needed if its attribute ``classes`` is not 0, and ignored
+otherwise. The rest of bpgan never sees Linen: ``linen_net`` turns a module into the pure pair ``types.Net``, and
+nothing outside this package imports flax.
 
 ========================  ======================================================================
 ``mlp``, ``dcgan``        perceptrons, strided convolutions

@@ -14,8 +14,14 @@ from flax import linen as nn
 
 from bpgan.nets.heads import Kind, Scores, score
 from bpgan.nets.layers import (
-    BatchNorm, Conv, Dense, Embed, check_labels, lookup_size, storage_dtype,
-)  # fmt: skip
+    BatchNorm,
+    Conv,
+    Dense,
+    Embed,
+    check_labels,
+    lookup_size,
+    storage_dtype,
+)
 from bpgan.nets.resnet import DownBlock, SelfAttention, UpBlock, check_attention, low_resolution
 from bpgan.types import Images, Labels, Latents
 
@@ -73,7 +79,7 @@ class Generator(nn.Module):
 
     @nn.compact
     def __call__(self, z: Latents, labels: Labels | None = None, *, train: bool = False) -> Images:
-        check_labels(labels, self.classes)
+        labels = check_labels(labels, self.classes)
         widths = self.widths or lookup_size("widths", _G_WIDTHS, self.shape[0])
         widths = [self.channels * width for width in widths]
         blocks = len(widths) - 1
@@ -84,11 +90,13 @@ class Generator(nn.Module):
             raise ValueError("hierarchical: needs shared > 0 where classes > 0")
         kind: Any = dict(dtype=self.dtype, spectral=self.spectral)
 
-        pieces = [z] + [None] * blocks
+        pieces: list[Any] = [z] + [None] * blocks
         if self.hierarchical:
             size = z.shape[1] // (blocks + 1)
             if not size:
-                raise ValueError(f"hierarchical: needs {blocks + 1} latents or more, got {z.shape[1]}")
+                raise ValueError(
+                    f"hierarchical: needs {blocks + 1} latents or more, got {z.shape[1]}"
+                )
             first = z.shape[1] - blocks * size
             pieces = jnp.split(z, [first + i * size for i in range(blocks)], axis=1)
         conditions: list[Any] = pieces[1:]
@@ -96,7 +104,9 @@ class Generator(nn.Module):
             embedded = Embed(self.classes, self.shared, embedding_init=_orthogonal,
                              dtype=self.dtype, name="embed0")(labels)  # fmt: skip
             conditions = [
-                embedded if piece is None else jnp.concatenate([embedded, piece.astype(self.dtype)], 1)
+                embedded
+                if piece is None
+                else jnp.concatenate([embedded, piece.astype(self.dtype)], 1)
                 for piece in conditions
             ]
         elif tables:
@@ -143,9 +153,7 @@ class Discriminator(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Images, labels: Labels | None = None, *, train: bool = False
-    ) -> Scores:
+    def __call__(self, x: Images, labels: Labels | None = None, *, train: bool = False) -> Scores:
         widths, downs = self.widths, self.downs
         if widths is None:
             widths, downs = lookup_size("widths", _D_BLOCKS, x.shape[1])
@@ -155,7 +163,9 @@ class Discriminator(nn.Module):
         attended = False
         for i, width in enumerate(widths):
             features = self.channels * width
-            block = DownBlock(features, features, i < downs, not i, name=f"block{i}", **_KERNELS, **kind)
+            block = DownBlock(
+                features, features, i < downs, not i, name=f"block{i}", **_KERNELS, **kind
+            )
             x = block(x, train=train)
             if x.shape[1] == self.attention and not attended:
                 attention = SelfAttention(kernel_init=_orthogonal, name="attention0", **kind)

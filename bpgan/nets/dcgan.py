@@ -18,8 +18,14 @@ from jaxtyping import Array, Float
 
 from bpgan.nets.heads import Kind, Scores, score
 from bpgan.nets.layers import (
-    BatchNorm, Conv, ConvTranspose, Embed, check_labels, storage_dtype, upsample2,
-)  # fmt: skip
+    BatchNorm,
+    Conv,
+    ConvTranspose,
+    Embed,
+    check_labels,
+    storage_dtype,
+    upsample2,
+)
 from bpgan.types import Images, Labels, Latents
 
 _SLOPE = 0.2
@@ -95,7 +101,7 @@ class Generator(nn.Module):
 
     @nn.compact
     def __call__(self, z: Latents, labels: Labels | None = None, *, train: bool = False) -> Images:
-        check_labels(labels, self.classes)
+        labels = check_labels(labels, self.classes)
         if self.conditioning not in ("concat", "norm"):
             raise ValueError(f'conditioning={self.conditioning!r}: must be "concat" or "norm"')
         by_norm = self.classes > 0 and self.conditioning == "norm"
@@ -174,9 +180,7 @@ class Discriminator(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Images, labels: Labels | None = None, *, train: bool = False
-    ) -> Scores:
+    def __call__(self, x: Images, labels: Labels | None = None, *, train: bool = False) -> Scores:
         init = self.kernel_init or he_init()
         layers = [(features, 4, 2, 1) for features in self.widths]
         if self.full_resolution:

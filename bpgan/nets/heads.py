@@ -66,7 +66,7 @@ def score(
     """
     if head not in get_args(Kind):
         raise ValueError(f"head={head!r}: must be one of {', '.join(get_args(Kind))}")
-    check_labels(labels, classes)
+    labels = check_labels(labels, classes)
     stored = storage_dtype(layer.get("dtype", jnp.float32))
     logits = Dense(1, name=name, **layer)(features, train=train).astype(stored)[:, 0]
     if not classes:
@@ -78,7 +78,9 @@ def score(
         products = embed(labels, train=train).astype(stored) * features.astype(stored)
         return logits + projection_scale * jnp.sum(products, -1)
     if head == "acgan":
-        return logits, Dense(classes, name="classes0", **layer)(features, train=train).astype(stored)
+        return logits, Dense(classes, name="classes0", **layer)(features, train=train).astype(
+            stored
+        )
     place = Dense(embedding, name="embedding0", **layer)(features, train=train).astype(stored)
     proxies = Embed(classes, embedding, embedding_init=init, name="proxies0", **table)
     rows = proxies(jnp.arange(classes), train=train).astype(stored)

@@ -667,18 +667,25 @@ class Embed(nn.Module):
         return lookup(table, labels).astype(self.dtype)
 
 
-def check_labels(labels: Any, classes: int) -> None:
-    """Raises ValueError if a conditional network gets no integer labels."""
+def check_labels(labels: Any, classes: int) -> Any:
+    """The labels of a network with so many classes; anything goes, and nothing comes of it, if there are none.
+
+    Raises:
+      ValueError: there are classes but no integer labels.
+    """
     if classes and (labels is None or not jnp.issubdtype(jnp.result_type(labels), jnp.integer)):
         got = "none" if labels is None else jnp.result_type(labels)
         raise ValueError(f"classes={classes}: needs integer labels [b], got {got}")
+    return labels
 
 
 def lookup_size(attribute: str, table: dict[int, Any], size: int) -> Any:
     """``table[size]``, the default of an attribute for an image height."""
     if size not in table:
         known = ", ".join(str(key) for key in table)
-        raise ValueError(f"{attribute}: has a default for image heights {known} only, not for {size}")
+        raise ValueError(
+            f"{attribute}: has a default for image heights {known} only, not for {size}"
+        )
     return table[size]
 
 
@@ -718,7 +725,10 @@ class BatchNorm(nn.Module):
         ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
         if self.classes:
             shape = (self.classes, *features)
-            tables = (self.param("scale", ones, shape, stored), self.param("bias", zeros, shape, stored))
+            tables = (
+                self.param("scale", ones, shape, stored),
+                self.param("bias", zeros, shape, stored),
+            )
             scale, bias = (lookup(table, y).reshape(per_example) for table in tables)
         elif y is not None:
             scale, bias = (

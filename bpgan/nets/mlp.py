@@ -50,7 +50,7 @@ class Generator(nn.Module):
         self, z: Latents, labels: Labels | None = None, *, train: bool = False
     ) -> Float[Array, "b ..."]:
         del train  # no state
-        check_labels(labels, self.classes)
+        labels = check_labels(labels, self.classes)
         if self.classes:
             embed = Embed(self.classes, z.shape[1], dtype=self.dtype, name="embed0")
             z = jnp.concatenate([z.astype(self.dtype), embed(labels)], 1)

@@ -17,8 +17,14 @@ from jaxtyping import Array, Float
 
 from bpgan.nets.heads import Kind, Scores, score
 from bpgan.nets.layers import (
-    Conv, Dense, Embed, check_labels, grouped_conv, lookup_size, storage_dtype,
-)  # fmt: skip
+    Conv,
+    Dense,
+    Embed,
+    check_labels,
+    grouped_conv,
+    lookup_size,
+    storage_dtype,
+)
 from bpgan.nets.resnet import low_resolution
 from bpgan.types import Images, Labels, Latents
 
@@ -127,7 +133,9 @@ def _change(x: Images, features: int, index: int, dtype: Any) -> Images:
     """A 1x1 convolution ``change{index}`` if the channels are not ``features`` already."""
     if x.shape[-1] == features:
         return x
-    layer = Conv(features, 1, use_bias=False, kernel_init=_msr(), dtype=dtype, name=f"change{index}")
+    layer = Conv(
+        features, 1, use_bias=False, kernel_init=_msr(), dtype=dtype, name=f"change{index}"
+    )
     return layer(x)
 
 
@@ -156,7 +164,7 @@ class Generator(nn.Module):
     @nn.compact
     def __call__(self, z: Latents, labels: Labels | None = None, *, train: bool = False) -> Images:
         del train  # no state
-        check_labels(labels, self.classes)
+        labels = check_labels(labels, self.classes)
         widths = self.widths or lookup_size("widths", _WIDTHS, self.shape[0])
         bottom = low_resolution(self.shape, len(widths) - 1)
         z = z.astype(self.dtype)
@@ -166,7 +174,9 @@ class Generator(nn.Module):
         # Constant in each pixel as the noise of a stage's input is: the basis has unit variance.
         stored = storage_dtype(self.dtype)
         basis = self.param("basis", nn.initializers.normal(1.0), (*bottom, widths[0]), stored)
-        scale = Dense(widths[0], use_bias=False, kernel_init=_msr(), dtype=self.dtype, name="dense0")(z)
+        scale = Dense(
+            widths[0], use_bias=False, kernel_init=_msr(), dtype=self.dtype, name="dense0"
+        )(z)
         x = basis.astype(self.dtype)[None] * scale[:, None, None, :]
         depth = self.blocks * len(widths)
         for i, features in enumerate(widths):
@@ -174,7 +184,9 @@ class Generator(nn.Module):
                 x = upsample121(_change(x, features, i - 1, self.dtype))
             for j in range(self.blocks):
                 x = Block(depth, self.dtype, name=f"block{self.blocks * i + j}")(x)
-        last = Conv(self.shape[2], 1, use_bias=False, kernel_init=_msr(), dtype=self.dtype, name="conv0")
+        last = Conv(
+            self.shape[2], 1, use_bias=False, kernel_init=_msr(), dtype=self.dtype, name="conv0"
+        )
         return jnp.tanh(last(x))
 
 
@@ -200,12 +212,12 @@ class Discriminator(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Images, labels: Labels | None = None, *, train: bool = False
-    ) -> Scores:
+    def __call__(self, x: Images, labels: Labels | None = None, *, train: bool = False) -> Scores:
         widths = (self.widths or lookup_size("widths", _WIDTHS, x.shape[1]))[::-1]
         low_resolution(x.shape[1:], len(widths) - 1)
-        first = Conv(widths[0], 1, use_bias=False, kernel_init=_msr(), dtype=self.dtype, name="conv0")
+        first = Conv(
+            widths[0], 1, use_bias=False, kernel_init=_msr(), dtype=self.dtype, name="conv0"
+        )
         x = first(x)
         depth = self.blocks * len(widths)
         for i, features in enumerate(widths):

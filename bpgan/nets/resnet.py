@@ -16,8 +16,15 @@ from jaxtyping import Array
 
 from bpgan.nets.heads import Kind, Scores, score
 from bpgan.nets.layers import (
-    BatchNorm, Conv, Dense, check_labels, downsample2, lookup_size, storage_dtype, upsample2,
-)  # fmt: skip
+    BatchNorm,
+    Conv,
+    Dense,
+    check_labels,
+    downsample2,
+    lookup_size,
+    storage_dtype,
+    upsample2,
+)
 from bpgan.types import Images, Labels, Latents
 
 # Channels by image height, from low to high resolution.
@@ -200,7 +207,7 @@ class Generator(nn.Module):
 
     @nn.compact
     def __call__(self, z: Latents, labels: Labels | None = None, *, train: bool = False) -> Images:
-        check_labels(labels, self.classes)
+        labels = check_labels(labels, self.classes)
         height, width, channels = self.shape
         widths = self.widths or lookup_size("widths", _G_WIDTHS, height)
         bottom = low_resolution(self.shape, len(widths) - 1)
@@ -245,9 +252,7 @@ class Discriminator(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Images, labels: Labels | None = None, *, train: bool = False
-    ) -> Scores:
+    def __call__(self, x: Images, labels: Labels | None = None, *, train: bool = False) -> Scores:
         widths, downs = self.widths, self.downs
         if widths is None:
             widths, downs = lookup_size("widths", _D_BLOCKS, x.shape[1])
@@ -257,7 +262,9 @@ class Discriminator(nn.Module):
         attended = False
         for i, features in enumerate(widths):
             hidden = x.shape[-1] if i else features
-            x = DownBlock(features, hidden, i < downs, not i, name=f"block{i}", **kind)(x, train=train)
+            x = DownBlock(features, hidden, i < downs, not i, name=f"block{i}", **kind)(
+                x, train=train
+            )
             if x.shape[1] == self.attention and not attended:
                 x, attended = SelfAttention(name="attention0", **kind)(x, train=train), True
         # Sums of many pixels of a narrow type lose the last of them.

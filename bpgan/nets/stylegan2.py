@@ -20,8 +20,16 @@ from jaxtyping import Array, Float
 
 from bpgan.nets.heads import Kind, Scores, score
 from bpgan.nets.layers import (
-    Conv, Dense, Embed, check_labels, conv, equalised, lookup_size, storage_dtype, upsample2,
-)  # fmt: skip
+    Conv,
+    Dense,
+    Embed,
+    check_labels,
+    conv,
+    equalised,
+    lookup_size,
+    storage_dtype,
+    upsample2,
+)
 from bpgan.nets.resnet import low_resolution
 from bpgan.types import Images, Labels, Latents
 
@@ -52,12 +60,18 @@ def _equal(rate: float = 1.0) -> dict[str, Any]:
 
 
 def downsample1331(x: Images) -> Images:
-    """``[b, 2h, 2w, c] -> [b, h, w, c]``: per axis ``y[i] = (x[2i-1] + 3 x[2i] + 3 x[2i+1] + x[2i+2]) / 8``, edges repeated."""
+    """``[b, 2h, 2w, c] -> [b, h, w, c]``, a quarter of the adjoint of ``upsample2``.
+
+    Per axis ``y[i] = (x[2i-1] + 3 x[2i] + 3 x[2i+1] + x[2i+2]) / 8``, the edges repeated.
+    """
     for axis in (1, 2):
         n = x.shape[axis] // 2
         pairs = x.reshape(*x.shape[:axis], n, 2, *x.shape[axis + 1 :])
         even, odd = (lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
-        first, last = lax.slice_in_dim(even, 0, 1, axis=axis), lax.slice_in_dim(odd, n - 1, n, axis=axis)
+        first, last = (
+            lax.slice_in_dim(even, 0, 1, axis=axis),
+            lax.slice_in_dim(odd, n - 1, n, axis=axis),
+        )
         before = lax.concatenate([first, lax.slice_in_dim(odd, 0, n - 1, axis=axis)], axis)
         after = lax.concatenate([lax.slice_in_dim(even, 1, n, axis=axis), last], axis)
         x = 0.125 * (before + after) + 0.375 * (even + odd)
@@ -132,7 +146,7 @@ class Mapping(nn.Module):
 
     @nn.compact
     def __call__(self, z: Latents, labels: Labels | None = None) -> Styles:
-        check_labels(labels, self.classes)
+        labels = check_labels(labels, self.classes)
         stored = storage_dtype(self.dtype)
         x = _normalise(z.astype(stored))
         if self.classes:
@@ -244,7 +258,7 @@ class Discriminator(nn.Module):
     """``x[b, h, w, c] -> logits[b]``: 1x1, residual blocks that halve the size, 3x3, dense, a head (``nets.heads``).
 
     Attributes:
-      widths: channels, from low to high resolution as in ``Generator``: the last comes first. None: by the image height.
+      widths: channels, from low to high resolution as in ``Generator``: the last comes first. None: by the height.
       hidden: units of the dense layer; 0: as many as ``widths[0]``.
       minibatch_stddev: size of the groups of ``minibatch_deviation``, 4 in the paper; 0: none, and every example is
         scored by itself.
@@ -264,9 +278,7 @@ class Discriminator(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Images, labels: Labels | None = None, *, train: bool = False
-    ) -> Scores:
+    def __call__(self, x: Images, labels: Labels | None = None, *, train: bool = False) -> Scores:
         widths = (self.widths or lookup_size("widths", _WIDTHS, x.shape[1]))[::-1]
         low_resolution(x.shape[1:], len(widths) - 1)
         x = _activation(Conv(widths[0], 1, dtype=self.dtype, name="conv0", **_equal())(x))
