@@ -1,8 +1,8 @@
 """Gradients of convolutions: how much of their top-level speed do they keep inside a scan?
 
 XLA:CPU compiles the gradient convolutions that JAX's transpose rules emit to fast code at the top
-level of a program only. bpgan's ``conv`` and ``conv_transpose`` must not lose more than a fifth in
-a loop.
+level of a program only, and grouped convolutions nowhere. bpgan's ``conv``, ``conv_transpose`` and
+``grouped_conv`` must not lose more than a fifth in a loop.
 A program computes the value and both gradients of one operation, in four ways:
 
 - ours, scan: bpgan's operation, repeated in one ``lax.scan``;
@@ -48,8 +48,10 @@ CASES = {
     "convT 4x4 s2 128->128 @8": ("conv_transpose", 8, 4, 2, 1, 128, 128),
     "convT 4x4 s2 64->1 @14": ("conv_transpose", 14, 4, 2, 1, 64, 1),
     "conv 4x4 s2 1->64 @28": ("conv", 28, 4, 2, 1, 1, 64),
+    "grouped 3x3 384->384 @16": ("grouped_conv", 16, 3, 1, 1, 384, 384),
 }
 BATCH = 16
+GROUP = 16  # channels of a group
 
 
 def naive(operation, x, kernel, stride, padding):
@@ -57,6 +59,15 @@ def naive(operation, x, kernel, stride, padding):
     if operation == "conv":
         sides = [(padding, padding)] * 2
         return lax.conv_general_dilated(x, kernel, (stride,) * 2, sides, dimension_numbers=NHWC)
+    if operation == "grouped_conv":
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (1, 1),
+            "SAME",
+            dimension_numbers=NHWC,
+            feature_group_count=x.shape[3] // GROUP,
+        )
     sides = [(kernel.shape[0] - 1 - padding,) * 2] * 2
     return lax.conv_transpose(x, kernel[::-1, ::-1], (stride,) * 2, sides, dimension_numbers=NHWC)
 
@@ -71,16 +82,20 @@ def measure(operation, side, k, stride, padding, c, o, rounds):
     """GFLOP per CPU second of each program, by round."""
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (BATCH, side, side, c))
-    kernel = jax.random.normal(keys[1], (k, k, c, o)) / k
+    inputs = GROUP if operation == "grouped_conv" else c
+    kernel = jax.random.normal(keys[1], (k, k, inputs, o)) / k
     own = getattr(layers, operation)
+    options = {"stride": stride, "padding": padding}
+    if operation == "grouped_conv":
+        options = {"groups": c // GROUP}
     forms = {
-        "ours": lambda x, w: own(x, w, stride=stride, padding=padding),
+        "ours": lambda x, w: own(x, w, **options),
         "naive": lambda x, w: naive(operation, x, w, stride, padding),
     }
     shape = jax.eval_shape(forms["ours"], x, kernel).shape
     g = jax.random.normal(keys[2], shape)
     pixels = side**2 if operation == "conv_transpose" else shape[1] * shape[2]
-    flops = 3 * 2 * BATCH * pixels * k * k * c * o  # the value and its two gradients
+    flops = 3 * 2 * BATCH * pixels * k * k * inputs * o  # the value and its two gradients
 
     def update(form, x, w):
         """Both gradients enter the carry, so that no repetition can be left out or shared."""

@@ -539,7 +539,7 @@ def spectral_norm(module: nn.Module, kernel: Array, *, train: bool) -> Array:
 
     kept = module.variable("spectral", "u", start)
     fixed = lax.stop_gradient(matrix)
-    u = kept.value
+    u = _unit(kept.value)  # an average over steps is shorter
     v = _unit(_product(fixed, u))
     if train:
         u = _unit(_product(v, fixed))
@@ -667,7 +667,7 @@ class Embed(nn.Module):
         return lookup(table, labels).astype(self.dtype)
 
 
-def check_labels(labels: Any, classes: int) -> Any:
+def check_labels(labels: Any, classes: int) -> Labels:
     """The labels of a network with so many classes; anything goes, and nothing comes of it, if there are none.
 
     Raises:
