@@ -333,7 +333,7 @@ def test_the_gradient_is_that_of_the_largest_singular_value(x64):
 
 def test_u_moves_in_training_only():
     net = linen_net(resnet.Discriminator((8, 8)))
-    x = normal(0, 2, 8, 8, 1, dtype=np.float32)
+    x = normal(0, 2, 8, 8, 3, dtype=np.float32)
     variables = compiled(net.init)(jax.random.key(0), x)
     before = variables["spectral"]
     still, moved = compiled(

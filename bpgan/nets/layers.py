@@ -528,22 +528,27 @@ def spectral_norm(module: nn.Module, kernel: Array, *, train: bool) -> Array:
     ``d sigma / d W = u v^T``.
 
     Args:
-      module: keeps ``u[out]`` in its collection ``"spectral"``.
+      module: keeps ``u[out]`` in its collection ``"spectral"``, at the start one iteration from a normal vector.
       train: whether the iteration starts from the u kept and leaves the new one; otherwise ``sigma = |W^T u|``
         with the u kept.
     """
     matrix = kernel.reshape(-1, kernel.shape[-1])  # W^T
+    fixed = lax.stop_gradient(matrix)
+
+    def iterate(u: Array) -> tuple[Array, Array]:
+        v = _unit(_product(fixed, u))
+        return v, _unit(_product(v, fixed))
 
     def start() -> Array:
-        return _unit(jax.random.normal(module.make_rng("params"), matrix.shape[1:], kernel.dtype))
+        # Of a kernel of low rank, such as that of a single channel, a random u may see nothing; one iteration mends it.
+        key = module.make_rng("params")
+        return iterate(_unit(jax.random.normal(key, matrix.shape[1:], kernel.dtype)))[1]
 
     kept = module.variable("spectral", "u", start)
-    fixed = lax.stop_gradient(matrix)
     u = _unit(kept.value)  # an average over steps is shorter
-    v = _unit(_product(fixed, u))
+    v, new = iterate(u)
     if train:
-        u = _unit(_product(v, fixed))
-        kept.value = u
+        kept.value = u = new
     return kernel / _product(v, _product(matrix, u))
 
 
