@@ -3,25 +3,40 @@
 Conventions of this file: ``real = D(x)`` and ``fake = D(G(z))`` are raw logits, always in that order, high means
 "real", and everything is minimised. With ``sp(t) = log(1 + e^t)`` (softplus, finite for every float):
 
-=================  =========================  ====================  ==============================  ================
-name               D minimises                G minimises           at D = 0: (D, G)                source
-=================  =========================  ====================  ==============================  ================
-``minimax``        sp(-real) + sp(fake)       -sp(fake)             (log 4, -log 2)                 Goodfellow 2014
-``nonsaturating``  sp(-real) + sp(fake)       sp(-fake)             (log 4, log 2)                  Goodfellow 2014
-``least_squares``  ((real-1)^2 + fake^2) / 2  (fake-1)^2 / 2        (1/2, 1/2)                      Mao 2017
-``hinge``          [1-real]+ + [1+fake]+      -fake                 (2, 0)                          Lim & Ye 2017
-``wasserstein``    fake - real                -fake                 (0, 0)                          Arjovsky 2017
-``relativistic``   sp(fake - real)            sp(real - fake)       (log 2, log 2)                  Jolicoeur 2018
-=================  =========================  ====================  ==============================  ================
+=========================  =============================  ====================  ==================  ================
+name                       D minimises                    G minimises           at D = 0: (D, G)    source
+=========================  =============================  ====================  ==================  ================
+``minimax``                sp(-real) + sp(fake)           -sp(fake)             (log 4, -log 2)     Goodfellow 2014
+``nonsaturating``          sp(-real) + sp(fake)           sp(-fake)             (log 4, log 2)      Goodfellow 2014
+``least_squares``          ((real-1)^2 + fake^2) / 2      (fake-1)^2 / 2        (1/2, 1/2)          Mao 2017
+``least_squares_pearson``  ((real-1)^2 + (fake+1)^2) / 2  fake^2 / 2            (1, 0)              Mao 2017
+``hinge``                  [1-real]+ + [1+fake]+          -fake                 (2, 0)              Lim & Ye 2017
+``wasserstein``            fake - real                    -fake                 (0, 0)              Arjovsky 2017
+``relativistic``           sp(fake - real)                sp(real - fake)       (log 2, log 2)      Jolicoeur 2018
+``began``                  k fake - real, k a memory      -fake                 (0, 0)              Berthelot 2017
+=========================  =============================  ====================  ==================  ================
+
+The relativistic *average* losses compare each logit with the mean of the other kind, ``u = real - mean(fake)`` and
+``v = fake - mean(real)``; D minimises ``f(u) + f(-v)`` and G ``f(v) + f(-u)`` (Jolicoeur-Martineau 2018):
+
+======================================  =====================  ==================
+name                                    f(t)                   at D = 0: (D, G)
+======================================  =====================  ==================
+``relativistic_average``                sp(-t)                 (log 4, log 4)
+``relativistic_average_hinge``          [1-t]+                 (2, 2)
+``relativistic_average_least_squares``  (t-1)^2                (2, 2)
+======================================  =====================  ==================
 
 To add a loss, write its two functions and one entry of ``LOSSES``; the experiments offer it and the tests find it.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from bpgan.types import AdversarialLoss, Logits
+from bpgan.types import AdversarialLoss, Auxiliary, Logits
 
 
 def mean_squared_error(
@@ -79,6 +94,20 @@ def least_squares_g(real: Logits, fake: Logits) -> Logits:
     return 0.5 * jnp.square(fake - 1.0)
 
 
+def pearson_d(real: Logits, fake: Logits) -> Logits:
+    """``((real - 1)^2 + (fake + 1)^2) / 2``. Mao et al. 2017, arXiv:1611.04076, with (a, b, c) = (-1, 1, 0).
+
+    With the G of these targets the game minimises the Pearson divergence between p_data + p_model and 2 p_model.
+    """
+    return 0.5 * (jnp.square(real - 1.0) + jnp.square(fake + 1.0))
+
+
+def pearson_g(real: Logits, fake: Logits) -> Logits:
+    """``fake^2 / 2``: G's side of ``pearson_d``."""
+    del real
+    return 0.5 * jnp.square(fake)
+
+
 def hinge_d(real: Logits, fake: Logits) -> Logits:
     """``max(0, 1 - real) + max(0, 1 + fake)``. Lim & Ye 2017, arXiv:1705.02894; Miyato 2018, arXiv:1802.05957."""
     return jax.nn.relu(1.0 - real) + jax.nn.relu(1.0 + fake)
@@ -109,12 +138,99 @@ def relativistic_g(real: Logits, fake: Logits) -> Logits:
     return jax.nn.softplus(real - fake)
 
 
+def relativistic_average(f: Callable[[Logits], Logits]) -> AdversarialLoss:
+    """``f(u) + f(-v)`` for D and ``f(v) + f(-u)`` for G, with ``u = real - mean(fake)``, ``v = fake - mean(real)``.
+
+    Jolicoeur-Martineau 2018, arXiv:1807.00734. The means are over the batch, and gradients flow through them. The
+    sum of the two expectations, as in the paper; the author's code halves it, and some public code treats the mean of
+    the reals as a constant in G's loss.
+
+    Args:
+      f: elementwise; small where its argument is far on the right side.
+    """
+
+    def margins(real: Logits, fake: Logits) -> tuple[Logits, Logits]:
+        return real - jnp.mean(fake, keepdims=True), fake - jnp.mean(real, keepdims=True)
+
+    def d(real: Logits, fake: Logits) -> Logits:
+        u, v = margins(real, fake)
+        return f(u) + f(-v)
+
+    def g(real: Logits, fake: Logits) -> Logits:
+        u, v = margins(real, fake)
+        return f(v) + f(-u)
+
+    return AdversarialLoss(d, g)
+
+
+def began(gamma: float = 0.5, rate: float = 1e-3) -> AdversarialLoss:
+    """Boundary equilibrium: D is an autoencoder with logits ``-L(x)``, minus its reconstruction error.
+
+    Berthelot et al. 2017, arXiv:1703.10717, Sec. 3.3 and 3.4: D minimises ``L(x) - k L(G(z))``, G ``L(G(z))``, and
+    ``k <- clip(k + rate (gamma L(x) - L(G(z))), 0, 1)`` from k = 0 holds the ratio ``L(G(z)) / L(x)`` at gamma.
+    k is the loss's memory. ``nets.energy`` makes such a D of an autoencoder; with another D the loss has no bound.
+
+    Args:
+      gamma: diversity ratio in (0, 1]; rate: step of k.
+    """
+
+    def d(real: Logits, fake: Logits, k: Array) -> tuple[Logits, Array]:
+        error = jnp.mean(jax.lax.stop_gradient(fake - gamma * real)).astype(k.dtype)
+        return k.astype(fake.dtype).reshape(1) * fake - real, jnp.clip(k + rate * error, 0.0, 1.0)
+
+    return AdversarialLoss(d, score_g, memory=jnp.zeros(()))
+
+
 LOSSES = {
     "minimax": AdversarialLoss(logistic_d, minimax_g),
     "nonsaturating": AdversarialLoss(logistic_d, nonsaturating_g),
     "least_squares": AdversarialLoss(least_squares_d, least_squares_g),
+    "least_squares_pearson": AdversarialLoss(pearson_d, pearson_g),
     "hinge": AdversarialLoss(hinge_d, score_g),
     "wasserstein": AdversarialLoss(wasserstein_d, score_g),
     "relativistic": AdversarialLoss(relativistic_d, relativistic_g),
+    "relativistic_average": relativistic_average(lambda t: jax.nn.softplus(-t)),
+    "relativistic_average_hinge": relativistic_average(lambda t: jax.nn.relu(1.0 - t)),
+    "relativistic_average_least_squares": relativistic_average(lambda t: jnp.square(t - 1.0)),
+    "began": began(),
 }
 """Every adversarial loss by name."""
+
+
+def data_to_data_cross_entropy(
+    features: tuple[Float[Array, "b f"], Float[Array, "b f"]],
+    labels: Int[Array, " b"],
+    *,
+    margin: float = 0.98,
+    temperature: float = 0.5,
+) -> Float[Array, " b"]:
+    """D2D-CE: each embedding towards the proxy of its class and away from the batch's other classes.
+
+    With unit rows ``f_i`` and proxies ``v_i`` of the examples' own classes, ``p_i = [f_i v_i - m]_- / t`` and
+    ``n_ij = [f_i f_j - (1 - m)]_+ / t``, it is ``-p_i + log(e^{p_i} + sum_{j: y_j != y_i} e^{n_ij})``
+    (Kang et al. 2021, arXiv:2111.01118, Eq. 7). StudioGAN subtracts a maximum from some exponents only, which is
+    another value; this is the equation. Zero if all of the batch is of one class and the proxy is met.
+
+    Args:
+      features: embeddings and proxies, rows of unit norm.
+      labels: classes of the rows.
+      margin: m; temperature: t.
+    """
+    embedding, proxy = features
+    positive = jnp.minimum(jnp.sum(embedding * proxy, -1) - margin, 0.0) / temperature
+    similarity = jnp.matmul(embedding, embedding.T, precision=jax.lax.Precision.HIGHEST)
+    negative = jax.nn.relu(similarity - (1.0 - margin)) / temperature
+    others = labels[:, None] != labels[None, :]
+    terms = jnp.concatenate([positive[:, None], jnp.where(others, negative, -jnp.inf)], 1)
+    return jax.nn.logsumexp(terms, -1) - positive
+
+
+AUXILIARY = {
+    "acgan": Auxiliary(softmax_cross_entropy, on_fakes=True),
+    "d2d": Auxiliary(data_to_data_cross_entropy, on_fakes=False),
+}
+"""What conditional players minimise beside the adversarial loss, by the head of D that it needs.
+
+``acgan``: Odena et al. 2017, arXiv:1610.09585, whose D classifies fakes too; StudioGAN's only reals. ``d2d``: Kang et
+al. 2021, arXiv:2111.01118.
+"""

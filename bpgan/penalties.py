@@ -1,29 +1,92 @@
-"""Regularisers of the critic: ``(critic, real, fake, key) -> penalty[b]``, one value per example, unweighted.
+"""Regularisers of the players, unweighted.
 
-``critic`` maps samples to logits with its parameters already bound, so a penalty differentiates it with respect to
-its *input*, and the training step then differentiates the penalty with respect to the parameters; nothing here may
-stop that second derivative. The input gradient is taken of the *sum* of the logits, which equals the per-example
-gradient whenever a logit depends on its own example alone (not with batch norm or minibatch statistics in D).
+Most are functions ``(critic, real, fake, key) -> penalty[b]``, one value per example. ``critic`` maps samples to logits
+with its parameters already bound, so a penalty differentiates it with respect to its *input*, and the training step
+then differentiates the penalty with respect to the parameters; nothing here may stop that second derivative. The input
+gradient is taken of the *sum* of the logits, which equals the per-example gradient whenever a logit depends on its own
+example alone (not with batch norm or minibatch statistics in D).
 
-To add a penalty, write one function and one entry of ``PENALTIES``; the experiments offer it and the tests find it.
+A ``Regulariser`` sees the whole ``Scene`` of an update, and may remember. What it remembers is part of the run's state,
+so a resumed run goes on with it.
+
+To add a penalty, write one function and one entry of ``PENALTIES`` (for D) or ``G_PENALTIES`` (for G); the experiments
+offer it and the tests find it.
 """
 
 from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bpgan.types import PRNG, Critic, Logits
+from bpgan.types import PRNG, Critic, Latents, Logits, Params
 
 Samples = Float[Array, "b ..."]
 Penalty = Callable[[Critic, Samples, Samples, PRNG], Logits]
+
+
+class Scene(NamedTuple):
+    """What a regulariser may look at, at one update of one player.
+
+    Attributes:
+      params: of the player in training.
+      critic: ``x -> logits``. In D's update its parameters are those in training, in G's they are constants.
+      generator: ``z -> x``, the other way round. ``generator(inputs, method=name)`` calls a method of its module.
+      real, fake, z: the examples of this update, ``fake = generator(z)``.
+      logits: ``(real, fake)``, of the whole batch where ``real`` and ``fake`` are one device's share.
+      key: for noise.
+    """
+
+    params: Params
+    critic: Critic
+    generator: Callable[..., Samples]
+    real: Samples
+    fake: Samples
+    z: Latents
+    logits: tuple[Logits, Logits]
+    key: PRNG
+
+
+class Regulariser(NamedTuple):
+    """A penalty on a scene, with memory.
+
+    Attributes:
+      apply: ``apply(scene, memory) -> (penalty, memory)``; the penalty is ``[b]`` or a scalar.
+      memory: at the start, a pytree of float arrays, or None.
+    """
+
+    apply: Callable[[Scene, Any], tuple[Array, Any]]
+    memory: Any = None
+
+
+def regulariser(penalty: Penalty | Regulariser) -> Regulariser:
+    """The same, as a ``Regulariser``."""
+    if isinstance(penalty, Regulariser):
+        return penalty
+    return Regulariser(lambda s, memory: (penalty(s.critic, s.real, s.fake, s.key), memory))
 
 
 def _squared_gradient_norm(critic: Critic, x: Samples) -> Logits:
     """``|grad_x D(x)|^2``, summed over all axes but the first."""
     gradient = jax.grad(lambda x: jnp.sum(critic(x)))(x)
     return jnp.sum(jnp.square(gradient), axis=tuple(range(1, x.ndim)))
+
+
+def _norm(squared: Logits) -> Logits:
+    """Square root with a finite derivative at 0."""
+    return jnp.sqrt(squared + 1e-12)
+
+
+def _per_example(key: PRNG, x: Samples) -> Array:
+    """A uniform number for each example, broadcastable to x."""
+    return jax.random.uniform(key, (x.shape[0],) + (1,) * (x.ndim - 1), x.dtype)
+
+
+def _between(real: Samples, fake: Samples, key: PRNG) -> Samples:
+    """One random point of each segment between a real and a fake sample."""
+    t = _per_example(key, real)
+    return t * real + (1 - t) * fake
 
 
 def r1(critic: Critic, real: Samples, fake: Samples, key: PRNG) -> Logits:
@@ -37,7 +100,10 @@ def r1(critic: Critic, real: Samples, fake: Samples, key: PRNG) -> Logits:
 
 
 def r2(critic: Critic, real: Samples, fake: Samples, key: PRNG) -> Logits:
-    """``|grad D(G(z))|^2 / 2`` at generated samples. Mescheder et al. 2018, arXiv:1801.04406."""
+    """``|grad D(G(z))|^2 / 2`` at generated samples. Mescheder et al. 2018, arXiv:1801.04406.
+
+    R3GAN (Huang et al. 2025, arXiv:2501.05441) is ``r1`` and ``r2`` of one weight with the relativistic loss.
+    """
     del real, key
     return 0.5 * _squared_gradient_norm(critic, fake)
 
@@ -48,10 +114,224 @@ def wgan_gp(critic: Critic, real: Samples, fake: Samples, key: PRNG) -> Logits:
     Gulrajani et al. 2017, arXiv:1704.00028, Eq. 3 (weight 10). One uniform number per *example*, not per pixel.
     The norm is ``sqrt(sum g^2 + 1e-12)``, so a vanishing gradient gives 1 and a finite derivative.
     """
-    t = jax.random.uniform(key, (real.shape[0],) + (1,) * (real.ndim - 1), real.dtype)
-    squared = _squared_gradient_norm(critic, t * real + (1 - t) * fake)
-    return jnp.square(jnp.sqrt(squared + 1e-12) - 1.0)
+    return jnp.square(_norm(_squared_gradient_norm(critic, _between(real, fake, key))) - 1.0)
 
 
-PENALTIES: dict[str, Penalty] = {"r1": r1, "r2": r2, "wgan_gp": wgan_gp}
-"""Every penalty by name."""
+def wgan_lp(critic: Critic, real: Samples, fake: Samples, key: PRNG) -> Logits:
+    """``max(0, |grad D(x)| - 1)^2`` at the points of ``wgan_gp``. Petzka et al. 2018, arXiv:1709.08894 (weight 10)."""
+    norm = _norm(_squared_gradient_norm(critic, _between(real, fake, key)))
+    return jnp.square(jax.nn.relu(norm - 1.0))
+
+
+def zero_gp(critic: Critic, real: Samples, fake: Samples, key: PRNG) -> Logits:
+    """``|grad D(x)|^2`` at the points of ``wgan_gp``. Thanh-Tung et al. 2019, arXiv:1902.03984 (weight 10)."""
+    return _squared_gradient_norm(critic, _between(real, fake, key))
+
+
+def dragan(noise: Literal["positive", "symmetric", "normal"] = "positive") -> Penalty:
+    """``(|grad D(x + e)| - 1)^2`` around real samples. Kodali et al. 2017, arXiv:1705.07215 (weight 10).
+
+    Args:
+      noise: e, in units of the standard deviation s of all numbers of the batch. ``"positive"``: ``a u s / 2``, u
+        uniform for each number and a for each example, as the authors' code has it; ``"symmetric"``: ``s (u - 1/2)``,
+        as in compare_gan; ``"normal"``: ``N(0, s^2 / 4)``, the distribution that the paper names.
+
+    Raises:
+      ValueError: another noise.
+    """
+    if noise not in ("positive", "symmetric", "normal"):
+        raise ValueError(f"noise={noise!r}: must be positive, symmetric or normal")
+
+    def penalty(critic: Critic, real: Samples, fake: Samples, key: PRNG) -> Logits:
+        del fake
+        k1, k2 = jax.random.split(key)
+        if noise == "normal":
+            e = 0.5 * jax.random.normal(k1, real.shape, real.dtype)
+        else:
+            e = jax.random.uniform(k1, real.shape, real.dtype)
+            e = e - 0.5 if noise == "symmetric" else 0.5 * _per_example(k2, real) * e
+        norm = _norm(_squared_gradient_norm(critic, real + jnp.std(real, keepdims=True) * e))
+        return jnp.square(norm - 1.0)
+
+    return penalty
+
+
+def flip_and_shift(x: Samples, key: PRNG, pixels: int = 4) -> Samples:
+    """Images mirrored with probability 1/2 and moved by up to ``pixels`` each way, the border reflected.
+
+    The transformation of Zhang et al. 2020, arXiv:1910.12027. Samples that are no images ``[b, h, w, c]`` get a tenth
+    of their standard deviation of normal noise instead.
+    """
+    if x.ndim != 4:
+        return x + 0.1 * jnp.std(x, keepdims=True) * jax.random.normal(key, x.shape, x.dtype)
+    k1, k2, k3 = jax.random.split(key, 3)
+    x = jnp.where(jax.random.bernoulli(k1, 0.5, (x.shape[0], 1, 1, 1)), x[:, :, ::-1], x)
+    for axis, name, key in ((1, "bij,bjwc->biwc", k2), (2, "bij,bhjc->bhic", k3)):
+        n = x.shape[axis]
+        # Products with 0-1 matrices, whose derivatives are again products; those of indexing are scatters.
+        shift = jax.random.randint(key, (x.shape[0], 1), -pixels, pixels + 1)
+        source = jnp.arange(n).reshape(1, n) + shift
+        source = jnp.abs(source)
+        source = n - 1 - jnp.abs(n - 1 - source)
+        x = jnp.einsum(name, jax.nn.one_hot(source, n, dtype=x.dtype), x)
+    return x
+
+
+def consistency(
+    transform: Callable[[Samples, PRNG], Samples] = flip_and_shift, fakes: bool = False
+) -> Penalty:
+    """``(D(x) - D(T(x)))^2`` at reals, and the same at ``fakes``, added. Gradients go through both terms.
+
+    CR: Zhang et al. 2020, arXiv:1910.12027; bCR: Zhao et al. 2020, arXiv:2002.04724 (weight 10 each).
+    """
+
+    def penalty(critic: Critic, real: Samples, fake: Samples, key: PRNG) -> Logits:
+        keys = jax.random.split(key)
+        values = [
+            jnp.square(critic(x) - critic(transform(x, k)))
+            for x, k in zip((real, fake) if fakes else (real,), keys, strict=False)
+        ]
+        return sum(values[1:], values[0])
+
+    return penalty
+
+
+def _nearby(scene: Scene, sigma: float) -> Samples:
+    return scene.generator(
+        scene.z + sigma * jax.random.normal(scene.key, scene.z.shape, scene.z.dtype)
+    )
+
+
+def latent_consistency_d(sigma: float = 0.05) -> Regulariser:
+    """zCR for D: ``(D(G(z)) - D(G(z + e)))^2``, ``e ~ N(0, sigma^2)``.
+
+    Zhao et al. 2020, arXiv:2002.04724 (weight 5, or 20 for BigGAN); for G there is ``latent_consistency_g``.
+    """
+
+    def apply(scene: Scene, memory: Any) -> tuple[Array, Any]:
+        near = jax.lax.stop_gradient(_nearby(scene, sigma))
+        return jnp.square(scene.critic(scene.fake) - scene.critic(near)), memory
+
+    return Regulariser(apply)
+
+
+def latent_consistency_g(sigma: float = 0.05) -> Regulariser:
+    """zCR for G: ``-(G(z) - G(z + e))^2``, the mean over pixels: G is to tell latents apart that D is not.
+
+    Zhao et al. 2020, arXiv:2002.04724 (weight 0.5).
+    """
+
+    def apply(scene: Scene, memory: Any) -> tuple[Array, Any]:
+        change = scene.generator(scene.z) - _nearby(scene, sigma)
+        return -jnp.mean(jnp.square(change), axis=tuple(range(1, change.ndim))), memory
+
+    return Regulariser(apply)
+
+
+def lecam(decay: float = 0.99, start: int = 1000) -> Regulariser:
+    """``[real - A_fake]+^2 + [A_real - fake]+^2`` with moving averages A of the mean logits.
+
+    Tseng et al. 2021, arXiv:2104.03310 (weight 0.3 for BigGAN on CIFAR-10). The one-sided form of the authors' code;
+    the paper's squares are two-sided. The averages are zero-debiased as Adam's, include the present batch, are
+    constants to differentiation, and are kept for every loss.
+
+    Args:
+      decay: of the averages; start: updates of D before the penalty counts.
+    """
+
+    def apply(scene: Scene, memory: Any) -> tuple[Array, Any]:
+        real, fake = scene.logits
+        count = memory["count"] + 1
+        new = {"count": count}
+        for name, logits in (("real", real), ("fake", fake)):
+            mean = jnp.mean(jax.lax.stop_gradient(logits)).astype(count.dtype)
+            new[name] = decay * memory[name] + (1 - decay) * mean
+        anchors = {
+            name: (new[name] / (1 - decay**count)).astype(real.dtype).reshape(1)
+            for name in ("real", "fake")
+        }
+        value = jnp.square(jax.nn.relu(real - anchors["fake"])) + jnp.square(
+            jax.nn.relu(anchors["real"] - fake)
+        )
+        return jnp.where(count > start, value, 0.0), new
+
+    return Regulariser(apply, {name: jnp.zeros(()) for name in ("count", "real", "fake")})
+
+
+def path_length(
+    space: Literal["z", "w"] = "z", decay: float = 0.99, shrink: int = 2
+) -> Regulariser:
+    """``(|J^T y| - a)^2``, ``J = dG/dw`` and ``y ~ N(0, I)`` scaled by ``(h w)^(-1/2)``: for G.
+
+    Karras et al. 2020, arXiv:1912.04958, Eq. 4 (weight 2, every 4 updates). ``a`` is the moving average of the norms
+    and a constant to differentiation, as the paper writes; in the authors' code the last term of the average is not.
+
+    Args:
+      space: ``"w"``, the output of the module's method ``mapping``, or ``"z"`` for generators without one.
+      decay: of a. shrink: 1 / share of the batch that is used.
+    """
+
+    def apply(scene: Scene, memory: Array) -> tuple[Array, Array]:
+        z = scene.z[: max(scene.z.shape[0] // shrink, 1)]
+        if space == "w":
+            w = scene.generator(z, method="mapping")
+            x, pullback = jax.vjp(lambda w: scene.generator(w, method="synthesis"), w)
+        else:
+            x, pullback = jax.vjp(scene.generator, z)
+        y = jax.random.normal(scene.key, x.shape, x.dtype) / jnp.sqrt(
+            jnp.asarray(x[0, ..., 0].size, x.dtype)
+        )
+        (slope,) = pullback(y)
+        lengths = _norm(jnp.sum(jnp.square(slope), -1))
+        mean = jnp.mean(jax.lax.stop_gradient(lengths)).astype(memory.dtype)
+        new = decay * memory + (1 - decay) * mean
+        return jnp.square(lengths - new.astype(lengths.dtype).reshape(1)), new
+
+    return Regulariser(apply, jnp.zeros(()))
+
+
+def orthogonal(off_diagonal: bool = True) -> Regulariser:
+    """``sum over kernels |W^T W (1 - I)|_F^2``, W reshaped to ``[inputs, outputs]``; a scalar.
+
+    Brock et al. 2019, arXiv:1809.11096, Eq. 3 (weight 1e-4); with ``off_diagonal=False`` ``|W^T W - I|_F^2`` of Brock
+    et al. 2017, arXiv:1609.07093. BigGAN-PyTorch adds half this gradient: its weight 1e-4 is 5e-5 here. Of the arrays
+    called ``kernel``.
+    """
+
+    def apply(scene: Scene, memory: Any) -> tuple[Array, Any]:
+        def value(path: Any, leaf: Array) -> Array:
+            if getattr(path[-1], "key", None) != "kernel":
+                return jnp.zeros((), leaf.dtype)
+            matrix = leaf.reshape(-1, leaf.shape[-1])
+            gram = jnp.matmul(matrix.T, matrix, precision=jax.lax.Precision.HIGHEST)
+            identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
+            return jnp.sum(jnp.square(gram * (1 - identity) if off_diagonal else gram - identity))
+
+        values = jax.tree_util.tree_map_with_path(value, scene.params)
+        return sum(jax.tree.leaves(values), jnp.zeros(())), memory
+
+    return Regulariser(apply)
+
+
+PENALTIES: dict[str, Penalty | Regulariser] = {
+    "r1": r1,
+    "r2": r2,
+    "wgan_gp": wgan_gp,
+    "wgan_lp": wgan_lp,
+    "zero_gp": zero_gp,
+    "dragan": dragan(),
+    "cr": consistency(),
+    "bcr": consistency(fakes=True),
+    "zcr": latent_consistency_d(),
+    "lecam": lecam(),
+    "orthogonal": orthogonal(),
+}
+"""Every penalty of D by name."""
+
+G_PENALTIES: dict[str, Regulariser] = {
+    "zcr": latent_consistency_g(),
+    "path_length": path_length(),
+    "path_length_w": path_length("w"),
+    "orthogonal": orthogonal(),
+}
+"""Every penalty of G by name."""

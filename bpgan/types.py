@@ -61,10 +61,28 @@ class Algorithm(NamedTuple):
 
 
 class AdversarialLoss(NamedTuple):
-    """What the two players minimise, as functions of logits: ``(real[b], fake[b]) -> loss[b]``, unreduced."""
+    """What the two players minimise, as functions of logits: ``(real[b], fake[b]) -> loss[b]``, unreduced.
 
-    d: Callable[[Logits, Logits], Logits]
+    Attributes:
+      memory: None, or what D's loss remembers at the start, any pytree of arrays: then
+        ``d(real, fake, memory) -> (loss[b], memory)``.
+    """
+
+    d: Callable[..., Any]
     g: Callable[[Logits, Logits], Logits]
+    memory: Any = None
+
+
+class Auxiliary(NamedTuple):
+    """What conditional players minimise beside the adversarial loss.
+
+    Attributes:
+      loss: ``loss(head[b, ...], labels[b]) -> loss[b]``, of what D returns beside its logits. G minimises it on fakes.
+      on_fakes: whether D minimises it on fakes as well as on reals.
+    """
+
+    loss: Callable[[Any, Labels], Logits]
+    on_fakes: bool
 
 
 class Source(NamedTuple):

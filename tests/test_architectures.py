@@ -8,7 +8,21 @@ from flax import linen as nn
 from jax import lax
 from test_nets import TINY, close, compiled, convolutions, derivatives, modules, normal, size, tiny
 
-from bpgan.nets import biggan, dcgan, heads, layers, linen_net, mlp, r3gan, resnet, stylegan2
+from bpgan.algorithms.gan import normal_latents
+from bpgan.nets import (
+    biggan,
+    dcgan,
+    energy,
+    heads,
+    layers,
+    linen_net,
+    mlp,
+    r3gan,
+    resnet,
+    stylegan2,
+    truncated,
+)
+from bpgan.types import Net
 
 NAMES = sorted(modules())
 LABELS = jnp.array([0, 1, 2])
@@ -190,7 +204,7 @@ def test_every_discriminator_has_every_head(name):
 
     assert scores("projection") == (2,)
     assert scores("acgan") == ((2,), (2, 3))
-    assert scores("d2d") == ((2,), ((2, 5), (3, 5)))
+    assert scores("d2d") == ((2,), ((2, 5), (2, 5)))
     with pytest.raises(ValueError, match="classes=3: needs integer labels"):
         shapes(tiny(name, "Discriminator", classes=3), (8, 8, 1), labels=False)
 
@@ -238,7 +252,7 @@ def test_the_d2d_embedding_and_proxies_have_unit_norm():
     _, (embedding, proxies) = net.apply({"params": params}, x, labels, train=True)[0]
     for rows, expected in (
         (embedding, x @ params["embedding0"]["kernel"]),
-        (proxies, params["proxies0"]["embedding"]),
+        (proxies, params["proxies0"]["embedding"][labels]),
     ):
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
         scale = np.linalg.norm(expected, axis=1, keepdims=True)
@@ -570,3 +584,32 @@ def test_minibatch_deviation_is_that_of_the_groups():
     for i, j in ((0, 2), (1, 3)):
         expected = np.stack([x[i], x[j]]).std(0).mean()
         np.testing.assert_allclose(y[jnp.array([i, j]), ..., 3], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_truncated_styles(classes):
+    """psi = 1 is G itself; psi = 0 is one image, of each class."""
+    net = linen_net(tiny("stylegan2", "Generator", (8, 8, 1), classes=classes))
+    latents = normal_latents(4)
+    z, labels = latents(jax.random.key(1), 6), (jnp.arange(6) % 3,) if classes else ()
+    variables = compiled(net.init)(jax.random.key(0), z, *labels)
+
+    def images(sampler):
+        return np.asarray(
+            compiled(lambda *a: sampler.apply(*a, train=False)[0])(variables, z, *labels)
+        )
+
+    np.testing.assert_allclose(
+        images(truncated(net, 1.0, latents, draws=16)), images(net), atol=1e-5
+    )
+    still = images(truncated(net, 0.0, latents, draws=16))
+    same = [np.allclose(still[0], other, atol=1e-6) for other in still]
+    assert same == ([True, False, False, True, False, False] if classes else [True] * 6)
+
+
+def test_energy_is_the_reconstruction_error():
+    shifted = Net(
+        lambda key, x: {"params": jnp.zeros(())}, lambda v, x, train: (x + v["params"], {})
+    )
+    logits, _ = energy(shifted).apply({"params": -0.5}, jnp.ones((3, 4, 4, 1)), train=True)
+    np.testing.assert_allclose(logits, [-0.5] * 3)

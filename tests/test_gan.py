@@ -7,9 +7,11 @@ import optax
 import pytest
 
 from bpgan.algorithms import gan
-from bpgan.losses import LOSSES
+from bpgan.augment import Augment
+from bpgan.losses import AUXILIARY, LOSSES
 from bpgan.nets import linen_net, mlp
-from bpgan.penalties import PENALTIES
+from bpgan.optim import half_life, schedule
+from bpgan.penalties import PENALTIES, lecam, path_length
 from bpgan.types import Net
 
 # The Dirac-GAN (Mescheder et al. 2018, arXiv:1801.04406): real mass at 0, G emits theta, D(x) = psi x.
@@ -268,3 +270,207 @@ def test_seeds_can_be_vmapped(trees_close):
     for i in range(2):
         alone = jax.jit(train)(jax.random.split(jax.random.key(0), 2)[i])
         trees_close(jax.tree.map(lambda x, i=i: x[i], together), alone, rtol=1e-5, atol=1e-6)
+
+
+def trained(steps, batch=None, **options):
+    batch = (
+        {"x": jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)}
+        if batch is None
+        else batch
+    )
+    return run(mlp_gan(**options), steps, batch)
+
+
+def test_memory_is_part_of_the_state(trees_equal):
+    """What LeCam and path length remember moves, and three steps from a saved state are steps three to five."""
+    options = dict(penalties=[(0.1, lecam(start=1))], g_penalties=[(0.1, path_length(), 2)])
+    batch = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)}
+    algorithm = mlp_gan(**options)
+    two, _ = run(algorithm, 2, batch)
+    five, metrics = run(algorithm, 3, batch, jax.tree.map(np.asarray, two))
+    trees_equal(five, run(algorithm, 5, batch)[0])
+    assert two.memory["penalty0"]["count"] == 2 and five.memory["penalty0"]["count"] == 5
+    assert two.memory["g_penalty0"] != 0 and five.memory["g_penalty0"] != two.memory["g_penalty0"]
+    assert {"d/penalty", "g/penalty"} <= set(metrics)
+    assert trained(1)[0].memory is None
+
+
+def test_each_penalty_has_its_own_interval():
+    """With weights 1 and every 1, 2 and 3, what D pays at updates 0 to 5 is known."""
+    ones = [
+        (1.0, lambda critic, real, fake, key: jnp.ones(real.shape[0]), every) for every in (1, 2, 3)
+    ]
+    batch, paid = {"x": jnp.ones((8, 2))}, []
+    algorithm, state = mlp_gan(penalties=ones), None
+    for _ in range(6):
+        state, metrics = run(algorithm, 1, batch, state)
+        paid.append(float(metrics["d/penalty"]))
+    assert paid == [1 + 2 * (t % 2 == 0) + 3 * (t % 3 == 0) for t in range(6)]
+
+
+def test_weights_may_be_schedules():
+    pays = lambda critic, real, fake, key: jnp.ones(real.shape[0])  # noqa: E731
+    batch, paid = {"x": jnp.ones((8, 2))}, []
+    algorithm, state = mlp_gan(penalties=[(schedule("linear:4:0", 4), pays)]), None
+    for _ in range(5):
+        state, metrics = run(algorithm, 1, batch, state)
+        paid.append(float(metrics["d/penalty"]))
+    assert paid == [4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("d_steps", [1, 2])
+def test_accumulated_gradients_are_those_of_the_whole_batch(trees_close, d_steps):
+    options = dict(loss="relativistic", penalties=[(0.1, PENALTIES["r1"])], d_steps=d_steps)
+    batch = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(24, 2)), jnp.float32)}
+    whole, metrics = trained(3, batch, **options)
+    cut, same = trained(3, batch, accumulate=4, **options)
+    trees_close(whole, cut, rtol=1e-5, atol=1e-6)
+    trees_close(metrics, same, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="not a multiple"):
+        trained(1, batch, accumulate=5)
+
+
+def test_memory_goes_from_micro_batch_to_micro_batch():
+    state, _ = trained(1, accumulate=4, penalties=[(0.1, lecam())])
+    assert state.memory["penalty0"]["count"] == 4
+
+
+def test_average_by_half_life(trees_equal):
+    """A schedule in the place of the decay is taken as it is; at its start the average is G itself."""
+    state, _ = trained(1, ema_decay=half_life(100.0, 8))
+    trees_equal(state.ema["params"], state.g.params)
+    held = trained(3, ema_decay=lambda t: jnp.ones_like(t))[0]
+    trees_equal(
+        held.ema["params"], trained(1, ema_decay=lambda t: jnp.ones_like(t))[0].ema["params"]
+    )
+
+
+def labelled(head, **options):
+    loss = {"projection": None}.get(head, (0.5, AUXILIARY.get(head)))
+    g = mlp.Generator(shape=(2,), widths=(8,), classes=3)
+    d = mlp.Discriminator(widths=(8,), classes=3, head=head, embedding=4)
+    return gan.make(
+        linen_net(g),
+        linen_net(d),
+        LOSSES["hinge"],
+        optax.sgd(0.1),
+        optax.sgd(0.1),
+        latents=gan.normal_latents(3),
+        data_shape=(2,),
+        classes=3,
+        auxiliary=loss,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("head", ["projection", "acgan", "d2d"])
+def test_conditional_players_heed_labels(head):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)
+    y = jnp.asarray(np.arange(8) % 3, jnp.uint8)
+    algorithm = labelled(head, penalties=[(0.1, PENALTIES["r1"])])
+    state, metrics = run(algorithm, 2, {"x": x, "y": y})
+    other, _ = run(algorithm, 2, {"x": x, "y": (y + 1) % 3})
+    assert not np.allclose(state.d.params["dense0"]["kernel"], other.d.params["dense0"]["kernel"])
+    assert ("d/auxiliary" in metrics) == ("g/auxiliary" in metrics) == (head != "projection")
+    z = algorithm.sample(state, jax.random.key(4), 6)
+    np.testing.assert_array_equal(
+        z, algorithm.sample(state, jax.random.key(4), 6, jnp.arange(6) % 3)
+    )
+    turned = algorithm.sample(state, jax.random.key(4), 6, jnp.arange(1, 7) % 3)
+    assert not np.isclose(z, turned).all(1).any()
+
+
+def test_auxiliary_loss_is_that_of_the_heads():
+    """With D = 0, in closed form: AC-GAN's D classifies reals and fakes, G its fakes."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(9, 2)), jnp.float32)
+    y = jnp.asarray(np.arange(9) % 3, jnp.int32)
+    algorithm = labelled("acgan", simultaneous=True)
+    state = algorithm.init(jax.random.key(0))
+    zero = jax.tree.map(jnp.zeros_like, state.d.params)
+    state = state._replace(d=state.d._replace(params=zero))
+    _, metrics = jax.jit(algorithm.step)(state, {"x": x, "y": y}, jax.random.key(1))
+    np.testing.assert_allclose(metrics["d/auxiliary"], 0.5 * 2 * np.log(3), rtol=1e-6)
+    np.testing.assert_allclose(metrics["g/auxiliary"], 0.5 * np.log(3), rtol=1e-6)
+    np.testing.assert_allclose(metrics["d/loss"], 2.0, rtol=1e-6)
+
+
+def test_wrong_heads_are_named():
+    options = dict(latents=gan.normal_latents(3), data_shape=(2,), classes=3)
+    g = linen_net(mlp.Generator(shape=(2,), classes=3))
+    batch = {"x": jnp.ones((4, 2)), "y": jnp.zeros(4, jnp.int32)}
+    for head, auxiliary in (("acgan", None), ("projection", (1.0, AUXILIARY["acgan"]))):
+        d = linen_net(mlp.Discriminator(classes=3, head=head))
+        tx = optax.sgd(0.1)
+        algorithm = gan.make(g, d, LOSSES["hinge"], tx, tx, auxiliary=auxiliary, **options)
+        state = algorithm.init(jax.random.key(0))
+        with pytest.raises(ValueError, match="D must return"):
+            algorithm.step(state, batch, jax.random.key(1))
+
+
+def shifts(x, key, p):
+    """An augmentation that can be told apart: reals and fakes move by a number of their own."""
+    return x + p * jax.random.normal(key, (x.shape[0], 1))
+
+
+def test_augmentation_is_what_d_sees(trees_equal):
+    """p = 0 changes nothing, p = 1 does; and the gradient of R1 is with respect to the sample before it."""
+    plain, _ = trained(2)
+    off, _ = trained(2, augment=Augment(shifts, p=0.0))
+    on, _ = trained(2, augment=Augment(shifts, p=1.0))
+    trees_equal(plain.d.params, off.d.params)
+    trees_equal(plain.g.params, off.g.params)
+    assert not np.allclose(plain.d.params["dense0"]["kernel"], on.d.params["dense0"]["kernel"])
+    assert not np.allclose(plain.g.params["dense0"]["kernel"], on.g.params["dense0"]["kernel"])
+    doubled = Augment(lambda x, key, p: 2 * x, p=1.0)
+    batch = {"x": jnp.zeros((8, 2))}
+    slope = [
+        trained(1, batch, penalties=[(1.0, PENALTIES["r1"])], augment=augment)[1]["d/penalty"]
+        for augment in (None, doubled)
+    ]
+    np.testing.assert_allclose(slope[1], 4 * slope[0], rtol=1e-5)
+
+
+def test_adaptive_augmentation_moves_with_the_sign_of_the_reals(trees_equal):
+    """p rises by batch / images where D likes the reals too well, falls where not, is in the state, and resumes."""
+    wants = dict(loss="wasserstein", d_steps=2)
+    x = np.random.default_rng(0).normal(size=(16, 2))
+    p = {}
+    for target in (-2.0, 2.0):  # the sign is above the one and below the other
+        augment = Augment(shifts, p=0.5, target=target, images=800)
+        state, metrics = trained(3, {"x": jnp.asarray(x, jnp.float32)}, augment=augment, **wants)
+        p[target] = float(state.memory["augment"])
+        assert {"d/sign", "d/augment"} <= set(metrics)
+    np.testing.assert_allclose(p[-2.0], 0.5 + 3 * 16 / 800, rtol=1e-6)
+    np.testing.assert_allclose(p[2.0], 0.5 - 3 * 16 / 800, rtol=1e-6)
+
+
+def test_began_keeps_its_k_in_the_state():
+    state, metrics = trained(3, loss="began")
+    assert 0 <= float(state.memory["loss"]) <= 1 and np.isfinite(metrics["d/loss"])
+
+
+def test_truncated_latents():
+    z = np.asarray(gan.normal_latents(50, truncation=0.7)(jax.random.key(0), 400))
+    assert np.abs(z).max() <= 0.7
+    import scipy.stats
+
+    assert abs(z.std() / scipy.stats.truncnorm(-0.7, 0.7).std() - 1) < 0.02
+    algorithm = mlp_gan(sample_latents=lambda key, n: jnp.zeros((n, 3)))
+    drawn = algorithm.sample(algorithm.init(jax.random.key(0)), jax.random.key(1), 5)
+    np.testing.assert_array_equal(drawn, np.repeat(drawn[:1], 5, 0))
+
+
+def test_sampler_stands_in_for_g():
+    doubled = Net(lambda key, z: None, lambda v, z, train: (2 * z, {}))
+    algorithm = mlp_gan(sampler=doubled)
+    state = algorithm.init(jax.random.key(0))
+    z = gan.normal_latents(3)(jax.random.key(1), 4)
+    np.testing.assert_array_equal(algorithm.sample(state, jax.random.key(1), 4), 2 * z)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(d_steps=0), dict(accumulate=0), dict(penalty_every=0), dict(rule=1, d_steps=2)]
+)
+def test_impossible_options_are_refused(options):
+    with pytest.raises(ValueError, match="must be at least 1|not together"):
+        mlp_gan(**options)

@@ -7,7 +7,13 @@ import optax
 import pytest
 import scipy.special
 
-from bpgan.losses import LOSSES, mean_squared_error, softmax_cross_entropy
+from bpgan.losses import (
+    LOSSES,
+    began,
+    data_to_data_cross_entropy,
+    mean_squared_error,
+    softmax_cross_entropy,
+)
 from bpgan.types import AdversarialLoss
 
 GRID = np.array([-40, -3, -0.5, 0, 0.5, 3, 40], np.float64)
@@ -18,6 +24,20 @@ def sp(t):
 
 
 s = scipy.special.expit
+
+
+def relativistic_average(f, df):
+    """``REFERENCE`` of a relativistic average loss; of sums over the batch, so that means of others enter."""
+    u, v = (lambda r, f_: r - f_.mean()), (lambda r, f_: f_ - r.mean())
+    return (
+        lambda r, f_: f(u(r, f_)) + f(-v(r, f_)),
+        lambda r, f_: f(v(r, f_)) + f(-u(r, f_)),
+        lambda r, f_: df(u(r, f_)) + np.mean(df(-v(r, f_))),
+        lambda r, f_: -df(-v(r, f_)) - np.mean(df(u(r, f_))),
+        lambda r, f_: -df(-u(r, f_)) - np.mean(df(v(r, f_))),
+        lambda r, f_: df(v(r, f_)) + np.mean(df(-u(r, f_))),
+    )
+
 
 # name: (D, G, dD/dreal, dD/dfake, dG/dreal, dG/dfake), written from the papers in NumPy.
 REFERENCE = {
@@ -69,6 +89,21 @@ REFERENCE = {
         lambda r, f: s(r - f),
         lambda r, f: -s(r - f),
     ),
+    "least_squares_pearson": (
+        lambda r, f: 0.5 * (r - 1) ** 2 + 0.5 * (f + 1) ** 2,
+        lambda r, f: 0.5 * f**2,
+        lambda r, f: r - 1,
+        lambda r, f: f + 1,
+        lambda r, f: 0 * r,
+        lambda r, f: f,
+    ),
+    "relativistic_average": relativistic_average(lambda t: sp(-t), lambda t: -s(-t)),
+    "relativistic_average_hinge": relativistic_average(
+        lambda t: np.maximum(0, 1 - t), lambda t: -1.0 * (t < 1)
+    ),
+    "relativistic_average_least_squares": relativistic_average(
+        lambda t: (t - 1) ** 2, lambda t: 2 * (t - 1)
+    ),
 }
 ANCHORS = {  # value at D = 0, as the literature states it: (D, G)
     "minimax": (np.log(4), -np.log(2)),
@@ -77,7 +112,20 @@ ANCHORS = {  # value at D = 0, as the literature states it: (D, G)
     "hinge": (2.0, 0.0),
     "wasserstein": (0.0, 0.0),
     "relativistic": (np.log(2), np.log(2)),
+    "least_squares_pearson": (1.0, 0.0),
+    "relativistic_average": (np.log(4), np.log(4)),
+    "relativistic_average_hinge": (2.0, 2.0),
+    "relativistic_average_least_squares": (2.0, 2.0),
 }
+PLAIN = [name for name, loss in LOSSES.items() if loss.memory is None]
+
+
+def players(name: str):
+    """D's and G's function of the logits; what D remembers is that of the start."""
+    loss = LOSSES[name]
+    if loss.memory is None:
+        return loss.d, loss.g
+    return lambda r, f: loss.d(r, f, loss.memory)[0], loss.g
 
 
 def check_values_and_gradients(name: str, loss: AdversarialLoss) -> None:
@@ -85,30 +133,31 @@ def check_values_and_gradients(name: str, loss: AdversarialLoss) -> None:
     r, f = (a.ravel() for a in np.meshgrid(GRID, GRID))
     d, g, *partials = REFERENCE[name]
     r32, f32 = jnp.asarray(r, jnp.float32), jnp.asarray(f, jnp.float32)
-    np.testing.assert_allclose(loss.d(r32, f32), d(r, f), rtol=1e-6, atol=1e-12)
-    np.testing.assert_allclose(loss.g(r32, f32), g(r, f), rtol=1e-6, atol=1e-12)
+    tiny = 2e-6 if "average" in name else 1e-12  # differences of means cancel
+    np.testing.assert_allclose(loss.d(r32, f32), d(r, f), rtol=1e-6, atol=tiny)
+    np.testing.assert_allclose(loss.g(r32, f32), g(r, f), rtol=1e-6, atol=tiny)
     ours = [
         jax.grad(lambda r, f, fn=fn: jnp.sum(fn(r, f)), argnums=argnum)(r32, f32)
-        for fn in loss
+        for fn in (loss.d, loss.g)
         for argnum in (0, 1)
     ]
     for got, expected in zip(ours, partials, strict=True):
-        np.testing.assert_allclose(got, expected(r, f), rtol=2e-6, atol=1e-12)
+        np.testing.assert_allclose(got, expected(r, f), rtol=2e-6, atol=tiny)
 
 
 def check_anchor(name: str, loss: AdversarialLoss) -> None:
     """T1.2: the published values at D = 0."""
     zero = jnp.zeros(4)
-    for fn, expected in zip(loss, ANCHORS[name], strict=True):
+    for fn, expected in zip((loss.d, loss.g), ANCHORS[name], strict=True):
         np.testing.assert_allclose(fn(zero, zero), np.full(4, expected), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_values_and_gradients(name):
     check_values_and_gradients(name, LOSSES[name])
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_anchor(name):
     check_anchor(name, LOSSES[name])
 
@@ -118,10 +167,10 @@ def test_anchor(name):
 def test_finite_and_dtype_kept(name, dtype):
     """Extreme logits give finite values and gradients, in the type that came in, without implicit promotion."""
     r, f = jnp.asarray([-1e4, 0, 1e4, 30], dtype), jnp.asarray([1e4, 0, -1e4, -30], dtype)
-    if name == "least_squares":  # its square of 1e4 is beyond float16
+    if "least_squares" in name:  # its square of 1e4 is beyond float16
         r, f = r / 100, f / 100
     with jax.numpy_dtype_promotion("strict"):
-        for fn in LOSSES[name]:
+        for fn in players(name):
             value, vjp = jax.vjp(fn, r, f)
             for x in (value, *vjp(jnp.ones_like(value))):
                 assert x.dtype == dtype
@@ -132,6 +181,8 @@ def test_finite_and_dtype_kept(name, dtype):
 def test_generator_wants_higher_logits(name):
     """Where D rejects fakes, every G loss falls as the fake logit rises."""
     fake = jnp.linspace(-4, 0.9, 9)
+    if name == "least_squares_pearson":  # whose target for G is 0
+        fake -= 1
     gradient = jax.grad(lambda f: jnp.sum(LOSSES[name].g(jnp.zeros(9), f)))(fake)
     assert bool(jnp.all(gradient < 0))
 
@@ -139,9 +190,9 @@ def test_generator_wants_higher_logits(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_only_relativistic_losses_ignore_a_common_shift(name):
     r, f = jnp.asarray([0.3, -1.0]), jnp.asarray([-0.2, 0.4])
-    shifted = LOSSES[name].d(r + 2.0, f + 2.0)
-    invariant = bool(jnp.allclose(LOSSES[name].d(r, f), shifted, atol=1e-6))
-    assert invariant == (name in ("relativistic", "wasserstein"))
+    d, _ = players(name)
+    invariant = bool(jnp.allclose(d(r, f), d(r + 2.0, f + 2.0), atol=1e-6))
+    assert invariant == ("relativistic" in name or name == "wasserstein")
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -154,7 +205,7 @@ def test_critic_learns_that_high_means_real(name):
     def update(carry, _):
         w, opt = carry
         gradient = jax.grad(
-            lambda w: jnp.mean(LOSSES[name].d(w[0] * real + w[1], w[0] * fake + w[1]))
+            lambda w: jnp.mean(players(name)[0](w[0] * real + w[1], w[0] * fake + w[1]))
         )(w)
         updates, opt = tx.update(gradient, opt)
         return (w + updates, opt), None
@@ -178,3 +229,40 @@ def test_softmax_cross_entropy_against_scipy():
     np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-6)
     huge = softmax_cross_entropy(jnp.asarray([[1e4, -1e4]]), jnp.asarray([1]))
     np.testing.assert_allclose(huge, [2e4], rtol=1e-6)
+
+
+def test_began_holds_its_ratio():
+    """k moves by rate (gamma L(x) - L(G)), stays in [0, 1], and weighs the fakes' error in D's loss."""
+    loss = began(gamma=0.5, rate=0.1)
+    real, fake = -jnp.array([2.0, 4.0]), -jnp.array([1.0, 0.0])  # errors 3 and 0.5 on average
+    value, k = loss.d(real, fake, jnp.float32(0.2))
+    np.testing.assert_allclose(value, [2 - 0.2, 4.0], rtol=1e-6)
+    np.testing.assert_allclose(k, 0.2 + 0.1 * (0.5 * 3 - 0.5), rtol=1e-6)
+    np.testing.assert_allclose(loss.g(real, fake), [1.0, 0.0], rtol=1e-6)
+    assert loss.d(real, fake, jnp.float32(0.99))[1] == 1
+    assert loss.d(real * 0, fake, jnp.float32(0.01))[1] == 0
+    assert loss.memory == 0
+
+
+def test_d2d_against_its_equation(x64):
+    """Kang et al. 2021, Eq. 7, as a double loop."""
+    rng = np.random.default_rng(0)
+    f, proxies = (
+        x / np.linalg.norm(x, axis=1, keepdims=True)
+        for x in (rng.normal(size=(12, 5)), rng.normal(size=(3, 5)))
+    )
+    labels = rng.integers(0, 3, 12)
+    v, m, t = proxies[labels], 0.98, 0.5
+    expected = []
+    for i in range(12):
+        positive = min(f[i] @ v[i] - m, 0) / t
+        others = [max(f[i] @ f[j] - (1 - m), 0) / t for j in range(12) if labels[j] != labels[i]]
+        expected.append(-np.log(np.exp(positive) / (np.exp(positive) + np.exp(others).sum())))
+    got = data_to_data_cross_entropy((jnp.asarray(f), jnp.asarray(v)), jnp.asarray(labels))
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+    alone = data_to_data_cross_entropy((jnp.asarray(v), jnp.asarray(v)), jnp.zeros(12, jnp.int32))
+    np.testing.assert_allclose(alone, np.zeros(12), atol=1e-12)
+    gradient = jax.grad(
+        lambda f: data_to_data_cross_entropy((f, jnp.asarray(v)), jnp.asarray(labels)).sum()
+    )
+    assert bool(jnp.isfinite(gradient(jnp.asarray(f))).all())

@@ -5,13 +5,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpgan.penalties import PENALTIES
+from bpgan.penalties import (
+    G_PENALTIES,
+    PENALTIES,
+    Scene,
+    consistency,
+    dragan,
+    flip_and_shift,
+    lecam,
+    orthogonal,
+    path_length,
+    regulariser,
+)
 
 RNG = np.random.default_rng(0)
 A = RNG.normal(size=(5, 5))
 A = (A + A.T) / 2
 B = RNG.normal(size=5)
 REAL, FAKE = RNG.normal(size=(7, 5)), RNG.normal(size=(7, 5))
+
+
+# Penalties that are functions of the norm n of D's gradient at one point.
+OF_THE_NORM = {
+    "r1": lambda n: n**2 / 2,
+    "r2": lambda n: n**2 / 2,
+    "wgan_gp": lambda n: (n - 1) ** 2,
+    "wgan_lp": lambda n: np.maximum(n - 1, 0) ** 2,
+    "zero_gp": lambda n: n**2,
+    "dragan": lambda n: (n - 1) ** 2,
+}
+FUNCTIONS = [name for name, penalty in PENALTIES.items() if callable(penalty)]
 
 
 def quadratic(parameters):
@@ -69,15 +92,22 @@ def test_gradient_penalty_points():
     check_gradient_penalty(PENALTIES["wgan_gp"])
 
 
-@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("name", OF_THE_NORM)
 def test_on_linear_critic(name):
     """D(x) = 3 x1 + 4 x2 has |grad| = 5 everywhere: R1 = R2 = 25/2, WGAN-GP = 16."""
     critic = lambda x: x @ jnp.array([3.0, 4.0])  # noqa: E731
     value = PENALTIES[name](critic, jnp.ones((5, 2)), jnp.zeros((5, 2)), jax.random.key(0))
-    np.testing.assert_allclose(value, np.full(5, 16.0 if name == "wgan_gp" else 12.5), rtol=1e-6)
+    np.testing.assert_allclose(value, np.full(5, OF_THE_NORM[name](5.0)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", PENALTIES)
+def test_lipschitz_penalty_leaves_gentle_critics_alone():
+    critic = lambda x: x @ jnp.array([0.3, 0.4])  # noqa: E731
+    for name, expected in (("wgan_lp", 0.0), ("wgan_gp", 0.25)):
+        value = PENALTIES[name](critic, jnp.ones((5, 2)), jnp.zeros((5, 2)), jax.random.key(0))
+        np.testing.assert_allclose(value, np.full(5, expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", OF_THE_NORM)
 def test_flat_critic_gives_finite_second_derivatives(name):
     def mean_penalty(w):
         critic = lambda x: w * jnp.sum(x, axis=-1)  # noqa: E731
@@ -86,11 +116,11 @@ def test_flat_critic_gives_finite_second_derivatives(name):
         )
 
     value, gradient = jax.value_and_grad(mean_penalty)(0.0)
-    np.testing.assert_allclose(value, 1.0 if name == "wgan_gp" else 0.0, atol=1e-5)
+    np.testing.assert_allclose(value, OF_THE_NORM[name](0.0), atol=1e-5)
     assert np.isfinite(gradient)
 
 
-@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("name", [n for n in OF_THE_NORM if n != "dragan"])
 def test_sums_over_pixels_and_keeps_examples_apart(name):
     """The penalty of one image does not change when the others do, and grows with the number of pixels."""
     critic = lambda x: jnp.sum(jnp.square(x), axis=(1, 2, 3))  # noqa: E731
@@ -102,5 +132,182 @@ def test_sums_over_pixels_and_keeps_examples_apart(name):
     )  # real = fake: the key is moot
     np.testing.assert_allclose(changed[1:], both[1:], rtol=1e-6)
     squared = np.sum(4 * np.square(x), axis=(1, 2, 3))
-    expected = (np.sqrt(squared) - 1) ** 2 if name == "wgan_gp" else squared / 2
-    np.testing.assert_allclose(both, expected, rtol=1e-5)
+    np.testing.assert_allclose(both, OF_THE_NORM[name](np.sqrt(squared)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("noise", ["positive", "symmetric", "normal"])
+def test_dragan_looks_around_the_reals(noise):
+    """On |x|^2 / 2 the norm is |x + e|: in one dimension every value gives back one point."""
+    n, spread = 4000, 3.0
+    real = jnp.asarray(np.where(np.arange(n) % 2, 20 + spread, 20 - spread), jnp.float32)[:, None]
+    critic = lambda x: 0.5 * jnp.sum(jnp.square(x), axis=-1)  # noqa: E731
+    values = dragan(noise)(critic, real, real * 0, jax.random.key(0))
+    e = (np.sqrt(values) + 1 - real[:, 0]) / spread
+    mean, variance = {
+        "positive": (1 / 8, 1 / 36 - 1 / 64),  # half the product of two uniform numbers
+        "symmetric": (0, 1 / 12),
+        "normal": (0, 1 / 4),
+    }[noise]
+    assert abs(np.mean(e) - mean) < 5 * np.sqrt(variance / n)
+    assert abs(np.var(e) / variance - 1) < 0.12
+    if noise == "positive":
+        assert -1e-4 < e.min() and e.max() < 0.5
+    with pytest.raises(ValueError, match="must be positive, symmetric or normal"):
+        dragan("loud")
+
+
+def test_flip_and_shift_moves_pixels_only():
+    """Against NumPy: every image is one of the 2 x 9 x 9 shifts of its reflected, perhaps mirrored, self."""
+    x = RNG.normal(size=(64, 12, 11, 2)).astype(np.float32)
+    moved = np.asarray(flip_and_shift(jnp.asarray(x), jax.random.key(3)))
+    seen = set()
+    for image, result in zip(x, moved, strict=True):
+        found = [
+            (flip, i, j)
+            for flip in (False, True)
+            for i in range(9)
+            for j in range(9)
+            if np.array_equal(
+                np.pad(image[:, ::-1] if flip else image, ((4, 4), (4, 4), (0, 0)), "reflect")[
+                    i : i + 12, j : j + 11
+                ],
+                result,
+            )
+        ]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert {flip for flip, _, _ in seen} == {False, True}
+    assert {i for _, i, _ in seen} == {j for _, _, j in seen} == set(range(9))
+
+
+def test_consistency_is_the_squared_change_of_the_logit():
+    """With T(x) = x + 1 and D(x) = w sum(x) in d dimensions: w^2 d^2, with the gradient 2 w d^2 of both terms."""
+    for fakes in (False, True):
+        penalty = consistency(lambda x, key: x + 1.0, fakes)
+
+        def value(w, penalty=penalty):
+            critic = lambda x: w * jnp.sum(x, axis=-1)  # noqa: E731
+            return penalty(critic, jnp.ones((4, 3)), jnp.zeros((4, 3)), jax.random.key(0)).mean()
+
+        got = jax.value_and_grad(value)(2.0)
+        np.testing.assert_allclose(got, np.array([36.0, 36.0]) * (1 + fakes), rtol=1e-6)
+
+
+def scene(**changes) -> Scene:
+    critic = lambda x: jnp.sum(x, axis=-1)  # noqa: E731
+    z = jnp.asarray(RNG.normal(size=(6, 3)))
+    start = Scene(
+        {},
+        critic,
+        lambda z: z,
+        jnp.ones((6, 3)),
+        z,
+        z,
+        (jnp.ones(6), jnp.ones(6)),
+        jax.random.key(0),
+    )
+    return start._replace(**changes)
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_every_penalty_is_a_regulariser(name):
+    """Values are finite, [b] or a scalar, and what is remembered keeps its form."""
+    r = regulariser(PENALTIES[name])
+    value, memory = r.apply(scene(params={"dense": {"kernel": jnp.ones((2, 2))}}), r.memory)
+    assert value.shape in ((6,), ()) and bool(jnp.isfinite(value).all())
+    assert jax.tree.map(jnp.shape, memory) == jax.tree.map(jnp.shape, r.memory)
+    assert jax.tree.map(jnp.result_type, memory) == jax.tree.map(jnp.result_type, r.memory)
+
+
+def test_lecam_follows_its_averages(x64):
+    """Against a loop in NumPy: debiased averages, one-sided squares, nothing before the start."""
+    r, memory = lecam(decay=0.9, start=2), lecam().memory
+    sums = {"real": 0.0, "fake": 0.0}
+    for t in range(1, 6):
+        real, fake = RNG.normal(size=(2, 6)) + np.array([[1.0], [-1.0]])
+        value, memory = r.apply(scene(logits=(jnp.asarray(real), jnp.asarray(fake))), memory)
+        sums = {k: 0.9 * sums[k] + 0.1 * x.mean() for k, x in (("real", real), ("fake", fake))}
+        a = {k: v / (1 - 0.9**t) for k, v in sums.items()}
+        expected = np.maximum(real - a["fake"], 0) ** 2 + np.maximum(a["real"] - fake, 0) ** 2
+        np.testing.assert_allclose(value, expected if t > 2 else np.zeros(6), rtol=1e-5)
+    real = jnp.asarray(RNG.normal(size=6))
+    gradient = jax.grad(lambda x: r.apply(scene(logits=(x, real)), memory)[0].sum())(real)
+    a = 0.9 * memory["fake"] + 0.1 * real.mean()
+    a = a / (1 - 0.9 ** (memory["count"] + 1))
+    np.testing.assert_allclose(gradient, 2 * np.maximum(real - a, 0), rtol=1e-5)
+
+
+def test_path_length_of_a_linear_generator(x64):
+    """G(z) = z A as images of 4 x 2 pixels: E |A y|^2 = |A|_F^2 / 8; a follows the mean length."""
+    a = RNG.normal(size=(3, 8))
+    image = lambda m: lambda z: (z @ m).reshape(-1, 4, 2, 1)  # noqa: E731
+    r = path_length(decay=0.5, shrink=1)
+    z = jnp.asarray(RNG.normal(size=(4000, 3)))
+
+    def penalty(m, memory, key=7):
+        return r.apply(scene(generator=image(m), z=z, key=jax.random.key(key)), memory)
+
+    values, memory = penalty(jnp.asarray(a), jnp.zeros(()))
+    # The average from 0 is half the mean length l, so l - a = l / 2 on average.
+    y = jax.random.normal(jax.random.key(7), (4000, 4, 2, 1)) / np.sqrt(8)
+    lengths = np.linalg.norm(np.asarray(y).reshape(-1, 8) @ a.T, axis=1)
+    np.testing.assert_allclose(memory, lengths.mean() / 2, rtol=1e-6)
+    np.testing.assert_allclose(values, (lengths - lengths.mean() / 2) ** 2, rtol=1e-6)
+    assert abs((lengths**2).mean() / (np.sum(a**2) / 8) - 1) < 0.06
+    # The derivative with the average held still.
+    direction, h = jnp.asarray(RNG.normal(size=a.shape)), 1e-6
+
+    def fixed(m):
+        slopes = np.asarray(y).reshape(-1, 8) @ np.asarray(m).T
+        return np.square(np.linalg.norm(slopes, axis=1) - lengths.mean() / 2).mean()
+
+    numerical = (fixed(a + h * direction) - fixed(a - h * direction)) / (2 * h)
+    gradient = jax.grad(lambda m: penalty(m, jnp.zeros(()))[0].mean())(jnp.asarray(a))
+    np.testing.assert_allclose(jnp.vdot(gradient, direction), numerical, rtol=1e-6)
+    half, _ = path_length().apply(scene(generator=image(jnp.asarray(a)), z=z), jnp.zeros(()))
+    assert half.shape == (2000,)
+
+
+@pytest.mark.parametrize("off_diagonal", [True, False])
+def test_orthogonal_against_its_equation(x64, off_diagonal):
+    w, c = RNG.normal(size=(4, 3)), RNG.normal(size=(2, 2, 3, 5))
+    params = {
+        "dense": {"kernel": w, "bias": np.ones(3)},
+        "conv": {"kernel": c},
+        "embed": {"embedding": w},
+    }
+    expected = 0.0
+    for m in (w, c.reshape(-1, 5)):
+        gram = m.T @ m
+        wrong = gram - (np.diag(np.diag(gram)) if off_diagonal else np.eye(len(gram)))
+        expected += (wrong**2).sum()
+    r = orthogonal(off_diagonal)
+    value = lambda p: r.apply(scene(params=p), None)[0]  # noqa: E731
+    np.testing.assert_allclose(value(params), expected, rtol=1e-12)
+    gradient = jax.grad(value)(jax.tree.map(jnp.asarray, params))
+    gram = w.T @ w
+    wrong = gram - (np.diag(np.diag(gram)) if off_diagonal else np.eye(3))
+    np.testing.assert_allclose(gradient["dense"]["kernel"], 4 * w @ wrong, rtol=1e-10, atol=1e-12)
+    assert not np.asarray(gradient["dense"]["bias"]).any()
+    assert not np.asarray(gradient["embed"]["embedding"]).any()
+
+
+def test_latent_consistency_wants_a_deaf_critic_and_a_lively_generator():
+    """With G(z) = s z: D pays (s sum e)^2 for its response, and G gains the mean of (s e)^2."""
+    s, near = 3.0, 0.05
+    e = near * np.asarray(jax.random.normal(jax.random.key(0), (6, 3), jnp.result_type(float)))
+    made = scene(generator=lambda z: s * z)
+
+    def again(**changes):
+        return made._replace(fake=s * made.z, key=jax.random.key(0), **changes)
+
+    for table, expected in (
+        (PENALTIES, (s * e).sum(1) ** 2),
+        (G_PENALTIES, -((s * e) ** 2).mean(1)),
+    ):
+        value, _ = table["zcr"].apply(again(), None)
+        np.testing.assert_allclose(value, expected, rtol=1e-3, atol=1e-6)
+    to_g = jax.grad(
+        lambda s: PENALTIES["zcr"].apply(again(generator=lambda z: s * z), None)[0].sum()
+    )(s)
+    assert to_g == 0

@@ -2,11 +2,13 @@
 
     min_G max_D  E log s(D(x)) + E log(1 - s(D(G(z))))        (Goodfellow et al. 2014, arXiv:1406.2661)
 
-and every other adversarial pair: networks, loss, penalties, latent distribution and optimisers are arguments. Both
-players are updated by the same private function and differ only in their objective. Nothing stops a gradient where a
-closure already separates the players, so the step itself can be differentiated, vmapped and scanned.
+and every other adversarial pair: networks, loss, penalties, conditions, augmentation, latent distribution, optimisers
+and the rule that moves the players are arguments. Both players are updated by the same private function and differ only
+in their objective. Nothing stops a gradient where a closure already separates the players, so the step itself can be
+differentiated, vmapped and scanned.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +17,24 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from bpgan.types import PRNG, AdversarialLoss, Algorithm, Latents, Metrics, Net, stream
+from bpgan.algorithms import game
+from bpgan.augment import Augment, adapt
+from bpgan.penalties import Penalty, Regulariser, Scene, regulariser
+from bpgan.types import (
+    PRNG,
+    AdversarialLoss,
+    Algorithm,
+    Auxiliary,
+    Images,
+    Labels,
+    Latents,
+    Metrics,
+    Net,
+    stream,
+)
+
+Scalar = float | jax.Array | Callable[[jax.Array], Any]
+"""A number, or a function of the step (``bpgan.optim.schedule``)."""
 
 
 class Player(NamedTuple):
@@ -27,12 +46,28 @@ class Player(NamedTuple):
 
 
 class GANState(NamedTuple):
-    """Everything a run needs to go on: ``step`` counts G updates, ``ema`` the averaged variables of G or None."""
+    """Everything a run needs to go on.
+
+    Attributes:
+      step: G updates so far, int32.
+      g, d: the players.
+      ema: the averaged variables of G, or None.
+      memory: what losses, penalties and adaptive augmentation remember, by name; None if nothing does.
+    """
 
     step: jax.Array
     g: Player
     d: Player
     ema: Any
+    memory: Any = None
+
+
+class Reg(NamedTuple):
+    """A penalty as part of an objective: ``weight * mean(penalty)``, in every k-th update times k."""
+
+    weight: Scalar
+    penalty: Penalty | Regulariser
+    every: int = 1
 
 
 def uniform_latents(dim: int, dtype: Any = jnp.float32) -> Callable[[PRNG, int], Latents]:
@@ -40,9 +75,16 @@ def uniform_latents(dim: int, dtype: Any = jnp.float32) -> Callable[[PRNG, int],
     return lambda key, n: jax.random.uniform(key, (n, dim), dtype, -1.0, 1.0)
 
 
-def normal_latents(dim: int, dtype: Any = jnp.float32) -> Callable[[PRNG, int], Latents]:
-    """``z ~ N(0, I)`` in ``dim`` dimensions."""
-    return lambda key, n: jax.random.normal(key, (n, dim), dtype)
+def normal_latents(
+    dim: int, dtype: Any = jnp.float32, truncation: float | None = None
+) -> Callable[[PRNG, int], Latents]:
+    """``z ~ N(0, I)`` in ``dim`` dimensions, each number conditioned on ``|z_i| <= truncation`` if that is given.
+
+    The truncation trick of Brock et al. 2019, arXiv:1809.11096, Sec. 3.1: at sampling only.
+    """
+    if truncation is None:
+        return lambda key, n: jax.random.normal(key, (n, dim), dtype)
+    return lambda key, n: jax.random.truncated_normal(key, -truncation, truncation, (n, dim), dtype)
 
 
 def _global_norm(tree) -> jax.Array:
@@ -55,6 +97,10 @@ def _global_norm(tree) -> jax.Array:
     return jnp.sqrt(sum(squares))
 
 
+def _at(value: Scalar, step: jax.Array) -> Any:
+    return value(step) if callable(value) else value
+
+
 def make(
     g_net: Net,
     d_net: Net,
@@ -65,11 +111,19 @@ def make(
     latents: Callable[[PRNG, int], Latents],
     data_shape: Sequence[int],
     dtype: Any = jnp.float32,
-    penalties: Sequence[tuple[Any, Callable]] = (),
+    penalties: Sequence[tuple] = (),
+    g_penalties: Sequence[tuple] = (),
     penalty_every: int = 1,
     d_steps: int = 1,
-    ema_decay: Any = None,
+    accumulate: int = 1,
+    classes: int = 0,
+    auxiliary: tuple[Scalar, Auxiliary] | None = None,
+    augment: Augment | None = None,
+    ema_decay: Scalar | None = None,
     simultaneous: bool = False,
+    rule: game.Rule | None = None,
+    sampler: Net | None = None,
+    sample_latents: Callable[[PRNG, int], Latents] | None = None,
     axis_name: str | None = None,
 ) -> Algorithm:
     """Binds networks, loss and optimisers into the pure functions of a GAN.
@@ -77,37 +131,83 @@ def make(
     One step is ``d_steps`` updates of D, each on its own ``b`` real examples and its own latents, then one update of
     G with fresh latents against the new D (or, if ``simultaneous``, against the D before its updates).
 
+    Numbers called ``Scalar`` may be functions of the step; it counts updates of G.
+
     Args:
-      g_net, d_net: ``z[b, z] -> x[b, *data_shape]`` and ``x -> logits[b]``.
+      g_net, d_net: ``z[b, z] -> x[b, *data_shape]`` and ``x -> logits[b]``; with classes both take int32 ``labels[b]``
+        as well, and with an auxiliary loss D returns ``(logits, head)``, a pytree of arrays ``[b, ...]``.
       loss: the adversarial pair; its mean over the batch is minimised.
       g_tx, d_tx: optimisers.
       latents: ``(key, n) -> z[n, z]``.
       data_shape, dtype: of one example.
-      penalties: pairs ``(weight, penalty)`` added to D's objective as ``weight * mean(penalty)``.
-      penalty_every: lazy regularisation (Karras et al. 2020, arXiv:1912.04958, App. B): penalties enter every k-th
-        update of D, multiplied by k, so that their mean effect is unchanged.
+      penalties: tuples ``(weight, penalty)`` or ``(weight, penalty, every)`` (see ``Reg``) added to D's objective as
+        ``weight * mean(penalty)``.
+      g_penalties: the same for G; ``every`` counts updates of G and is 1 where it is not given.
+      penalty_every: lazy regularisation (Karras et al. 2020, arXiv:1912.04958, App. B): penalties without an ``every``
+        of their own enter every k-th update of D, multiplied by k, so that their mean effect is unchanged.
       d_steps: updates of D per update of G. ``batch["x"]`` must have ``b * d_steps`` rows; update ``i`` takes rows
         ``i, i + d_steps, ...``.
-      ema_decay: decay of the average of G's variables that ``sample`` uses; the effective decay at step t is
-        ``min(ema_decay, (1 + t) / (10 + t))`` so that early averages forget the initialisation. None keeps no
-        average, and ``sample`` uses G as it is.
+      accumulate: micro-batches into which the b examples of an update are cut, one after the other, for the mean of
+        their gradients: the same update in less memory, unless a network, a loss or a penalty mixes examples.
+      classes: of ``batch["y"]``. Fakes take the labels of the reals they are compared with. 0: unconditional.
+      auxiliary: weight and loss of the head.
+      augment: what D sees of reals and of fakes, in the updates of both players. Penalties differentiate through it,
+        with respect to the sample before it.
+      ema_decay: decay of the average of G's variables that ``sample`` uses. A number stands for
+        ``min(ema_decay, (1 + t) / (10 + t))`` at step t, so that early averages forget the initialisation; a function
+        of the step is taken as it is. None keeps no average, and ``sample`` uses G as it is.
       simultaneous: update both players from the same point (SimGD) instead of alternately (AltGD).
+      rule: moves both players at once from the game of their two objectives (``algorithms.game``), in the place of
+        the alternating or simultaneous updates here.
+      sampler: in G's place where samples are drawn, on G's variables; for truncation in the space of styles.
+      sample_latents: in the place of ``latents`` where samples are drawn; for truncation.
       axis_name: mapped axis when the step runs per device; gradients, statistics and metrics are averaged over it,
-        and each device takes its rows of the latents of the global batch, so every mode sees the same ones. Noise
-        inside a penalty (the points of ``wgan_gp``) is drawn by each device for itself.
+        losses see the logits of all devices, and each device takes its rows of the latents of the global batch, so
+        every mode sees the same ones. Noise inside a penalty (the points of ``wgan_gp``) and the draws of an
+        augmentation are each device's own.
 
     Returns:
       The algorithm, with state ``GANState`` and metrics ``d/loss, d/real, d/fake, d/grad_norm, g/loss, g/grad_norm``
-      (and ``d/penalty``, weighted, if there are penalties; ``d/loss`` is without it) before the respective update.
+      (and, where there are such, weighted, ``d/penalty, g/penalty, d/auxiliary, g/auxiliary``, which the losses leave
+      out, and with an adaptive augmentation ``d/sign, d/augment``) before the respective update. Its ``sample`` takes
+      ``labels[n]`` as a fourth argument; without them it draws the classes in turn, 0, 1, ..., 0, 1, ...
 
     Raises:
-      ValueError: from ``step``, at trace time, if the rows of the batch are not a multiple of ``d_steps``.
+      ValueError: numbers below 1; a rule together with what it replaces; from ``step``, at trace time, if the rows of
+        the batch are not a multiple of ``d_steps * accumulate``, or D's output is not of the form asked for.
     """
-    if d_steps < 1 or penalty_every < 1:
-        raise ValueError(f"d_steps={d_steps} and penalty_every={penalty_every} must be at least 1")
+    for name, value in dict(
+        d_steps=d_steps, penalty_every=penalty_every, accumulate=accumulate
+    ).items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
+    if rule is not None and (simultaneous or d_steps > 1 or accumulate > 1 or axis_name):
+        raise ValueError(
+            "rule: not together with simultaneous, d_steps, accumulate or axis_name, whose updates it replaces"
+        )
+    if rule is not None:
+        g_tx, d_tx = rule.optimiser(g_tx), rule.optimiser(d_tx)
+    sampler, sample_latents = sampler or g_net, sample_latents or latents
+
+    def regs(entries, prefix: str, every: int) -> dict[str, Reg]:
+        found = [Reg(*entry) if len(entry) > 2 else Reg(*entry, every) for entry in entries]
+        return {
+            f"{prefix}{i}": reg._replace(penalty=regulariser(reg.penalty))
+            for i, reg in enumerate(found)
+        }
+
+    d_regs = regs(penalties, "penalty", penalty_every)
+    g_regs = regs(g_penalties, "g_penalty", 1)
+    adaptive = augment is not None and augment.target is not None
 
     def pmean(tree):
         return tree if axis_name is None else lax.pmean(tree, axis_name)
+
+    def gather(tree):
+        """Rows of all devices."""
+        if axis_name is None:
+            return tree
+        return jax.tree.map(lambda x: lax.all_gather(x, axis_name, tiled=True), tree)
 
     def local_latents(key: PRNG, n: int):
         if axis_name is None:
@@ -121,76 +221,211 @@ def make(
     def variables(player: Player) -> dict:
         return {"params": player.params, **player.stats}
 
-    def generate(player: Player, params, z):
-        return g_net.apply(variables(player._replace(params=params)), z, train=True)
+    def generate(player: Player, z, y, **method):
+        condition = () if y is None or method.get("method") == "synthesis" else (y,)
+        return g_net.apply(variables(player), z, *condition, train=True, **method)
 
-    def score(player: Player, params, x):
-        return d_net.apply(variables(player._replace(params=params)), x, train=True)
-
-    def update(player: Player, tx, objective) -> tuple[Player, Metrics]:
-        """One optimiser step on ``objective(params) -> (loss, (stats, metrics))``."""
-        (value, (stats, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(
-            player.params
+    def score(player: Player, x, y, view):
+        """``(logits, head), stats`` of what D is shown of x."""
+        out, stats = d_net.apply(
+            variables(player), view(x), *(() if y is None else (y,)), train=True
         )
+        if isinstance(out, tuple) != (auxiliary is not None):
+            raise ValueError(
+                "D must return (logits, head) with an auxiliary loss, else logits alone"
+            )
+        return (out if auxiliary else (out, None)), stats
+
+    def views(memory, step, key: PRNG):
+        """Augmentations for the reals and for the fakes of one update."""
+        if augment is None:
+            return (lambda x: x,) * 2
+        p = memory["augment"] if adaptive else _at(augment.p, step)
+        return tuple(
+            lambda x, name=name: augment.apply(x, local_key(stream(key, name)), p)
+            for name in ("augment_real", "augment_fake")
+        )
+
+    def regularise(regs, scene: Callable, memory, index, step, key: PRNG):
+        """Sum of the weighted penalties, and the memory after it; both as before where it is not their turn."""
+        total: Any = 0.0
+        for every in sorted({reg.every for reg in regs.values()}):
+            due = {name: reg for name, reg in regs.items() if reg.every == every}
+
+            def penalty(memory, due=due, every=every):
+                terms = []
+                for name, reg in due.items():
+                    value, new = reg.penalty.apply(
+                        scene(key=local_key(stream(key, name))), memory.get(name)
+                    )
+                    terms.append(_at(reg.weight, step) * jnp.mean(value))
+                    if name in memory:
+                        memory = memory | {name: pmean(new)}
+                return every * sum(terms), memory
+
+            if every == 1:
+                value, memory = penalty(memory)
+            else:
+                zero = jnp.zeros((), jax.eval_shape(penalty, memory)[0].dtype)
+                value, memory = lax.cond(
+                    index % every == 0, penalty, lambda memory, zero=zero: (zero, memory), memory
+                )
+            total = total + value
+        return total, memory
+
+    def d_objective(g: Player, d: Player, memory, inputs, index, step):
+        """``value, (stats, memory, metrics)`` of D at update number ``index``, counted from the start of training."""
+        real, y, z, key = inputs
+        fake, _ = generate(g, z, y)
+        see_real, see_fake = views(memory, step, key)
+        (real_logits, real_head), stats = score(d, real, y, see_real)
+        (fake_logits, fake_head), stats = score(d._replace(stats=stats), fake, y, see_fake)
+        logits = real_logits, fake_logits = gather((real_logits, fake_logits))
+        if loss.memory is None:
+            value = jnp.mean(loss.d(real_logits, fake_logits))
+        else:
+            values, kept = loss.d(real_logits, fake_logits, memory["loss"])
+            value, memory = jnp.mean(values), memory | {"loss": kept}
+        metrics: Metrics = {"real": jnp.mean(real_logits), "fake": jnp.mean(fake_logits)}
+        metrics["loss"] = value  # without the penalty, so that it compares across weights
+        if auxiliary:
+            weight, term = auxiliary
+            heads = [real_head, fake_head] if term.on_fakes else [real_head]
+            metrics["auxiliary"] = _at(weight, step) * sum(
+                jnp.mean(term.loss(*gather((head, y)))) for head in heads
+            )
+            value += metrics["auxiliary"]
+        if d_regs:
+            scene = functools.partial(
+                Scene,
+                d.params,
+                lambda x: score(d, x, y, see_real)[0][0],
+                lambda z, **method: generate(g, z, y, **method)[0],
+                real,
+                fake,
+                z,
+                logits,
+            )
+            metrics["penalty"], memory = regularise(d_regs, scene, memory, index, step, key)
+            value += metrics["penalty"]
+        if adaptive:
+            metrics["sign"] = jnp.mean(jnp.sign(real_logits))
+            metrics["augment"] = memory["augment"]
+            p = adapt(memory["augment"], metrics["sign"], real_logits.shape[0], augment)
+            memory = memory | {"augment": p}
+        return value, (stats, memory, metrics)
+
+    def g_objective(g: Player, d: Player, memory, inputs, index, step):
+        """``value, (stats, memory, metrics)`` of G."""
+        real, y, z, key = inputs
+        fake, stats = generate(g, z, y)
+        see_real, see_fake = views(memory, step, key)
+        (fake_logits, fake_head), _ = score(d, fake, y, see_fake)
+        # Only relativistic losses look at the real logits; for the others XLA removes this forward pass.
+        (real_logits, _), _ = score(d, real, y, see_real)
+        logits = real_logits, fake_logits = gather((real_logits, fake_logits))
+        value = jnp.mean(loss.g(real_logits, fake_logits))
+        metrics: Metrics = {"loss": value}
+        if auxiliary:
+            weight, term = auxiliary
+            metrics["auxiliary"] = _at(weight, step) * jnp.mean(term.loss(*gather((fake_head, y))))
+            value += metrics["auxiliary"]
+        if g_regs:
+            scene = functools.partial(
+                Scene,
+                g.params,
+                lambda x: score(d, x, y, see_fake)[0][0],
+                lambda z, **method: generate(g, z, y, **method)[0],
+                real,
+                fake,
+                z,
+                logits,
+            )
+            metrics["penalty"], memory = regularise(g_regs, scene, memory, index, step, key)
+            value += metrics["penalty"]
+        return value, (stats, memory, metrics)
+
+    def update(player: Player, tx, objective, memory, inputs):
+        """One optimiser step on ``objective(player, memory, inputs) -> (value, (stats, memory, metrics))``."""
+
+        def gradient(stats, memory, inputs):
+            def of(params):
+                return objective(Player(params, stats, player.opt), memory, inputs)
+
+            (_, (stats, memory, metrics)), grads = jax.value_and_grad(of, has_aux=True)(
+                player.params
+            )
+            return pmean(stats), memory, (grads, metrics)
+
+        if accumulate == 1:
+            stats, memory, (grads, metrics) = gradient(player.stats, memory, inputs)
+        else:
+            *rows, key = inputs
+            rows = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), rows)
+            keys = jax.random.split(key, accumulate)
+
+            def micro(carry, inputs):
+                stats, memory, totals = carry
+                stats, memory, new = gradient(stats, memory, inputs)
+                return (stats, memory, jax.tree.map(jnp.add, totals, new)), None
+
+            first, *others = (
+                jax.tree.map(lambda x, i=i: x[i], (*rows, keys)) for i in (0, slice(1, None))
+            )
+            start = gradient(player.stats, memory, first)
+            (stats, memory, totals), _ = lax.scan(micro, start, others[0])
+            grads, metrics = jax.tree.map(lambda x: x / accumulate, totals)
         grads = pmean(grads)
         updates, opt = tx.update(grads, player.opt, player.params)
         params = optax.apply_updates(player.params, updates)
-        metrics = pmean({"loss": value} | metrics) | {"grad_norm": _global_norm(grads)}
-        return Player(params, pmean(stats), opt), metrics
+        metrics = pmean(metrics) | {"grad_norm": _global_norm(grads)}
+        return Player(params, stats, opt), memory, metrics
 
-    def d_update(state: GANState, real, index, key: PRNG):
-        """Update number ``index`` of D, counted from the start of training."""
-        z = local_latents(stream(key, "z"), real.shape[0])
-        fake, _ = generate(state.g, state.g.params, z)
+    def draw(real, y, key: PRNG):
+        """What an update of either player is computed from."""
+        return real, y, local_latents(stream(key, "z"), real.shape[0]), key
 
-        def objective(params):
-            real_logits, stats = score(state.d, params, real)
-            fake_logits, stats = score(state.d._replace(stats=stats), params, fake)
-            value = jnp.mean(loss.d(real_logits, fake_logits))
-            metrics: Metrics = {"real": jnp.mean(real_logits), "fake": jnp.mean(fake_logits)}
-            metrics["loss"] = value  # without the penalty, so that it compares across weights
-            if penalties:
+    def d_update(state: GANState, real, y, index, key: PRNG):
+        def objective(d, memory, inputs):
+            return d_objective(state.g, d, memory, inputs, index, state.step)
 
-                def penalty():
-                    return penalty_every * sum(
-                        weight
-                        * jnp.mean(
-                            function(
-                                lambda x: score(state.d, params, x)[0],
-                                real,
-                                fake,
-                                local_key(stream(key, f"penalty{i}")),
-                            )
-                        )
-                        for i, (weight, function) in enumerate(penalties)
-                    )
+        return update(state.d, d_tx, objective, state.memory, draw(real, y, key))
 
-                if penalty_every == 1:
-                    metrics["penalty"] = penalty()
-                else:
-                    metrics["penalty"] = lax.cond(
-                        index % penalty_every == 0, penalty, lambda: jnp.zeros_like(value)
-                    )
-                value += metrics["penalty"]
-            return value, (stats, metrics)
+    def g_update(state: GANState, real, y, key: PRNG):
+        def objective(g, memory, inputs):
+            return g_objective(g, state.d, memory, inputs, state.step, state.step)
 
-        return update(state.d, d_tx, objective)
+        return update(state.g, g_tx, objective, state.memory, draw(real, y, key))
 
-    def g_update(state: GANState, real, key: PRNG):
-        z = local_latents(stream(key, "z"), real.shape[0])
+    def play(state: GANState, real, y, d_key: PRNG, g_key: PRNG):
+        """An update of both players by the rule."""
+        d_inputs, g_inputs = draw(real, y, d_key), draw(real, y, g_key)
 
-        def objective(params):
-            fake, stats = generate(state.g, params, z)
-            fake_logits, _ = score(state.d, state.d.params, fake)
-            # Only relativistic losses look at the real logits; for the others XLA removes this forward pass.
-            real_logits, _ = score(state.d, state.d.params, real)
-            return jnp.mean(loss.g(real_logits, fake_logits)), (stats, {})
+        def losses(params):
+            g, d = (p._replace(params=x) for p, x in zip((state.g, state.d), params, strict=True))
+            at = state.step, state.step
+            d_value, d_aux = d_objective(g, d, state.memory, d_inputs, *at)
+            g_value, g_aux = g_objective(g, d, state.memory, g_inputs, *at)
+            return (g_value, d_value), (g_aux, d_aux)
 
-        return update(state.g, g_tx, objective)
+        params, opts, grads, aux = rule.update(
+            losses, (g_tx, d_tx), (state.g.params, state.d.params), (state.g.opt, state.d.opt)
+        )
+        # Each objective changes its own part of the memory.
+        g, d = (Player(p, a[0], o) for p, a, o in zip(params, aux, opts, strict=True))
+        memory = aux[1][1] and aux[1][1] | {
+            name: aux[0][1][name] for name in g_regs if name in aux[0][1]
+        }
+        metrics = tuple(
+            a[2] | {"grad_norm": _global_norm(x)} for a, x in zip(aux, grads, strict=True)
+        )
+        return g, d, memory, metrics
 
     def init(key: PRNG) -> GANState:
+        labels = () if not classes else (jnp.zeros((2,), jnp.int32),)
+
         def player(net: Net, tx, key, example) -> Player:
-            variables = dict(net.init(key, example))
+            variables = dict(net.init(key, example, *labels))
             params = variables.pop("params")
             return Player(params, variables, tx.init(params))
 
@@ -198,34 +433,68 @@ def make(
         d = player(d_net, d_tx, stream(key, "d"), jnp.zeros((2, *data_shape), dtype))
         # A copy, because a donated state must not hold one buffer twice.
         ema = None if ema_decay is None else jax.tree.map(jnp.copy, variables(g))
-        return GANState(jnp.zeros((), jnp.int32), g, d, ema)
+        memory = {name: reg.penalty.memory for name, reg in (d_regs | g_regs).items()}
+        memory["loss"] = loss.memory
+        memory["augment"] = jnp.asarray(augment.p, jnp.float32) if adaptive else None
+        memory = {
+            name: jax.tree.map(jnp.copy, kept) for name, kept in memory.items() if kept is not None
+        }
+        return GANState(jnp.zeros((), jnp.int32), g, d, ema, memory or None)
 
     def step(state: GANState, batch, key: PRNG) -> tuple[GANState, Metrics]:
-        x = batch["x"]
-        if x.shape[0] % d_steps:
-            raise ValueError(f"{x.shape[0]} rows of the batch are not a multiple of {d_steps=}")
-        x = jnp.moveaxis(x.reshape(-1, d_steps, *x.shape[1:]), 1, 0)
+        x, y = batch["x"], batch["y"].astype(jnp.int32) if classes else None
+        if x.shape[0] % (d_steps * accumulate):
+            raise ValueError(
+                f"{x.shape[0]} rows of the batch are not a multiple of {d_steps=} times {accumulate=}"
+            )
+        x, y = jax.tree.map(
+            lambda a: jnp.moveaxis(a.reshape(-1, d_steps, *a.shape[1:]), 1, 0), (x, y)
+        )
         key = jax.random.fold_in(key, state.step)
         d_key, g_key = stream(key, "d"), stream(key, "g")
+        before, state = state, state._replace(memory=state.memory or {})
 
-        def d_iteration(d: Player, inputs):
-            i, real = inputs
+        def d_iteration(carry, inputs):
+            d, memory = carry
+            i, real, y = inputs
+            now = state._replace(d=d, memory=memory)
             index = state.step * d_steps + i
-            return d_update(state._replace(d=d), real, index, jax.random.fold_in(d_key, i))
+            d, memory, metrics = d_update(now, real, y, index, jax.random.fold_in(d_key, i))
+            return (d, memory), metrics
 
-        d, d_metrics = lax.scan(d_iteration, state.d, (jnp.arange(d_steps), x), unroll=d_steps == 1)
-        g, g_metrics = g_update(state if simultaneous else state._replace(d=d), x[-1], g_key)
+        if rule is None:
+            (d, memory), d_metrics = lax.scan(
+                d_iteration,
+                (state.d, state.memory),
+                (jnp.arange(d_steps), x, y),
+                unroll=d_steps == 1,
+            )
+            d_metrics = jax.tree.map(jnp.mean, d_metrics)
+            against = state if simultaneous else state._replace(d=d)
+            last = jax.tree.map(lambda a: a[-1], (x, y))
+            g, memory, g_metrics = g_update(against._replace(memory=memory), *last, g_key)
+        else:
+            first = jax.tree.map(lambda a: a[0], (x, y))
+            g, d, memory, (g_metrics, d_metrics) = play(
+                state, *first, jax.random.fold_in(d_key, 0), g_key
+            )
         ema = state.ema
         if ema_decay is not None:
             t = state.step.astype(jnp.float32)
-            decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
+            decay = (
+                ema_decay(t) if callable(ema_decay) else jnp.minimum(ema_decay, (1 + t) / (10 + t))
+            )
             ema = optax.incremental_update(variables(g), ema, 1 - decay)
-        metrics = {f"d/{k}": jnp.mean(v) for k, v in d_metrics.items()}
+        metrics = {f"d/{k}": v for k, v in d_metrics.items()}
         metrics |= {f"g/{k}": v for k, v in g_metrics.items()}
-        return GANState(state.step + 1, g, d, ema), metrics
+        memory = before.memory and memory
+        return GANState(before.step + 1, g, d, ema, memory), metrics
 
-    def sample(state: GANState, key: PRNG, n: int):
+    def sample(state: GANState, key: PRNG, n: int, labels: Labels | None = None) -> Images:
         averaged = variables(state.g) if ema_decay is None else state.ema
-        return g_net.apply(averaged, latents(key, n), train=False)[0]
+        if classes:
+            labels = jnp.arange(n, dtype=jnp.int32) % classes if labels is None else labels
+        condition = (labels,) if classes else ()
+        return sampler.apply(averaged, sample_latents(key, n), *condition, train=False)[0]
 
     return Algorithm(init, step, sample)

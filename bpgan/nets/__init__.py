@@ -18,8 +18,11 @@ explicitly (``dense0``, ``conv0``, ``norm0``, ...), because the names are the ke
 tree and so of checkpoints.
 """
 
+import functools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from bpgan.types import PRNG, Net
@@ -35,17 +38,62 @@ def linen_net(module: nn.Module) -> Net:
 
     Returns:
       ``Net(init, apply)``. ``apply`` returns ``(output, mutable)`` where ``mutable`` is ``{}`` for
-      a network without state; pass it back as ``{"params": params, **mutable}``.
+      a network without state; pass it back as ``{"params": params, **mutable}``. ``method=name``
+      calls another method of the module.
     """
 
     def init(key: PRNG, *inputs: Any) -> dict[str, Any]:
         return dict(module.init(key, *inputs, train=False))
 
-    def apply(variables: Any, *inputs: Any, train: bool) -> tuple[Any, dict[str, Any]]:
+    def apply(
+        variables: Any, *inputs: Any, train: bool, method: str | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         mutable = {name: value for name, value in variables.items() if name != "params"}
         if not train:
-            return module.apply(variables, *inputs, train=False), mutable
-        output, mutable = module.apply(variables, *inputs, train=True, mutable=list(mutable))
+            return module.apply(variables, *inputs, train=False, method=method), mutable
+        output, mutable = module.apply(
+            variables, *inputs, train=True, mutable=list(mutable), method=method
+        )
         return output, dict(mutable)
 
     return Net(init, apply)
+
+
+def energy(autoencoder: Net) -> Net:
+    """A discriminator whose logits are ``-mean |x - autoencoder(x)|`` over all axes but the first.
+
+    Zhao et al. 2017, arXiv:1609.03126; Berthelot et al. 2017, arXiv:1703.10717 (BEGAN, with this norm).
+    """
+
+    def apply(variables: Any, x: Any, *inputs: Any, train: bool) -> tuple[Any, dict[str, Any]]:
+        y, mutable = autoencoder.apply(variables, x, *inputs, train=train)
+        return -jnp.mean(jnp.abs(x - y), axis=tuple(range(1, x.ndim))), mutable
+
+    return Net(autoencoder.init, apply)
+
+
+def truncated(generator: Net, psi: float, latents: Any, *, draws: int = 4096) -> Net:
+    """A generator with a mapping, its styles drawn towards their mean: ``w' = w_mean + psi (w - w_mean)``.
+
+    Karras et al. 2019, arXiv:1812.04948, App. B. With labels, the mean is that of each row's class. It is taken over
+    ``draws`` latents, the same in every call.
+
+    Args:
+      generator: of a module with methods ``mapping`` and ``synthesis``.
+      psi: 1 changes nothing, 0 draws the mean alone.
+      latents: ``(key, n) -> z[n, z]``.
+    """
+
+    def apply(variables: Any, z: Any, *labels: Any, train: bool) -> tuple[Any, dict[str, Any]]:
+        call = functools.partial(generator.apply, variables, train=train)
+        many = latents(jax.random.key(0), draws)
+
+        def mean(*label: Any) -> Any:
+            repeated = [jnp.full((draws,), y) for y in label]
+            return jnp.mean(call(many, *repeated, method="mapping")[0], axis=0)
+
+        w, _ = call(z, *labels, method="mapping")
+        centre = jax.lax.map(mean, *labels) if labels else mean()[None]
+        return call(centre + psi * (w - centre), method="synthesis")
+
+    return Net(generator.init, apply)

@@ -199,6 +199,33 @@ class Discriminator(nn.Module):
         )  # fmt: skip
 
 
+class Autoencoder(nn.Module):
+    """``x[b, h, w, c] -> x[b, h, w, c]``: strided convolutions to a code, transposed ones back; for ``nets.energy``.
+
+    Attributes:
+      widths: channels of the convolutions, each of which halves the resolution.
+      code: numbers in the middle.
+      dtype: of the computation.
+
+    Raises:
+      ValueError: h or w is not a multiple of ``2**len(widths)``.
+    """
+
+    widths: tuple[int, ...] = (64, 128)
+    code: int = 64
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Images, *, train: bool = False) -> Images:
+        shape = x.shape[1:]
+        for i, width in enumerate(self.widths):
+            layer = Conv(width, 4, 2, 1, kernel_init=he_init(), dtype=self.dtype, name=f"conv{i}")
+            x = _activation(layer(x))
+        x = _dense(0, self.code, self.dtype, he_init())(x.reshape(x.shape[0], -1))
+        decoder = Generator(shape, self.widths[::-1], norm=False, dtype=self.dtype, name="decoder")
+        return decoder(x, train=train).astype(storage_dtype(self.dtype))
+
+
 class Classifier(nn.Module):
     """``x[b, h, w, c] -> logits[b, classes]``: strided convolutions, two dense layers, GELU between.
 

@@ -7,8 +7,8 @@ The logit is always a dense layer of the features ``phi(x)``; ``head`` says wher
 ================  ================================================  ====================================
 ``"projection"``  ``logits = dense(phi) + <e_y, phi>``              Miyato & Koyama 2018, arXiv:1802.05637
 ``"acgan"``       ``(logits, class_logits[b, k])``                  Odena et al. 2017, arXiv:1610.09585
-``"d2d"``         ``(logits, (embedding[b, f], proxies[k, f]))``,   Kang et al. 2021, arXiv:2111.01118
-                  rows of unit norm
+``"d2d"``         ``(logits, (embedding[b, f], proxy[b, f]))``,     Kang et al. 2021, arXiv:2111.01118
+                  rows of unit norm, ``proxy`` the label's
 ================  ================================================  ====================================
 """
 
@@ -26,7 +26,7 @@ Kind = Literal["projection", "acgan", "d2d"]
 Scores = (
     Logits
     | tuple[Logits, Float[Array, "b k"]]
-    | tuple[Logits, tuple[Float[Array, "b f"], Float[Array, "k f"]]]
+    | tuple[Logits, tuple[Float[Array, "b f"], Float[Array, "b f"]]]
 )
 
 
@@ -50,7 +50,7 @@ def score(
 
     Args:
       features: ``phi(x)``; of size f.
-      labels: needed by the projection only, checked for all heads.
+      labels: needed by the projection and the proxies, checked for all heads.
       name: of the dense layer that makes the logit. Its companions are called ``embed0`` (projection),
         ``classes0`` (acgan), ``embedding0`` and ``proxies0`` (d2d).
       classes: number of classes k; 0: only the logits, and labels are ignored.
@@ -83,5 +83,5 @@ def score(
         )
     place = Dense(embedding, name="embedding0", **layer)(features, train=train).astype(stored)
     proxies = Embed(classes, embedding, embedding_init=init, name="proxies0", **table)
-    rows = proxies(jnp.arange(classes), train=train).astype(stored)
+    rows = proxies(labels, train=train).astype(stored)
     return logits, (_unit_rows(place), _unit_rows(rows))

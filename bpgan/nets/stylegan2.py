@@ -221,12 +221,14 @@ class Generator(nn.Module):
         self.mapper = Mapping(self.styles, self.depth, self.rate, self.classes, self.dtype)
         self.synthesiser = Synthesis(self.shape, widths, self.dtype)
 
-    def mapping(self, z: Latents, labels: Labels | None = None) -> Styles:
+    def mapping(self, z: Latents, labels: Labels | None = None, *, train: bool = False) -> Styles:
         """``z[b, z] -> w[b, styles]``."""
+        del train  # no state
         return self.mapper(z, labels)
 
-    def synthesis(self, w: Styles) -> Images:
+    def synthesis(self, w: Styles, *, train: bool = False) -> Images:
         """``w[b, styles] -> x[b, h, w, c]``."""
+        del train  # no state
         return self.synthesiser(w)
 
     def __call__(self, z: Latents, labels: Labels | None = None, *, train: bool = False) -> Images:

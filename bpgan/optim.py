@@ -1,0 +1,123 @@
+"""Scalars that change while training, optimisers that follow them, and averages by half-life.
+
+A schedule is written as text, so that it fits in a flag:
+
+=============================  ========================================================================
+``2e-4``                       constant
+``linear:A:B``                 from A to B along a line over the whole run
+``cosine:A:B``                 from A to B along half a cosine
+``linear:A:B:0.5``             the same over the first half of the run, then B (also with ``cosine``)
+``warmup:0.05:...``            any of these, times a line from 0 to 1 over the first 5 % of the run
+=============================  ========================================================================
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Schedule = Callable[[Any], jax.Array]
+"""``step -> value``, a scalar."""
+
+_FORMS = (
+    "a number, linear:A:B, cosine:A:B, either with a fraction of the run as :F, or warmup:F:..."
+)
+
+
+def _number(text: str, low: float = -math.inf, high: float = math.inf) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and low <= value <= high):
+        raise ValueError
+    return value
+
+
+def schedule(value: Any, steps: int) -> Any:
+    """The scalar that ``value`` describes, over a run of so many steps.
+
+    Args:
+      value: a text as in this module's table; anything else, such as a number or a traced array, is returned as it is.
+      steps: at which the run ends.
+
+    Returns:
+      A float if the text is a number, else a ``Schedule``, traceable; from ``steps`` on it stays at its last value.
+
+    Raises:
+      ValueError: a text of another form, or a fraction that is not in (0, 1].
+    """
+    if not isinstance(value, str):
+        return value
+    kind, *rest = value.split(":")
+    try:
+        if not rest:
+            return _number(kind)
+        if kind == "warmup":
+            length = max(_number(rest[0], 1e-12, 1.0) * steps, 1.0)
+            inner = schedule(":".join(rest[1:]), steps)
+            return lambda step: (
+                jnp.minimum((step + 1) / length, 1.0) * (inner(step) if callable(inner) else inner)
+            )
+        if kind not in ("linear", "cosine") or len(rest) not in (2, 3):
+            raise ValueError
+        start, end = _number(rest[0]), _number(rest[1])
+        length = max((_number(rest[2], 1e-12, 1.0) if len(rest) == 3 else 1.0) * steps, 1.0)
+    except ValueError:
+        raise ValueError(f"{value!r}: must be {_FORMS}") from None
+
+    def at(step: Any) -> jax.Array:
+        t = jnp.clip(step / length, 0.0, 1.0)
+        share = t if kind == "linear" else 0.5 - 0.5 * jnp.cos(jnp.pi * t)
+        return start + (end - start) * share
+
+    return at
+
+
+def adam(
+    lr: Any, b1: Any = 0.5, b2: Any = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980) whose step size and decays may each be a number or a ``Schedule``.
+
+    Schedules count this optimiser's own updates. The corrections of the means' bias use the present decays, as
+    PyTorch's Adam does when its betas are changed.
+    """
+    if callable(b1) or callable(b2):
+        return optax.inject_hyperparams(optax.adam, static_args=("eps",))(lr, b1=b1, b2=b2, eps=eps)
+    return optax.adam(lr, b1=b1, b2=b2, eps=eps)
+
+
+def clip_weights(bound: float) -> optax.GradientTransformation:
+    """Keeps every parameter in ``[-bound, bound]``: the last link of a chain.
+
+    Arjovsky et al. 2017, arXiv:1701.07875, Alg. 1 (bound 0.01, RMSProp with 5e-5, five updates of D to one of G).
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if params is None:
+            raise ValueError("clip_weights: needs the parameters")
+        clipped = jax.tree.map(lambda p, u: jnp.clip(p + u, -bound, bound) - p, params, updates)
+        return clipped, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def half_life(images: Any, batch: int, ramp: float | None = 0.05) -> Schedule:
+    """The decay ``0.5^(batch / h)`` of an average whose weights halve in h images.
+
+    Karras et al. 2020, arXiv:2006.06676: ``h = min(images, ramp * seen)``, so that the average is never longer than a
+    share of the run so far; at the first step it is the newest value alone.
+
+    Args:
+      images: h at last, a number or a ``Schedule``.
+      batch: images per step.
+      ramp: share of the images seen; None: none.
+    """
+
+    def decay(step: Any) -> jax.Array:
+        h = images(step) if callable(images) else images
+        if ramp is not None:
+            h = jnp.minimum(h, ramp * step * batch)
+        return 0.5 ** (batch / jnp.maximum(h, 1e-8))
+
+    return decay
