@@ -55,7 +55,7 @@ class Augment(NamedTuple):
     maximum: float = 0.8
 
 
-def adapt(p: Array, sign: Array, batch: int, augment: Augment) -> Array:
+def adapt(p: Array, sign: Array, batch: int, augment: Any) -> Array:
     """``p + sign(r - target) batch / images`` in [0, maximum], with the mean sign r of D's logits on reals.
 
     Karras et al. 2020, arXiv:2006.06676, Sec. 3.1, once every update in the place of every fourth.

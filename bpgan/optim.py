@@ -13,7 +13,7 @@ A schedule is written as text, so that it fits in a flag:
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,11 @@ def _number(text: str, low: float = -math.inf, high: float = math.inf) -> float:
     if not (math.isfinite(value) and low <= value <= high):
         raise ValueError
     return value
+
+
+def at(scalar: Any, step: Any) -> Any:
+    """The value at a step of a number, which is itself, or of a ``Schedule``."""
+    return scalar(step) if callable(scalar) else scalar
 
 
 def schedule(value: Any, steps: int) -> Any:
@@ -56,9 +61,7 @@ def schedule(value: Any, steps: int) -> Any:
         if kind == "warmup":
             length = max(_number(rest[0], 1e-12, 1.0) * steps, 1.0)
             inner = schedule(":".join(rest[1:]), steps)
-            return lambda step: (
-                jnp.minimum((step + 1) / length, 1.0) * (inner(step) if callable(inner) else inner)
-            )
+            return lambda step: jnp.minimum((step + 1) / length, 1.0) * at(inner, step)
         if kind not in ("linear", "cosine") or len(rest) not in (2, 3):
             raise ValueError
         start, end = _number(rest[0]), _number(rest[1])
@@ -66,12 +69,12 @@ def schedule(value: Any, steps: int) -> Any:
     except ValueError:
         raise ValueError(f"{value!r}: must be {_FORMS}") from None
 
-    def at(step: Any) -> jax.Array:
+    def value_at(step: Any) -> jax.Array:
         t = jnp.clip(step / length, 0.0, 1.0)
         share = t if kind == "linear" else 0.5 - 0.5 * jnp.cos(jnp.pi * t)
         return start + (end - start) * share
 
-    return at
+    return value_at
 
 
 def adam(
@@ -99,7 +102,7 @@ def clip_weights(bound: float) -> optax.GradientTransformation:
         clipped = jax.tree.map(lambda p, u: jnp.clip(p + u, -bound, bound) - p, params, updates)
         return clipped, state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), cast(Any, update))
 
 
 def half_life(images: Any, batch: int, ramp: float | None = 0.05) -> Schedule:
@@ -115,7 +118,7 @@ def half_life(images: Any, batch: int, ramp: float | None = 0.05) -> Schedule:
     """
 
     def decay(step: Any) -> jax.Array:
-        h = images(step) if callable(images) else images
+        h = at(images, step)
         if ramp is not None:
             h = jnp.minimum(h, ramp * step * batch)
         return 0.5 ** (batch / jnp.maximum(h, 1e-8))

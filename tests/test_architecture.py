@@ -21,7 +21,7 @@ ALLOWED = {
     "bpgan.metrics.features": {"bpgan.types", "bpgan.nets"},
     "bpgan.optim": set(),
     "bpgan.augment": {"bpgan.types"},
-    "bpgan.algorithms": {"bpgan.types", "bpgan.losses", "bpgan.penalties", "bpgan.augment"},
+    "bpgan.algorithms": {"bpgan.types", "bpgan.losses", "bpgan.penalties", "bpgan.optim", "bpgan.augment"},
     "bpgan.runtime": {"bpgan.types", "bpgan.version", "bpgan.runtime.report"},
     "bpgan.runtime.report": {"bpgan.types"},
     "experiments": {"bpgan.types", "bpgan.losses", "bpgan.penalties", "bpgan.optim", "bpgan.augment",

@@ -20,7 +20,7 @@ Any optax optimiser takes the direction. Every rule is pure, so it can be compil
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ def _add(a: Any, scale: Any, b: Any) -> Any:
     return jax.tree.map(lambda x, y: x + scale * y, a, b)
 
 
-def _dot(a: Any, b: Any) -> jax.Array:
+def _dot(a: Any, b: Any) -> Any:
     return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
@@ -128,7 +128,7 @@ def optimistic_updates(tx: optax.GradientTransformation) -> optax.GradientTransf
         updates = jax.tree.map(lambda u, v: 2 * u - jnp.where(begun, v, u), new, last)
         return updates, (inner, jnp.ones((), bool), new)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, cast(Any, update))
 
 
 def consensus(weight: float = 1.0) -> Rule:
@@ -230,10 +230,7 @@ def arnoldi(losses: Losses, params: Any, key: PRNG, iterations: int = 50) -> np.
     xi, point = _flat(losses, params)
     iterations = min(iterations, point.size)
 
-    @jax.jit
-    def product(v: jax.Array) -> jax.Array:
-        return jax.jvp(xi, (point,), (v,))[1]
-
+    _, product = jax.linearize(xi, point)
     v = np.asarray(jax.random.normal(key, point.shape, point.dtype), np.float64)
     basis, h = [v / np.linalg.norm(v)], np.zeros((iterations + 1, iterations))
     for k in range(iterations):
@@ -262,7 +259,7 @@ def largest_stable_step(eigenvalues: Any) -> float:
     ``|1 - h l| < 1`` for every eigenvalue l of J and every smaller h > 0. 0 if some l has no positive real part: then
     no step does; infinite if there is no eigenvalue.
     """
-    values = np.asarray(eigenvalues, complex).ravel()
+    values: Any = np.asarray(eigenvalues, complex).ravel()
     if not values.size:
         return float("inf")
     if np.any(values.real <= 0):

@@ -19,7 +19,8 @@ from jax import lax
 
 from bpgan.algorithms import game
 from bpgan.augment import Augment, adapt
-from bpgan.penalties import Penalty, Regulariser, Scene, regulariser
+from bpgan.optim import at
+from bpgan.penalties import Regulariser, Scene, regulariser
 from bpgan.types import (
     PRNG,
     AdversarialLoss,
@@ -66,8 +67,8 @@ class Reg(NamedTuple):
     """A penalty as part of an objective: ``weight * mean(penalty)``, in every k-th update times k."""
 
     weight: Scalar
-    penalty: Penalty | Regulariser
-    every: int = 1
+    penalty: Regulariser
+    every: int
 
 
 def uniform_latents(dim: int, dtype: Any = jnp.float32) -> Callable[[PRNG, int], Latents]:
@@ -97,10 +98,6 @@ def _global_norm(tree) -> jax.Array:
     return jnp.sqrt(sum(squares))
 
 
-def _at(value: Scalar, step: jax.Array) -> Any:
-    return value(step) if callable(value) else value
-
-
 def make(
     g_net: Net,
     d_net: Net,
@@ -111,8 +108,8 @@ def make(
     latents: Callable[[PRNG, int], Latents],
     data_shape: Sequence[int],
     dtype: Any = jnp.float32,
-    penalties: Sequence[tuple] = (),
-    g_penalties: Sequence[tuple] = (),
+    penalties: Sequence[tuple[Any, ...]] = (),
+    g_penalties: Sequence[tuple[Any, ...]] = (),
     penalty_every: int = 1,
     d_steps: int = 1,
     accumulate: int = 1,
@@ -140,7 +137,7 @@ def make(
       g_tx, d_tx: optimisers.
       latents: ``(key, n) -> z[n, z]``.
       data_shape, dtype: of one example.
-      penalties: tuples ``(weight, penalty)`` or ``(weight, penalty, every)`` (see ``Reg``) added to D's objective as
+      penalties: tuples ``(weight, penalty)`` or ``(weight, penalty, every)`` added to D's objective as
         ``weight * mean(penalty)``.
       g_penalties: the same for G; ``every`` counts updates of G and is 1 where it is not given.
       penalty_every: lazy regularisation (Karras et al. 2020, arXiv:1912.04958, App. B): penalties without an ``every``
@@ -189,11 +186,10 @@ def make(
         g_tx, d_tx = rule.optimiser(g_tx), rule.optimiser(d_tx)
     sampler, sample_latents = sampler or g_net, sample_latents or latents
 
-    def regs(entries, prefix: str, every: int) -> dict[str, Reg]:
-        found = [Reg(*entry) if len(entry) > 2 else Reg(*entry, every) for entry in entries]
+    def regs(entries: Any, prefix: str, every: int) -> dict[str, Reg]:
         return {
-            f"{prefix}{i}": reg._replace(penalty=regulariser(reg.penalty))
-            for i, reg in enumerate(found)
+            f"{prefix}{i}": Reg(weight, regulariser(penalty), *own or [every])
+            for i, (weight, penalty, *own) in enumerate(entries)
         }
 
     d_regs = regs(penalties, "penalty", penalty_every)
@@ -203,7 +199,7 @@ def make(
     def pmean(tree):
         return tree if axis_name is None else lax.pmean(tree, axis_name)
 
-    def gather(tree):
+    def gather(tree) -> Any:
         """Rows of all devices."""
         if axis_name is None:
             return tree
@@ -240,9 +236,9 @@ def make(
         """Augmentations for the reals and for the fakes of one update."""
         if augment is None:
             return (lambda x: x,) * 2
-        p = memory["augment"] if adaptive else _at(augment.p, step)
+        apply, p = augment.apply, memory["augment"] if adaptive else at(augment.p, step)
         return tuple(
-            lambda x, name=name: augment.apply(x, local_key(stream(key, name)), p)
+            lambda x, name=name: apply(x, local_key(stream(key, name)), p)
             for name in ("augment_real", "augment_fake")
         )
 
@@ -258,7 +254,7 @@ def make(
                     value, new = reg.penalty.apply(
                         scene(key=local_key(stream(key, name))), memory.get(name)
                     )
-                    terms.append(_at(reg.weight, step) * jnp.mean(value))
+                    terms.append(at(reg.weight, step) * jnp.mean(value))
                     if name in memory:
                         memory = memory | {name: pmean(new)}
                 return every * sum(terms), memory
@@ -273,7 +269,7 @@ def make(
             total = total + value
         return total, memory
 
-    def d_objective(g: Player, d: Player, memory, inputs, index, step):
+    def d_objective(g: Player, d: Player, memory, inputs: Any, index, step):
         """``value, (stats, memory, metrics)`` of D at update number ``index``, counted from the start of training."""
         real, y, z, key = inputs
         fake, _ = generate(g, z, y)
@@ -291,7 +287,7 @@ def make(
         if auxiliary:
             weight, term = auxiliary
             heads = [real_head, fake_head] if term.on_fakes else [real_head]
-            metrics["auxiliary"] = _at(weight, step) * sum(
+            metrics["auxiliary"] = at(weight, step) * sum(
                 jnp.mean(term.loss(*gather((head, y)))) for head in heads
             )
             value += metrics["auxiliary"]
@@ -315,7 +311,7 @@ def make(
             memory = memory | {"augment": p}
         return value, (stats, memory, metrics)
 
-    def g_objective(g: Player, d: Player, memory, inputs, index, step):
+    def g_objective(g: Player, d: Player, memory, inputs: Any, index, step):
         """``value, (stats, memory, metrics)`` of G."""
         real, y, z, key = inputs
         fake, stats = generate(g, z, y)
@@ -328,7 +324,7 @@ def make(
         metrics: Metrics = {"loss": value}
         if auxiliary:
             weight, term = auxiliary
-            metrics["auxiliary"] = _at(weight, step) * jnp.mean(term.loss(*gather((fake_head, y))))
+            metrics["auxiliary"] = at(weight, step) * jnp.mean(term.loss(*gather((fake_head, y))))
             value += metrics["auxiliary"]
         if g_regs:
             scene = functools.partial(
@@ -397,15 +393,15 @@ def make(
 
         return update(state.g, g_tx, objective, state.memory, draw(real, y, key))
 
-    def play(state: GANState, real, y, d_key: PRNG, g_key: PRNG):
+    def play(rule: game.Rule, state: GANState, real, y, d_key: PRNG, g_key: PRNG):
         """An update of both players by the rule."""
         d_inputs, g_inputs = draw(real, y, d_key), draw(real, y, g_key)
 
         def losses(params):
             g, d = (p._replace(params=x) for p, x in zip((state.g, state.d), params, strict=True))
-            at = state.step, state.step
-            d_value, d_aux = d_objective(g, d, state.memory, d_inputs, *at)
-            g_value, g_aux = g_objective(g, d, state.memory, g_inputs, *at)
+            now = state.step, state.step
+            d_value, d_aux = d_objective(g, d, state.memory, d_inputs, *now)
+            g_value, g_aux = g_objective(g, d, state.memory, g_inputs, *now)
             return (g_value, d_value), (g_aux, d_aux)
 
         params, opts, grads, aux = rule.update(
@@ -435,7 +431,7 @@ def make(
         ema = None if ema_decay is None else jax.tree.map(jnp.copy, variables(g))
         memory = {name: reg.penalty.memory for name, reg in (d_regs | g_regs).items()}
         memory["loss"] = loss.memory
-        memory["augment"] = jnp.asarray(augment.p, jnp.float32) if adaptive else None
+        memory["augment"] = jnp.asarray(augment.p, jnp.float32) if augment and adaptive else None
         memory = {
             name: jax.tree.map(jnp.copy, kept) for name, kept in memory.items() if kept is not None
         }
@@ -471,12 +467,12 @@ def make(
             )
             d_metrics = jax.tree.map(jnp.mean, d_metrics)
             against = state if simultaneous else state._replace(d=d)
-            last = jax.tree.map(lambda a: a[-1], (x, y))
-            g, memory, g_metrics = g_update(against._replace(memory=memory), *last, g_key)
+            real, labels = jax.tree.map(lambda a: a[-1], (x, y))
+            g, memory, g_metrics = g_update(against._replace(memory=memory), real, labels, g_key)
         else:
-            first = jax.tree.map(lambda a: a[0], (x, y))
+            real, labels = jax.tree.map(lambda a: a[0], (x, y))
             g, d, memory, (g_metrics, d_metrics) = play(
-                state, *first, jax.random.fold_in(d_key, 0), g_key
+                rule, state, real, labels, jax.random.fold_in(d_key, 0), g_key
             )
         ema = state.ema
         if ema_decay is not None:

@@ -217,12 +217,14 @@ class Autoencoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images, *, train: bool = False) -> Images:
-        shape = x.shape[1:]
+        _, h, w, c = x.shape
         for i, width in enumerate(self.widths):
             layer = Conv(width, 4, 2, 1, kernel_init=he_init(), dtype=self.dtype, name=f"conv{i}")
             x = _activation(layer(x))
         x = _dense(0, self.code, self.dtype, he_init())(x.reshape(x.shape[0], -1))
-        decoder = Generator(shape, self.widths[::-1], norm=False, dtype=self.dtype, name="decoder")
+        decoder = Generator(
+            (h, w, c), self.widths[::-1], norm=False, dtype=self.dtype, name="decoder"
+        )
         return decoder(x, train=train).astype(storage_dtype(self.dtype))
 
 
