@@ -53,11 +53,14 @@ class Algorithm(NamedTuple):
       step: ``step(state, batch, key) -> (state, metrics)``. ``key`` is the same root key at every step;
         the step folds ``state.step`` into it. ``metrics`` is a flat dict of scalars with fixed keys.
       sample: ``sample(state, key, n) -> images``, or None where there is nothing to draw.
+      classes: if not 0, ``sample`` takes int32 ``labels[n]`` below it as a fourth argument; without them it draws the
+        classes in turn.
     """
 
     init: Callable[..., Any]
     step: Callable[..., Any]
     sample: Callable[..., Any] | None = None
+    classes: int = 0
 
 
 class AdversarialLoss(NamedTuple):

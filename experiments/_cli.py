@@ -665,8 +665,16 @@ def trained(experiment: Experiment, *, seed: int, steps: int) -> Any:
     return carry.state
 
 
-def drawn(algorithm: Algorithm, state: Any, *, seed: int, n: int) -> np.ndarray:
+def drawn(
+    algorithm: Algorithm, state: Any, *, seed: int, n: int, labels: np.ndarray | None = None
+) -> np.ndarray:
     """``n`` samples as uint8 ``[n, h, w, c]``, of latents that training never sees.
+
+    Args:
+      algorithm, state: what draws them.
+      seed: of the latents.
+      n: how many.
+      labels: int32 ``[n]`` for a conditional algorithm.
 
     Raises:
       UserError: if the algorithm draws no samples.
@@ -678,5 +686,5 @@ def drawn(algorithm: Algorithm, state: Any, *, seed: int, n: int) -> np.ndarray:
     if algorithm.sample is None:
         raise UserError("the experiment draws no samples")
     key = stream(jax.random.key(seed), "evaluate")
-    batches = parallel.draw(algorithm.sample, state, key, n)
+    batches = parallel.draw(algorithm.sample, state, key, n, labels=labels)
     return np.concatenate([report.to_bytes(batch) for batch in batches])

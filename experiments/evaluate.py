@@ -197,6 +197,13 @@ def by_class(fake: Images, real: Images, train: Images, seed: int) -> dict[str, 
     return {"class-FD": statistics.fmean(distances)} if distances else {}
 
 
+def label_accuracy(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
+    """Share of the samples that the feature net, a classifier of the data, takes for what they were asked to be."""
+    if fake.y is None or fake.logits is None:
+        return {}
+    return {"label-accuracy": float(np.mean(fake.logits.argmax(1) == fake.y))}
+
+
 def classification(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
     """Accuracy on real images of a classifier trained on the samples (Ravuri and Vinyals 2019, arXiv:1905.10887)."""
     if fake.y is None or real.y is None:
@@ -225,6 +232,7 @@ METRICS: dict[str, Callable[[Images, Images, Images, int], dict[str, float]]] = 
     "msssim": similarity,
     "memorisation": memorisation,
     "class_fd": by_class,
+    "accuracy": label_accuracy,
     "cas": classification,
 }
 """By the names of ``--metrics``: ``(samples, reference, training images, seed) -> {name: value}``, empty where a metric
@@ -257,11 +265,23 @@ class Candidate(NamedTuple):
 def of_run(path: str, checkpoint: str, n: int, seed: int) -> tuple[Candidate, str]:
     """Samples of a run's checkpoint, and the name of the dataset it was trained on."""
     run = cli.restored(path, checkpoint)
-    x = cli.drawn(run.experiment.algorithm, run.state, seed=seed, n=n)
+    algorithm, dataset = run.experiment.algorithm, vars(run.config).get("dataset", "")
+    y = labels_of(algorithm, dataset, n, seed)
+    x = cli.drawn(algorithm, run.state, seed=seed, n=n, labels=y)
     start = cli.trained(run.experiment, seed=run.config.seed, steps=0)
-    untrained = cli.drawn(run.experiment.algorithm, start, seed=seed, n=n)
+    untrained = cli.drawn(algorithm, start, seed=seed, n=n, labels=y)
     facts = {"experiment": run.name, "step": run.step, "training_seed": run.config.seed}
-    return Candidate(path, x, None, untrained, facts), vars(run.config).get("dataset", "")
+    return Candidate(path, x, y, untrained, facts), dataset
+
+
+def labels_of(algorithm: Algorithm, dataset: str, n: int, seed: int) -> np.ndarray | None:
+    """Labels ``[n]`` in the proportions of the training data, in random order; None if the algorithm takes none."""
+    if not algorithm.classes:
+        return None
+    counts = np.asarray(data.load(dataset, "train").counts)
+    quantiles = (np.arange(n) + 0.5) / n * counts.sum()
+    labels = np.searchsorted(np.cumsum(counts), quantiles, side="right").astype(np.int32)
+    return np.random.default_rng(seed).permutation(labels)
 
 
 def of_samples(name: str, n: int, seed: int) -> Candidate:
@@ -400,7 +420,8 @@ def monitors(
         return of_dataset(images, extractor, logits=False)
 
     def scores(state: Any, split: str, seed: int) -> dict[str, float]:
-        x = cli.drawn(algorithm, state, seed=seed, n=n)
+        y = labels_of(algorithm, dataset, n, seed)
+        x = cli.drawn(algorithm, state, seed=seed, n=n, labels=y)
         fake, real = embed(x, None, extractor, False), reference(split)
         found = {}
         for name in WHILE_TRAINING:
@@ -427,7 +448,7 @@ def evaluate(
     the other where the metric looks at the training images itself.
     """
     splits = {split: data.load(dataset, split) for split in ("train", "test")}
-    logits = "is" in names
+    logits = not {"is", "accuracy"}.isdisjoint(names)
     train, real = (of_dataset(splits[split], extractor, logits) for split in ("train", "test"))
     rng = np.random.default_rng(seed)
     rows = []
@@ -438,7 +459,7 @@ def evaluate(
             )
         n = len(candidate.x)
         fake = embed(candidate.x, candidate.y, extractor, logits)
-        untrained = embed(candidate.untrained, None, extractor, logits)
+        untrained = embed(candidate.untrained, candidate.y, extractor, logits)
         subset = train.take(np.sort(rng.permutation(len(train.x))[:n]))
         if fake.y is None:
             subset = subset._replace(y=None)

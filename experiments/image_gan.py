@@ -14,6 +14,7 @@ Papers:  Huang et al. 2025, arXiv:2501.05441 (R3GAN); Miyato et al. 2018, arXiv:
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -192,6 +193,17 @@ PRESETS = {
         penalty="none",
         g_lr="3e-4",
         d_lr="3e-4",
+        epochs=7.0,
+        log_every="0.25ep",
+        sample_every="1ep",
+        checkpoint_every="1ep",
+    ),
+    # lite28 on the labels: a projection in D, label embeddings concatenated to z in G.
+    "cgan28": dict(
+        net="lite:24",
+        condition="projection",
+        g_lr="cosine:3e-4:3e-5",
+        d_lr="cosine:3e-4:3e-5",
         epochs=7.0,
         log_every="0.25ep",
         sample_every="1ep",
@@ -449,14 +461,17 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     def adam(lr: str, updates: int) -> optax.GradientTransformation:
         return optim.adam(*(scalar(text, updates) for text in (lr, cfg.b1, cfg.b2)))
 
-    try:
-        g_net = _generator(cfg, shape, classes, axis_name)
-        d_net = _discriminator(cfg, shape, classes)
-    except ValueError as error:
-        raise UserError(f"--net={cfg.net}: {error}") from None
+    g_net, d_net = _generator(cfg, shape, classes, axis_name), _discriminator(cfg, shape, classes)
     d_tx = adam(cfg.d_lr, cfg.d_steps)
     distribution, dim = _latents(cfg.latents)
     latents = distribution(dim, dtype)
+    labels = (jnp.zeros(1, jnp.int32),) if classes else ()
+    for flag, net, example in (("net", g_net, (1, dim)), ("d_net", d_net, (1, *shape))):
+        try:
+            jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(example, dtype), *labels)
+        except ValueError as error:
+            name = getattr(cfg, flag) or cfg.net
+            raise UserError(f"--{flag}={name}: {error} (--dataset={cfg.dataset})") from None
     sampler, sample_latents = None, None
     if cfg.truncation and _net(cfg.net)[0] == "stylegan2":
         sampler = truncated(g_net, cfg.truncation, latents)

@@ -217,6 +217,10 @@ def make(
     def variables(player: Player) -> dict:
         return {"params": player.params, **player.stats}
 
+    def first(y, z):
+        """Labels of as many latents."""
+        return None if y is None else y[: z.shape[0]]
+
     def generate(player: Player, z, y, **method):
         condition = () if y is None or method.get("method") == "synthesis" else (y,)
         return g_net.apply(variables(player), z, *condition, train=True, **method)
@@ -296,7 +300,7 @@ def make(
                 Scene,
                 d.params,
                 lambda x: score(d, x, y, see_real)[0][0],
-                lambda z, **method: generate(g, z, y, **method)[0],
+                lambda z, **method: generate(g, z, first(y, z), **method)[0],
                 real,
                 fake,
                 z,
@@ -331,7 +335,7 @@ def make(
                 Scene,
                 g.params,
                 lambda x: score(d, x, y, see_fake)[0][0],
-                lambda z, **method: generate(g, z, y, **method)[0],
+                lambda z, **method: generate(g, z, first(y, z), **method)[0],
                 real,
                 fake,
                 z,
@@ -493,4 +497,4 @@ def make(
         condition = (labels,) if classes else ()
         return sampler.apply(averaged, sample_latents(key, n), *condition, train=False)[0]
 
-    return Algorithm(init, step, sample)
+    return Algorithm(init, step, sample, classes)

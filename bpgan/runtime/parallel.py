@@ -201,7 +201,13 @@ def copy(tree: Any) -> Any:
 
 
 def draw(
-    sample: Callable, state: Any, key: PRNG, n: int, *, batch: int = 500
+    sample: Callable,
+    state: Any,
+    key: PRNG,
+    n: int,
+    *,
+    labels: np.ndarray | None = None,
+    batch: int = 500,
 ) -> Iterator[np.ndarray]:
     """Samples in batches on the host, ``n`` in all; the first ones are the same whatever ``n``.
 
@@ -210,11 +216,17 @@ def draw(
       state: of the same.
       key: batch ``i`` is drawn with ``fold_in(key, i)``.
       n: how many.
+      labels: int32 ``[n]``, the classes of the samples of a conditional algorithm.
       batch: samples per call of the device.
     """
-    compiled = jax.jit(lambda state, key, i: sample(state, jax.random.fold_in(key, i), batch))
+
+    @jax.jit
+    def compiled(state: Any, key: PRNG, i: int, *labels: jax.Array) -> jax.Array:
+        return sample(state, jax.random.fold_in(key, i), batch, *labels)
+
     for i in range(-(-n // batch)):
-        yield np.asarray(compiled(state, key, i))[: n - i * batch]
+        part = () if labels is None else (np.resize(labels[i * batch : (i + 1) * batch], batch),)
+        yield np.asarray(compiled(state, key, i, *part))[: n - i * batch]
 
 
 def axis_name(mode: str) -> str | None:

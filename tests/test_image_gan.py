@@ -1,0 +1,201 @@
+"""The flagship experiment: every preset, every option of the networks, what is refused, and resume with memory."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bpgan import data
+from bpgan.losses import LOSSES
+from bpgan.types import UserError
+from experiments import _cli as cli
+from experiments import evaluate, image_gan
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """``files(size, channels)``: a dataset of 60 random images of three classes, two of them rarer."""
+    folder = tmp_path_factory.mktemp("data")
+
+    def name(size: int, channels: int) -> str:
+        path = folder / f"{size}x{channels}.npz"
+        if not path.exists():
+            rng = np.random.default_rng(0)
+            x = rng.integers(0, 256, (60, size, size, channels), np.uint8)
+            np.savez(path, x=x, y=np.repeat([0, 1, 2], (30, 20, 10)))
+        return f"npz:{path}"
+
+    return name
+
+
+def config(*flags):
+    return cli.resolve(image_gan.Config, image_gan.PRESETS, list(flags))
+
+
+def shapes_of_a_step(cfg):
+    """The state's and the metrics' shapes; nothing is computed."""
+    built = image_gan.build(cfg)
+    state = jax.eval_shape(built.algorithm.init, jax.random.key(0))
+    batch = jax.eval_shape(lambda: built.source.batch_at(built.source.data, jnp.int32(0)))
+    after, metrics = jax.eval_shape(built.algorithm.step, state, batch, jax.random.key(0))
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), state
+    )
+    return state, metrics
+
+
+SIZES = {"r3-64": (64, 3)} | {
+    name: (28, 1) for name in image_gan.PRESETS if "28" in name or name == "smoke"
+}
+
+
+@pytest.mark.parametrize("preset", image_gan.PRESETS)
+def test_presets(files, preset):
+    size, channels = SIZES.get(preset, (32, 3))
+    cfg = config(f"--preset={preset}", f"--dataset={files(size, channels)}", "--batch_size=8")
+    algorithm = image_gan.build(cfg).algorithm
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    drawn = jax.eval_shape(lambda s: algorithm.sample(s, jax.random.key(0), 6), state)
+    assert drawn.shape == (6, size, size, channels)
+    assert algorithm.classes == (3 if cfg.condition != "none" else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", image_gan.PRESETS)
+def test_steps_of_presets(files, preset):
+    size, channels = SIZES.get(preset, (32, 3))
+    shapes_of_a_step(
+        config(f"--preset={preset}", f"--dataset={files(size, channels)}", "--batch_size=8")
+    )
+
+
+@pytest.mark.parametrize("size,channels", [(28, 3), (32, 1), (48, 4), (128, 3)])
+@pytest.mark.parametrize("net", ["mlp", "dcgan:4", "lite:4"])
+def test_networks_take_images_of_any_size(files, net, size, channels):
+    """The other architectures' own tests say so of them."""
+    cfg = config(f"--net={net}", f"--dataset={files(size, channels)}", "--condition=projection")
+    algorithm = image_gan.build(cfg).algorithm
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    drawn = jax.eval_shape(lambda s: algorithm.sample(s, jax.random.key(0), 6), state)
+    assert drawn.shape == (6, size, size, channels)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--condition=acgan", "--auxiliary_weight=linear:0:1"],
+        ["--condition=d2d", "--loss=hinge", "--net=dcgan:4"],
+        [
+            "--penalty=r1+lecam=0.3/1+cr=10+bcr=1+zcr=5+dragan=1/2",
+            "--g_penalty=path_length=2/4+zcr=0.5",
+        ],
+        ["--penalty=wgan_gp=10/1", "--loss=wasserstein", "--d_steps=3", "--accumulate=2"],
+        ["--clip=0.01", "--penalty=none", "--loss=wasserstein"],
+        ["--loss=began", "--d_net=autoencoder:8", "--penalty=none"],
+        ["--rule=optimistic", "--augment=color,cutout", "--augment_p=warmup:0.5:0.8"],
+        ["--net=r3gan:1", "--precision=bfloat16", "--truncation=1"],
+        ["--ema=0", "--b2=cosine:0.9:0.99:0.5", "--g_lr=warmup:0.1:cosine:1e-3:1e-4"],
+    ],
+)
+def test_options(files, flags):
+    cfg = config(f"--dataset={files(28, 1)}", "--batch_size=8", *flags)
+    state, metrics = shapes_of_a_step(cfg)
+    assert {"d/loss", "g/loss"} <= set(metrics)
+    for player in (state.g, state.d):
+        assert {a.dtype for a in jax.tree.leaves(player.params)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    "flags,said",
+    [
+        (["--net=vgg"], "--net=vgg: must be one of mlp"),
+        (["--net=sngan:3"], "--net=sngan:3"),
+        (["--penalty=r3"], "'r3' is not a penalty"),
+        (["--penalty=r1/0"], "the interval after / must be a positive whole number"),
+        (["--gamma=fast"], "--gamma=fast"),
+        (["--g_lr=cosine:1"], "--g_lr=cosine:1"),
+        (["--augment=blur"], "'blur' is not an augmentation"),
+        (
+            ["--augment_p=ada:x"],
+            "--augment_p=ada:x: must be a number, a schedule, ada or ada:TARGET",
+        ),
+        (["--loss=began"], "--loss=began"),
+        (["--d_net=autoencoder:4"], "an autoencoder as D"),
+        (["--net=biggan", "--dataset={48}"], "--net=biggan: widths: has a default"),
+        (["--net=sngan", "--attention=5"], "--net=sngan: "),
+        (["--truncation=1", "--latents=uniform:8"], "--truncation=1.0: --latents=uniform:8"),
+    ],
+)
+def test_mistakes_are_named(files, flags, said):
+    flags = [flag.replace("{48}", files(48, 3)) for flag in flags]
+    with pytest.raises(UserError) as error:
+        image_gan.build(config(f"--dataset={files(28, 1)}", *flags))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_unlabelled_images_have_no_conditions(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.zeros((40, 28, 28, 1), np.uint8))
+    with pytest.raises(UserError, match="--condition=acgan: --dataset=.* has no labels"):
+        image_gan.build(config(f"--dataset=npz:{tmp_path / 'x.npz'}", "--condition=acgan"))
+
+
+def run(*flags):
+    return cli.run(
+        image_gan.Config, image_gan.build, image_gan.PRESETS, [*flags, "--notensorboard"]
+    )
+
+
+REMEMBERING = [
+    "--preset=smoke", "--net=mlp", "--condition=acgan", "--penalty=lecam=0.3", "--g_penalty=path_length=1/2",
+    "--augment=blit", "--augment_p=ada", "--gamma=1", "--ema=100", "--steps=8", "--checkpoint_every=4",
+]  # fmt: skip
+
+
+def test_what_is_remembered_survives_a_resume(tmp_path):
+    """Four steps and four more are eight, bit for bit: LeCam, path length, the adaptive p, average and schedules."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    # Schedules go by the end of the run, so the second run is as long and loses its last checkpoint.
+    assert run(*REMEMBERING, f"--workdir={whole}") == 0
+    assert run(*REMEMBERING, f"--workdir={cut}") == 0
+    shutil.rmtree(cut / "checkpoints" / "8")
+    (cut / "result.json").unlink()
+    assert run(*REMEMBERING, f"--workdir={cut}") == 0
+    a, b = (cli.restored(str(path), "newest") for path in (whole, cut))
+    assert a.step == b.step == 8
+    for x, y in zip(jax.tree.leaves(a.state), jax.tree.leaves(b.state), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+    assert set(a.state.memory) == {"penalty0", "g_penalty0", "augment"}
+    assert a.state.memory["penalty0"]["count"] == 8
+
+
+def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path):
+    """In the proportions of the training data; class-FD and the accuracy of labels are there."""
+    path = tmp_path / "run"
+    flags = ["--preset=smoke", "--net=mlp", "--condition=projection", f"--workdir={path}"]
+    assert run(*flags, f"--dataset={files(28, 1)}") == 0
+    algorithm = cli.restored(str(path), "newest").experiment.algorithm
+    labels = evaluate.labels_of(algorithm, files(28, 1), 60, 0)
+    counts = np.asarray(data.load(files(28, 1)).counts)
+    np.testing.assert_allclose(np.bincount(labels) / 60, counts / counts.sum(), atol=1 / 60)
+    out = tmp_path / "out"
+    flags = [
+        f"--run={path}",
+        "--n=50",
+        "--features=experiments.evaluate:pixels",
+        "--metrics=fd,class_fd",
+        f"--workdir={out}",
+    ]
+    assert cli.run(evaluate.Config, evaluate.run, evaluate.PRESETS, flags) == 0
+    rows = {
+        row["metric"].partition("-exp")[0] for row in json.loads((out / "metrics.json").read_text())
+    }
+    assert {"FD", "class-FD"} <= rows
+
+
+def test_every_loss_is_offered():
+    for loss in LOSSES:
+        extra = ["--d_net=autoencoder:4"] if loss == "began" else []
+        assert config("--preset=smoke", f"--loss={loss}", *extra).loss == loss
