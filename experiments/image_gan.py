@@ -106,6 +106,7 @@ _SCALAR = "a number or a schedule such as cosine:2e-4:5e-5"
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
     dataset: str = cli.field("mnist10k", data.FORMS)
+    flip: bool = cli.field(False, "mirror images left to right with probability 1/2")
     net: str = cli.field("lite:24", f"both players: {', '.join(NETS)}, with :N a width", check=_net)
     d_net: str = cli.field(
         "", "another architecture for D; empty: the same", check=lambda t: t and _net(t)
@@ -229,6 +230,7 @@ PRESETS = {
     # images; their widths are four times these. FID 1.96 (conditional, published). Not measured here.
     "r3-32": dict(
         net="r3gan:2",
+        flip=True,
         condition="projection",
         gamma="cosine:0.05:0.005:0.1",
         penalty_every=1,
@@ -249,6 +251,7 @@ PRESETS = {
     # wider networks). Not measured here.
     "r3-64": dict(
         net="r3gan:2",
+        flip=True,
         gamma="cosine:2:0.2:0.1",
         penalty_every=1,
         g_lr="cosine:2e-4:5e-5:0.1",
@@ -283,6 +286,7 @@ PRESETS = {
     # convolutions that StudioGAN adds at every resolution. Not measured here.
     "dcgan-32": dict(
         _CIFAR,
+        flip=True,
         net="dcgan:64",
         loss="nonsaturating",
         latents="normal:128",
@@ -297,6 +301,7 @@ PRESETS = {
     # 0.999) at 2e-4, five updates of D to one of G, 100,000 of G, average with decay 0.9999. Not measured here.
     "biggan-32": dict(
         _CIFAR,
+        flip=True,
         net="biggan:96",
         latents="normal:80",
         condition="projection",
@@ -441,7 +446,12 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
             f"--loss={cfg.loss}: began and an autoencoder as D (--d_net) need each other"
         )
     source = data.source(
-        images, seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps, dtype=dtype, feed=cfg.feed
+        images,
+        seed=cfg.seed,
+        batch_size=cfg.batch_size * cfg.d_steps,
+        dtype=dtype,
+        feed=cfg.feed,
+        flip=cfg.flip,
     )
     steps = cfg.steps or round(cfg.epochs * source.steps_per_epoch)
 

@@ -188,3 +188,27 @@ def test_examples_are_spread_over_the_data():
     gaps = np.diff(sorted_by_class.examples)
     assert len(gaps) == 99 and gaps.min() >= 50 and gaps.max() <= 51
     assert report.to_bytes(memory.examples) is memory.examples
+
+
+def test_mirrored_images(short_windows):
+    """About half of them, each whole, by seed, step and row: the same from memory and from a stream."""
+    memory, streamed = (data.mirrored(source, seed=3) for source in feeds())
+    plain, _ = feeds()
+    flips = []
+    for step in range(7):
+        x, y = (
+            np.asarray(source.batch_at(plain.data, jnp.int32(step))["x"])
+            for source in (plain, memory)
+        )
+        flipped = (y == x[:, :, ::-1]).all((1, 2, 3))
+        assert (flipped | (y == x).all((1, 2, 3))).all()
+        flips.append(flipped)
+    share = np.mean(flips)
+    assert 0.35 < share < 0.65 and len({f.tobytes() for f in flips}) == 7
+    again = data.mirrored(plain, seed=3).batch_at(plain.data, jnp.int32(2))["x"]
+    np.testing.assert_array_equal(again, memory.batch_at(memory.data, jnp.int32(2))["x"])
+    other = data.mirrored(plain, seed=4).batch_at(plain.data, jnp.int32(2))["x"]
+    assert not np.array_equal(again, other)
+    assert streamed.windows is not None
+    window = next(iter(streamed.windows(0, slice(None))))
+    np.testing.assert_array_equal(again, streamed.batch_at(window, jnp.int32(2))["x"])

@@ -5,7 +5,7 @@ A batch is a pure function of ``(seed, step)``: no iterator, nothing to checkpoi
 
 from bpgan.data.datasets import DATASETS, FORMS, Dataset, hold_out, load, of_arrays
 from bpgan.data.order import epoch_order
-from bpgan.data.sources import in_memory, parse_feed, source, streamed
+from bpgan.data.sources import in_memory, mirrored, parse_feed, source, streamed
 
 __all__ = [
     "DATASETS",
@@ -15,6 +15,7 @@ __all__ = [
     "hold_out",
     "in_memory",
     "load",
+    "mirrored",
     "of_arrays",
     "parse_feed",
     "source",

@@ -13,7 +13,7 @@ import numpy as np
 
 from bpgan.data import order
 from bpgan.data.datasets import Dataset
-from bpgan.types import Source, UserError
+from bpgan.types import Source, UserError, stream
 
 _MEMORY = 2 << 30
 """``feed="auto"``: greatest size in bytes of a split that is kept on the device."""
@@ -31,6 +31,7 @@ def source(
     batch_size: int,
     dtype: Any = jnp.float32,
     feed: str = "auto",
+    flip: bool = False,
 ) -> Source:
     """The batches of a dataset.
 
@@ -41,6 +42,7 @@ def source(
       dtype: of the images in a batch, which are in [-1, 1].
       feed: ``memory``, the split is kept on the device; ``stream``, it is read from disk by threads ahead of its use,
         or ``stream:N``, by N worker processes; ``auto``, memory for at most 2 GiB. The batches are the same.
+      flip: see ``mirrored``.
 
     Raises:
       UserError: if the split is too large for an exact order.
@@ -59,7 +61,24 @@ def source(
             dtype=dtype,
             workers=workers,
         )
+    result = mirrored(result, seed=seed) if flip else result
     return result._replace(fingerprint=dataset.sha256)
+
+
+def mirrored(source: Source, *, seed: int) -> Source:
+    """The source with every image ``[h, w, c]`` mirrored left to right with probability 1/2.
+
+    By a bit of the seed, the step and the row, so that a resumed run and any number of devices see the same images.
+    """
+    root = stream(jax.random.key(seed), "flip")
+
+    def batch_at(data, step):
+        batch = source.batch_at(data, step)
+        x = batch["x"]
+        bits = jax.random.bernoulli(jax.random.fold_in(root, step), 0.5, (x.shape[0], 1, 1, 1))
+        return {**batch, "x": jnp.where(bits, x[:, :, ::-1], x)}
+
+    return source._replace(batch_at=batch_at)
 
 
 def parse_feed(text: str) -> tuple[str, int]:
