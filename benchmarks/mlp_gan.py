@@ -14,19 +14,16 @@ time on one core and by the clock on several, where the question is whether they
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
-import platform
 import queue
 import statistics
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
+
+from benchmarks.peers import FOLDER, Answer, Work, machine, measure, serve
 
 BATCH = 128
 G_LAYERS, D_LAYERS = [(100, 128), (128, 784)], [(784, 128), (128, 64), (64, 1)]
@@ -40,11 +37,6 @@ TARGETS = {EAGER: 3.5, BEST_COMPILED: 2.0, BARE: 0.95}
 """What the full loop must reach on one core, as a multiple of each peer's steps per CPU-second."""
 GOALS = {1: 0.75, 2: 0.55}
 """Fraction of the matmul rate that the full loop is meant to reach, by cores."""
-
-Work = Callable[[], int]
-Answer = tuple[int, float, float]
-"""Steps, CPU seconds, wall seconds."""
-_FOLDER = "BPGAN_BENCHMARK_FOLDER"
 
 
 def gemms() -> list[tuple[int, int, int]]:
@@ -125,9 +117,9 @@ def full_loop() -> Iterator[Answer]:
     log_write = run_directory.Log.write
     last = (0, time.process_time(), time.perf_counter())
 
-    def write(self, step, window, samples):
+    def write(self, step, window, *others):
         nonlocal last
-        anomalies = log_write(self, step, window, samples)
+        anomalies = log_write(self, step, window, *others)
         if window and (step - 1) // checkpoint_every > max(0, last[0] - 1) // checkpoint_every:
             now = (step, time.process_time(), time.perf_counter())
             done.put(tuple(b - a for a, b in zip(last, now, strict=True)))
@@ -143,7 +135,7 @@ def full_loop() -> Iterator[Answer]:
                 name="benchmark",
                 config={},
                 restart_safe=frozenset(),
-                workdir=os.environ[_FOLDER],
+                workdir=os.environ[FOLDER],
                 seed=0,
                 steps=2**31 - 1,
                 log_every=log_every,
@@ -423,94 +415,6 @@ PEERS: dict[str, Callable] = {
 }
 
 
-# --- The two ends of the pipe -------------------------------------------------------------------------------------
-
-
-def serve(name: str) -> None:
-    """A peer: does one round for every line it reads and answers with ``[steps, CPU seconds, wall seconds]``."""
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not get between the answers
-    peer = PEERS[name]()
-
-    def timed(work: Work) -> Iterator[Answer]:
-        while True:
-            cpu, wall = time.process_time(), time.perf_counter()
-            steps = work()
-            yield steps, time.process_time() - cpu, time.perf_counter() - wall
-
-    rounds = peer if isinstance(peer, Iterator) else timed(peer)
-    for _ in sys.stdin:
-        out.write(json.dumps(next(rounds)) + "\n")
-        out.flush()
-
-
-class Peer:
-    """The parent's view of a peer: a process that sees only ``cores``."""
-
-    def __init__(self, name: str, cores: list[int], folder: str):
-        self.name, self.rounds = name, []
-        threads = str(len(cores))
-        environment = os.environ | {
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            "OPENBLAS_NUM_THREADS": threads,
-            "JAX_PLATFORMS": "cpu",
-            _FOLDER: folder,
-        }
-        self._log = tempfile.TemporaryFile("w+")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.mlp_gan", f"--peer={name}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            env=environment,
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        )
-
-    def ask(self) -> Answer | None:
-        """One round, or None where the peer cannot do it; the reason is printed."""
-        assert self._process.stdin and self._process.stdout
-        try:
-            self._process.stdin.write("\n")
-            self._process.stdin.flush()
-            return tuple(json.loads(self._process.stdout.readline()))
-        except (BrokenPipeError, ValueError):
-            self._log.seek(0)
-            reason = (self._log.read().strip().splitlines() or ["no message"])[-1]
-            print(f"{self.name} failed: {reason}", file=sys.stderr)
-            return None
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
-def measure(rounds: int, cores: list[int]) -> dict[str, list[Answer]]:
-    """All peers' rounds; a peer that cannot run is left out."""
-    names = [n for n in PEERS if not n.startswith("torch") or importlib.util.find_spec("torch")]
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-        peers = []
-        for (
-            name
-        ) in names:  # the first round of each is its start and compilation; it is not counted
-            print(f"starting {name}", file=sys.stderr)
-            peer = Peer(name, cores, folder)
-            stack.callback(peer.stop)
-            if peer.ask():
-                peers.append(peer)
-        for i in range(rounds):
-            print(f"round {i + 1}/{rounds}", file=sys.stderr)
-            for peer in peers:
-                if answer := peer.ask():
-                    peer.rounds.append(answer)
-    results = {peer.name: peer.rounds for peer in peers if len(peer.rounds) == rounds}
-    if missing := {FULL, MATMUL} - set(results):
-        sys.exit(f"error: nothing to compare with: {', '.join(sorted(missing))} did not run")
-    return results
-
-
 def summarise(results: dict[str, list[Answer]], cores: int) -> dict:
     """Medians over the rounds, ratios being taken within a round."""
     results = dict(results)
@@ -562,23 +466,6 @@ def verdicts(summary: dict) -> tuple[list[str], bool]:
     return lines, missed
 
 
-def machine() -> dict[str, str]:
-    """The processor, its load and the versions that decide the figures."""
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-        model = f"{len(names)} x {names[0]}" if names else model
-    packages = [
-        name for name in ("jax", "jaxlib", "flax", "torch") if importlib.util.find_spec(name)
-    ]
-    return {
-        "processor": model,
-        "load before": f"{os.getloadavg()[0]:.1f}",
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in packages},
-    }
-
-
 def show(summary: dict, about: dict[str, str]) -> None:
     print("\n" + ", ".join(f"{key} {value}" for key, value in about.items()))
     print(f"{summary['cores']} core(s), medians of {summary['rounds']} rounds\n")
@@ -605,7 +492,7 @@ def main() -> int:
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peer:
-        serve(arguments.peer)
+        serve(PEERS, arguments.peer)
         return 0
     available = sorted(os.sched_getaffinity(0))
     if not 1 <= arguments.cores <= len(available):
@@ -613,7 +500,10 @@ def main() -> int:
     if arguments.rounds < 1:
         parser.error(f"--rounds={arguments.rounds}: must be at least 1")
     about = machine()
-    results = measure(arguments.rounds, available[-arguments.cores :])
+    cores = available[-arguments.cores :]
+    results = measure("benchmarks.mlp_gan", PEERS, arguments.rounds, cores)
+    if missing := {FULL, MATMUL} - set(results):
+        sys.exit(f"error: nothing to compare with: {', '.join(sorted(missing))} did not run")
     summary = summarise(results, arguments.cores) | {"rounds": arguments.rounds}
     lines, missed = verdicts(summary)
     show(summary, about)
