@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from bpgan.types import PRNG
+from bpgan.types import PRNG, Algorithm, Metrics
 
 Losses = Callable[[Any], tuple[tuple[jax.Array, jax.Array], Any]]
 
@@ -202,6 +202,46 @@ RULES = {
     "unrolled": unrolled(),
 }
 """Every rule by name, with its defaults."""
+
+
+class GameState(NamedTuple):
+    """``step`` of a game without data: parameters of both players and the states of their optimisers."""
+
+    step: jax.Array
+    params: Any
+    opts: Any
+
+
+def make(losses: Losses, init: Callable[[PRNG], Any], txs: Any, rule: Rule) -> Algorithm:
+    """A game that is known exactly, an expectation in closed form for example, as an algorithm without data.
+
+    Args:
+      losses: of both players.
+      init: ``key -> (theta, psi)``.
+      txs: the two optimisers, before the rule makes its own of them.
+      rule: moves the players.
+
+    Returns:
+      The algorithm; metrics are ``g/loss, d/loss, g/grad_norm, d/grad_norm`` before the step. It draws no samples.
+    """
+    txs = tuple(rule.optimiser(tx) for tx in txs)
+
+    def start(key: PRNG) -> GameState:
+        params = init(key)
+        opts = tuple(tx.init(p) for tx, p in zip(txs, params, strict=True))
+        return GameState(jnp.zeros((), jnp.int32), params, opts)
+
+    def step(state: GameState, batch: Any, key: PRNG) -> tuple[GameState, Metrics]:
+        del batch, key
+        params, opts, xi, _ = rule.update(losses, txs, state.params, state.opts)
+        (g, d), _ = losses(state.params)
+        norms = (optax.tree.norm(gradient) for gradient in xi)
+        names = ("g/loss", "d/loss", "g/grad_norm", "d/grad_norm")
+        return GameState(state.step + 1, params, opts), dict(
+            zip(names, (g, d, *norms), strict=True)
+        )
+
+    return Algorithm(start, step)
 
 
 def _flat(losses: Losses, params: Any) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:

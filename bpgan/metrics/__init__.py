@@ -21,6 +21,7 @@ from bpgan.metrics.memorisation import (
     neighbour_ratio,
     two_sample_accuracy,
 )
+from bpgan.metrics.modes import Modes, modes
 from bpgan.metrics.neighbours import (
     density_coverage,
     expected_coverage,
@@ -38,6 +39,7 @@ from bpgan.metrics.scores import (
 __all__ = [
     "FrechetInfinity",
     "Gaussian",
+    "Modes",
     "authenticity",
     "closest_pairs",
     "data_copying",
@@ -52,6 +54,7 @@ __all__ = [
     "kernel_distance",
     "kernel_distance_subsets",
     "merge",
+    "modes",
     "ms_ssim",
     "ms_ssim_diversity",
     "ms_ssim_name",

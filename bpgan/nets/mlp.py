@@ -6,6 +6,7 @@ Hidden layers are ``leaky_relu(x @ kernel + bias)`` with slope 0.2. The layers a
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,21 +18,31 @@ from bpgan.nets.heads import Kind, Scores, score
 from bpgan.nets.layers import Embed, check_labels, storage_dtype
 from bpgan.types import Labels, Latents
 
+Init = Callable[..., Array]
+_lecun = nn.initializers.lecun_normal()
 
-def _perceptron(x: Array, widths: tuple[int, ...], dtype: Any) -> Array:
+
+def _perceptron(
+    x: Array, widths: tuple[int, ...], dtype: Any, slope: float = 0.2, init: Init = _lecun
+) -> Array:
     """Dense layers of the given widths, ``[b, f] -> [b, widths[-1]]``, leaky ReLU between them."""
     for i, width in enumerate(widths):
-        x = x if i == 0 else jax.nn.leaky_relu(x, 0.2)
-        x = nn.Dense(width, name=f"dense{i}", dtype=dtype, param_dtype=storage_dtype(dtype))(x)
+        x = x if i == 0 else jax.nn.leaky_relu(x, slope)
+        layer = nn.Dense(width, name=f"dense{i}", dtype=dtype, param_dtype=storage_dtype(dtype),
+                         kernel_init=init)  # fmt: skip
+        x = layer(x)
     return x
 
 
 class Generator(nn.Module):
-    """``z[b, z] -> x[b, *shape]`` in [-1, 1]: ``tanh`` of a perceptron.
+    """``z[b, z] -> x[b, *shape]``: a perceptron, and ``tanh`` of it unless ``linear``.
 
     Attributes:
       shape: shape of one sample, ``(h, w, c)`` for images; any rank.
       widths: hidden layers from the latents on; ``()`` gives an affine map.
+      linear: leave out the tanh that keeps samples in [-1, 1].
+      slope: of the leaky ReLU; 0 is ReLU.
+      kernel_init: of all kernels.
       classes: of the labels, an embedding of which, of the size of z, is concatenated to z (Mirza & Osindero 2014,
         arXiv:1411.1784); 0: unconditional.
       dtype: of the computation.
@@ -42,6 +53,9 @@ class Generator(nn.Module):
 
     shape: tuple[int, ...]
     widths: tuple[int, ...] = (128,)
+    linear: bool = False
+    slope: float = 0.2
+    kernel_init: Init = _lecun
     classes: int = 0
     dtype: Any = jnp.float32
 
@@ -54,8 +68,10 @@ class Generator(nn.Module):
         if self.classes:
             embed = Embed(self.classes, z.shape[1], dtype=self.dtype, name="embed0")
             z = jnp.concatenate([z.astype(self.dtype), embed(labels)], 1)
-        x = _perceptron(z, (*self.widths, math.prod(self.shape)), self.dtype)
-        return jnp.tanh(x).reshape(z.shape[0], *self.shape)
+        widths = (*self.widths, math.prod(self.shape))
+        x = _perceptron(z, widths, self.dtype, self.slope, self.kernel_init)
+        x = x.astype(storage_dtype(self.dtype)) if self.linear else jnp.tanh(x)
+        return x.reshape(z.shape[0], *self.shape)
 
 
 class Discriminator(nn.Module):
@@ -63,6 +79,7 @@ class Discriminator(nn.Module):
 
     Attributes:
       widths: hidden layers from the sample on; ``()`` gives a linear discriminator.
+      kernel_init: of all kernels.
       classes, head, embedding: as in ``heads.score``; with 0 classes its dense layer alone.
       dtype: of the computation; the logits are float32 or wider.
 
@@ -71,6 +88,7 @@ class Discriminator(nn.Module):
     """
 
     widths: tuple[int, ...] = (128, 64)
+    kernel_init: Init = _lecun
     classes: int = 0
     head: Kind = "projection"
     embedding: int = 512
@@ -80,12 +98,12 @@ class Discriminator(nn.Module):
     def __call__(
         self, x: Float[Array, "b ..."], labels: Labels | None = None, *, train: bool = False
     ) -> Scores:
-        x = _perceptron(x.reshape(x.shape[0], -1), self.widths, self.dtype)
+        x = _perceptron(x.reshape(x.shape[0], -1), self.widths, self.dtype, init=self.kernel_init)
         if self.widths:
             x = jax.nn.leaky_relu(x, 0.2)
         return score(
             x, labels, name=f"dense{len(self.widths)}", classes=self.classes, head=self.head,
-            embedding=self.embedding, train=train, dtype=self.dtype,
+            embedding=self.embedding, kernel_init=self.kernel_init, train=train, dtype=self.dtype,
         )  # fmt: skip
 
 

@@ -53,10 +53,11 @@ def image_grid(images: np.ndarray, *, columns: int = 10, gap: int = 2) -> np.nda
 
     Args:
       images: uint8, or floats in [-1, 1].
-      columns: images per row; the last row is filled up with black.
+      columns: images per row, or all if there are fewer; the last row is filled up with black.
       gap: black pixels between images.
     """
     n, h, w, c = images.shape
+    columns = min(columns, n)
     rows = -(-n // columns)
     grid = np.zeros((rows * (h + gap) - gap, columns * (w + gap) - gap, c), np.uint8)
     for i, image in enumerate(to_bytes(images)):

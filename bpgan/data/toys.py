@@ -1,0 +1,70 @@
+"""Distributions that are known exactly, drawn afresh at every step."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpgan.types import PRNG, Source, stream
+
+
+class Mixture(NamedTuple):
+    """Equally likely Gaussians ``N(centre, std^2 I)``.
+
+    Attributes:
+      centres: float64 ``[k, d]``.
+      std: of every mode in every direction.
+    """
+
+    centres: np.ndarray
+    std: float
+
+    def draw(self, key: PRNG, n: int, dtype: Any = jnp.float32) -> jax.Array:
+        """``n`` samples ``[n, d]``."""
+        k1, k2 = jax.random.split(key)
+        k, d = self.centres.shape
+        which = jax.random.randint(k1, (n,), 0, k)
+        centres = jnp.asarray(self.centres, dtype)[which]
+        return centres + self.std * jax.random.normal(k2, (n, d), dtype)
+
+
+def ring(modes: int = 8, radius: float = 1.0, std: float = 0.01) -> Mixture:
+    """Modes on a circle. Lin et al. 2018, arXiv:1712.04086, Sec. 4.1."""
+    angle = 2 * math.pi * np.arange(modes) / modes
+    return Mixture(radius * np.stack([np.cos(angle), np.sin(angle)], 1), std)
+
+
+def grid(
+    side: int = 5, spacing: float = 2.0, std: float = 0.05, scale: float = 2 * math.sqrt(2)
+) -> Mixture:
+    """``side^2`` modes on a square lattice around 0, all divided by ``scale``.
+
+    Lin et al. 2018; the division is that of Gulrajani et al. 2017, arXiv:1704.00028.
+    """
+    ticks = spacing * (np.arange(side) - (side - 1) / 2)
+    centres = np.stack(np.meshgrid(ticks, ticks, indexing="ij"), -1).reshape(-1, 2)
+    return Mixture(centres / scale, std / scale)
+
+
+def fresh(
+    draw: Callable[[PRNG, int], jax.Array], *, seed: int, batch_size: int, length: int = 100_000
+) -> Source:
+    """Batches that never come again: ``draw(key, batch_size)`` with a key of the seed and the step.
+
+    Args:
+      draw: ``(key, n) -> x[n, ...]``, traceable.
+      seed: of all batches.
+      batch_size: rows of one.
+      length: what to call an epoch.
+    """
+    root = jax.random.key_data(stream(jax.random.key(seed), "data"))
+
+    def batch_at(data: Any, step: Any) -> dict[str, Any]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(data["key"]), step)
+        return {"x": draw(key, batch_size), "y": jnp.zeros(batch_size, jnp.int32)}
+
+    examples = np.asarray(draw(stream(jax.random.key(seed), "examples"), 8))
+    return Source({"key": root}, batch_at, length, batch_size, examples=examples)

@@ -1,0 +1,466 @@
+"""GANs on problems whose answers are known, to see what a loss, a penalty or a rule does.
+
+Run:     python -m experiments.toy_gan                          eight Gaussians on a circle
+         python -m experiments.toy_gan --preset=grid25          twenty-five on a lattice
+         python -m experiments.toy_gan --preset=dirac           two parameters; also bilinear, gaussian1d, lqg
+         python -m experiments.toy_gan --preset=bilinear --rule=extragradient
+Shows:   samples/, report.html and samples.gif: real and generated points over what D thinks; or the players' path.
+Prints:  what was measured beside what is known.
+
+dirac       D(x) = psi x, G = theta, real mass at 0 (Mescheder et al. 2018, arXiv:1801.04406)
+bilinear    the same with the Wasserstein loss: min over theta, max over psi of -theta psi
+gaussian1d  G(z) = a + b z against N(2, 0.5^2), D a polynomial of degree 2, which holds the optimum
+lqg         W2 to N(0, K), K = diag(4, 2, 1, .5, .25, .1), by G of rank 2: PCA (Feizi et al. 2017, arXiv:1710.10793)
+ring8, grid25   mixtures of Gaussians (Lin et al. 2018, arXiv:1712.04086)
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bpgan import metrics, optim
+from bpgan.algorithms import game, gan
+from bpgan.data import toys
+from bpgan.losses import LOSSES
+from bpgan.nets import linen_net, mlp
+from bpgan.penalties import PENALTIES
+from bpgan.types import PRNG, Algorithm, Net, UserError
+from experiments import _cli as cli
+
+PROBLEMS = ("ring8", "grid25", "gaussian1d", "dirac", "bilinear", "lqg")
+MU, SIGMA = 2.0, 0.5
+"""The Gaussian of ``gaussian1d``."""
+SPECTRUM = np.array([4.0, 2.0, 1.0, 0.5, 0.25, 0.1])
+RANK = 2
+"""The covariance of ``lqg``, and G's rank."""
+SAMPLES = 2500
+"""For the measures of mixtures, as in the literature."""
+_PIXELS, _TRAIL = 240, 512
+he_normal = jax.nn.initializers.he_normal()
+
+
+def _penalties(text: str) -> list[str]:
+    names = [name for name in text.split("+") if name != "none"]
+    if unknown := [name for name in names if name not in PENALTIES]:
+        raise ValueError(
+            f"{unknown[0]!r} is not a penalty; must be none or a sum of {', '.join(PENALTIES)}"
+        )
+    return names
+
+
+def _schedule(text: str) -> Any:
+    return optim.schedule(text, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(cli.RunConfig):
+    problem: str = cli.field("ring8", "what is learnt", choices=PROBLEMS)
+    loss: str = cli.field(
+        "relativistic", "adversarial loss", choices=[n for n in LOSSES if n != "began"]
+    )
+    penalty: str = cli.field(
+        "r1+r2", "penalties on D: none, or a sum such as r1+r2", check=_penalties
+    )
+    gamma: float = cli.field(0.1, "weight of each penalty", low=0, sweepable=True)
+    rule: str = cli.field(
+        "none", "update rule of the game; none: D, then G", choices=("none", *game.RULES)
+    )
+    optimizer: str = cli.field("adam", "of both players", choices=("adam", "sgd"))
+    lr: str = cli.field("cosine:1e-3:2e-5", "step size: a number or a schedule", check=_schedule)
+    b1: float = cli.field(0.0, "Adam's decay of the mean gradient", low=0, high=0.99999)
+    b2: float = cli.field(0.99, "Adam's decay of the squared gradient", low=0, high=0.99999)
+    width: int = cli.field(128, "units in each of the three hidden layers of both players", low=1)
+    d_steps: int = cli.field(1, "updates of D per update of G", low=1)
+    ema: float = cli.field(0.999, "decay of the average of G that draws the samples", low=0, high=1)
+    steps: int = cli.field(10_000)
+    batch_size: int = cli.field(256)
+    log_every: str = cli.field("1000")
+    sample_every: str = cli.field("500")
+    checkpoint_every: str = cli.field("5000")
+
+
+_EXACT = dict(penalty="none", optimizer="sgd", lr="0.1", ema=0.0, batch_size=4, steps=500, log_every="100",
+              sample_every="25", checkpoint_every="250")  # fmt: skip
+PRESETS = {
+    "grid25": dict(problem="grid25"),
+    "gaussian1d": dict(
+        problem="gaussian1d", gamma=1.0, lr="cosine:5e-3:0", steps=4000, sample_every="100"
+    ),
+    "dirac": dict(_EXACT, problem="dirac", loss="nonsaturating", penalty="r1", gamma=1.0),
+    "bilinear": dict(_EXACT, problem="bilinear", loss="wasserstein"),
+    "lqg": dict(
+        _EXACT, problem="lqg", lr="0.05", rule="simultaneous", steps=4000, sample_every="200"
+    ),
+    "smoke": dict(
+        width=8, batch_size=16, steps=20, log_every="10", sample_every="10", checkpoint_every="10"
+    ),
+}
+
+
+class Trail(NamedTuple):
+    """A game in the plane with the points ``(theta, psi)`` of its last 512 steps, the newest last."""
+
+    step: jax.Array
+    state: Any
+    points: jax.Array
+
+
+# Pictures: float images ``[1, h, w, 3]`` in [-1, 1], drawn on the device, so that they are samples like others.
+
+_WHITE, _RED, _BLUE = (
+    jnp.array(c, jnp.float32) for c in ((1.0, 1, 1), (0.9, 0.55, 0.5), (0.55, 0.65, 0.95))
+)
+_BLACK, _GREEN = jnp.array([-0.7, -0.7, -0.7]), jnp.array([-0.8, 0.2, -0.7])
+
+
+def _canvas(share: jax.Array) -> jax.Array:
+    """``[h, w]`` in [0, 1] as colours: blue where D says fake, white between, red where it says real."""
+    t = 2 * share[..., None] - 1
+    return _WHITE + jnp.abs(t) * (jnp.where(t > 0, _RED, _BLUE) - _WHITE)
+
+
+def _dots(
+    canvas: jax.Array, points: jax.Array, reach: float, colour: jax.Array, size: int = 2
+) -> jax.Array:
+    """Points of the square ``[-reach, reach]^2`` as small squares, the second coordinate upwards."""
+    n = canvas.shape[0]
+    place = jnp.round((points / reach + 1) / 2 * (n - 1)).astype(jnp.int32)
+    for i in range(size):
+        for j in range(size):
+            row, column = n - 1 - place[:, 1] + i, place[:, 0] + j
+            row = jnp.where(row < 0, n, row)  # out of the picture, and not counted from its end
+            column = jnp.where(column < 0, n, column)
+            canvas = canvas.at[row, column].set(colour, mode="drop")
+    return canvas
+
+
+def _plane(reach: float, n: int = _PIXELS) -> jax.Array:
+    """Coordinates ``[n * n, 2]`` of the pixels, row by row from the top."""
+    ticks = jnp.linspace(-reach, reach, n)
+    y, x = jnp.meshgrid(ticks[::-1], ticks, indexing="ij")
+    return jnp.stack([x.ravel(), y.ravel()], 1)
+
+
+def _centred(logits: jax.Array) -> jax.Array:
+    """D's share of "real", its logits centred: losses of differences leave their mean open."""
+    return jax.nn.sigmoid(4 * (logits - jnp.median(logits)) / (jnp.std(logits) + 1e-6))
+
+
+def picture_of_points(
+    real: jax.Array, fake: jax.Array, logits: Callable, reach: float
+) -> jax.Array:
+    """Real (black) and generated (green) points over D's logits."""
+    canvas = _canvas(_centred(logits(_plane(reach))).reshape(_PIXELS, _PIXELS))
+    canvas = _dots(canvas, real, reach, _BLACK)
+    return _dots(canvas, fake, reach, _GREEN)[None]
+
+
+def picture_of_line(
+    real: jax.Array, fake: jax.Array, logits: Callable, low: float, high: float
+) -> jax.Array:
+    """Histograms of real (black outline) and generated (green) numbers over D's logits."""
+    x = jnp.linspace(low, high, _PIXELS)
+    canvas = jnp.broadcast_to(
+        _canvas(_centred(logits(x.reshape(-1, 1))).reshape(1, _PIXELS)), (_PIXELS, _PIXELS, 3)
+    )
+    height = jnp.arange(_PIXELS, 0, -1).reshape(-1, 1) / _PIXELS
+
+    def density(values: jax.Array) -> jax.Array:
+        edges = jnp.linspace(low, high, _PIXELS // 4 + 1)
+        counts = jnp.histogram(values.ravel(), edges)[0] / values.size / (edges[1] - edges[0])
+        return jnp.repeat(counts, 4).reshape(1, -1) * SIGMA * 2
+
+    above = density(fake)
+    canvas = jnp.where((height < above)[..., None], _GREEN, canvas)
+    outline = jnp.abs(height - density(real)) < 1.5 / _PIXELS
+    return jnp.where(outline[..., None], _BLACK, canvas)[None]
+
+
+def picture_of_path(
+    points: jax.Array, count: jax.Array, field: Callable, reach: float
+) -> jax.Array:
+    """The players' last points (theta to the right, psi upwards; the newest large) over the speed of the game."""
+    speed = jax.vmap(field)(_plane(reach))
+    fast = jnp.sqrt(jnp.sum(jnp.square(speed), 1)).reshape(_PIXELS, _PIXELS)
+    canvas = _canvas(0.5 - 0.5 * fast / (jnp.max(fast) + 1e-6))
+    starts = _plane(reach, 15)
+    flow = jax.vmap(field)(starts)
+    length = jnp.sqrt(jnp.sum(jnp.square(flow), 1, keepdims=True)) + 1e-6
+    for t in range(10):  # short lines along the flow, from where they are thick
+        at = starts - flow / length * reach * 0.009 * t
+        canvas = _dots(canvas, at, reach, 0.4 * _BLACK, size=2 if t == 0 else 1)
+    # Points that are not there yet lie out of the picture.
+    seen = jnp.arange(_TRAIL).reshape(-1, 1) >= _TRAIL - jnp.minimum(count + 1, _TRAIL)
+    canvas = _dots(canvas, jnp.where(seen, points, 10 * reach), reach, _GREEN)
+    return _dots(canvas, points[-1:], reach, _BLACK, size=6)[None]
+
+
+# Problems: each an algorithm, a source and the measures at the end.
+
+
+def _tx(cfg: Config, steps: int, updates: int = 1) -> optax.GradientTransformation:
+    lr = optim.schedule(cfg.lr, steps * updates)
+    return optax.sgd(lr) if cfg.optimizer == "sgd" else optim.adam(lr, cfg.b1, cfg.b2)
+
+
+def _gan(
+    cfg: Config, g: Net, d: Net, steps: int, shape: tuple[int, ...], **options: Any
+) -> Algorithm:
+    return gan.make(
+        g,
+        d,
+        LOSSES[cfg.loss],
+        _tx(cfg, steps),
+        _tx(cfg, steps, cfg.d_steps),
+        latents=gan.normal_latents(2 if shape == (2,) else 1, jnp.dtype(cfg.precision)),
+        data_shape=shape,
+        dtype=jnp.dtype(cfg.precision),
+        penalties=[(cfg.gamma, PENALTIES[name]) for name in _penalties(cfg.penalty)],
+        d_steps=cfg.d_steps,
+        ema_decay=cfg.ema or None,
+        rule=None if cfg.rule == "none" else game.RULES[cfg.rule],
+        **options,
+    )
+
+
+def _drawn(algorithm: Algorithm, state: Any, n: int, seed: int = 0) -> np.ndarray:
+    assert algorithm.sample is not None
+    return np.asarray(algorithm.sample(state, jax.random.key(seed), n))
+
+
+def mixture(cfg: Config, steps: int) -> cli.Experiment:
+    """ring8 and grid25."""
+    target = toys.ring() if cfg.problem == "ring8" else toys.grid()
+    dtype, widths = jnp.dtype(cfg.precision), (cfg.width,) * 3
+    d = linen_net(mlp.Discriminator(widths, he_normal, dtype=dtype))
+    g = linen_net(
+        mlp.Generator((2,), widths, linear=True, slope=0.0, kernel_init=he_normal, dtype=dtype)
+    )
+    inner = _gan(cfg, g, d, steps, (2,))
+    assert inner.sample is not None
+    plain, reach = inner.sample, 1.3 * float(np.abs(target.centres).max())
+
+    def sample(state: Any, key: PRNG, n: int) -> jax.Array:
+        del n
+        k1, k2 = jax.random.split(key)
+        logits = lambda x: d.apply({"params": state.d.params}, x.astype(dtype), train=False)[0]  # noqa: E731
+        return picture_of_points(target.draw(k1, 1000), plain(state, k2, 1000), logits, reach)
+
+    def evaluate(state: Any) -> dict[str, float]:
+        found = metrics.modes(_drawn(inner, state, SAMPLES), target.centres, target.std)
+        k = len(target.centres)
+        return {
+            "modes": found.captured,
+            "modes/known": k,
+            "high_quality": found.high_quality,
+            "high_quality/known": 1 - math.exp(-4.5),
+            "reverse_kl": found.reverse_kl,
+            "reverse_kl/known": (k - 1) / (2 * SAMPLES),
+            "std_ratio": found.std_ratio,
+            "std_ratio/known": 1.0,
+        }
+
+    draw = lambda key, n: target.draw(key, n, dtype)  # noqa: E731
+    source = toys.fresh(draw, seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps)
+    return cli.Experiment(inner._replace(sample=sample), source, evaluate, cfg.problem)
+
+
+def affine_generator(dtype: Any = jnp.float32) -> Net:
+    """``a + b z`` from a = 0, b = 1."""
+    return Net(
+        lambda key, z: {"params": {"a": jnp.zeros((), dtype), "b": jnp.ones((), dtype)}},
+        lambda v, z, train: (v["params"]["a"] + v["params"]["b"] * z, {}),
+    )
+
+
+def quadratic_discriminator(dtype: Any = jnp.float32) -> Net:
+    """``c0 + c1 x + c2 x^2`` from 0."""
+
+    def apply(v: Any, x: jax.Array, train: bool) -> tuple[jax.Array, dict]:
+        c = v["params"]
+        return c[0] + c[1] * x[:, 0] + c[2] * jnp.square(x[:, 0]), {}
+
+    return Net(lambda key, x: {"params": jnp.zeros(3, dtype)}, apply)
+
+
+def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
+    """Two numbers of G against N(2, 0.5^2)."""
+    dtype = jnp.dtype(cfg.precision)
+    d = quadratic_discriminator(dtype)
+    inner = _gan(cfg, affine_generator(dtype), d, steps, (1,))
+    assert inner.sample is not None
+    plain = inner.sample
+
+    def draw(key: PRNG, n: int) -> jax.Array:
+        return MU + SIGMA * jax.random.normal(key, (n, 1), dtype)
+
+    def sample(state: Any, key: PRNG, n: int) -> jax.Array:
+        del n
+        k1, k2 = jax.random.split(key)
+        logits = lambda x: d.apply({"params": state.d.params}, x, train=False)[0]  # noqa: E731
+        return picture_of_line(
+            draw(k1, 4000), plain(state, k2, 4000), logits, MU - 6 * SIGMA, MU + 4 * SIGMA
+        )
+
+    def evaluate(state: Any) -> dict[str, float]:
+        averaged = (state.ema or {"params": state.g.params})["params"]
+        real = draw(jax.random.key(1), 100_000)
+        fake = jnp.asarray(_drawn(inner, state, 100_000))
+        logits = (d.apply({"params": state.d.params}, x, train=False)[0] for x in (real, fake))
+        loss = LOSSES[cfg.loss]
+        value = float(jnp.mean(loss.d(*logits)))
+        zeros = jnp.zeros(1)
+        return {
+            "mean": float(averaged["a"]),
+            "mean/known": MU,
+            "std": abs(float(averaged["b"])),
+            "std/known": SIGMA,
+            "d_loss": value,
+            "d_loss/known": float(jnp.mean(loss.d(zeros, zeros))),
+        }
+
+    source = toys.fresh(draw, seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps)
+    return cli.Experiment(inner._replace(sample=sample), source, evaluate, cfg.problem)
+
+
+def dirac(cfg: Config, steps: int) -> cli.Experiment:
+    """dirac and bilinear: two numbers, from (1, -1), with the path that they take."""
+    if cfg.problem == "bilinear" and cfg.loss != "wasserstein":
+        raise UserError(f"--loss={cfg.loss}: --problem=bilinear is that of wasserstein")
+    dtype = jnp.dtype(cfg.precision)
+    g = Net(
+        lambda key, z: {"params": jnp.ones((), dtype)},
+        lambda v, z, train: (jnp.broadcast_to(v["params"], (z.shape[0], 1)), {}),
+    )
+    d = Net(
+        lambda key, x: {"params": -jnp.ones((), dtype)},
+        lambda v, x, train: (v["params"] * x[:, 0], {}),
+    )
+    inner = _gan(cfg, g, d, steps, (1,))
+    batch = {"x": jnp.zeros((cfg.batch_size * cfg.d_steps, 1), dtype)}
+
+    def point(state: Any) -> jax.Array:
+        return jnp.stack([state.g.params, state.d.params])
+
+    def at(state: Any, where: jax.Array) -> Any:
+        return state._replace(
+            g=state.g._replace(params=where[0].astype(dtype)),
+            d=state.d._replace(params=where[1].astype(dtype)),
+        )
+
+    def moved(state: Any, where: jax.Array) -> jax.Array:
+        return point(inner.step(at(state, where), batch, jax.random.key(0))[0])
+
+    def init(key: PRNG) -> Trail:
+        state = inner.init(key)
+        points = jnp.zeros((_TRAIL, 2), dtype).at[-1].set(point(state))
+        return Trail(jnp.zeros((), jnp.int32), state, points)
+
+    def step(trail: Trail, batch: Any, key: PRNG) -> tuple[Trail, Any]:
+        state, values = inner.step(trail.state, batch, key)
+        points = jnp.concatenate([trail.points[1:], point(state)[None]])
+        return Trail(trail.step + 1, state, points), values
+
+    def sample(trail: Trail, key: PRNG, n: int) -> jax.Array:
+        del key, n
+        plain = lambda where: moved(trail.state, where) - where.astype(dtype)  # noqa: E731
+        return picture_of_path(trail.points, trail.step, plain, 2.0)
+
+    def evaluate(trail: Trail) -> dict[str, float]:
+        """Per-step factor of the distance to the equilibrium, and the spectral radius of the step there."""
+        norms = np.linalg.norm(np.asarray(trail.points, np.float64), axis=1)
+        last = min(int(trail.step), 100)
+        factor = (norms[-1] / norms[-1 - last]) ** (1 / last)
+        found = {"distance": norms[-1], "factor": factor}
+        if (
+            cfg.optimizer == "sgd" and cfg.rule != "optimistic"
+        ):  # else the step is no function of the point alone
+            jacobian = jax.jacobian(lambda w: moved(trail.state, w))(jnp.zeros(2, dtype))
+            found["factor/known"] = max(abs(np.linalg.eigvals(np.asarray(jacobian, np.float64))))
+        return {name: float(value) for name, value in found.items()}
+
+    draw = lambda key, n: jnp.zeros((n, 1), dtype)  # noqa: E731
+    source = toys.fresh(draw, seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps)
+    return cli.Experiment(Algorithm(init, step, sample), source, evaluate, cfg.problem)
+
+
+def wasserstein_game(
+    spectrum: np.ndarray, rank: int, dtype: Any = jnp.float32
+) -> tuple[game.Losses, Callable]:
+    """``(losses, init)`` of W2 between N(0, K) and N(0, G G'), as the game of G and of D(x) = x'Ax / 2.
+
+    ``min_G max_A (tr K + tr GG' - tr AK - tr A^-1 GG') / 2`` over positive definite A, here ``A = L L' + 0.01 I`` with
+    L lower triangular; the optimum is the map of optimal transport where G has full rank.
+    """
+    n = len(spectrum)
+    k = jnp.asarray(np.diag(spectrum), dtype)
+
+    def losses(params: Any) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+        g, lower = params
+        lower = jnp.tril(lower)
+        a = lower @ lower.T + 0.01 * jnp.eye(n, dtype=dtype)
+        model = g @ g.T
+        value = (
+            jnp.trace(k) + jnp.trace(model) - jnp.vdot(a, k) - jnp.trace(jnp.linalg.solve(a, model))
+        )
+        return (0.5 * value, -0.5 * value), ()
+
+    def init(key: PRNG) -> tuple[jax.Array, jax.Array]:
+        return 0.5 * jax.random.normal(key, (n, rank), dtype), jnp.eye(n, dtype=dtype)
+
+    return losses, init
+
+
+def lqg(cfg: Config, steps: int) -> cli.Experiment:
+    """A linear generator of rank 2 for a Gaussian of six dimensions; no samples, the expectations are exact."""
+    dtype = jnp.dtype(cfg.precision)
+    losses, init = wasserstein_game(SPECTRUM, RANK, dtype)
+    rule = game.RULES["simultaneous" if cfg.rule == "none" else cfg.rule]
+    inner = game.make(losses, init, (_tx(cfg, steps), _tx(cfg, steps)), rule)
+    root = jnp.asarray(np.sqrt(SPECTRUM), dtype).reshape(1, -1)
+
+    def sample(state: Any, key: PRNG, n: int) -> jax.Array:
+        """The two directions of greatest variance."""
+        del n
+        k1, k2 = jax.random.split(key)
+        real = root * jax.random.normal(k1, (1000, len(SPECTRUM)), dtype)
+        fake = jax.random.normal(k2, (1000, RANK), dtype) @ state.params[0].T
+        lower = jnp.tril(state.params[1])[:2]
+        logits = lambda x: 0.5 * jnp.sum(jnp.square(x.astype(dtype) @ lower), 1)  # noqa: E731
+        return picture_of_points(real[:, :2], fake[:, :2], logits, 6.0)
+
+    def evaluate(state: Any) -> dict[str, float]:
+        model = np.asarray(state.params[0] @ state.params[0].T, np.float64)
+        zero = np.zeros(len(SPECTRUM))
+        distance = metrics.frechet_distance_gaussians(
+            metrics.Gaussian(zero, np.diag(SPECTRUM), 2), metrics.Gaussian(zero, model, 2)
+        )
+        values = np.sort(np.linalg.eigvalsh(model))[::-1]
+        found = {"w2": distance, "w2/known": SPECTRUM[RANK:].sum()}
+        for i in range(RANK):
+            found |= {f"eigenvalue{i}": values[i], f"eigenvalue{i}/known": SPECTRUM[i]}
+        return {name: float(value) for name, value in found.items()}
+
+    source = toys.fresh(
+        lambda key, n: jnp.zeros((n, 1), dtype), seed=cfg.seed, batch_size=cfg.batch_size
+    )
+    return cli.Experiment(inner._replace(sample=sample), source, evaluate, cfg.problem)
+
+
+def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
+    """The problem that ``cfg`` names."""
+    if axis_name:
+        raise UserError("--parallel=pmap: must be jit for toy_gan")
+    steps = cfg.steps or round(cfg.epochs * 100_000 / cfg.batch_size)
+    makers = {"gaussian1d": gaussian1d, "dirac": dirac, "bilinear": dirac, "lqg": lqg}
+    return makers.get(cfg.problem, mixture)(cfg, steps)
+
+
+if __name__ == "__main__":
+    cli.main(Config, build, PRESETS)
