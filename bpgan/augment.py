@@ -1,27 +1,30 @@
-"""Differentiable augmentation of what D sees, for training on few images.
+"""Differentiable augmentation of what D sees: the same random transformation of real and of generated images.
 
-An augmentation is ``(x[b, h, w, c] in [-1, 1], key, p) -> x``: every operation is applied to each example with
-probability p, by a draw of its own; p = 0 changes no bit. D sees reals and fakes through the same one in both players'
-updates, so that G learns the images and not the augmentation.
+``apply = policy("color,translation,cutout")`` maps ``(x[b, h, w, c] in [-1, 1], key, p)`` to images of the same shape
+and type; each operation meets each example with probability p, independently. Applied to real and fake, in both
+players' updates, it leaves the optimum of the game where it is if it is invertible *as a map of distributions*
+(Karras et al. 2020, arXiv:2006.06676, section 2). Operations that are skipped with a good probability 1 - p are; one
+that always draws its quarter turns anew (p = 1) is not, and G learns turned images.
 
-Two families, by names in a policy such as ``color,translation,cutout`` or ``bgc``:
+===============  ============================================================  ================================
+operation        what it draws for an example                                  source
+===============  ============================================================  ================================
+``color``        brightness U(-1/2, 1/2), saturation U(0, 2),                  DiffAugment: Zhao et al. 2020,
+                 contrast U(1/2, 3/2)                                          arXiv:2006.10738
+``translation``  whole pixels, up to 1/8 of the size, zeros enter
+``cutout``       where a square of zeros, half the size, has its centre
+``blit``         mirroring, quarter turns, whole pixels up to 1/8              ADA: Karras et al. 2020,
+``geom``         scale, rotation, aspect, rotation, translation                arXiv:2006.06676, appendix B
+``ada_color``    brightness, contrast, luma flip, hue, saturation
+===============  ============================================================  ================================
 
-===============  ===================================================================================================
-``color``        brightness U(-1/2, 1/2) of the range, saturation U(0, 2), contrast U(1/2, 3/2)
-``translation``  by up to 1/8 of each side, zeros (mid grey) outside
-``cutout``       a square of half the side, zero
-``blit``         x-flip, rotation by 90 degrees (square images), shift by up to 1/8, reflected
-``geom``         scale and stretch log-normal(0.2 ln 2), rotation, shift N(0, 1/8), bilinear, reflected
-``affine_color`` brightness N(0, 0.2), contrast log-normal(0.5 ln 2), luma flip, hue, saturation log-normal(ln 2)
-===============  ===================================================================================================
+Zero is mid-grey. Colours are the first three channels, or the first of fewer; others, such as
+alpha, keep their values but move with the image. What is drawn is a record of numbers whose defaults are neutral, so
+that an operation is ``draw(key, p, x) -> record``, all of the randomness, and ``transform(x, record) -> x``, which is
+linear in x up to a constant and gives back the bits of x where the record is neutral.
 
-The first three are DiffAugment (Zhao et al. 2020, arXiv:2006.10738). The others are ADA's pipeline up to its filters
-and noise (Karras et al. 2020, arXiv:2006.06676, App. B), ``bgc``, ``bg`` and ``b`` their names there; geometry is
-resampled once, bilinearly, in the place of the paper's wavelet filters, which blurs a little. A grey image has
-brightness and contrast only.
-
-Shifts and warps are products with matrices of interpolation, so that their derivatives are products, too: those of
-indexing are scatters, slow on CPU and of no fixed order on GPU.
+Nothing here scatters on an accelerator, where the order of additions would change from run to run: images are moved
+by products with matrices of weights, whose transposes are such products again.
 """
 
 import math
@@ -30,254 +33,443 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float
 
-from bpgan.types import PRNG, Images
+from bpgan.types import PRNG, Images, stream
 
-Transform = Callable[[Images, PRNG, Any], Images]
+_NUMBERS = 2**26
+"""Greatest size of an intermediate array of ``geom`` on an accelerator."""
+
+Apply = Callable[[Images, PRNG, Any], Images]
+PerExample = Any  # Float[Array, " b"], or the neutral number
+Vectors = Any  # Float[Array, "b 2"], rows and columns, or the neutral number
 
 
 class Augment(NamedTuple):
-    """An augmentation in a training step.
+    """What a training step needs to augment.
 
     Attributes:
-      apply: ``(x, key, p) -> x``.
-      p: probability, a number or a function of the step; where it adapts, the number to start from.
-      target: None, or the mean sign of D's logits on reals that p is steered to; 0.6 in the paper.
-      images: after how many images p could have gone from 0 to 1.
-      maximum: of an adaptive p. Above 0.8 augmentations may leak into the samples (Karras et al. 2020, Fig. 4).
+      apply: ``apply(x, key, p) -> x``, of ``policy``.
+      p: probability of each operation, or where an adaptive one begins.
+      target: of ``r_t``, the mean of ``sign D(x)`` over real x, for ``adapt``; None keeps p fixed.
+      images: real images that D sees while an adaptive p moves by 1.
     """
 
-    apply: Transform
-    p: Any = 1.0
+    apply: Apply
+    p: float
     target: float | None = None
     images: int = 500_000
-    maximum: float = 0.8
 
 
-def adapt(p: Array, sign: Array, batch: int, augment: Any) -> Array:
-    """``p + sign(r - target) batch / images`` in [0, maximum], with the mean sign r of D's logits on reals.
+def adapt(p: Any, r_t: Any, batch: int, images: int, target: Any, maximum: float = 0.8) -> Array:
+    """``p + sign(r_t - target) batch / images``, kept in ``[0, maximum]``.
 
-    Karras et al. 2020, arXiv:2006.06676, Sec. 3.1, once every update in the place of every fourth.
+    Karras et al. 2020, arXiv:2006.06676, section 3: ``r_t = E sign D(x)`` over real x says how much D overfits, 0 not
+    at all and 1 entirely; target 0.6, and p goes from 0 to 1 in 500,000 images. The paper moves p after every fourth
+    batch and bounds it by 0 only; but beyond about 0.8 it sees augmentations leak into the samples (section 2).
+
+    Args:
+      p: scalar; float32 or wider, for a step is about 1e-4.
+      r_t: scalar, of the batch of real images that D has just seen.
+      batch, images: the images in that batch, and those in which p moves by 1.
+      target: the ``r_t`` at which p rests.
+      maximum: the greatest p.
     """
-    step = jnp.sign(sign - augment.target).astype(p.dtype) * (batch / augment.images)
-    return jnp.clip(p + step, 0.0, augment.maximum)
+    return jnp.clip(p + jnp.sign(r_t - target) * (batch / images), 0.0, maximum)
 
 
-def _chosen(key: PRNG, p: Any, x: Images) -> Array:
-    """Which examples, broadcastable to x."""
-    return jax.random.bernoulli(key, p, (x.shape[0],)).reshape(-1, 1, 1, 1)
+# What is drawn. The defaults are neutral.
 
 
-def _uniform(key: PRNG, x: Images, low: float, high: float) -> Array:
-    return jax.random.uniform(key, (x.shape[0], 1, 1, 1), x.dtype, low, high)
+class Color(NamedTuple):
+    """``x + brightness``, then ``saturation`` and ``contrast`` times the distance to the mean, of pixel and image."""
+
+    brightness: PerExample = 0.0
+    saturation: PerExample = 1.0
+    contrast: PerExample = 1.0
 
 
-def color(x: Images, key: PRNG, p: Any) -> Images:
-    """DiffAugment's colours: ``x + u``, then the distance to the grey of a pixel, then to the mean, scaled."""
-    keys = jax.random.split(key, 6)
-    x = jnp.where(_chosen(keys[0], p, x), x + _uniform(keys[1], x, -0.5, 0.5) * 2, x)
-    grey = jnp.mean(x, axis=3, keepdims=True)
-    x = jnp.where(_chosen(keys[2], p, x), grey + _uniform(keys[3], x, 0.0, 2.0) * (x - grey), x)
-    mean = jnp.mean(x, axis=(1, 2, 3), keepdims=True)
-    return jnp.where(_chosen(keys[4], p, x), mean + _uniform(keys[5], x, 0.5, 1.5) * (x - mean), x)
+class Translation(NamedTuple):
+    """Whole pixels down and to the right."""
+
+    shift: Vectors = 0.0
 
 
-def _along(x: Images, axis: int, matrix: Float[Array, "b i j"]) -> Images:
-    """Each example's rows (axis 1) or columns (axis 2) multiplied by its matrix."""
-    name = "bij,bjwc->biwc" if axis == 1 else "bij,bhjc->bhic"
-    return jnp.einsum(name, matrix, x, precision=jax.lax.Precision.HIGHEST)
+class Cutout(NamedTuple):
+    """Row and column of the centre; by default so far outside that no square reaches the image."""
+
+    centre: Vectors = -1e6
 
 
-def _picked(source: Array, n: int, dtype: Any) -> Float[Array, "b i j"]:
-    """0-1 matrices that take ``out[i] = in[source[i]]``; 0 where source is outside."""
-    return jax.nn.one_hot(source, n, dtype=dtype)
+class Blit(NamedTuple):
+    """Mirroring of left and right if ``mirror`` is 1, then quarter turns counter-clockwise, then whole pixels."""
+
+    mirror: PerExample = 0.0
+    turns: PerExample = 0.0
+    shift: Vectors = 0.0
 
 
-def _reflected(source: Array, n: int) -> Array:
-    """Positions reflected into [0, n - 1], the border pixel not repeated, any number of times."""
-    period = max(2 * (n - 1), 1)
-    source = jnp.mod(source, period)
-    return jnp.where(source > n - 1, period - source, source)
+class Geom(NamedTuple):
+    """Magnification, rotation counter-clockwise, ``aspect`` times wider and narrower in height, rotation, pixels."""
+
+    scale: PerExample = 1.0
+    before: PerExample = 0.0
+    aspect: PerExample = 1.0
+    after: PerExample = 0.0
+    shift: Vectors = 0.0
 
 
-def _shifts(key: PRNG, x: Images, axis: int, share: float) -> Array:
-    """Source positions ``[b, n]`` of a shift by up to a share of the side."""
-    n = x.shape[axis]
-    most = int(n * share + 0.5)
-    shift = jax.random.randint(key, (x.shape[0], 1), -most, most + 1)
-    return jnp.arange(n).reshape(1, n) + shift
+class AdaColor(NamedTuple):
+    """``x + brightness``, times ``contrast``, grey axis mirrored if ``flip`` is 1, ``hue`` turned, ``saturation``."""
+
+    brightness: PerExample = 0.0
+    contrast: PerExample = 1.0
+    flip: PerExample = 0.0
+    hue: PerExample = 0.0
+    saturation: PerExample = 1.0
 
 
-def translation(x: Images, key: PRNG, p: Any) -> Images:
-    """DiffAugment's: whole pixels, up to 1/8 of each side, 0 outside."""
-    keys = jax.random.split(key, 3)
-    y = x
-    for axis in (1, 2):
-        source = _shifts(keys[axis], x, axis, 1 / 8)
-        y = _along(y, axis, _picked(source, x.shape[axis], x.dtype))
-    return jnp.where(_chosen(keys[0], p, x), y, x)
+def _drawn(record, key: PRNG, **fields):
+    """A ``record`` of fields ``name=(p, sample)``: ``sample(key)[b, ...]``, where a coin of p says so, or neutral."""
+
+    def field(name: str, p, sample):
+        value = sample(stream(stream(key, name), "value"))
+        coin = (len(value),) + (1,) * (value.ndim - 1)
+        on = jax.random.bernoulli(stream(stream(key, name), "coin"), p, coin)
+        return jnp.where(on, value, record._field_defaults[name])
+
+    return record(**{name: field(name, *how) for name, how in fields.items()})
 
 
-def cutout(x: Images, key: PRNG, p: Any) -> Images:
-    """DiffAugment's: a rectangle of half of each side is 0; its centre is anywhere, so it may be cut."""
-    keys = jax.random.split(key, 3)
-    inside: Any = _chosen(keys[0], p, x)
-    for axis in (1, 2):
-        n = x.shape[axis]
-        size = int(n * 0.5 + 0.5)
-        start = jax.random.randint(keys[axis], (x.shape[0], 1), 0, n + 1 - size % 2) - size // 2
-        position = jnp.arange(n).reshape(1, n)
-        within = (position >= start) & (position < start + size)
-        inside = inside & within.reshape(-1, *((n, 1, 1) if axis == 1 else (1, n, 1)))
-    return jnp.where(inside, jnp.zeros((), x.dtype), x)
+def _uniform(x, low: float, high: float, *shape: int):
+    return lambda key: jax.random.uniform(key, (len(x), *shape), x.dtype, low, high)
 
 
-def blit(x: Images, key: PRNG, p: Any) -> Images:
-    """ADA's pixel blitting: whole pixels change places, none is changed."""
-    keys = jax.random.split(key, 7)
-    mirrored = _chosen(keys[0], p, x) & _chosen(keys[6], 0.5, x)
-    x = jnp.where(mirrored, x[:, :, ::-1], x)
+def _normal(x, std: float, *shape: int):
+    return lambda key: std * jax.random.normal(key, (len(x), *shape), x.dtype)
+
+
+def _lognormal(x, std: float):
+    return lambda key: jnp.exp(_normal(x, std)(key))
+
+
+def _integers(x, low, high, *shape: int):
+    """Uniform in ``low`` to ``high``, both included."""
+    return lambda key: jax.random.randint(key, (len(x), *shape), low, np.add(high, 1)).astype(
+        x.dtype
+    )
+
+
+def _size(x) -> np.ndarray:
+    """Height and width, [1, 2]."""
+    return np.array([x.shape[1:3]])
+
+
+def draw_color(key: PRNG, p, x: Images) -> Color:
+    """Of x only shape and type count, here and in all that draw."""
+    return _drawn(
+        Color,
+        key,
+        brightness=(p, _uniform(x, -0.5, 0.5)),
+        saturation=(p, _uniform(x, 0.0, 2.0)),
+        contrast=(p, _uniform(x, 0.5, 1.5)),
+    )
+
+
+def draw_translation(key: PRNG, p, x: Images) -> Translation:
+    """``(rows, columns)`` in whole numbers, uniform to an eighth of the size, rounded, both ways."""
+    most = (_size(x) / 8 + 0.5).astype(int)
+    return _drawn(Translation, key, shift=(p, _integers(x, -most, most, 2)))
+
+
+def draw_cutout(key: PRNG, p, x: Images) -> Cutout:
+    """A centre in the image; a square of even side has it between pixels, so there is one place more."""
+    last = _size(x) - _cutout_size(x) % 2
+    return _drawn(Cutout, key, centre=(p, _integers(x, 0, last, 2)))
+
+
+def draw_blit(key: PRNG, p, x: Images) -> Blit:
+    """Half of the mirrorings drawn, and a quarter of the turns, are none. Only half turns unless height is width."""
     if x.shape[1] == x.shape[2]:
-        turns = jax.random.randint(keys[1], (x.shape[0], 1, 1, 1), 0, 4)
-        turns = jnp.where(_chosen(keys[2], p, x), turns, 0)
-        # A quarter turn is a transposition and a flip; two, both flips.
-        x = jnp.where(turns % 2 == 1, x.swapaxes(1, 2)[:, ::-1], x)
-        x = jnp.where(turns // 2 == 1, x[:, ::-1, ::-1], x)
-    y = x
-    for axis in (1, 2):
-        n = x.shape[axis]
-        source = _reflected(_shifts(keys[3 + axis], x, axis, 1 / 8), n)
-        y = _along(y, axis, _picked(source, n, x.dtype))
-    return jnp.where(_chosen(keys[3], p, x), y, x)
-
-
-def _tents(position: Array, n: int) -> Float[Array, "b p n"]:
-    """Weights of linear interpolation at the positions ``[b, p]``, reflected at the borders."""
-    position = _reflected(position, n)[..., None]
-    return jax.nn.relu(1 - jnp.abs(position - jnp.arange(n, dtype=position.dtype).reshape(1, 1, n)))
-
-
-def warp(x: Images, matrix: Float[Array, "b 2 3"]) -> Images:
-    """``out[i, j] = in[m (i, j, 1)]``, interpolated bilinearly; (i, j) in pixels from the centre, reflected outside.
-
-    All four neighbours of a pixel come from two products with tent functions, ``h w (h + 1) w c`` multiplications to an
-    image: little beside a convolutional network, and its derivative is of the same kind.
-    """
-    _, h, w, c = x.shape
-    i, j = jnp.meshgrid(
-        *(jnp.arange(n, dtype=x.dtype) - (n - 1) / 2 for n in (h, w)), indexing="ij"
+        turns = _integers(x, 0, 3)
+    else:
+        turns = lambda key: 2 * _integers(x, 0, 1)(key)  # noqa: E731
+    return _drawn(
+        Blit,
+        key,
+        mirror=(p, _integers(x, 0, 1)),
+        turns=(p, turns),
+        shift=(p, lambda key: jnp.round(_uniform(x, -0.125, 0.125, 2)(key) * _size(x))),
     )
-    grid = jnp.stack([i.ravel(), j.ravel(), jnp.ones(h * w, x.dtype)])
-    exact = jax.lax.Precision.HIGHEST
-    source = jnp.einsum("bkl,lp->bkp", matrix, grid, precision=exact)
-    across = jnp.einsum("bpj,bijc->bpic", _tents(source[:, 1] + (w - 1) / 2, w), x, precision=exact)
-    y = jnp.einsum("bpi,bpic->bpc", _tents(source[:, 0] + (h - 1) / 2, h), across, precision=exact)
-    return y.reshape(-1, h, w, c)
 
 
-def _linear(a: Any, b: Any, c: Any, d: Any, n: int, dtype: Any) -> Float[Array, "n 2 2"]:
-    """``[[a, b], [c, d]]`` of numbers or ``[n]``."""
-    entries = [jnp.broadcast_to(jnp.asarray(v, dtype), (n,)) for v in (a, b, c, d)]
-    return jnp.stack(entries, 1).reshape(n, 2, 2)
-
-
-def geom(x: Images, key: PRNG, p: Any) -> Images:
-    """ADA's geometric transformations, composed into one ``warp``.
-
-    Rotations before and after the stretch have probability ``1 - sqrt(1 - p)`` each, so that one happens with p.
-    """
-    n, dtype = x.shape[0], x.dtype
-    keys = iter(jax.random.split(key, 10))
-
-    def drawn(values: Array, chance: Any, neutral: float) -> Array:
-        return jnp.where(jax.random.bernoulli(next(keys), chance, (n,)), values, neutral)
-
-    def rotation() -> Array:
-        angle = jax.random.uniform(next(keys), (n,), dtype, -math.pi, math.pi)
-        angle = drawn(angle, 1 - jnp.sqrt(1 - jnp.asarray(p, dtype)), 0.0)
-        cos, sin = jnp.cos(angle), jnp.sin(angle)
-        return _linear(cos, -sin, sin, cos, n, dtype)
-
-    def scale() -> Array:
-        return drawn(jnp.exp2(0.2 * jax.random.normal(next(keys), (n,), dtype)), p, 1.0)
-
-    size, first, stretch, second = scale(), rotation(), scale(), rotation()
-    chosen = jax.random.bernoulli(next(keys), p, (n, 1, 1))
-    sides = jnp.asarray(x.shape[1:3], dtype).reshape(1, 2, 1)
-    shift = 0.125 * sides * jax.random.normal(next(keys), (n, 2, 1), dtype)
-    parts = [
-        _linear(size, 0, 0, size, n, dtype),
-        first,
-        _linear(stretch, 0, 0, 1 / stretch, n, dtype),
-        second,
-    ]
-    matrix = parts[0]
-    for part in parts[1:]:
-        matrix = jnp.matmul(matrix, part, precision=jax.lax.Precision.HIGHEST)
-    matrix = jnp.concatenate([matrix, jnp.where(chosen, shift, 0.0)], 2)
-    still = jnp.concatenate([jnp.eye(2, dtype=dtype), jnp.zeros((2, 1), dtype)], 1)
-    moved = jnp.any(matrix != still[None], axis=(1, 2)).reshape(-1, 1, 1, 1)
-    return jnp.where(moved, warp(x, matrix), x)
-
-
-_LUMA = 1 / math.sqrt(3)  # of the unit vector along grey
-
-
-def affine_color(x: Images, key: PRNG, p: Any) -> Images:
-    """ADA's colours, an affine map of each pixel's channels. Images that are not RGB: brightness and contrast only."""
-    n, dtype, channels = x.shape[0], x.dtype, x.shape[3]
-    keys = jax.random.split(key, 10)
-
-    def drawn(i: int, values: Array, neutral: float) -> Array:
-        chosen = jax.random.bernoulli(keys[2 * i], p, (n,))
-        return jnp.where(chosen, values, neutral).reshape(-1, 1, 1, 1)
-
-    normal = [jax.random.normal(keys[2 * i + 1], (n,), dtype) for i in (0, 1)]
-    x = x + drawn(0, 0.2 * normal[0], 0.0)
-    x = x * drawn(1, jnp.exp2(0.5 * normal[1]), 1.0)
-    if channels != 3:
-        return x
-    grey = jnp.mean(x, axis=3, keepdims=True)
-    flip = drawn(2, jax.random.bernoulli(keys[5], 0.5, (n,)).astype(dtype), 0.0)
-    # Each of the three keeps either the grey part or the colour part of a pixel, and an image that is not chosen.
-    angle = drawn(3, jax.random.uniform(keys[7], (n,), dtype, -math.pi, math.pi), 0.0)
-    saturation = drawn(4, jnp.exp2(jax.random.normal(keys[9], (n,), dtype)), 1.0)
-    colour = x - grey
-    turned = jnp.cos(angle) * colour + jnp.sin(angle) * _LUMA * (
-        jnp.roll(colour, 1, axis=3) - jnp.roll(colour, -1, axis=3)
+def draw_geom(key: PRNG, p, x: Images) -> Geom:
+    """Scale and aspect are log-normal; a rotation before or after the change of aspect has probability p together."""
+    once = 1 - jnp.sqrt(1 - jnp.asarray(p, x.dtype))
+    angle = _uniform(x, -math.pi, math.pi)
+    return _drawn(
+        Geom,
+        key,
+        scale=(p, _lognormal(x, 0.2 * math.log(2))),
+        before=(once, angle),
+        aspect=(p, _lognormal(x, 0.2 * math.log(2))),
+        after=(once, angle),
+        shift=(p, lambda key: _normal(x, 0.125, 2)(key) * _size(x)),
     )
-    same = (flip == 0) & (angle == 0) & (saturation == 1)
-    return jnp.where(same, x, (1 - 2 * flip) * grey + saturation * turned)
 
 
-OPERATIONS: dict[str, Transform] = {
-    "color": color,
-    "translation": translation,
-    "cutout": cutout,
-    "blit": blit,
-    "geom": geom,
-    "affine_color": affine_color,
+def draw_ada_color(key: PRNG, p, x: Images) -> AdaColor:
+    """Contrast and saturation are log-normal. Of one channel hue and saturation mean nothing."""
+    return _drawn(
+        AdaColor,
+        key,
+        brightness=(p, _normal(x, 0.2)),
+        contrast=(p, _lognormal(x, 0.5 * math.log(2))),
+        flip=(p, _integers(x, 0, 1)),
+        hue=(p, _uniform(x, -math.pi, math.pi)),
+        saturation=(p, _lognormal(x, math.log(2))),
+    )
+
+
+# What is done with it.
+
+
+def _unless_neutral(x: Images, record, changed: Images) -> Images:
+    """``changed``, but the very bits of x where all that was drawn is neutral."""
+    same: Bool[Array, "b 1 1 1"] = jnp.ones((len(x), 1, 1, 1), bool)
+    for name, value in record._asdict().items():
+        value = jnp.reshape(value, (len(x), -1, 1, 1))
+        same &= jnp.all(value == record._field_defaults[name], axis=1, keepdims=True)
+    return jnp.where(same, x, changed)
+
+
+def _recolored(x: Images, grey, chroma, turned, offset) -> Images:
+    """``y = grey P x + chroma (I - P) x + turned K x + offset`` of the colours, with all four numbers ``[b]``.
+
+    ``P`` projects on the grey axis ``v = (1, 1, 1) / sqrt 3`` and K is the cross product with v. Of one channel it is
+    ``grey x + offset``.
+    """
+    b, *_, channels = x.shape
+    if channels not in (1, 3):
+        n = 3 if channels > 3 else 1
+        changed = _recolored(x[..., :n], grey, chroma, turned, offset)
+        return jnp.concatenate([changed, x[..., n:]], axis=3)
+    p = np.full((channels, channels), 1 / channels)
+    k = np.roll(np.eye(3), 1, axis=0) - np.roll(np.eye(3), -1, axis=0)
+    k = k / math.sqrt(3) if channels == 3 else np.zeros((1, 1))
+    parts = jnp.asarray(np.stack([p, np.eye(channels) - p, k]), x.dtype)
+    amounts = jnp.stack([grey, chroma, turned], axis=1)
+    matrix = jnp.tensordot(amounts, parts, 1, precision=lax.Precision.HIGHEST)
+    # Long rows of pixels: many times as fast on CPU as a product over a last axis of three.
+    pixels = x.reshape(b, -1, channels).swapaxes(1, 2)
+    y = jnp.matmul(matrix, pixels, precision=lax.Precision.HIGHEST) + offset[:, None, None]
+    return y.swapaxes(1, 2).reshape(x.shape)
+
+
+def color(x: Images, drawn: Color) -> Images:
+    """DiffAugment's three changes of colour in one affine map. Of one channel, saturation changes nothing."""
+    brightness, saturation, contrast = drawn
+    mean = jnp.mean(x[..., : 3 if x.shape[3] >= 3 else 1], axis=(1, 2, 3))
+    offset = brightness + (1 - contrast) * mean
+    y = _recolored(x, contrast, contrast * saturation, jnp.zeros_like(offset), offset)
+    return _unless_neutral(x, drawn, y)
+
+
+def translation(x: Images, drawn: Translation) -> Images:
+    """``y[i, j] = x[i - rows, j - columns]``, 0 where there is no such pixel."""
+    rows, columns = (
+        place + (n - 1) / 2 for place, n in zip(_centred(x, drawn.shift), x.shape[1:3], strict=True)
+    )
+    return _unless_neutral(x, drawn, _resampled(x, rows, columns))
+
+
+def _cutout_size(x: Images) -> np.ndarray:
+    return (_size(x) / 2 + 0.5).astype(int)
+
+
+def cutout(x: Images, drawn: Cutout) -> Images:
+    """Zeros in a square of half the height and width, as far as it lies in the image."""
+
+    def inside(axis: int):
+        size = _cutout_size(x)[0, axis]
+        first = drawn.centre[:, axis, None] - size // 2
+        place = jnp.arange(x.shape[1 + axis], dtype=x.dtype)[None]
+        return (place >= first) & (place < first + size)
+
+    square = inside(0)[:, :, None, None] & inside(1)[:, None, :, None]
+    return jnp.where(square, 0, x)
+
+
+def blit(x: Images, drawn: Blit) -> Images:
+    """Mirroring, quarter turns and whole pixels: every pixel keeps its value. What enters is a reflection."""
+    if x.shape[1] == x.shape[2]:
+        odd = drawn.turns[:, None, None, None] % 2 == 1
+        source = jnp.where(odd, jnp.swapaxes(x, 1, 2), x)
+    else:
+        source = x
+    # The inverse of mirroring and turn is [[c, s], [-m s, m c]]. One entry of each row and column is not zero; the
+    # swapped axes put it on the diagonal.
+    c, s = (jnp.round(f(drawn.turns * (math.pi / 2))) for f in (jnp.cos, jnp.sin))
+    m = 1 - 2 * drawn.mirror
+    rows, columns = (
+        _reflected(sign[:, None] * place + (n - 1) / 2, n)
+        for sign, place, n in zip(
+            (c - m * s, s + m * c), _centred(x, drawn.shift), x.shape[1:3], strict=True
+        )
+    )
+    return _unless_neutral(x, drawn, _resampled(source, rows, columns))
+
+
+def geom(x: Images, drawn: Geom) -> Images:
+    """One affine map about the centre: output pixels look up where they come from, bilinearly, reflected at borders.
+
+    The paper low-pass filters before and after its resampling, with wavelets; this does not, so turned or shrunk images
+    are a little less smooth.
+    """
+
+    def inverse(angle):  # of a rotation of (row, column), counter-clockwise on the screen
+        c, s = jnp.cos(angle), jnp.sin(angle)
+        return jnp.stack([jnp.stack([c, s], -1), jnp.stack([-s, c], -1)], -2)
+
+    stretch = jnp.stack([drawn.aspect, 1 / drawn.aspect], -1) / drawn.scale[:, None]
+    linear = jnp.sum(  # not a matrix product, which accelerators round to fewer digits
+        (inverse(drawn.before) * stretch[:, None])[..., None] * inverse(drawn.after)[:, None], 2
+    )
+    rows, columns = _centred(x, drawn.shift)
+    place = linear[:, :, 0, None, None] * rows[:, None, :, None]
+    place += linear[:, :, 1, None, None] * columns[:, None, None, :]
+    rows, columns = (
+        _reflected(place[:, axis] + (n - 1) / 2, n).reshape(len(x), -1)
+        for axis, n in enumerate(x.shape[1:3])
+    )
+    return _unless_neutral(x, drawn, _interpolated(x, rows, columns))
+
+
+def ada_color(x: Images, drawn: AdaColor) -> Images:
+    """The five in one affine map; all of them commute but for the brightness, which comes first."""
+    grey = drawn.contrast * (1 - 2 * drawn.flip)
+    chroma = drawn.contrast * drawn.saturation
+    turned = chroma * jnp.sin(drawn.hue)
+    y = _recolored(x, grey, chroma * jnp.cos(drawn.hue), turned, grey * drawn.brightness)
+    return _unless_neutral(x, drawn, y)
+
+
+def _centred(x: Images, shift: Vectors) -> tuple[Float[Array, "b h"], Float[Array, "b w"]]:
+    """Rows and columns of the output as distances from the image's centre, which ``shift`` has moved."""
+    h, w = (jnp.arange(n, dtype=x.dtype)[None] - (n - 1) / 2 for n in x.shape[1:3])
+    return h - shift[:, 0, None], w - shift[:, 1, None]
+
+
+def _reflected(place: Array, n: int) -> Array:
+    """The place in [0, n - 1] that a mirror at either end shows; the pixels at the ends are not doubled."""
+    return jnp.maximum(n - 1 - jnp.abs(n - 1 - place % max(2 * (n - 1), 1)), 0)
+
+
+def _hat(place: Float[Array, "*k"], n: int) -> Float[Array, "*k n"]:
+    """Weights of linear interpolation between n pixels; one 1 for a whole place, and zeros outside."""
+    pixels = jnp.arange(n, dtype=place.dtype).reshape((1,) * place.ndim + (n,))
+    return jnp.maximum(1 - jnp.abs(place[..., None] - pixels), 0)
+
+
+def _resampled(x: Images, rows: Float[Array, "b h"], columns: Float[Array, "b w"]) -> Images:
+    """``y[i, j] = x[rows[i], columns[j]]``, linear between pixels. Exact at whole places: full precision asked for."""
+    rows, columns = _hat(rows, x.shape[1]), _hat(columns, x.shape[2])
+    return jnp.einsum("bpi,bqj,bijc->bpqc", rows, columns, x, precision=lax.Precision.HIGHEST)
+
+
+def _interpolated(x: Images, rows: Float[Array, "b hw"], columns: Float[Array, "b hw"]) -> Images:
+    """``y[k] = x[rows[k], columns[k]]`` for places within the image, bilinear.
+
+    On CPU four pixels are looked up: h times less work than products with all rows' weights, and the scatter of the
+    gradient has one order. Elsewhere it has not, so products it is.
+    """
+    return lax.platform_dependent(x, rows, columns, cpu=_looked_up, default=_contracted)
+
+
+def _looked_up(x: Images, rows: Float[Array, "b hw"], columns: Float[Array, "b hw"]) -> Images:
+    b, h, w, c = x.shape
+    top, left = jnp.floor(rows), jnp.floor(columns)
+    down, right = (rows - top)[..., None], (columns - left)[..., None]
+    pixels = x.reshape(b, h * w, c)
+
+    def at(row, column):
+        row, column = jnp.minimum(row, h - 1), jnp.minimum(column, w - 1)
+        index = row.astype(jnp.int32) * w + column.astype(jnp.int32)
+        return jnp.take_along_axis(pixels, index[..., None], axis=1, mode="clip")
+
+    above = (1 - right) * at(top, left) + right * at(top, left + 1)
+    below = (1 - right) * at(top + 1, left) + right * at(top + 1, left + 1)
+    return ((1 - down) * above + down * below).reshape(x.shape)
+
+
+def _contracted(x: Images, rows: Float[Array, "b hw"], columns: Float[Array, "b hw"]) -> Images:
+    def one(arguments):
+        x, rows, columns = arguments
+        h, w, _ = x.shape
+        lines = jnp.einsum("ki,ijc->kjc", _hat(rows, h), x, precision=lax.Precision.HIGHEST)
+        return jnp.einsum(
+            "kj,kjc->kc", _hat(columns, w), lines, precision=lax.Precision.HIGHEST
+        ).reshape(x.shape)
+
+    # h w w c numbers per example: of large images, few at a time.
+    several = max(1, _NUMBERS // (x[0].size * x.shape[2]))
+    if several >= len(x):
+        return jax.vmap(one)((x, rows, columns))
+    return lax.map(jax.checkpoint(one), (x, rows, columns), batch_size=several)
+
+
+class Operation(NamedTuple):
+    """``draw(key, p, x) -> record`` and ``transform(x, record) -> x``."""
+
+    draw: Callable[..., Any]
+    transform: Callable[..., Images]
+
+
+OPERATIONS = {
+    "color": Operation(draw_color, color),
+    "translation": Operation(draw_translation, translation),
+    "cutout": Operation(draw_cutout, cutout),
+    "blit": Operation(draw_blit, blit),
+    "geom": Operation(draw_geom, geom),
+    "ada_color": Operation(draw_ada_color, ada_color),
 }
-"""Every augmentation by name."""
+"""Every operation by name."""
 
-_ADA = {"b": ("blit",), "bg": ("blit", "geom"), "bgc": ("blit", "geom", "affine_color")}
+POLICIES = {
+    "diffaugment": ("color", "translation", "cutout"),
+    "bg": ("blit", "geom"),
+    "bgc": ("blit", "geom", "ada_color"),
+}
+"""Names for several operations: that of Zhao et al. 2020, and two of Karras et al. 2020."""
 
 
-def policy(text: str) -> Transform:
-    """Names separated by commas, or ``b``, ``bg``, ``bgc``, as one augmentation: in their order, by keys of their own.
+def policy(text: str) -> Apply:
+    """``apply(x, key, p) -> x`` of the operations and policies named in ``text``, separated by commas, in that order.
+
+    ``x`` are floating-point images ``[b, h, w, c]``, half precision computed in single; ``p`` is a scalar, which may be
+    traced. With p = 0 the result is x, bit for bit. What one operation draws does not depend on the others.
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: if a name is unknown, missing or given twice.
     """
-    names = _ADA.get(text) or tuple(text.split(","))
-    if unknown := [name for name in names if name not in OPERATIONS]:
-        allowed = ", ".join([*_ADA, *OPERATIONS])
-        raise ValueError(f"{unknown[0]!r} is not an augmentation; must be among {allowed}")
+    names: list[str] = []
+    for name in text.split(","):
+        if name not in OPERATIONS and name not in POLICIES:
+            allowed = ", ".join([*OPERATIONS, *POLICIES])
+            raise ValueError(
+                f"{name!r} is not an augmentation; must be names, with commas, of {allowed}"
+            )
+        names.extend(POLICIES.get(name, (name,)))
+    if twice := [name for name in OPERATIONS if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]!r} is given twice in {text!r}")
 
     def apply(x: Images, key: PRNG, p: Any) -> Images:
-        for name, own in zip(names, jax.random.split(key, len(names)), strict=True):
-            x = OPERATIONS[name](x, own, p)
-        return x
+        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        for name in names:
+            operation = OPERATIONS[name]
+            y = operation.transform(y, operation.draw(stream(key, name), p, y))
+        return y.astype(x.dtype)
 
     return apply

@@ -94,9 +94,7 @@ PRESETS = {
     ),
     "dirac": dict(_EXACT, problem="dirac", loss="nonsaturating", penalty="r1", gamma=1.0),
     "bilinear": dict(_EXACT, problem="bilinear", loss="wasserstein"),
-    "lqg": dict(
-        _EXACT, problem="lqg", lr="0.05", rule="simultaneous", steps=4000, sample_every="200"
-    ),
+    "lqg": dict(_EXACT, problem="lqg", lr="0.05", steps=2000, sample_every="100"),
     "smoke": dict(
         width=8, batch_size=16, steps=20, log_every="10", sample_every="10", checkpoint_every="10"
     ),
@@ -122,7 +120,8 @@ _BLACK, _GREEN = jnp.array([-0.7, -0.7, -0.7]), jnp.array([-0.8, 0.2, -0.7])
 def _canvas(share: jax.Array) -> jax.Array:
     """``[h, w]`` in [0, 1] as colours: blue where D says fake, white between, red where it says real."""
     t = 2 * share[..., None] - 1
-    return _WHITE + jnp.abs(t) * (jnp.where(t > 0, _RED, _BLUE) - _WHITE)
+    red, blue, white = (c.reshape(1, 1, 3) for c in (_RED, _BLUE, _WHITE))
+    return white + jnp.abs(t) * (jnp.where(t > 0, red, blue) - white)
 
 
 def _dots(
@@ -177,9 +176,9 @@ def picture_of_line(
         return jnp.repeat(counts, 4).reshape(1, -1) * SIGMA * 2
 
     above = density(fake)
-    canvas = jnp.where((height < above)[..., None], _GREEN, canvas)
+    canvas = jnp.where((height < above)[..., None], _GREEN.reshape(1, 1, 3), canvas)
     outline = jnp.abs(height - density(real)) < 1.5 / _PIXELS
-    return jnp.where(outline[..., None], _BLACK, canvas)[None]
+    return jnp.where(outline[..., None], _BLACK.reshape(1, 1, 3), canvas)[None]
 
 
 def picture_of_path(
@@ -315,14 +314,16 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
         logits = (d.apply({"params": state.d.params}, x, train=False)[0] for x in (real, fake))
         loss = LOSSES[cfg.loss]
         value = float(jnp.mean(loss.d(*logits)))
-        zeros = jnp.zeros(1)
+        constant = jnp.linspace(-2.0, 2.0, 401)  # what is left to D against equal distributions
         return {
             "mean": float(averaged["a"]),
             "mean/known": MU,
             "std": abs(float(averaged["b"])),
             "std/known": SIGMA,
             "d_loss": value,
-            "d_loss/known": float(jnp.mean(loss.d(zeros, zeros))),
+            "d_loss/known": float(
+                jnp.min(jax.vmap(lambda c: loss.d(c[None], c[None])[0])(constant))
+            ),
         }
 
     source = toys.fresh(draw, seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps)
@@ -393,36 +394,33 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
 def wasserstein_game(
     spectrum: np.ndarray, rank: int, dtype: Any = jnp.float32
 ) -> tuple[game.Losses, Callable]:
-    """``(losses, init)`` of W2 between N(0, K) and N(0, G G'), as the game of G and of D(x) = x'Ax / 2.
+    """``(losses, init)`` of half the squared W2 distance of N(0, G G') to N(0, K), D having its best answer.
 
-    ``min_G max_A (tr K + tr GG' - tr AK - tr A^-1 GG') / 2`` over positive definite A, here ``A = L L' + 0.01 I`` with
-    L lower triangular; the optimum is the map of optimal transport where G has full rank.
+    The quadratic discriminator's game is ``min_G max_A (tr K + tr GG' - tr AK - tr A^-1 GG') / 2``, its inner maximum
+    ``(tr K + tr GG') / 2 - |K^(1/2) G|_*``, the sum of singular values. Where G has less than full rank D's best A is
+    singular and the outer minimum is no equilibrium of the two, so D does not descend beside G; its parameters are ().
     """
-    n = len(spectrum)
-    k = jnp.asarray(np.diag(spectrum), dtype)
+    root = jnp.asarray(np.sqrt(spectrum), dtype).reshape(-1, 1)
 
     def losses(params: Any) -> tuple[tuple[jax.Array, jax.Array], tuple]:
-        g, lower = params
-        lower = jnp.tril(lower)
-        a = lower @ lower.T + 0.01 * jnp.eye(n, dtype=dtype)
-        model = g @ g.T
-        value = (
-            jnp.trace(k) + jnp.trace(model) - jnp.vdot(a, k) - jnp.trace(jnp.linalg.solve(a, model))
-        )
-        return (0.5 * value, -0.5 * value), ()
+        g, _ = params
+        nuclear = jnp.sum(jnp.linalg.svd(root * g, compute_uv=False))
+        value = 0.5 * (float(spectrum.sum()) + jnp.vdot(g, g)) - nuclear
+        return (value, jax.lax.stop_gradient(-value)), ()
 
-    def init(key: PRNG) -> tuple[jax.Array, jax.Array]:
-        return 0.5 * jax.random.normal(key, (n, rank), dtype), jnp.eye(n, dtype=dtype)
+    def init(key: PRNG) -> tuple[jax.Array, tuple]:
+        return 0.5 * jax.random.normal(key, (len(spectrum), rank), dtype), ()
 
     return losses, init
 
 
 def lqg(cfg: Config, steps: int) -> cli.Experiment:
-    """A linear generator of rank 2 for a Gaussian of six dimensions; no samples, the expectations are exact."""
+    """A linear generator of rank 2 for a Gaussian of six dimensions; the expectations are exact, and so is D."""
     dtype = jnp.dtype(cfg.precision)
     losses, init = wasserstein_game(SPECTRUM, RANK, dtype)
-    rule = game.RULES["simultaneous" if cfg.rule == "none" else cfg.rule]
-    inner = game.make(losses, init, (_tx(cfg, steps), _tx(cfg, steps)), rule)
+    if cfg.rule != "none":
+        raise UserError(f"--rule={cfg.rule}: D of --problem=lqg is solved exactly; must be none")
+    inner = game.make(losses, init, (_tx(cfg, steps), _tx(cfg, steps)), game.RULES["simultaneous"])
     root = jnp.asarray(np.sqrt(SPECTRUM), dtype).reshape(1, -1)
 
     def sample(state: Any, key: PRNG, n: int) -> jax.Array:
@@ -431,9 +429,8 @@ def lqg(cfg: Config, steps: int) -> cli.Experiment:
         k1, k2 = jax.random.split(key)
         real = root * jax.random.normal(k1, (1000, len(SPECTRUM)), dtype)
         fake = jax.random.normal(k2, (1000, RANK), dtype) @ state.params[0].T
-        lower = jnp.tril(state.params[1])[:2]
-        logits = lambda x: 0.5 * jnp.sum(jnp.square(x.astype(dtype) @ lower), 1)  # noqa: E731
-        return picture_of_points(real[:, :2], fake[:, :2], logits, 6.0)
+        flat = lambda x: jnp.zeros(len(x))  # noqa: E731
+        return picture_of_points(real[:, :2], fake[:, :2], flat, 6.0)
 
     def evaluate(state: Any) -> dict[str, float]:
         model = np.asarray(state.params[0] @ state.params[0].T, np.float64)

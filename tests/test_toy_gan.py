@@ -1,6 +1,7 @@
-"""Problems with known answers, through the project's own trainer (SCIENCE T2.5 to T2.11), and the measures of mixtures."""
+"""Problems with known answers, through the project's own trainer (SCIENCE T2.5 to T2.11); measures of mixtures."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -10,7 +11,7 @@ import optax
 import pytest
 
 from bpgan import metrics
-from bpgan.algorithms import game, gan
+from bpgan.algorithms import gan
 from bpgan.data import toys
 from bpgan.losses import LOSSES
 from bpgan.nets import linen_net, mlp
@@ -20,6 +21,7 @@ from bpgan.types import AdversarialLoss, Net, UserError
 from experiments import _cli as cli
 from experiments import toy_gan
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 MIXTURES = {"ring8": toys.ring(), "grid25": toys.grid()}
 
 
@@ -69,7 +71,7 @@ def test_collapsed_samples_are_told_apart():
     ring = MIXTURES["ring8"]
     points = np.repeat(ring.centres, 100, 0)  # every mode, without width
     flat = metrics.modes(points, ring.centres, ring.std)
-    assert flat.captured == 8 and flat.high_quality == 1 and flat.std_ratio == 0
+    assert flat.captured == 8 and flat.high_quality == 1 and flat.std_ratio < 1e-9
     half = np.asarray(ring.draw(jax.random.key(0), 2000))
     half = half[half[:, 1] > 0.3]  # three modes
     some = metrics.modes(half, ring.centres, ring.std)
@@ -115,19 +117,25 @@ def test_bilinear_is_the_wasserstein_game():
 
 
 def test_linear_quadratic_gaussian_is_pca(x64):
-    """T2.5: W2^2 is the sum of the eigenvalues left out, and G's are the largest; by descent and ascent alone."""
+    """T2.5: W2^2 is the sum of the eigenvalues left out, and G's are the largest."""
     found = measured(config("--preset=lqg", "--precision=float64"))
     np.testing.assert_allclose(found["w2"], 1.85, rtol=1e-3)
     np.testing.assert_allclose([found["eigenvalue0"], found["eigenvalue1"]], [4, 2], rtol=1e-3)
 
 
-def test_the_inner_optimum_is_the_transport_map(x64):
-    """Full rank: at A = I and G G' = K both gradients vanish, and the value is the distance, 0."""
+def test_the_game_is_the_distance(x64):
+    """Anywhere, half the Frechet distance; with G of full rank and GG' = K it is 0 and still."""
+    losses, init = toy_gan.wasserstein_game(toy_gan.SPECTRUM, 3, jnp.float64)
+    g, _ = init(jax.random.key(0))
+    k, zero = np.diag(toy_gan.SPECTRUM), np.zeros(6)
+    whole = metrics.frechet_distance_gaussians(
+        metrics.Gaussian(zero, k, 2), metrics.Gaussian(zero, np.asarray(g @ g.T), 2)
+    )
+    np.testing.assert_allclose(losses((g, ()))[0][0], whole / 2, rtol=1e-6)
     losses, _ = toy_gan.wasserstein_game(toy_gan.SPECTRUM, 6, jnp.float64)
-    at = (jnp.diag(jnp.sqrt(jnp.asarray(toy_gan.SPECTRUM))), jnp.sqrt(0.99) * jnp.eye(6))
-    xi, _ = game.field(losses)(at)
-    assert all(np.abs(x).max() < 1e-12 for x in xi)
-    assert abs(float(losses(at)[0][0])) < 1e-12
+    at = jnp.diag(jnp.sqrt(jnp.asarray(toy_gan.SPECTRUM)))
+    assert abs(float(losses((at, ()))[0][0])) < 1e-12
+    assert np.abs(jax.grad(lambda g: losses((g, ()))[0][0])(at)).max() < 1e-9
 
 
 # One dimension
@@ -156,11 +164,11 @@ def value_of(d, loss, state, real, fake, n=1_000_000):
 @pytest.mark.parametrize(
     "mean,std,loss,best,params",
     [
-        (1.0, 1.0, "nonsaturating", 1.16345140, (0.5, -1.0, 0.0)),
+        slow(1.0, 1.0, "nonsaturating", 1.16345140, (0.5, -1.0, 0.0)),
         (2.0, 1.0, "nonsaturating", 0.71263272, (2.0, -2.0, 0.0)),
-        (0.0, 2.0, "nonsaturating", 1.20082760, (np.log(2), 0.0, -0.375)),
+        slow(0.0, 2.0, "nonsaturating", 1.20082760, (np.log(2), 0.0, -0.375)),
         (1.0, 1.0, "relativistic", 0.49180171, (None, -1.0, 0.0)),
-        (2.0, 1.0, "relativistic", 0.19307504, (None, -2.0, 0.0)),
+        slow(2.0, 1.0, "relativistic", 0.19307504, (None, -2.0, 0.0)),
     ],
 )
 def test_the_optimal_discriminator(optimised, mean, std, loss, best, params):
@@ -212,7 +220,9 @@ CONVERGENT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("loss", CONVERGENT)
+@pytest.mark.parametrize(
+    "loss", [slow(n) if n not in ("nonsaturating", "relativistic") else n for n in CONVERGENT]
+)
 def test_two_numbers_of_g_find_the_gaussian(optimised, loss):
     """T2.7: mean and standard deviation to 0.05, D's loss to that of equal distributions."""
     found = measured(
@@ -276,28 +286,28 @@ def test_grid(optimised):
 @pytest.mark.parametrize("bug", ["flipped G", "constant reals", "average that never moves"])
 def test_broken_training_fails(optimised, monkeypatch, bug):
     """What the acceptance of the ring must not accept."""
-    changes = {}
+
+    def change(algorithm):
+        if bug != "average that never moves":
+            return algorithm
+
+        def step(state, batch, key):
+            moved, values = algorithm.step(state, batch, key)
+            return moved._replace(ema=state.ema), values
+
+        return algorithm._replace(step=step)
+
     if bug == "flipped G":
         rp = LOSSES["relativistic"]
         flipped = AdversarialLoss(rp.d, lambda real, fake: -rp.g(real, fake))
         monkeypatch.setitem(LOSSES, "relativistic", flipped)
     elif bug == "constant reals":
-        centres = MIXTURES["ring8"].centres
-        monkeypatch.setattr(
-            toys.Mixture,
-            "draw",
-            lambda self, key, n, dtype=jnp.float32: jnp.broadcast_to(
-                jnp.asarray(centres[0], dtype), (n, 2)
-            ),
-        )
-    else:
-        changes["ema"] = 1.0
-    change = lambda algorithm: algorithm  # noqa: E731
-    if bug == "average that never moves":
-        still = lambda a: a._replace(
-            step=lambda s, b, k: (lambda n, m: (n._replace(ema=s.ema), m))(*a.step(s, b, k))
-        )  # noqa: E731
-        change = still
+        one = MIXTURES["ring8"].centres[0]
+
+        def draw(self, key, n, dtype=jnp.float32):
+            return jnp.broadcast_to(jnp.asarray(one, dtype), (n, 2))
+
+        monkeypatch.setattr(toys.Mixture, "draw", draw)
     (found,) = seeds_at_once(config("--steps=2000"), 1, change)
     assert found["modes"] < 8 or found["high_quality"] < 0.5
 
@@ -319,10 +329,7 @@ def test_runs_draw_pictures_and_resume(tmp_path, preset):
     assert len(pictures) == 4 and {p.shape for p in pictures} == {(240, 240, 3)}
     assert all(len(np.unique(p.reshape(-1, 3), axis=0)) > 2 for p in pictures)
     result = json.loads((tmp_path / "result.json").read_text())
-    assert (
-        any(name.endswith("/known") for name in result["values"] if True)
-        or result["status"] == "done"
-    )
+    assert result["status"] == "done" and result["step"] == 6
 
 
 def test_one_way_to_run():

@@ -1,207 +1,237 @@
-"""Two-player games: rules that move both players at once, and the spectrum that says whether they will converge.
+"""Two-player games as pure functions: rules that update both players, and the spectrum that says how they will fare.
 
-A game is ``losses(params) -> ((loss_g, loss_d), aux)`` with ``params = (theta, psi)``, any pytrees. Its vector field is
-what each player descends, ``xi = (grad_theta loss_g, grad_psi loss_d)``; J is the Jacobian of xi, so a fixed point is
-stable for small steps where all eigenvalues of J have a *positive* real part.
+A game is ``losses(params) -> ((loss_g, loss_d), aux)`` with ``params = (theta, psi)``, any two pytrees of floats; each
+player minimises its own loss over its own parameters. ``losses`` is a deterministic function: batch and key are bound
+by the caller, so all evaluations within one update see the same minibatch and noise. The *field* is
 
-=================  ==========================================================  ==========  =======================
-rule               direction, with w = (theta, psi)                            gradients   source
-=================  ==========================================================  ==========  =======================
-``simultaneous``   xi(w)                                                       1
-``alternating``    xi_psi(w), then xi_theta(w with the new psi)                2
-``extragradient``  xi(w'), w' one update from w; update from w                 2           Korpelevich 1976; Gidel 2019
-``optimistic``     twice this update less the last one                         1           Daskalakis 2018
-``consensus``      xi + g J^T xi                                               2           Mescheder 2017
-``symplectic``     xi + l A^T xi, A = (J - J^T) / 2                            3           Balduzzi 2018
-``unrolled``       theta through K steps of psi, psi as ever                   1 + 2 K     Metz 2017
-=================  ==========================================================  ==========  =======================
+    xi(theta, psi) = (grad_theta L_G, grad_psi L_D),    J = d xi / d (theta, psi)
 
-Any optax optimiser takes the direction. Every rule is pure, so it can be compiled, scanned and mapped.
+and both players *descend* it: the flow is ``w' = -xi(w)``, and an equilibrium is stable if every eigenvalue of J has a
+positive real part. (Mescheder et al. write v = -xi: their eigenvalues are minus those of this file.)
+
+A rule is ``update(losses, txs, params, opts) -> (params, opts, gradients, aux)`` with the optax transformations
+``txs = (g_tx, d_tx)`` and their states ``opts = (g_opt, d_opt)``; ``gradients`` is xi and ``aux`` that of the losses,
+both at the start of the update, whatever the rule then moves along. Under ``jit`` what is not used costs nothing.
+``spectrum`` and ``arnoldi`` run on the host and compile nothing themselves: hand them ``jax.jit(losses)``.
+
+docs/games.md has the rules side by side, with their costs, and what is proven of each by which test.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Complex, Float
 
-from bpgan.types import PRNG, Algorithm, Metrics
+from bpgan.types import PRNG, Algorithm, Metrics, Params
 
-Losses = Callable[[Any], tuple[tuple[jax.Array, jax.Array], Any]]
-
-
-class Rule(NamedTuple):
-    """How the players move.
-
-    Attributes:
-      update: ``update(losses, txs, params, opts) -> (params, opts, field, aux)`` with a pair of everything: optimisers,
-        parameters, their states, and the plain gradients at the start; ``aux`` is that of the losses at the start.
-      optimiser: ``optimiser(tx) -> tx``, what the rule makes of each player's optimiser.
-    """
-
-    update: Callable[..., tuple[Any, Any, Any, Any]]
-    optimiser: Callable[[optax.GradientTransformation], optax.GradientTransformation] = lambda tx: (
-        tx
-    )
+Pair = tuple[Params, Params]
+Optimiser = optax.GradientTransformation
+Losses = Callable[[Pair], tuple[tuple[Array, Array], Any]]
 
 
-def field(losses: Losses) -> Callable[[Any], tuple[Any, Any]]:
-    """``params -> (xi, aux)``: the gradient of each player's own loss in its own parameters."""
+def _gradient(losses: Losses, params: Pair, player: int) -> tuple[Params, Any]:
+    """The gradient of one player's loss (0: G, 1: D) in its own parameters, and aux."""
 
-    def xi(params: Any) -> tuple[Any, Any]:
-        theta, psi = params
-        # One pull-back for each player, so that what both losses share is computed once.
-        _, pullback, aux = jax.vjp(losses, (theta, psi), has_aux=True)
-        one, zero = jnp.ones(()), jnp.zeros(())
+    def own(mine: Params):
+        values, aux = losses((mine, params[1]) if player == 0 else (params[0], mine))
+        return values[player], aux
 
-        def cotangent(i: int) -> tuple[jax.Array, ...]:
-            shapes = jax.eval_shape(losses, params)[0]
-            return tuple(
-                (one if i == j else zero).astype(shape.dtype) for j, shape in enumerate(shapes)
-            )
+    return jax.grad(own, has_aux=True)(params[player])
 
-        return (pullback(cotangent(0))[0][0], pullback(cotangent(1))[0][1]), aux
+
+def field(losses: Losses) -> Callable[[Pair], tuple[Pair, Any]]:
+    """``params -> (xi, aux)``: each player's gradient of its own loss, with the structure of ``params``."""
+
+    def xi(params: Pair) -> tuple[Pair, Any]:
+        g, aux = _gradient(losses, params, 0)
+        d, _ = _gradient(losses, params, 1)  # the compiler merges the two forward passes
+        return (g, d), aux
 
     return xi
 
 
-def _apply(txs: Any, gradients: Any, opts: Any, params: Any) -> tuple[Any, Any]:
-    """One update of each player from its own gradient."""
-    moved, kept = [], []
-    for tx, gradient, opt, p in zip(txs, gradients, opts, params, strict=True):
-        updates, opt = tx.update(gradient, opt, p)
-        moved.append(optax.apply_updates(p, updates))
-        kept.append(opt)
-    return tuple(moved), tuple(kept)
+class Rule(NamedTuple):
+    """How a game is played.
 
-
-def _add(a: Any, scale: Any, b: Any) -> Any:
-    return jax.tree.map(lambda x, y: x + scale * y, a, b)
-
-
-def _dot(a: Any, b: Any) -> Any:
-    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-
-
-def _simultaneous(losses: Losses, txs: Any, params: Any, opts: Any) -> tuple[Any, Any, Any, Any]:
-    xi, aux = field(losses)(params)
-    params, opts = _apply(txs, xi, opts, params)
-    return params, opts, xi, aux
-
-
-def _alternating(losses: Losses, txs: Any, params: Any, opts: Any) -> tuple[Any, Any, Any, Any]:
-    """D first, then G against the new D."""
-    xi, aux = field(losses)(params)
-    (psi,), (d_opt,) = _apply(txs[1:], xi[1:], opts[1:], params[1:])
-    second, _ = field(losses)((params[0], psi))
-    (theta,), (g_opt,) = _apply(txs[:1], second[:1], opts[:1], params[:1])
-    return (theta, psi), (g_opt, d_opt), (second[0], xi[1]), aux
-
-
-def _extragradient(losses: Losses, txs: Any, params: Any, opts: Any) -> tuple[Any, Any, Any, Any]:
-    """Both gradients are of the same examples, and enter the moments of an optimiser that has any (ExtraAdam).
-
-    Gidel et al. 2019, arXiv:1802.10551, Alg. 4.
-    """
-    xi, aux = field(losses)(params)
-    ahead, opts = _apply(txs, xi, opts, params)
-    there, _ = field(losses)(ahead)
-    params, opts = _apply(txs, there, opts, params)
-    return params, opts, xi, aux
-
-
-def optimistic_updates(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """``2 u_t - u_{t-1}`` of the updates u of any optimiser; the first counts as its own predecessor.
-
-    Daskalakis et al. 2018, arXiv:1711.00141: of gradient descent this is optimistic mirror descent, of Adam Alg. 1.
+    Attributes:
+      update: ``(losses, txs, params, opts) -> (params, opts, gradients, aux)``, as described at the top of this file.
+      optimiser: wraps each player's optax transformation; ``txs`` and ``opts`` of ``update`` are those of the wrapped.
     """
 
-    def init(params: Any) -> Any:
-        return tx.init(params), jnp.zeros((), bool), jax.tree.map(jnp.zeros_like, params)
+    update: Callable[..., tuple[Pair, Any, Pair, Any]]
+    optimiser: Callable[[Optimiser], Optimiser] = lambda tx: tx
 
-    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        inner, begun, last = state
-        new, inner = tx.update(gradients, inner, params)
-        updates = jax.tree.map(lambda u, v: 2 * u - jnp.where(begun, v, u), new, last)
-        return updates, (inner, jnp.ones((), bool), new)
 
-    return optax.GradientTransformation(init, cast(Any, update))
+def _move(tx, gradient: Params, params: Params, opt) -> tuple[Params, Any]:
+    """One player's optimiser step: new parameters and state."""
+    updates, opt = tx.update(gradient, opt, params)
+    return optax.apply_updates(params, updates), opt
+
+
+def _move_both(txs, gradients: Pair, params: Pair, opts) -> tuple[Pair, Any]:
+    (theta, g_opt), (psi, d_opt) = map(_move, txs, gradients, params, opts)
+    return (theta, psi), (g_opt, d_opt)
+
+
+def _along(direction: Callable[[Losses, Pair], tuple[Pair, Pair, Any]]) -> Rule:
+    """The rule that hands the optimisers a vector of its own: ``(losses, params) -> (vector, xi, aux)``."""
+
+    def update(losses, txs, params, opts):
+        vector, gradients, aux = direction(losses, params)
+        params, opts = _move_both(txs, vector, params, opts)
+        return params, opts, gradients, aux
+
+    return Rule(update)
+
+
+def _plain(losses: Losses, params: Pair) -> tuple[Pair, Pair, Any]:
+    gradients, aux = field(losses)(params)
+    return gradients, gradients, aux
+
+
+simultaneous = _along(_plain)
+"""Both players step from the same point: ``w <- w - h xi(w)``. Diverges on bilinear games, by sqrt(1 + h^2) a step."""
+
+
+def _alternating(losses, txs, params, opts):
+    gradients, aux = field(losses)(params)
+    psi, d_opt = _move(txs[1], gradients[1], params[1], opts[1])
+    against_new_d, _ = _gradient(losses, (params[0], psi), 0)
+    theta, g_opt = _move(txs[0], against_new_d, params[0], opts[0])
+    return (theta, psi), (g_opt, d_opt), gradients, aux
+
+
+alternating = Rule(_alternating)
+"""D steps, then G against the new D: what most GAN code does. Bounded on bilinear games for ``h sigma_max < 2``."""
+
+
+def _extragradient(losses, txs, params, opts):
+    xi = field(losses)
+    gradients, aux = xi(params)
+    ahead, opts = _move_both(txs, gradients, params, opts)
+    params, opts = _move_both(txs, xi(ahead)[0], params, opts)
+    return params, opts, gradients, aux
+
+
+extragradient = Rule(_extragradient)
+"""``w' = w - h xi(w); w <- w - h xi(w')``. Korpelevich 1976; Gidel et al. 2019, arXiv:1802.10551.
+
+Any optimiser: its update extrapolates, and its update from the start with the gradient found there is the step. Its
+state advances at both evaluations (with Adam: ExtraAdam, moments updated twice), and so does a schedule's count. Both
+evaluations are of the same minibatch.
+"""
+
+
+class OptimisticState(NamedTuple):
+    """State of an optimistic optimiser: the inner state, its last update, and whether there was one."""
+
+    inner: Any
+    previous: Params
+    started: Array
+
+
+def _optimistic(tx: Optimiser) -> Optimiser:
+    def init(params):
+        return OptimisticState(
+            tx.init(params), jax.tree.map(jnp.zeros_like, params), jnp.zeros((), bool)
+        )
+
+    def update(updates, state, params=None):
+        now, inner = tx.update(updates, state.inner, params)
+        doubled = jax.tree.map(
+            lambda u, p: 2 * u - jnp.where(state.started, p, u), now, state.previous
+        )
+        return doubled, OptimisticState(inner, now, jnp.ones((), bool))
+
+    return optax.GradientTransformation(init, update)
+
+
+optimistic = Rule(simultaneous.update, _optimistic)
+"""``w <- w + 2 u_t - u_{t-1}`` with the updates u of any optimiser and ``u_{-1} = u_0``; simultaneous.
+
+Daskalakis et al. 2018, arXiv:1711.00141: with SGD ``w - 2 h xi_t + h xi_{t-1}``, with Adam their Optimistic Adam. The
+previous update is optimiser state, so ``optimiser`` must wrap the transformations before their ``init``.
+"""
 
 
 def consensus(weight: float = 1.0) -> Rule:
-    """``xi + weight J^T xi``, the gradient of ``weight |xi|^2 / 2`` added. Mescheder et al. 2017, arXiv:1705.10461."""
+    """Descends ``xi + weight J' xi = xi + weight grad |xi|^2 / 2`` (one vjp), which pulls towards every zero of xi.
 
-    def update(losses: Losses, txs: Any, params: Any, opts: Any) -> tuple[Any, Any, Any, Any]:
-        xi, pullback, aux = jax.vjp(field(losses), params, has_aux=True)
-        (adjoint,) = pullback(xi)
-        params, opts = _apply(txs, _add(xi, weight, adjoint), opts, params)
-        return params, opts, xi, aux
-
-    return Rule(update)
-
-
-def symplectic(weight: float = 1.0, align: bool = True, epsilon: float = 0.1) -> Rule:
-    """``xi + l A^T xi``, ``A^T xi = (J^T xi - J xi) / 2``. Balduzzi et al. 2018, arXiv:1802.05642.
-
-    Args:
-      weight: of the adjustment.
-      align: whether the sign of l is that of ``<xi, h> <A^T xi, h> / d + epsilon`` with ``h = J^T xi`` and d
-        parameters, which turns towards stable fixed points and away from unstable ones; otherwise it is positive.
-      epsilon: of the alignment; weak attraction by default.
+    Mescheder et al. 2017, arXiv:1705.10461. It also attracts to unstable equilibria if ``weight`` is large.
     """
 
-    def update(losses: Losses, txs: Any, params: Any, opts: Any) -> tuple[Any, Any, Any, Any]:
-        plain = lambda params: field(losses)(params)[0]  # noqa: E731
-        xi, pullback, aux = jax.vjp(field(losses), params, has_aux=True)
-        (h,) = pullback(xi)
-        _, forward = jax.jvp(plain, (params,), (xi,))
-        turn = jax.tree.map(lambda a, b: 0.5 * (a - b), h, forward)
-        scale: Any = weight
+    def direction(losses, params):
+        gradients, pullback, aux = jax.vjp(field(losses), params, has_aux=True)
+        (adjustment,) = pullback(gradients)
+        return optax.tree.add_scale(gradients, weight, adjustment), gradients, aux
+
+    return _along(direction)
+
+
+def symplectic(weight: float = 1.0, align: bool = True) -> Rule:
+    """Symplectic gradient adjustment: descends ``xi + s weight A' xi`` with ``A = (J - J') / 2`` (one vjp, one jvp).
+
+    Balduzzi et al. 2018, arXiv:1802.05642. With ``align`` (their Algorithm 1) the sign is
+    ``s = sign(<xi, J' xi> <A' xi, J' xi> / d + 1/10)`` for ``d`` parameters in all, else 1: towards stable equilibria,
+    away from unstable ones. ``A' xi`` vanishes on potential games and is ``J' xi`` on Hamiltonian ones.
+    """
+
+    def direction(losses, params):
+        gradients, pushforward, aux = jax.linearize(field(losses), params, has_aux=True)
+        (transposed,) = jax.linear_transpose(pushforward, params)(gradients)
+        adjustment = jax.tree.map(lambda jt, j: (jt - j) / 2, transposed, pushforward(gradients))
+        scale = weight
         if align:
-            d = sum(x.size for x in jax.tree.leaves(params))
-            scale = weight * jnp.sign(_dot(xi, h) * _dot(turn, h) / d + epsilon)
-        params, opts = _apply(txs, _add(xi, scale, turn), opts, params)
-        return params, opts, xi, aux
+            towards, turn = (optax.tree.vdot(v, transposed) for v in (gradients, adjustment))
+            scale = weight * jnp.sign(towards * turn / optax.tree.size(params) + 0.1)
+        return optax.tree.add_scale(gradients, scale, adjustment), gradients, aux
 
-    return Rule(update)
+    return _along(direction)
 
 
-def unrolled(steps: int = 5, lr: float = 1e-3) -> Rule:
-    """G descends its loss against the D that ``steps`` gradient steps of size ``lr`` would make, and through them.
+def unrolled(steps: int = 5, lr: float = 0.1) -> Rule:
+    """G descends ``L_G(theta, psi_K)`` with ``psi_{k+1} = psi_k - lr grad_psi L_D(theta, psi_k)`` and ``psi_0 = psi``.
 
-    Metz et al. 2017, arXiv:1611.02163, Eqs. 7 to 9. D then takes one ordinary step from where it was. With 0 steps this
-    is ``simultaneous``.
+    Metz et al. 2017, arXiv:1611.02163. G differentiates *through* the ``steps`` plain gradient steps of D. D then takes
+    one ordinary step, from psi and not from psi_K, against the old G. With no steps it is ``simultaneous``.
     """
 
-    def update(losses: Losses, txs: Any, params: Any, opts: Any) -> tuple[Any, Any, Any, Any]:
-        xi, aux = field(losses)(params)
+    def direction(losses, params):
+        theta, psi = params
 
-        def surrogate(theta: Any) -> jax.Array:
-            psi = params[1]
-            for _ in range(steps):
-                psi = _add(psi, -lr, jax.grad(lambda psi: losses((theta, psi))[0][1])(psi))
-            return losses((theta, psi))[0][0]
+        def surrogate(theta):
+            def descend(psi, _):
+                gradient, _ = _gradient(losses, (theta, psi), 1)
+                return optax.tree.add_scale(psi, -lr, gradient), None
 
-        theta = jax.grad(surrogate)(params[0]) if steps else xi[0]
-        params, opts = _apply(txs, (theta, xi[1]), opts, params)
-        return params, opts, xi, aux
+            after, _ = lax.scan(descend, psi, None, length=steps)
+            return losses((theta, after))[0][0]
 
-    return Rule(update)
+        gradients, aux = field(losses)(params)
+        return (jax.grad(surrogate)(theta), gradients[1]), gradients, aux
+
+    if steps < 0:
+        raise ValueError(f"{steps=} must not be negative")
+    return _along(direction)
 
 
 RULES = {
-    "simultaneous": Rule(_simultaneous),
-    "alternating": Rule(_alternating),
-    "extragradient": Rule(_extragradient),
-    "optimistic": Rule(_simultaneous, optimistic_updates),
+    "simultaneous": simultaneous,
+    "alternating": alternating,
+    "extragradient": extragradient,
+    "optimistic": optimistic,
     "consensus": consensus(),
     "symplectic": symplectic(),
     "unrolled": unrolled(),
 }
-"""Every rule by name, with its defaults."""
+"""Every rule by name, with its default parameters."""
 
 
 class GameState(NamedTuple):
@@ -212,7 +242,7 @@ class GameState(NamedTuple):
     opts: Any
 
 
-def make(losses: Losses, init: Callable[[PRNG], Any], txs: Any, rule: Rule) -> Algorithm:
+def make(losses: Losses, init: Callable[[PRNG], Any], txs: Pair, rule: Rule) -> Algorithm:
     """A game that is known exactly, an expectation in closed form for example, as an algorithm without data.
 
     Args:
@@ -224,7 +254,8 @@ def make(losses: Losses, init: Callable[[PRNG], Any], txs: Any, rule: Rule) -> A
     Returns:
       The algorithm; metrics are ``g/loss, d/loss, g/grad_norm, d/grad_norm`` before the step. It draws no samples.
     """
-    txs = tuple(rule.optimiser(tx) for tx in txs)
+    g_tx, d_tx = (rule.optimiser(tx) for tx in txs)
+    txs = g_tx, d_tx
 
     def start(key: PRNG) -> GameState:
         params = init(key)
@@ -244,64 +275,77 @@ def make(losses: Losses, init: Callable[[PRNG], Any], txs: Any, rule: Rule) -> A
     return Algorithm(start, step)
 
 
-def _flat(losses: Losses, params: Any) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
-    """The vector field on one vector of all parameters, and where it stands."""
-    point, unravel = ravel_pytree(params)
-    return lambda w: ravel_pytree(field(losses)(unravel(w))[0])[0], point
+def _flat_field(losses: Losses, params: Pair) -> tuple[Callable[[Array], Array], Array]:
+    """The field as a function of one vector, and that vector: theta's entries, then psi's."""
+    flat, unravel = ravel_pytree(params)
+    return lambda flat: ravel_pytree(field(losses)(unravel(flat))[0])[0], flat
 
 
-def jacobian(losses: Losses, params: Any) -> jax.Array:
-    """J ``[n, n]`` of the vector field, for games of a few thousand parameters n, G's before D's."""
-    xi, point = _flat(losses, params)
-    return jax.jacfwd(xi)(point)
+def jacobian(losses: Losses, params: Pair) -> Float[Array, "p p"]:
+    """``J = d xi / d (theta, psi)`` at ``params``, dense; rows and columns are theta's entries, then psi's.
 
-
-def spectrum(losses: Losses, params: Any) -> np.ndarray:
-    """Eigenvalues of J, complex ``[n]``, on the host."""
-    return np.linalg.eigvals(np.asarray(jacobian(losses, params)))
-
-
-def arnoldi(losses: Losses, params: Any, key: PRNG, iterations: int = 50) -> np.ndarray:
-    """Ritz values of J, complex ``[iterations]`` or fewer, from products with J alone; the outermost converge first.
-
-    Arnoldi 1951, with every vector orthogonalised twice; memory is that of ``iterations`` copies of the parameters.
-    Fewer values come back if the vectors so far span an invariant space, and they are eigenvalues then.
+    Its blocks are ``[[grad2_theta L_G, d_psi grad_theta L_G], [d_theta grad_psi L_D, grad2_psi L_D]]``; of a zero-sum
+    game ``J12 = -J21'``. ``p`` forward passes through the field at once: for a few thousand parameters.
     """
-    xi, point = _flat(losses, params)
-    iterations = min(iterations, point.size)
+    xi, flat = _flat_field(losses, params)
+    return jax.jacfwd(xi)(flat)
 
-    _, product = jax.linearize(xi, point)
-    v = np.asarray(jax.random.normal(key, point.shape, point.dtype), np.float64)
-    basis, h = [v / np.linalg.norm(v)], np.zeros((iterations + 1, iterations))
-    for k in range(iterations):
-        w = np.asarray(product(jnp.asarray(basis[k], point.dtype)), np.float64)
-        size = np.linalg.norm(w)
-        matrix = np.stack(basis)
+
+def spectrum(losses: Losses, params: Pair) -> Complex[np.ndarray, " p"]:
+    """The eigenvalues of ``jacobian(losses, params)``, in no order, on the host; stable if all have Re > 0."""
+    return np.linalg.eigvals(np.asarray(jacobian(losses, params))).astype(complex)
+
+
+def arnoldi(losses: Losses, params: Pair, key: PRNG, iterations: int) -> Complex[np.ndarray, " k"]:
+    """Ritz values of J from a random start: approximate eigenvalues, the outermost ones first to converge.
+
+    Arnoldi 1951, matrix-free: one jvp of the field per iteration, and memory for ``iterations + 1`` vectors. Each new
+    vector is orthogonalised twice against all before it ("twice is enough": Giraud et al. 2005).
+
+    Returns:
+      ``k <= min(iterations, p)`` complex numbers on the host. Fewer than asked for if the Krylov space is exhausted:
+      they are then eigenvalues of J to rounding, but a multiple eigenvalue comes once. With ``iterations >= p`` all of
+      J's distinct eigenvalues.
+
+    Raises:
+      ValueError: if ``iterations`` is not positive.
+    """
+    if iterations < 1:
+        raise ValueError(f"{iterations=} must be positive")
+    xi, flat = _flat_field(losses, params)
+    iterations = min(iterations, flat.size)
+    _, multiply = jax.linearize(xi, flat)
+    start = jax.random.normal(key, flat.shape, flat.dtype)
+    basis = jnp.zeros((iterations + 1, flat.size), flat.dtype)
+    basis = basis.at[0].set(start / jnp.linalg.norm(start))
+    dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    rounding = 10 * np.sqrt(flat.size) * jnp.finfo(flat.dtype).eps
+
+    def extend(carry, j):
+        basis, largest = carry
+        vector = multiply(basis[j])
+        largest = jnp.maximum(largest, jnp.linalg.norm(vector))  # a lower bound of |J|
+        column = jnp.zeros(iterations + 1, flat.dtype)
         for _ in range(2):
-            overlap = matrix @ w
-            h[: k + 1, k] += overlap
-            w = w - matrix.T @ overlap
-        h[k + 1, k] = np.linalg.norm(w)
-        if (
-            h[k + 1, k] <= 1e-5 * size
-            if point.dtype == jnp.float32
-            else h[k + 1, k] <= 1e-12 * size
-        ):
-            iterations = k + 1
-            break
-        basis.append(w / h[k + 1, k])
-    return np.linalg.eigvals(h[:iterations, :iterations])
+            projection = dot(basis, vector)  # the rows still to come are zero
+            vector = vector - dot(projection, basis)
+            column = column + projection
+        norm = jnp.linalg.norm(vector)
+        exhausted = norm <= rounding * largest
+        basis = basis.at[j + 1].set(jnp.where(exhausted, 0, vector / jnp.where(exhausted, 1, norm)))
+        return (basis, largest), column.at[j + 1].set(jnp.where(exhausted, 0, norm))
+
+    _, columns = lax.scan(extend, (basis, jnp.zeros((), flat.dtype)), jnp.arange(iterations))
+    hessenberg = np.asarray(columns).T
+    k = np.append(np.flatnonzero(np.diagonal(hessenberg, -1) == 0), iterations - 1)[0] + 1
+    return np.linalg.eigvals(hessenberg[:k, :k]).astype(complex)
 
 
-def largest_stable_step(eigenvalues: Any) -> float:
-    """The largest step size at which simultaneous gradient descent contracts: ``min 2 Re(l) / |l|^2``.
+def largest_stable_step(eigenvalues: Complex[np.ndarray, " k"]) -> float:
+    """The step size below which simultaneous gradient descent contracts to an equilibrium: ``min 2 Re(l) / |l|^2``.
 
-    ``|1 - h l| < 1`` for every eigenvalue l of J and every smaller h > 0. 0 if some l has no positive real part: then
-    no step does; infinite if there is no eigenvalue.
+    ``|1 - h l| < 1`` for every eigenvalue l of J at the equilibrium; 0 if one has Re <= 0, for then no step size does.
+    Mescheder et al. 2017, arXiv:1705.10461. Ritz values give an estimate.
     """
-    values: Any = np.asarray(eigenvalues, complex).ravel()
-    if not values.size:
-        return float("inf")
-    if np.any(values.real <= 0):
-        return 0.0
-    return float(np.min(2 * values.real / np.abs(values) ** 2))
+    real = np.real(eigenvalues)
+    return float(np.min(2 * real / np.abs(eigenvalues) ** 2)) if np.all(real > 0) else 0.0

@@ -194,7 +194,7 @@ def make(
 
     d_regs = regs(penalties, "penalty", penalty_every)
     g_regs = regs(g_penalties, "g_penalty", 1)
-    adaptive = augment is not None and augment.target is not None
+    adaptive = (augment.images, augment.target) if augment and augment.target is not None else ()
 
     def pmean(tree):
         return tree if axis_name is None else lax.pmean(tree, axis_name)
@@ -311,7 +311,7 @@ def make(
         if adaptive:
             metrics["sign"] = jnp.mean(jnp.sign(real_logits))
             metrics["augment"] = memory["augment"]
-            p = adapt(memory["augment"], metrics["sign"], real_logits.shape[0], augment)
+            p = adapt(memory["augment"], metrics["sign"], len(real_logits), *adaptive)
             memory = memory | {"augment": p}
         return value, (stats, memory, metrics)
 
