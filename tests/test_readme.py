@@ -1,4 +1,4 @@
-"""The README's commands run as written (made short), and its Python does too."""
+"""The README's commands run as written (made short), and its Python and that of docs/ does too."""
 
 import os
 import pathlib
@@ -57,9 +57,9 @@ def test_python_blocks_run(monkeypatch):
 
     before = dict(LOSSES)
     try:
-        for kind, block in BLOCKS:
-            if kind == "python":
-                exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+        for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]:
+            for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+                exec(compile(block, str(page), "exec"), {"__name__": "readme"})
         assert "softer" in LOSSES
     finally:
         LOSSES.clear()

@@ -14,7 +14,7 @@ from bpgan import data
 from bpgan.algorithms import gan
 from bpgan.losses import LOSSES
 from bpgan.nets import dcgan, linen_net
-from bpgan.penalties import PENALTIES
+from bpgan.penalties import PENALTIES, lecam
 from bpgan.runtime import parallel, report, train
 from bpgan.runtime.checkpoint import Checkpoints, Keep
 from bpgan.types import UserError
@@ -23,19 +23,19 @@ SHAPE = (8, 8, 1)
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, *SHAPE), dtype=np.uint8)
 
 
-def small_gan(mode="jit", lr=1e-2, tx=None):
+def small_gan(mode="jit", lr=1e-2, tx=None, loss="relativistic", more=()):
     """A DCGAN with every kind of state: batch statistics, Adam moments, an average of G, lazy penalties."""
     tx = tx or optax.adam(lr, b1=0.5)
     axis_name = parallel.axis_name(mode)
     return gan.make(
         linen_net(dcgan.Generator(shape=SHAPE, widths=(4, 4), axis_name=axis_name)),
         linen_net(dcgan.Discriminator(widths=(4,))),
-        LOSSES["relativistic"],
+        LOSSES[loss],
         tx,
         tx,
         latents=gan.normal_latents(3),
         data_shape=SHAPE,
-        penalties=[(0.1, PENALTIES["r1"])],
+        penalties=[(0.1, PENALTIES["r1"]), *more],
         penalty_every=2,
         ema_decay=0.9,
         axis_name=axis_name,
@@ -196,12 +196,17 @@ def test_state_is_donated_and_traced_once():
     assert int(carry.state.step) == 11 == int(carry.window.count)
 
 
-def test_devices_and_modes_agree(trees_close):
+@pytest.mark.parametrize(
+    "options",
+    [dict(), dict(loss="relativistic_average", more=[(0.3, lecam(start=1), 1)])],
+    ids=["pairs", "means of the whole batch"],
+)
+def test_devices_and_modes_agree(trees_close, options):
     """One device, eight devices and pmap; SGD, because Adam would hide a gradient that is too large by a factor."""
     results = {}
     for mode, devices in (("jit", 1), ("jit", 8), ("pmap", 4)):
         program = parallel.compile(
-            small_gan(mode, tx=optax.sgd(0.05)),
+            small_gan(mode, tx=optax.sgd(0.05), **options),
             source(),
             seed=0,
             mode=mode,
