@@ -5,7 +5,7 @@ Run:     python -m experiments.image_gan
          python -m experiments.image_gan --dataset=idx:/usr/share/datasets/fashion-mnist --preset=lite28
          python -m experiments.image_gan --dataset=tfds:cifar10 --preset=sngan-32
          python -m experiments.image_gan --dataset=tfds:cifar10 --preset=biggan-32
-Presets: each one's source and what is known of it stand beside it in this file, and in --help.
+Presets: each one's source and what is known of it stand beside it in this file.
 Papers:  Huang et al. 2025, arXiv:2501.05441 (R3GAN); Miyato et al. 2018, arXiv:1802.05957 (SNGAN); Brock et al. 2019,
          arXiv:1809.11096 (BigGAN); Karras et al. 2020, arXiv:1912.04958 (StyleGAN2); Lee & Town 2020,
          arXiv:2005.02494 (mimicry); Kang et al. 2023, arXiv:2206.09479 (StudioGAN).

@@ -334,3 +334,21 @@ def test_an_evaluation_is_a_table_of_the_report(tmp_path):
     assert "300 samples against 1000 images of mnist10k test" in page and "sha256 ab" in page
     (tmp_path / "metrics.json").write_text("{torn")
     assert "Evaluation" not in report.write_report(tmp_path).read_text()
+
+
+def test_samples_become_a_moving_picture(tmp_path):
+    """Every grid of the page is a frame, in order of steps, with the colours of the file to a palette."""
+    (tmp_path / "config.json").write_text(json.dumps({"experiment": "test"}))
+    (tmp_path / "metrics.jsonl").write_text("")
+    for step, grey in ((0, 20), (10, 120), (5, 70)):
+        report.save_png(
+            tmp_path / f"samples/step_{step:08d}.png", np.full((8, 12, 3), grey, np.uint8)
+        )
+    report.write_report(tmp_path)
+    with Image.open(tmp_path / "samples.gif") as gif:
+        frames = []
+        for i in range(gif.n_frames):
+            gif.seek(i)
+            frames.append(np.asarray(gif.convert("RGB")).mean())
+        assert gif.size == (12, 8)
+    np.testing.assert_allclose(frames, [20, 70, 120], atol=2)

@@ -6,6 +6,7 @@ at any time, of a finished, running or killed run. Page and script are in ``repo
 
 import base64
 import html
+import io
 import json
 import math
 import os
@@ -134,7 +135,7 @@ class _Panel(NamedTuple):
 
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
-    """Writes ``curves.png`` and ``report.html`` into a run directory; returns the path of the latter.
+    """Writes ``curves.png``, ``samples.gif`` and ``report.html`` into a run directory; returns the path of the last.
 
     Reads ``config.json``, ``metrics.jsonl``, ``samples/step_*.png``, ``result.json``, and ``metrics.json`` of an
     evaluation; all but the first may be missing. The page is one file that loads nothing.
@@ -153,7 +154,10 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
         _write_curves(path / "curves.png", run["experiment"], panels)
     where = "/".join(path.resolve().parts[-2:])
     result, evaluation = _read_json(path / "result.json"), _read_rows(path / "metrics.json")
-    page = _page(where, run, result, log, panels, _frames(path), evaluation)
+    frames = _frames(path)
+    if len(frames) > 1:
+        _write_gif(path / "samples.gif", [png for _, png in frames])
+    page = _page(where, run, result, log, panels, frames, evaluation)
     temporary = path / "report.html.tmp"
     temporary.write_text(page, encoding="utf-8")
     os.replace(temporary, path / "report.html")
@@ -298,6 +302,20 @@ def _frames(path: pathlib.Path) -> list[tuple[int, bytes]]:
         if count == 2 or sum(len(png) for _, png in chosen) <= _MAX_GRID_BYTES:
             return chosen
     return found
+
+
+def _write_gif(path: pathlib.Path, frames: Sequence[bytes]) -> None:
+    """The frames, PNGs of one size, six a second; the last one stays for two seconds."""
+    from PIL import Image
+
+    images = [Image.open(io.BytesIO(png)).convert("RGB") for png in frames]
+    images = [image for image in images if image.size == images[-1].size]
+    temporary = path.with_name(path.name + ".tmp")
+    times = [167] * (len(images) - 1) + [2000]
+    images[0].save(
+        temporary, format="gif", save_all=True, append_images=images[1:], duration=times, loop=0
+    )
+    os.replace(temporary, path)
 
 
 def _page(
