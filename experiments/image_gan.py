@@ -1,4 +1,4 @@
-"""GANs of every kind on any dataset of images: the flagship, with the recipes of the literature as presets.
+"""GANs of every kind on any dataset of images, with the recipes of the literature as presets.
 
 Run:     python -m experiments.image_gan
              lite28 on MNIST digits, on a CPU
@@ -12,7 +12,8 @@ Papers:  Huang et al. 2025, arXiv:2501.05441 (R3GAN); Miyato et al. 2018, arXiv:
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,12 +42,43 @@ NETS = {
 0 where there is none."""
 
 
-def _net(text: str) -> tuple[str, int]:
-    kind, colon, size = text.partition(":")
+class Architecture(NamedTuple):
+    """A network as ``--net`` names it: ``biggan:96,attention=16``."""
+
+    kind: str
+    size: int
+    attention: int = 0
+    spectral: bool = False
+
+
+def _architecture(text: str) -> Architecture:
+    name, *options = text.split(",")
+    kind, colon, size = name.partition(":")
     if kind not in NETS or (colon and not (NETS[kind] and size.isdecimal() and int(size) > 0)):
         names = ", ".join(f"{name}:N" if default else name for name, default in NETS.items())
-        raise ValueError(f"must be one of {names}")
-    return kind, int(size or NETS[kind])
+        raise ValueError(f"must be one of {names}; for D another one after a slash")
+    found = Architecture(kind, int(size or NETS[kind]))
+    for option in options:
+        key, _, value = option.partition("=")
+        if kind in ("sngan", "biggan") and key == "attention" and value.isdecimal():
+            found = found._replace(attention=int(value))
+        elif kind == "sngan" and option == "spectral":
+            found = found._replace(spectral=True)
+        else:
+            raise ValueError(
+                f"{option!r}: the options are attention=SIZE (sngan, biggan) and spectral (sngan)"
+            )
+    return found
+
+
+def _pair(text: str, parse: Callable) -> tuple[Any, Any]:
+    """``FOR_G/FOR_D``, or one for both."""
+    g, slash, d = text.partition("/")
+    return parse(g), parse(d) if slash else parse(g)
+
+
+def _nets(text: str) -> tuple[Architecture, Architecture]:
+    return _pair(text, _architecture)
 
 
 def _latents(text: str):
@@ -57,47 +89,71 @@ def _latents(text: str):
     return distributions[kind], int(dim)
 
 
-def _terms(table: dict):
-    """A parser of ``r1+lecam=0.3/1``: names, each with a weight and an interval of its own if it has one."""
-
-    def parse(text: str) -> list[tuple[str, str, str]]:
-        terms = []
-        for term in text.split("+") if text != "none" else []:
-            body, _, every = term.partition("/")
-            name, _, weight = body.partition("=")
-            if name not in table:
-                raise ValueError(
-                    f"{name!r} is not a penalty; must be none or a sum of {', '.join(table)}"
-                )
-            if weight:
-                optim.schedule(weight, 1)
-            if every and not (every.isdecimal() and int(every)):
-                raise ValueError(f"{term!r}: the interval after / must be a positive whole number")
-            terms.append((name, weight, every))
-        return terms
-
-    return parse
-
-
-_d_terms, _g_terms = _terms(PENALTIES), _terms(G_PENALTIES)
-
-
 def _schedule(text: str) -> Any:
     return optim.schedule(text, 1)
 
 
-def _augment(text: str):
-    return policy(text) if text != "none" else None
+def _condition(text: str) -> tuple[str, str]:
+    """Head of D and weight of its loss."""
+    head, equals, weight = text.partition("=")
+    if head not in ("none", "projection", *AUXILIARY) or (equals and head not in AUXILIARY):
+        raise ValueError(f"must be none, projection, or one of {', '.join(AUXILIARY)} with =WEIGHT")
+    _schedule(weight or "1")
+    return head, weight or "1"
 
 
-def _augment_p(text: str) -> Any:
-    kind, _, target = text.partition(":")
+class Term(NamedTuple):
+    """``[g.]NAME[=WEIGHT][/EVERY]``."""
+
+    player: str
+    name: str
+    weight: str
+    every: int
+
+
+_CLIP = "clip"
+
+
+def _penalties(text: str) -> list[Term]:
+    terms = []
+    for term in text.split("+") if text != "none" else []:
+        body, slash, every = term.partition("/")
+        name, _, weight = body.partition("=")
+        player, name = ("g", name[2:]) if name.startswith("g.") else ("d", name)
+        if name not in (G_PENALTIES if player == "g" else (*PENALTIES, _CLIP)):
+            allowed = [*PENALTIES, _CLIP, *(f"g.{name}" for name in G_PENALTIES)]
+            raise ValueError(
+                f"{term!r} is not a penalty; must be none or a sum of {', '.join(allowed)}"
+            )
+        (float if name == _CLIP else _schedule)(weight or "1")
+        if slash and not (every.isdecimal() and int(every)):
+            raise ValueError(f"{term!r}: the interval after / must be a positive whole number")
+        terms.append(Term(player, name, weight or "1", int(every or 1)))
+    return terms
+
+
+def _betas(text: str) -> tuple[str, str]:
+    parts = text.split(",")
+    if len(parts) != 2:
+        raise ValueError("must be two numbers or schedules, as in 0.5,0.99")
+    for part in parts:
+        _schedule(part)
+    return parts[0], parts[1]
+
+
+def _augment(text: str) -> tuple[Any, str, float | None]:
+    """``POLICY[@P]``: the augmentation or None, its probability, and the target of an adaptive one."""
+    if text == "none":
+        return None, "0", None
+    names, _, p = text.partition("@")
+    kind, _, target = p.partition(":")
     if kind != "ada":
-        return optim.schedule(text, 1)
+        _schedule(p or "1")
+        return policy(names), p or "1", None
     try:
-        return float(target or 0.6)
+        return policy(names), "0", float(target or 0.6)
     except ValueError:
-        raise ValueError("must be a number, a schedule, ada or ada:TARGET") from None
+        raise ValueError(f"{p!r}: must be a number, a schedule, ada or ada:TARGET") from None
 
 
 _SCALAR = "a number or a schedule such as cosine:2e-4:5e-5"
@@ -107,10 +163,7 @@ _SCALAR = "a number or a schedule such as cosine:2e-4:5e-5"
 class Config(cli.RunConfig):
     dataset: str = cli.field("mnist10k", data.FORMS)
     flip: bool = cli.field(False, "mirror images left to right with probability 1/2")
-    net: str = cli.field("lite:24", f"both players: {', '.join(NETS)}, with :N a width", check=_net)
-    d_net: str = cli.field(
-        "", "another architecture for D; empty: the same", check=lambda t: t and _net(t)
-    )
+    net: str = cli.field("lite:24", f"G, or G/D: {', '.join(NETS)}, with :N a width", check=_nets)
     latents: str = cli.field(
         "normal:64",
         "distribution of z and its dimension: normal:DIM or uniform:DIM",
@@ -118,38 +171,28 @@ class Config(cli.RunConfig):
     )
     condition: str = cli.field(
         "none",
-        "on the labels: none, or how D does it (projection, acgan, d2d)",
-        choices=("none", "projection", *AUXILIARY),
+        "on labels: none, or how D does it: projection, acgan=WEIGHT, d2d=WEIGHT",
+        check=_condition,
     )
-    auxiliary_weight: str = cli.field("1", f"of the acgan or d2d loss: {_SCALAR}", check=_schedule)
-    attention: int = cli.field(
-        0, "resolution of self-attention in sngan and biggan; 0: none", low=0
-    )
-    spectral_g: bool = cli.field(False, "spectral norm in sngan's generator too")
     loss: str = cli.field("relativistic", "adversarial loss", choices=LOSSES)
     penalty: str = cli.field(
-        "r1+r2", "penalties on D: none, or a sum of NAME[=WEIGHT][/EVERY]", check=_d_terms
+        "r1=0.1/4+r2=0.1/4", "none, or a sum of NAME=WEIGHT/EVERY; for G g.NAME", check=_penalties
     )
-    g_penalty: str = cli.field("none", "penalties on G, written in the same way", check=_g_terms)
-    gamma: str = cli.field(
-        "0.1", f"weight of penalties without their own: {_SCALAR}", check=_schedule
+    lr: str = cli.field(
+        "3e-4",
+        f"Adam's step size, or G's/D's: {_SCALAR}",
+        check=lambda text: _pair(text, _schedule),
     )
-    penalty_every: int = cli.field(4, "apply these every k-th update of D, times k", low=1)
-    clip: float = cli.field(
-        0.0, "keep D's parameters in [-clip, clip], as WGAN does; 0: not", low=0
-    )
-    g_lr: str = cli.field("3e-4", f"Adam step size of G: {_SCALAR}", check=_schedule)
-    d_lr: str = cli.field("3e-4", f"Adam step size of D: {_SCALAR}", check=_schedule)
-    b1: str = cli.field("0.5", f"Adam's decay of the mean gradient: {_SCALAR}", check=_schedule)
-    b2: str = cli.field("0.99", f"Adam's decay of the squared gradient: {_SCALAR}", check=_schedule)
+    betas: str = cli.field("0.5,0.99", f"Adam's two decays: {_SCALAR}", check=_betas)
     d_steps: int = cli.field(1, "updates of D per update of G", low=1)
     accumulate: int = cli.field(1, "micro-batches of an update, for memory", low=1)
     rule: str = cli.field(
         "none", "update rule of the game; none: alternating", choices=("none", *game.RULES)
     )
-    augment: str = cli.field("none", "what D sees of images: none, or a policy", check=_augment)
-    augment_p: str = cli.field(
-        "1", "its probability: a number, a schedule, ada or ada:TARGET (adaptive)", check=_augment_p
+    augment: str = cli.field(
+        "none",
+        "of what D sees: none or POLICY@P; P a number, a schedule or ada:TARGET",
+        check=_augment,
     )
     ema: str = cli.field(
         "2e4", "half-life in images of the average of G that draws; 0: none", check=_schedule
@@ -179,9 +222,8 @@ PRESETS = {
     # update, cosine. Measured numbers stand in the README.
     "lite28": dict(
         net="lite:24",
-        gamma="0.3",
-        g_lr="cosine:1e-3:5e-5",
-        d_lr="cosine:1e-3:5e-5",
+        lr="cosine:1e-3:5e-5",
+        penalty="r1=0.3/4+r2=0.3/4",
         epochs=7.0,
         log_every="0.25ep",
         sample_every="1ep",
@@ -190,10 +232,9 @@ PRESETS = {
     # The control of lite28: the same networks and images with the loss of 2014, no penalty and a constant step size.
     "plain28": dict(
         net="lite:24",
-        loss="nonsaturating",
+        lr="3e-4",
         penalty="none",
-        g_lr="3e-4",
-        d_lr="3e-4",
+        loss="nonsaturating",
         epochs=7.0,
         log_every="0.25ep",
         sample_every="1ep",
@@ -202,10 +243,9 @@ PRESETS = {
     # lite28 on the labels: a projection in D, label embeddings concatenated to z in G.
     "cgan28": dict(
         net="lite:24",
+        lr="cosine:1e-3:5e-5",
+        penalty="r1=0.3/4+r2=0.3/4",
         condition="projection",
-        gamma="0.3",
-        g_lr="cosine:1e-3:5e-5",
-        d_lr="cosine:1e-3:5e-5",
         epochs=7.0,
         log_every="0.25ep",
         sample_every="1ep",
@@ -214,12 +254,9 @@ PRESETS = {
     # Huang et al. 2025 for 28-pixel grey images, schedules over the first tenth of the run. For a GPU. Not measured.
     "r3-28": dict(
         net="r3gan:2",
-        gamma="cosine:0.2:0.02:0.1",
-        penalty_every=1,
-        g_lr="cosine:2e-4:5e-5:0.1",
-        d_lr="cosine:2e-4:5e-5:0.1",
-        b1="0",
-        b2="cosine:0.9:0.99:0.1",
+        lr="cosine:2e-4:5e-5:0.1",
+        betas="0,cosine:0.9:0.99:0.1",
+        penalty="r1=cosine:0.2:0.02:0.1+r2=cosine:0.2:0.02:0.1",
         ema="cosine:0:5e5:0.1",
         batch_size=256,
         epochs=200.0,
@@ -231,17 +268,13 @@ PRESETS = {
     # images; their widths are four times these. FID 1.96 (conditional, published). Not measured here.
     "r3-32": dict(
         net="r3gan:2",
+        lr="cosine:2e-4:5e-5:0.1",
+        betas="0,cosine:0.9:0.99:0.1",
+        penalty="r1=cosine:0.05:0.005:0.1+r2=cosine:0.05:0.005:0.1",
+        augment="bgc@cosine:0:0.55:0.1",
         flip=True,
         condition="projection",
-        gamma="cosine:0.05:0.005:0.1",
-        penalty_every=1,
-        g_lr="cosine:2e-4:5e-5:0.1",
-        d_lr="cosine:2e-4:5e-5:0.1",
-        b1="0",
-        b2="cosine:0.9:0.99:0.1",
         ema="cosine:0:5e6:0.1",
-        augment="bgc",
-        augment_p="cosine:0:0.55:0.1",
         batch_size=512,
         epochs=4000.0,
         log_every="5ep",
@@ -252,16 +285,12 @@ PRESETS = {
     # wider networks). Not measured here.
     "r3-64": dict(
         net="r3gan:2",
+        lr="cosine:2e-4:5e-5:0.1",
+        betas="0,cosine:0.9:0.99:0.1",
+        penalty="r1=cosine:2:0.2:0.1+r2=cosine:2:0.2:0.1",
+        augment="bgc@cosine:0:0.3:0.1",
         flip=True,
-        gamma="cosine:2:0.2:0.1",
-        penalty_every=1,
-        g_lr="cosine:2e-4:5e-5:0.1",
-        d_lr="cosine:2e-4:5e-5:0.1",
-        b1="0",
-        b2="cosine:0.9:0.99:0.1",
         ema="cosine:0:5e5:0.1",
-        augment="bgc",
-        augment_p="cosine:0:0.3:0.1",
         batch_size=256,
         epochs=2000.0,
         log_every="5ep",
@@ -273,11 +302,9 @@ PRESETS = {
     "sngan-32": dict(
         _CIFAR,
         net="sngan",
+        lr="linear:2e-4:0",
+        betas="0,0.9",
         latents="normal:128",
-        g_lr="linear:2e-4:0",
-        d_lr="linear:2e-4:0",
-        b1="0",
-        b2="0.9",
         d_steps=5,
         ema="0",
         steps=100_000,
@@ -289,11 +316,10 @@ PRESETS = {
         _CIFAR,
         flip=True,
         net="dcgan:64",
+        lr="2e-4",
+        betas="0.5,0.999",
         loss="nonsaturating",
         latents="normal:128",
-        g_lr="2e-4",
-        d_lr="2e-4",
-        b2="0.999",
         d_steps=2,
         ema="0",
         steps=200_000,
@@ -303,13 +329,11 @@ PRESETS = {
     "biggan-32": dict(
         _CIFAR,
         flip=True,
-        net="biggan:96",
+        net="biggan:96,attention=16",
+        lr="2e-4",
+        betas="0.5,0.999",
         latents="normal:80",
         condition="projection",
-        attention=16,
-        g_lr="2e-4",
-        d_lr="2e-4",
-        b2="0.999",
         d_steps=5,
         ema="4.4e5",
         steps=100_000,
@@ -318,16 +342,12 @@ PRESETS = {
     # every fourth, adaptive augmentation (arXiv:2006.06676). Not measured here.
     "stylegan2-32": dict(
         net="stylegan2",
+        lr="2.5e-3",
+        betas="0,0.99",
+        penalty="r1=0.0064/16+g.path_length_w=2/4",
+        augment="bgc@ada",
         latents="normal:512",
         loss="nonsaturating",
-        penalty="r1=0.0064/16",
-        g_penalty="path_length_w=2/4",
-        g_lr="2.5e-3",
-        d_lr="2.5e-3",
-        b1="0",
-        b2="0.99",
-        augment="bgc",
-        augment_p="ada",
         ema="5e5",
         batch_size=32,
         epochs=400.0,
@@ -347,88 +367,86 @@ PRESETS = {
 }
 
 
-def _multiple(cfg: Config, flag: str, shape: tuple[int, int, int], of: int) -> None:
-    if shape[0] % of or shape[1] % of:
-        raise UserError(
-            f"--{flag}={getattr(cfg, flag)}: images of --dataset={cfg.dataset} are {shape[0]}x{shape[1]};"
-            f" height and width must be multiples of {of}"
-        )
+def _levels(shape: tuple[int, int, int]) -> int:
+    """How often the height is halved down to 4 to 7 pixels; once at least."""
+    return max((shape[0] // 4).bit_length() - 1, 1)
 
 
 def _generator(
-    cfg: Config, shape: tuple[int, int, int], classes: int, axis_name: str | None
+    net: Architecture, shape: tuple[int, int, int], axis_name: str | None, **common: Any
 ) -> Net:
-    kind, size = _net(cfg.net)
-    common: dict[str, Any] = dict(classes=classes, dtype=jnp.dtype(cfg.precision))
+    kind, size, attention, spectral = net
     if kind == "mlp":
         return linen_net(mlp.Generator(shape, **common))
-    if kind in ("lite", "dcgan", "autoencoder"):
-        transpose = kind != "lite"
-        # Widths double towards the lowest resolution, which is 3 to 7 pixels high.
-        levels = max((shape[0] // 4).bit_length() - 1, 1) + (not transpose)
-        _multiple(cfg, "net", shape, 2 ** (levels - (not transpose)))
-        return linen_net(
-            dcgan.Generator(
-                shape,
-                widths=tuple(size << i for i in reversed(range(levels))),
-                upsample="transpose" if transpose else "resize",
-                output_gain=1.0 if transpose else 0.5,
-                axis_name=axis_name,
-                **common,
-            )
-        )
+    if kind in ("r3gan", "stylegan2"):
+        module = r3gan.Generator(shape, blocks=size, **common)
+        return linen_net(module if kind == "r3gan" else stylegan2.Generator(shape, **common))
+    common["axis_name"] = axis_name
     if kind == "sngan":
-        return linen_net(
-            resnet.Generator(
-                shape,
-                attention=cfg.attention,
-                spectral=cfg.spectral_g,
-                axis_name=axis_name,
-                **common,
-            )
-        )
+        return linen_net(resnet.Generator(shape, attention=attention, spectral=spectral, **common))
     if kind == "biggan":
-        return linen_net(
-            biggan.Generator(
-                shape,
-                size,
-                attention=cfg.attention,
-                hierarchical=classes > 0,
-                axis_name=axis_name,
-                **common,
-            )
+        hierarchical = common["classes"] > 0
+        module = biggan.Generator(
+            shape, size, hierarchical=hierarchical, attention=attention, **common
         )
-    if kind == "r3gan":
-        return linen_net(r3gan.Generator(shape, blocks=size, **common))
-    return linen_net(stylegan2.Generator(shape, **common))
+        return linen_net(module)
+    widths = tuple(size << i for i in range(_levels(shape) + (kind == "lite")))[::-1]
+    options: Any = dict(upsample="resize", output_gain=0.5) if kind == "lite" else {}
+    return linen_net(dcgan.Generator(shape, widths, **options, **common))
 
 
-def _discriminator(cfg: Config, shape: tuple[int, int, int], classes: int) -> Net:
-    kind, size = _net(cfg.d_net or cfg.net)
-    head = cfg.condition if classes else "projection"
-    common: dict[str, Any] = dict(classes=classes, head=head, dtype=jnp.dtype(cfg.precision))
+def _discriminator(net: Architecture, shape: tuple[int, int, int], **common: Any) -> Net:
+    kind, size, attention, _ = net
     if kind == "autoencoder":
-        if classes:
-            raise UserError("--condition: an autoencoder as D takes no labels; must be none")
-        return energy(
-            linen_net(dcgan.Autoencoder((size, 2 * size), dtype=jnp.dtype(cfg.precision)))
-        )
-    if kind == "mlp":
-        return linen_net(mlp.Discriminator(**common))
+        widths = (size, 2 * size)
+        return energy(linen_net(dcgan.Autoencoder(widths, dtype=common["dtype"])))
     if kind == "lite":
-        return linen_net(
-            dcgan.Discriminator((2 * size, 4 * size), full_resolution=size, hidden=128, **common)
+        widths = (2 * size, 4 * size)
+        module: Any = dcgan.Discriminator(widths, full_resolution=size, hidden=128, **common)
+    elif kind == "dcgan":
+        module = dcgan.Discriminator(tuple(size << i for i in range(_levels(shape))), **common)
+    elif kind == "sngan":
+        module = resnet.Discriminator(attention=attention, **common)
+    elif kind == "biggan":
+        module = biggan.Discriminator(size, attention=attention, **common)
+    elif kind == "r3gan":
+        module = r3gan.Discriminator(blocks=size, **common)
+    else:
+        module = {"mlp": mlp, "stylegan2": stylegan2}[kind].Discriminator(**common)
+    return linen_net(module)
+
+
+def _networks(
+    cfg: Config, shape: tuple[int, int, int], classes: int, axis_name: str | None
+) -> tuple[Net, Net]:
+    """Both players, of which it is known that they take such images.
+
+    Raises:
+      UserError: if they do not, or do not go with the loss or the condition.
+    """
+    for_g, for_d = _nets(cfg.net)
+    head, _ = _condition(cfg.condition)
+    if (cfg.loss == "began") != (for_d.kind == "autoencoder"):
+        raise UserError(
+            f"--loss={cfg.loss}: began and an autoencoder as D (--net=dcgan/autoencoder) need each other"
         )
-    if kind == "dcgan":
-        levels = max((shape[0] // 4).bit_length() - 1, 1)
-        return linen_net(dcgan.Discriminator(tuple(size << i for i in range(levels)), **common))
-    if kind == "sngan":
-        return linen_net(resnet.Discriminator(attention=cfg.attention, **common))
-    if kind == "biggan":
-        return linen_net(biggan.Discriminator(size, attention=cfg.attention, **common))
-    if kind == "r3gan":
-        return linen_net(r3gan.Discriminator(blocks=size, **common))
-    return linen_net(stylegan2.Discriminator(**common))
+    if for_g.kind == "autoencoder":
+        raise UserError(f"--net={cfg.net}: an autoencoder can be D only, as in dcgan/autoencoder")
+    if classes and for_d.kind == "autoencoder":
+        raise UserError(
+            f"--condition={cfg.condition}: an autoencoder takes no labels; must be none"
+        )
+    common: Any = dict(classes=classes, dtype=jnp.dtype(cfg.precision))
+    g = _generator(for_g, shape, axis_name, **common)
+    d = _discriminator(for_d, shape, head=head if classes else "projection", **common)
+    labels = (jnp.zeros(1, jnp.int32),) if classes else ()
+    for net, example in ((g, (1, _latents(cfg.latents)[1])), (d, (1, *shape))):
+        try:
+            jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(example), *labels)
+        except ValueError as error:
+            where = f"images of --dataset={cfg.dataset} are {shape[0]}x{shape[1]}"
+            raise UserError(f"--net={cfg.net}: {error} ({where})") from None
+    return g, d
 
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
@@ -437,15 +455,13 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     images, held = data.load(cfg.dataset), None
     if cli.duration(cfg.eval_every, 1.0):
         images, held = data.hold_out(images)
-    shape, classes = images.shape, images.classes if cfg.condition != "none" else 0
+    head, auxiliary_weight = _condition(cfg.condition)
+    shape, classes = images.shape, images.classes if head != "none" else 0
     if classes == 1:
         raise UserError(
             f"--condition={cfg.condition}: --dataset={cfg.dataset} has no labels; must be none"
         )
-    if (cfg.loss == "began") != (_net(cfg.d_net or cfg.net)[0] == "autoencoder"):
-        raise UserError(
-            f"--loss={cfg.loss}: began and an autoencoder as D (--d_net) need each other"
-        )
+    g_net, d_net = _networks(cfg, shape, classes, axis_name)
     source = data.source(
         images,
         seed=cfg.seed,
@@ -459,32 +475,10 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     def scalar(text: str, updates: int = 1) -> Any:
         return optim.schedule(text, steps * updates)
 
-    def penalties(terms, table) -> list[tuple]:
-        return [
-            (
-                scalar(weight or cfg.gamma),
-                table[name],
-                int(every) if every else 1 if weight else cfg.penalty_every,
-            )
-            for name, weight, every in terms
-        ]
-
-    def adam(lr: str, updates: int) -> optax.GradientTransformation:
-        return optim.adam(*(scalar(text, updates) for text in (lr, cfg.b1, cfg.b2)))
-
-    g_net, d_net = _generator(cfg, shape, classes, axis_name), _discriminator(cfg, shape, classes)
-    d_tx = adam(cfg.d_lr, cfg.d_steps)
     distribution, dim = _latents(cfg.latents)
     latents = distribution(dim, dtype)
-    labels = (jnp.zeros(1, jnp.int32),) if classes else ()
-    for flag, net, example in (("net", g_net, (1, dim)), ("d_net", d_net, (1, *shape))):
-        try:
-            jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(example, dtype), *labels)
-        except ValueError as error:
-            name = getattr(cfg, flag) or cfg.net
-            raise UserError(f"--{flag}={name}: {error} (--dataset={cfg.dataset})") from None
     sampler, sample_latents = None, None
-    if cfg.truncation and _net(cfg.net)[0] == "stylegan2":
+    if cfg.truncation and _nets(cfg.net)[0].kind == "stylegan2":
         sampler = truncated(g_net, cfg.truncation, latents)
     elif cfg.truncation:
         if distribution is not gan.normal_latents:
@@ -492,33 +486,37 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
                 f"--truncation={cfg.truncation}: --latents={cfg.latents}, must be normal:DIM"
             )
         sample_latents = gan.normal_latents(dim, dtype, cfg.truncation)
-    augment = None
-    if apply := _augment(cfg.augment):
-        adaptive = cfg.augment_p.startswith("ada")
-        augment = (
-            Augment(apply, 0.0, target=_augment_p(cfg.augment_p))
-            if adaptive
-            else Augment(apply, scalar(cfg.augment_p))
-        )
+
+    terms = _penalties(cfg.penalty)
+    tables = {"d": PENALTIES, "g": G_PENALTIES}
+    penalties: dict[str, list] = {"d": [], "g": []}
+    for player, name, weight, every in terms:
+        if name != _CLIP:
+            penalties[player].append((scalar(weight), tables[player][name], every))
+    g_lr, d_lr = _pair(cfg.lr, str)
+    b1, b2 = _betas(cfg.betas)
+    d_tx = optim.adam(*(scalar(text, cfg.d_steps) for text in (d_lr, b1, b2)))
+    for term in terms:
+        if term.name == _CLIP:
+            d_tx = optax.chain(d_tx, optim.clip_weights(float(term.weight)))
+    apply, p, target = _augment(cfg.augment)
     half_life = scalar(cfg.ema)
     algorithm = gan.make(
         g_net,
         d_net,
         LOSSES[cfg.loss],
-        adam(cfg.g_lr, 1),
-        optax.chain(d_tx, optim.clip_weights(cfg.clip)) if cfg.clip else d_tx,
+        optim.adam(*(scalar(text) for text in (g_lr, b1, b2))),
+        d_tx,
         latents=latents,
         data_shape=shape,
         dtype=dtype,
-        penalties=penalties(_d_terms(cfg.penalty), PENALTIES),
-        g_penalties=penalties(_g_terms(cfg.g_penalty), G_PENALTIES),
+        penalties=penalties["d"],
+        g_penalties=penalties["g"],
         d_steps=cfg.d_steps,
         accumulate=cfg.accumulate,
         classes=classes,
-        auxiliary=(scalar(cfg.auxiliary_weight), AUXILIARY[cfg.condition])
-        if cfg.condition in AUXILIARY
-        else None,
-        augment=augment,
+        auxiliary=(scalar(auxiliary_weight), AUXILIARY[head]) if head in AUXILIARY else None,
+        augment=Augment(apply, scalar(p), target) if apply else None,
         ema_decay=None if half_life == 0 else optim.half_life(half_life, cfg.batch_size),
         rule=None if cfg.rule == "none" else game.RULES[cfg.rule],
         sampler=sampler,

@@ -86,18 +86,15 @@ def test_networks_take_images_of_any_size(files, net, size, channels):
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--condition=acgan", "--auxiliary_weight=linear:0:1"],
+        ["--condition=acgan=linear:0:1"],
         ["--condition=d2d", "--loss=hinge", "--net=dcgan:4"],
-        [
-            "--penalty=r1+lecam=0.3/1+cr=10+bcr=1+zcr=5+dragan=1/2",
-            "--g_penalty=path_length=2/4+zcr=0.5",
-        ],
-        ["--penalty=wgan_gp=10/1", "--loss=wasserstein", "--d_steps=3", "--accumulate=2"],
-        ["--clip=0.01", "--penalty=none", "--loss=wasserstein"],
-        ["--loss=began", "--d_net=autoencoder:8", "--penalty=none"],
-        ["--rule=optimistic", "--augment=color,cutout", "--augment_p=warmup:0.5:0.8"],
+        ["--penalty=r1+lecam=0.3+cr=10+bcr=1+zcr=5+dragan=1/2+g.path_length=2/4+g.zcr=0.5"],
+        ["--penalty=wgan_gp=10", "--loss=wasserstein", "--d_steps=3", "--accumulate=2"],
+        ["--penalty=clip=0.01", "--loss=wasserstein", "--lr=1e-4/4e-4"],
+        ["--loss=began", "--net=dcgan:4/autoencoder:8", "--penalty=none"],
+        ["--rule=optimistic", "--augment=color,cutout@warmup:0.5:0.8"],
         ["--net=r3gan:1", "--precision=bfloat16", "--truncation=1"],
-        ["--ema=0", "--b2=cosine:0.9:0.99:0.5", "--g_lr=warmup:0.1:cosine:1e-3:1e-4"],
+        ["--ema=0", "--betas=0.5,cosine:0.9:0.99:0.5", "--lr=warmup:0.1:cosine:1e-3:1e-4"],
     ],
 )
 def test_options(files, flags):
@@ -113,24 +110,29 @@ def test_options(files, flags):
     [
         (["--net=vgg"], "--net=vgg: must be one of mlp"),
         (["--net=sngan:3"], "--net=sngan:3"),
+        (["--net=lite/dcgan,spectral"], "the options are attention=SIZE"),
         (["--penalty=r3"], "'r3' is not a penalty"),
+        (["--penalty=g.r1"], "'g.r1' is not a penalty"),
         (["--penalty=r1/0"], "the interval after / must be a positive whole number"),
-        (["--gamma=fast"], "--gamma=fast"),
-        (["--g_lr=cosine:1"], "--g_lr=cosine:1"),
+        (["--penalty=r1=fast"], "--penalty=r1=fast"),
+        (["--lr=cosine:1"], "--lr=cosine:1"),
+        (["--lr=1e-3/x"], "--lr=1e-3/x"),
+        (["--betas=0.5"], "--betas=0.5: must be two numbers or schedules"),
+        (["--condition=acgan=x"], "--condition=acgan=x"),
+        (["--condition=projection=2"], "--condition=projection=2: must be none, projection"),
         (["--augment=blur"], "'blur' is not an augmentation"),
-        (
-            ["--augment_p=ada:x"],
-            "--augment_p=ada:x: must be a number, a schedule, ada or ada:TARGET",
-        ),
+        (["--augment=bgc@ada:x"], "must be a number, a schedule, ada or ada:TARGET"),
         (["--loss=began"], "--loss=began"),
-        (["--d_net=autoencoder:4"], "an autoencoder as D"),
+        (["--net=dcgan/autoencoder:4"], "an autoencoder as D"),
+        (["--net=autoencoder", "--loss=began"], "an autoencoder can be D only"),
         (["--net=biggan", "--dataset={48}"], "--net=biggan: widths: has a default"),
-        (["--net=sngan", "--attention=5"], "--net=sngan: "),
+        (["--net=dcgan:4", "--dataset={30}"], "--net=dcgan:4: widths"),
+        (["--net=sngan,attention=5"], "--net=sngan,attention=5: "),
         (["--truncation=1", "--latents=uniform:8"], "--truncation=1.0: --latents=uniform:8"),
     ],
 )
 def test_mistakes_are_named(files, flags, said):
-    flags = [flag.replace("{48}", files(48, 3)) for flag in flags]
+    flags = [flag.replace("{48}", files(48, 3)).replace("{30}", files(30, 1)) for flag in flags]
     with pytest.raises(UserError) as error:
         image_gan.build(config(f"--dataset={files(28, 1)}", *flags))
     assert said in str(error.value) and "\n" not in str(error.value)
@@ -149,8 +151,8 @@ def run(*flags):
 
 
 REMEMBERING = [
-    "--preset=smoke", "--net=mlp", "--condition=acgan", "--penalty=lecam=0.3", "--g_penalty=path_length=1/2",
-    "--augment=blit", "--augment_p=ada", "--gamma=1", "--ema=100", "--steps=8", "--checkpoint_every=4",
+    "--preset=smoke", "--net=mlp", "--condition=acgan", "--penalty=lecam=0.3+g.path_length=1/2",
+    "--augment=blit@ada", "--ema=100", "--steps=8", "--checkpoint_every=4",
 ]  # fmt: skip
 
 
@@ -197,5 +199,5 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path):
 
 def test_every_loss_is_offered():
     for loss in LOSSES:
-        extra = ["--d_net=autoencoder:4"] if loss == "began" else []
+        extra = ["--net=dcgan/autoencoder:4"] if loss == "began" else []
         assert config("--preset=smoke", f"--loss={loss}", *extra).loss == loss
