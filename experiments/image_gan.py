@@ -27,6 +27,7 @@ from bpgan.nets import biggan, dcgan, energy, linen_net, mlp, r3gan, resnet, sty
 from bpgan.penalties import G_PENALTIES, PENALTIES
 from bpgan.types import Net, UserError
 from experiments import _cli as cli
+from experiments.mnist_gan import latents_of
 
 NETS = {
     "mlp": 0,
@@ -79,14 +80,6 @@ def _pair(text: str, parse: Callable) -> tuple[Any, Any]:
 
 def _nets(text: str) -> tuple[Architecture, Architecture]:
     return _pair(text, _architecture)
-
-
-def _latents(text: str):
-    kind, _, dim = text.partition(":")
-    distributions = {"normal": gan.normal_latents, "uniform": gan.uniform_latents}
-    if kind not in distributions or not dim.isdecimal() or int(dim) < 1:
-        raise ValueError("must be normal:DIM or uniform:DIM")
-    return distributions[kind], int(dim)
 
 
 def _schedule(text: str) -> Any:
@@ -167,7 +160,7 @@ class Config(cli.RunConfig):
     latents: str = cli.field(
         "normal:64",
         "distribution of z and its dimension: normal:DIM or uniform:DIM",
-        check=_latents,
+        check=latents_of,
     )
     condition: str = cli.field(
         "none",
@@ -440,7 +433,7 @@ def _networks(
     g = _generator(for_g, shape, axis_name, **common)
     d = _discriminator(for_d, shape, head=head if classes else "projection", **common)
     labels = (jnp.zeros(1, jnp.int32),) if classes else ()
-    for net, example in ((g, (1, _latents(cfg.latents)[1])), (d, (1, *shape))):
+    for net, example in ((g, (1, latents_of(cfg.latents)[1])), (d, (1, *shape))):
         try:
             jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(example), *labels)
         except ValueError as error:
@@ -475,7 +468,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     def scalar(text: str, updates: int = 1) -> Any:
         return optim.schedule(text, steps * updates)
 
-    distribution, dim = _latents(cfg.latents)
+    distribution, dim = latents_of(cfg.latents)
     latents = distribution(dim, dtype)
     sampler, sample_latents = None, None
     if cfg.truncation and _nets(cfg.net)[0].kind == "stylegan2":

@@ -34,7 +34,8 @@ def _width(text: str) -> int | None:
     return int(width)
 
 
-def _latents(text: str):
+def latents_of(text: str):
+    """Distribution of z and its dimension, of ``normal:DIM`` or ``uniform:DIM``. Raises ValueError."""
     kind, _, dim = text.partition(":")
     distributions = {"normal": gan.normal_latents, "uniform": gan.uniform_latents}
     if kind not in distributions or not dim.isdecimal() or int(dim) < 1:
@@ -42,7 +43,8 @@ def _latents(text: str):
     return distributions[kind], int(dim)
 
 
-def _penalties(text: str) -> list[str]:
+def penalties_of(text: str) -> list[str]:
+    """Names of a sum such as ``r1+r2``; none of ``none``. Raises ValueError."""
     names = [name for name in text.split("+") if name != "none"]
     if unknown := [name for name in names if name not in PENALTIES]:
         allowed = ", ".join(PENALTIES)
@@ -59,11 +61,13 @@ class Config(cli.RunConfig):
     latents: str = cli.field(
         "normal:64",
         "distribution of z and its dimension: normal:DIM or uniform:DIM",
-        check=_latents,
+        check=latents_of,
     )
-    loss: str = cli.field("relativistic", "adversarial loss", choices=LOSSES)
+    loss: str = cli.field(
+        "relativistic", "adversarial loss", choices=[name for name in LOSSES if name != "began"]
+    )
     penalty: str = cli.field(
-        "r1+r2", "penalties on D: none, or a sum such as r1+r2, wgan_gp", check=_penalties
+        "r1+r2", "penalties on D: none, or a sum such as r1+r2, wgan_gp", check=penalties_of
     )
     gamma: float = cli.field(0.1, "weight of each penalty", low=0, sweepable=True)
     penalty_every: int = cli.field(4, "apply penalties every k-th update of D, times k", low=1)
@@ -161,7 +165,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         images, held = data.hold_out(images)
     shape = images.shape
     g_net, d_net = _nets(cfg, shape, axis_name)
-    distribution, dim = _latents(cfg.latents)
+    distribution, dim = latents_of(cfg.latents)
     algorithm = gan.make(
         g_net,
         d_net,
@@ -171,7 +175,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         latents=distribution(dim, dtype),
         data_shape=shape,
         dtype=dtype,
-        penalties=[(cfg.gamma, PENALTIES[name]) for name in _penalties(cfg.penalty)],
+        penalties=[(cfg.gamma, PENALTIES[name]) for name in penalties_of(cfg.penalty)],
         penalty_every=cfg.penalty_every,
         d_steps=cfg.d_steps,
         ema_decay=cfg.ema or None,

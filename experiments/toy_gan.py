@@ -32,6 +32,7 @@ from bpgan.nets import linen_net, mlp
 from bpgan.penalties import PENALTIES
 from bpgan.types import PRNG, Algorithm, Net, UserError
 from experiments import _cli as cli
+from experiments.mnist_gan import penalties_of
 
 PROBLEMS = ("ring8", "grid25", "gaussian1d", "dirac", "bilinear", "lqg")
 MU, SIGMA = 2.0, 0.5
@@ -45,15 +46,6 @@ _PIXELS, _TRAIL = 240, 512
 he_normal = jax.nn.initializers.he_normal()
 
 
-def _penalties(text: str) -> list[str]:
-    names = [name for name in text.split("+") if name != "none"]
-    if unknown := [name for name in names if name not in PENALTIES]:
-        raise ValueError(
-            f"{unknown[0]!r} is not a penalty; must be none or a sum of {', '.join(PENALTIES)}"
-        )
-    return names
-
-
 def _schedule(text: str) -> Any:
     return optim.schedule(text, 1)
 
@@ -65,7 +57,7 @@ class Config(cli.RunConfig):
         "relativistic", "adversarial loss", choices=[n for n in LOSSES if n != "began"]
     )
     penalty: str = cli.field(
-        "r1+r2", "penalties on D: none, or a sum such as r1+r2", check=_penalties
+        "r1+r2", "penalties on D: none, or a sum such as r1+r2", check=penalties_of
     )
     gamma: float = cli.field(0.1, "weight of each penalty", low=0, sweepable=True)
     rule: str = cli.field(
@@ -220,7 +212,7 @@ def _gan(
         latents=gan.normal_latents(2 if shape == (2,) else 1, jnp.dtype(cfg.precision)),
         data_shape=shape,
         dtype=jnp.dtype(cfg.precision),
-        penalties=[(cfg.gamma, PENALTIES[name]) for name in _penalties(cfg.penalty)],
+        penalties=[(cfg.gamma, PENALTIES[name]) for name in penalties_of(cfg.penalty)],
         d_steps=cfg.d_steps,
         ema_decay=cfg.ema or None,
         rule=None if cfg.rule == "none" else game.RULES[cfg.rule],
