@@ -578,9 +578,21 @@ def _train(name: str, cfg: RunConfig, build: Callable[..., Experiment], presets:
         # JAX would wait for the others at exit, and then abort with pages of its own.
         os._exit(INTERRUPTED)
     if result.evaluated:
-        rows = [(key, f"{value:.6g}") for key, value in result.evaluated.items()]
-        say("\n".join(columns(rows)))
+        say("\n".join(columns(_rows(result.evaluated))))
     return DONE if result.status == "done" else INTERRUPTED
+
+
+def _rows(found: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Names and values; ``name/known``, what theory says of ``name``, stands beside it."""
+    rows = []
+    for name, value in found.items():
+        base = name.removesuffix("/known")
+        if base != name and base in found:
+            continue
+        known = found.get(f"{name}/known")
+        text = f"{value:.6g}"
+        rows.append((name, text if known is None else f"{text:<12} known {known:.6g}"))
+    return rows
 
 
 def _kept(cfg: RunConfig, experiment: Experiment) -> Any:

@@ -42,7 +42,9 @@ RANK = 2
 """The covariance of ``lqg``, and G's rank."""
 SAMPLES = 2500
 """For the measures of mixtures, as in the literature."""
-_PIXELS, _TRAIL = 240, 512
+_PIXELS, _TRAIL, _TINY = 240, 512, 1e-30
+_LOG_RATIO = ("minimax", "nonsaturating", "relativistic")
+"""Losses whose best D is the log of the ratio of densities, up to a constant."""
 he_normal = jax.nn.initializers.he_normal()
 
 
@@ -280,6 +282,11 @@ def quadratic_discriminator(dtype: Any = jnp.float32) -> Net:
     return Net(lambda key, x: {"params": jnp.zeros(3, dtype)}, apply)
 
 
+def log_ratio(x: jax.Array, a: Any, b: Any) -> jax.Array:
+    """``log p(x) / q(x)`` for p = N(MU, SIGMA^2) and q = N(a, b^2): the best D against ``a + b z``."""
+    return (jnp.square((x - a) / b) - jnp.square((x - MU) / SIGMA)) / 2 + jnp.log(abs(b) / SIGMA)
+
+
 def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
     """Two numbers of G against N(2, 0.5^2)."""
     dtype = jnp.dtype(cfg.precision)
@@ -303,11 +310,11 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
         averaged = (state.ema or {"params": state.g.params})["params"]
         real = draw(jax.random.key(1), 100_000)
         fake = jnp.asarray(_drawn(inner, state, 100_000))
-        logits = (d.apply({"params": state.d.params}, x, train=False)[0] for x in (real, fake))
+        logits = [d.apply({"params": state.d.params}, x, train=False)[0] for x in (real, fake)]
         loss = LOSSES[cfg.loss]
         value = float(jnp.mean(loss.d(*logits)))
         constant = jnp.linspace(-2.0, 2.0, 401)  # what is left to D against equal distributions
-        return {
+        found = {
             "mean": float(averaged["a"]),
             "mean/known": MU,
             "std": abs(float(averaged["b"])),
@@ -317,6 +324,11 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
                 jnp.min(jax.vmap(lambda c: loss.d(c[None], c[None])[0])(constant))
             ),
         }
+        if cfg.loss in _LOG_RATIO:
+            # Spread over the reals, for a constant says nothing; of the G that D plays against.
+            ratio = log_ratio(real[:, 0], state.g.params["a"], state.g.params["b"])
+            found |= {"logit_error": float(jnp.std(logits[0] - ratio)), "logit_error/known": 0.0}
+        return found
 
     source = toys.fresh(draw, seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps)
     return cli.Experiment(inner._replace(sample=sample), source, evaluate, cfg.problem)
@@ -368,9 +380,11 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
     def evaluate(trail: Trail) -> dict[str, float]:
         """Per-step factor of the distance to the equilibrium, and the spectral radius of the step there."""
         norms = np.linalg.norm(np.asarray(trail.points, np.float64), axis=1)
-        last = min(int(trail.step), 100)
-        factor = (norms[-1] / norms[-1 - last]) ** (1 / last)
-        found = {"distance": norms[-1], "factor": factor}
+        found = {"distance": norms[-1]}
+        # Not from points before the first one, nor from where float32 ends.
+        norms = norms[norms > _TINY][-101:]
+        if len(norms) > 1:
+            found["factor"] = (norms[-1] / norms[0]) ** (1 / (len(norms) - 1))
         if (
             cfg.optimizer == "sgd" and cfg.rule != "optimistic"
         ):  # else the step is no function of the point alone
@@ -446,7 +460,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The problem that ``cfg`` names."""
     if axis_name:
         raise UserError("--parallel=pmap: must be jit for toy_gan")
-    steps = cfg.steps or round(cfg.epochs * 100_000 / cfg.batch_size)
+    steps = cfg.steps or max(1, round(cfg.epochs * toys.LENGTH / (cfg.batch_size * cfg.d_steps)))
     makers = {"gaussian1d": gaussian1d, "dirac": dirac, "bilinear": dirac, "lqg": lqg}
     return makers.get(cfg.problem, mixture)(cfg, steps)
 

@@ -1,4 +1,4 @@
-"""Problems with known answers, through the project's own trainer (SCIENCE T2.5 to T2.11); measures of mixtures."""
+"""Problems with known answers, through the project's own trainer (SCIENCE T2.5 to T2.11)."""
 
 import dataclasses
 import functools
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import stats
 
 from bpgan import metrics
 from bpgan.algorithms import gan
@@ -32,7 +33,7 @@ def config(*flags, **changes):
 
 def trained(experiment, steps, seed=0):
     """The state after so many steps, in one program."""
-    program = parallel.compile(experiment.algorithm, experiment.source, seed=seed)
+    program = parallel.compile(experiment.algorithm, experiment.source, seed=seed, devices=1)
     carry, finite = program.run(program.init(), steps)
     assert bool(finite)
     return carry.state
@@ -44,40 +45,7 @@ def measured(cfg):
     return experiment.evaluate(trained(experiment, cfg.steps))
 
 
-# The measures
-
-
-@pytest.mark.parametrize("name", MIXTURES)
-def test_real_samples_reach_the_known_values(name):
-    """The oracle control: all modes, 98.89 %, (k - 1) / 2 n and a ratio of 1."""
-    mixture, n = MIXTURES[name], 2500
-    k = len(mixture.centres)
-    runs = [
-        metrics.modes(np.asarray(mixture.draw(jax.random.key(s), n)), mixture.centres, mixture.std)
-        for s in range(20)
-    ]
-    assert all(run.captured == k for run in runs)
-    share = 1 - np.exp(-4.5)
-    error = np.sqrt(share * (1 - share) / n / 20)
-    assert abs(np.mean([r.high_quality for r in runs]) - share) < 4 * error
-    known = (k - 1) / (2 * n)
-    assert abs(np.mean([r.reverse_kl for r in runs]) - known) < 4 * known * np.sqrt(
-        2 / (k - 1) / 20
-    )
-    assert abs(np.mean([r.std_ratio for r in runs]) - 1) < 0.01
-
-
-def test_collapsed_samples_are_told_apart():
-    ring = MIXTURES["ring8"]
-    points = np.repeat(ring.centres, 100, 0)  # every mode, without width
-    flat = metrics.modes(points, ring.centres, ring.std)
-    assert flat.captured == 8 and flat.high_quality == 1 and flat.std_ratio < 1e-9
-    half = np.asarray(ring.draw(jax.random.key(0), 2000))
-    half = half[half[:, 1] > 0.3]  # three modes
-    some = metrics.modes(half, ring.centres, ring.std)
-    assert some.captured == 3 and abs(some.reverse_kl - np.log(8 / 3)) < 0.02
-    nowhere = metrics.modes(np.full((50, 2), 0.1), ring.centres, ring.std)
-    assert nowhere.captured == 0 and nowhere.high_quality == 0 and nowhere.std_ratio == 0
+# The data
 
 
 def test_fresh_batches_are_functions_of_the_step():
@@ -97,6 +65,12 @@ def test_dirac_goes_where_it_is_known_to_go(gamma, norm):
     """T2.1 as a user would run it, and the spectral radius of the step at the equilibrium."""
     found = measured(config("--preset=dirac", f"--gamma={gamma}", "--precision=float32"))
     np.testing.assert_allclose(found["distance"], norm, rtol=2e-3)
+    np.testing.assert_allclose(found["factor"], found["factor/known"], rtol=2e-3)
+
+
+def test_the_factor_is_that_of_points_float32_can_tell_from_zero():
+    found = measured(config("--preset=dirac", "--steps=1900"))
+    assert found["distance"] < 1e-30
     np.testing.assert_allclose(found["factor"], found["factor/known"], rtol=2e-3)
 
 
@@ -164,10 +138,10 @@ def value_of(d, loss, state, real, fake, n=1_000_000):
 @pytest.mark.parametrize(
     "mean,std,loss,best,params",
     [
-        slow(1.0, 1.0, "nonsaturating", 1.16345140, (0.5, -1.0, 0.0)),
-        (2.0, 1.0, "nonsaturating", 0.71263272, (2.0, -2.0, 0.0)),
+        (1.0, 1.0, "nonsaturating", 1.16345140, (0.5, -1.0, 0.0)),
+        slow(2.0, 1.0, "nonsaturating", 0.71263272, (2.0, -2.0, 0.0)),
         slow(0.0, 2.0, "nonsaturating", 1.20082760, (np.log(2), 0.0, -0.375)),
-        (1.0, 1.0, "relativistic", 0.49180171, (None, -1.0, 0.0)),
+        slow(1.0, 1.0, "relativistic", 0.49180171, (None, -1.0, 0.0)),
         slow(2.0, 1.0, "relativistic", 0.19307504, (None, -2.0, 0.0)),
     ],
 )
@@ -214,29 +188,41 @@ def test_the_wgan_gp_critic_in_closed_form(optimised, mean, weight, loss, gap):
     np.testing.assert_allclose(float(jnp.mean(r) - jnp.mean(f)), gap, rtol=0.02)
 
 
+def found_it(found):
+    return abs(found["mean"] - 2) < 0.05 and abs(found["std"] - 0.5) < 0.05
+
+
 CONVERGENT = {
     "nonsaturating": "r1", "minimax": "r1", "hinge": "r1+r2", "least_squares": "r1",
     "relativistic": "r1+r2", "wasserstein": "r1+r2", "relativistic_average": "r1+r2",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "loss", [slow(n) if n not in ("nonsaturating", "relativistic") else n for n in CONVERGENT]
-)
+@pytest.mark.parametrize("loss", [n if n == "relativistic" else slow(n) for n in CONVERGENT])
 def test_two_numbers_of_g_find_the_gaussian(optimised, loss):
     """T2.7: mean and standard deviation to 0.05, D's loss to that of equal distributions."""
     found = measured(
         config("--preset=gaussian1d", f"--loss={loss}", f"--penalty={CONVERGENT[loss]}")
     )
-    assert abs(found["mean"] - 2) < 0.05 and abs(found["std"] - 0.5) < 0.05
+    assert found_it(found)
     assert abs(found["d_loss"] - found["d_loss/known"]) < 0.01
+    assert found.get("logit_error", 0) < 0.15
 
 
-def test_unregularised_simultaneous_descent_does_not(optimised):
-    """The negative control: without a penalty the players go on circling."""
-    flags = ["--preset=gaussian1d", "--penalty=none", "--rule=simultaneous", "--optimizer=sgd"]
-    found = measured(config(*flags, "--lr=0.1", "--ema=0", "--loss=wasserstein", "--steps=1500"))
-    assert not (abs(found["mean"] - 2) < 0.05 and abs(found["std"] - 0.5) < 0.05)
+@pytest.mark.parametrize("penalty,converges", [("none", False), ("r1+r2", True)])
+def test_only_the_penalty_makes_simultaneous_descent_converge(optimised, penalty, converges):
+    """The negative control of T2.7, and the same run with the penalty alone added."""
+    flags = ["--preset=gaussian1d", "--loss=wasserstein", "--rule=simultaneous", "--optimizer=sgd"]
+    flags += ["--lr=0.03", "--ema=0", "--steps=10000", f"--penalty={penalty}"]
+    assert found_it(measured(config(*flags))) == converges
+
+
+def test_the_log_ratio_of_the_gaussian():
+    """Against SciPy's densities."""
+    x, real, fake = np.linspace(-1, 4, 7), stats.norm(2, 0.5), stats.norm(1.2, 0.8)
+    expected = real.logpdf(x) - fake.logpdf(x)
+    for b in (0.8, -0.8):
+        np.testing.assert_allclose(toy_gan.log_ratio(jnp.asarray(x), 1.2, b), expected, atol=1e-4)
 
 
 # Mixtures
@@ -283,9 +269,9 @@ def test_grid(optimised):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bug", ["flipped G", "constant reals", "average that never moves"])
+@pytest.mark.parametrize("bug", ["none", "flipped G", "constant reals", "average that never moves"])
 def test_broken_training_fails(optimised, monkeypatch, bug):
-    """What the acceptance of the ring must not accept."""
+    """What the acceptance of the ring must not accept; sound training is past the mark as soon as that."""
 
     def change(algorithm):
         if bug != "average that never moves":
@@ -309,13 +295,14 @@ def test_broken_training_fails(optimised, monkeypatch, bug):
 
         monkeypatch.setattr(toys.Mixture, "draw", draw)
     (found,) = seeds_at_once(config("--steps=2000"), 1, change)
-    assert found["modes"] < 8 or found["high_quality"] < 0.5
+    passes = found["modes"] == 8 and found["high_quality"] > 0.5
+    assert passes == (bug == "none")
 
 
 # The experiment
 
 
-@pytest.mark.parametrize("preset", toy_gan.PRESETS)
+@pytest.mark.parametrize("preset", [p if p == "smoke" else slow(p) for p in toy_gan.PRESETS])
 def test_runs_draw_pictures_and_resume(tmp_path, preset):
     """Every problem runs, draws a coloured picture, and goes on from its checkpoint."""
     flags = [f"--preset={preset}", "--width=8", "--batch_size=16", f"--workdir={tmp_path}", "--notensorboard",
@@ -330,6 +317,37 @@ def test_runs_draw_pictures_and_resume(tmp_path, preset):
     assert all(len(np.unique(p.reshape(-1, 3), axis=0)) > 2 for p in pictures)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["status"] == "done" and result["step"] == 6
+
+
+def test_the_schedule_ends_with_the_run():
+    """Five updates of D take five batches of an epoch: both players' cosines end where the run does."""
+    cfg = config("--problem=gaussian1d", "--steps=0", "--d_steps=5", "--lr=cosine:1:0")
+    experiment = toy_gan.build(cfg)
+    steps = round(cfg.epochs * experiment.source.steps_per_epoch)
+    assert steps == round(100_000 / (256 * 5))
+    state = experiment.algorithm.init(jax.random.key(0))
+    ended = jax.tree.map(
+        lambda x: jnp.full_like(x, steps) if x.dtype == jnp.int32 else x, state.g.opt
+    )
+    batch = experiment.source.batch_at(experiment.source.data, 0)
+    moved, _ = experiment.algorithm.step(
+        state._replace(g=state.g._replace(opt=ended)), batch, jax.random.key(1)
+    )
+    assert float(moved.g.params["a"]) == float(state.g.params["a"])
+
+
+def test_pictures_show_what_is_where():
+    """A point to the upper right is there, one outside nowhere, red is where D is high."""
+    real, fake = jnp.array([[0.5, 0.75]]), jnp.array([[-0.5, -0.75], [3.0, 0.0], [0.0, 3.0]])
+    picture = np.asarray(toy_gan.picture_of_points(real, fake, lambda x: x[:, 1], 1.0)[0])
+    n = len(picture)
+    row, column = round(0.125 * n), round(0.75 * n)
+    for where, colour in (((row, column), toy_gan._BLACK), ((n - row, n - column), toy_gan._GREEN)):
+        near = picture[where[0] - 2 : where[0] + 3, where[1] - 2 : where[1] + 3].reshape(-1, 3)
+        assert (np.abs(near - np.asarray(colour).reshape(1, 3)).max(1) < 1e-6).sum() == 4
+    assert (np.abs(picture - np.asarray(toy_gan._GREEN).reshape(1, 1, 3)).max(2) < 1e-6).sum() == 4
+    top, bottom = picture[2, n // 2], picture[-3, n // 2]
+    assert top[0] > top[2] and bottom[2] > bottom[0]
 
 
 def test_one_way_to_run():

@@ -10,6 +10,9 @@ import numpy as np
 
 from bpgan.types import PRNG, Source, stream
 
+LENGTH = 100_000
+"""What to call an epoch of data that never come again."""
+
 
 class Mixture(NamedTuple):
     """Equally likely Gaussians ``N(centre, std^2 I)``.
@@ -50,7 +53,7 @@ def grid(
 
 
 def fresh(
-    draw: Callable[[PRNG, int], jax.Array], *, seed: int, batch_size: int, length: int = 100_000
+    draw: Callable[[PRNG, int], jax.Array], *, seed: int, batch_size: int, length: int = LENGTH
 ) -> Source:
     """Batches that never come again: ``draw(key, batch_size)`` with a key of the seed and the step.
 
