@@ -34,6 +34,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from bpgan.types import AdversarialLoss, Auxiliary, Logits
@@ -178,7 +179,7 @@ def began(gamma: float = 0.5, rate: float = 1e-3) -> AdversarialLoss:
         error = jnp.mean(jax.lax.stop_gradient(fake - gamma * real)).astype(k.dtype)
         return k.astype(fake.dtype).reshape(1) * fake - real, jnp.clip(k + rate * error, 0.0, 1.0)
 
-    return AdversarialLoss(d, score_g, memory=jnp.zeros(()))
+    return AdversarialLoss(d, score_g, memory=np.zeros((), np.float32))
 
 
 LOSSES = {

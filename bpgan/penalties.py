@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from bpgan.types import PRNG, Critic, Latents, Logits, Params
@@ -53,7 +54,7 @@ class Regulariser(NamedTuple):
 
     Attributes:
       apply: ``apply(scene, memory) -> (penalty, memory)``; the penalty is ``[b]`` or a scalar.
-      memory: at the start, a pytree of float arrays, or None.
+      memory: at the start, a pytree of NumPy float arrays, or None. (An array of JAX would open the devices on import.)
     """
 
     apply: Callable[[Scene, Any], tuple[Array, Any]]
@@ -255,7 +256,9 @@ def lecam(decay: float = 0.99, start: int = 1000) -> Regulariser:
         )
         return jnp.where(count > start, value, 0.0), new
 
-    return Regulariser(apply, {name: jnp.zeros(()) for name in ("count", "real", "fake")})
+    return Regulariser(
+        apply, {name: np.zeros((), np.float32) for name in ("count", "real", "fake")}
+    )
 
 
 def path_length(
@@ -287,7 +290,7 @@ def path_length(
         new = decay * memory + (1 - decay) * mean
         return jnp.square(lengths - new.astype(lengths.dtype).reshape(1)), new
 
-    return Regulariser(apply, jnp.zeros(()))
+    return Regulariser(apply, np.zeros((), np.float32))
 
 
 def orthogonal(off_diagonal: bool = True) -> Regulariser:

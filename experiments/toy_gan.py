@@ -105,10 +105,10 @@ class Trail(NamedTuple):
 
 # Pictures: float images ``[1, h, w, 3]`` in [-1, 1], drawn on the device, so that they are samples like others.
 
-_WHITE, _RED, _BLUE = (
-    jnp.array(c, jnp.float32) for c in ((1.0, 1, 1), (0.9, 0.55, 0.5), (0.55, 0.65, 0.95))
+_WHITE, _RED, _BLUE, _BLACK, _GREEN = np.array(
+    [[1.0, 1, 1], [0.9, 0.55, 0.5], [0.55, 0.65, 0.95], [-0.7, -0.7, -0.7], [-0.8, 0.2, -0.7]],
+    np.float32,
 )
-_BLACK, _GREEN = jnp.array([-0.7, -0.7, -0.7]), jnp.array([-0.8, 0.2, -0.7])
 
 
 def _canvas(share: jax.Array) -> jax.Array:
@@ -119,7 +119,7 @@ def _canvas(share: jax.Array) -> jax.Array:
 
 
 def _dots(
-    canvas: jax.Array, points: jax.Array, reach: float, colour: jax.Array, size: int = 2
+    canvas: jax.Array, points: jax.Array, reach: float, colour: np.ndarray, size: int = 2
 ) -> jax.Array:
     """Points of the square ``[-reach, reach]^2`` as small squares, the second coordinate upwards."""
     n = canvas.shape[0]

@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -154,3 +156,15 @@ def test_layers_do_not_form_a_cycle():
         ready = [layer for layer in graph if layer not in done and graph[layer] <= done]
         assert ready, f"cycle among {set(graph) - done}"
         done.update(ready)
+
+
+def test_importing_opens_no_device():
+    """Several processes must be able to join before JAX looks for devices, which any array of JAX makes it do."""
+    modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in FILES]
+    names = [name.removesuffix(".__init__") for name in modules if not name.endswith("plug")]
+    code = (
+        f"import importlib\nfor name in {names!r}: importlib.import_module(name)\n"
+        "from jax._src import xla_bridge\nassert not xla_bridge.backends_are_initialized()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

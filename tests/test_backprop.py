@@ -605,8 +605,8 @@ def test_accuracy():
 def test_gan_on_handwritten_gradients_follows_the_autodiff_run(name, dtype, tolerance):
     """100 steps of the article's GAN (100-128-784, 784-128-64-1) end at the same parameters."""
     shape, dtype = (28, 28, 1), jnp.dtype(dtype)
-    g = linen_net(mlp_nets.Generator(shape, (128,), dtype))
-    d = linen_net(mlp_nets.Discriminator((128, 64), dtype))
+    g = linen_net(mlp_nets.Generator(shape, (128,), dtype=dtype))
+    d = linen_net(mlp_nets.Discriminator((128, 64), dtype=dtype))
     x = jnp.asarray(np.tanh(normal(1, 16, *shape)), dtype)
 
     def train(g, d, loss):
