@@ -42,7 +42,7 @@ RANK = 2
 """The covariance of ``lqg``, and G's rank."""
 SAMPLES = 2500
 """For the measures of mixtures, as in the literature."""
-_PIXELS, _TRAIL, _TINY = 240, 512, 1e-30
+_PIXELS, _TRAIL, _TINY = 240, 512, 1e-35
 _LOG_RATIO = ("minimax", "nonsaturating", "relativistic")
 """Losses whose best D is the log of the ratio of densities, up to a constant."""
 he_normal = jax.nn.initializers.he_normal()

@@ -53,6 +53,11 @@ def test_width_is_about_the_mean_of_the_samples():
     assert found.captured == 2 and found.high_quality == 1 and found.std_ratio < 1e-9
 
 
+def test_one_sample_captures_a_mode():
+    found = metrics.modes(np.concatenate([cross(5, STD), PAIR[1:]]), PAIR, STD)
+    assert found.captured == 2 and found.std_ratio > 0.5
+
+
 def test_nothing_near_a_mode():
     found = metrics.modes(np.zeros((50, 2)), PAIR, STD)
     assert found.captured == 0 and found.high_quality == 0 and found.std_ratio == 0

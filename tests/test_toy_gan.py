@@ -69,8 +69,8 @@ def test_dirac_goes_where_it_is_known_to_go(gamma, norm):
 
 
 def test_the_factor_is_that_of_points_float32_can_tell_from_zero():
-    found = measured(config("--preset=dirac", "--steps=1900"))
-    assert found["distance"] < 1e-30
+    found = measured(config("--preset=dirac", "--steps=2300"))
+    assert 0 < found["distance"] < 1e-35  # where the updates themselves are flushed to zero
     np.testing.assert_allclose(found["factor"], found["factor/known"], rtol=2e-3)
 
 
