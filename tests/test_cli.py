@@ -247,6 +247,13 @@ def test_run_hands_the_loop_steps_not_epochs(fit):
     assert fit.setup == {"precision": "float64"}
 
 
+def test_known_values_stand_beside_measured_ones():
+    found = {"modes": 8.0, "modes/known": 8.0, "kl": 0.0012345678, "b/known": 1.0, "best/kl": 2.0}
+    rows = cli._rows(found)
+    assert [name for name, _ in rows] == ["modes", "kl", "b/known", "best/kl"]
+    assert rows[0][1].split() == ["8", "known", "8"] and rows[1][1] == "0.00123457"
+
+
 def test_what_evaluate_finds_is_shown_and_kept(fit, capsys):
     assert run("--preset=smoke", "--lr=0.5") == 0
     assert fit.evaluated == {"state/fid": 12.3456789}
