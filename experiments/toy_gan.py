@@ -141,7 +141,10 @@ def _plane(reach: float, n: int = _PIXELS) -> jax.Array:
 
 
 def _centred(logits: jax.Array) -> jax.Array:
-    """D's share of "real", its logits centred: losses of differences leave their mean open."""
+    """D's share of "real", its logits centred, for losses of differences leave their mean open, and over their spread:
+
+    the colours of a D that is nearly flat are as strong as any.
+    """
     return jax.nn.sigmoid(4 * (logits - jnp.median(logits)) / (jnp.std(logits) + 1e-6))
 
 
