@@ -252,7 +252,7 @@ def seeds_at_once(cfg, seeds, change=lambda algorithm: algorithm):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ring(optimised):
-    """T2.10, five seeds."""
+    """T2.10, five seeds. The share of high quality is near its bound: of five other seeds one reached 0.929."""
     for found in seeds_at_once(config(), 5):
         assert found["modes"] == 8 and found["high_quality"] >= 0.93
         assert found["reverse_kl"] <= 0.02 and 0.5 <= found["std_ratio"] <= 1.5
