@@ -349,20 +349,23 @@ def together(command: Sequence[str], processes: int) -> int:
             deadline = None
             while None in codes:
                 time.sleep(0.05)
-                for i, child in enumerate(children):
+                for child in children:
                     child.forward(received)
-                    if codes[i] is None and (code := child.process.poll()) is not None:
-                        codes[i] = code
-                        if code != cli.DONE and deadline is None and not received:
-                            deadline = time.monotonic() + _GRACE_SECONDS
-                            said = _last_line(logs[i], code) if code > 0 else ""
-                            if code < 0:
-                                said = "; the checkpoints are kept, and the same command continues"
-                            print(
-                                f"process {i} of {processes}: {_status(code)}{said}; ending the others",
-                                file=sys.stderr,
-                                flush=True,
-                            )
+                codes = [child.process.poll() for child in children]
+                ended = [i for i, code in enumerate(codes) if code not in (None, cli.DONE)]
+                if ended and deadline is None and not received:
+                    # One that was killed ended the others, whichever of them is seen first.
+                    i = min(ended, key=lambda i: codes[i] or 0)
+                    code = codes[i] or 0
+                    deadline = time.monotonic() + _GRACE_SECONDS
+                    said = _last_line(logs[i], code) if code > 0 else ""
+                    if code < 0:
+                        said = "; the checkpoints are kept, and the same command continues"
+                    print(
+                        f"process {i} of {processes}: {_status(code)}{said}; ending the others",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                 if deadline and time.monotonic() > deadline:
                     for child in children:
                         child.process.kill()

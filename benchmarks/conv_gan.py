@@ -13,14 +13,12 @@ Everyone computes the same in float32, from images in memory; PyTorch's are chan
 same cores, asked in turn; ratios are of steps per CPU-second within a round, their medians reported.
 """
 
-import argparse
 import functools
 import json
-import os
 import statistics
 import sys
 
-from benchmarks.peers import Work, machine, measure, serve
+from benchmarks.peers import Work, cores_of, flags, machine, measure, serve
 
 OURS, EAGER, COMPILED = "bpgan", "torch, eager, channels-last", "torch.compile, channels-last"
 TARGETS = {("dcgan", EAGER): 0.85, ("dcgan", COMPILED): 1.0, ("sngan", EAGER): 0.75}
@@ -219,26 +217,15 @@ def peers(net: str):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = flags(__doc__ or "", rounds=5)
     parser.add_argument("--net", choices=tuple(BATCH), default="dcgan")
-    parser.add_argument("--cores", type=int, default=1, help="cores each peer is pinned to")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", help="write everything measured to this file")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
-    parser.add_argument("--peer", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     net = arguments.net
     if arguments.peer:
         net, _, name = arguments.peer.partition("/")
         serve(peers(net), name)
         return 0
-    available = sorted(os.sched_getaffinity(0))
-    if not 1 <= arguments.cores <= len(available):
-        parser.error(f"--cores={arguments.cores}: must be between 1 and {len(available)}")
-    if arguments.rounds < 1:
-        parser.error(f"--rounds={arguments.rounds}: must be at least 1")
-    about = machine()
-    cores = available[-arguments.cores :]
+    cores, about = cores_of(parser, arguments), machine()
     results = measure("benchmarks.conv_gan", peers(net), arguments.rounds, cores, prefix=f"{net}/")
     if OURS not in results:
         sys.exit(f"error: nothing to compare: {OURS} did not run")

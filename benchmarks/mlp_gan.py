@@ -12,7 +12,6 @@ ratios are ratios of it. ``of matmul`` is the arithmetic a step needs over what 
 time on one core and by the clock on several, where the question is whether they are kept busy.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -23,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from benchmarks.peers import FOLDER, Answer, Work, machine, measure, serve
+from benchmarks.peers import FOLDER, Answer, Work, cores_of, flags, machine, measure, serve
 
 BATCH = 128
 G_LAYERS, D_LAYERS = [(100, 128), (128, 784)], [(784, 128), (128, 64), (64, 1)]
@@ -484,23 +483,12 @@ def show(summary: dict, about: dict[str, str]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cores", type=int, default=1, help="cores each peer is pinned to")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", help="write everything measured to this file")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
-    parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
+    parser = flags(__doc__ or "", rounds=7)
     arguments = parser.parse_args()
     if arguments.peer:
         serve(PEERS, arguments.peer)
         return 0
-    available = sorted(os.sched_getaffinity(0))
-    if not 1 <= arguments.cores <= len(available):
-        parser.error(f"--cores={arguments.cores}: must be between 1 and {len(available)}")
-    if arguments.rounds < 1:
-        parser.error(f"--rounds={arguments.rounds}: must be at least 1")
-    about = machine()
-    cores = available[-arguments.cores :]
+    cores, about = cores_of(parser, arguments), machine()
     results = measure("benchmarks.mlp_gan", PEERS, arguments.rounds, cores)
     if missing := {FULL, MATMUL} - set(results):
         sys.exit(f"error: nothing to compare with: {', '.join(sorted(missing))} did not run")

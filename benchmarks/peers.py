@@ -4,6 +4,7 @@ A slow moment of the machine meets all of them, and ratios are taken within a ro
 table ``PEERS`` of functions, each of which returns its work, and a call of ``serve`` for ``--peer=NAME``.
 """
 
+import argparse
 import contextlib
 import importlib.util
 import json
@@ -111,6 +112,27 @@ def measure(
     return {
         peer.name.removeprefix(prefix): peer.rounds for peer in peers if len(peer.rounds) == rounds
     }
+
+
+def flags(doc: str, rounds: int) -> argparse.ArgumentParser:
+    """The flags of every benchmark of peers, to which it adds its own."""
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    parser.add_argument("--cores", type=int, default=1, help="cores each peer is pinned to")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--json", help="write everything measured to this file")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
+    parser.add_argument("--peer", help=argparse.SUPPRESS)
+    return parser
+
+
+def cores_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> list[int]:
+    """The cores that every peer is pinned to: the last ones. Exits for numbers that make no sense."""
+    available = sorted(os.sched_getaffinity(0))
+    if not 1 <= given.cores <= len(available):
+        parser.error(f"--cores={given.cores}: must be between 1 and {len(available)}")
+    if given.rounds < 1:
+        parser.error(f"--rounds={given.rounds}: must be at least 1")
+    return available[-given.cores :]
 
 
 def machine() -> dict[str, str]:

@@ -23,7 +23,7 @@ Schedule = Callable[[Any], jax.Array]
 """``step -> value``, a scalar."""
 
 _FORMS = (
-    "a number, linear:A:B, cosine:A:B, either with a fraction of the run as :F, or warmup:F:..."
+    "a number A, linear:A:B, cosine:A:B, either with a fraction of the run as :F, or warmup:F:..."
 )
 
 
@@ -39,35 +39,39 @@ def at(scalar: Any, step: Any) -> Any:
     return scalar(step) if callable(scalar) else scalar
 
 
-def schedule(value: Any, steps: int) -> Any:
+def schedule(value: Any, steps: int = 1, *, low: float = -math.inf, high: float = math.inf) -> Any:
     """The scalar that ``value`` describes, over a run of so many steps.
 
     Args:
       value: a text as in this module's table; anything else, such as a number or a traced array, is returned as it is.
       steps: at which the run ends.
+      low, high: bounds of the values of a text, allowed themselves.
 
     Returns:
       A float if the text is a number, else a ``Schedule``, traceable; from ``steps`` on it stays at its last value.
 
     Raises:
-      ValueError: a text of another form, or a fraction that is not in (0, 1].
+      ValueError: a text of another form, a value that is out of bounds, or a fraction that is not in (0, 1].
     """
     if not isinstance(value, str):
         return value
     kind, *rest = value.split(":")
     try:
         if not rest:
-            return _number(kind)
+            return _number(kind, low, high)
         if kind == "warmup":
             length = max(_number(rest[0], 1e-12, 1.0) * steps, 1.0)
-            inner = schedule(":".join(rest[1:]), steps)
+            inner = schedule(":".join(rest[1:]), steps, low=low, high=high)
             return lambda step: jnp.minimum((step + 1) / length, 1.0) * at(inner, step)
         if kind not in ("linear", "cosine") or len(rest) not in (2, 3):
             raise ValueError
-        start, end = _number(rest[0]), _number(rest[1])
+        start, end = _number(rest[0], low, high), _number(rest[1], low, high)
         length = max((_number(rest[2], 1e-12, 1.0) if len(rest) == 3 else 1.0) * steps, 1.0)
     except ValueError:
-        raise ValueError(f"{value!r}: must be {_FORMS}") from None
+        bounds = f"; A and B in [{low}, {high}]" if high < math.inf else f"; A and B >= {low}"
+        raise ValueError(
+            f"{value!r}: must be {_FORMS}{bounds if low > -math.inf else ''}"
+        ) from None
 
     def value_at(step: Any) -> jax.Array:
         t = jnp.clip(step / length, 0.0, 1.0)

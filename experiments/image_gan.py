@@ -12,6 +12,8 @@ Papers:  Huang et al. 2025, arXiv:2501.05441 (R3GAN); Miyato et al. 2018, arXiv:
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,7 +29,7 @@ from bpgan.nets import biggan, dcgan, energy, linen_net, mlp, r3gan, resnet, sty
 from bpgan.penalties import G_PENALTIES, PENALTIES
 from bpgan.types import Net, UserError
 from experiments import _cli as cli
-from experiments.mnist_gan import latents_of
+from experiments.mnist_gan import images_of, latents_of, monitored
 
 NETS = {
     "mlp": 0,
@@ -82,8 +84,9 @@ def _nets(text: str) -> tuple[Architecture, Architecture]:
     return _pair(text, _architecture)
 
 
-def _schedule(text: str) -> Any:
-    return optim.schedule(text, 1)
+_positive = functools.partial(optim.schedule, low=0.0)
+_decay = functools.partial(optim.schedule, low=0.0, high=0.99999)
+_probability = functools.partial(optim.schedule, low=0.0, high=1.0)
 
 
 def _condition(text: str) -> tuple[str, str]:
@@ -91,7 +94,7 @@ def _condition(text: str) -> tuple[str, str]:
     head, equals, weight = text.partition("=")
     if head not in ("none", "projection", *AUXILIARY) or (equals and head not in AUXILIARY):
         raise ValueError(f"must be none, projection, or one of {', '.join(AUXILIARY)} with =WEIGHT")
-    _schedule(weight or "1")
+    _positive(weight or "1")
     return head, weight or "1"
 
 
@@ -118,7 +121,9 @@ def _penalties(text: str) -> list[Term]:
             raise ValueError(
                 f"{term!r} is not a penalty; must be none or a sum of {', '.join(allowed)}"
             )
-        (float if name == _CLIP else _schedule)(weight or "1")
+        value = _positive(weight or "1")
+        if name == _CLIP and (callable(value) or value == 0):
+            raise ValueError(f"{term!r}: the bound must be a number > 0")
         if slash and not (every.isdecimal() and int(every)):
             raise ValueError(f"{term!r}: the interval after / must be a positive whole number")
         terms.append(Term(player, name, weight or "1", int(every or 1)))
@@ -130,7 +135,7 @@ def _betas(text: str) -> tuple[str, str]:
     if len(parts) != 2:
         raise ValueError("must be two numbers or schedules, as in 0.5,0.99")
     for part in parts:
-        _schedule(part)
+        _decay(part)
     return parts[0], parts[1]
 
 
@@ -141,12 +146,15 @@ def _augment(text: str) -> tuple[Any, str, float | None]:
     names, _, p = text.partition("@")
     kind, _, target = p.partition(":")
     if kind != "ada":
-        _schedule(p or "1")
+        _probability(p or "1")
         return policy(names), p or "1", None
     try:
-        return policy(names), "0", float(target or 0.6)
+        wanted = float(target or 0.6)
     except ValueError:
-        raise ValueError(f"{p!r}: must be a number, a schedule, ada or ada:TARGET") from None
+        wanted = math.nan
+    if not -1 <= wanted <= 1:
+        raise ValueError(f"{p!r}: the TARGET of ada:TARGET must be a number in [-1, 1]")
+    return policy(names), "0", wanted
 
 
 _SCALAR = "a number or a schedule such as cosine:2e-4:5e-5"
@@ -174,7 +182,7 @@ class Config(cli.RunConfig):
     lr: str = cli.field(
         "3e-4",
         f"Adam's step size, or G's/D's: {_SCALAR}",
-        check=lambda text: _pair(text, _schedule),
+        check=lambda text: _pair(text, _positive),
     )
     betas: str = cli.field("0.5,0.99", f"Adam's two decays: {_SCALAR}", check=_betas)
     d_steps: int = cli.field(1, "updates of D per update of G", low=1)
@@ -188,7 +196,7 @@ class Config(cli.RunConfig):
         check=_augment,
     )
     ema: str = cli.field(
-        "2e4", "half-life in images of the average of G that draws; 0: none", check=_schedule
+        "2e4", "half-life in images of the average of G that draws; 0: none", check=_positive
     )
     truncation: float = cli.field(
         0.0, "of samples: psi of stylegan2, else the bound on |z| of normal latents; 0: none", low=0,
@@ -445,9 +453,7 @@ def _networks(
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The GAN that ``cfg`` describes, and its data."""
     dtype = jnp.dtype("float64" if cfg.precision == "float64" else "float32")
-    images, held = data.load(cfg.dataset), None
-    if cli.duration(cfg.eval_every, 1.0):
-        images, held = data.hold_out(images)
+    images, held = images_of(cfg.dataset, cfg.eval_every)
     head, auxiliary_weight = _condition(cfg.condition)
     shape, classes = images.shape, images.classes if head != "none" else 0
     if classes == 1:
@@ -516,13 +522,8 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         sample_latents=sample_latents,
         axis_name=axis_name,
     )
-    experiment = cli.Experiment(algorithm, source, title=images.summary(), prefers="min:eval/FD")
-    if held is None:
-        return experiment
-    from experiments import evaluate
-
-    validate, test = evaluate.monitors(algorithm, cfg.dataset, held)
-    return experiment._replace(validate=validate, evaluate=test)
+    experiment = cli.Experiment(algorithm, source, title=images.summary())
+    return monitored(experiment, cfg.dataset, held)
 
 
 if __name__ == "__main__":

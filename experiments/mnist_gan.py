@@ -54,6 +54,22 @@ def penalties_of(text: str) -> list[str]:
     return names
 
 
+def images_of(dataset: str, eval_every: str) -> tuple[data.Dataset, data.Dataset | None]:
+    """What is trained on and, where ``--eval_every`` asks for evaluations, what is held out for them."""
+    images = data.load(dataset)
+    return data.hold_out(images) if cli.duration(eval_every, 1.0) else (images, None)
+
+
+def monitored(experiment: cli.Experiment, dataset: str, held: data.Dataset | None) -> cli.Experiment:
+    """The experiment, evaluated on the images ``held`` out while it trains and on the test split at its end."""
+    if held is None:
+        return experiment
+    from experiments import evaluate
+
+    validate, test = evaluate.monitors(experiment.algorithm, dataset, held)
+    return experiment._replace(validate=validate, evaluate=test, prefers="min:eval/FD")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
     dataset: str = cli.field("mnist10k", data.FORMS)
@@ -160,9 +176,7 @@ def _nets(cfg: Config, shape: tuple[int, int, int], axis_name: str | None) -> tu
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The GAN that ``cfg`` describes, and its data."""
     dtype = jnp.dtype(cfg.precision)
-    images, held = data.load(cfg.dataset), None
-    if cli.duration(cfg.eval_every, 1.0):
-        images, held = data.hold_out(images)
+    images, held = images_of(cfg.dataset, cfg.eval_every)
     shape = images.shape
     g_net, d_net = _nets(cfg, shape, axis_name)
     distribution, dim = latents_of(cfg.latents)
@@ -188,13 +202,8 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         dtype=dtype,
         feed=cfg.feed,
     )
-    experiment = cli.Experiment(algorithm, source, title=images.summary(), prefers="min:eval/FD")
-    if held is None:
-        return experiment
-    from experiments import evaluate
-
-    validate, test = evaluate.monitors(algorithm, cfg.dataset, held)
-    return experiment._replace(validate=validate, evaluate=test)
+    experiment = cli.Experiment(algorithm, source, title=images.summary())
+    return monitored(experiment, cfg.dataset, held)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ ring8, grid25   mixtures of Gaussians (Lin et al. 2018, arXiv:1712.04086)
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -48,10 +49,6 @@ _LOG_RATIO = ("minimax", "nonsaturating", "relativistic")
 he_normal = jax.nn.initializers.he_normal()
 
 
-def _schedule(text: str) -> Any:
-    return optim.schedule(text, 1)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
     problem: str = cli.field("ring8", "what is learnt", choices=PROBLEMS)
@@ -66,7 +63,11 @@ class Config(cli.RunConfig):
         "none", "update rule of the game; none: D, then G", choices=("none", *game.RULES)
     )
     optimizer: str = cli.field("adam", "of both players", choices=("adam", "sgd"))
-    lr: str = cli.field("cosine:1e-3:2e-5", "step size: a number or a schedule", check=_schedule)
+    lr: str = cli.field(
+        "cosine:1e-3:2e-5",
+        "step size: a number or a schedule",
+        check=functools.partial(optim.schedule, low=0.0),
+    )
     b1: float = cli.field(0.0, "Adam's decay of the mean gradient", low=0, high=0.99999)
     b2: float = cli.field(0.99, "Adam's decay of the squared gradient", low=0, high=0.99999)
     width: int = cli.field(128, "units in each of the three hidden layers of both players", low=1)

@@ -37,8 +37,14 @@ def test_numbers_are_numbers():
      "linear:1:0:1:1", "warmup:0.1", "warmup:2:1", "warmup:0.1:steep:1:0", "sine:1:0"],
 )  # fmt: skip
 def test_other_texts_are_refused(text):
-    with pytest.raises(ValueError, match="must be a number, linear:A:B"):
+    with pytest.raises(ValueError, match="must be a number A, linear:A:B"):
         optim.schedule(text, 100)
+
+
+@pytest.mark.parametrize("text", ["2", "-1", "cosine:0:1.1", "warmup:0.5:linear:-0.1:0"])
+def test_values_out_of_bounds_are_refused(text):
+    with pytest.raises(ValueError, match=r"A and B in \[0.0, 1.0\]"):
+        optim.schedule(text, low=0.0, high=1.0)
 
 
 def by_hand(gradients, lr, b1, b2):

@@ -246,8 +246,19 @@ def make(
             for name in ("augment_real", "augment_fake")
         )
 
-    def regularise(regs, scene: Callable, memory, index, step, key: PRNG):
+    def regularise(regs, params, critic: Callable, seen: Any, memory, now: Any, key: PRNG):
         """Sum of the weighted penalties, and the memory after it; both as before where it is not their turn."""
+        (g, real, fake, y, z, logits), (index, step) = seen, now
+        scene = functools.partial(
+            Scene,
+            params,
+            critic,
+            lambda z, **method: generate(g, z, first(y, z), **method)[0],
+            real,
+            fake,
+            z,
+            logits,
+        )
         total: Any = 0.0
         for every in sorted({reg.every for reg in regs.values()}):
             due = {name: reg for name, reg in regs.items() if reg.every == every}
@@ -296,17 +307,15 @@ def make(
             )
             value += metrics["auxiliary"]
         if d_regs:
-            scene = functools.partial(
-                Scene,
+            metrics["penalty"], memory = regularise(
+                d_regs,
                 d.params,
                 lambda x: score(d, x, y, see_real)[0][0],
-                lambda z, **method: generate(g, z, first(y, z), **method)[0],
-                real,
-                fake,
-                z,
-                logits,
+                (g, real, fake, y, z, logits),
+                memory,
+                (index, step),
+                key,
             )
-            metrics["penalty"], memory = regularise(d_regs, scene, memory, index, step, key)
             value += metrics["penalty"]
         if adaptive:
             metrics["sign"] = jnp.mean(jnp.sign(real_logits))
@@ -331,17 +340,15 @@ def make(
             metrics["auxiliary"] = at(weight, step) * jnp.mean(term.loss(*gather((fake_head, y))))
             value += metrics["auxiliary"]
         if g_regs:
-            scene = functools.partial(
-                Scene,
+            metrics["penalty"], memory = regularise(
+                g_regs,
                 g.params,
                 lambda x: score(d, x, y, see_fake)[0][0],
-                lambda z, **method: generate(g, z, first(y, z), **method)[0],
-                real,
-                fake,
-                z,
-                logits,
+                (g, real, fake, y, z, logits),
+                memory,
+                (index, step),
+                key,
             )
-            metrics["penalty"], memory = regularise(g_regs, scene, memory, index, step, key)
             value += metrics["penalty"]
         return value, (stats, memory, metrics)
 
@@ -365,16 +372,18 @@ def make(
             keys = jax.random.split(key, accumulate)
 
             def micro(carry, inputs):
-                stats, memory, totals = carry
+                stats, memory, total = carry
                 stats, memory, new = gradient(stats, memory, inputs)
-                return (stats, memory, jax.tree.map(jnp.add, totals, new)), None
+                return (stats, memory, jax.tree.map(jnp.add, total, new)), None
 
-            first, *others = (
-                jax.tree.map(lambda x, i=i: x[i], (*rows, keys)) for i in (0, slice(1, None))
+            shapes = jax.eval_shape(
+                gradient, player.stats, memory, jax.tree.map(lambda x: x[0], (*rows, keys))
             )
-            start = gradient(player.stats, memory, first)
-            (stats, memory, totals), _ = lax.scan(micro, start, others[0])
-            grads, metrics = jax.tree.map(lambda x: x / accumulate, totals)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[2])
+            (stats, memory, total), _ = lax.scan(
+                micro, (player.stats, memory, zeros), (*rows, keys)
+            )
+            grads, metrics = jax.tree.map(lambda x: x / accumulate, total)
         grads = pmean(grads)
         updates, opt = tx.update(grads, player.opt, player.params)
         params = optax.apply_updates(player.params, updates)

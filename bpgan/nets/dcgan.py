@@ -8,7 +8,6 @@ need D to score each example by itself.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -22,6 +21,7 @@ from bpgan.nets.layers import (
     Conv,
     ConvTranspose,
     Embed,
+    Init,
     check_labels,
     storage_dtype,
     upsample2,
@@ -29,8 +29,6 @@ from bpgan.nets.layers import (
 from bpgan.types import Images, Labels, Latents
 
 _SLOPE = 0.2
-
-Init = Callable[..., Array]
 
 
 def he_init(gain: float = 1.0) -> Init:

@@ -42,6 +42,8 @@ from jaxtyping import Array, Float
 from bpgan.types import Images, Labels
 
 Kernel = Float[Array, "kh kw i o"]
+Init = Callable[..., Array]
+"""``(key, shape, dtype) -> array``, the initial value of a parameter."""
 Pair = tuple[int, int]
 Padding = int | Sequence[Sequence[int]] | Literal["SAME"]
 

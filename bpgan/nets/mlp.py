@@ -6,7 +6,6 @@ Hidden layers are ``leaky_relu(x @ kernel + bias)`` with slope 0.2. The layers a
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,10 +14,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from bpgan.nets.heads import Kind, Scores, score
-from bpgan.nets.layers import Embed, check_labels, storage_dtype
+from bpgan.nets.layers import Embed, Init, check_labels, storage_dtype
 from bpgan.types import Labels, Latents
 
-Init = Callable[..., Array]
 _lecun = nn.initializers.lecun_normal()
 
 

@@ -112,10 +112,7 @@ def test_a_process_that_dies_ends_the_others(tmp_path, index):
     said = finish(process, code=75)
     assert time.monotonic() - begin < 60
     kept = "the checkpoints are kept, and the same command continues"
-    # Whoever notices first says so: the launcher, or on a busy machine the process that is left.
-    by_launcher = f"process {index} of 2: failed (SIGKILL); {kept}; ending the others"
-    by_survivor = "another process of this run has ended"
-    assert (by_launcher in said or by_survivor in said) and "the same command continues" in said
+    assert f"process {index} of 2: failed (SIGKILL); {kept}; ending the others" in said
 
 
 @pytest.mark.slow
