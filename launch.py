@@ -46,6 +46,7 @@ _FOLDER = pathlib.Path(experiments.__path__[0]).resolve()
 _SEVERITY = [cli.DONE, cli.INTERRUPTED, cli.BAD_INPUT, cli.ANOMALY]  # anything else is worse
 _CANCELLED = (-signal.SIGINT, -signal.SIGTERM, cli.CANCELLED)
 _GRACE_SECONDS = 40.0
+_MEMORY = 3 << 29  # bytes that a process is reckoned to need
 _FLAGS = (
     cli.Flag("experiment", str, "", "which experiment to run"),
     cli.Flag("list", bool, False, "describe the experiments and stop"),
@@ -56,7 +57,21 @@ _FLAGS = (
         "values of a flag: NAME=V1,V2,... or, for whole numbers, NAME=LOW:HIGH (HIGH excluded);"
         " may be repeated, then every combination is run",
     ),
-    cli.Flag("jobs", int, 1, "runs of a sweep at a time; each gets its share of the cores", low=1),
+    cli.Flag(
+        "vectorize",
+        str,
+        "auto",
+        "runs that differ in numbers only as one program: auto, on (of all there are), off (a process for each run)",
+        choices=("auto", "on", "off"),
+    ),
+    cli.Flag(
+        "jobs",
+        int,
+        0,
+        "processes of a sweep at a time; each gets its share of the cores; 0: one for each core, or one if there are"
+        " accelerators",
+        low=0,
+    ),
     cli.Flag(
         "processes",
         int,
@@ -71,20 +86,35 @@ _FLAGS = (
 
 
 class Run(NamedTuple):
-    """One combination of a sweep: the swept values by flag, and the process that runs it."""
+    """One combination of a sweep: the swept values by flag, what else decides its numbers, and how it runs alone.
+
+    Attributes:
+      values: by flag.
+      workdir: its run directory.
+      command: the process that runs it.
+      code: the values of all flags that no group can vary.
+      common, own: flags of the command that others share, and those that are this run's.
+    """
 
     values: dict[str, Any]
     workdir: pathlib.Path
     command: list[str]
+    code: str = ""
+    common: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
         return " ".join(f"{name}={cli.show(value)}" for name, value in self.values.items())
 
-    @property
-    def log(self) -> pathlib.Path:
-        """Everything the process printed; beside the workdir, which belongs to the run."""
-        return self.workdir.with_name(self.workdir.name + ".log")
+
+class Job(NamedTuple):
+    """A process of a sweep, and the indices of the runs that it trains."""
+
+    title: str
+    command: list[str]
+    log: pathlib.Path
+    runs: list[int]
 
 
 def names() -> list[str]:
@@ -136,7 +166,8 @@ def plan(
         raise UserError("--workdir: cannot be combined with --sweep; use --root")
     runs: dict[pathlib.Path, Run] = {}
     for texts in itertools.product(*axes.values()):
-        arguments = [*argv, *(f"--{k}={v}" for k, v in zip(axes, texts, strict=True))]
+        own = [f"--{k}={v}" for k, v in zip(axes, texts, strict=True)]
+        arguments = [*argv, *own]
         cfg = cli.resolve(module.Config, module.PRESETS, arguments, other_flags=cli.LAUNCHER_FLAGS)
         # Canonical: 1e-4 and 0.0001 are one run. A preset is no field; it counts as written.
         swept = {k: getattr(cfg, k, v) for k, v in zip(axes, texts, strict=True)}
@@ -147,11 +178,65 @@ def plan(
         )
         workdir = pathlib.Path(root, name, f"{label}_{digest}")
         command = [*_python(), f"experiments.{name}", *arguments, f"--workdir={workdir}"]
-        run = Run(swept, workdir, command)
+        code = {k: getattr(cfg, k) for k, f in specs.items() if not f.sweepable and k != "workdir"}
+        run = Run(
+            swept, workdir, command, json.dumps(code), tuple(argv), (*own, f"--workdir={workdir}")
+        )
         if workdir in runs:
             raise UserError(f"--sweep: {run.title} occurs twice")
         runs[workdir] = run
     return list(runs.values())
+
+
+def jobs_of(name: str, runs: Sequence[Run], vectorize: str, slots: int) -> list[Job]:
+    """The processes that train these runs.
+
+    Runs whose flags differ only in what ``sweepable`` fields say become groups, each one program; in ``auto``, groups
+    are cut so that no slot is idle.
+    """
+    groups: dict[Any, list[int]] = {}
+    for index, run in enumerate(runs):
+        groups.setdefault(index if vectorize == "off" else run.code, []).append(index)
+    parts = -(-slots // len(groups)) if vectorize == "auto" else 1
+    jobs = []
+    for members in groups.values():
+        size = -(-len(members) // min(parts, len(members)))
+        for start in range(0, len(members), size):
+            jobs.append(_job(name, runs, members[start : start + size]))
+    return jobs
+
+
+def _job(name: str, runs: Sequence[Run], members: list[int]) -> Job:
+    first, last = runs[members[0]], runs[members[-1]]
+    if len(members) == 1:
+        log = first.workdir.with_name(first.workdir.name + ".log")
+        return Job(first.title, first.command, log, members)
+    flags_of_members = [f"--member={shlex.join(runs[i].own)}" for i in members]
+    digest = hashlib.sha256("".join(flags_of_members).encode()).hexdigest()[:6]
+    log = first.workdir.with_name(f"group_{'_'.join(first.values)}_{digest}.log")
+    command = [*_python(), "experiments._group", name, *first.common, *flags_of_members]
+    return Job(f"{len(members)} runs, {first.title} ... {last.title}", command, log, members)
+
+
+def _slots(jobs: int) -> int:
+    """How many processes at a time, for ``--jobs``: by default one for each core that there is memory for.
+
+    On a CPU that is the fastest way to train several small networks; several processes on an accelerator get into each
+    other's way.
+    """
+    if jobs or _accelerated():
+        return jobs or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(cores or 1, memory // _MEMORY))
+
+
+def _accelerated() -> bool:
+    """Whether JAX would use a GPU or TPU, without starting it."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms:
+        return platforms.partition(",")[0] != "cpu"
+    return _gpus() > 0 or any(pathlib.Path("/dev").glob("accel[0-9]*"))
 
 
 def _axis(text: str, specs: Mapping[str, cli.Flag]) -> tuple[str, list[str]]:
@@ -261,26 +346,26 @@ def _shares(jobs: int) -> list[list[int]]:
     return [cores[a:b] for a, b in itertools.pairwise(edges)]
 
 
-def execute(runs: Sequence[Run], jobs: int) -> tuple[dict[int, int], bool]:
-    """Runs everything, ``jobs`` at a time, with a line as each starts and ends.
+def execute(jobs: Sequence[Job], slots: int) -> tuple[dict[int, int], bool]:
+    """Runs everything, ``slots`` processes at a time, with a line as each starts and ends.
 
     Returns:
-      The exit code of each run that was started, by index, and whether a signal stopped the sweep.
+      The exit code of each job that was started, by index, and whether a signal stopped the sweep.
       SIGINT, SIGTERM and SIGHUP are passed on to the children, which save and stop.
     """
     environment = _environment()
-    if jobs > 1:  # otherwise the first process takes most of a GPU's memory
+    if slots > 1:  # otherwise the first process takes most of a GPU's memory
         environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = os.environ.get(
             "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
         )
-    shares = _shares(min(jobs, len(runs)))
-    waiting = collections.deque(range(len(runs)))
-    active: dict[int, tuple[int, _Child]] = {}  # slot -> index of the run, process
+    shares = _shares(min(slots, len(jobs)))
+    waiting = collections.deque(range(len(jobs)))
+    active: dict[int, tuple[int, _Child]] = {}  # slot -> index of the job, process
     codes: dict[int, int] = {}
 
     def say(index: int, text: str) -> None:
-        width = len(str(len(runs)))
-        print(f"[{index + 1:{width}d}/{len(runs)}] {runs[index].title}: {text}", flush=True)
+        width = len(str(len(jobs)))
+        print(f"[{index + 1:{width}d}/{len(jobs)}] {jobs[index].title}: {text}", flush=True)
 
     with _received() as received:
         try:
@@ -288,11 +373,11 @@ def execute(runs: Sequence[Run], jobs: int) -> tuple[dict[int, int], bool]:
                 for slot, cores in enumerate(shares):
                     if slot not in active and waiting and not received:
                         index = waiting.popleft()
-                        with _open(runs[index].log, "a") as log:
-                            print("$", shlex.join(runs[index].command), file=log, flush=True)
-                            child = _Child(runs[index].command, cores, environment, log)
+                        with _open(jobs[index].log, "a") as log:
+                            print("$", shlex.join(jobs[index].command), file=log, flush=True)
+                            child = _Child(jobs[index].command, cores, environment, log)
                         active[slot] = index, child
-                        say(index, f"started, output in {runs[index].log}")
+                        say(index, f"started, output in {jobs[index].log}")
                 time.sleep(0.05)
                 for slot, (index, child) in list(active.items()):
                     child.forward(received)
@@ -303,7 +388,7 @@ def execute(runs: Sequence[Run], jobs: int) -> tuple[dict[int, int], bool]:
                     if received and code in _CANCELLED:
                         code = cli.INTERRUPTED  # before training began: nothing to save
                     codes[index] = code
-                    last = _last_line(runs[index].log, code)
+                    last = _last_line(jobs[index].log, code)
                     say(index, f"{_status(code)} in {child.took}{last}")
         finally:
             for _, child in active.values():  # only if something unexpected was raised
@@ -488,16 +573,30 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         print("  ".join(padded).rstrip())
 
 
-def sweep(name: str, runs: Sequence[Run], jobs: int) -> int:
+def _code(run: Run, code: int) -> int:
+    """How a run of a group ended, whose process ended with ``code``."""
+    result: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        result = json.loads((run.workdir / "result.json").read_text())
+    told = {"done": cli.DONE, "non-finite": cli.ANOMALY, "anomaly": cli.ANOMALY}
+    return told.get(result.get("status", ""), cli.INTERRUPTED if code in _SEVERITY else code)
+
+
+def sweep(name: str, runs: Sequence[Run], jobs: Sequence[Job], slots: int) -> int:
     """Runs a plan and reports on it; returns the exit code: 0, 75, or the worst of the runs'."""
-    codes, interrupted = execute(runs, jobs)
+    ended, interrupted = execute(jobs, slots)
+    codes, logs = {}, {}
+    for at, code in ended.items():
+        for index in jobs[at].runs:
+            codes[index] = code if len(jobs[at].runs) == 1 else _code(runs[index], code)
+            logs[index] = jobs[at].log
     digest = runs[0].workdir.name.rpartition("_")[2]
     label = "_".join(runs[0].values)
     summarise(runs, codes, runs[0].workdir.with_name(f"sweep_{label}_{digest}.csv"))
     for index, code in sorted(codes.items()):
         if code not in (cli.DONE, cli.INTERRUPTED):
-            print(f"{runs[index].title}: {_status(code)}{_last_line(runs[index].log, code)}")
-            print(f"  {runs[index].log}")
+            print(f"{runs[index].title}: {_status(code)}{_last_line(logs[index], code)}")
+            print(f"  {logs[index]}")
     if interrupted:
         print("interrupted; the same command continues")
         return cli.INTERRUPTED
@@ -539,10 +638,12 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(f"--processes={chosen['processes']}: cannot be combined with --sweep")
     if sweeps:
         runs = plan(name, module, rest, sweeps, chosen["root"])
+        slots = _slots(chosen["jobs"])
+        jobs = jobs_of(name, runs, chosen["vectorize"], slots)
         if chosen["dry_run"]:
-            dry_run([r.command for r in runs])
+            dry_run([job.command for job in jobs])
             return cli.DONE
-        return sweep(name, runs, chosen["jobs"])
+        return sweep(name, runs, jobs, slots)
     cfg = cli.resolve(module.Config, module.PRESETS, rest, other_flags=cli.LAUNCHER_FLAGS)
     if chosen["root"] != "runs" and not cfg.workdir:
         folder = pathlib.Path(chosen["root"], name, cli.run_name(cfg, module.PRESETS))

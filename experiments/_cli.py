@@ -44,7 +44,16 @@ from bpgan.types import Algorithm, Source, UserError, stream
 DONE, UNEXPECTED, BAD_INPUT, ANOMALY, INTERRUPTED, CANCELLED = 0, 1, 2, 3, 75, 130
 """Exit codes. ``INTERRUPTED`` (EX_TEMPFAIL) promises that the same command continues the run: requeue it."""
 
-LAUNCHER_FLAGS = ("experiment", "list", "sweep", "jobs", "processes", "root", "dry_run")
+LAUNCHER_FLAGS = (
+    "experiment",
+    "list",
+    "sweep",
+    "vectorize",
+    "jobs",
+    "processes",
+    "root",
+    "dry_run",
+)
 _RESERVED = {"help", "preset", "flagfile", "undefok", *LAUNCHER_FLAGS}
 _MAX_STEP = 2**31 - 1  # the step is an int32 on the device
 _HELP = re.compile(r"-h|--?help(short|full)?")
@@ -541,35 +550,17 @@ def _train(name: str, cfg: RunConfig, build: Callable[..., Experiment], presets:
     experiment = build(cfg, axis_name=parallel.axis_name(cfg.parallel))
     if experiment.title:
         say(experiment.title, flush=True)
-    source = experiment.source
-    steps = cfg.steps or max(1, round(cfg.epochs * source.steps_per_epoch))
-    if steps > _MAX_STEP:
-        raise UserError(
-            f"--epochs={cfg.epochs}: asks for {steps} steps; must be at most {_MAX_STEP}"
-        )
-    eval_every = duration(cfg.eval_every, source.steps_per_epoch)
-    if eval_every and experiment.validate is None:
-        raise UserError(f"--eval_every={cfg.eval_every}: {name} has nothing to evaluate; must be 0")
     try:
         result = train.fit(
             experiment.algorithm,
-            source,
-            name=name,
+            experiment.source,
             config=dataclasses.asdict(cfg),
-            restart_safe=restart_safe(type(cfg)),
             workdir=pathlib.Path(_workdir(name, cfg, presets)),
             seed=cfg.seed,
-            steps=steps,
-            log_every=duration(cfg.log_every, source.steps_per_epoch),
-            sample_every=duration(cfg.sample_every, source.steps_per_epoch),
-            checkpoint_every=duration(cfg.checkpoint_every, source.steps_per_epoch),
-            eval_every=eval_every,
-            keep=_kept(cfg, experiment),
             mode=cfg.parallel,
-            on_anomaly=cfg.on_anomaly,
-            tensorboard=cfg.tensorboard,
             validate=experiment.validate,
             evaluate=experiment.evaluate,
+            **plan_of(name, cfg, experiment),
         )
     except train.Anomaly as error:
         return fail(error, ANOMALY)
@@ -580,6 +571,31 @@ def _train(name: str, cfg: RunConfig, build: Callable[..., Experiment], presets:
     if result.evaluated:
         say("\n".join(columns(_rows(result.evaluated))))
     return DONE if result.status == "done" else INTERRUPTED
+
+
+def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]:
+    """The fields of ``train.Plan`` that the flags ask for."""
+    per_epoch = experiment.source.steps_per_epoch
+    steps = cfg.steps or max(1, round(cfg.epochs * per_epoch))
+    if steps > _MAX_STEP:
+        raise UserError(
+            f"--epochs={cfg.epochs}: asks for {steps} steps; must be at most {_MAX_STEP}"
+        )
+    eval_every = duration(cfg.eval_every, per_epoch)
+    if eval_every and experiment.validate is None:
+        raise UserError(f"--eval_every={cfg.eval_every}: {name} has nothing to evaluate; must be 0")
+    return dict(
+        name=name,
+        restart_safe=restart_safe(type(cfg)),
+        steps=steps,
+        log_every=duration(cfg.log_every, per_epoch),
+        sample_every=duration(cfg.sample_every, per_epoch),
+        checkpoint_every=duration(cfg.checkpoint_every, per_epoch),
+        eval_every=eval_every,
+        keep=_kept(cfg, experiment),
+        on_anomaly=cfg.on_anomaly,
+        tensorboard=cfg.tensorboard,
+    )
 
 
 def _rows(found: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -60,7 +60,9 @@ def images_of(dataset: str, eval_every: str) -> tuple[data.Dataset, data.Dataset
     return data.hold_out(images) if cli.duration(eval_every, 1.0) else (images, None)
 
 
-def monitored(experiment: cli.Experiment, dataset: str, held: data.Dataset | None) -> cli.Experiment:
+def monitored(
+    experiment: cli.Experiment, dataset: str, held: data.Dataset | None
+) -> cli.Experiment:
     """The experiment, evaluated on the images ``held`` out while it trains and on the test split at its end."""
     if held is None:
         return experiment

@@ -177,6 +177,11 @@ class Checkpoints:
             )
         return None
 
+    def rewind(self, step: int) -> None:
+        """Deletes the checkpoints of later steps: a run that goes on from ``step`` will save them again."""
+        for later in [s for s in self._manager.all_steps() if s > step]:
+            self._manager.delete(later)
+
     def _read(self, step: int, abstract: Any) -> tuple[Any, str]:
         """The tree of one checkpoint, and what is wrong with it or ''."""
         args = self._ocp.args

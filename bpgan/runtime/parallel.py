@@ -229,6 +229,27 @@ def draw(
         yield np.asarray(compiled(state, key, i, *part))[: n - i * batch]
 
 
+def start(state: Any, metrics: Metrics) -> Carry:
+    """The carry of a run at its beginning; ``metrics``: their shapes and types."""
+    sums = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
+    return Carry(state, Window(jnp.zeros((), jnp.int32), sums))
+
+
+def advance(
+    algorithm: Algorithm, batch_at: Callable, carry: Carry, key: PRNG, k: Any
+) -> tuple[Carry, jax.Array]:
+    """The carry after ``k`` more steps on the batches ``batch_at(step)``, and whether all its numbers are finite."""
+
+    def one(_: Any, carry: Carry) -> Carry:
+        state, metrics = algorithm.step(carry.state, batch_at(carry.state.step), key)
+        count, sums = carry.window
+        return Carry(state, Window(count + 1, jax.tree.map(jnp.add, sums, metrics)))
+
+    carry = lax.fori_loop(0, k, one, carry)
+    floats = [x for x in jax.tree.leaves(carry) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return carry, jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
+
+
 def axis_name(mode: str) -> str | None:
     """The axis an algorithm must be built with for ``compile(..., mode=mode)``: None under ``jit``."""
     return _AXIS if mode == "pmap" else None
@@ -282,21 +303,14 @@ def compile(
             return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, rows), batch)
         return lax.with_sharding_constraint(batch, split) if len(used) > 1 else batch
 
-    def advance(carry: Carry, data, key):
-        batch = local(source.batch_at(data, carry.state.step))
-        state, metrics = algorithm.step(carry.state, batch, key)
-        count, sums = carry.window
-        return Carry(state, Window(count + 1, jax.tree.map(jnp.add, sums, metrics)))
-
     def chunk(carry: Carry, data, root, k):
-        key = stream(root, "train")
-        carry = lax.fori_loop(0, k, lambda _, carry: advance(carry, data, key), carry)
-        floats = [x for x in jax.tree.leaves(carry) if jnp.issubdtype(x.dtype, jnp.floating)]
-        return carry, jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
-
-    def empty_window(state, metrics) -> Carry:
-        sums = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
-        return Carry(state, Window(jnp.zeros((), jnp.int32), sums))
+        return advance(
+            algorithm,
+            lambda step: local(source.batch_at(data, step)),
+            carry,
+            stream(root, "train"),
+            k,
+        )
 
     def pmap(function, arguments: int):
         """``function`` once per device, all arguments and results being equal on all of them."""
@@ -321,7 +335,7 @@ def compile(
     # Run once: on CPU, optimising the random number generation of every layer would take seconds.
     quick = {"xla_backend_optimization_level": 0} if used[0].platform == "cpu" else None
     init = jax.jit(
-        lambda root: empty_window(algorithm.init(stream(root, "init")), metrics),
+        lambda root: start(algorithm.init(stream(root, "init")), metrics),
         out_shardings=replicated,
         compiler_options=quick,
     )

@@ -144,7 +144,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
       UserError: if the directory holds no run or its log is damaged.
     """
     path = pathlib.Path(workdir)
-    run = _read_json(path / "config.json")
+    run = read_json(path / "config.json")
     if "experiment" not in run:
         problem = "is damaged" if (path / "config.json").exists() else "is missing"
         raise UserError(f"{path}: holds no run to report on (config.json {problem})")
@@ -153,7 +153,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     if panels:
         _write_curves(path / "curves.png", run["experiment"], panels)
     where = "/".join(path.resolve().parts[-2:])
-    result, evaluation = _read_json(path / "result.json"), _read_rows(path / "metrics.json")
+    result, evaluation = read_json(path / "result.json"), _read_rows(path / "metrics.json")
     frames = _frames(path)
     if len(frames) > 1:
         _write_gif(path / "samples.gif", [png for _, png in frames])
@@ -164,7 +164,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     return path / "report.html"
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The object in a file, empty if there is none."""
     try:
         value = json.loads(path.read_bytes())

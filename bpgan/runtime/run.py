@@ -89,9 +89,16 @@ def open_run(
 
 
 def write_record(
-    path: pathlib.Path, name: str, config: Mapping[str, Any], fingerprint: str = ""
+    path: pathlib.Path,
+    name: str,
+    config: Mapping[str, Any],
+    fingerprint: str = "",
+    group: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes ``config.json``: the experiment, every field, data, versions, devices, revision and command."""
+    """Writes ``config.json``: the experiment, every field, data, versions, devices, revision and command.
+
+    ``group``: of a run that is trained together with others, who they are and how.
+    """
     versions = {"bpgan": __version__, "python": platform.python_version()}
     versions |= {p: metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax", "numpy")}
     description = {
@@ -103,7 +110,15 @@ def write_record(
         "git": _git_revision(),
         "command": shlex.join(sys.argv),
     }
+    if group is not None:
+        description["group"] = dict(group)
     write_json(path / _RECORD, description)
+
+
+def group_of(path: pathlib.Path) -> dict[str, Any] | None:
+    """The group that a run was trained in, as ``write_record`` noted it; None for a run that was alone."""
+    group = report.read_json(path / _RECORD).get("group")
+    return group if isinstance(group, dict) and "lowering" in group else None
 
 
 @contextlib.contextmanager
@@ -145,6 +160,7 @@ class Log:
       source: for epochs and images per second.
       tensorboard: also write event files.
       lead: of several processes that train one run, only the lead writes and speaks; all keep the history.
+      speak: also print; not if this is one of many runs.
     """
 
     def __init__(
@@ -156,6 +172,7 @@ class Log:
         *,
         tensorboard: bool = True,
         lead: bool = True,
+        speak: bool = True,
     ):
         from tqdm import tqdm
 
@@ -173,6 +190,7 @@ class Log:
         self._start = self._window_start = time.perf_counter()
         self._window_step = step
         self._file = metrics.open("a") if lead else None
+        self._speak = lead and speak
         self._events = None
         if tensorboard and lead:
             from tensorboardX import SummaryWriter
@@ -183,7 +201,7 @@ class Log:
             initial=step,
             unit="step",
             dynamic_ncols=True,
-            disable=not (lead and sys.stderr.isatty()),
+            disable=not (self._speak and sys.stderr.isatty()),
         )
 
     def progress(self, step: int) -> None:
@@ -225,7 +243,7 @@ class Log:
             shown = "  ".join(f"{k} {v:.4g}" for k, v in window.items() if "norm" not in k)
             self.say(
                 f"step {step}/{self._total}  epoch {line['epoch']:.4g}  {shown}  {rate:.4g} steps/s"
-                f"  {speed:,.0f} images/s  {_clock((self._total - step) / rate)} left"
+                f"  {speed:,.0f} images/s  {clock((self._total - step) / rate)} left"
             )
             values["time/elapsed"] = round(self._before + now - self._start, 3)
             values["time/steps_per_s"] = round(rate, 3)
@@ -262,7 +280,7 @@ class Log:
 
     def say(self, line: str) -> None:
         """Prints a line without disturbing the progress bar."""
-        if self._file:
+        if self._speak:
             self._bar.write(line, file=sys.stdout)
             sys.stdout.flush()
 
@@ -283,7 +301,8 @@ class Log:
 _NO_VALUES = ("step", "epoch", "anomaly")
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """``h:mm:ss``, or ``m:ss``."""
     minutes, s = divmod(int(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

@@ -6,20 +6,23 @@ in the compiled program and its carry; this file only chooses how many steps the
 
 import contextlib
 import errno
+import functools
+import json
 import math
 import os
 import pathlib
 import signal
+import statistics
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from bpgan.runtime import anomaly, parallel, report, run
+from bpgan.runtime import anomaly, parallel, report, run, sweep
 from bpgan.runtime.checkpoint import NEWEST, Checkpoints, Keep
 from bpgan.types import Algorithm, Source, UserError
 
@@ -98,26 +101,35 @@ class _Timings(dict):
             self[activity] = self.get(activity, 0.0) + time.perf_counter() - start
 
 
+class Member(NamedTuple):
+    """What is one run's own among those that are trained together.
+
+    Attributes:
+      config, workdir: see ``run.open_run``.
+      seed: root seed.
+      values: the other arguments of ``sweep.Make``, by name.
+      validate, evaluate: see ``fit``.
+    """
+
+    config: Mapping[str, Any]
+    workdir: str | os.PathLike
+    seed: int
+    values: Mapping[str, float] = types.MappingProxyType({})
+    validate: Callable[[Any], Mapping[str, float]] | None = None
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None
+
+
 def fit(
     algorithm: Algorithm,
     source: Source,
     *,
-    name: str,
     config: Mapping[str, Any],
-    restart_safe: frozenset[str],
     workdir: str | os.PathLike,
     seed: int,
-    steps: int,
-    log_every: int,
-    sample_every: int = 0,
-    checkpoint_every: int = 0,
-    eval_every: int = 0,
-    keep: Keep = NEWEST,
     mode: str = "jit",
-    on_anomaly: str = "flag",
-    tensorboard: bool = True,
     validate: Callable[[Any], Mapping[str, float]] | None = None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    **plan: Any,
 ) -> Result:
     """Trains until ``steps``, from the newest sound checkpoint in ``workdir`` if there is one.
 
@@ -128,20 +140,13 @@ def fit(
     Args:
       algorithm: built with ``parallel.axis_name(mode)``.
       source: the batches.
-      name, config, restart_safe, workdir: see ``run.open_run``.
+      config, workdir: see ``run.open_run``.
       seed: root seed.
-      steps: the step to stop at.
-      log_every: metrics are averaged over this many steps and written.
-      sample_every: a grid of ``GRID`` samples, always of the same latents, and how diverse they are.
-      checkpoint_every: besides the checkpoint at the end and on SIGTERM or SIGINT.
-      eval_every: how often ``validate`` is called; a checkpoint is saved each time, so that the best can be kept.
-      keep: which checkpoints stay.
       mode: ``jit`` or ``pmap``.
-      on_anomaly: ``flag`` names loss spikes and collapsed samples in log and report, ``stop`` also ends the run.
-      tensorboard: also write event files.
       validate: ``state -> {name: value}`` on the host, logged as ``eval/name``; ``keep`` may rank by one of them.
       evaluate: ``state -> {name: value}`` on the host, after the last step; of the best checkpoint, too, if ``keep``
         ranks them.
+      **plan: the fields of ``Plan``.
 
     Raises:
       UserError: for a workdir that cannot be used, a full disk, or a batch that cannot be split.
@@ -149,151 +154,413 @@ def fit(
         checkpoint.
       Lost: if another process of the run has ended.
     """
+
+    def compiled() -> sweep.Group:
+        return sweep.alone(parallel.compile(algorithm, source, seed=seed, mode=mode), mode)
+
+    member = Member(config, workdir, seed, validate=validate, evaluate=evaluate)
+    (result,) = _fit([member], source, compiled, Plan(**plan))
+    if isinstance(result, Anomaly):
+        raise result
+    return result
+
+
+def fit_group(
+    make: sweep.Make, source: Source, members: Sequence[Member], *, lowering: str = "", **plan: Any
+) -> list[Result | Anomaly]:
+    """Trains runs that differ only in numbers together; each has its directory, as if it had run alone.
+
+    A run that is no longer finite, or stopped by ``on_anomaly``, is frozen and its ``Anomaly`` returned in its place;
+    the others go on. Resumed with the same members, the results are bitwise those of an undisturbed group; alone or in
+    another group they are equal but for rounding, which training may amplify.
+
+    Args:
+      make: the member of given numbers.
+      source: of any member; for its lengths and examples.
+      members: at least one.
+      lowering: see ``sweep.compile``.
+      **plan: the fields of ``Plan``.
+
+    Raises:
+      UserError: as ``fit``; if one member's directory cannot be used, none is trained.
+    """
+    if jax.process_count() > 1:
+        raise UserError("--vectorize: works in one process; must be off with several")
+    results: dict[int, Result | Anomaly] = {}
+    waiting = _groups(members, lowering)
+    while waiting:
+        indices, how = waiting.pop(0)
+        if source.windows and len(indices) > 1:
+            print("the data are read from disk: one run at a time", flush=True)
+            waiting = [([i], how) for i in range(len(members))]
+            continue
+        part = [members[i] for i in indices]
+        program = _compiled(make, part, how)
+        free = sweep.free_memory()
+        if program.needed > free and len(part) > 1:
+            half = (len(part) + 1) // 2
+            print(
+                f"{len(part)} runs need {program.needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free:"
+                f" {half} at a time",
+                flush=True,
+            )
+            waiting[:0] = [(indices[:half], how), (indices[half:], how)]
+            continue
+        ended = _fit(part, source, lambda program=program: program, Plan(**plan))
+        results |= dict(zip(indices, ended, strict=True))
+        if any(isinstance(result, Result) and result.status != "done" for result in ended):
+            break
+    return [results.get(i, Result("interrupted", 0, {}, {})) for i in range(len(members))]
+
+
+def _compiled(make: sweep.Make, members: Sequence[Member], lowering: str) -> sweep.Group:
+    numbers = [{"seed": member.seed, **member.values} for member in members]
+    if len(members) > 1:
+        return sweep.compile(make, numbers, lowering)
+    algorithm, source = make(**numbers[0])
+    return sweep.alone(parallel.compile(algorithm, source, seed=members[0].seed), "jit")
+
+
+def _groups(members: Sequence[Member], lowering: str) -> list[tuple[list[int], str]]:
+    """Members that go on together, as they did before: with others their numbers would not be bitwise the same.
+
+    Those that have trained in a group are with it again, those that have trained alone are alone, the rest is new.
+    """
+    groups: dict[Any, tuple[list[int], str]] = {}
+    for i, member in enumerate(members):
+        path = pathlib.Path(member.workdir)
+        group = run.group_of(path)
+        key: Any = json.dumps(group)
+        if not any(path.glob("checkpoints/[0-9]*")):
+            key, group = ("", group) if group is None else (key, group)
+        elif group is None:
+            key = i
+        groups.setdefault(key, ([], group["lowering"] if group else lowering))[0].append(i)
+    return list(groups.values())
+
+
+class Plan(NamedTuple):
+    """What happens when in a run, or in all runs of a group.
+
+    Attributes:
+      name, restart_safe: see ``run.open_run``.
+      steps: the step to stop at.
+      log_every: metrics are averaged over this many steps and written.
+      sample_every: a grid of ``GRID`` samples, always of the same latents, and how diverse they are.
+      checkpoint_every: besides the checkpoint at the end and on SIGTERM or SIGINT.
+      eval_every: how often ``validate`` is called; a checkpoint is saved each time, so that the best can be kept.
+      keep: which checkpoints stay.
+      on_anomaly: ``flag`` names loss spikes and collapsed samples in log and report, ``stop`` also ends the run.
+      tensorboard: also write event files.
+    """
+
+    name: str
+    restart_safe: frozenset[str]
+    steps: int
+    log_every: int
+    sample_every: int = 0
+    checkpoint_every: int = 0
+    eval_every: int = 0
+    keep: Keep = NEWEST
+    on_anomaly: str = "flag"
+    tensorboard: bool = True
+
+
+class _Run:
+    """A run on the host: its directory, checkpoints and log, while it is trained.
+
+    Args:
+      member, plan, source: what it is.
+      quiet: do not speak; one of many.
+    """
+
+    def __init__(self, member: Member, plan: Plan, source: Source, quiet: bool):
+        self.member, self.plan, self.source, self.quiet = member, plan, source, quiet
+        self.result: Result | Anomaly | None = None
+        self.path = run.open_run(
+            member.workdir,
+            name=plan.name,
+            config=member.config,
+            restart_safe=plan.restart_safe,
+            fingerprint=source.fingerprint,
+        )
+
+    def open(self, abstract: parallel.Carry) -> tuple[int, parallel.Carry] | None:
+        """Finds the newest sound checkpoint."""
+        self.checkpoints = Checkpoints(self.path / "checkpoints", keep=self.plan.keep)
+        return self.checkpoints.restore(abstract)
+
+    def begin(self, step: int, resumed: bool, group: Mapping[str, Any] | None) -> None:
+        """Begins, or goes on, at a step."""
+        if step > self.plan.steps:
+            raise UserError(
+                f"--workdir={self.path}: the run is at step {step} already, past {self.plan.steps}"
+            )
+        self.saved = step if resumed else -1
+        self.finished_before = resumed and step == self.plan.steps
+        if parallel.is_lead():
+            run.write_record(
+                self.path, self.plan.name, self.member.config, self.source.fingerprint, group
+            )
+        self.log = run.Log(
+            self.path,
+            step,
+            self.plan.steps,
+            self.source,
+            tensorboard=self.plan.tensorboard,
+            lead=parallel.is_lead(),
+            speak=not self.quiet,
+        )
+
+    def draw(self, step: int, samples: np.ndarray) -> dict[str, float]:
+        """Saves a grid; returns how diverse its samples are, if that can be compared with the data."""
+        samples = report.to_bytes(samples)
+        grid = report.image_grid(samples)
+        if parallel.is_lead():
+            report.save_png(self.path / "samples" / f"step_{step:08d}.png", grid)
+        self.log.image(step, grid)
+        if np.shape(self.source.examples)[1:] != samples.shape[1:]:
+            return {}
+        return anomaly.diversity(samples, report.to_bytes(self.source.examples))
+
+    def save(
+        self,
+        step: int,
+        carry: parallel.Carry,
+        evaluated: Mapping[str, float] = types.MappingProxyType({}),
+    ) -> None:
+        """Saves; the checkpoint ranks by what was logged last, but never by the evaluation of another step."""
+        self.log.flush()
+        keep, known = self.plan.keep, self.log.values.items()
+        ranks = {k: v for k, v in known if not k.startswith(_EVAL)} | dict(evaluated)
+        due = evaluated if keep.metric.startswith(_EVAL) else ranks
+        if keep.metric and due and keep.metric not in due:
+            raise UserError(
+                f"--keep: {keep.metric} is not logged by this run; known: {', '.join(due)}"
+            )
+        self.checkpoints.save(step, carry, ranks)
+        self.saved = step
+
+    def stop(self, error: Anomaly, status: str, step: int, seconds: _Timings) -> None:
+        """Ends the run for an anomaly; nothing is saved."""
+        self.result = error
+        values, anomalies = self.log.values, self.log.anomalies
+        if status == "non-finite":
+            values, anomalies = {}, [str(error)]
+        _finish(self.path, status, step, values, seconds, anomalies, self.quiet)
+        if self.quiet:
+            print(error, flush=True)
+
+    def end(self, step: int, carry: parallel.Carry, seconds: _Timings, abstract: Any) -> None:
+        """Evaluates a run that is done, and writes its result."""
+        found: dict[str, float] = {}
+        steps, keep, evaluate = self.plan.steps, self.plan.keep, self.member.evaluate
+        if step == steps and evaluate is not None:
+            with seconds("evaluate"):
+                found = {k: float(v) for k, v in evaluate(carry.state).items()}
+                best = _best(self.path, keep, abstract) if keep.metric and found else None
+                if best is not None:
+                    again = found if best[0] == steps else evaluate(best[1].state)
+                    found |= {f"best/{k}": float(v) for k, v in again.items()}
+                    found["best/step"] = float(best[0])
+        values = self.log.values | found
+        status = "done" if step == steps else "interrupted"
+        if status == "done" and not self.finished_before:
+            self.log.hyperparameters(self.member.config, values)
+        if parallel.is_lead():
+            _finish(self.path, status, step, values, seconds, self.log.anomalies, self.quiet)
+        self.result = Result(status, step, values, found)
+
+
+def _fit(
+    members: Sequence[Member], source: Source, compiled: Callable[[], sweep.Group], plan: Plan
+) -> list[Result | Anomaly]:
+    """The loop, of one run or of a group."""
     start = time.perf_counter()
     seconds = _Timings()
-    lead = parallel.is_lead()
-    path = run.open_run(
-        workdir,
-        name=name,
-        config=config,
-        restart_safe=restart_safe,
-        fingerprint=source.fingerprint,
-    )
+    lead, several, steps = parallel.is_lead(), len(members) > 1, plan.steps
+    if several:  # one that was saved when the others were not can then go back to where they are
+        plan = plan._replace(keep=plan.keep._replace(newest=max(plan.keep.newest, 2)))
+    runs = [_Run(member, plan, source, quiet=several) for member in members]
+    first = runs[0]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_disk_errors(path))
-        stack.enter_context(_lost_processes(path))
-        if lead:
-            stack.enter_context(run.locked(path))
+        stack.enter_context(_disk_errors(first.path))
+        stack.enter_context(_lost_processes(first.path))
+        for each in runs if lead else ():
+            stack.enter_context(run.locked(each.path))
         with seconds("compile"):
-            program = parallel.compile(algorithm, source, seed=seed, mode=mode)
-        checkpoints = Checkpoints(path / "checkpoints", keep=keep)
-        restored = checkpoints.restore(program.abstract)
-        step, carry = restored if restored else (0, program.init())
-        if step > steps:
-            raise UserError(f"--workdir={workdir}: the run is at step {step} already, past {steps}")
-        if lead:
-            run.write_record(path, name, config, source.fingerprint)
-        stack.push(lambda kind, *_: None if _is_lost(kind) else checkpoints.close())
-        log = run.Log(path, step, steps, source, tensorboard=tensorboard, lead=lead)
-        stack.callback(log.close)
+            program = compiled()
+        found = []
+        for each in runs:
+            found.append(each.open(program.abstract))
+            close = each.checkpoints.close
+            stack.push(lambda kind, *_, close=close: None if _is_lost(kind) else close())
+        step, carry = _start(runs, found, program)
+        group = None
+        if several:
+            group = {"lowering": program.lowering, "members": [str(each.path) for each in runs]}
+        for each in runs:
+            if each.result is None:
+                each.begin(step or 0, step is not None, group)
+                stack.callback(each.log.close)
+        resumed, step = step is not None, step or 0
         stopped = stack.enter_context(_signals())
-        log.say(
-            f"{name}: {'resuming at step ' + str(step) if restored else 'starting'}, {steps} steps"
+        where = first.path.parent if several else first.path
+        say = functools.partial(print, flush=True) if several else first.log.say
+        say(
+            f"{plan.name}: {'resuming at step ' + str(step) if resumed else 'starting'}, {steps} steps"
             f" ({steps / source.steps_per_epoch:.4g} epochs) on {program.devices}"
-            f" {jax.devices()[0].platform} device(s), {mode}; {path}"
+            f" {jax.devices()[0].platform} device(s), {program.how}; {where}"
         )
-        saved = step if restored else -1
 
-        def draw(step: int) -> dict[str, float]:
-            """Saves a grid; returns how diverse its samples are, if that can be compared with the data."""
-            if program.sample is None or not sample_every:
-                return {}
-            samples = report.to_bytes(program.sample(carry, GRID))  # by all processes together
-            grid = report.image_grid(samples)
-            if lead:
-                report.save_png(path / "samples" / f"step_{step:08d}.png", grid)
-            log.image(step, grid)
-            if np.shape(source.examples)[1:] != samples.shape[1:]:
-                return {}
-            return anomaly.diversity(samples, report.to_bytes(source.examples))
+        def alive() -> list[tuple[int, _Run]]:
+            return [(i, each) for i, each in enumerate(runs) if each.result is None]
 
-        def save(step: int, evaluated: Mapping[str, float] = types.MappingProxyType({})) -> None:
-            """Saves; the checkpoint ranks by what was logged last, but never by the evaluation of another step."""
-            log.flush()
-            ranks = {k: v for k, v in log.values.items() if not k.startswith(_EVAL)} | dict(
-                evaluated
-            )
-            due = evaluated if keep.metric.startswith(_EVAL) else ranks
-            if keep.metric and due and keep.metric not in due:
-                raise UserError(
-                    f"--keep: {keep.metric} is not logged by this run; known: {', '.join(due)}"
-                )
-            checkpoints.save(step, carry, ranks)
+        def draw(step: int) -> dict[int, dict[str, float]]:
+            if program.sample is None or not plan.sample_every:
+                return {}
+            samples = program.sample(carry, GRID)  # by all processes together
+            return {i: each.draw(step, samples[i]) for i, each in alive()}
 
         def decide(k: int) -> tuple[int, bool]:
             """Steps of the next call, which is the lead's word, and whether to stop, which is anyone's."""
-            wishes = parallel.agree([k, bool(stopped()) or checkpoints.preempted()])
+            preempted = any([each.checkpoints.preempted() for each in runs])
+            wishes = parallel.agree([k, bool(stopped()) or preempted])
             return int(wishes[0, 0]), bool(wishes[:, 1].any())
 
         if step == 0:
             with seconds("sample"):
                 draw(0)
         k, ending = decide(1)
-        while step < steps and not ending:
+        while step < steps and not ending and alive():
+            intervals = (plan.log_every, plan.sample_every, plan.checkpoint_every, plan.eval_every)
             boundary = min(
-                [steps]
-                + [
-                    step - step % n + n
-                    for n in (log_every, sample_every, checkpoint_every, eval_every, program.window)
-                    if n
-                ]
+                [steps] + [step - step % n + n for n in (*intervals, program.window) if n]
             )
             k = min(k, boundary - step)
             called = time.perf_counter()
+            active = np.array([each.result is None for each in runs])
             with seconds("train" if "first_call" in seconds else "first_call"):
-                carry, finite = program.run(carry, k)
-                finite = bool(finite)
+                carry, finite = program.run(carry, k, active)
             step += k
-            if not finite:
-                error = _non_finite(carry, step, saved, path)
-                _finish(path, "non-finite", step, {}, seconds, [str(error)])
-                raise error
-            log.progress(step)
+            for i, each in alive():
+                if not finite[i]:
+                    error = _non_finite(program.member(carry, i), step, each.saved, each.path)
+                    each.stop(error, "non-finite", step, seconds)
+            if not several:
+                first.log.progress(step)
             # Calls of about the same time whatever the speed; their length does not change any number.
             took = time.perf_counter() - called
             k = max(1, min(2 * k, int(k * _CALL_SECONDS / max(took, 1e-6))))
-            last, window, drawn, evaluated = step == steps, {}, {}, {}
-            if last or (log_every and step % log_every == 0):
+            last, windows, drawn, evaluated = step == steps, [], {}, {}
+            if last or (plan.log_every and step % plan.log_every == 0):
                 with seconds("log"):
-                    window = carry.window.means()
+                    windows = program.windows(carry)
                     carry = program.clear(carry)
-            if last or (sample_every and step % sample_every == 0):
+            if last or (plan.sample_every and step % plan.sample_every == 0):
                 with seconds("sample"):
                     drawn = draw(step)
-            if validate is not None and eval_every and (last or step % eval_every == 0):
+            if plan.eval_every and (last or step % plan.eval_every == 0):
                 with seconds("evaluate"):
-                    evaluated = {_EVAL + k: float(v) for k, v in validate(carry.state).items()}
-            with seconds("log"):
-                found = window or drawn or evaluated
-                anomalies = log.write(step, window, drawn, evaluated) if found else []
-            if anomalies and on_anomaly == "stop":
-                _finish(path, "anomaly", step, log.values, seconds, log.anomalies)
-                raise _stop_at(step, anomalies, saved, path)
-            if last or evaluated or (checkpoint_every and step % checkpoint_every == 0):
+                    for i, each in alive():
+                        if each.member.validate is not None:
+                            values = each.member.validate(program.member(carry, i).state)
+                            evaluated[i] = {_EVAL + k: float(v) for k, v in values.items()}
+            lines = []
+            for i, each in alive():
+                line = (
+                    windows[i].means() if windows else {},
+                    drawn.get(i, {}),
+                    evaluated.get(i, {}),
+                )
+                with seconds("log"):
+                    anomalies = each.log.write(step, *line) if any(line) else []
+                lines.append(each.log.values)
+                if anomalies and plan.on_anomaly == "stop":
+                    error = _stop_at(step, anomalies, each.saved, each.path)
+                    each.stop(error, "anomaly", step, seconds)
+            if several and windows:
+                say(_summary(step, steps, lines))
+            if last or evaluated or (plan.checkpoint_every and step % plan.checkpoint_every == 0):
                 with seconds("checkpoint"):
-                    save(step, evaluated)
-                    saved = step
+                    for i, each in alive():
+                        each.save(step, program.member(carry, i), evaluated.get(i, {}))
             k, ending = decide(k)
-        if step < steps and saved != step:
-            save(step)
-        checkpoints.close()
-        if step < steps:
-            log.say(f"{stopped() or 'preempted'}: saved at step {step}; the same command continues")
-        found = {}
-        if step == steps and evaluate is not None:
-            with seconds("evaluate"):
-                found = {k: float(v) for k, v in evaluate(carry.state).items()}
-                best = _best(path, keep, program) if keep.metric and found else None
-                if best is not None:
-                    again = found if best[0] == steps else evaluate(best[1].state)
-                    found |= {f"best/{k}": float(v) for k, v in again.items()}
-                    found["best/step"] = float(best[0])
-        values = log.values | found
-        status = "done" if step == steps else "interrupted"
-        if status == "done" and not (restored and restored[0] == steps):
-            log.hyperparameters(config, values)
+        for i, each in alive():
+            if step < steps and each.saved != step:
+                each.save(step, program.member(carry, i))
+        for each in runs:
+            each.checkpoints.close()
+        if step < steps and alive():
+            say(f"{stopped() or 'preempted'}: saved at step {step}; the same command continues")
         seconds["total"] = time.perf_counter() - start
-        if lead:
-            _finish(path, status, step, values, seconds, log.anomalies)
+        for i, each in alive():
+            each.end(step, program.member(carry, i), seconds, program.abstract)
     parallel.leave()
-    return Result(status, step, values, found)
+    return [each.result for each in runs if each.result is not None]
 
 
-def _best(path: pathlib.Path, keep: Keep, program: parallel.Program) -> tuple[int, Any] | None:
+def _start(
+    runs: Sequence[_Run], found: Sequence[tuple[int, parallel.Carry] | None], program: sweep.Group
+) -> tuple[int | None, Any]:
+    """The step that all runs can go on from and the carry there; of a new start, None and the initial one.
+
+    Runs of a group that ended as anomalies before are marked so and stay as they are.
+    """
+    for each in runs if len(runs) > 1 else ():
+        old = report.read_json(each.path / "result.json")
+        if old.get("status") == "non-finite" or (
+            old.get("status") == "anomaly" and each.plan.on_anomaly == "stop"
+        ):
+            each.result = Anomaly(str((old.get("anomalies") or ["stopped before"])[-1]))
+    steps = [at[0] if at else None for at in found]
+    alive = [step for step, each in zip(steps, runs, strict=True) if each.result is None]
+    if not alive or None in alive:
+        step, carries = None, []
+    else:
+        step, carries = min(step for step in alive if step is not None), []
+    for each, at in zip(runs, found, strict=True):
+        if each.result is not None:
+            carries.append(None)
+            continue
+        if step is not None and at is not None and at[0] != step:
+            at = each.checkpoints.restore(program.abstract, step=step)
+            if at is None:
+                raise UserError(
+                    f"--workdir={each.path}: has no checkpoint of step {step}, where the runs it trains with are;"
+                    " --vectorize=off continues each by itself"
+                )
+        each.checkpoints.rewind(-1 if step is None else step)
+        carries.append(at[1] if at else None)
+    if step is None:
+        return None, program.init()
+    one = next(carry for carry in carries if carry is not None)
+    return step, program.join([one if carry is None else carry for carry in carries])
+
+
+def _summary(step: int, steps: int, lines: Sequence[Mapping[str, float]]) -> str:
+    """A log line of a group: median and range of each metric over its runs."""
+    if not lines:
+        return f"step {step}/{steps}  no run is left"
+    names = [k for k in lines[0] if "norm" not in k and not k.startswith("time/")]
+    shown = []
+    for name in names:
+        values = [line[name] for line in lines if name in line]
+        low, mid, high = min(values), statistics.median(values), max(values)
+        shown.append(f"{name} {mid:.4g} ({low:.3g} to {high:.3g})")
+    rate = lines[0]["time/steps_per_s"]
+    left = run.clock((steps - step) / max(rate, 1e-9))
+    return (
+        f"step {step}/{steps}  {len(lines)} runs  {'  '.join(shown)}  {rate * len(lines):.4g} steps/s in all"
+        f"  {left} left"
+    )
+
+
+def _best(path: pathlib.Path, keep: Keep, abstract: Any) -> tuple[int, Any] | None:
     """The best checkpoint, read back from the disk; None if none was ranked."""
     checkpoints = Checkpoints(path / "checkpoints", keep=keep, read_only=True)
     try:
-        return checkpoints.restore(program.abstract, best=True)
+        return checkpoints.restore(abstract, best=True)
     finally:
         checkpoints.close()
 
@@ -334,7 +601,9 @@ def _is_lost(kind: type[BaseException] | None) -> bool:
     )
 
 
-def _finish(path: pathlib.Path, status: str, step: int, values, seconds, anomalies) -> None:
+def _finish(
+    path: pathlib.Path, status: str, step: int, values, seconds, anomalies, quiet: bool
+) -> None:
     if not parallel.is_lead():
         return
     timings = {f"{k}_s": round(v, 3) for k, v in seconds.items()}
@@ -347,7 +616,8 @@ def _finish(path: pathlib.Path, status: str, step: int, values, seconds, anomali
     }
     run.write_json(path / "result.json", result)
     report.write_report(path)
-    print(f"{status} at step {step}; report: {path / 'report.html'}")
+    if not quiet:
+        print(f"{status} at step {step}; report: {path / 'report.html'}")
 
 
 def _stop_at(step: int, anomalies: list[str], saved: int, path: pathlib.Path) -> Anomaly:
