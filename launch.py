@@ -19,6 +19,7 @@ import hashlib
 import importlib
 import itertools
 import json
+import math
 import os
 import pathlib
 import re
@@ -32,7 +33,7 @@ import sysconfig
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import IO, Any, NamedTuple
 
@@ -41,12 +42,31 @@ from absl import flags
 import experiments
 from bpgan.types import UserError
 from experiments import _cli as cli
+from experiments import _search as search
 
 _FOLDER = pathlib.Path(experiments.__path__[0]).resolve()
 _SEVERITY = [cli.DONE, cli.INTERRUPTED, cli.BAD_INPUT, cli.ANOMALY]  # anything else is worse
 _CANCELLED = (-signal.SIGINT, -signal.SIGTERM, cli.CANCELLED)
 _GRACE_SECONDS = 40.0
+_FACTOR = 3  # of successive halving
 _MEMORY = 3 << 29  # bytes that a process is reckoned to need
+
+
+def _aim(text: str) -> search.Aim | None:
+    return search.Aim.parse(text) if text else None
+
+
+def _budget(text: str) -> tuple[float, str]:
+    """Amount, and ``s`` or ``img``."""
+    match = re.fullmatch(r"([\d.]+(?:e\d+)?)(s|m|h|img)", text) if text else None
+    if text and not match:
+        raise ValueError("must be like 90s, 30m, 2h or 5e6img")
+    if match is None:
+        return math.inf, "s"
+    factor = {"s": 1.0, "m": 60.0, "h": 3600.0, "img": 1.0}[match[2]]
+    return float(match[1]) * factor, "img" if match[2] == "img" else "s"
+
+
 _FLAGS = (
     cli.Flag("experiment", str, "", "which experiment to run"),
     cli.Flag("list", bool, False, "describe the experiments and stop"),
@@ -54,8 +74,26 @@ _FLAGS = (
         "sweep",
         str,
         "",
-        "values of a flag: NAME=V1,V2,... or, for whole numbers, NAME=LOW:HIGH (HIGH excluded);"
-        " may be repeated, then every combination is run",
+        "values of a flag: NAME=V1,V2,... or, for whole numbers, NAME=LOW:HIGH (HIGH excluded), or drawn:"
+        " NAME=log:LOW:HIGH, NAME=uniform:LOW:HIGH, NAME=choice:V1,V2,...; may be repeated, then every combination is"
+        " run",
+    ),
+    cli.Flag("samples", int, 0, "how often the drawn axes of a sweep are drawn", low=0),
+    cli.Flag(
+        "search",
+        str,
+        "all",
+        "all; halving (one in three of the settings trains three times as long, and so on); tpe (by Optuna)",
+        choices=("all", "halving", "tpe"),
+    ),
+    cli.Flag("search_seed", int, 0, "of what is drawn", low=0),
+    cli.Flag("aim", str, "", "what a search looks for: min:METRIC or max:METRIC", check=_aim),
+    cli.Flag(
+        "budget",
+        str,
+        "",
+        "at which no more of a sweep is trained: 90s, 30m, 2h or, in images, 5e6img",
+        check=_budget,
     ),
     cli.Flag(
         "vectorize",
@@ -139,38 +177,54 @@ def describe(name: str) -> tuple[str, list[str]]:
     return summary, []
 
 
+def axes_of(module: ModuleType, argv: Sequence[str], sweeps: Sequence[str]) -> list[search.Axis]:
+    """The axes of a sweep, checked against each other and the flags beside them.
+
+    Raises:
+      UserError: for a sweep that makes no sense.
+    """
+    specs = cli.flags_of(module.Config)
+    axes: dict[str, search.Axis] = {}
+    for text in sweeps:
+        axis = search.parse(text, specs)
+        if axis.name in axes:
+            raise UserError(
+                f"--sweep={text}: {axis.name} is swept twice; list its values in one --sweep"
+            )
+        if any(re.match(rf"--?(no)?{axis.name}(=|$)", arg) for arg in argv):
+            raise UserError(
+                f"--sweep={text}: --{axis.name} is also given as a flag; drop one of them"
+            )
+        axes[axis.name] = axis
+    if any(re.match(r"--?workdir(=|$)", arg) for arg in argv):
+        raise UserError("--workdir: cannot be combined with --sweep; use --root")
+    return list(axes.values())
+
+
 def plan(
-    name: str, module: ModuleType, argv: Sequence[str], sweeps: Sequence[str], root: str
+    name: str,
+    module: ModuleType,
+    argv: Sequence[str],
+    combinations: Sequence[Mapping[str, str]],
+    root: str,
 ) -> list[Run]:
-    """Every combination of the swept values, checked.
+    """The runs of all combinations of swept values, checked.
 
     A run's directory is named after its swept values and a hash of the other settings that decide
     its numbers; so the same command finds it again, also with more epochs or another interval.
 
     Raises:
-      UserError: for a sweep that makes no sense or any combination that the experiment refuses.
+      UserError: for a combination that the experiment refuses, or two that are the same.
     """
     specs = cli.flags_of(module.Config)
     fixed = cli.restart_safe(module.Config)
-    axes: dict[str, list[str]] = {}
-    for text in sweeps:
-        axis, values = _axis(text, specs)
-        if axis in axes:
-            raise UserError(
-                f"--sweep={text}: {axis} is swept twice; list its values in one --sweep"
-            )
-        if any(re.match(rf"--?(no)?{axis}(=|$)", arg) for arg in argv):
-            raise UserError(f"--sweep={text}: --{axis} is also given as a flag; drop one of them")
-        axes[axis] = values
-    if any(re.match(r"--?workdir(=|$)", arg) for arg in argv):
-        raise UserError("--workdir: cannot be combined with --sweep; use --root")
     runs: dict[pathlib.Path, Run] = {}
-    for texts in itertools.product(*axes.values()):
-        own = [f"--{k}={v}" for k, v in zip(axes, texts, strict=True)]
+    for texts in combinations:
+        own = [f"--{k}={v}" for k, v in texts.items()]
         arguments = [*argv, *own]
         cfg = cli.resolve(module.Config, module.PRESETS, arguments, other_flags=cli.LAUNCHER_FLAGS)
         # Canonical: 1e-4 and 0.0001 are one run. A preset is no field; it counts as written.
-        swept = {k: getattr(cfg, k, v) for k, v in zip(axes, texts, strict=True)}
+        swept = {k: getattr(cfg, k, v) for k, v in texts.items()}
         rest = {k: getattr(cfg, k) for k in sorted(specs) if k not in fixed and k not in swept}
         digest = hashlib.sha256(json.dumps(rest).encode()).hexdigest()[:6]
         label = "_".join(
@@ -237,24 +291,6 @@ def _accelerated() -> bool:
     if platforms:
         return platforms.partition(",")[0] != "cpu"
     return _gpus() > 0 or any(pathlib.Path("/dev").glob("accel[0-9]*"))
-
-
-def _axis(text: str, specs: Mapping[str, cli.Flag]) -> tuple[str, list[str]]:
-    name, equals, values = text.partition("=")
-    if not equals or not values:
-        raise UserError(f"--sweep={text}: must be NAME=V1,V2,... or NAME=LOW:HIGH")
-    if name == "workdir":
-        raise UserError(f"--sweep={text}: the launcher names the run directories; use --root")
-    if name not in specs and name != "preset":
-        hint = cli.did_you_mean(name, [*specs, "preset"])
-        raise UserError(f"--sweep={text}: the experiment has no flag --{name}{hint}")
-    bounds = re.fullmatch(r"(-?\d+):(-?\d+)", values)
-    if bounds and name in specs and specs[name].type is int:
-        low, high = map(int, bounds.groups())
-        if low >= high:
-            raise UserError(f"--sweep={text}: is an empty range; LOW:HIGH excludes HIGH")
-        return name, [str(i) for i in range(low, high)]
-    return name, values.split(",")
 
 
 def _python() -> list[str]:
@@ -346,8 +382,12 @@ def _shares(jobs: int) -> list[list[int]]:
     return [cores[a:b] for a, b in itertools.pairwise(edges)]
 
 
-def execute(jobs: Sequence[Job], slots: int) -> tuple[dict[int, int], bool]:
+def execute(
+    jobs: Sequence[Job], slots: int, affordable: Callable[[], bool] = lambda: True
+) -> tuple[dict[int, int], bool]:
     """Runs everything, ``slots`` processes at a time, with a line as each starts and ends.
+
+    No job is started when ``affordable`` says no, and those that run are told to save and stop.
 
     Returns:
       The exit code of each job that was started, by index, and whether a signal stopped the sweep.
@@ -370,6 +410,10 @@ def execute(jobs: Sequence[Job], slots: int) -> tuple[dict[int, int], bool]:
     with _received() as received:
         try:
             while active or (waiting and not received):
+                if not affordable():
+                    waiting.clear()
+                    for _, child in active.values():
+                        child.forward([signal.SIGTERM])
                 for slot, cores in enumerate(shares):
                     if slot not in active and waiting and not received:
                         index = waiting.popleft()
@@ -573,35 +617,169 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         print("  ".join(padded).rstrip())
 
 
+class Sweep:
+    """The runs of one command, trained as their processes' slots allow, within a budget that is kept on disk.
+
+    Args:
+      name: of the experiment.
+      folder: of the runs; what the sweep remembers is there, too.
+      label: of the sweep, a function of its flags.
+      vectorize, slots: see ``jobs_of``.
+      budget: amount and unit; see ``_budget``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: pathlib.Path,
+        label: str,
+        vectorize: str,
+        slots: int,
+        budget: tuple[float, str],
+    ):
+        self.name, self.folder, self.label = name, folder, label
+        self.vectorize, self.slots, self.budget = vectorize, slots, budget
+        self.runs: dict[pathlib.Path, Run] = {}
+        self.codes: dict[pathlib.Path, int] = {}
+        self.logs: dict[pathlib.Path, pathlib.Path] = {}
+        self.interrupted = False
+        self._ledger = folder / f"sweep_{label}.json"
+        self._start = time.monotonic()
+        self._before = float(_result(self._ledger).get("seconds", 0.0))
+
+    def affordable(self) -> bool:
+        """Whether the budget is not spent."""
+        amount, unit = self.budget
+        if unit == "s":
+            return self._before + time.monotonic() - self._start < amount
+        return sum(map(_images, self.runs)) < amount
+
+    def train(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
+        """Trains runs, and returns the results they left."""
+        self.runs |= {run.workdir: run for run in runs}
+        jobs = jobs_of(self.name, runs, self.vectorize, self.slots)
+        ended, interrupted = execute(jobs, self.slots, self.affordable)
+        self.interrupted |= interrupted
+        for at, code in ended.items():
+            for index in jobs[at].runs:
+                path = runs[index].workdir
+                self.codes[path] = code if len(jobs[at].runs) == 1 else _code(runs[index], code)
+                self.logs[path] = jobs[at].log
+        spent = self._before + time.monotonic() - self._start
+        with _open(self._ledger, "w") as file:
+            json.dump({"seconds": round(spent, 1)}, file)
+        return [_result(run.workdir / "result.json") for run in runs]
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be trained."""
+        return self.interrupted or not self.affordable()
+
+    def end(self) -> int:
+        """Reports on all runs; returns the exit code: 0, 75, or the worst of the runs'."""
+        runs = list(self.runs.values())
+        codes = {i: self.codes[r.workdir] for i, r in enumerate(runs) if r.workdir in self.codes}
+        summarise(runs, codes, self.folder / f"sweep_{self.label}.csv")
+        for path, code in self.codes.items():
+            if code not in (cli.DONE, cli.INTERRUPTED):
+                print(
+                    f"{self.runs[path].title}: {_status(code)}{_last_line(self.logs[path], code)}"
+                )
+                print(f"  {self.logs[path]}")
+        if self.interrupted:
+            print("interrupted; the same command continues")
+            return cli.INTERRUPTED
+        done = [code for code in codes.values() if code != cli.INTERRUPTED]
+        if not self.affordable():
+            print("the budget is spent; the same command with a greater --budget goes on")
+        else:
+            done = list(codes.values())
+        worst = max(done, key=lambda c: _SEVERITY.index(c) if c in _SEVERITY else 99, default=0)
+        return worst if worst in _SEVERITY else cli.UNEXPECTED
+
+
+def _result(path: pathlib.Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        value = json.loads(path.read_text())
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+def _images(workdir: pathlib.Path) -> int:
+    """Real images that a run has seen."""
+    config = _result(workdir / "config.json").get("config", {})
+    step = _result(workdir / "result.json").get("step", 0)
+    return int(step) * int(config.get("batch_size", 0)) * int(config.get("d_steps", 1))
+
+
 def _code(run: Run, code: int) -> int:
     """How a run of a group ended, whose process ended with ``code``."""
-    result: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        result = json.loads((run.workdir / "result.json").read_text())
-    told = {"done": cli.DONE, "non-finite": cli.ANOMALY, "anomaly": cli.ANOMALY}
-    return told.get(result.get("status", ""), cli.INTERRUPTED if code in _SEVERITY else code)
+    told = {
+        "done": cli.DONE, "paused": cli.DONE, "non-finite": cli.ANOMALY, "anomaly": cli.ANOMALY,
+    }  # fmt: skip
+    status = _result(run.workdir / "result.json").get("status", "")
+    return told.get(status, cli.INTERRUPTED if code in _SEVERITY else code)
 
 
-def sweep(name: str, runs: Sequence[Run], jobs: Sequence[Job], slots: int) -> int:
-    """Runs a plan and reports on it; returns the exit code: 0, 75, or the worst of the runs'."""
-    ended, interrupted = execute(jobs, slots)
-    codes, logs = {}, {}
-    for at, code in ended.items():
-        for index in jobs[at].runs:
-            codes[index] = code if len(jobs[at].runs) == 1 else _code(runs[index], code)
-            logs[index] = jobs[at].log
-    digest = runs[0].workdir.name.rpartition("_")[2]
-    label = "_".join(runs[0].values)
-    summarise(runs, codes, runs[0].workdir.with_name(f"sweep_{label}_{digest}.csv"))
-    for index, code in sorted(codes.items()):
-        if code not in (cli.DONE, cli.INTERRUPTED):
-            print(f"{runs[index].title}: {_status(code)}{_last_line(logs[index], code)}")
-            print(f"  {logs[index]}")
-    if interrupted:
-        print("interrupted; the same command continues")
-        return cli.INTERRUPTED
-    worst = max(codes.values(), key=lambda c: _SEVERITY.index(c) if c in _SEVERITY else 99)
-    return worst if worst in _SEVERITY else cli.UNEXPECTED
+def halve(sweep: Sweep, runs: Sequence[Run], aim: search.Aim) -> None:
+    """Successive halving of the settings of these runs; see ``search.rungs``."""
+    left = list(search.settings([run.values for run in runs]).values())
+    steps = search.rungs(len(left), _FACTOR)
+    for rung, (share, _) in enumerate(steps):
+        indices = [i for setting in left for i in setting]
+        part = [_paused(runs[i], share) for i in indices]
+        results = dict(zip(indices, sweep.train(part), strict=True))
+        if sweep.over:
+            return
+        scores = [aim.score([results[i] for i in setting]) for setting in left]
+        order = sorted(range(len(left)), key=lambda i: scores[i])
+        best = left[order[0]]
+        print(
+            f"rung {rung + 1} of {len(steps)}: {len(left)} settings at {share:.3g} of a run;"
+            f" best: {_setting(runs[best[0]])}, {aim.metric} {aim.sign * scores[order[0]]:.4g}",
+            flush=True,
+        )
+        if rung + 1 < len(steps):
+            keep = steps[rung + 1][1]
+            left = [left[i] for i in order[:keep] if math.isfinite(scores[i])]
+            if not left:
+                raise UserError(f"--search=halving: no setting reached rung {rung + 2}")
+
+
+def _paused(run: Run, share: float) -> Run:
+    if share >= 1:
+        return run
+    flag = f"--pause_at={share:.6g}"
+    return run._replace(command=[*run.command, flag], common=(*run.common, flag))
+
+
+def _setting(run: Run) -> str:
+    return run._replace(values={k: v for k, v in run.values.items() if k != "seed"}).title
+
+
+def ask(
+    sweep: Sweep,
+    study: search.Study,
+    axes: Sequence[search.Axis],
+    samples: int,
+    aim: search.Aim,
+    planned: Callable[[Sequence[Mapping[str, str]]], list[Run]],
+) -> None:
+    """Trains what the study asks for, generation by generation."""
+    best = math.inf
+    while (left := samples - study.done()) > 0 and not sweep.over:
+        trials = study.generation(min(left, search.GENERATION))
+        groups = [planned(search.crossed(axes, [texts])) for _, texts in trials]
+        runs = {run.workdir: run for group in groups for run in group}
+        results = dict(zip(runs, sweep.train(list(runs.values())), strict=True))
+        if sweep.over:
+            return
+        for (number, _), group in zip(trials, groups, strict=True):
+            score = aim.score([results[run.workdir] for run in group])
+            study.tell(number, score)
+            if score < best:
+                best = score
+                print(f"best so far: {_setting(group[0])}, {aim.metric} {aim.sign * score:.4g}")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -637,13 +815,7 @@ def run(argv: Sequence[str]) -> int:
     if sweeps and chosen["processes"] > 1:
         raise UserError(f"--processes={chosen['processes']}: cannot be combined with --sweep")
     if sweeps:
-        runs = plan(name, module, rest, sweeps, chosen["root"])
-        slots = _slots(chosen["jobs"])
-        jobs = jobs_of(name, runs, chosen["vectorize"], slots)
-        if chosen["dry_run"]:
-            dry_run([job.command for job in jobs])
-            return cli.DONE
-        return sweep(name, runs, jobs, slots)
+        return _sweep(name, module, rest, sweeps, chosen)
     cfg = cli.resolve(module.Config, module.PRESETS, rest, other_flags=cli.LAUNCHER_FLAGS)
     if chosen["root"] != "runs" and not cfg.workdir:
         folder = pathlib.Path(chosen["root"], name, cli.run_name(cfg, module.PRESETS))
@@ -655,6 +827,41 @@ def run(argv: Sequence[str]) -> int:
     if chosen["processes"] > 1:
         return together(command, chosen["processes"])
     return cli.run(module.Config, _action(module), module.PRESETS, rest)
+
+
+def _sweep(
+    name: str, module: ModuleType, argv: Sequence[str], sweeps: Sequence[str], chosen: dict
+) -> int:
+    """Runs a sweep; returns the exit code."""
+    kind, samples, seed = chosen["search"], chosen["samples"], chosen["search_seed"]
+    aim, slots = _aim(chosen["aim"]), _slots(chosen["jobs"])
+    if (kind != "all") != (aim is not None):
+        raise UserError(
+            f"--search={kind}: --aim=min:METRIC {'must' if kind != 'all' else 'cannot'} be given"
+        )
+    axes = axes_of(module, argv, sweeps)
+    combinations = search.combinations(axes, samples, seed)
+
+    def planned(combinations: Sequence[Mapping[str, str]]) -> list[Run]:
+        return plan(name, module, argv, combinations, chosen["root"])
+
+    runs = planned(combinations)
+    if chosen["dry_run"]:
+        dry_run([job.command for job in jobs_of(name, runs, chosen["vectorize"], slots)])
+        return cli.DONE
+    first = runs[0].workdir
+    label = f"{'_'.join(runs[0].values)}_{first.name.rpartition('_')[2]}"
+    sweep = Sweep(name, first.parent, label, chosen["vectorize"], slots, _budget(chosen["budget"]))
+    if kind == "halving" and aim:
+        halve(sweep, runs, aim)
+    elif kind == "tpe" and aim:
+        if not samples:
+            raise UserError("--search=tpe: needs axes to draw and --samples=N")
+        study = search.Study(first.parent / f"tpe_{label}_{seed}.log", axes, seed)
+        ask(sweep, study, axes, samples, aim, planned)
+    else:
+        sweep.train(runs)
+    return sweep.end()
 
 
 def _action(module: ModuleType) -> Any:

@@ -181,6 +181,14 @@ class RunConfig(Config):
     steps: int = field(
         0, "steps to train, instead of --epochs if > 0", low=0, high=_MAX_STEP, restart_safe=True
     )
+    pause_at: float = field(
+        1.0,
+        "share of the run after which to stop for now; the same command with a greater one goes on",
+        low=0,
+        high=1,
+        exclusive_low=True,
+        restart_safe=True,
+    )
     batch_size: int = field(128, "examples per step, over all devices", low=1)
     log_every: str = _duration_field("1ep", "interval of log lines: 1ep, 500 (steps), 0 (never)")
     sample_every: str = _duration_field("5ep", "interval of sample grids")
@@ -570,7 +578,7 @@ def _train(name: str, cfg: RunConfig, build: Callable[..., Experiment], presets:
         os._exit(INTERRUPTED)
     if result.evaluated:
         say("\n".join(columns(_rows(result.evaluated))))
-    return DONE if result.status == "done" else INTERRUPTED
+    return INTERRUPTED if result.status == "interrupted" else DONE
 
 
 def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]:
@@ -592,6 +600,7 @@ def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]
         sample_every=duration(cfg.sample_every, per_epoch),
         checkpoint_every=duration(cfg.checkpoint_every, per_epoch),
         eval_every=eval_every,
+        pause=max(1, round(cfg.pause_at * steps)) if cfg.pause_at < 1 else 0,
         keep=_kept(cfg, experiment),
         on_anomaly=cfg.on_anomaly,
         tensorboard=cfg.tensorboard,

@@ -77,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
         ) from None
     anomalies = [result for result in results if isinstance(result, train.Anomaly)]
     print(f"{len(results) - len(anomalies)} of {len(results)} runs without an anomaly")
-    if any(isinstance(r, train.Result) and r.status != "done" for r in results):
+    if any(isinstance(r, train.Result) and r.status == "interrupted" for r in results):
         return cli.INTERRUPTED
     return cli.ANOMALY if anomalies else cli.DONE
 

@@ -22,6 +22,7 @@ import pytest
 import launch
 from bpgan.types import UserError
 from experiments import _cli as cli
+from experiments import _search as search
 
 ROOT = pathlib.Path(launch.__file__).parent
 
@@ -90,7 +91,8 @@ MODULE.Config, MODULE.PRESETS = Config, {"smoke": dict(steps=1), "fast": dict(lr
 
 
 def plan(*sweeps, argv=(), root="runs"):
-    return launch.plan("fake", MODULE, argv, sweeps, root)
+    axes = launch.axes_of(MODULE, argv, sweeps)
+    return launch.plan("fake", MODULE, argv, search.combinations(axes, 0, 0), root)
 
 
 def refused(*sweeps, argv=()):
@@ -151,7 +153,7 @@ def test_ranges_are_of_whole_number_flags_only():
         ),
         (["preset=smok"], [], "--preset=smok: must be one of smoke, fast"),
         (["sed=1"], [], "--sweep=sed=1: the experiment has no flag --sed; did you mean seed?"),
-        (["seed"], [], "--sweep=seed: must be NAME=V1,V2,... or NAME=LOW:HIGH"),
+        (["seed"], [], "--sweep=seed: must be NAME=V1,V2,..., NAME=LOW:HIGH or"),
         (["seed="], [], "--sweep=seed=: must be"),
         (["seed=3:3"], [], "--sweep=seed=3:3: is an empty range"),
         (["seed=1", "seed=2"], [], "--sweep=seed=2: seed is swept twice"),
@@ -166,6 +168,24 @@ def test_ranges_are_of_whole_number_flags_only():
 )
 def test_a_sweep_that_cannot_run_is_refused_as_a_whole(sweeps, argv, expected):
     assert refused(*sweeps, argv=argv).startswith(expected)
+
+
+def test_runs_that_differ_in_numbers_become_groups(monkeypatch):
+    runs = plan("loss=hinge,logistic", "seed=0:5")
+    off = launch.jobs_of("fake", runs, "off", 2)
+    assert [job.command for job in off] == [run.command for run in runs]
+    on = launch.jobs_of("fake", runs, "on", 2)
+    assert [job.runs for job in on] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    flags = [f"--member=--loss=hinge --seed={i} --workdir={runs[i].workdir}" for i in range(5)]
+    assert on[0].command[-7:] == ["experiments._group", "fake", *flags]
+    four = launch.jobs_of("fake", runs, "auto", 4)  # no slot is idle
+    assert [len(job.runs) for job in four] == [3, 2, 3, 2]
+    # lr is not marked sweepable.
+    assert len(launch.jobs_of("fake", plan("lr=1,2", "seed=0:2"), "auto", 1)) == 2
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert launch._slots(3) == 3 and 1 <= launch._slots(0) <= len(os.sched_getaffinity(0))
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert launch._slots(0) == 1
 
 
 def test_cores_are_shared_out(monkeypatch):
@@ -211,7 +231,14 @@ def test_a_sweep_runs_reports_and_goes_on(home, tmp_path):
     """From another directory, which has an ``experiments`` package of its own."""
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "__init__.py").write_text("raise ImportError('not this one')")
-    argv = ["--experiment=fake", "--sweep=lr=0.5,13", "--sweep=seed=0:2", "--jobs=2", "--root=out"]
+    argv = [
+        "--experiment=fake",
+        "--sweep=lr=0.5,13",
+        "--sweep=seed=0:2",
+        "--jobs=2",
+        "--root=out",
+        "--vectorize=off",
+    ]
     done = start(home, *argv, "--epochs=3", cwd=tmp_path)
     assert done.returncode == 3, done.stdout + done.stderr
     assert done.stderr == ""
@@ -250,7 +277,13 @@ def test_a_sweep_runs_reports_and_goes_on(home, tmp_path):
 
 
 def test_dry_run_prints_commands_that_work_here(home, tmp_path):
-    argv = ["--experiment=fake", "--dry_run", "--sweep=seed=4,5", "--loss=logistic"]
+    argv = [
+        "--experiment=fake",
+        "--dry_run",
+        "--sweep=seed=4,5",
+        "--loss=logistic",
+        "--vectorize=off",
+    ]
     printed = start(home, *argv, cwd=tmp_path)
     assert printed.returncode == 0 and not (tmp_path / "runs").exists()
     first, second = printed.stdout.splitlines()
@@ -264,7 +297,7 @@ def test_dry_run_prints_commands_that_work_here(home, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_reach_the_runs_once_and_are_waited_for(home, tmp_path, number):
-    argv = ["--experiment=fake", "--sweep=seed=0:2", "--jobs=1", "--preset=slow"]
+    argv = ["--experiment=fake", "--sweep=seed=0:2", "--jobs=1", "--preset=slow", "--vectorize=off"]
     process = subprocess.Popen(
         command(home, *argv), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
     )
@@ -304,7 +337,19 @@ def test_a_killed_run_fails_the_sweep_with_1(home, tmp_path):
         ),
         (["--experiment=fake", "--lr=-1"], "--lr=-1: must be a number > 0"),
         (["--experiment=fake", "--sweeep=lr=1"], "--sweeep: unknown flag; did you mean --sweep?"),
-        (["--experiment=fake", "--jobs=0"], "--jobs=0: must be a whole number >= 1"),
+        (["--experiment=fake", "--jobs=-1"], "--jobs=-1: must be a whole number >= 0"),
+        (["--experiment=fake", "--budget=2d"], "--budget=2d: must be like 90s"),
+        (["--experiment=fake", "--aim=FD"], "--aim=FD: must be min:METRIC or max:METRIC"),
+        (["--experiment=fake", "--search=best"], "--search=best: must be one of all, halving, tpe"),
+        (["--experiment=fake", "--sweep=lr=log:1:2"], "--sweep=lr=...: --samples=N must say"),
+        (
+            ["--experiment=fake", "--sweep=lr=1", "--search=tpe"],
+            "--search=tpe: --aim=min:METRIC must",
+        ),
+        (
+            ["--experiment=fake", "--sweep=lr=1", "--aim=min:x"],
+            "--search=all: --aim=min:METRIC cannot",
+        ),
         (["--experiment=fake", "--list=x"], "--list=x: must be true or false"),
         (["--experiment=fake", "stray"], "unexpected argument 'stray'"),
     ],

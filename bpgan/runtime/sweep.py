@@ -104,13 +104,20 @@ def free_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def compile(make: Make, members: Sequence[Mapping[str, float]], lowering: str = "") -> Group:
+def compile(
+    make: Make,
+    members: Sequence[Mapping[str, float]],
+    lowering: str = "",
+    *,
+    devices: int | None = None,
+) -> Group:
     """Compiles a group of runs.
 
     Args:
       make: the member of given hyper-parameters. Only their values may depend on them, not shapes and not code.
       members: the arguments of ``make`` for each, by name, ``seed`` among them.
       lowering: one of ``LOWERINGS``; empty: ``map`` on a CPU, elsewhere the one that is faster on this group, measured.
+      devices: how many to use (default: all of this process, or one for each member).
 
     Raises:
       ValueError: for data that are read from disk in windows.
@@ -118,8 +125,8 @@ def compile(make: Make, members: Sequence[Mapping[str, float]], lowering: str = 
     if not lowering and jax.default_backend() == "cpu":
         lowering = "map"
     if lowering:
-        return _compile(make, members, lowering)
-    groups = [_compile(make, members, each) for each in LOWERINGS]
+        return _compile(make, members, lowering, devices)
+    groups = [_compile(make, members, each, devices) for each in LOWERINGS]
     seconds = [_seconds_per_step(group, len(members)) for group in groups]
     best = int(np.argmin(seconds))
     ratio = max(seconds) / min(seconds)
@@ -138,9 +145,11 @@ def _seconds_per_step(group: Group, size: int, budget: float = 1.0) -> float:
         k *= 2
 
 
-def _compile(make: Make, members: Sequence[Mapping[str, float]], lowering: str) -> Group:
+def _compile(
+    make: Make, members: Sequence[Mapping[str, float]], lowering: str, most: int | None
+) -> Group:
     size = len(members)
-    devices = jax.local_devices()[:size]
+    devices = jax.local_devices()[:most][:size]
     mesh = Mesh(np.array(devices), (_AXIS,))
     shared, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(_AXIS))
     # Members beyond the last fill up the devices; what they compute is dropped.
@@ -183,7 +192,11 @@ def _compile(make: Make, members: Sequence[Mapping[str, float]], lowering: str) 
             carry, finite = parallel.advance(algorithm, batch_at, carry, stream(root, "train"), k)
             return _parts(carry)[1], finite
 
-        return lax.cond(alive, train, lambda rest: (rest, jnp.zeros((), bool)), rest)
+        if lowering == "map":
+            return lax.cond(alive, train, lambda rest: (rest, jnp.zeros((), bool)), rest)
+        # A branch that some take is taken by all, and then every branch inside it, too.
+        new, finite = train(rest)
+        return jax.tree.map(functools.partial(jnp.where, alive), new, rest), finite
 
     def draw(own: Any, common: Any, n: int) -> jax.Array:
         values, rest = own

@@ -48,7 +48,7 @@ class Result(NamedTuple):
     """How a run ended.
 
     Attributes:
-      status: ``done`` or ``interrupted`` (saved, and resumed by the same command).
+      status: ``done``, ``paused`` (``Plan.pause``) or ``interrupted`` (saved, and resumed by the same command).
       step: where.
       metrics: as last logged, and what was evaluated.
       evaluated: what ``evaluate`` found; of the best checkpoint, if one is kept, under ``best/...``.
@@ -197,7 +197,7 @@ def fit_group(
         part = [members[i] for i in indices]
         program = _compiled(make, part, how)
         free = sweep.free_memory()
-        if program.needed > free and len(part) > 1:
+        if program.needed > free and len(part) > program.devices:
             half = (len(part) + 1) // 2
             print(
                 f"{len(part)} runs need {program.needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free:"
@@ -208,7 +208,7 @@ def fit_group(
             continue
         ended = _fit(part, source, lambda program=program: program, Plan(**plan))
         results |= dict(zip(indices, ended, strict=True))
-        if any(isinstance(result, Result) and result.status != "done" for result in ended):
+        if any(isinstance(result, Result) and result.status == "interrupted" for result in ended):
             break
     return [results.get(i, Result("interrupted", 0, {}, {})) for i in range(len(members))]
 
@@ -244,7 +244,8 @@ class Plan(NamedTuple):
 
     Attributes:
       name, restart_safe: see ``run.open_run``.
-      steps: the step to stop at.
+      steps: the step at which a run is done.
+      pause: if not 0, the step to stop at for now: there, too, a run is logged, validated and saved.
       log_every: metrics are averaged over this many steps and written.
       sample_every: a grid of ``GRID`` samples, always of the same latents, and how diverse they are.
       checkpoint_every: besides the checkpoint at the end and on SIGTERM or SIGINT.
@@ -261,6 +262,7 @@ class Plan(NamedTuple):
     sample_every: int = 0
     checkpoint_every: int = 0
     eval_every: int = 0
+    pause: int = 0
     keep: Keep = NEWEST
     on_anomaly: str = "flag"
     tensorboard: bool = True
@@ -364,7 +366,7 @@ class _Run:
                     found |= {f"best/{k}": float(v) for k, v in again.items()}
                     found["best/step"] = float(best[0])
         values = self.log.values | found
-        status = "done" if step == steps else "interrupted"
+        status = "done" if step == steps else "paused" if step == self.plan.pause else "interrupted"
         if status == "done" and not self.finished_before:
             self.log.hyperparameters(self.member.config, values)
         if parallel.is_lead():
@@ -432,10 +434,11 @@ def _fit(
             with seconds("sample"):
                 draw(0)
         k, ending = decide(1)
-        while step < steps and not ending and alive():
+        until = min(plan.pause or steps, steps)
+        while step < until and not ending and alive():
             intervals = (plan.log_every, plan.sample_every, plan.checkpoint_every, plan.eval_every)
             boundary = min(
-                [steps] + [step - step % n + n for n in (*intervals, program.window) if n]
+                [until] + [step - step % n + n for n in (*intervals, program.window) if n]
             )
             k = min(k, boundary - step)
             called = time.perf_counter()
@@ -452,12 +455,15 @@ def _fit(
             # Calls of about the same time whatever the speed; their length does not change any number.
             took = time.perf_counter() - called
             k = max(1, min(2 * k, int(k * _CALL_SECONDS / max(took, 1e-6))))
-            last, windows, drawn, evaluated = step == steps, [], {}, {}
+            last, windows, drawn, evaluated = step == until, [], {}, {}
             if last or (plan.log_every and step % plan.log_every == 0):
                 with seconds("log"):
                     windows = program.windows(carry)
-                    carry = program.clear(carry)
-            if last or (plan.sample_every and step % plan.sample_every == 0):
+                    if step == steps or (plan.log_every and step % plan.log_every == 0):
+                        carry = program.clear(
+                            carry
+                        )  # not for a pause, which the run will not remember
+            if step == steps or (plan.sample_every and step % plan.sample_every == 0):
                 with seconds("sample"):
                     drawn = draw(step)
             if plan.eval_every and (last or step % plan.eval_every == 0):
@@ -491,7 +497,7 @@ def _fit(
                 each.save(step, program.member(carry, i))
         for each in runs:
             each.checkpoints.close()
-        if step < steps and alive():
+        if step < until and alive():
             say(f"{stopped() or 'preempted'}: saved at step {step}; the same command continues")
         seconds["total"] = time.perf_counter() - start
         for i, each in alive():

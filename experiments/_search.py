@@ -1,0 +1,262 @@
+"""Which combinations of flags a sweep runs: grids, random draws, successive halving, Optuna's TPE.
+
+An axis is written ``NAME=...``; of the axes of a grid every combination is run:
+
+=========================  ===================================================================
+``NAME=V1,V2,...``         these values
+``NAME=LOW:HIGH``          whole numbers from LOW to below HIGH
+=========================  ===================================================================
+
+Others are drawn ``--samples`` times, together, and each draw is combined with the grid:
+
+=========================  ===================================================================
+``NAME=log:LOW:HIGH``      log-uniform
+``NAME=uniform:LOW:HIGH``  uniform; of a flag for whole numbers, LOW to HIGH with both ends
+``NAME=choice:V1,V2,...``  one of these
+=========================  ===================================================================
+"""
+
+import contextlib
+import itertools
+import math
+import pathlib
+import re
+import statistics
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bpgan.types import UserError
+from experiments import _cli as cli
+
+DIGITS = 4
+"""Significant digits of a number that is drawn: enough to tell settings apart, few enough to be read in a file name."""
+
+GENERATION = 8
+"""Settings that TPE is asked for at a time. Fixed, so that a search does not depend on the number of cores."""
+
+
+class Axis(NamedTuple):
+    """One flag of a sweep.
+
+    Attributes:
+      name: of the flag.
+      kind: ``grid``, ``log``, ``uniform`` or ``choice``.
+      values: texts, of ``grid`` and ``choice``.
+      low, high: of ``log`` and ``uniform``.
+      whole: of ``uniform``: whole numbers only.
+    """
+
+    name: str
+    kind: str
+    values: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    whole: bool = False
+
+    def draw(self, seed: int, index: int) -> str:
+        """Value number ``index``: a function of these and the axis's name, so that more draws or axes move none."""
+        generator = np.random.default_rng([seed, zlib.crc32(self.name.encode()), index])
+        if self.kind == "choice":
+            return self.values[generator.integers(len(self.values))]
+        return self.at(generator.random())
+
+    def at(self, share: float) -> str:
+        """The value at a share in [0, 1) of the range."""
+        if self.whole:
+            return str(int(self.low + math.floor(share * (self.high - self.low + 1))))
+        if self.kind == "log":
+            value = math.exp(math.log(self.low) + share * math.log(self.high / self.low))
+        else:
+            value = self.low + share * (self.high - self.low)
+        return f"{value:.{DIGITS}g}"
+
+
+def parse(text: str, specs: Mapping[str, cli.Flag]) -> Axis:
+    """The axis that ``--sweep=text`` asks for.
+
+    Raises:
+      UserError: for another form, an unknown flag, or a range that is empty.
+    """
+    name, equals, values = text.partition("=")
+    if not equals or not values:
+        raise UserError(
+            f"--sweep={text}: must be NAME=V1,V2,..., NAME=LOW:HIGH or NAME=log:LOW:HIGH (uniform:, choice:)"
+        )
+    if name == "workdir":
+        raise UserError(f"--sweep={text}: the launcher names the run directories; use --root")
+    if name not in specs and name != "preset":
+        hint = cli.did_you_mean(name, [*specs, "preset"])
+        raise UserError(f"--sweep={text}: the experiment has no flag --{name}{hint}")
+    kind = specs[name].type if name in specs else str
+    bounds = re.fullmatch(r"(-?\d+):(-?\d+)", values)
+    if bounds and kind is int:
+        low, high = map(int, bounds.groups())
+        if low >= high:
+            raise UserError(f"--sweep={text}: is an empty range; LOW:HIGH excludes HIGH")
+        return Axis(name, "grid", tuple(str(i) for i in range(low, high)))
+    word, _, rest = values.partition(":")
+    if word == "choice" and rest:
+        return Axis(name, "choice", tuple(rest.split(",")))
+    if word in ("log", "uniform"):
+        try:
+            low, high = map(float, rest.split(":"))
+        except ValueError:
+            low = high = math.nan
+        if not (math.isfinite(low) and math.isfinite(high) and low < high) or (
+            word == "log" and low <= 0
+        ):
+            positive = "0 < " if word == "log" else ""
+            raise UserError(f"--sweep={text}: must be {word}:LOW:HIGH with {positive}LOW < HIGH")
+        return Axis(name, word, (), low, high, whole=kind is int)
+    return Axis(name, "grid", tuple(values.split(",")))
+
+
+def combinations(axes: Sequence[Axis], samples: int, seed: int) -> list[dict[str, str]]:
+    """Texts by flag, in the order of the axes: each draw with every combination of the grid.
+
+    Raises:
+      UserError: for draws without a number of samples, or a number without anything to draw.
+    """
+    drawn = [axis for axis in axes if axis.kind != "grid"]
+    if drawn and not samples:
+        raise UserError(f"--sweep={drawn[0].name}=...: --samples=N must say how many to draw")
+    if samples and not drawn:
+        raise UserError(f"--samples={samples}: no --sweep draws; must be 0")
+    draws = [{axis.name: axis.draw(seed, i) for axis in drawn} for i in range(samples)]
+    return crossed(axes, draws or [{}])
+
+
+def crossed(axes: Sequence[Axis], draws: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Each draw with every combination of the grid."""
+    grid = [axis for axis in axes if axis.kind == "grid"]
+    result = []
+    for draw in draws:
+        for texts in itertools.product(*(axis.values for axis in grid)):
+            values = {**draw, **dict(zip((axis.name for axis in grid), texts, strict=True))}
+            result.append({axis.name: values[axis.name] for axis in axes})
+    return result
+
+
+class Aim(NamedTuple):
+    """What a search looks for: the least or greatest final value of a metric."""
+
+    metric: str
+    sign: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Aim":
+        """Of ``min:NAME`` or ``max:NAME``. Raises ValueError."""
+        mode, _, metric = text.partition(":")
+        if mode not in ("min", "max") or not metric:
+            raise ValueError("must be min:METRIC or max:METRIC")
+        return cls(metric, 1 if mode == "min" else -1)
+
+    def score(self, results: Sequence[Mapping[str, Any]]) -> float:
+        """Of the seeds of one setting: the mean, the less the better; infinite if one of them came to nothing.
+
+        Raises:
+          UserError: if a run that ended well does not log the metric.
+        """
+        values = []
+        for result in results:
+            metrics = result.get("metrics", {})
+            if result.get("status") not in ("done", "paused"):
+                return math.inf
+            if self.metric not in metrics:
+                known = ", ".join(k for k in metrics if not k.startswith("time/"))
+                hint = cli.did_you_mean(self.metric, metrics)
+                raise UserError(
+                    f"--aim: {self.metric} is not logged by these runs; known: {known}{hint}"
+                )
+            values.append(self.sign * float(metrics[self.metric]))
+        return statistics.fmean(values) if values else math.inf
+
+
+def settings(values: Sequence[Mapping[str, Any]]) -> dict[tuple, list[int]]:
+    """Indices of the runs of each setting: those that differ only in the seed."""
+    groups: dict[tuple, list[int]] = {}
+    for index, each in enumerate(values):
+        key = tuple((k, v) for k, v in each.items() if k != "seed")
+        groups.setdefault(key, []).append(index)
+    return groups
+
+
+def rungs(count: int, factor: int) -> list[tuple[float, int]]:
+    """Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943): ``(share of the run, settings that get it)``.
+
+    Each rung keeps one in ``factor`` settings and lets them train ``factor`` times as long; the last keeps at least
+    one, which trains to the end. Every rung costs about the same.
+    """
+    number = max(1, math.floor(math.log(count, factor) + 1e-9) + 1)
+    return [(float(factor) ** (i - number + 1), max(1, count // factor**i)) for i in range(number)]
+
+
+class Study:
+    """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011) over the axes that are drawn.
+
+    What it asks for depends only on the seed and on what it was told, in generations of ``GENERATION``; all of that is
+    in a journal beside the runs, so a search that was interrupted goes on as if it had not been.
+
+    Raises:
+      UserError: if Optuna is not installed.
+    """
+
+    def __init__(self, path: pathlib.Path, axes: Sequence[Axis], seed: int):
+        try:
+            import optuna
+            from optuna.storages import JournalStorage
+            from optuna.storages.journal import JournalFileBackend
+        except ImportError:
+            raise UserError("--search=tpe: needs Optuna: pip install optuna") from None
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._optuna, self._seed = optuna, seed
+        self._axes = [axis for axis in axes if axis.kind != "grid"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(ImportError):
+            self._storage = JournalStorage(JournalFileBackend(str(path)))
+        self._study = optuna.create_study(
+            study_name="bpgan", storage=self._storage, load_if_exists=True
+        )
+
+    def _distribution(self, axis: Axis) -> Any:
+        d = self._optuna.distributions
+        if axis.kind == "choice":
+            return d.CategoricalDistribution(axis.values)
+        if axis.whole:
+            return d.IntDistribution(int(axis.low), int(axis.high))
+        return d.FloatDistribution(axis.low, axis.high, log=axis.kind == "log")
+
+    def generation(self, size: int) -> list[tuple[int, dict[str, str]]]:
+        """Numbers and texts of trials that wait for their values: those asked for before, or ``size`` new ones."""
+        running = self._study.get_trials(states=[self._optuna.trial.TrialState.RUNNING])
+        found = [(trial.number, trial.user_attrs["texts"]) for trial in running]
+        if found:
+            return found
+        for _ in range(size):
+            number = len(self._study.trials)
+            # Anew for each trial: the state of a sampler's generator is not in the journal.
+            self._study.sampler = self._optuna.samplers.TPESampler(
+                seed=self._seed * 1_000_003 + number, constant_liar=True
+            )
+            trial = self._study.ask({a.name: self._distribution(a) for a in self._axes})
+            texts = {}
+            for axis in self._axes:
+                value = trial.params[axis.name]
+                texts[axis.name] = f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value)
+            trial.set_user_attr("texts", texts)
+            found.append((trial.number, texts))
+        return found
+
+    def done(self) -> int:
+        """How many trials have their values."""
+        return sum(trial.state.is_finished() for trial in self._study.trials)
+
+    def tell(self, number: int, score: float) -> None:
+        """The value of a trial, the less the better; of one that failed, infinity."""
+        if math.isfinite(score):
+            self._study.tell(number, score)
+        else:
+            self._study.tell(number, state=self._optuna.trial.TrialState.FAIL)

@@ -1,0 +1,136 @@
+"""What a search runs: draws that nothing moves, halving, and TPE that goes on where it stopped."""
+
+import math
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bpgan.types import UserError
+from experiments import _cli as cli
+from experiments import _search as search
+from experiments import mnist_gan
+
+SPECS = cli.flags_of(mnist_gan.Config)
+
+
+def axis(text):
+    return search.parse(text, SPECS)
+
+
+@pytest.mark.parametrize(
+    "text,cdf",
+    [
+        ("g_lr=log:1e-5:1e-2", lambda x: (math.log10(x) + 5) / 3),
+        ("g_lr=uniform:2:6", lambda x: (x - 2) / 4),
+        ("loss=log:0.5:2", lambda x: math.log2(2 * x) / 2),  # a text flag takes numbers, too
+    ],
+)
+def test_draws_are_distributed_as_they_say(text, cdf):
+    found = [float(axis(text).draw(0, i)) for i in range(400)]
+    assert stats.kstest([cdf(x) for x in found], "uniform").pvalue > 1e-3
+
+
+def test_whole_numbers_and_choices():
+    found = [axis("d_steps=uniform:1:3").draw(0, i) for i in range(300)]
+    assert set(found) == {"1", "2", "3"}
+    counts = [found.count(v) for v in "123"]
+    assert stats.chisquare(counts).pvalue > 1e-3
+    assert {axis("net=choice:mlp,dcgan:8").draw(0, i) for i in range(40)} == {"mlp", "dcgan:8"}
+
+
+def test_more_draws_and_more_axes_move_none():
+    one, other, seed = axis("g_lr=log:1e-5:1e-2"), axis("b1=uniform:0:0.9"), axis("seed=0:2")
+    short = search.combinations([one, seed], 3, 7)
+    long = search.combinations([other, one, seed], 5, 7)
+    assert [c["g_lr"] for c in short] == [c["g_lr"] for c in long][:6]
+    assert [c["seed"] for c in short] == ["0", "1"] * 3
+    assert short != search.combinations([one, seed], 3, 8)
+    assert len({c["b1"] for c in long}) == 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["g_lr=log:0:1", "g_lr=log:1:1", "g_lr=uniform:2:1", "g_lr=log:1", "g_lr=uniform:a:b",
+     "g_lr=log:1:nan"],
+)  # fmt: skip
+def test_ranges_that_are_empty_are_refused(text):
+    with pytest.raises(UserError, match=f"--sweep={text}: must be (log|uniform):LOW:HIGH with"):
+        axis(text)
+
+
+def test_samples_and_draws_need_each_other():
+    with pytest.raises(UserError, match="--samples=N must say"):
+        search.combinations([axis("g_lr=log:1e-5:1e-2")], 0, 0)
+    with pytest.raises(UserError, match="--samples=3: no --sweep draws"):
+        search.combinations([axis("seed=0:2")], 3, 0)
+
+
+@pytest.mark.parametrize("count,factor", [(1, 3), (2, 3), (9, 3), (27, 3), (100, 3), (64, 4)])
+def test_every_rung_costs_about_the_same_and_the_last_is_a_whole_run(count, factor):
+    steps = search.rungs(count, factor)
+    assert steps[0][1] == count and steps[-1][0] == 1.0 and steps[-1][1] < factor
+    for (share, kept), (longer, fewer) in zip(steps, steps[1:], strict=False):
+        assert longer == pytest.approx(factor * share) and fewer == kept // factor
+    costs = [share * kept for share, kept in steps]
+    assert max(costs) <= factor * min(costs)
+
+
+def test_scores():
+    aim = search.Aim.parse("max:eval/recall")
+    done = [{"status": "done", "metrics": {"eval/recall": v}} for v in (0.2, 0.4)]
+    assert aim.score(done) == pytest.approx(-0.3)
+    assert aim.score([*done, {"status": "non-finite"}]) == math.inf == aim.score([])
+    with pytest.raises(UserError, match="eval/recal is not logged .* did you mean eval/recall"):
+        search.Aim("eval/recal", 1).score(done)
+    for text in ("recall", "best:recall", "min:"):
+        with pytest.raises(ValueError):
+            search.Aim.parse(text)
+
+
+def test_settings_are_runs_that_differ_in_the_seed():
+    values = [{"lr": lr, "seed": seed} for lr in (1, 2) for seed in (0, 1, 2)]
+    assert list(search.settings(values).values()) == [[0, 1, 2], [3, 4, 5]]
+
+
+AXES = [axis("g_lr=log:1e-5:1e-1"), axis("b1=uniform:0:0.9"), axis("d_steps=uniform:1:5")]
+
+
+def objective(texts):
+    """Least at g_lr 1e-3, b1 0.5."""
+    return (math.log10(float(texts["g_lr"])) + 3) ** 2 + (float(texts["b1"]) - 0.5) ** 2
+
+
+def searched(path: pathlib.Path, trials: int, restart_every: int = 10**9) -> list[dict]:
+    study, asked = search.Study(path, AXES, 5), []
+    while study.done() < trials:
+        for number, texts in study.generation(search.GENERATION):
+            study.tell(number, objective(texts))
+            asked.append(texts)
+            if len(asked) % restart_every == 0:
+                study = search.Study(path, AXES, 5)
+                break
+    return asked
+
+
+def test_tpe_finds_more_than_chance_and_goes_on_as_if_undisturbed(tmp_path):
+    whole = searched(tmp_path / "a.log", 48)
+    assert searched(tmp_path / "b.log", 48, restart_every=5) == whole
+    drawn = [{a.name: a.draw(5, i) for a in AXES} for i in range(48)]
+    late, chance = ([objective(t) for t in ts] for ts in (whole[24:], drawn))
+    assert np.median(late) < np.median(chance) / 2
+
+
+def test_a_trial_that_came_to_nothing_does_not_stop_the_search(tmp_path):
+    study = search.Study(tmp_path / "a.log", AXES, 0)
+    for number, _ in study.generation(4):
+        study.tell(number, math.inf)
+    assert study.done() == 4 and len(study.generation(4)) == 4
+
+
+def test_without_optuna_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match="pip install"):
+        search.Study(tmp_path / "a.log", AXES, 0)

@@ -1,0 +1,288 @@
+"""Groups of runs in one program: equal to runs alone, resumed bit for bit, and no member hurts another."""
+
+import dataclasses
+import json
+import math
+import shutil
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from bpgan import data
+from bpgan.algorithms import gan
+from bpgan.losses import LOSSES
+from bpgan.nets import linen_net, mlp
+from bpgan.penalties import PENALTIES
+from bpgan.runtime import parallel, sweep, train
+from bpgan.types import UserError
+from experiments import _cli as cli
+from experiments import _group, mnist_gan
+
+X = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8)
+MEMBERS = [dict(seed=0, lr=1e-3, gamma=0.1), dict(seed=7, lr=3e-4, gamma=1.0),
+           dict(seed=2**32 - 1, lr=2e-3, gamma=0.0)]  # fmt: skip
+LOWERINGS = pytest.mark.parametrize("lowering", sweep.LOWERINGS)
+
+
+def make(seed, lr=1e-3, gamma=0.1, dtype="float32"):
+    """A GAN with everything a member may vary, a penalty that branches on the step, and latents and data by seed."""
+    g, d = (
+        mlp.Generator((4, 4, 1), widths=(16,), dtype=dtype),
+        mlp.Discriminator((16,), dtype=dtype),
+    )
+    algorithm = gan.make(
+        linen_net(g),
+        linen_net(d),
+        LOSSES["nonsaturating"],
+        optax.adam(lr, b1=0.5),
+        optax.adam(lr, b1=0.5),
+        latents=gan.normal_latents(4, dtype),
+        data_shape=(4, 4, 1),
+        dtype=dtype,
+        penalties=[(gamma, PENALTIES["r1"])],
+        penalty_every=4,
+        ema_decay=0.99,
+    )
+    source = data.in_memory(X, np.zeros(50, np.int32), seed=seed, batch_size=8, dtype=dtype)
+    return algorithm, data.mirrored(source, seed=seed)
+
+
+def ran(group, *ks, alive=None):
+    size = len(group.windows(carry := group.init()))
+    for k in ks:
+        carry, finite = group.run(carry, k, np.ones(size, bool) if alive is None else alive)
+    return carry, finite
+
+
+def bits(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+@LOWERINGS
+@pytest.mark.parametrize("devices,copies", [(1, 1), (None, 3)])
+def test_members_are_what_they_would_be_alone(x64, lowering, devices, copies):
+    """After 200 steps, in float64, to 1e-9 of the norm; nine members on eight devices fill up to sixteen."""
+    members = MEMBERS * copies
+
+    def of(**values):
+        return make(**values, dtype="float64")
+
+    group = sweep.compile(of, members, lowering, devices=devices)
+    assert group.devices == (1 if devices else min(len(members), jax.local_device_count()))
+    carry, finite = ran(group, 150, 50)
+    assert finite.shape == (len(members),) and finite.all()
+    drawn = group.sample(carry, 5)
+    for i, values in enumerate(MEMBERS):
+        algorithm, source = of(**values)
+        program = parallel.compile(algorithm, source, seed=values["seed"], devices=1)
+        alone, _ = program.run(program.init(), 200)
+        member = group.member(carry, len(members) - len(MEMBERS) + i)
+        assert jax.tree.structure(member) == jax.tree.structure(alone)
+        assert int(member.state.step) == 200
+        for mine, its in zip(jax.tree.leaves(member), jax.tree.leaves(alone), strict=True):
+            assert mine.dtype == its.dtype
+            np.testing.assert_allclose(mine, its, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(drawn[i], program.sample(alone, 5), rtol=0, atol=1e-9)
+        means, expected = group.windows(carry)[i].means(), alone.window.means()
+        assert means == pytest.approx(expected, rel=1e-9)
+
+
+@LOWERINGS
+def test_members_come_apart_and_together(lowering):
+    group = sweep.compile(make, MEMBERS, lowering)
+    carry, _ = ran(group, 5)
+    again = group.join([group.member(carry, i) for i in range(3)])
+    assert bits(again) == bits(carry)
+    for leaf, expected in zip(jax.tree.leaves(again), jax.tree.leaves(carry), strict=True):
+        assert leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
+    window = group.windows(group.clear(carry))[1]
+    assert int(window.count) == 0 and not any(np.any(v) for v in window.sums.values())
+
+
+@LOWERINGS
+def test_who_is_not_alive_stays_and_a_broken_member_hurts_none(lowering):
+    group = sweep.compile(make, MEMBERS, lowering)
+    broken = [*MEMBERS[:1], MEMBERS[1] | dict(lr=math.inf), *MEMBERS[2:]]
+    other = sweep.compile(make, broken, lowering)
+    well, finite = ran(group, 8)
+    assert finite.all()
+    ill, finite = ran(other, 8)
+    assert list(finite) == [True, False, True]
+    for i in (0, 2):
+        assert bits(group.member(well, i)) == bits(other.member(ill, i))
+    before = bits(group.member(well, 1).state.g), bits(group.member(well, 0).state.g)
+    after, _ = group.run(well, 3, np.array([True, False, True]))
+    assert bits(group.member(after, 1).state.g) == before[0]
+    assert bits(group.member(after, 0).state.g) != before[1]
+
+
+def test_the_faster_lowering_is_measured_where_there_is_a_choice(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    seconds = {"map": 3.0, "vmap": 1.0}
+    monkeypatch.setattr(sweep, "_seconds_per_step", lambda group, size: seconds[group.lowering])
+    group = sweep.compile(make, MEMBERS)
+    assert group.lowering == "vmap" and "(vmap), measured 3 times as fast" in group.how
+
+
+# Runs on disk.
+
+
+class Broken(Exception):
+    pass
+
+
+PLAN = dict(name="test", restart_safe=frozenset({"steps"}), log_every=2, sample_every=4,
+            checkpoint_every=4, tensorboard=False)  # fmt: skip
+
+
+def members_at(folder, members):
+    return [
+        train.Member(
+            dict(values), folder / str(i), values["seed"], {k: values[k] for k in ("lr", "gamma")}
+        )
+        for i, values in enumerate(members)
+    ]
+
+
+def fit(folder, steps, members=MEMBERS, **plan):
+    of = members_at(folder, members)
+    return train.fit_group(make, make(0)[1], of, steps=steps, **{**PLAN, **plan})
+
+
+def saved(folder, step):
+    """Checksums of everything in a checkpoint."""
+    return json.loads((folder / "checkpoints" / str(step) / "manifest" / "metadata").read_text())
+
+
+def test_each_run_has_a_directory_as_if_it_had_been_alone(tmp_path):
+    results = fit(tmp_path / "group", 12)
+    assert [r.status for r in results] == ["done"] * 3
+    for i, values in enumerate(MEMBERS):
+        algorithm, source = make(**values)
+        train.fit(
+            algorithm,
+            source,
+            config=values,
+            workdir=tmp_path / "alone" / str(i),
+            seed=values["seed"],
+            steps=12,
+            **PLAN,
+        )
+        mine, alone = (tmp_path / f / str(i) for f in ("group", "alone"))
+        names = [sorted(str(p.relative_to(f)) for p in f.rglob("*")) for f in (mine, alone)]
+        mine_has, alone_has = ({n for n in each if "/carry/" not in n} for each in names)
+        assert mine_has == alone_has
+        lines = [(f / "metrics.jsonl").read_text().splitlines() for f in (mine, alone)]
+        for a, b in zip(*(map(json.loads, each) for each in lines), strict=True):
+            assert a.keys() == b.keys()
+            for name in a.keys() - {"time/elapsed", "time/steps_per_s", "time/images_per_s"}:
+                assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-4), name
+        assert json.loads((mine / "config.json").read_text())["config"] == values
+        assert (mine / "report.html").exists()
+
+
+@pytest.mark.parametrize("lowering", sweep.LOWERINGS)
+@pytest.mark.parametrize("lost", [(1,), (0, 1, 2)])
+def test_a_group_killed_between_two_saves_goes_on_bit_for_bit(tmp_path, lowering, lost):
+    fit(tmp_path / "whole", 16, lowering=lowering)
+    fit(tmp_path / "cut", 12, lowering=lowering)
+    for i in lost:  # as if killed before this one's last checkpoint was complete
+        shutil.rmtree(tmp_path / "cut" / str(i) / "checkpoints" / "12")
+    results = fit(tmp_path / "cut", 16)  # the lowering is remembered
+    assert [r.status for r in results] == ["done"] * 3
+    for i in range(3):
+        assert saved(tmp_path / "cut" / str(i), 16) == saved(tmp_path / "whole" / str(i), 16)
+        logs = [(tmp_path / f / str(i) / "metrics.jsonl").read_text() for f in ("cut", "whole")]
+        steps = [[json.loads(line)["step"] for line in log.splitlines()] for log in logs]
+        assert steps[0] == steps[1]
+
+
+def test_more_members_join_without_moving_the_old_ones(tmp_path, capsys):
+    fit(tmp_path / "a", 8, MEMBERS[:2])
+    fit(tmp_path / "a", 12, MEMBERS)
+    said = capsys.readouterr().out
+    assert "resuming at step 8" in said and "test: starting, 12 steps" in said
+    fit(tmp_path / "b", 12, MEMBERS[:2])
+    for i in range(2):
+        assert saved(tmp_path / "a" / str(i), 12) == saved(tmp_path / "b" / str(i), 12)
+
+
+def test_a_member_goes_on_alone(tmp_path, capsys):
+    fit(tmp_path, 8)
+    algorithm, source = make(**MEMBERS[1])
+    values = dict(config=MEMBERS[1], workdir=tmp_path / "1", seed=MEMBERS[1]["seed"])
+    result = train.fit(algorithm, source, steps=12, **values, **PLAN)
+    assert result.step == 12 and "resuming at step 8" in capsys.readouterr().out
+    # The others go on, too, and leave it alone.
+    assert [r.step for r in fit(tmp_path, 12)] == [12, 12, 12]
+
+
+def test_a_run_that_breaks_is_frozen_and_reported_once_and_again(tmp_path, capsys):
+    members = [MEMBERS[0], MEMBERS[1] | dict(lr=1e30), MEMBERS[2]]
+    results = fit(tmp_path / "a", 8, members)
+    assert isinstance(results[1], train.Anomaly) and "not finite by step" in str(results[1])
+    assert [results[i].status for i in (0, 2)] == ["done"] * 2
+    assert json.loads((tmp_path / "a/1/result.json").read_text())["status"] == "non-finite"
+    results = fit(tmp_path / "a", 12, members)
+    assert isinstance(results[1], train.Anomaly) and "not finite by step" in str(results[1])
+    fit(tmp_path / "b", 12, members)
+    for i in (0, 2):
+        assert saved(tmp_path / "a" / str(i), 12) == saved(tmp_path / "b" / str(i), 12)
+
+
+def test_a_group_is_cut_to_fit_the_memory(tmp_path, monkeypatch, capsys):
+    """Nine on eight devices are two on one of them."""
+    members = [MEMBERS[0] | dict(seed=i) for i in range(9)]
+    needed = sweep.compile(make, members).needed
+    assert needed > 2 * X.nbytes
+    monkeypatch.setattr(sweep, "free_memory", lambda: needed - 1)
+    results = fit(tmp_path, 2, members)
+    assert [r.status for r in results] == ["done"] * 9
+    said = capsys.readouterr().out
+    assert "9 runs need" in said and "5 at a time" in said
+    records = [json.loads((tmp_path / str(i) / "config.json").read_text()) for i in range(9)]
+    assert [len(r["group"]["members"]) for r in records] == [5] * 5 + [4] * 4
+
+
+def test_a_pause_changes_no_number(tmp_path):
+    fit(tmp_path / "whole", 16)
+    results = fit(tmp_path / "cut", 16, pause=5)
+    assert [(r.status, r.step) for r in results] == [("paused", 5)] * 3
+    assert "d/loss" in results[0].metrics
+    fit(tmp_path / "cut", 16)
+    for i in range(3):
+        assert saved(tmp_path / "cut" / str(i), 16) == saved(tmp_path / "whole" / str(i), 16)
+
+
+def test_a_directory_of_something_else_stops_all_before_any_is_touched(tmp_path):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="is not empty and holds no bpgan run"):
+        fit(tmp_path, 8)
+    assert not (tmp_path / "0" / "config.json").exists()
+
+
+def group(tmp_path, *members, flags=()):
+    rest = [f"--member={m} --workdir={tmp_path / str(i)}" for i, m in enumerate(members)]
+    return _group.run(
+        ["mnist_gan", "--preset=smoke", "--net=mlp", "--notensorboard", *flags, *rest]
+    )
+
+
+def test_the_process_of_a_group(tmp_path, capsys):
+    assert group(tmp_path, "--seed=0 --g_lr=1e-3", "--seed=1 --g_lr=1e-4", flags=["--steps=4"]) == 0
+    said = capsys.readouterr().out
+    assert "2 runs in one program (map)" in said and "2 of 2 runs without an anomaly" in said
+    assert "steps/s in all" in said and "left" in said
+    # One of them, as if it had been trained alone.
+    cfg = cli.resolve(mnist_gan.Config, mnist_gan.PRESETS, [f"--workdir={tmp_path / '1'}"])
+    found = cli.restored(cfg.workdir)
+    assert found.step == 4 and found.config.seed == 1 and found.config.g_lr == 1e-4
+    assert dataclasses.asdict(found.config)["net"] == "mlp"
+
+
+def test_members_may_differ_in_sweepable_flags_only(tmp_path):
+    with pytest.raises(UserError, match="--loss: must be the same for all members"):
+        group(tmp_path, "--loss=hinge", "--loss=nonsaturating")
