@@ -67,14 +67,24 @@ class Peer:
             preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )
 
-    def ask(self) -> Answer | None:
-        """One round, or None where the peer cannot do it; the reason is printed."""
-        assert self._process.stdin and self._process.stdout
-        try:
+    def begin(self) -> None:
+        """Asks for one round."""
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
             self._process.stdin.write("\n")
             self._process.stdin.flush()
+
+    def ask(self) -> Answer | None:
+        """One round, or None where the peer cannot do it; the reason is printed."""
+        self.begin()
+        return self.answer()
+
+    def answer(self) -> Answer | None:
+        """Waits for the round that was begun."""
+        assert self._process.stdout
+        try:
             return tuple(json.loads(self._process.stdout.readline()))
-        except (BrokenPipeError, ValueError):
+        except ValueError:
             self._log.seek(0)
             reason = (self._log.read().strip().splitlines() or ["no message"])[-1]
             print(f"{self.name} failed: {reason}", file=sys.stderr)
