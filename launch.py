@@ -5,10 +5,12 @@
     python launch.py --experiment=mnist_gan --help
     python launch.py --experiment=mnist_gan --sweep=g_lr=1e-4,2e-4 --sweep=seed=0:8 --jobs=2
     python launch.py --experiment=mnist_gan --processes=2
+    python launch.py --experiment=mnist_gan --sweep=seed=0:8 --slurm --slurm_gpus=1
 
 Flags that are not the launcher's go to the experiment. A sweep checks the flags of all first, runs
 each as its own process, and ends with a table; the same command resumes what was interrupted.
-With --processes, one run is trained by several processes of this machine; under Slurm, srun does that.
+With --processes, one run is trained by several processes of this machine. With --slurm, the runs of a
+sweep become jobs of a cluster; the same command then says how far they are.
 """
 
 import ast
@@ -41,6 +43,7 @@ from absl import flags
 import experiments
 from bpgan.types import UserError
 from experiments import _cli as cli
+from experiments import _slurm
 
 _FOLDER = pathlib.Path(experiments.__path__[0]).resolve()
 _SEVERITY = [cli.DONE, cli.INTERRUPTED, cli.BAD_INPUT, cli.ANOMALY]  # anything else is worse
@@ -67,7 +70,9 @@ _FLAGS = (
     ),
     cli.Flag("root", str, "runs", "runs go to ROOT/EXPERIMENT/NAME"),
     cli.Flag("dry_run", bool, False, "print the commands and stop"),
+    *_slurm.FLAGS,
 )
+_REPEATED = ("sweep", "slurm_option")
 
 
 class Run(NamedTuple):
@@ -485,9 +490,15 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         print("  ".join(padded).rstrip())
 
 
-def sweep(name: str, runs: Sequence[Run], jobs: int) -> int:
-    """Runs a plan and reports on it; returns the exit code: 0, 75, or the worst of the runs'."""
-    codes, interrupted = execute(runs, jobs)
+def sweep(name: str, runs: Sequence[Run], jobs: int, slurm: _slurm.Options | None = None) -> int:
+    """Runs a plan and reports on it; returns the exit code: 0, 75, or the worst of the runs'.
+
+    With ``slurm`` it submits what is not done, and reports when all is.
+    """
+    ended = _slurm.submit(runs, slurm, jobs, _environment()) if slurm else execute(runs, jobs)
+    if ended is None:
+        return cli.DONE
+    codes, interrupted = ended
     digest = runs[0].workdir.name.rpartition("_")[2]
     label = "_".join(runs[0].values)
     summarise(runs, codes, runs[0].workdir.with_name(f"sweep_{label}_{digest}.csv"))
@@ -506,10 +517,11 @@ def run(argv: Sequence[str]) -> int:
     """The launcher as a function of its arguments; returns the exit code."""
     values = flags.FlagValues()
     for spec in _FLAGS:
-        if spec.name == "sweep":
+        if spec.name in _REPEATED:
             flags.DEFINE_multi_string(spec.name, [], spec.help, flag_values=values)
         else:
             cli.define(values, spec)
+    values["slurm"].boolean = True  # it needs no value
     rest = [arg for arg in cli.parse(values, argv, known_only=True) if arg != "--"]
     chosen = {spec.name: values[spec.name].value or spec.default for spec in _FLAGS}
     name, sweeps = chosen["experiment"], values["sweep"].value
@@ -532,14 +544,17 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(
             f"--experiment={name}: does not train; --sweep and --processes need one that does"
         )
-    if sweeps and chosen["processes"] > 1:
+    slurm = _slurm.options(chosen, [spec.name for spec in _FLAGS if values[spec.name].present])
+    if slurm and not sweeps:
+        raise UserError("--slurm: submits a sweep; a single run is --sweep=seed=0")
+    if sweeps and chosen["processes"] > 1 and not slurm:
         raise UserError(f"--processes={chosen['processes']}: cannot be combined with --sweep")
     if sweeps:
         runs = plan(name, module, rest, sweeps, chosen["root"])
         if chosen["dry_run"]:
             dry_run([r.command for r in runs])
             return cli.DONE
-        return sweep(name, runs, chosen["jobs"])
+        return sweep(name, runs, chosen["jobs"], slurm)
     cfg = cli.resolve(module.Config, module.PRESETS, rest, other_flags=cli.LAUNCHER_FLAGS)
     if chosen["root"] != "runs" and not cfg.workdir:
         folder = pathlib.Path(chosen["root"], name, cli.run_name(cfg, module.PRESETS))

@@ -31,7 +31,8 @@ ALLOWED = {
                     "bpgan.algorithms", "bpgan.metrics", "bpgan.metrics.features", "bpgan.version",
                     "bpgan.runtime.report", "experiments._cli"},
     "experiments._cli": {"bpgan.types", "bpgan.data", "bpgan.runtime", "bpgan.runtime.report"},
-    "launch": {"bpgan.types", "experiments", "experiments._cli"},
+    "experiments._slurm": {"bpgan.types", "experiments._cli"},
+    "launch": {"bpgan.types", "experiments", "experiments._cli", "experiments._slurm"},
 }  # fmt: skip
 
 # Third-party packages that only certain files may import, anywhere in the file.
@@ -46,6 +47,8 @@ RESERVED = {
     "tensorboardX": {"bpgan/runtime/run.py"},
     "tqdm": {"bpgan/runtime/run.py", "bpgan/data"},
     "matplotlib": {"bpgan/runtime/report.py"},
+    "submitit": {"experiments/_slurm.py"},
+    "cloudpickle": {"experiments/_slurm.py"},
     "PIL": {"bpgan/runtime/report.py", "bpgan/data/images.py"},
 }
 COMPILERS = {"jit", "pmap", "shard_map", "make_mesh", "Mesh"}
@@ -60,6 +63,7 @@ HEAVY = {
     "grain",
     "array_record",
     "requests",
+    "submitit",
 }
 
 
