@@ -253,14 +253,14 @@ def submit(
         say(i, f"job {job.job_id}, output in {runs[i].log}")
     array = submitted[0].job_id.partition("_")[0]
     print(
-        f"\nsubmitted as job {array}: `squeue --job={array}` shows what waits and runs, `scancel {array}` saves and stops"
+        f"\nsubmitted as job {array}: `squeue --job={array}` shows what waits and runs, `scancel {array}` stops"
         "\nthe same command says how far they are, submits again what failed, and ends with the table when all are done"
     )
     return None
 
 
 def _wait(due: Sequence[int], jobs: int, start: Any, say: Any) -> tuple[dict[int, int], bool]:
-    """Jobs on this machine, so many at a time, to their end. SIGINT, SIGTERM and SIGHUP are passed on: the runs save."""
+    """Runs jobs on this machine to their end. SIGINT, SIGTERM and SIGHUP are passed on: the runs save."""
     waiting = collections.deque(due)
     active: dict[int, Any] = {}
     codes: dict[int, int] = {}
