@@ -32,7 +32,11 @@ from experiments import _cli as cli
 
 _INTERRUPTED = cli.INTERRUPTED  # as a number: what a task refers to travels with it
 _NOTICE_SECONDS = 90  # before the time limit; Slurm may give it a minute earlier
-_OWN_OPTIONS = ("array", "error", "no-requeue", "open-mode", "output", "requeue", "signal", "wrap")
+# What submitit sets, or a flag of ours.
+_TAKEN = {
+    "array", "error", "open-mode", "output", "requeue", "no-requeue", "signal", "wrap", "job-name",
+    "partition", "time", "gpus-per-node", "cpus-per-task", "mem", "nodes", "ntasks", "ntasks-per-node",
+}  # fmt: skip
 
 
 def minutes(text: str) -> int:
@@ -140,8 +144,8 @@ def options(chosen: Mapping[str, Any], given: Collection[str]) -> Options | None
         name, equals, value = text.lstrip("-").partition("=")
         if not re.fullmatch(r"[a-z][a-z0-9-]+", name) or (equals and not value):
             raise UserError(f"--slurm_option={text}: must be NAME or NAME=VALUE, as sbatch has it")
-        if name in _OWN_OPTIONS:
-            raise UserError(f"--slurm_option={text}: the launcher needs --{name} itself")
+        if name in _TAKEN:
+            raise UserError(f"--slurm_option={text}: the launcher itself sets --{name}")
         others[name] = value if equals else True
     parameters = dict(
         time=minutes(chosen["slurm_time"]),

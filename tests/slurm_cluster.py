@@ -11,8 +11,8 @@ import time
 NEEDS = ("slurmctld", "slurmd", "munged", "sbatch")
 LIMIT = 120.0
 
-# Two partitions share the node: a job in `urgent` puts those in `main` back into the queue. Requeued jobs wait for their
-# credential to expire, so it does soon. Every path and port is the test's own.
+# Two partitions share the node: a job in `urgent` puts those in `main` back into the queue. A requeued job waits until
+# its old credential has expired, which is soon. Every path and port is the test's own.
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
