@@ -1,9 +1,9 @@
 """The runs of a sweep as jobs of a Slurm cluster, through submitit.
 
-Each run is one task of a job array: a small process that starts the run's command and passes on what Slurm says. Before
-the time limit Slurm gives notice (SIGUSR2): the run is told to save, and the job goes back into the queue, where the
-same command continues it. On SIGTERM (preemption, ``scontrol requeue``, ``scancel``) the run saves, too; whether the
-job goes on is then for Slurm to say. ``--slurm=local`` runs the same tasks as processes of this machine.
+Each run is one task of a job array: a small process that starts the run's command and passes on what Slurm says. On
+notice of the time limit (SIGUSR2) or of a preemption (SIGTERM) the run saves, and the job goes back into the queue,
+where the same command continues it. ``scancel`` makes it save, too, and that is all. ``--slurm=local`` runs the same
+tasks as processes of this machine.
 
 Beside a run's log, ``RUN.job`` says as which job it was last submitted, so that no run is submitted twice.
 """
@@ -190,7 +190,7 @@ def submit(
         import cloudpickle
         import submitit
     except ImportError:
-        raise UserError("--slurm: needs submitit: pip install 'bpgan[slurm]'") from None
+        raise UserError("--slurm: needs the package submitit: pip install submitit") from None
     if not options.local and not shutil.which("sbatch"):
         raise UserError("--slurm: sbatch is not found; --slurm=local runs the same jobs here")
     if options.local and jobs > 1:  # otherwise the first process takes most of a GPU's memory
@@ -287,8 +287,9 @@ def _wait(due: Sequence[int], jobs: int, start: Any, say: Any) -> tuple[dict[int
                     if code is None:
                         code = _INTERRUPTED if received else cli.UNEXPECTED
                     codes[i] = code
+                    how = signal.Signals(-code).name if code < 0 else f"exit {code}"
                     words = {cli.DONE: "done", _INTERRUPTED: "interrupted"}
-                    say(i, words.get(code, f"failed (exit {code})"))
+                    say(i, words.get(code, f"failed ({how})"))
     return codes, bool(received)
 
 
@@ -400,24 +401,29 @@ class Task:
                 time.sleep(0.05)
         if not received or code not in (_INTERRUPTED, -signal.SIGTERM):
             return code
-        if (
-            received[0] == signal.SIGUSR2
-        ):  # after SIGTERM it is Slurm who requeues, or the user who does not want to
-            _requeue(lead)
+        if lead:
+            _requeue(received[0])
         return _INTERRUPTED
 
 
-def _requeue(lead: bool) -> None:
-    """Puts the job back into the queue and ends this process; returns if Slurm refuses."""
+def _requeue(number: int) -> None:
+    """Puts the job back into the queue and ends this process, if that is what the signal was for.
+
+    SIGTERM may also say that Slurm has requeued the job, or that it was cancelled; then it no longer counts as running.
+    """
     import submitit
 
     env = submitit.JobEnvironment()
     if env.name() == "local":
         from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
-        sys.exit(LOCAL_REQUEUE_RETURN_CODE)
-    if lead:
-        done = subprocess.run(["scontrol", "requeue", env.job_id])
-        if done.returncode:
+        if number == signal.SIGUSR2:
+            sys.exit(LOCAL_REQUEUE_RETURN_CODE)
+        return
+    if number == signal.SIGTERM:
+        command = ["squeue", "--noheader", f"--jobs={env.job_id}", "--format=%T"]
+        state = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.strip()
+        if state != "RUNNING":
             return
-    sys.exit(_INTERRUPTED)
+    if not subprocess.run(["scontrol", "requeue", env.job_id]).returncode:
+        sys.exit(_INTERRUPTED)

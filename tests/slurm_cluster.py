@@ -11,8 +11,8 @@ import time
 NEEDS = ("slurmctld", "slurmd", "munged", "sbatch")
 LIMIT = 120.0
 
-# Two partitions share the node: a job in `urgent` puts those in `main` back into the queue. A requeued job waits until
-# its old credential has expired, which is soon. Every path and port is the test's own.
+# A job in `urgent` puts those of the other partitions back into the queue: in `grace`, after a minute. They wait
+# there until their old credential has expired, which is soon. Every path and port is the test's own.
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -46,6 +46,7 @@ SlurmdParameters=config_overrides
 GresTypes=gpu
 NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=4000 Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=600 PriorityTier=1 State=UP
+PartitionName=grace Nodes=ALL MaxTime=600 PriorityTier=1 GraceTime=60 State=UP
 PartitionName=urgent Nodes=ALL MaxTime=600 PriorityTier=2 State=UP
 """
 

@@ -103,7 +103,7 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
     ):
         _slurm.submit(todo, options(), 1, {})
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(UserError, match=r"needs submitit: pip install 'bpgan\[slurm\]'"):
+    with pytest.raises(UserError, match="needs the package submitit: pip install submitit"):
         _slurm.submit(todo, LOCAL, 1, {})
     assert not (tmp_path / "slurm").exists()
 
@@ -233,6 +233,46 @@ def test_a_signal_makes_the_run_save_and_a_notice_requeues_the_job(
     assert (tmp_path / "tries0").read_text() == tries and time.monotonic() - start < 25
 
 
+@pytest.mark.parametrize(
+    "number,state,process,requeued",
+    [
+        (signal.SIGUSR2, "COMPLETING", 0, True),
+        (
+            signal.SIGTERM,
+            "RUNNING",
+            0,
+            True,
+        ),  # a notice: by itself, Slurm would count the job as completed
+        (signal.SIGTERM, "COMPLETING", 0, False),  # cancelled
+        (signal.SIGTERM, "PENDING", 0, False),  # Slurm has requeued it
+        (signal.SIGTERM, "RUNNING", 1, False),  # the first process of the run does that
+    ],
+)
+def test_when_a_job_is_requeued(tmp_path, scheduler, monkeypatch, number, state, process, requeued):
+    monkeypatch.chdir(tmp_path)
+    job = {"ARRAY_JOB_ID": "12", "ARRAY_TASK_ID": "3", "JOB_ID": "16", "PROCID": str(process)}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    (scheduler / "queue").write_text(state + "\n")
+    (scheduler / "scontrol").write_text('#!/bin/sh\necho "$@" > "$0.said"\n')
+    (scheduler / "scontrol").chmod(0o755)
+    script = COUNT.format(i=0) + (
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        f"os.kill(os.getppid(), {int(number)})\ntime.sleep(30)\n"
+    )
+    (run,) = runs(tmp_path / "out", script)
+    task = _slurm.Task(run.command, run.log, {}, str(tmp_path))
+    if requeued:
+        with pytest.raises(SystemExit) as caught:
+            task()
+        assert caught.value.code == 75
+        assert (scheduler / "scontrol.said").read_text() == "requeue 12_3\n"
+    else:
+        assert task() == 75 and not (scheduler / "scontrol.said").exists()
+    assert run.log.exists() == (process == 0)
+
+
 def test_a_run_that_ends_by_itself_is_not_requeued(tmp_path, monkeypatch):
     """Also with 75, without a notice: whatever made it stop might do so forever."""
     monkeypatch.chdir(tmp_path)
@@ -244,13 +284,18 @@ def test_a_run_that_ends_by_itself_is_not_requeued(tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_launcher_lets_local_jobs_save(tmp_path, number):
     """Ctrl-C, which the terminal sends to all processes at once."""
-    wait = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\nprint('ready', flush=True)\ntime.sleep(30)"
+    wait = [
+        f"signal.signal(signal.SIGTERM, lambda *_: (time.sleep({i}), print('saved'), sys.exit(75)))\n"
+        "print('ready', flush=True)\ntime.sleep(30)"
+        for i in range(2)
+    ]
+    scripts = ["import signal, sys, time\n" + text for text in [*wait, ""]]
     driver = (
         "import pathlib, sys; sys.path.insert(0, 'tests')\n"
-        "from test_slurm import COUNT, LOCAL, _slurm, runs\n"
-        f"todo = runs(pathlib.Path({str(tmp_path)!r}), *[COUNT.format(i=0) + {wait!r}] * 2)\n"
+        "from test_slurm import LOCAL, _slurm, runs\n"
+        f"todo = runs(pathlib.Path({str(tmp_path)!r}), *{scripts!r})\n"
         f"import os; os.chdir({str(tmp_path)!r})\n"
-        "print(_slurm.submit(todo, LOCAL, 1, {}))"
+        "print(_slurm.submit(todo, LOCAL, 2, {}))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", driver], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
@@ -258,16 +303,17 @@ def test_a_signal_to_the_launcher_lets_local_jobs_save(tmp_path, number):
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 40
-        log = tmp_path / "run0.log"
-        while not (log.exists() and "ready" in log.read_text()):
+        logs = [tmp_path / "run0.log", tmp_path / "run1.log"]
+        while not all(log.exists() and "ready" in log.read_text() for log in logs):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.05)
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
         output, _ = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert output.splitlines()[-1] == "({0: 75}, True)"
-    assert not (tmp_path / "run1.log").exists()
+    assert output.splitlines()[-1] == "({0: 75, 1: 75}, True)"
+    assert all(log.read_text().endswith("saved\n") for log in logs)
+    assert not (tmp_path / "run2.log").exists()
 
 
 def launched(folder, *argv, code=0, **environment):
@@ -348,7 +394,7 @@ def test_an_array_on_a_real_slurm(tmp_path, cluster):
     assert refused == ""
 
 
-STEPS = 400
+STEPS = 800
 GAN = [
     "--experiment=mnist_gan", "--preset=smoke", "--net=mlp", "--log_every=7", "--sample_every=50",
     "--checkpoint_every=20", f"--steps={STEPS}", "--sweep=seed=0:2",
@@ -381,6 +427,7 @@ def requeue(cluster, job):
 
 
 def preempt(cluster, job):
+    """In `main` at once, in `grace` with a minute to go."""
     cluster.run("srun", "--partition=urgent", "--exclusive", "true")
 
 
@@ -389,10 +436,15 @@ def cancel(cluster, job):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("disturb", [notice, requeue, preempt, cancel])
-def test_an_interrupted_job_ends_in_the_same_bits(tmp_path, cluster, undisturbed, disturb):
+@pytest.mark.parametrize(
+    "disturb,partition",
+    [(notice, "main"), (requeue, "main"), (preempt, "main"), (preempt, "grace"), (cancel, "main")],
+)
+def test_an_interrupted_job_ends_in_the_same_bits(
+    tmp_path, cluster, undisturbed, disturb, partition
+):
     """By notice of the time limit, an administrator, a more important job, or cancelled and submitted again."""
-    argv = [*GAN, "--root=.", "--slurm", "--slurm_cpus=1"]
+    argv = [*GAN, "--root=.", "--slurm", "--slurm_cpus=1", f"--slurm_partition={partition}"]
     job = re.search(r"submitted as job (\d+)", launched(tmp_path, *argv, **cluster.environment))[1]
     folder = tmp_path / "mnist_gan"
     (log,) = (folder / path.with_suffix(".log").name for path in undisturbed[:1])
@@ -414,15 +466,10 @@ def test_an_interrupted_job_ends_in_the_same_bits(tmp_path, cluster, undisturbed
 
 @pytest.mark.slow
 def test_several_processes_of_a_real_slurm(tmp_path, cluster, optimised):
-    """srun, and jobs of two processes of which one is told to save, end in the same bits."""
+    """srun, and a job of two processes that is told to save, end in the same bits."""
     flags = [
-        "--preset=smoke",
-        "--net=mlp",
-        "--log_every=7",
-        "--sample_every=0",
-        "--checkpoint_every=20",
-        "--steps=60",
-    ]
+        "--preset=smoke", "--net=mlp", "--log_every=7", "--sample_every=50", "--checkpoint_every=20", "--steps=60",
+    ]  # fmt: skip
     srun = subprocess.run(
         ["srun", "-n2", sys.executable, "-m", "experiments.mnist_gan", *flags, "--workdir=srun"],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)} | cluster.environment,
@@ -432,20 +479,13 @@ def test_several_processes_of_a_real_slurm(tmp_path, cluster, optimised):
     assert "60 steps (0.1067 epochs) on 2 cpu device(s)" in srun.stdout
     assert srun.stdout.count("step 56/60") == 1  # only one of them speaks
     argv = [
-        "--experiment=mnist_gan",
-        *flags,
-        "--sweep=seed=0,1",
-        "--slurm",
-        "--processes=2",
-        "--root=.",
-    ]
+        "--experiment=mnist_gan", *flags, "--sweep=seed=0", "--slurm", "--processes=2", "--root=.",
+    ]  # fmt: skip
     job = re.search(r"submitted as job (\d+)", launched(tmp_path, *argv, **cluster.environment))[1]
     cluster.wait(lambda: list(tmp_path.glob("mnist_gan/seed=0_*.log")))
     (log,) = tmp_path.glob("mnist_gan/seed=0_*.log")
     wait_for_step(cluster, log, 7)
-    notice(cluster, f"{job}_0")
+    notice(cluster, job)
     cluster.wait(lambda: not cluster.jobs())
     assert "on 2 cpu device(s)" in log.read_text() and "resuming at step" in log.read_text()
-    samples = tmp_path / "srun" / "samples"
     assert_same(tmp_path / "srun", log.with_suffix(""), 60)
-    assert samples.is_dir()
