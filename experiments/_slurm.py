@@ -189,6 +189,7 @@ def submit(
     try:
         import cloudpickle
         import submitit
+        from submitit.core.utils import FailedJobError
     except ImportError:
         raise UserError("--slurm: needs the package submitit: pip install submitit") from None
     if not options.local and not shutil.which("sbatch"):
@@ -249,7 +250,7 @@ def submit(
         executor.update_parameters(**{"array_parallelism": len(due), **options.parameters})
         with contextlib.redirect_stderr(io.StringIO()), executor.batch():
             submitted = [executor.submit(tasks[i]) for i in due]
-    except submitit.core.utils.FailedJobError as error:
+    except FailedJobError as error:
         shutil.rmtree(folder)
         raise UserError(f"--slurm: {' '.join(str(error).split())}") from None
     for i, job in zip(due, submitted, strict=True):
@@ -315,13 +316,13 @@ def _code(record: Mapping[str, Any]) -> int | None:
 
 def _result(job: Any) -> int | None:
     """The exit code of a run's first process; None if nobody was left to say it."""
-    import submitit
+    from submitit.core.utils import UncompletedJobError
 
     if not job.paths.result_pickle.exists():
         return None
     try:
         return job.result()
-    except submitit.core.utils.UncompletedJobError:
+    except UncompletedJobError:
         return cli.UNEXPECTED
 
 
