@@ -45,15 +45,11 @@ DONE, UNEXPECTED, BAD_INPUT, ANOMALY, INTERRUPTED, CANCELLED = 0, 1, 2, 3, 75, 1
 """Exit codes. ``INTERRUPTED`` (EX_TEMPFAIL) promises that the same command continues the run: requeue it."""
 
 LAUNCHER_FLAGS = (
-    "experiment",
-    "list",
-    "sweep",
-    "vectorize",
-    "jobs",
-    "processes",
-    "root",
-    "dry_run",
-)
+    "experiment", "list", "sweep", "samples", "search", "search_seed", "aim", "budget", "vectorize", "jobs",
+    "processes", "root", "dry_run",
+    "slurm", "slurm_partition", "slurm_time", "slurm_gpus", "slurm_cpus", "slurm_memory", "slurm_nodes",
+    "slurm_option",
+)  # fmt: skip
 _RESERVED = {"help", "preset", "flagfile", "undefok", *LAUNCHER_FLAGS}
 _MAX_STEP = 2**31 - 1  # the step is an int32 on the device
 _HELP = re.compile(r"-h|--?help(short|full)?")

@@ -33,7 +33,9 @@ ALLOWED = {
     "experiments._cli": {"bpgan.types", "bpgan.data", "bpgan.runtime", "bpgan.runtime.report"},
     "experiments._group": {"bpgan.types", "bpgan.runtime", "experiments._cli"},
     "experiments._search": {"bpgan.types", "experiments._cli"},
-    "launch": {"bpgan.types", "experiments", "experiments._cli", "experiments._search"},
+    "experiments._slurm": {"bpgan.types", "experiments._cli"},
+    "launch": {"bpgan.types", "experiments", "experiments._cli", "experiments._search",
+               "experiments._slurm"},
 }  # fmt: skip
 
 # Third-party packages that only certain files may import, anywhere in the file.
@@ -53,6 +55,9 @@ RESERVED = {
     "tensorboardX": {"bpgan/runtime/run.py"},
     "tqdm": {"bpgan/runtime/run.py", "bpgan/data"},
     "matplotlib": {"bpgan/runtime/report.py"},
+    "submitit": {"experiments/_slurm.py"},
+    "cloudpickle": {"experiments/_slurm.py"},
+    "optuna": {"experiments/_search.py"},
     "PIL": {"bpgan/runtime/report.py", "bpgan/data/images.py"},
 }
 COMPILERS = {"jit", "pmap", "shard_map", "make_mesh", "Mesh"}
@@ -67,6 +72,8 @@ HEAVY = {
     "grain",
     "array_record",
     "requests",
+    "submitit",
+    "optuna",
 }
 
 

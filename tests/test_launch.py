@@ -204,7 +204,7 @@ def home(tmp_path):
     home = tmp_path / "clone"
     (home / "experiments").mkdir(parents=True)
     shutil.copy(ROOT / "launch.py", home)
-    for name in ("__init__.py", "_cli.py"):
+    for name in ("__init__.py", "_cli.py", "_slurm.py"):
         shutil.copy(ROOT / "experiments" / name, home / "experiments")
     (home / "experiments" / "fake.py").write_text(FAKE)
     (home / "experiments" / "_hidden.py").write_text("")
