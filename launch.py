@@ -5,10 +5,12 @@
     python launch.py --experiment=mnist_gan --help
     python launch.py --experiment=mnist_gan --sweep=g_lr=1e-4,2e-4 --sweep=seed=0:8 --jobs=2
     python launch.py --experiment=mnist_gan --processes=2
+    python launch.py --experiment=mnist_gan --sweep=seed=0:8 --slurm --slurm_gpus=1
 
 Flags that are not the launcher's go to the experiment. A sweep checks the flags of all first, runs
 each as its own process, and ends with a table; the same command resumes what was interrupted.
-With --processes, one run is trained by several processes of this machine; under Slurm, srun does that.
+With --processes, one run is trained by several processes of this machine. With --slurm, a sweep
+becomes jobs of a cluster; the same command then says how far they are.
 """
 
 import ast
@@ -43,6 +45,7 @@ import experiments
 from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import _search as search
+from experiments import _slurm as slurm
 
 _FOLDER = pathlib.Path(experiments.__path__[0]).resolve()
 _SEVERITY = [cli.DONE, cli.INTERRUPTED, cli.BAD_INPUT, cli.ANOMALY]  # anything else is worse
@@ -120,7 +123,9 @@ _FLAGS = (
     ),
     cli.Flag("root", str, "runs", "runs go to ROOT/EXPERIMENT/NAME"),
     cli.Flag("dry_run", bool, False, "print the commands and stop"),
+    *slurm.FLAGS,
 )
+_REPEATED = ("sweep", "slurm_option")
 
 
 class Run(NamedTuple):
@@ -153,6 +158,7 @@ class Job(NamedTuple):
     command: list[str]
     log: pathlib.Path
     runs: list[int]
+    workdir: pathlib.Path  # of the first of them
 
 
 def names() -> list[str]:
@@ -264,12 +270,14 @@ def _job(name: str, runs: Sequence[Run], members: list[int]) -> Job:
     first, last = runs[members[0]], runs[members[-1]]
     if len(members) == 1:
         log = first.workdir.with_name(first.workdir.name + ".log")
-        return Job(first.title, first.command, log, members)
+        return Job(first.title, first.command, log, members, first.workdir)
     flags_of_members = [f"--member={shlex.join(runs[i].own)}" for i in members]
     digest = hashlib.sha256("".join(flags_of_members).encode()).hexdigest()[:6]
     log = first.workdir.with_name(f"group_{'_'.join(first.values)}_{digest}.log")
     command = [*_python(), "experiments._group", name, *first.common, *flags_of_members]
-    return Job(f"{len(members)} runs, {first.title} ... {last.title}", command, log, members)
+    return Job(
+        f"{len(members)} runs, {first.title} ... {last.title}", command, log, members, first.workdir
+    )
 
 
 def _slots(jobs: int) -> int:
@@ -626,6 +634,7 @@ class Sweep:
       label: of the sweep, a function of its flags.
       vectorize, slots: see ``jobs_of``.
       budget: amount and unit; see ``_budget``.
+      cluster: where to train; None: here.
     """
 
     def __init__(
@@ -636,7 +645,9 @@ class Sweep:
         vectorize: str,
         slots: int,
         budget: tuple[float, str],
+        cluster: slurm.Options | None,
     ):
+        self.cluster, self.submitted = cluster, False
         self.name, self.folder, self.label = name, folder, label
         self.vectorize, self.slots, self.budget = vectorize, slots, budget
         self.runs: dict[pathlib.Path, Run] = {}
@@ -658,7 +669,14 @@ class Sweep:
         """Trains runs, and returns the results they left."""
         self.runs |= {run.workdir: run for run in runs}
         jobs = jobs_of(self.name, runs, self.vectorize, self.slots)
-        ended, interrupted = execute(jobs, self.slots, self.affordable)
+        if self.cluster:
+            told = slurm.submit(jobs, self.cluster, self.slots, _environment())
+        else:
+            told = execute(jobs, self.slots, self.affordable)
+        if told is None:
+            self.submitted = True
+            return []
+        ended, interrupted = told
         self.interrupted |= interrupted
         for at, code in ended.items():
             for index in jobs[at].runs:
@@ -677,6 +695,8 @@ class Sweep:
 
     def end(self) -> int:
         """Reports on all runs; returns the exit code: 0, 75, or the worst of the runs'."""
+        if self.submitted:
+            return cli.DONE
         runs = list(self.runs.values())
         codes = {i: self.codes[r.workdir] for i, r in enumerate(runs) if r.workdir in self.codes}
         summarise(runs, codes, self.folder / f"sweep_{self.label}.csv")
@@ -786,10 +806,11 @@ def run(argv: Sequence[str]) -> int:
     """The launcher as a function of its arguments; returns the exit code."""
     values = flags.FlagValues()
     for spec in _FLAGS:
-        if spec.name == "sweep":
+        if spec.name in _REPEATED:
             flags.DEFINE_multi_string(spec.name, [], spec.help, flag_values=values)
         else:
             cli.define(values, spec)
+    values["slurm"].boolean = True  # it needs no value
     rest = [arg for arg in cli.parse(values, argv, known_only=True) if arg != "--"]
     chosen = {spec.name: values[spec.name].value or spec.default for spec in _FLAGS}
     name, sweeps = chosen["experiment"], values["sweep"].value
@@ -812,10 +833,13 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(
             f"--experiment={name}: does not train; --sweep and --processes need one that does"
         )
-    if sweeps and chosen["processes"] > 1:
+    cluster = slurm.options(chosen, [spec.name for spec in _FLAGS if values[spec.name].present])
+    if cluster and not sweeps:
+        raise UserError("--slurm: submits a sweep; a single run is --sweep=seed=0")
+    if sweeps and chosen["processes"] > 1 and not cluster:
         raise UserError(f"--processes={chosen['processes']}: cannot be combined with --sweep")
     if sweeps:
-        return _sweep(name, module, rest, sweeps, chosen)
+        return _sweep(name, module, rest, sweeps, chosen, cluster)
     cfg = cli.resolve(module.Config, module.PRESETS, rest, other_flags=cli.LAUNCHER_FLAGS)
     if chosen["root"] != "runs" and not cfg.workdir:
         folder = pathlib.Path(chosen["root"], name, cli.run_name(cfg, module.PRESETS))
@@ -830,11 +854,23 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _sweep(
-    name: str, module: ModuleType, argv: Sequence[str], sweeps: Sequence[str], chosen: dict
+    name: str,
+    module: ModuleType,
+    argv: Sequence[str],
+    sweeps: Sequence[str],
+    chosen: dict[str, Any],
+    cluster: slurm.Options | None,
 ) -> int:
     """Runs a sweep; returns the exit code."""
     kind, samples, seed = chosen["search"], chosen["samples"], chosen["search_seed"]
     aim, slots = _aim(chosen["aim"]), _slots(chosen["jobs"])
+    if cluster and not cluster.local:  # elsewhere: a group is one job
+        slots = max(chosen["jobs"], 1)
+        if kind != "all" or chosen["budget"]:
+            raise UserError(
+                "--slurm: submits all runs at once; --search and --budget need --slurm=local"
+            )
+    vectorize = "off" if chosen["processes"] > 1 else chosen["vectorize"]
     if (kind != "all") != (aim is not None):
         raise UserError(
             f"--search={kind}: --aim=min:METRIC {'must' if kind != 'all' else 'cannot'} be given"
@@ -847,11 +883,11 @@ def _sweep(
 
     runs = planned(combinations)
     if chosen["dry_run"]:
-        dry_run([job.command for job in jobs_of(name, runs, chosen["vectorize"], slots)])
+        dry_run([job.command for job in jobs_of(name, runs, vectorize, slots)])
         return cli.DONE
     first = runs[0].workdir
     label = f"{'_'.join(runs[0].values)}_{first.name.rpartition('_')[2]}"
-    sweep = Sweep(name, first.parent, label, chosen["vectorize"], slots, _budget(chosen["budget"]))
+    sweep = Sweep(name, first.parent, label, vectorize, slots, _budget(chosen["budget"]), cluster)
     if kind == "halving" and aim:
         halve(sweep, runs, aim)
     elif kind == "tpe" and aim:
