@@ -44,9 +44,11 @@ from bpgan.types import Algorithm, Source, UserError, stream
 DONE, UNEXPECTED, BAD_INPUT, ANOMALY, INTERRUPTED, CANCELLED = 0, 1, 2, 3, 75, 130
 """Exit codes. ``INTERRUPTED`` (EX_TEMPFAIL) promises that the same command continues the run: requeue it."""
 
+SWEEP_FLAGS = ("samples", "search", "search_seed", "aim", "budget", "vectorize")
+"""Flags of the launcher beside ``--sweep``; an experiment that does not train may have others of these names."""
+
 LAUNCHER_FLAGS = (
-    "experiment", "list", "sweep", "samples", "search", "search_seed", "aim", "budget", "vectorize", "jobs",
-    "processes", "root", "dry_run",
+    "experiment", "list", "sweep", *SWEEP_FLAGS, "jobs", "processes", "root", "dry_run",
     "slurm", "slurm_partition", "slurm_time", "slurm_gpus", "slurm_cpus", "slurm_memory", "slurm_nodes",
     "slurm_option",
 )  # fmt: skip
@@ -302,8 +304,9 @@ def flags_of(config_class: type[Config]) -> dict[str, Flag]:
     types = typing.get_type_hints(config_class)
     fields = dataclasses.fields(config_class)
     result = {}
+    reserved = _RESERVED if issubclass(config_class, RunConfig) else _RESERVED - set(SWEEP_FLAGS)
     for f in sorted(fields, key=lambda f: f.name in RunConfig.__dataclass_fields__):
-        if f.name in _RESERVED or hasattr(flags.FlagValues, f.name):
+        if f.name in reserved or hasattr(flags.FlagValues, f.name):
             raise TypeError(f"{config_class.__name__}.{f.name}: the name is taken by another flag")
         if types[f.name] not in (bool, int, float, str):
             raise TypeError(f"{config_class.__name__}.{f.name}: must be a bool, int, float or str")

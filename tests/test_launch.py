@@ -22,7 +22,9 @@ import pytest
 import launch
 from bpgan.types import UserError
 from experiments import _cli as cli
+from experiments import _processes as processes
 from experiments import _search as search
+from experiments import _sweep as sweeping
 
 ROOT = pathlib.Path(launch.__file__).parent
 
@@ -91,8 +93,8 @@ MODULE.Config, MODULE.PRESETS = Config, {"smoke": dict(steps=1), "fast": dict(lr
 
 
 def plan(*sweeps, argv=(), root="runs"):
-    axes = launch.axes_of(MODULE, argv, sweeps)
-    return launch.plan("fake", MODULE, argv, search.combinations(axes, 0, 0), root)
+    axes = sweeping.axes_of(MODULE, argv, sweeps)
+    return sweeping.plan("fake", MODULE, argv, search.combinations(axes, 0, 0), root)
 
 
 def refused(*sweeps, argv=()):
@@ -172,28 +174,28 @@ def test_a_sweep_that_cannot_run_is_refused_as_a_whole(sweeps, argv, expected):
 
 def test_runs_that_differ_in_numbers_become_groups(monkeypatch):
     runs = plan("loss=hinge,logistic", "seed=0:5")
-    off = launch.jobs_of("fake", runs, "off", 2)
+    off = sweeping.jobs_of("fake", runs, "off", 2)
     assert [job.command for job in off] == [run.command for run in runs]
-    on = launch.jobs_of("fake", runs, "on", 2)
+    on = sweeping.jobs_of("fake", runs, "on", 2)
     assert [job.runs for job in on] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     flags = [f"--member=--loss=hinge --seed={i} --workdir={runs[i].workdir}" for i in range(5)]
     assert on[0].command[-7:] == ["experiments._group", "fake", *flags]
-    four = launch.jobs_of("fake", runs, "auto", 4)  # no slot is idle
+    four = sweeping.jobs_of("fake", runs, "auto", 4)  # no slot is idle
     assert [len(job.runs) for job in four] == [3, 2, 3, 2]
     # lr is not marked sweepable.
-    assert len(launch.jobs_of("fake", plan("lr=1,2", "seed=0:2"), "auto", 1)) == 2
+    assert len(sweeping.jobs_of("fake", plan("lr=1,2", "seed=0:2"), "auto", 1)) == 2
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert launch._slots(3) == 3 and 1 <= launch._slots(0) <= len(os.sched_getaffinity(0))
+    assert processes.slots_of(3) == 3 and 1 <= processes.slots_of(0) <= len(os.sched_getaffinity(0))
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    assert launch._slots(0) == 1
+    assert processes.slots_of(0) == 1
 
 
 def test_cores_are_shared_out(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5, 6, 7, 9}, raising=False)
-    assert launch._shares(1) == [[]]
-    assert launch._shares(2) == [[4, 5], [6, 7, 9]]
-    assert launch._shares(5) == [[4], [5], [6], [7], [9]]
-    assert launch._shares(7) == [[4], [5], [6], [7], [9], [4], [5]]
+    assert processes._shares(1) == [[]]
+    assert processes._shares(2) == [[4, 5], [6, 7, 9]]
+    assert processes._shares(5) == [[4], [5], [6], [7], [9]]
+    assert processes._shares(7) == [[4], [5], [6], [7], [9], [4], [5]]
 
 
 # From here on with real processes, on a copy of the launcher beside a fake experiment.
@@ -204,7 +206,7 @@ def home(tmp_path):
     home = tmp_path / "clone"
     (home / "experiments").mkdir(parents=True)
     shutil.copy(ROOT / "launch.py", home)
-    for name in ("__init__.py", "_cli.py", "_slurm.py"):
+    for name in ("__init__.py", "_cli.py", "_processes.py", "_search.py", "_slurm.py", "_sweep.py"):
         shutil.copy(ROOT / "experiments" / name, home / "experiments")
     (home / "experiments" / "fake.py").write_text(FAKE)
     (home / "experiments" / "_hidden.py").write_text("")
@@ -338,9 +340,15 @@ def test_a_killed_run_fails_the_sweep_with_1(home, tmp_path):
         (["--experiment=fake", "--lr=-1"], "--lr=-1: must be a number > 0"),
         (["--experiment=fake", "--sweeep=lr=1"], "--sweeep: unknown flag; did you mean --sweep?"),
         (["--experiment=fake", "--jobs=-1"], "--jobs=-1: must be a whole number >= 0"),
-        (["--experiment=fake", "--budget=2d"], "--budget=2d: must be like 90s"),
-        (["--experiment=fake", "--aim=FD"], "--aim=FD: must be min:METRIC or max:METRIC"),
-        (["--experiment=fake", "--search=best"], "--search=best: must be one of all, halving, tpe"),
+        (["--experiment=fake", "--sweep=lr=1", "--budget=2d"], "--budget=2d: must be like 90s"),
+        (
+            ["--experiment=fake", "--sweep=lr=1", "--aim=FD"],
+            "--aim=FD: must be min:METRIC or max:METRIC",
+        ),
+        (
+            ["--experiment=fake", "--sweep=lr=1", "--search=best"],
+            "--search=best: must be one of all, halving, tpe",
+        ),
         (["--experiment=fake", "--sweep=lr=log:1:2"], "--sweep=lr=...: --samples=N must say"),
         (
             ["--experiment=fake", "--sweep=lr=1", "--search=tpe"],
@@ -406,7 +414,7 @@ def test_every_experiment_is_described_and_has_presets_that_resolve(name):
     assert help.startswith(summary)
     specs = cli.flags_of(module.Config)
     own = [name for name in specs if name not in cli.RunConfig.__dataclass_fields__]
-    assert len(own) <= 15 and len(specs) <= 30, (
+    assert len(own) <= 15 and len(specs) <= 31, (
         "a command line nobody can survey; split the experiment"
     )
     for spec in specs.values():

@@ -1,0 +1,317 @@
+"""Processes: of one run, or of the jobs of a sweep, each on its share of the machine; signals reach them all."""
+
+import collections
+import contextlib
+import itertools
+import os
+import pathlib
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, NamedTuple
+
+import experiments
+from bpgan.types import UserError
+from experiments import _cli as cli
+
+_HOME = pathlib.Path(experiments.__path__[0]).resolve().parent
+_GRACE_SECONDS = 40.0
+_MEMORY = 3 << 29  # bytes that a process is reckoned to need
+_CANCELLED = (-signal.SIGINT, -signal.SIGTERM, cli.CANCELLED)
+
+
+class Job(NamedTuple):
+    """A process of a sweep, and the indices of the runs that it trains."""
+
+    title: str
+    command: list[str]
+    log: pathlib.Path
+    runs: list[int]
+    workdir: pathlib.Path  # of the first of them
+
+
+def slots_of(jobs: int) -> int:
+    """How many processes at a time, for ``--jobs``: by default one for each core that there is memory for.
+
+    On a CPU that is the fastest way to train several small networks; several processes on an accelerator get into each
+    other's way.
+    """
+    if jobs or _accelerated():
+        return jobs or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(cores or 1, memory // _MEMORY))
+
+
+def _accelerated() -> bool:
+    """Whether JAX would use a GPU or TPU, without starting it."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms:
+        return platforms.partition(",")[0] != "cpu"
+    return _gpus() > 0 or any(pathlib.Path("/dev").glob("accel[0-9]*"))
+
+
+def _gpus() -> int:
+    """How many NVIDIA GPUs the processes may use, without starting JAX."""
+    if os.environ.get("JAX_PLATFORMS", "cuda").partition(",")[0] not in ("cuda", "gpu", ""):
+        return 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name and name != "-1"])
+    return len(list(pathlib.Path("/dev").glob("nvidia[0-9]*")))
+
+
+def python() -> list[str]:
+    # Another directory may have an `experiments` of its own: -P keeps it from shadowing ours.
+    here = pathlib.Path.cwd() == _HOME
+    return [sys.executable, "-m"] if here else [sys.executable, "-P", "-m"]
+
+
+def environment_of_children() -> dict[str, str]:
+    """What a child needs on top of our environment to find the experiments from any directory."""
+    home = _HOME
+    if home in (pathlib.Path.cwd(), pathlib.Path(sysconfig.get_path("purelib"))):
+        return {}
+    inherited = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": str(home) + (os.pathsep + inherited if inherited else "")}
+
+
+def dry_run(commands: Sequence[Sequence[str]]) -> None:
+    """Prints commands that a shell in this directory can run."""
+    prefix = "".join(f"{k}={shlex.quote(v)} " for k, v in environment_of_children().items())
+    for command in commands:
+        print(prefix + shlex.join(command))
+
+
+def open_file(path: pathlib.Path, mode: str) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open(mode, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--root: {path}: cannot be written ({error.strerror})") from None
+
+
+class _Child:
+    """A running process; knows which signals it was sent."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        cores: Sequence[int],
+        environment: Mapping[str, str],
+        output: IO[str] | None,
+    ):
+        self.start = time.monotonic()
+        self.signals_sent = 0
+        # A session of its own: Ctrl-C reaches the children once, through us.
+        with _pinned(cores):
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=None if output is None else subprocess.STDOUT,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+
+    def forward(self, received: Sequence[int]) -> None:
+        for number in received[self.signals_sent :]:
+            self.process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+        self.signals_sent = len(received)
+
+    @property
+    def took(self) -> str:
+        minutes, seconds = divmod(round(time.monotonic() - self.start), 60)
+        return f"{minutes}:{seconds:02d}"
+
+
+@contextlib.contextmanager
+def _pinned(cores: Sequence[int]) -> Iterator[None]:
+    """A process started inside inherits the affinity."""
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _shares(jobs: int) -> list[list[int]]:
+    """The cores of each slot: all of them shared out evenly, or nothing to pin."""
+    if jobs == 1 or not hasattr(os, "sched_getaffinity"):
+        return [[] for _ in range(jobs)]
+    cores = sorted(os.sched_getaffinity(0))
+    if jobs >= len(cores):
+        return [[cores[slot % len(cores)]] for slot in range(jobs)]
+    edges = [slot * len(cores) // jobs for slot in range(jobs + 1)]
+    return [cores[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def execute(
+    jobs: Sequence[Job], slots: int, affordable: Callable[[], bool] = lambda: True
+) -> tuple[dict[int, int], bool]:
+    """Runs everything, ``slots`` processes at a time, with a line as each starts and ends.
+
+    No job is started when ``affordable`` says no, and those that run are told to save and stop.
+
+    Returns:
+      The exit code of each job that was started, by index, and whether a signal stopped the sweep.
+      SIGINT, SIGTERM and SIGHUP are passed on to the children, which save and stop.
+    """
+    environment = environment_of_children()
+    if slots > 1:  # otherwise the first process takes most of a GPU's memory
+        environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = os.environ.get(
+            "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+        )
+    shares = _shares(min(slots, len(jobs)))
+    waiting = collections.deque(range(len(jobs)))
+    active: dict[int, tuple[int, _Child]] = {}  # slot -> index of the job, process
+    codes: dict[int, int] = {}
+
+    def say(index: int, text: str) -> None:
+        width = len(str(len(jobs)))
+        print(f"[{index + 1:{width}d}/{len(jobs)}] {jobs[index].title}: {text}", flush=True)
+
+    with _received() as received:
+        try:
+            while active or (waiting and not received):
+                if not affordable():
+                    waiting.clear()
+                    for _, child in active.values():
+                        child.forward([signal.SIGTERM])
+                for slot, cores in enumerate(shares):
+                    if slot not in active and waiting and not received:
+                        index = waiting.popleft()
+                        with open_file(jobs[index].log, "a") as log:
+                            print("$", shlex.join(jobs[index].command), file=log, flush=True)
+                            child = _Child(jobs[index].command, cores, environment, log)
+                        active[slot] = index, child
+                        say(index, f"started, output in {jobs[index].log}")
+                time.sleep(0.05)
+                for slot, (index, child) in list(active.items()):
+                    child.forward(received)
+                    code = child.process.poll()
+                    if code is None:
+                        continue
+                    del active[slot]
+                    if received and code in _CANCELLED:
+                        code = cli.INTERRUPTED  # before training began: nothing to save
+                    codes[index] = code
+                    last = last_line(jobs[index].log, code)
+                    say(index, f"{status_of(code)} in {child.took}{last}")
+        finally:
+            for _, child in active.values():  # only if something unexpected was raised
+                child.process.terminate()
+    return codes, bool(received)
+
+
+def together(command: Sequence[str], processes: int) -> int:
+    """Trains one run by several processes of this machine; returns the exit code.
+
+    The first one has our terminal. Signals are passed on to all. When one ends before its time the others cannot go
+    on: they find out by themselves, and are ended if they do not within ``_GRACE_SECONDS``; the code is then 75, for
+    what was saved is kept and the same command goes on.
+
+    Raises:
+      UserError: if the machine's GPUs cannot be shared out evenly.
+    """
+    gpus = _gpus()
+    if gpus % processes:
+        raise UserError(
+            f"--processes={processes}: {gpus} GPUs cannot be shared out evenly; must be a divisor of {gpus}"
+        )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    children: list[_Child] = []
+    with tempfile.TemporaryDirectory() as folder, _received() as received:
+        logs = [pathlib.Path(folder, str(i)) for i in range(processes)]
+        try:
+            for i, cores in enumerate(_shares(processes)):
+                environment = environment_of_children() | {
+                    "JAX_COORDINATOR_ADDRESS": address,
+                    "JAX_NUM_PROCESSES": str(processes),
+                    "JAX_PROCESS_ID": str(i),
+                }
+                share = gpus // processes
+                if share:
+                    ids = range(i * share, (i + 1) * share)
+                    environment["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, ids))
+                with logs[i].open("w") as log:
+                    children.append(_Child(command, cores, environment, log if i else None))
+            codes: list[int | None] = [None] * processes
+            deadline = None
+            while None in codes:
+                time.sleep(0.05)
+                for child in children:
+                    child.forward(received)
+                codes = [child.process.poll() for child in children]
+                ended = [i for i, code in enumerate(codes) if code not in (None, cli.DONE)]
+                if ended and deadline is None and not received:
+                    # One that was killed ended the others, whichever of them is seen first.
+                    i = min(ended, key=lambda i: codes[i] or 0)
+                    code = codes[i] or 0
+                    deadline = time.monotonic() + _GRACE_SECONDS
+                    said = last_line(logs[i], code) if code > 0 else ""
+                    if code < 0:
+                        said = "; the checkpoints are kept, and the same command continues"
+                    print(
+                        f"process {i} of {processes}: {status_of(code)}{said}; ending the others",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                if deadline and time.monotonic() > deadline:
+                    for child in children:
+                        child.process.kill()
+        finally:
+            for child in children:  # only if something unexpected was raised
+                if child.process.poll() is None:
+                    child.process.kill()
+    # A process that was killed, or lost another one, can go on; what a process says of itself counts for more.
+    told = [code for code in codes if code in (cli.BAD_INPUT, cli.ANOMALY, cli.UNEXPECTED)]
+    if received and not told and any(code in _CANCELLED for code in codes):
+        return cli.CANCELLED
+    return told[0] if told else max(cli.INTERRUPTED * bool(code) for code in codes)
+
+
+@contextlib.contextmanager
+def _received() -> Iterator[list[int]]:
+    """The signals received so far, in place of what they would do."""
+    received: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def status_of(code: int | None) -> str:
+    if code is None:
+        return "not started"
+    if code < 0:
+        return f"failed ({signal.Signals(-code).name})"
+    return {cli.DONE: "done", cli.INTERRUPTED: "interrupted"}.get(code, f"failed (exit {code})")
+
+
+def last_line(log: pathlib.Path, code: int) -> str:
+    if code in (cli.DONE, cli.INTERRUPTED):
+        return ""
+    with contextlib.suppress(OSError):
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 4096))
+            lines = file.read().decode(errors="replace").split("\n")
+        return next((f": {line.strip()}" for line in reversed(lines) if line.strip()), "")
+    return ""

@@ -1,0 +1,398 @@
+"""Sweeps: the runs of one command, which of them train together, searches among them, and the table at the end."""
+
+import contextlib
+import csv
+import hashlib
+import json
+import math
+import pathlib
+import re
+import shlex
+import statistics
+import time
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from bpgan.types import UserError
+from experiments import _cli as cli
+from experiments import _processes as processes
+from experiments import _search as search
+from experiments import _slurm as slurm
+from experiments._processes import Job
+
+_SEVERITY = [cli.DONE, cli.INTERRUPTED, cli.BAD_INPUT, cli.ANOMALY]  # anything else is worse
+_FACTOR = 3  # of successive halving
+
+
+class Run(NamedTuple):
+    """One combination of a sweep: the swept values by flag, what else decides its numbers, and how it runs alone.
+
+    Attributes:
+      values: by flag.
+      workdir: its run directory.
+      command: the process that runs it.
+      code: the values of all flags that no group can vary.
+      common, own: flags of the command that others share, and those that are this run's.
+    """
+
+    values: dict[str, Any]
+    workdir: pathlib.Path
+    command: list[str]
+    code: str = ""
+    common: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return " ".join(f"{name}={cli.show(value)}" for name, value in self.values.items())
+
+
+def axes_of(module: ModuleType, argv: Sequence[str], sweeps: Sequence[str]) -> list[search.Axis]:
+    """The axes of a sweep, checked against each other and the flags beside them.
+
+    Raises:
+      UserError: for a sweep that makes no sense.
+    """
+    specs = cli.flags_of(module.Config)
+    axes: dict[str, search.Axis] = {}
+    for text in sweeps:
+        axis = search.parse(text, specs)
+        if axis.name in axes:
+            raise UserError(
+                f"--sweep={text}: {axis.name} is swept twice; list its values in one --sweep"
+            )
+        if any(re.match(rf"--?(no)?{axis.name}(=|$)", arg) for arg in argv):
+            raise UserError(
+                f"--sweep={text}: --{axis.name} is also given as a flag; drop one of them"
+            )
+        axes[axis.name] = axis
+    if any(re.match(r"--?workdir(=|$)", arg) for arg in argv):
+        raise UserError("--workdir: cannot be combined with --sweep; use --root")
+    return list(axes.values())
+
+
+def plan(
+    name: str,
+    module: ModuleType,
+    argv: Sequence[str],
+    combinations: Sequence[Mapping[str, str]],
+    root: str,
+) -> list[Run]:
+    """The runs of all combinations of swept values, checked.
+
+    A run's directory is named after its swept values and a hash of the other settings that decide
+    its numbers; so the same command finds it again, also with more epochs or another interval.
+
+    Raises:
+      UserError: for a combination that the experiment refuses, or two that are the same.
+    """
+    specs = cli.flags_of(module.Config)
+    fixed = cli.restart_safe(module.Config)
+    runs: dict[pathlib.Path, Run] = {}
+    for texts in combinations:
+        own = [f"--{k}={v}" for k, v in texts.items()]
+        arguments = [*argv, *own]
+        cfg = cli.resolve(module.Config, module.PRESETS, arguments, other_flags=cli.LAUNCHER_FLAGS)
+        # Canonical: 1e-4 and 0.0001 are one run. A preset is no field; it counts as written.
+        swept = {k: getattr(cfg, k, v) for k, v in texts.items()}
+        rest = {k: getattr(cfg, k) for k in sorted(specs) if k not in fixed and k not in swept}
+        digest = hashlib.sha256(json.dumps(rest).encode()).hexdigest()[:6]
+        label = "_".join(
+            f"{k}={urllib.parse.quote(cli.show(v), safe='+')}" for k, v in swept.items()
+        )
+        workdir = pathlib.Path(root, name, f"{label}_{digest}")
+        command = [*processes.python(), f"experiments.{name}", *arguments, f"--workdir={workdir}"]
+        code = {k: getattr(cfg, k) for k, f in specs.items() if not f.sweepable and k != "workdir"}
+        run = Run(
+            swept, workdir, command, json.dumps(code), tuple(argv), (*own, f"--workdir={workdir}")
+        )
+        if workdir in runs:
+            raise UserError(f"--sweep: {run.title} occurs twice")
+        runs[workdir] = run
+    return list(runs.values())
+
+
+def jobs_of(name: str, runs: Sequence[Run], vectorize: str, slots: int) -> list[Job]:
+    """The processes that train these runs.
+
+    Runs whose flags differ only in what ``sweepable`` fields say become groups, each one program; in ``auto``, groups
+    are cut so that no slot is idle.
+    """
+    groups: dict[Any, list[int]] = {}
+    for index, run in enumerate(runs):
+        groups.setdefault(index if vectorize == "off" else run.code, []).append(index)
+    parts = -(-slots // len(groups)) if vectorize == "auto" else 1
+    jobs = []
+    for members in groups.values():
+        size = -(-len(members) // min(parts, len(members)))
+        for start in range(0, len(members), size):
+            jobs.append(_job(name, runs, members[start : start + size]))
+    return jobs
+
+
+def _job(name: str, runs: Sequence[Run], members: list[int]) -> Job:
+    first, last = runs[members[0]], runs[members[-1]]
+    if len(members) == 1:
+        log = first.workdir.with_name(first.workdir.name + ".log")
+        return Job(first.title, first.command, log, members, first.workdir)
+    flags_of_members = [f"--member={shlex.join(runs[i].own)}" for i in members]
+    digest = hashlib.sha256("".join(flags_of_members).encode()).hexdigest()[:6]
+    log = first.workdir.with_name(f"group_{'_'.join(first.values)}_{digest}.log")
+    command = [*processes.python(), "experiments._group", name, *first.common, *flags_of_members]
+    return Job(
+        f"{len(members)} runs, {first.title} ... {last.title}", command, log, members, first.workdir
+    )
+
+
+def budget_of(text: str) -> tuple[float, str]:
+    """Amount and unit, ``s`` or ``img``, of ``90s``, ``30m``, ``2h`` or ``5e6img``. Raises ValueError."""
+    match = re.fullmatch(r"([\d.]+(?:e\d+)?)(s|m|h|img)", text) if text else None
+    if text and not match:
+        raise ValueError("must be like 90s, 30m, 2h or 5e6img")
+    if match is None:
+        return math.inf, "s"
+    factor = {"s": 1.0, "m": 60.0, "h": 3600.0, "img": 1.0}[match[2]]
+    return float(match[1]) * factor, "img" if match[2] == "img" else "s"
+
+
+class Sweep:
+    """The runs of one command, trained as their processes' slots allow, within a budget that is kept on disk.
+
+    Args:
+      name: of the experiment.
+      folder: of the runs; what the sweep remembers is there, too.
+      label: of the sweep, a function of its flags.
+      vectorize, slots: see ``jobs_of``.
+      budget: amount and unit; see ``budget_of``.
+      cluster: where to train; None: here.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: pathlib.Path,
+        label: str,
+        vectorize: str,
+        slots: int,
+        budget: tuple[float, str],
+        cluster: slurm.Options | None,
+    ):
+        self.cluster, self.submitted = cluster, False
+        self.name, self.folder, self.label = name, folder, label
+        self.vectorize, self.slots, self.budget = vectorize, slots, budget
+        self.runs: dict[pathlib.Path, Run] = {}
+        self.codes: dict[pathlib.Path, int] = {}
+        self.logs: dict[pathlib.Path, pathlib.Path] = {}
+        self.interrupted = False
+        self._ledger = folder / f"sweep_{label}.json"
+        self._start = time.monotonic()
+        self._before = float(_result(self._ledger).get("seconds", 0.0))
+
+    def affordable(self) -> bool:
+        """Whether the budget is not spent."""
+        amount, unit = self.budget
+        if unit == "s":
+            return self._before + time.monotonic() - self._start < amount
+        return sum(map(_images, self.runs)) < amount
+
+    def train(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
+        """Trains runs, and returns the results they left."""
+        self.runs |= {run.workdir: run for run in runs}
+        jobs = jobs_of(self.name, runs, self.vectorize, self.slots)
+        if self.cluster:
+            told = slurm.submit(jobs, self.cluster, self.slots, processes.environment_of_children())
+        else:
+            told = processes.execute(jobs, self.slots, self.affordable)
+        if told is None:
+            self.submitted = True
+            return []
+        ended, interrupted = told
+        self.interrupted |= interrupted
+        for at, code in ended.items():
+            for index in jobs[at].runs:
+                path = runs[index].workdir
+                self.codes[path] = code if len(jobs[at].runs) == 1 else _code(runs[index], code)
+                self.logs[path] = jobs[at].log
+        spent = self._before + time.monotonic() - self._start
+        with processes.open_file(self._ledger, "w") as file:
+            json.dump({"seconds": round(spent, 1)}, file)
+        return [_result(run.workdir / "result.json") for run in runs]
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be trained."""
+        return self.interrupted or not self.affordable()
+
+    def end(self) -> int:
+        """Reports on all runs; returns the exit code: 0, 75, or the worst of the runs'."""
+        if self.submitted:
+            return cli.DONE
+        runs = list(self.runs.values())
+        codes = {i: self.codes[r.workdir] for i, r in enumerate(runs) if r.workdir in self.codes}
+        summarise(runs, codes, self.folder / f"sweep_{self.label}.csv")
+        for path, code in self.codes.items():
+            if code not in (cli.DONE, cli.INTERRUPTED):
+                print(
+                    f"{self.runs[path].title}: {processes.status_of(code)}{processes.last_line(self.logs[path], code)}"
+                )
+                print(f"  {self.logs[path]}")
+        if self.interrupted:
+            print("interrupted; the same command continues")
+            return cli.INTERRUPTED
+        done = [code for code in codes.values() if code != cli.INTERRUPTED]
+        if not self.affordable():
+            print("the budget is spent; the same command with a greater --budget goes on")
+        else:
+            done = list(codes.values())
+        worst = max(done, key=lambda c: _SEVERITY.index(c) if c in _SEVERITY else 99, default=0)
+        return worst if worst in _SEVERITY else cli.UNEXPECTED
+
+
+def _result(path: pathlib.Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        value = json.loads(path.read_text())
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+def _images(workdir: pathlib.Path) -> int:
+    """Real images that a run has seen."""
+    config = _result(workdir / "config.json").get("config", {})
+    step = _result(workdir / "result.json").get("step", 0)
+    return int(step) * int(config.get("batch_size", 0)) * int(config.get("d_steps", 1))
+
+
+def _code(run: Run, code: int) -> int:
+    """How a run of a group ended, whose process ended with ``code``."""
+    told = {
+        "done": cli.DONE, "paused": cli.DONE, "non-finite": cli.ANOMALY, "anomaly": cli.ANOMALY,
+    }  # fmt: skip
+    status = _result(run.workdir / "result.json").get("status", "")
+    return told.get(status, cli.INTERRUPTED if code in _SEVERITY else code)
+
+
+def halve(sweep: Sweep, runs: Sequence[Run], aim: search.Aim) -> None:
+    """Successive halving of the settings of these runs; see ``search.rungs``."""
+    left = list(search.settings([run.values for run in runs]).values())
+    steps = search.rungs(len(left), _FACTOR)
+    for rung, (share, _) in enumerate(steps):
+        indices = [i for setting in left for i in setting]
+        part = [_paused(runs[i], share) for i in indices]
+        results = dict(zip(indices, sweep.train(part), strict=True))
+        if sweep.over:
+            return
+        scores = [aim.score([results[i] for i in setting]) for setting in left]
+        order = sorted(range(len(left)), key=lambda i: scores[i])
+        best = left[order[0]]
+        print(
+            f"rung {rung + 1} of {len(steps)}: {len(left)} settings at {share:.3g} of a run;"
+            f" best: {_setting(runs[best[0]])}, {aim.metric} {aim.sign * scores[order[0]]:.4g}",
+            flush=True,
+        )
+        if rung + 1 < len(steps):
+            keep = steps[rung + 1][1]
+            left = [left[i] for i in order[:keep] if math.isfinite(scores[i])]
+            if not left:
+                raise UserError(f"--search=halving: no setting reached rung {rung + 2}")
+
+
+def _paused(run: Run, share: float) -> Run:
+    if share >= 1:
+        return run
+    flag = f"--pause_at={share:.6g}"
+    return run._replace(command=[*run.command, flag], common=(*run.common, flag))
+
+
+def _setting(run: Run) -> str:
+    return run._replace(values={k: v for k, v in run.values.items() if k != "seed"}).title
+
+
+def ask(
+    sweep: Sweep,
+    study: search.Study,
+    axes: Sequence[search.Axis],
+    samples: int,
+    aim: search.Aim,
+    planned: Callable[[Sequence[Mapping[str, str]]], list[Run]],
+) -> None:
+    """Trains what the study asks for, generation by generation."""
+    best = math.inf
+    while (left := samples - study.done()) > 0 and not sweep.over:
+        trials = study.generation(min(left, search.GENERATION))
+        groups = [planned(search.crossed(axes, [texts])) for _, texts in trials]
+        runs = {run.workdir: run for group in groups for run in group}
+        results = dict(zip(runs, sweep.train(list(runs.values())), strict=True))
+        if sweep.over:
+            return
+        for (number, _), group in zip(trials, groups, strict=True):
+            score = aim.score([results[run.workdir] for run in group])
+            study.tell(number, score)
+            if score < best:
+                best = score
+                print(f"best so far: {_setting(group[0])}, {aim.metric} {aim.sign * score:.4g}")
+
+
+def summarise(runs: Sequence[Run], codes: Mapping[int, int], csv_path: pathlib.Path) -> None:
+    """Prints the final metrics of every run, their mean over seeds, and writes them all as CSV."""
+    rows, numbers = [], []
+    for index, run in enumerate(runs):
+        result: dict[str, Any] = {}
+        if codes.get(index) in (cli.DONE, cli.INTERRUPTED):
+            with contextlib.suppress(OSError, ValueError):
+                result = json.loads((run.workdir / "result.json").read_text())
+        values = {name: cli.show(value) for name, value in run.values.items()}
+        status = {"status": processes.status_of(codes.get(index)), "step": result.get("step", "")}
+        rows.append(values | status)
+        numbers.append(result.get("metrics", {}))
+    keys = list(dict.fromkeys(key for metrics in numbers for key in metrics))
+    with processes.open_file(csv_path, "w") as file:
+        names = [*rows[0], "workdir", *keys]
+        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
+        writer.writeheader()
+        for run, row, metrics in zip(runs, rows, numbers, strict=True):
+            writer.writerow(row | {"workdir": run.workdir} | metrics)
+    shown = [key for key in keys if not key.startswith("time/") and not key.endswith("_norm")]
+    print()
+    print_table(
+        [
+            row | {key: f"{metrics[key]:.4g}" if key in metrics else "" for key in shown}
+            for row, metrics in zip(rows, numbers, strict=True)
+        ]
+    )
+    groups: dict[str, list[int]] = {}
+    for index, run in enumerate(runs):
+        if codes.get(index) == cli.DONE and numbers[index]:
+            setting = Run({k: v for k, v in run.values.items() if k != "seed"}, run.workdir, [])
+            groups.setdefault(setting.title, []).append(index)
+    if "seed" in runs[0].values and any(len(members) > 1 for members in groups.values()):
+        print("\nmean ± standard deviation over seeds")
+        print_table(
+            [
+                {k: v for k, v in rows[members[0]].items() if k in runs[0].values and k != "seed"}
+                | {"seeds": str(len(members))}
+                | {
+                    key: _mean([numbers[i][key] for i in members if key in numbers[i]])
+                    for key in shown
+                }
+                for members in groups.values()
+            ]
+        )
+    print(f"\nall metrics: {csv_path}")
+
+
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    mean = f"{statistics.fmean(values):.4g}"
+    return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints rows of equal keys, right-aligned under their names."""
+    cells = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        padded = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(padded).rstrip())
