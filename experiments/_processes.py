@@ -172,7 +172,7 @@ def execute(
         environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = os.environ.get(
             "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
         )
-    shares = _shares(min(slots, len(jobs)))
+    shares = _shares(max(1, min(slots, len(jobs))))
     waiting = collections.deque(range(len(jobs)))
     active: dict[int, tuple[int, _Child]] = {}  # slot -> index of the job, process
     codes: dict[int, int] = {}

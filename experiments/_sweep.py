@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import hashlib
 import json
 import math
@@ -10,6 +11,7 @@ import re
 import shlex
 import statistics
 import time
+import types
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -33,6 +35,7 @@ class Run(NamedTuple):
       values: by flag.
       workdir: its run directory.
       command: the process that runs it.
+      config: the values of all flags.
       code: the values of all flags that no group can vary.
       common, own: flags of the command that others share, and those that are this run's.
     """
@@ -40,6 +43,7 @@ class Run(NamedTuple):
     values: dict[str, Any]
     workdir: pathlib.Path
     command: list[str]
+    config: Mapping[str, Any] = types.MappingProxyType({})
     code: str = ""
     common: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
@@ -106,7 +110,13 @@ def plan(
         command = [*processes.python(), f"experiments.{name}", *arguments, f"--workdir={workdir}"]
         code = {k: getattr(cfg, k) for k, f in specs.items() if not f.sweepable and k != "workdir"}
         run = Run(
-            swept, workdir, command, json.dumps(code), tuple(argv), (*own, f"--workdir={workdir}")
+            swept,
+            workdir,
+            command,
+            dataclasses.asdict(cfg) | {"workdir": str(workdir)},
+            json.dumps(code),
+            tuple(argv),
+            (*own, f"--workdir={workdir}"),
         )
         if workdir in runs:
             raise UserError(f"--sweep: {run.title} occurs twice")
@@ -200,7 +210,15 @@ class Sweep:
     def train(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
         """Trains runs, and returns the results they left."""
         self.runs |= {run.workdir: run for run in runs}
-        jobs = jobs_of(self.name, runs, self.vectorize, self.slots)
+        jobs = []
+        for job in jobs_of(self.name, runs, self.vectorize, self.slots):
+            members = [runs[i] for i in job.runs]
+            if all(map(_is_finished, members)):
+                self.codes |= {run.workdir: cli.DONE for run in members}
+            else:  # all of them: alone, the others would not be bitwise what they were
+                jobs.append(job)
+        if len(self.codes) and not jobs:
+            print(f"all {len(runs)} runs are done")
         if self.cluster:
             told = slurm.submit(jobs, self.cluster, self.slots, processes.environment_of_children())
         else:
@@ -257,6 +275,13 @@ def _result(path: pathlib.Path) -> dict[str, Any]:
     return {}
 
 
+def _is_finished(run: Run) -> bool:
+    """Whether a run with exactly these flags has come to its end."""
+    status = _result(run.workdir / "result.json").get("status")
+    config = _result(run.workdir / "config.json").get("config")
+    return config == run.config and status in ("done", "paused")
+
+
 def _images(workdir: pathlib.Path) -> int:
     """Real images that a run has seen."""
     config = _result(workdir / "config.json").get("config", {})
@@ -302,7 +327,11 @@ def _paused(run: Run, share: float) -> Run:
     if share >= 1:
         return run
     flag = f"--pause_at={share:.6g}"
-    return run._replace(command=[*run.command, flag], common=(*run.common, flag))
+    return run._replace(
+        command=[*run.command, flag],
+        config={**run.config, "pause_at": float(f"{share:.6g}")},
+        common=(*run.common, flag),
+    )
 
 
 def _setting(run: Run) -> str:
@@ -348,7 +377,7 @@ def summarise(runs: Sequence[Run], codes: Mapping[int, int], csv_path: pathlib.P
         numbers.append(result.get("metrics", {}))
     keys = list(dict.fromkeys(key for metrics in numbers for key in metrics))
     with processes.open_file(csv_path, "w") as file:
-        names = [*rows[0], "workdir", *keys]
+        names = [*dict.fromkeys(k for row in rows for k in row), "workdir", *keys]
         writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
         writer.writeheader()
         for run, row, metrics in zip(runs, rows, numbers, strict=True):

@@ -18,6 +18,7 @@ when they lie.
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
 import os
@@ -322,6 +323,7 @@ def _named(metric: str, extractor: Extractor) -> str:
     return f"{metric}-{extractor.name}"
 
 
+@functools.cache
 def _classifier(dataset: str, seed: int) -> Extractor:
     """The features of a run of the classifier experiment, kept by the content of its data and its settings."""
     from bpgan.metrics.features import classifier as features
@@ -337,14 +339,19 @@ def _classifier(dataset: str, seed: int) -> Extractor:
     key = zlib.crc32(f"{__version__} {cfg}".encode())
     folder = cache.directory() / "features" / f"{train.sha256[:16]}-{key:08x}"
     result = folder / "result.json"
-    if not result.exists() or json.loads(result.read_text())["status"] != "done":
-        print(f"training the feature net of seed {seed} on {dataset}, once: {folder}", flush=True)
-        argv = [f"--dataset={dataset}", f"--workdir={folder}", *flags]
-        code = cli.run(classifier.Config, classifier.build, classifier.PRESETS, argv)
-        if code == cli.INTERRUPTED:
-            raise cli.Interrupted
-        if code != cli.DONE:
-            raise UserError(f"--features=classifier: the net could not be trained on {dataset}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:  # the runs of a sweep ask for it together
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not result.exists() or json.loads(result.read_text())["status"] != "done":
+            print(
+                f"training the feature net of seed {seed} on {dataset}, once: {folder}", flush=True
+            )
+            argv = [f"--dataset={dataset}", f"--workdir={folder}", *flags]
+            code = cli.run(classifier.Config, classifier.build, classifier.PRESETS, argv)
+            if code == cli.INTERRUPTED:
+                raise cli.Interrupted
+            if code != cli.DONE:
+                raise UserError(f"--features=classifier: the net could not be trained on {dataset}")
     accuracy = json.loads(result.read_text())["metrics"]["test_accuracy"]
     state = cli.restored(folder).state
     print(f"feature net of seed {seed}: accuracy {accuracy:.4f} on the test split")

@@ -1,7 +1,11 @@
 """The evaluation experiment: what it reads, what it says of a number, and what it must tell apart."""
 
 import json
+import os
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +15,8 @@ from bpgan.metrics import features
 from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import classifier, evaluate, mnist_gan
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 FLAGS = ["--features=experiments.evaluate:pixels", "--metrics=fd,kd"]
 
@@ -282,3 +288,17 @@ def test_the_blind_spots_are_where_the_docs_say(verdicts):
     assert (
         copied["FD"] < 1.5 * fresh["FD"]
     )  # a copy of the training set is a good sample of the data
+
+
+@pytest.mark.slow
+def test_runs_of_a_sweep_share_one_training_of_the_feature_net(tmp_path):
+    """Two processes that ask for it at the same time: one trains it, the other waits."""
+    line = "from experiments import evaluate; print(evaluate._classifier('mnist10k', 3).name)"
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    children = [
+        subprocess.Popen([sys.executable, "-c", line], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]  # fmt: skip
+    said = [child.communicate(timeout=300)[0] for child in children]
+    assert all(text.endswith("classifier3\n") for text in said)
+    assert sum("training the feature net" in text for text in said) == 1

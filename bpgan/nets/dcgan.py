@@ -43,7 +43,7 @@ def _activation(x: Array) -> Array:
     return jax.nn.leaky_relu(x, _SLOPE)
 
 
-def _dense(index: int, features: int, dtype: Any, kernel_init: Init) -> nn.Module:
+def _dense(index: int | str, features: int, dtype: Any, kernel_init: Init) -> nn.Module:
     return nn.Dense(
         features,
         dtype=dtype,
@@ -70,6 +70,7 @@ class Generator(nn.Module):
       shape: ``(h, w, c)`` of an image.
       widths: channels, from the dense layer on.
       upsample: "transpose" or "resize".
+      hidden: width of another dense layer, before the one that makes channels; 0 for none.
       norm: whether to normalise by batch statistics. With ``train`` they are those of the batch,
         and the running averages (decay 0.9) are updated; without, the running averages are used.
       axis_name: mapped axis over which batch statistics are averaged; None where the batch is
@@ -89,6 +90,7 @@ class Generator(nn.Module):
     shape: tuple[int, int, int]
     widths: tuple[int, ...] = (128, 64)
     upsample: Literal["transpose", "resize"] = "transpose"
+    hidden: int = 0
     norm: bool = True
     axis_name: str | None = None
     output_gain: float = 1.0
@@ -127,7 +129,7 @@ class Generator(nn.Module):
             init = self.kernel_init or he_init(gain)
             return Conv(features, 3, kernel_init=init, dtype=self.dtype, name=f"conv{index}")
 
-        def finish(index: int, x: Array) -> Array:
+        def finish(index: int | str, x: Array) -> Array:
             if self.norm:
                 norm = BatchNorm(self.axis_name, dtype=self.dtype, name=f"norm{index}",
                                  classes=self.classes if by_norm else 0)  # fmt: skip
@@ -137,6 +139,9 @@ class Generator(nn.Module):
         if self.classes and not by_norm:
             embed = Embed(self.classes, z.shape[1], dtype=self.dtype, name="embed0")
             z = jnp.concatenate([z.astype(self.dtype), embed(labels)], 1)
+        if self.hidden:
+            first = _dense("_hidden", self.hidden, self.dtype, self.kernel_init or he_init())
+            z = finish("_hidden", first(z))
         start = (height // scale, width // scale, self.widths[0])
         x = _dense(0, math.prod(start), self.dtype, self.kernel_init or he_init())(z)
         x = finish(0, x.reshape(-1, *start))

@@ -1,0 +1,122 @@
+"""Any model of the study of Lucic et al. 2018 on its one fixed architecture: seven GANs and a VAE.
+
+Run:     python -m experiments.infogan --model=wgan_gp --weight=10 --d_steps=5
+         python launch.py --experiment=infogan --model=ns --sweep=lr=log:1e-5:1e-2 --samples=8
+Papers:  Lucic et al. 2018, arXiv:1711.10337; the networks are those of Chen et al. 2016 (InfoGAN), arXiv:1606.03657.
+
+G: dense ``hidden``, dense to 128 channels at a quarter of the resolution, two transposed convolutions, batch norm. D:
+convolutions of 64 and 128 channels, dense ``hidden``, logit. ``experiments.lucic`` is the study's protocol over these
+runs. Two differences: leaky ReLU where the study's G has ReLU, and LSGAN on logits as its paper writes, without the
+sigmoid that the study's code puts before it.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import optax
+
+from bpgan import data, optim
+from bpgan.algorithms import gan
+from bpgan.losses import LOSSES, began
+from bpgan.nets import dcgan, energy, linen_net
+from bpgan.penalties import PENALTIES
+from bpgan.types import UserError
+from experiments import _cli as cli
+from experiments.mnist_gan import images_of, monitored
+
+MODELS = {
+    "mm": "minimax",
+    "ns": "nonsaturating",
+    "lsgan": "least_squares",
+    "wgan": "wasserstein",
+    "wgan_gp": "wasserstein",
+    "dragan": "nonsaturating",
+    "began": "began",
+}
+"""The adversarial loss of each GAN."""
+PENALTY = {"wgan_gp": "wgan_gp", "dragan": "dragan"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(cli.RunConfig):
+    dataset: str = cli.field("mnist10k", data.FORMS)
+    model: str = cli.field("ns", "what is trained", choices=MODELS)
+    lr: float = cli.field(2e-4, "Adam step size", low=0, exclusive_low=True, sweepable=True)
+    b1: float = cli.field(
+        0.5, "Adam's decay of the mean gradient", low=0, high=0.99999, sweepable=True
+    )
+    weight: float = cli.field(
+        10.0, "of the penalty of wgan_gp and dragan, the bound of wgan, the step of k in began", low=0, sweepable=True
+    )  # fmt: skip
+    balance: float = cli.field(0.75, "gamma of began", low=0, high=1, sweepable=True)
+    d_steps: int = cli.field(1, "updates of D per update of G", low=1)
+    d_norm: bool = cli.field(False, "batch norm in D")
+    hidden: int = cli.field(1024, "units of the dense layers of G and D", low=1)
+    latents: int = cli.field(64, "dimension of z, uniform in [-1, 1]", low=1)
+    epochs: float = cli.field(20.0)
+    batch_size: int = cli.field(64, "examples per update of D, over all devices")
+    log_every: str = cli.field("1ep")
+    sample_every: str = cli.field("5ep")
+    checkpoint_every: str = cli.field("5ep")
+
+
+PRESETS = {
+    "smoke": dict(
+        hidden=8, latents=4, batch_size=8, steps=4, log_every="2", sample_every="4", checkpoint_every="4",
+    ),
+}  # fmt: skip
+
+
+def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
+    """The model that ``cfg`` describes, and its data."""
+    images, held = images_of(cfg.dataset, cfg.eval_every)
+    shape, dtype = images.shape, jnp.dtype(cfg.precision)
+    if shape[0] % 4 or shape[1] % 4:
+        raise UserError(
+            f"--dataset={cfg.dataset}: images are {shape[0]}x{shape[1]}; height and width must be multiples of 4"
+        )
+    if cfg.d_norm and cfg.model in PENALTY:
+        raise UserError(
+            f"--d_norm: --model={cfg.model} penalises the gradient of each example by itself; must be false"
+        )
+    g = dcgan.Generator(shape, (128, 64), hidden=cfg.hidden, axis_name=axis_name, dtype=dtype)
+    if cfg.model == "began":
+        loss = began(cfg.balance, cfg.weight)
+        d = energy(linen_net(dcgan.Autoencoder((64, 128), code=cfg.latents, dtype=dtype)))
+    else:
+        loss = LOSSES[MODELS[cfg.model]]
+        d = linen_net(
+            dcgan.Discriminator(
+                (64, 128), hidden=cfg.hidden, norm=cfg.d_norm, axis_name=axis_name, dtype=dtype
+            )
+        )
+    g_tx, d_tx = (optax.adam(cfg.lr, b1=cfg.b1, b2=0.999) for _ in range(2))
+    if cfg.model == "wgan":
+        d_tx = optax.chain(d_tx, optim.clip_weights(cfg.weight))
+    penalties = [(cfg.weight, PENALTIES[PENALTY[cfg.model]])] if cfg.model in PENALTY else []
+    algorithm = gan.make(
+        linen_net(g),
+        d,
+        loss,
+        g_tx,
+        d_tx,
+        latents=gan.uniform_latents(cfg.latents, dtype),
+        data_shape=shape,
+        dtype=dtype,
+        penalties=penalties,
+        d_steps=cfg.d_steps,
+        axis_name=axis_name,
+    )
+    source = data.source(
+        images,
+        seed=cfg.seed,
+        batch_size=cfg.batch_size * cfg.d_steps,
+        dtype=dtype,
+        feed=cfg.feed,
+    )
+    experiment = cli.Experiment(algorithm, source, title=images.summary())
+    return monitored(experiment, cfg.dataset, held)
+
+
+if __name__ == "__main__":
+    cli.main(Config, build, PRESETS)

@@ -1,0 +1,189 @@
+"""The protocol of "Are GANs Created Equal?": equal budgets, random search, repeats, distributions.
+
+Run:     python -m experiments.lucic --dataset=idx:/usr/share/datasets/fashion-mnist --budget=small
+             search, selection on held-out data, repeats over seeds and the table, in one command
+         python -m experiments.lucic --budget=paper --dataset=tfds:fashion_mnist
+             as in the paper: 100 and 50 settings and 50 repeats a model, 20 epochs each; for a cluster of GPUs
+Papers:  Lucic et al. 2018, arXiv:1711.10337.
+
+Every model of ``experiments.infogan`` gets the same number of random settings from the paper's "wide" ranges, and again
+from its "narrow" ones, trained for as many images each. The setting with the least Frechet distance to a tenth of the
+training data, held out, is trained again with other seeds, which decide the table: distances to the test split, mean,
+standard deviation and quartiles. A setting that breaks counts as one of the search; a repeat that breaks is named. The
+same command goes on where it stopped; ``lucic.json`` holds every number, ``table.md`` the table.
+
+Distances are in the features of a classifier trained on the same data, not Inception's: orders can be compared with
+the paper's, values cannot.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bpgan import data
+from bpgan.types import UserError
+from experiments import _cli as cli
+from experiments import _processes as processes
+from experiments import _search as search
+from experiments import _sweep as sweeping
+from experiments import infogan
+
+
+class Budget(NamedTuple):
+    """What a model may cost: settings of either search, repeats, and the flags of every run."""
+
+    wide: int
+    narrow: int
+    repeats: int
+    flags: tuple[str, ...]
+
+
+BUDGETS = {
+    "smoke": Budget(2, 1, 2, ("--preset=smoke",)),
+    "small": Budget(6, 3, 3, ("--steps=600", "--hidden=128", "--log_every=200")),
+    "paper": Budget(100, 50, 50, ("--epochs=20",)),
+}
+
+_LAMBDA = {"wgan_gp": ("log:0.1:100", "log:0.1:10"), "dragan": ("log:0.1:100", "log:0.1:10"),
+           "wgan": ("log:0.001:1",) * 2, "began": ("log:0.0001:0.01",) * 2}  # fmt: skip
+
+
+def ranges(model: str, space: str) -> list[str]:
+    """The axes of a model's search, as in the paper's Table 1 and the authors' code.
+
+    Args:
+      model: of ``infogan.MODELS``.
+      space: ``wide`` or ``narrow``.
+    """
+    narrow = space == "narrow"
+    axes = ["lr=log:1e-4:1e-3"] if narrow else ["lr=log:1e-5:1e-2", "b1=uniform:0:0.9999"]
+    if not narrow and model != "vae":
+        axes.append("d_steps=choice:1,5")
+    if model not in ("vae", "began", *infogan.PENALTY):
+        axes.append("d_norm=choice:true,false")
+    if model in _LAMBDA:
+        axes.append(f"weight={_LAMBDA[model][narrow]}")
+    if model == "began":
+        axes.append("balance=uniform:0:1")
+    return axes
+
+
+def _models(text: str) -> list[str]:
+    names = list(infogan.MODELS) if text == "all" else text.split(",")
+    if unknown := [name for name in names if name not in infogan.MODELS]:
+        raise ValueError(
+            f"{unknown[0]!r} is none; must be all or some of {', '.join(infogan.MODELS)}"
+        )
+    return names
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(cli.Config):
+    dataset: str = cli.field("mnist10k", data.FORMS)
+    budget: str = cli.field("small", "of every model", choices=BUDGETS)
+    models: str = cli.field("all", "all, or names separated by commas", check=_models)
+    seed: int = cli.field(0, "of what is drawn", low=0)
+
+
+PRESETS = {"smoke": dict(budget="smoke", models="ns,wgan_gp")}
+
+
+def run(cfg: Config) -> None:
+    """Searches, selects, repeats and writes the table.
+
+    Raises:
+      UserError: if nothing of a model's search came to an end.
+      cli.Interrupted: by a signal; the same command goes on.
+    """
+    budget, folder = BUDGETS[cfg.budget], pathlib.Path(cfg.workdir)
+    common = [f"--dataset={cfg.dataset}", "--eval_every=1000000000", "--notensorboard",
+              "--sample_every=0", "--checkpoint_every=0", "--keep=1", *budget.flags]  # fmt: skip
+    models, slots = _models(cfg.models), processes.slots_of(0)
+    spaces = {name: n for name, n in (("wide", budget.wide), ("narrow", budget.narrow)) if n}
+    specs = cli.flags_of(infogan.Config)
+
+    def planned(model: str, combinations: Sequence[Mapping[str, str]]) -> list[sweeping.Run]:
+        argv = [*common, f"--model={model}"]
+        return sweeping.plan("infogan", infogan, argv, combinations, str(folder))
+
+    def train(label: str, groups: Mapping[Any, list[sweeping.Run]]) -> dict[Any, list[dict]]:
+        """Results by the groups' keys; all runs are trained together."""
+        runs = [run for group in groups.values() for run in group]
+        sweep = sweeping.Sweep(
+            "infogan", folder / "infogan", label, "auto", slots, (math.inf, "s"), None
+        )
+        results = iter(sweep.train(runs))
+        if sweep.interrupted:
+            raise cli.Interrupted
+        return {key: [next(results) for _ in group] for key, group in groups.items()}
+
+    searches = {}
+    for model in models:
+        for space, n in spaces.items():
+            axes = [search.parse(text, specs) for text in ranges(model, space)]
+            searches[model, space] = planned(model, search.combinations(axes, n, cfg.seed))
+    found = train("search", searches)
+    aim, chosen, repeats = search.Aim("eval/FD", 1), {}, {}
+    for key, runs in searches.items():
+        scores = [aim.score([result]) for result in found[key]]
+        best = int(np.argmin(scores))
+        if not math.isfinite(scores[best]):
+            raise UserError(
+                f"--budget={cfg.budget}: no setting of {key[0]} ({key[1]}) came to an end"
+            )
+        chosen[key] = runs[best].values
+        texts = {name: cli.show(value) for name, value in runs[best].values.items()}
+        seeds = range(1, budget.repeats + 1)  # 0 is the search's
+        repeats[key] = planned(key[0], [{**texts, "seed": str(seed)} for seed in seeds])
+    repeated = train("repeats", repeats)
+
+    rows = []
+    for (model, space), setting in chosen.items():
+        key = model, space
+        searched = [aim.score([result]) for result in found[key]]
+        tested = [search.Aim("test/FD", 1).score([result]) for result in repeated[key]]
+        rows.append({"model": model, "space": space, "setting": setting,
+                     "search (validation)": searched, "repeats (test)": tested})  # fmt: skip
+    table = _table(cfg, budget, rows)
+    record = {"config": dataclasses.asdict(cfg), "flags": common, "rows": rows}
+    with processes.open_file(folder / "lucic.json", "w") as file:
+        json.dump(record, file, indent=1)
+    with processes.open_file(folder / "table.md", "w") as file:
+        file.write(table)
+    print(f"\n{table}\nwrote {folder / 'table.md'} and {folder / 'lucic.json'}")
+
+
+def _table(cfg: Config, budget: Budget, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table in Markdown."""
+    lines = [
+        f"{cfg.dataset}, {' '.join(budget.flags)}; FD of 10,000 samples, features of a classifier of the data.",
+        "",
+        "| model | search | settings, broken | validation FD: best, median | test FD of repeats | quartiles |"
+        " broken | chosen |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        searched, tested = row["search (validation)"], row["repeats (test)"]
+        fine = [x for x in tested if math.isfinite(x)]
+        spread = f" ± {np.std(fine, ddof=1):.3g}" if len(fine) > 1 else ""
+        mean = f"{np.mean(fine):.4g}{spread} (n = {len(fine)})" if fine else "none"
+        quartiles = (
+            ", ".join(f"{q:.4g}" for q in np.quantile(fine, [0.25, 0.5, 0.75])) if fine else ""
+        )
+        broken = sum(not math.isfinite(x) for x in searched)
+        median = float(np.median(searched))
+        setting = " ".join(f"{k}={cli.show(v)}" for k, v in row["setting"].items())
+        lines.append(
+            f"| {row['model']} | {row['space']} | {len(searched)}, {broken} |"
+            f" {min(searched):.4g}, {median:.4g} | {mean} | {quartiles} | {len(tested) - len(fine)} | {setting} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    cli.main(Config, run, PRESETS)
