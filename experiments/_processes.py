@@ -184,10 +184,10 @@ def execute(
     with _received() as received:
         try:
             while active or (waiting and not received):
-                if not affordable():
+                spent = not affordable()
+                signals = [*received, *([signal.SIGTERM] if spent else [])]
+                if spent:
                     waiting.clear()
-                    for _, child in active.values():
-                        child.forward([signal.SIGTERM])
                 for slot, cores in enumerate(shares):
                     if slot not in active and waiting and not received:
                         index = waiting.popleft()
@@ -198,12 +198,12 @@ def execute(
                         say(index, f"started, output in {jobs[index].log}")
                 time.sleep(0.05)
                 for slot, (index, child) in list(active.items()):
-                    child.forward(received)
+                    child.forward(signals)
                     code = child.process.poll()
                     if code is None:
                         continue
                     del active[slot]
-                    if received and code in _CANCELLED:
+                    if signals and code in _CANCELLED:
                         code = cli.INTERRUPTED  # before training began: nothing to save
                     codes[index] = code
                     last = last_line(jobs[index].log, code)

@@ -196,9 +196,9 @@ class Sweep:
         self.codes: dict[pathlib.Path, int] = {}
         self.logs: dict[pathlib.Path, pathlib.Path] = {}
         self.interrupted = False
-        self._ledger = folder / f"sweep_{label}.json"
-        self._start = time.monotonic()
-        self._before = float(_result(self._ledger).get("seconds", 0.0))
+        self._path, self._start = folder / f"sweep_{label}.json", time.monotonic()
+        self.ledger = _result(self._path)
+        self._before = float(self.ledger.get("seconds", 0.0))
 
     def affordable(self) -> bool:
         """Whether the budget is not spent."""
@@ -233,10 +233,19 @@ class Sweep:
                 path = runs[index].workdir
                 self.codes[path] = code if len(jobs[at].runs) == 1 else _code(runs[index], code)
                 self.logs[path] = jobs[at].log
-        spent = self._before + time.monotonic() - self._start
-        with processes.open_file(self._ledger, "w") as file:
-            json.dump({"seconds": round(spent, 1)}, file)
+        self.note(seconds=round(self._before + time.monotonic() - self._start, 1))
         return [_result(run.workdir / "result.json") for run in runs]
+
+    def recall(self, runs: Sequence[Run]) -> None:
+        """Counts runs of before as this sweep's, as they are now."""
+        self.runs |= {run.workdir: run for run in runs}
+        self.codes |= {run.workdir: _code(run, cli.INTERRUPTED) for run in runs}
+
+    def note(self, **values: Any) -> None:
+        """Writes values into what the sweep remembers."""
+        self.ledger |= values
+        with processes.open_file(self._path, "w") as file:
+            json.dump(self.ledger, file)
 
     @property
     def over(self) -> bool:
@@ -302,13 +311,22 @@ def halve(sweep: Sweep, runs: Sequence[Run], aim: search.Aim) -> None:
     """Successive halving of the settings of these runs; see ``search.rungs``."""
     left = list(search.settings([run.values for run in runs]).values())
     steps = search.rungs(len(left), _FACTOR)
+    digest = hashlib.sha256(json.dumps([aim, *(run.command for run in runs)]).encode()).hexdigest()
+    name = f"rungs {digest[:8]}"
+    past = sweep.ledger.get(name, [])  # what was decided, though the runs have gone on since
     for rung, (share, _) in enumerate(steps):
         indices = [i for setting in left for i in setting]
         part = [_paused(runs[i], share) for i in indices]
-        results = dict(zip(indices, sweep.train(part), strict=True))
-        if sweep.over:
-            return
-        scores = [aim.score([results[i] for i in setting]) for setting in left]
+        if rung < len(past):
+            scores = past[rung]
+            sweep.recall(part)
+        else:
+            results = dict(zip(indices, sweep.train(part), strict=True))
+            if sweep.over:
+                return
+            scores = [aim.score([results[i] for i in setting]) for setting in left]
+            past = [*past, scores]
+            sweep.note(**{name: past})
         order = sorted(range(len(left)), key=lambda i: scores[i])
         best = left[order[0]]
         print(

@@ -278,6 +278,20 @@ def test_a_sweep_runs_reports_and_goes_on(home, tmp_path):
     assert log.read_text().count("\ntraining\n") == 2
 
 
+def test_a_budget_stops_a_sweep_and_a_greater_one_goes_on(home, tmp_path):
+    argv = ["--experiment=fake", "--sweep=seed=0:4", "--jobs=1", "--vectorize=off", "--pause=1.5"]
+    begin = time.monotonic()
+    done = start(home, *argv, "--budget=2s", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - begin < 20
+    assert "the budget is spent; the same command with a greater --budget goes on" in done.stdout
+    started = len(list(tmp_path.glob("runs/fake/seed=*/")))
+    assert 1 <= started < 4 and "not started" in done.stdout
+    done = start(home, *argv, "--budget=1h", cwd=tmp_path)
+    assert done.returncode == 0 and "budget" not in done.stdout
+    assert len(list(tmp_path.glob("runs/fake/seed=*/result.json"))) == 4
+
+
 def test_dry_run_prints_commands_that_work_here(home, tmp_path):
     argv = [
         "--experiment=fake",
@@ -419,6 +433,27 @@ def test_every_experiment_is_described_and_has_presets_that_resolve(name):
     )
     for spec in specs.values():
         assert spec.help, f"--{spec.name} has no help"
+
+
+@pytest.mark.slow
+def test_groups_of_real_runs_halve_and_are_not_trained_twice(tmp_path):
+    argv = ["--experiment=mnist_gan", "--preset=smoke", "--net=mlp", "--steps=9", "--notensorboard",
+            "--sweep=g_lr=log:1e-4:1e-2", "--samples=4", "--sweep=seed=0:2", "--search=halving",
+            "--aim=min:d/loss"]  # fmt: skip
+    done = start(ROOT, *argv, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rung 1 of 2: 4 settings at 0.333 of a run" in done.stdout
+    assert "rung 2 of 2: 1 settings at 1 of a run" in done.stdout
+    results = [json.loads(f.read_text()) for f in tmp_path.glob("runs/mnist_gan/*/result.json")]
+    assert (
+        sorted((r["status"], r["step"]) for r in results) == [("done", 9)] * 2 + [("paused", 3)] * 6
+    )
+    losses = [r["metrics"]["d/loss"] for r in results]
+    again = start(ROOT, *argv, cwd=tmp_path)
+    assert again.returncode == 0 and "started" not in again.stdout
+    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+    results = [json.loads(f.read_text()) for f in tmp_path.glob("runs/mnist_gan/*/result.json")]
+    assert [r["metrics"]["d/loss"] for r in results] == losses
 
 
 @pytest.mark.slow

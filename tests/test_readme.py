@@ -30,6 +30,8 @@ def test_command(command, tmp_path):
     if not {"--help", "--list"} & set(command):
         preset = any(word.startswith("--preset=") for word in command)
         command = [*command, *(SHORT if preset else ["--preset=smoke"])]
+    if any(word.startswith("--samples=") and word[10:].isdecimal() for word in command):
+        command = [*command, "--samples=3"]
     if command[1] == "launch.py":
         command = ["python", str(ROOT / "launch.py"), *command[2:]]
     done = subprocess.run(

@@ -1,0 +1,103 @@
+"""The study's models on its architecture, its search spaces, and its protocol from end to end."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import _cli as cli
+from experiments import _search as search
+from experiments import infogan, lucic
+
+SPECS = cli.flags_of(infogan.Config)
+SPACES = pytest.mark.parametrize("space", ["wide", "narrow"])
+MODELS = pytest.mark.parametrize("model", infogan.MODELS)
+
+
+def config(*argv):
+    return cli.resolve(infogan.Config, infogan.PRESETS, argv)
+
+
+@MODELS
+def test_every_model_takes_a_step(model):
+    built = infogan.build(config(f"--model={model}", "--preset=smoke", "--d_steps=2"))
+    algorithm, source = built.algorithm, built.source
+    root = jax.random.key(0)
+
+    def two():
+        state, metrics = algorithm.init(root), {}
+        for step in range(2):
+            batch = source.batch_at(source.data, jax.numpy.int32(step))
+            state, metrics = algorithm.step(state, batch, root)
+        return state, metrics, algorithm.sample(state, root, 3)
+
+    state, metrics, drawn = jax.eval_shape(two)
+    assert drawn.shape == (3, 28, 28, 1) and state.step.shape == ()
+    assert ("d/penalty" in metrics) == (model in infogan.PENALTY)
+
+
+def test_the_architecture_has_the_size_of_the_study():
+    """Chen et al. 2016, Table 1, as the study uses it: one logit, no InfoGAN head; kernels 4, as compare_gan has."""
+    state = jax.eval_shape(infogan.build(config()).algorithm.init, jax.random.key(0))
+
+    def count(params):
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+    g = (64 + 1) * 1024 + 2 * 1024 + (1024 + 1) * 6272 + 2 * 128
+    g += 4 * 4 * 128 * 64 + 64 + 2 * 64 + 4 * 4 * 64 + 1
+    d = 4 * 4 * 64 + 64 + 4 * 4 * 64 * 128 + 128 + (6272 + 1) * 1024 + 1024 + 1
+    assert count(state.g.params) == g and count(state.d.params) == d
+
+
+@MODELS
+@SPACES
+def test_search_spaces_are_flags_that_the_models_take(model, space):
+    axes = [search.parse(text, SPECS) for text in lucic.ranges(model, space)]
+    for texts in search.combinations(axes, 30, 0):
+        cfg = config(f"--model={model}", *(f"--{k}={v}" for k, v in texts.items()))
+        low, high = (1e-4, 1e-3) if space == "narrow" else (1e-5, 1e-2)
+        assert low <= cfg.lr <= high
+        assert cfg.d_steps == 1 or (space == "wide" and cfg.d_steps == 5)
+        assert cfg.b1 == 0.5 or space == "wide"
+        assert not (cfg.d_norm and (model in infogan.PENALTY or model == "began"))
+
+
+def test_the_study_and_its_budgets():
+    paper = lucic.BUDGETS["paper"]
+    assert (paper.wide, paper.narrow, paper.repeats) == (100, 50, 50)
+    assert paper.flags == ("--epochs=20",)
+    with pytest.raises(ValueError, match="'sngan' is none; must be all or some of mm, ns"):
+        lucic._models("ns,sngan")
+
+
+def test_the_table_tells_what_broke():
+    row = {"model": "ns", "space": "wide", "setting": {"lr": 1e-3, "d_norm": True},
+           "search (validation)": [5.0, math.inf, 3.0],
+           "repeats (test)": [4.0, math.inf, 6.0]}  # fmt: skip
+    cfg = cli.resolve(lucic.Config, lucic.PRESETS, [])
+    line = lucic._table(cfg, lucic.BUDGETS["small"], [row]).splitlines()[-1]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    mean = f"5 ± {np.std([4, 6], ddof=1):.3g} (n = 2)"
+    assert cells == ["ns", "wide", "3, 1", "3, 5", mean, "4.5, 5, 5.5", "1", "lr=0.001 d_norm=true"]
+
+
+@pytest.mark.slow
+def test_the_whole_protocol_and_again(tmp_path, monkeypatch, capfd):
+    for name in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    argv = ["--preset=smoke", f"--workdir={tmp_path}"]
+    assert cli.run(lucic.Config, lucic.run, lucic.PRESETS, argv) == 0
+    record = json.loads((tmp_path / "lucic.json").read_text())
+    assert [(r["model"], r["space"]) for r in record["rows"]] == [
+        (m, s) for m in ("ns", "wgan_gp") for s in ("wide", "narrow")
+    ]
+    for row in record["rows"]:
+        assert len(row["repeats (test)"]) == 2 and np.isfinite(row["repeats (test)"]).all()
+        assert min(row["search (validation)"]) > 0
+    table = (tmp_path / "table.md").read_text()
+    capfd.readouterr()
+    assert cli.run(lucic.Config, lucic.run, lucic.PRESETS, argv) == 0
+    said = capfd.readouterr().out
+    assert "started" not in said and (tmp_path / "table.md").read_text() == table
