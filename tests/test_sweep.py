@@ -199,6 +199,27 @@ def test_a_group_killed_between_two_saves_goes_on_bit_for_bit(tmp_path, lowering
         assert steps[0] == steps[1]
 
 
+def test_a_group_killed_in_its_first_save_starts_over(tmp_path):
+    fit(tmp_path / "whole", 8, MEMBERS[:2])
+    fit(tmp_path / "cut", 4, MEMBERS[:2])
+    shutil.rmtree(tmp_path / "cut" / "1" / "checkpoints" / "4")
+    fit(tmp_path / "cut", 8, MEMBERS[:2])
+    for i in range(2):
+        assert saved(tmp_path / "cut" / str(i), 8) == saved(tmp_path / "whole" / str(i), 8)
+
+
+def test_a_member_whose_checkpoints_are_gone_costs_the_others_nothing(tmp_path, capsys):
+    fit(tmp_path, 8, MEMBERS[:2])
+    shutil.rmtree(tmp_path / "1" / "checkpoints")
+    with pytest.raises(UserError, match="1: has no checkpoint, and the runs it trains with have"):
+        fit(tmp_path, 12, MEMBERS[:2])
+    before = saved(tmp_path / "0", 8)
+    shutil.rmtree(tmp_path / "1")
+    assert [r.step for r in fit(tmp_path, 12, MEMBERS[:2])] == [12, 12]
+    assert saved(tmp_path / "0", 8) == before
+    assert "resuming at step 8" in capsys.readouterr().out
+
+
 def test_more_members_join_without_moving_the_old_ones(tmp_path, capsys):
     fit(tmp_path / "a", 8, MEMBERS[:2])
     fit(tmp_path / "a", 12, MEMBERS)

@@ -148,7 +148,7 @@ class Checkpoints:
         Raises:
           UserError: if there are checkpoints and none is sound; they are left where they are.
         """
-        damaged, steps = [], sorted(self._manager.all_steps(), reverse=True)
+        damaged, steps = [], self.steps()[::-1]
         if best:
             first = self._manager.best_step() if self._keep.metric else None
             steps = [] if first is None else [first]
@@ -177,9 +177,13 @@ class Checkpoints:
             )
         return None
 
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, sound or not."""
+        return sorted(self._manager.all_steps())
+
     def rewind(self, step: int) -> None:
         """Deletes the checkpoints of later steps: a run that goes on from ``step`` will save them again."""
-        for later in [s for s in self._manager.all_steps() if s > step]:
+        for later in [s for s in self.steps() if s > step]:
             self._manager.delete(later)
 
     def _read(self, step: int, abstract: Any) -> tuple[Any, str]:

@@ -127,6 +127,8 @@ def compile(
     if lowering:
         return _compile(make, members, lowering, devices)
     groups = [_compile(make, members, each, devices) for each in LOWERINGS]
+    if max(group.needed for group in groups) > free_memory():
+        return min(groups, key=lambda group: group.needed)
     seconds = [_seconds_per_step(group, len(members)) for group in groups]
     best = int(np.argmin(seconds))
     ratio = max(seconds) / min(seconds)

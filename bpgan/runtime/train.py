@@ -459,10 +459,9 @@ def _fit(
             if last or (plan.log_every and step % plan.log_every == 0):
                 with seconds("log"):
                     windows = program.windows(carry)
+                    # Not for a pause, which the run will not remember.
                     if step == steps or (plan.log_every and step % plan.log_every == 0):
-                        carry = program.clear(
-                            carry
-                        )  # not for a pause, which the run will not remember
+                        carry = program.clear(carry)
             if step == steps or (plan.sample_every and step % plan.sample_every == 0):
                 with seconds("sample"):
                     drawn = draw(step)
@@ -523,6 +522,12 @@ def _start(
     alive = [step for step, each in zip(steps, runs, strict=True) if each.result is None]
     if not alive or None in alive:
         step, carries = None, []
+        if any(len(each.checkpoints.steps()) > 1 for each in runs):
+            missing = next(r for r, at in zip(runs, steps, strict=True) if at is None)
+            raise UserError(
+                f"--workdir={missing.path}: has no checkpoint, and the runs it trains with have; remove the directory"
+                " to begin this one anew"
+            )
     else:
         step, carries = min(step for step in alive if step is not None), []
     for each, at in zip(runs, found, strict=True):
