@@ -5,22 +5,25 @@ Run:     python -m experiments.infogan --model=wgan_gp --weight=10 --d_steps=5
 Papers:  Lucic et al. 2018, arXiv:1711.10337; the networks are those of Chen et al. 2016 (InfoGAN), arXiv:1606.03657.
 
 G: dense ``hidden``, dense to 128 channels at a quarter of the resolution, two transposed convolutions, batch norm. D:
-convolutions of 64 and 128 channels, dense ``hidden``, logit. ``experiments.lucic`` is the study's protocol over these
-runs. Two differences: leaky ReLU where the study's G has ReLU, and LSGAN on logits as its paper writes, without the
-sigmoid that the study's code puts before it.
+convolutions of 64 and 128 channels, dense ``hidden``, logit. The VAE's decoder is G, its encoder D.
+``experiments.lucic`` is the study's protocol over these runs. Three differences: leaky ReLU where the study's G has ReLU; LSGAN on logits, as
+its paper writes, without the sigmoid that the study's code puts before it; the VAE has a continuous Bernoulli
+likelihood and draws its mean images, where the study's code puts grey pixels under Bernoulli cross-entropy.
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import optax
 
 from bpgan import data, optim
-from bpgan.algorithms import gan
+from bpgan.algorithms import gan, vae
 from bpgan.losses import LOSSES, began
 from bpgan.nets import dcgan, energy, linen_net
+from bpgan.nets.vae import Encoder
 from bpgan.penalties import PENALTIES
-from bpgan.types import UserError
+from bpgan.types import Algorithm, UserError
 from experiments import _cli as cli
 from experiments.mnist_gan import images_of, monitored
 
@@ -32,8 +35,9 @@ MODELS = {
     "wgan_gp": "wasserstein",
     "dragan": "nonsaturating",
     "began": "began",
+    "vae": "",
 }
-"""The adversarial loss of each GAN."""
+"""The models, and the adversarial loss of each GAN."""
 PENALTY = {"wgan_gp": "wgan_gp", "dragan": "dragan"}
 
 
@@ -75,11 +79,38 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         raise UserError(
             f"--dataset={cfg.dataset}: images are {shape[0]}x{shape[1]}; height and width must be multiples of 4"
         )
+    if cfg.model == "vae" and (cfg.d_steps > 1 or cfg.d_norm):
+        raise UserError("--model=vae: has no D; --d_steps must be 1 and --d_norm false")
     if cfg.d_norm and cfg.model in PENALTY:
         raise UserError(
             f"--d_norm: --model={cfg.model} penalises the gradient of each example by itself; must be false"
         )
-    g = dcgan.Generator(shape, (128, 64), hidden=cfg.hidden, axis_name=axis_name, dtype=dtype)
+    g = dcgan.Generator(
+        shape,
+        (128, 64),
+        hidden=cfg.hidden,
+        linear=cfg.model == "vae",
+        axis_name=axis_name,
+        dtype=dtype,
+    )
+    source = data.source(
+        images,
+        seed=cfg.seed,
+        batch_size=cfg.batch_size * cfg.d_steps,
+        dtype=dtype,
+        feed=cfg.feed,
+    )
+
+    def experiment(algorithm: Algorithm) -> cli.Experiment:
+        built = cli.Experiment(algorithm, source, title=images.summary())
+        return monitored(built, cfg.dataset, held)
+
+    common: Any = dict(data_shape=shape, dtype=dtype, axis_name=axis_name)
+    if cfg.model == "vae":
+        encoder = linen_net(Encoder(cfg.latents, (64, 128), (cfg.hidden,), dtype=dtype))
+        model = vae.Model(encoder, linen_net(g), vae.LIKELIHOODS["continuous-bernoulli"])
+        tx = optax.adam(cfg.lr, b1=cfg.b1, b2=0.999)
+        return experiment(vae.make(model, tx, latents=cfg.latents, **common))
     if cfg.model == "began":
         loss = began(cfg.balance, cfg.weight)
         d = energy(linen_net(dcgan.Autoencoder((64, 128), code=cfg.latents, dtype=dtype)))
@@ -101,21 +132,11 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         g_tx,
         d_tx,
         latents=gan.uniform_latents(cfg.latents, dtype),
-        data_shape=shape,
-        dtype=dtype,
         penalties=penalties,
         d_steps=cfg.d_steps,
-        axis_name=axis_name,
+        **common,
     )
-    source = data.source(
-        images,
-        seed=cfg.seed,
-        batch_size=cfg.batch_size * cfg.d_steps,
-        dtype=dtype,
-        feed=cfg.feed,
-    )
-    experiment = cli.Experiment(algorithm, source, title=images.summary())
-    return monitored(experiment, cfg.dataset, held)
+    return experiment(algorithm)
 
 
 if __name__ == "__main__":

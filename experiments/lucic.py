@@ -45,7 +45,7 @@ class Budget(NamedTuple):
 
 BUDGETS = {
     "smoke": Budget(2, 1, 2, ("--preset=smoke",)),
-    "small": Budget(6, 3, 3, ("--steps=600", "--hidden=128", "--log_every=200")),
+    "small": Budget(6, 2, 3, ("--steps=500", "--hidden=128", "--log_every=100")),
     "paper": Budget(100, 50, 50, ("--epochs=20",)),
 }
 

@@ -54,7 +54,7 @@ def _dense(index: int | str, features: int, dtype: Any, kernel_init: Init) -> nn
 
 
 class Generator(nn.Module):
-    """``z[b, z] -> x[b, h, w, c]`` in [-1, 1].
+    """``z[b, z] -> x[b, h, w, c]`` in [-1, 1], unless ``linear``.
 
     A dense layer makes ``widths[0]`` channels at low resolution; each further width doubles it:
 
@@ -76,6 +76,7 @@ class Generator(nn.Module):
       axis_name: mapped axis over which batch statistics are averaged; None where the batch is
         global.
       output_gain: factor of the initial kernel of the last layer.
+      linear: leave out the tanh, for logits of a likelihood.
       kernel_init: of all kernels; None is He scaling, which alone heeds ``output_gain``.
       classes: of the labels; 0: unconditional.
       conditioning: "concat": an embedding of the label, of the size of z, is concatenated to z (Mirza & Osindero 2014,
@@ -94,6 +95,7 @@ class Generator(nn.Module):
     norm: bool = True
     axis_name: str | None = None
     output_gain: float = 1.0
+    linear: bool = False
     kernel_init: Init | None = None
     classes: int = 0
     conditioning: Literal["concat", "norm"] = "concat"
@@ -149,7 +151,8 @@ class Generator(nn.Module):
             x = up(i, features)(x) if transpose else upsample2(same(i, features)(x))
             x = finish(i + 1, x)
         last = up if transpose else same
-        return jnp.tanh(last(len(self.widths) - 1, channels, self.output_gain)(x))
+        x = last(len(self.widths) - 1, channels, self.output_gain)(x)
+        return x.astype(storage_dtype(self.dtype)) if self.linear else jnp.tanh(x)
 
 
 class Discriminator(nn.Module):

@@ -1,0 +1,287 @@
+"""The variational autoencoder, the likelihood-based peer of a GAN (Kingma & Welling 2014, arXiv:1312.6114).
+
+    log p(x) >= E_q(z|x) log p(x|z) - KL(q(z|x) | N(0, I))            the ELBO, in nats, summed over pixels
+
+A likelihood is a record of functions of the decoder's output, one real number ("logit") to a pixel, and of what is
+observed. Grey pixels under Bernoulli cross-entropy are not a likelihood of anything, so they are not offered: pixels
+are binarised, or have a density on [0, 1].
+
+=========================  =====================================================================================
+``bernoulli``              pixels are drawn anew at every step, 1 with their grey value as probability
+``bernoulli-threshold``    pixels are 1 where they are lighter than a half
+``continuous-bernoulli``   ``log p(u) = eta u - log((e^eta - 1) / eta)`` on [0, 1]; Loaiza-Ganem & Cunningham 2019,
+                           arXiv:1907.06845
+``gaussian(std)``          ``N(logit, std^2)`` of pixels in [-1, 1]
+=========================  =====================================================================================
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float
+
+from bpgan.types import PRNG, Algorithm, Images, Latents, Metrics, Net, stream
+
+
+class Likelihood(NamedTuple):
+    """What a decoder's output says of an image.
+
+    Attributes:
+      observe: ``(x[b, ...] in [-1, 1], key) -> u``, what is modelled.
+      log_prob: ``(logits, u) -> f``, elementwise, in nats.
+      mean: ``logits -> images in [-1, 1]``, the expectation.
+      draw: ``(logits, key) -> images in [-1, 1]``.
+    """
+
+    observe: Callable[[Any, PRNG], Array]
+    log_prob: Callable[[Array, Array], Array]
+    mean: Callable[[Array], Array]
+    draw: Callable[[Array, PRNG], Array]
+
+
+_NEAR = 0.1  # below, series to the sixth power are exact in float32 and good to 1e-11 in float64
+
+
+def _away(eta: Array) -> Array:
+    """``eta``, or 1 where it is near 0 and a series is used: no branch may divide by 0, not even an unused one."""
+    return jnp.where(jnp.abs(eta) < _NEAR, 1.0, eta)
+
+
+def log_normaliser(eta: Float[Array, "..."]) -> Float[Array, "..."]:
+    """``log int_0^1 e^(eta u) du = log((e^eta - 1) / eta)``; near 0 ``eta/2 + eta^2/24 - eta^4/2880 + ...``."""
+    far = jnp.abs(_away(eta))
+    exact = far + jnp.log(-jnp.expm1(-far) / far) + jnp.minimum(_away(eta), 0.0)
+    series = eta / 2 + eta**2 / 24 - eta**4 / 2880 + eta**6 / 181440
+    return jnp.where(jnp.abs(eta) < _NEAR, series, exact)
+
+
+def _continuous_mean(eta: Array) -> Array:
+    """``1 / (1 - e^-eta) - 1 / eta``, the derivative of ``log_normaliser``."""
+    far = _away(eta)
+    exact = -1 / jnp.expm1(-far) - 1 / far
+    series = 0.5 + eta / 12 - eta**3 / 720 + eta**5 / 30240
+    return jnp.where(jnp.abs(eta) < _NEAR, series, exact)
+
+
+def _continuous_draw(eta: Array, key: PRNG) -> Array:
+    """By the inverse of the distribution function, ``log(1 + v (e^eta - 1)) / eta``, where it cannot overflow."""
+    v = jax.random.uniform(key, eta.shape, eta.dtype)
+    far = -jnp.abs(_away(eta))
+    u = jnp.log1p(v * jnp.expm1(far)) / far
+    return jnp.where(jnp.abs(eta) < 1e-4, v, jnp.where(eta > 0, 1 - u, u))
+
+
+def _unit(x: Array) -> Array:
+    return (x + 1) / 2
+
+
+def _symmetric(u: Array) -> Array:
+    return 2 * u - 1
+
+
+def _bernoulli(observe: Callable[[Any, PRNG], Array]) -> Likelihood:
+    return Likelihood(
+        observe,
+        lambda logits, u: u * logits - jax.nn.softplus(logits),
+        lambda logits: _symmetric(jax.nn.sigmoid(logits)),
+        lambda logits, key: _symmetric(
+            jax.random.bernoulli(key, jax.nn.sigmoid(logits)).astype(logits.dtype)
+        ),
+    )
+
+
+def gaussian(std: float) -> Likelihood:
+    """``N(logit, std^2)`` of the numbers as they are; also of data that are no images."""
+    constant = math.log(std) + 0.5 * math.log(2 * math.pi)
+    return Likelihood(
+        lambda x, key: x,
+        lambda logits, x: -0.5 * jnp.square((x - logits) / std) - constant,
+        lambda logits: logits,
+        lambda logits, key: logits + std * jax.random.normal(key, logits.shape, logits.dtype),
+    )
+
+
+LIKELIHOODS = {
+    "bernoulli": _bernoulli(
+        lambda x, key: jax.random.bernoulli(key, _unit(x), x.shape).astype(x.dtype)
+    ),
+    "bernoulli-threshold": _bernoulli(lambda x, key: (x > 0).astype(x.dtype)),
+    "continuous-bernoulli": Likelihood(
+        lambda x, key: _unit(x),
+        lambda eta, u: eta * u - log_normaliser(eta),
+        lambda eta: _symmetric(_continuous_mean(eta)),
+        lambda eta, key: _symmetric(_continuous_draw(eta, key)),
+    ),
+}
+"""Likelihoods of images by name."""
+
+
+class Model(NamedTuple):
+    """Networks and likelihood.
+
+    Attributes:
+      encoder: ``u[b, ...] -> (mean[b, z], log_variance[b, z])``, q's, of what is observed.
+      decoder: ``z[b, z] -> logits[b, ...]``.
+      likelihood: of the logits.
+    """
+
+    encoder: Net
+    decoder: Net
+    likelihood: Likelihood
+
+
+class State(NamedTuple):
+    """Everything a run needs to go on; ``params`` and ``stats`` hold those of ``encoder`` and ``decoder``."""
+
+    step: jax.Array
+    params: Any
+    stats: Any
+    opt: Any
+
+    def variables(self, net: str) -> dict[str, Any]:
+        """Of one of the networks."""
+        return {"params": self.params[net], **self.stats[net]}
+
+
+def kl(mean: Float[Array, "b z"], log_variance: Float[Array, "b z"]) -> Float[Array, " b"]:
+    """``KL(N(m, s^2) | N(0, 1)) = (m^2 + s^2 - 1 - log s^2) / 2``, summed over z, in nats."""
+    return 0.5 * jnp.sum(jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance, axis=-1)
+
+
+def reparametrise(mean: Latents, log_variance: Latents, noise: Latents) -> Latents:
+    """``z = m + s e``, differentiable in m and s."""
+    return mean + jnp.exp(0.5 * log_variance) * noise
+
+
+def _sum(x: Array) -> Array:
+    """Over all axes but the first."""
+    return jnp.sum(x.reshape(x.shape[0], -1), -1)
+
+
+def iwae_bound(model: Model, state: State, x: Images, key: PRNG, k: int) -> Float[Array, " b"]:
+    """``log (1/k) sum_i p(x, z_i) / q(z_i | x)``, ``z_i ~ q``: a lower bound of ``log p(x)`` that rises with k.
+
+    Burda et al. 2016, arXiv:1509.00519, Eq. 8; with k = 1 an unbiased estimate of the ELBO. One decoder pass for each
+    of the k samples, so that memory does not grow with k.
+
+    Args:
+      x: images in [-1, 1]; binarised with ``key`` where the likelihood does so.
+    """
+    u = model.likelihood.observe(x, stream(key, "observe"))
+    (mean, log_variance), _ = model.encoder.apply(state.variables("encoder"), u, train=False)
+
+    def weight(i: Any) -> Array:
+        noise = jax.random.normal(jax.random.fold_in(key, i), mean.shape, mean.dtype)
+        z = reparametrise(mean, log_variance, noise)
+        logits, _ = model.decoder.apply(state.variables("decoder"), z, train=False)
+        prior_over_q = 0.5 * jnp.sum(jnp.square(noise) - jnp.square(z) + log_variance, -1)
+        return _sum(model.likelihood.log_prob(logits, u)) + prior_over_q
+
+    weights = lax.map(weight, jnp.arange(k))
+    return jax.nn.logsumexp(weights, axis=0) - math.log(k)
+
+
+def active_units(means: Float[Array, "n z"], threshold: float = 1e-2) -> int:
+    """Latents that say something of x: those with ``Var_x E_q[z] > threshold`` (Burda et al. 2016, Sec. 4.2)."""
+    return int(jnp.sum(jnp.var(means, axis=0) > threshold))
+
+
+def make(
+    model: Model,
+    tx: optax.GradientTransformation,
+    *,
+    latents: int,
+    data_shape: Sequence[int],
+    dtype: Any = jnp.float32,
+    beta: Any = 1.0,
+    samples: str = "mean",
+    axis_name: str | None = None,
+) -> Algorithm:
+    """Stochastic ascent of the ELBO.
+
+    Args:
+      model: networks and likelihood.
+      tx: optimiser of both networks.
+      latents: dimension of z.
+      data_shape, dtype: of one example.
+      beta: weight of the KL (Higgins et al. 2017); 1 is the ELBO.
+      samples: ``mean``: ``sample`` gives the decoder's mean image, ``draw``: a draw of its pixels.
+      axis_name: mapped axis when the step runs per device; latents are those of the global batch, gradients and metrics
+        are averaged, pixels are binarised by each device for itself.
+
+    Returns:
+      The algorithm with state ``State`` and metrics ``loss`` (``beta KL - log p``), ``elbo``, ``reconstruction``
+      (``-log p(x|z)``), ``kl`` and ``grad_norm``, in nats of an image, before the update.
+
+    Raises:
+      ValueError: for other ``samples``.
+    """
+    if samples not in ("mean", "draw"):
+        raise ValueError(f"samples={samples!r}: must be mean or draw")
+
+    def pmean(tree: Any) -> Any:
+        return tree if axis_name is None else lax.pmean(tree, axis_name)
+
+    def rows(draw: Callable[[int], Array], n: int) -> Array:
+        """This device's rows of what is drawn for the global batch."""
+        if axis_name is None:
+            return draw(n)
+        whole = draw(n * lax.axis_size(axis_name))
+        return lax.dynamic_slice_in_dim(whole, lax.axis_index(axis_name) * n, n)
+
+    def init(key: PRNG) -> State:
+        x, z = jnp.zeros((2, *data_shape), dtype), jnp.zeros((2, latents), dtype)
+        variables = {
+            "encoder": dict(model.encoder.init(stream(key, "encoder"), x)),
+            "decoder": dict(model.decoder.init(stream(key, "decoder"), z)),
+        }
+        params = {name: v.pop("params") for name, v in variables.items()}
+        return State(jnp.zeros((), jnp.int32), params, variables, tx.init(params))
+
+    def step(state: State, batch: Any, key: PRNG) -> tuple[State, Metrics]:
+        x, key = batch["x"], jax.random.fold_in(key, state.step)
+        n = x.shape[0]
+        observe = stream(key, "observe")
+        if axis_name is not None:
+            observe = jax.random.fold_in(observe, lax.axis_index(axis_name))
+        u = model.likelihood.observe(x, observe)
+        noise = rows(lambda m: jax.random.normal(stream(key, "z"), (m, latents), dtype), n)
+
+        def objective(params: Any) -> tuple[Array, Any]:
+            now = state._replace(params=params)
+            (mean, log_variance), encoder = model.encoder.apply(
+                now.variables("encoder"), u, train=True
+            )
+            z = reparametrise(mean, log_variance, noise)
+            logits, decoder = model.decoder.apply(now.variables("decoder"), z, train=True)
+            reconstruction = -jnp.mean(_sum(model.likelihood.log_prob(logits, u)))
+            divergence = jnp.mean(kl(mean, log_variance))
+            loss = reconstruction + beta * divergence
+            metrics = {
+                "loss": loss,
+                "elbo": -reconstruction - divergence,
+                "reconstruction": reconstruction,
+                "kl": divergence,
+            }
+            return loss, (metrics, {"encoder": encoder, "decoder": decoder})
+
+        (_, (metrics, stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        grads = pmean(grads)
+        updates, opt = tx.update(grads, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = pmean(metrics) | {"grad_norm": optax.tree.norm(grads)}
+        return State(state.step + 1, params, pmean(stats), opt), metrics
+
+    def sample(state: State, key: PRNG, n: int) -> Images:
+        z = jax.random.normal(stream(key, "z"), (n, latents), dtype)
+        logits, _ = model.decoder.apply(state.variables("decoder"), z, train=False)
+        if samples == "mean":
+            return model.likelihood.mean(logits)
+        return model.likelihood.draw(logits, stream(key, "pixels"))
+
+    return Algorithm(init, step, sample)

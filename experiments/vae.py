@@ -1,0 +1,140 @@
+"""A variational autoencoder of images, with likelihoods that are likelihoods.
+
+Run:     python -m experiments.vae
+             digits, a density on [0, 1] for every pixel
+         python -m experiments.vae --preset=burda
+             binarised digits and the perceptrons of Burda et al. 2016
+         python -m experiments.evaluate --run=runs/vae/default
+             by the metrics of the GANs; --samples_of=draw draws pixels, too, as likelihood means them
+Papers:  Kingma & Welling 2014, arXiv:1312.6114; Burda et al. 2016, arXiv:1509.00519; Loaiza-Ganem & Cunningham 2019,
+         arXiv:1907.06845.
+
+At its end a run says, in nats of an image of the test split, the ELBO, the tighter IWAE bound, and how many latents are
+in use. Bounds of different likelihoods, or of differently binarised pixels, cannot be compared.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bpgan import data
+from bpgan.algorithms import vae
+from bpgan.nets import dcgan, linen_net, mlp
+from bpgan.nets.vae import Encoder
+from bpgan.types import UserError, stream
+from experiments import _cli as cli
+from experiments.mnist_gan import images_of, monitored
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(cli.RunConfig):
+    dataset: str = cli.field("mnist10k", data.FORMS)
+    likelihood: str = cli.field("continuous-bernoulli", "of a pixel", choices=vae.LIKELIHOODS)
+    net: str = cli.field("conv", "encoder and decoder", choices=("conv", "mlp"))
+    latents: int = cli.field(50, "dimension of z", low=1)
+    hidden: int = cli.field(200, "units of the dense layers", low=1)
+    lr: float = cli.field(1e-3, "Adam step size", low=0, exclusive_low=True, sweepable=True)
+    beta: float = cli.field(1.0, "weight of the KL; 1 is the ELBO", low=0, sweepable=True)
+    samples_of: str = cli.field(
+        "mean",
+        "what is drawn: the mean image of the decoder, or a draw of its pixels",
+        choices=("mean", "draw"),
+        restart_safe=True,
+    )
+    bound: int = cli.field(
+        50, "samples of the IWAE bound at the end; 0: none", low=0, restart_safe=True
+    )
+    epochs: float = cli.field(20.0)
+    batch_size: int = cli.field(64, "examples per step, over all devices")
+    log_every: str = cli.field("1ep")
+    sample_every: str = cli.field("2ep")
+    checkpoint_every: str = cli.field("5ep")
+
+
+PRESETS = {
+    "burda": dict(net="mlp", likelihood="bernoulli", epochs=100.0, sample_every="10ep"),
+    "smoke": dict(
+        net="mlp", hidden=8, latents=4, batch_size=16, steps=8, bound=2,
+        log_every="2", sample_every="4", checkpoint_every="4",
+    ),
+}  # fmt: skip
+
+_CHUNK = 500
+_IMAGES = 1000
+
+
+def networks(
+    net: str, shape: tuple[int, int, int], latents: int, hidden: int, dtype: Any
+) -> tuple[Any, Any]:
+    """Encoder and decoder."""
+    if net == "mlp":
+        decoder: Any = mlp.Generator(shape, (hidden, hidden), linear=True, dtype=dtype)
+        encoder = Encoder(latents, (), (hidden, hidden), dtype=dtype)
+    else:
+        decoder = dcgan.Generator(shape, (64, 32), hidden=hidden, norm=False, linear=True, dtype=dtype)  # fmt: skip
+        encoder = Encoder(latents, (32, 64), (hidden,), dtype=dtype)
+    return linen_net(encoder), linen_net(decoder)
+
+
+def bounds(
+    model: vae.Model, state: vae.State, images: data.Dataset, k: int, dtype: Any
+) -> dict[str, float]:
+    """ELBO of a split, IWAE bound with k samples of its first 1000 images, and latents in use; in nats of an image."""
+    key = stream(jax.random.key(0), "bounds")
+    elbo, tight, means = [], [], []
+    for i in range(0, images.length, _CHUNK):
+        x, _ = images.read(np.arange(i, min(i + _CHUNK, images.length)))
+        x = jnp.asarray(x, dtype) / 127.5 - 1
+        elbo.append(vae.iwae_bound(model, state, x, jax.random.fold_in(key, i), 1))
+        if i < _IMAGES and k:
+            tight.append(vae.iwae_bound(model, state, x, jax.random.fold_in(key, i), k))
+        u = model.likelihood.observe(x, jax.random.fold_in(key, i))
+        means.append(model.encoder.apply(state.variables("encoder"), u, train=False)[0][0])
+    found = {"test/elbo": float(np.mean(np.concatenate(elbo)))}
+    if k:
+        found[f"test/iwae-{k}"] = float(np.mean(np.concatenate(tight)))
+    return found | {"test/active_units": float(vae.active_units(jnp.concatenate(means)))}
+
+
+def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
+    """The autoencoder that ``cfg`` describes, and its data."""
+    images, held = images_of(cfg.dataset, cfg.eval_every)
+    shape, dtype = images.shape, jnp.dtype(cfg.precision)
+    if cfg.net == "conv" and (shape[0] % 4 or shape[1] % 4):
+        raise UserError(
+            f"--net=conv: images of --dataset={cfg.dataset} are {shape[0]}x{shape[1]};"
+            " height and width must be multiples of 4 (--net=mlp takes any size)"
+        )
+    nets = networks(cfg.net, shape, cfg.latents, cfg.hidden, dtype)
+    model = vae.Model(*nets, vae.LIKELIHOODS[cfg.likelihood])
+    algorithm = vae.make(
+        model,
+        optax.adam(cfg.lr),
+        latents=cfg.latents,
+        data_shape=shape,
+        dtype=dtype,
+        beta=cfg.beta,
+        samples=cfg.samples_of,
+        axis_name=axis_name,
+    )
+    source = data.source(
+        images, seed=cfg.seed, batch_size=cfg.batch_size, dtype=dtype, feed=cfg.feed
+    )
+    experiment = monitored(
+        cli.Experiment(algorithm, source, title=images.summary()), cfg.dataset, held
+    )
+    metrics = experiment.evaluate
+
+    def evaluate(state: vae.State) -> dict[str, float]:
+        test = data.load(cfg.dataset, "test")
+        return bounds(model, state, test, cfg.bound, dtype) | (metrics(state) if metrics else {})
+
+    return experiment._replace(evaluate=evaluate)
+
+
+if __name__ == "__main__":
+    cli.main(Config, build, PRESETS)
