@@ -5,10 +5,10 @@ Run:     python -m experiments.infogan --model=wgan_gp --weight=10 --d_steps=5
 Papers:  Lucic et al. 2018, arXiv:1711.10337; the networks are those of Chen et al. 2016 (InfoGAN), arXiv:1606.03657.
 
 G: dense ``hidden``, dense to 128 channels at a quarter of the resolution, two transposed convolutions, batch norm. D:
-convolutions of 64 and 128 channels, dense ``hidden``, logit. The VAE's decoder is G, its encoder D.
-``experiments.lucic`` is the study's protocol over these runs. Three differences: leaky ReLU where the study's G has ReLU; LSGAN on logits, as
-its paper writes, without the sigmoid that the study's code puts before it; the VAE has a continuous Bernoulli
-likelihood and draws its mean images, where the study's code puts grey pixels under Bernoulli cross-entropy.
+convolutions of 64 and 128 channels, dense ``hidden``, logit. The VAE's decoder is G, its encoder D. The study's
+protocol over these runs is ``experiments.lucic``. Three differences: leaky ReLU where the study's G has ReLU; LSGAN on
+logits, as its paper writes, without the sigmoid that the study's code puts before it; the VAE has a continuous
+Bernoulli likelihood and draws its mean images, where the study's code puts grey pixels under Bernoulli cross-entropy.
 """
 
 import dataclasses

@@ -45,7 +45,7 @@ class Budget(NamedTuple):
 
 BUDGETS = {
     "smoke": Budget(2, 1, 2, ("--preset=smoke",)),
-    "small": Budget(6, 2, 3, ("--steps=500", "--hidden=128", "--log_every=100")),
+    "small": Budget(4, 2, 3, ("--steps=250", "--hidden=128", "--log_every=50")),
     "paper": Budget(100, 50, 50, ("--epochs=20",)),
 }
 

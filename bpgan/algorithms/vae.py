@@ -71,9 +71,9 @@ def _continuous_mean(eta: Array) -> Array:
 def _continuous_draw(eta: Array, key: PRNG) -> Array:
     """By the inverse of the distribution function, ``log(1 + v (e^eta - 1)) / eta``, where it cannot overflow."""
     v = jax.random.uniform(key, eta.shape, eta.dtype)
-    far = -jnp.abs(_away(eta))
+    far = -jnp.maximum(jnp.abs(eta), 1e-6)
     u = jnp.log1p(v * jnp.expm1(far)) / far
-    return jnp.where(jnp.abs(eta) < 1e-4, v, jnp.where(eta > 0, 1 - u, u))
+    return jnp.where(eta > 0, 1 - u, u)
 
 
 def _unit(x: Array) -> Array:
