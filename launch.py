@@ -5,6 +5,7 @@
     python launch.py --experiment=mnist_gan --help
     python launch.py --experiment=mnist_gan --sweep=g_lr=1e-4,2e-4 --sweep=seed=0:8 --jobs=2
     python launch.py --experiment=mnist_gan --processes=2
+    python launch.py --report=runs/mnist_gan
     python launch.py --experiment=mnist_gan --sweep=seed=0:8 --slurm --slurm_gpus=1
 
 Flags that are not the launcher's go to the experiment. A sweep checks the flags of all first, runs
@@ -42,6 +43,11 @@ def _aim(text: str) -> search.Aim | None:
 _FLAGS = (
     cli.Flag("experiment", str, "", "which experiment to run"),
     cli.Flag("list", bool, False, "describe the experiments and stop"),
+    cli.Flag(
+        "report", str, "", "compare the runs in a folder, at any depth, and stop; may be repeated"
+    ),
+    cli.Flag("report_metric", str, "", "what to rank runs by; empty: a distance, else a loss"),
+    cli.Flag("report_to", str, "", "where comparison.html and .csv go; empty: the first --report"),
     cli.Flag(
         "sweep",
         str,
@@ -94,7 +100,8 @@ _FLAGS = (
     cli.Flag("dry_run", bool, False, "print the commands and stop"),
     *slurm.FLAGS,
 )
-_REPEATED = ("sweep", "slurm_option")
+_ROWS = 40  # of a table on the terminal
+_REPEATED = ("sweep", "slurm_option", "report")
 
 
 def names() -> list[str]:
@@ -139,6 +146,8 @@ def run(argv: Sequence[str]) -> int:
     if chosen["list"]:
         print("\n".join(_list()))
         return cli.DONE
+    if chosen["report"]:
+        return _report(chosen)
     if not name:
         if cli.is_help(rest):
             rows = [(_usage(spec), spec.help) for spec in _FLAGS]
@@ -221,6 +230,28 @@ def _sweep(
     else:
         sweep.train(runs)
     return sweep.end()
+
+
+def _report(chosen: Mapping[str, Any]) -> int:
+    """Compares runs; returns the exit code."""
+    from bpgan.runtime import compare
+
+    runs = compare.read(chosen["report"])
+    compare.check_metric(runs, chosen["report_metric"])
+    for name, part in compare.by_experiment(runs).items():
+        metric = compare.chosen_metric(part, chosen["report_metric"])
+        table = compare.rows(
+            compare.ranked(compare.settings(part), metric), compare.shown_metrics(part, metric)[:3]
+        )
+        print(f"\n{name}: {len(part)} runs, {len(table)} settings")
+        sweeping.print_table(table[:_ROWS])
+        if len(table) > _ROWS:
+            print(f"... and {len(table) - _ROWS} more settings")
+    page = compare.write(
+        runs, chosen["report_metric"], pathlib.Path(chosen["report_to"] or chosen["report"][0])
+    )
+    print(f"\n{page}\n{page.with_suffix('.csv')}")
+    return cli.DONE
 
 
 def _action(module: ModuleType) -> Any:

@@ -48,7 +48,8 @@ SWEEP_FLAGS = ("samples", "search", "search_seed", "aim", "budget", "vectorize")
 """Flags of the launcher beside ``--sweep``; an experiment that does not train may have others of these names."""
 
 LAUNCHER_FLAGS = (
-    "experiment", "list", "sweep", *SWEEP_FLAGS, "jobs", "processes", "root", "dry_run",
+    "experiment", "list", "report", "report_metric", "report_to", "sweep", *SWEEP_FLAGS,
+    "jobs", "processes", "root", "dry_run",
     "slurm", "slurm_partition", "slurm_time", "slurm_gpus", "slurm_cpus", "slurm_memory", "slurm_nodes",
     "slurm_option",
 )  # fmt: skip

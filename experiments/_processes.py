@@ -16,11 +16,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, NamedTuple
 
-import experiments
 from bpgan.types import UserError
 from experiments import _cli as cli
 
-_HOME = pathlib.Path(experiments.__path__[0]).resolve().parent
+_HOME = pathlib.Path(__file__).resolve().parent.parent
 _GRACE_SECONDS = 40.0
 _MEMORY = 3 << 29  # bytes that a process is reckoned to need
 _CANCELLED = (-signal.SIGINT, -signal.SIGTERM, cli.CANCELLED)

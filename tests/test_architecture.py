@@ -33,13 +33,13 @@ ALLOWED = {
                     "experiments._sweep"},
     "experiments._cli": {"bpgan.types", "bpgan.data", "bpgan.runtime", "bpgan.runtime.report"},
     "experiments._group": {"bpgan.types", "bpgan.runtime", "experiments._cli"},
-    "experiments._processes": {"bpgan.types", "experiments", "experiments._cli"},
+    "experiments._processes": {"bpgan.types", "experiments._cli"},
     "experiments._search": {"bpgan.types", "experiments._cli"},
     "experiments._slurm": {"bpgan.types", "experiments._cli"},
     "experiments._sweep": {"bpgan.types", "experiments._cli", "experiments._processes", "experiments._search",
                            "experiments._slurm"},
-    "launch": {"bpgan.types", "experiments", "experiments._cli", "experiments._processes", "experiments._search",
-               "experiments._slurm", "experiments._sweep"},
+    "launch": {"bpgan.types", "bpgan.runtime", "experiments", "experiments._cli", "experiments._processes",
+               "experiments._search", "experiments._slurm", "experiments._sweep"},
 }  # fmt: skip
 
 # Third-party packages that only certain files may import, anywhere in the file.

@@ -122,7 +122,8 @@ def test_bounds_rise_with_the_samples_to_the_true_marginal(x64, likelihood):
     found = {k: bound(k, repeats) for k, repeats in ((1, 400), (5, 100), (50, 20), (20_000, 1))}
     np.testing.assert_allclose(found[20_000], known, atol=0.1)
     means = [float(np.mean(found[k])) for k in (1, 5, 50, 20_000)]
-    assert means == sorted(means) and means[-1] <= float(np.mean(known)) + 0.02
+    assert all(a < b + 5e-3 for a, b in zip(means, means[1:], strict=False))
+    assert means[0] < means[1] < means[2] and means[-1] <= float(np.mean(known)) + 0.02
     # One sample: the ELBO, whose KL is known.
     (mean, log_variance), _ = model.encoder.apply(state.variables("encoder"), u, train=False)
     noise = jax.random.normal(jax.random.key(3), (4000, *mean.shape), mean.dtype)

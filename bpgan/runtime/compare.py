@@ -1,0 +1,472 @@
+"""Runs beside each other: one table, one page that loads nothing, one CSV.
+
+Runs of an experiment that differ only in ``seed`` are one setting, of which mean and standard deviation are given, with
+the number of seeds; a run that is not done, or not finite, is counted and named, and no part of a mean. Everything is
+read from run directories as they are, of finished, killed and training runs alike.
+"""
+
+import base64
+import csv
+import html
+import math
+import os
+import pathlib
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bpgan.runtime import report
+from bpgan.types import UserError
+
+_MORE_IS_BETTER = re.compile(
+    "precision|recall|density|coverage|accuracy|IS$|vendi|elbo|iwae|active_units|finite", re.I
+)
+_POINTS = 200  # of a curve
+_CURVES, _GRIDS = 10, 12  # settings in a plot, grids side by side
+_COLOURS = (
+    "#2f6fde",
+    "#e2622b",
+    "#2a9d6f",
+    "#8a5fd0",
+    "#c9417c",
+    "#947b1f",
+    "#4b8b9b",
+    "#a0522d",
+    "#667",
+    "#d4a",
+)
+_NOT_SETTINGS = {"seed", "workdir", "pause_at", "keep", "feed", "tensorboard", "on_anomaly", "parallel",
+                 "log_every", "sample_every", "checkpoint_every"}  # fmt: skip
+
+
+class Run(NamedTuple):
+    """What a run directory says.
+
+    Attributes:
+      path: of the directory.
+      experiment: its name.
+      config: flags.
+      status: ``done``, ``paused``, ``interrupted``, ``non-finite``, ``anomaly``, or ``unfinished``: going on or killed.
+      step, images, seconds: how far it is.
+      final, best: of each metric the last value, and the best one logged.
+      curves: ``(steps, values)`` of each metric, thinned.
+      grid: the newest sample grid, if there is one.
+    """
+
+    path: pathlib.Path
+    experiment: str
+    config: Mapping[str, Any]
+    status: str
+    step: int
+    images: int
+    seconds: float
+    final: Mapping[str, float]
+    best: Mapping[str, float]
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    grid: pathlib.Path | None
+
+
+class Setting(NamedTuple):
+    """Runs that differ only in the seed: the values of the flags that differ between settings, and the runs."""
+
+    values: Mapping[str, Any]
+    runs: list[Run]
+
+    @property
+    def title(self) -> str:
+        return " ".join(f"{k}={_show(v)}" for k, v in self.values.items()) or "all"
+
+    def mean(self, metric: str, which: str = "final") -> tuple[float, float, int]:
+        """Mean, standard deviation (NaN for one) and number of the finished runs."""
+        found = [getattr(r, which).get(metric) for r in self.runs if r.status in ("done", "paused")]
+        values = [v for v in found if _is_number(v)]
+        spread = statistics.stdev(values) if len(values) > 1 else math.nan
+        return (statistics.fmean(values) if values else math.nan), spread, len(values)
+
+
+def more_is_better(metric: str) -> bool:
+    """Whether a greater value is the better one: of precision, recall, accuracy and their like, not of distances."""
+    return bool(_MORE_IS_BETTER.search(metric))
+
+
+def read(folders: Iterable[str | os.PathLike]) -> list[Run]:
+    """The runs in folders, at any depth.
+
+    Raises:
+      UserError: for a folder that is missing, or if there is no run.
+    """
+    found: dict[pathlib.Path, Run] = {}
+    folders = [pathlib.Path(folder).expanduser() for folder in folders]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"--report={folder}: there is no such folder")
+        for record in sorted(folder.rglob("config.json")):
+            if record.parent not in found and (run := _read(record.parent)) is not None:
+                found[record.parent] = run
+    if not found:
+        raise UserError(f"--report={', '.join(map(str, folders))}: holds no run")
+    return list(found.values())
+
+
+def _read(path: pathlib.Path) -> Run | None:
+    record = report.read_json(path / "config.json")
+    name, config = record.get("experiment"), record.get("config")
+    if not isinstance(name, str) or not isinstance(config, dict):
+        return None
+    result = report.read_json(path / "result.json")
+    points: dict[str, list[tuple[int, float]]] = {}
+    try:
+        log = report.read_metrics(path / "metrics.jsonl")
+    except UserError:
+        log, result = [], {"status": "damaged log"} | result
+    for line in log:
+        step = int(line["step"])
+        for key, value in line.items():
+            if key not in ("step", "epoch") and _is_number(value):
+                points.setdefault(key, []).append((step, float(value)))
+    step = max(int(log[-1]["step"]) if log else 0, int(result.get("step") or 0))
+    status = result.get("status", "unfinished") if result.get("step") == step else "unfinished"
+    final = {key: pairs[-1][1] for key, pairs in points.items()}
+    told = result.get("metrics")
+    if isinstance(told, dict):
+        final |= {k: float(v) for k, v in told.items() if _is_number(v)}
+    best, curves = dict(final), {}
+    for key, pairs in points.items():
+        steps, values = (np.array(each) for each in zip(*pairs, strict=True))
+        best[key] = float(values.max() if more_is_better(key) else values.min())
+        curves[key] = _thinned(steps, values)
+    grids = sorted((path / "samples").glob("step_*.png"))
+    images = step * int(config.get("batch_size", 0)) * int(config.get("d_steps", 1))
+    seconds = final.get("time/elapsed", math.nan)
+    return Run(
+        path, name, config, str(status), step, images, seconds, final, best, curves,
+        grids[-1] if grids else None,
+    )  # fmt: skip
+
+
+def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most ``_POINTS`` points: means of as many buckets, each at its last step."""
+    if len(steps) <= _POINTS:
+        return steps, values
+    edges = np.linspace(0, len(steps), _POINTS + 1).astype(int)
+    means = np.add.reduceat(values, edges[:-1]) / np.diff(edges)
+    return steps[edges[1:] - 1], means
+
+
+def settings(runs: Sequence[Run]) -> list[Setting]:
+    """The settings of one experiment's runs."""
+    names = dict.fromkeys(name for run in runs for name in run.config)
+    varied = [
+        name
+        for name in names
+        if name not in _NOT_SETTINGS and len({repr(run.config.get(name)) for run in runs}) > 1
+    ]
+    groups: dict[str, Setting] = {}
+    for run in runs:
+        values = {name: run.config.get(name) for name in varied}
+        groups.setdefault(repr(values), Setting(values, [])).runs.append(run)
+    return list(groups.values())
+
+
+def check_metric(runs: Sequence[Run], wanted: str) -> None:
+    """Raises a UserError if no run logs the metric."""
+    known = list(dict.fromkeys(name for run in runs for name in run.final))
+    if wanted and wanted not in known:
+        raise UserError(
+            f"--report_metric={wanted}: is not logged by these runs; known: {', '.join(known)}"
+        )
+
+
+def chosen_metric(runs: Sequence[Run], wanted: str) -> str:
+    """The metric to rank by: the one that is wanted, where it is logged, or the first distance, or the first loss."""
+    known = list(dict.fromkeys(name for run in runs for name in run.final))
+    if wanted in known:
+        return wanted
+    for pattern in (r"^(best/)?test/FD", r"^eval/FD", "FD|distance", "accuracy", "loss"):
+        if found := [name for name in known if re.search(pattern, name)]:
+            return found[0]
+    return known[0] if known else ""
+
+
+def ranked(groups: Sequence[Setting], metric: str) -> list[Setting]:
+    """Settings, the best first, those without the metric last."""
+    sign = -1 if more_is_better(metric) else 1
+
+    def key(setting: Setting) -> float:
+        value = setting.mean(metric)[0]
+        return sign * value if math.isfinite(value) else math.inf
+
+    return sorted(groups, key=key)
+
+
+def rows(groups: Sequence[Setting], metrics: Sequence[str]) -> list[dict[str, str]]:
+    """A table, its cells as text."""
+    table = []
+    for setting in groups:
+        runs = setting.runs
+        states = {
+            s: sum(r.status == s for r in runs) for s in dict.fromkeys(r.status for r in runs)
+        }
+        steps = sorted({run.step for run in runs})
+        seconds = [run.seconds for run in runs if math.isfinite(run.seconds)]
+        row = {name: _show(value) for name, value in setting.values.items()}
+        row["runs"] = ", ".join(f"{n} {s}" for s, n in states.items())
+        row["step"] = f"{steps[0]:,}" + (f" to {steps[-1]:,}" if len(steps) > 1 else "")
+        row["images"] = f"{max(run.images for run in runs):,}"
+        row["seconds"] = f"{statistics.fmean(seconds):.0f}" if seconds else ""
+        for metric in metrics:
+            row[metric] = _spread(setting.mean(metric))
+            best = _spread(setting.mean(metric, "best"))
+            if best != row[metric]:
+                row[metric] += f" (best {best})"
+        table.append(row)
+    return table
+
+
+def _spread(found: tuple[float, float, int]) -> str:
+    mean, spread, n = found
+    if n < 2:
+        return f"{mean:.4g}" if n else ""
+    return f"{mean:.4g} ± {spread:.2g}"
+
+
+def write_csv(path: pathlib.Path, runs: Sequence[Run]) -> None:
+    """One row to a run, numbers in full."""
+    flags = list(dict.fromkeys(name for run in runs for name in run.config if name != "workdir"))
+    metrics = list(dict.fromkeys(name for run in runs for name in run.final))
+    first = ["run", "experiment", "status", "step", "images", "seconds"]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*first, *flags, *metrics, *(f"best of {name}" for name in metrics)])
+        for run in runs:
+            facts = [run.path, run.experiment, run.status, run.step, run.images, run.seconds]
+            writer.writerow(
+                [
+                    *facts,
+                    *(run.config.get(name, "") for name in flags),
+                    *(run.final.get(name, "") for name in metrics),
+                    *(run.best.get(name, "") for name in metrics),
+                ]
+            )
+
+
+def by_experiment(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of each experiment."""
+    return {
+        name: [run for run in runs if run.experiment == name]
+        for name in dict.fromkeys(run.experiment for run in runs)
+    }
+
+
+def write(runs: Sequence[Run], metric: str, folder: pathlib.Path) -> pathlib.Path:
+    """Writes ``comparison.html`` and ``comparison.csv`` into a folder; returns the path of the page.
+
+    Raises:
+      UserError: if the folder cannot be written.
+    """
+    body = []
+    for name, part in by_experiment(runs).items():
+        by = chosen_metric(part, metric)
+        body.append(_section(name, ranked(settings(part), by), by))
+    page = folder / "comparison.html"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_csv(folder / "comparison.csv", runs)
+        template = pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+        page.write_text(template.replace("$BODY", "".join(body)), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--report_to={folder}: cannot be written ({error.strerror})") from None
+    return page
+
+
+def shown_metrics(runs: Sequence[Run], first: str) -> list[str]:
+    """Metrics for a table: the one ranked by, then others that are no clock or norm, seven in all."""
+    known = dict.fromkeys([first, *(name for run in runs for name in run.final)])
+    return [n for n in known if n and not n.startswith(("time/", "best/")) and "norm" not in n][:7]
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def _section(name: str, groups: Sequence[Setting], metric: str) -> str:
+    runs = [run for setting in groups for run in setting.runs]
+    odd = [run for run in runs if run.status not in ("done", "paused")]
+    parts = [f"<h2>{html.escape(name)}</h2><p>{len(runs)} runs of {len(groups)} settings, the best"
+             f" {html.escape(metric)} first. Mean ± standard deviation over the seeds that are done.</p>"]  # fmt: skip
+    if odd:
+        names = ", ".join(f"{run.path.name} ({run.status})" for run in odd[:20])
+        more = f" and {len(odd) - 20} more" if len(odd) > 20 else ""
+        parts.append(f"<p class=note>Not in any mean: {html.escape(names)}{more}.</p>")
+    metrics = shown_metrics(runs, metric)
+    parts.append(_table(rows(groups, metrics)))
+    plots = [_curves(groups[:_CURVES], each) for each in metrics]
+    varied = [n for n in groups[0].values if len({repr(s.values[n]) for s in groups}) > 1]
+    plots += [_sensitivity(groups, each, metric) for each in varied]
+    if len(varied) > 1:
+        plots.append(_parallel(groups, varied, metric))
+    parts.append(f"<div class=plots>{''.join(plots)}</div>")
+    grids = [run for setting in groups for run in setting.runs[:1] if run.grid is not None]
+    parts.append("<div class=grids>" + "".join(map(_grid, grids[:_GRIDS])) + "</div>")
+    return "".join(parts)
+
+
+def _table(table: Sequence[Mapping[str, str]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in table[0])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.values()) + "</tr>"
+        for row in table
+    )
+    return f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
+
+
+class _Axis(NamedTuple):
+    """A scale from values to [0, 1], logarithmic where positive values span more than two decades."""
+
+    low: float
+    high: float
+    log: bool
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "_Axis":
+        found = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
+        low, high = min(found), max(found)
+        log = low > 0 and high > 100 * low
+        if log:
+            low, high = math.log10(low), math.log10(high)
+        margin = 0.04 * (high - low) or abs(high) * 0.1 or 1.0
+        return cls(low - margin, high + margin, log)
+
+    def at(self, value: float) -> float:
+        return ((math.log10(value) if self.log else value) - self.low) / (self.high - self.low)
+
+    def ends(self) -> tuple[str, str]:
+        ends = (10**self.low, 10**self.high) if self.log else (self.low, self.high)
+        return f"{ends[0]:.3g}", f"{ends[1]:.3g}"
+
+
+def _figure(
+    title: str, x: tuple[str, str], y: tuple[str, str], inside: str, legend: str = ""
+) -> str:
+    return (
+        f"<figure><figcaption>{html.escape(title)}</figcaption><svg viewBox='-4 -4 408 268'>"
+        f"<rect width=400 height=240 class=frame /><text x=0 y=256>{html.escape(x[0])}</text>"
+        f"<text x=400 y=256 class=end>{html.escape(x[1])}</text><text x=4 y=236>{html.escape(y[0])}</text>"
+        f"<text x=4 y=14>{html.escape(y[1])}</text>{inside}</svg>{legend}</figure>"
+    )
+
+
+def _curves(groups: Sequence[Setting], metric: str) -> str:
+    """Mean over seeds of each setting against the step, with a band of one standard deviation."""
+    lines = []
+    for setting in groups:
+        per_step: dict[int, list[float]] = {}
+        for run in setting.runs:
+            for step, value in zip(*run.curves.get(metric, ((), ())), strict=True):
+                per_step.setdefault(int(step), []).append(float(value))
+        most = max(map(len, per_step.values()), default=0)
+        steps = sorted(step for step, values in per_step.items() if len(values) == most)
+        means = [statistics.fmean(per_step[s]) for s in steps]
+        spreads = [statistics.stdev(per_step[s]) if most > 1 else 0.0 for s in steps]
+        lines.append((setting.title, steps, np.array(means), np.array(spreads)))
+    if not any(len(steps) > 1 for _, steps, _, _ in lines):
+        return ""
+    right = max(steps[-1] for _, steps, _, _ in lines if steps)
+    y = _Axis.of(v for _, _, means, _ in lines for v in means.tolist())
+    floor = 10**y.low if y.log else -math.inf
+    drawn, legend = [], []
+    for i, (title, steps, means, spreads) in enumerate(lines):
+        colour = _COLOURS[i % len(_COLOURS)]
+
+        def points(values: Iterable[float], steps: Sequence[int] = tuple(steps)) -> list[str]:
+            return [
+                f"{400 * s / right:.1f},{240 * (1 - min(max(y.at(max(v, floor)), 0), 1)):.1f}"
+                for s, v in zip(steps, values, strict=True)
+            ]
+
+        if np.any(spreads):
+            around = points(means + spreads) + points(means - spreads)[::-1]
+            drawn.append(f"<polygon points='{' '.join(around)}' fill='{colour}' opacity=.15 />")
+        drawn.append(
+            f"<polyline points='{' '.join(points(means))}' stroke='{colour}' class=curve />"
+        )
+        legend.append(f"<li style='color:{colour}'>{html.escape(title)}")
+    log = ", log scale" if y.log else ""
+    return _figure(
+        f"{metric}{log}", ("0", f"step {right:,}"), y.ends(), "".join(drawn),
+        f"<ul>{''.join(legend)}</ul>",
+    )  # fmt: skip
+
+
+def _positions(values: Sequence[Any]) -> tuple[Callable[[Any], float], tuple[str, str]]:
+    """Where values of a flag lie in [0, 1]: numbers on a scale, others evenly in order."""
+    if all(_is_number(v) for v in values):
+        axis = _Axis.of(map(float, values))
+        return lambda v: axis.at(float(v)), axis.ends()
+    names = sorted({_show(v) for v in values})
+    return lambda v: (names.index(_show(v)) + 0.5) / len(names), (names[0], names[-1])
+
+
+def _sensitivity(groups: Sequence[Setting], flag: str, metric: str) -> str:
+    """The metric of every run against one flag, with the median of each value."""
+    at, ends = _positions([setting.values[flag] for setting in groups])
+    runs = [(s.values[flag], r.final[metric]) for s in groups for r in s.runs if metric in r.final]
+    if not runs:
+        return ""
+    y = _Axis.of(value for _, value in runs)
+    dots = "".join(
+        f"<circle cx={400 * at(v):.1f} cy={240 * (1 - y.at(m)):.1f} r=3 />" for v, m in runs
+    )
+    medians: dict[str, list[tuple[Any, float]]] = {}
+    for value, found in runs:
+        medians.setdefault(_show(value), []).append((value, found))
+    path = sorted((at(g[0][0]), statistics.median(m for _, m in g)) for g in medians.values())
+    line = " ".join(f"{400 * x:.1f},{240 * (1 - y.at(m)):.1f}" for x, m in path)
+    return _figure(f"{metric} against {flag}", ends, y.ends(),
+                   f"{dots}<polyline points='{line}' class=median />")  # fmt: skip
+
+
+def _parallel(groups: Sequence[Setting], flags: Sequence[str], metric: str) -> str:
+    """Each setting a line through its flags to its metric; dark is good."""
+    values = [setting.mean(metric)[0] for setting in groups]
+    axes = [*((f, *_positions([s.values[f] for s in groups])) for f in flags)]
+    scale = _Axis.of(values)
+    width = 400 / len(flags)
+    lines, fine = [], [i for i, value in enumerate(values) if math.isfinite(value)]
+    for rank, i in enumerate(reversed(fine)):  # the best on top
+        xs = [
+            f"{width * j:.1f},{240 * (1 - at(groups[i].values[f])):.1f}"
+            for j, (f, at, _) in enumerate(axes)
+        ]
+        xs.append(f"400,{240 * (1 - scale.at(values[i])):.1f}")
+        shade = 0.15 + 0.85 * (rank + 1) / len(fine)
+        lines.append(f"<polyline points='{' '.join(xs)}' class=curve opacity={shade:.2f} />")
+    names = "".join(
+        f"<text x={width * j:.1f} y=256>{html.escape(f)}</text><path d='M{width * j:.1f} 0V240' class=axis />"
+        for j, (f, _, _) in enumerate(axes)
+    )
+    return _figure(
+        f"{' → '.join(flags)} → {metric}", ("", metric), ("", ""), names + "".join(lines)
+    )
+
+
+def _grid(run: Run) -> str:
+    assert run.grid is not None
+    data = run.grid.read_bytes()
+    if len(data) > 600_000:
+        return ""
+    picture = base64.b64encode(data).decode()
+    return (
+        f"<figure><img src='data:image/png;base64,{picture}' alt=''>"
+        f"<figcaption>{html.escape(run.path.name)}, step {run.step:,}</figcaption></figure>"
+    )
+
+
+def _show(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,179 @@
+"""The comparison of runs: means by hand, hostile names, damaged runs, and a thousand of them."""
+
+import csv
+import html.parser
+import json
+import math
+import re
+import statistics
+
+import numpy as np
+import pytest
+
+import launch
+from bpgan.runtime import compare, report
+from bpgan.types import UserError
+
+
+def make_run(path, config, values, status="done", metric="eval/FD", metrics=None):
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps({"experiment": "x", "config": config}))
+    lines = [
+        json.dumps({"step": 10 * (i + 1), "epoch": i, metric: v, "d/loss": 1.0, "time/elapsed": 2.0 * (i + 1)})
+        for i, v in enumerate(values)
+    ]  # fmt: skip
+    (path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    if status:
+        result = {
+            "status": status,
+            "step": 10 * len(values),
+            "metrics": metrics or {metric: values[-1]},
+        }
+        (path / "result.json").write_text(json.dumps(result))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for lr in (0.1, 0.01):
+        for seed in range(3):
+            config = {
+                "lr": lr,
+                "seed": seed,
+                "batch_size": 8,
+                "d_steps": 2,
+                "workdir": f"{lr}{seed}",
+            }
+            make_run(tmp_path / f"a/{lr}_{seed}", config, [5.0, 2 + lr + seed, 3 + lr + 2 * seed])
+    return tmp_path
+
+
+def test_means_are_over_the_seeds_of_a_setting(folder):
+    runs = compare.read([folder])
+    groups = compare.ranked(compare.settings(runs), "eval/FD")
+    assert [dict(s.values) for s in groups] == [{"lr": 0.01}, {"lr": 0.1}]
+    final = [3.01, 5.01, 7.01]
+    best = [2.01, 3.01, 4.01]
+    assert groups[0].mean("eval/FD") == pytest.approx(
+        (statistics.mean(final), statistics.stdev(final), 3)
+    )
+    assert groups[0].mean("eval/FD", "best") == pytest.approx((3.01, 1.0, 3))
+    assert statistics.mean(best) == pytest.approx(3.01)
+    row = compare.rows(groups, ["eval/FD"])[0]
+    assert row == {
+        "lr": "0.01", "runs": "3 done", "step": "30", "images": "480", "seconds": "6",
+        "eval/FD": "5.01 ± 2 (best 3.01 ± 1)",
+    }  # fmt: skip
+
+
+def test_more_is_better_for_some(folder):
+    assert compare.more_is_better("eval/recall-k3") and compare.more_is_better("test_accuracy")
+    assert compare.more_is_better("test/elbo") and not compare.more_is_better("eval/FD")
+    make_run(folder / "b", {"lr": 1.0, "seed": 0}, [0.2, 0.9, 0.4], metric="accuracy")
+    run = next(r for r in compare.read([folder]) if r.path.name == "b")
+    assert run.best["accuracy"] == 0.9 and run.final["accuracy"] == 0.4
+
+
+def test_what_is_not_done_is_counted_and_in_no_mean(folder):
+    config = {"lr": 0.1, "seed": 9, "batch_size": 8, "d_steps": 2}
+    make_run(folder / "a/broken", config, [5.0, math.nan], status="non-finite")
+    make_run(folder / "a/going", config | {"seed": 10}, [5.0], status="")
+    with (folder / "a/going/metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "eval/F')  # torn
+    make_run(folder / "a/alone", config | {"lr": 7.0}, [4.0])
+    groups = compare.settings(compare.read([folder]))
+    by = {s.values["lr"]: s for s in groups}
+    assert by[0.1].mean("eval/FD")[2] == 3
+    states = compare.rows([by[0.1]], [])[0]["runs"]
+    assert sorted(states.split(", ")) == ["1 non-finite", "1 unfinished", "3 done"]
+    assert compare.rows([by[7.0]], ["eval/FD"])[0]["eval/FD"] == "4"  # no spread of one
+    page = compare.write(compare.read([folder]), "", folder).read_text()
+    assert "broken (non-finite)" in page and "going (unfinished)" in page
+
+
+def test_damaged_files_are_no_traceback(folder):
+    (folder / "junk").mkdir()
+    (folder / "junk/config.json").write_text("[1, 2")
+    (folder / "a/0.1_0/metrics.jsonl").write_text("not json\n{}\n")
+    (folder / "a/0.1_1/result.json").write_text('{"status": "done", "step": 30, "metrics": [')
+    runs = compare.read([folder])
+    assert len(runs) == 6
+    assert {r.status for r in runs} >= {"done", "unfinished"}
+    compare.write(runs, "", folder)
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_loads_nothing_and_escapes_everything(folder):
+    nasty = "<script>alert('&\")</script>"
+    config = {"lr": 0.5, "seed": 0, "name": nasty}
+    make_run(folder / "a/<b>x", config, [1.0, 2.0], metric=f"eval/{nasty}")
+    report.save_png(folder / "a/<b>x/samples/step_00000020.png", np.zeros((8, 8, 1), np.uint8))
+    page = Page(compare.write(compare.read([folder]), "", folder).read_text())
+    assert "script" not in page.tags and "b" not in page.tags
+    assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert nasty in page.text and page.tags.count("svg") >= 3
+
+
+def test_the_csv_holds_every_number_in_full(folder):
+    values = [0.1 + 0.2, 1 / 3]
+    make_run(folder / "c", {"lr": 1e-7, "seed": 0, "note": 'a,"b"\nc'}, values)
+    compare.write(compare.read([folder]), "", folder)
+    with (folder / "comparison.csv").open(newline="") as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    row = rows[str(folder / "c")]
+    assert float(row["eval/FD"]) == values[-1] and float(row["best of eval/FD"]) == values[0]
+    assert row["note"] == 'a,"b"\nc' and float(row["lr"]) == 1e-7 and len(rows) == 7
+
+
+def test_thinned_curves_keep_their_mean():
+    steps, values = np.arange(50_000), np.random.default_rng(0).normal(size=50_000)
+    short, means = compare._thinned(steps, values)
+    assert len(short) == 200 and short[-1] == 49_999
+    assert means.mean() == pytest.approx(values.mean(), abs=1e-12)
+
+
+def test_many_runs_and_long_logs(tmp_path):
+    line = '{"step": %d, "epoch": 0.1, "d/loss": 0.5, "g/loss": 0.25}\n'
+    for i in range(300):
+        make_run(
+            tmp_path / f"r{i}",
+            {"lr": 10 ** -(1 + i % 7), "b1": (i % 11) / 11, "seed": i},
+            [1.0 + i],
+        )
+    (tmp_path / "r0/metrics.jsonl").write_text("".join(line % s for s in range(1, 20_001)))
+    page = compare.write(compare.read([tmp_path]), "", tmp_path)
+    assert page.stat().st_size < 5_000_000
+    assert "b1 → " in page.read_text() or "→ b1" in page.read_text()
+
+
+def test_the_launcher_prints_and_refuses_in_one_line(folder, capsys):
+    assert launch.run([f"--report={folder}", f"--report_to={folder / 'out'}"]) == 0
+    said = capsys.readouterr().out
+    assert "x: 6 runs, 2 settings" in said and "5.01 ± 2" in said
+    assert (folder / "out/comparison.html").exists() and (folder / "out/comparison.csv").exists()
+    for argv, expected in (
+        ([f"--report={folder / 'nope'}"], "there is no such folder"),
+        (
+            [f"--report={folder}", "--report_metric=FID"],
+            "--report_metric=FID: is not logged by these",
+        ),
+        ([f"--report={folder / 'a/0.1_0/config.json'}"], "there is no such folder"),
+    ):
+        with pytest.raises(UserError, match=re.escape(expected)) as caught:
+            launch.run(argv)
+        assert "\n" not in str(caught.value)
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no run"):
+        launch.run([f"--report={folder / 'empty'}"])
