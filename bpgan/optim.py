@@ -13,10 +13,11 @@ A schedule is written as text, so that it fits in a flag:
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Schedule = Callable[[Any], jax.Array]
@@ -128,3 +129,59 @@ def half_life(images: Any, batch: int, ramp: float | None = 0.05) -> Schedule:
         return 0.5 ** (batch / jnp.maximum(h, 1e-8))
 
     return decay
+
+
+class Range(NamedTuple):
+    """What a range test found.
+
+    Attributes:
+      smooth: the smoothed loss, NaN from where the test stopped.
+      steepest: the step size at which the smoothed loss falls fastest with the logarithm of the step size.
+      tenth: a tenth of the step size at which it is least.
+      stopped: index of the step at which the loss had grown too large or was not finite; the length if it never was.
+    """
+
+    smooth: np.ndarray
+    steepest: float
+    tenth: float
+    stopped: int
+
+
+def geometric(low: float, high: float, steps: int) -> Schedule:
+    """The step sizes of a range test: ``low (high / low)^(step / (steps - 1))``."""
+    return lambda step: low * (high / low) ** (step / (steps - 1))
+
+
+def range_test(lrs: np.ndarray, losses: np.ndarray, *, decay: float = 0.98) -> Range:
+    """Reads a learning-rate range test: Smith 2017, arXiv:1506.01186, with the smoothing and stopping of its users.
+
+    The loss is averaged with the given decay, corrected for its start. The test stops where the average exceeds four
+    times its least value so far (of a loss that can be negative: where it is above the least by three times the fall).
+
+    Args:
+      lrs: the step size of each step, growing.
+      losses: before each step, with the batch of that step.
+      decay: of the average, in [0, 1).
+
+    Raises:
+      ValueError: if fewer than ten steps came before the stop.
+    """
+    mean, least, smooth = 0.0, math.inf, np.full(len(losses), math.nan)
+    stopped = len(losses)
+    for i, loss in enumerate(losses):
+        mean = decay * mean + (1 - decay) * float(loss)
+        value = mean / (1 - decay ** (i + 1))
+        first = smooth[0] if i else value
+        bound = 4 * least if least > 0 else least + 3 * (first - least)
+        if not math.isfinite(value) or (i >= 10 and value > bound):
+            stopped = i
+            break
+        smooth[i], least = value, min(least, value)
+    if stopped < 10:
+        raise ValueError(f"stopped after {stopped} steps: the range begins too high")
+    at = int(np.nanargmin(smooth))
+    # Over a twentieth of the range: from one step to the next the batches decide.
+    width = min(max(len(losses) // 20, 1), max(at, 1))
+    fall = smooth[width : at + 1] - smooth[: at + 1 - width]
+    middle = (int(np.argmin(fall)) if len(fall) else 0) + width // 2
+    return Range(smooth, float(lrs[middle]), float(lrs[at]) / 10, stopped)

@@ -6,7 +6,7 @@ length, the host is consulted once per call, and how the steps are grouped into 
 
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -248,6 +248,33 @@ def advance(
     carry = lax.fori_loop(0, k, one, carry)
     floats = [x for x in jax.tree.leaves(carry) if jnp.issubdtype(x.dtype, jnp.floating)]
     return carry, jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
+
+
+def recorded(
+    algorithm: Algorithm, sources: Sequence[Source], *, seeds: Sequence[int], steps: int
+) -> dict[str, np.ndarray]:
+    """The metrics of every step of short runs, ``[seeds, steps]``; nothing is logged or saved.
+
+    Args:
+      algorithm: what is trained.
+      sources: the batches of each seed, which differ in ``data`` only.
+      seeds: root seeds.
+      steps: from the beginning.
+    """
+    batch_at = sources[0].batch_at
+
+    @jax.jit
+    def run(data: Any, root: PRNG) -> Metrics:
+        def one(state: Any, _: Any) -> tuple[Any, Metrics]:
+            return algorithm.step(state, batch_at(data, state.step), stream(root, "train"))
+
+        return lax.scan(one, algorithm.init(stream(root, "init")), length=steps)[1]
+
+    found = [
+        jax.device_get(run(source.data, jax.random.key(seed)))
+        for source, seed in zip(sources, seeds, strict=True)
+    ]
+    return {name: np.stack([metrics[name] for metrics in found]) for name in found[0]}
 
 
 def axis_name(mode: str) -> str | None:

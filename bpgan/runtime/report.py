@@ -289,6 +289,34 @@ def _write_curves(path: pathlib.Path, title: str, panels: Sequence[_Panel]) -> N
 # --- the page -------------------------------------------------------------------------------------
 
 
+def save_range(
+    path: pathlib.Path,
+    title: str,
+    lrs: np.ndarray,
+    raw: np.ndarray,
+    smooth: np.ndarray,
+    marks: dict[str, float],
+) -> None:
+    """A range test as PNG: loss against the step size, raw ``[seeds, n]`` and smoothed, with step sizes marked."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    for i, (one, mean) in enumerate(zip(raw, smooth, strict=True)):
+        shown = np.isfinite(mean)
+        axes.plot(lrs[shown], one[shown], color=_COLOURS[0], alpha=0.15, linewidth=0.8)
+        axes.plot(lrs, mean, color=_COLOURS[0], linewidth=1.4, label="smoothed" if i == 0 else None)
+    for i, (name, lr) in enumerate(marks.items()):
+        axes.axvline(lr, color=_COLOURS[1 + i], linestyle="--", label=f"{name}: {lr:.2g}")
+    axes.set_xscale("log")
+    axes.set_xlabel("step size")
+    axes.set_title(title, fontsize=10, loc="left", parse_math=False)
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
 def _frames(path: pathlib.Path) -> list[tuple[int, bytes]]:
     """The sample grids to show, as (step, PNG): evenly spaced, the first and the last among them."""
     found = []

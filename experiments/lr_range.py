@@ -1,0 +1,141 @@
+"""Which step size? A range test of a classifier, an autoencoder, or a D against a G that stands still.
+
+Run:     python -m experiments.lr_range
+             the classifier on MNIST digits: a plot and a recommendation
+         python -m experiments.lr_range --system=d
+             D of mnist_gan, while G stays as it was born
+         python -m experiments.lr_range --system=vae --flags="net=mlp likelihood=bernoulli"
+Papers:  Smith 2017, arXiv:1506.01186.
+
+The step size grows geometrically from step to step, on the experiment's own code, data and optimiser. A recommendation
+is the median over seeds. The losses of a GAN's pair are no measure of quality: choose for the pair by a metric, with
+``launch.py --sweep=g_lr=log:1e-4:1e-2 --samples=27 --search=halving --aim=min:eval/FD``.
+"""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+import shlex
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bpgan import data, optim
+from bpgan.runtime import report
+from bpgan.types import Algorithm, UserError
+from experiments import _cli as cli
+
+
+class System(NamedTuple):
+    """An experiment, the flag that is its step size, the metric that is its loss, and what is set besides."""
+
+    experiment: str
+    flag: str = "lr"
+    loss: str = "loss"
+    fixed: tuple[str, ...] = ()
+
+
+SYSTEMS = {
+    "classifier": System("classifier"),
+    "vae": System("vae"),
+    "d": System("mnist_gan", "d_lr", "d/loss", ("--g_lr=0",)),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(cli.Config):
+    system: str = cli.field("classifier", "what is trained", choices=SYSTEMS)
+    dataset: str = cli.field("mnist10k", data.FORMS)
+    flags: str = cli.field("", "more flags of the experiment: net=mlp latents=10")
+    low: float = cli.field(1e-6, "first step size", low=0, exclusive_low=True)
+    high: float = cli.field(1.0, "last step size", low=0, exclusive_low=True)
+    steps: int = cli.field(300, "from the first to the last", low=20, high=100_000)
+    seeds: int = cli.field(3, "how many tests; 0 is the first seed", low=1, high=100)
+    decay: float = cli.field(0.9, "of the average that smooths the loss", low=0, high=0.999)
+
+
+PRESETS = {"smoke": dict(steps=20, seeds=1)}
+
+
+def ramped(module: Any, cfg: cli.RunConfig, flag: str, lr: optim.Schedule) -> Algorithm:
+    """The experiment's algorithm with a step size that is a function of the step.
+
+    The flag is one that ``build`` takes as a traced number, so at every step the system is that of the present value.
+    """
+    base = module.build(cfg).algorithm
+
+    def step(state: Any, batch: Any, key: Any) -> Any:
+        values: Any = {flag: lr(state.step)}
+        return module.build(dataclasses.replace(cfg, **values)).algorithm.step(state, batch, key)
+
+    return base._replace(step=step)
+
+
+def run(cfg: Config) -> None:
+    """Tests, writes ``lr_range.json`` and ``lr_range.png``, and says what it recommends.
+
+    Raises:
+      UserError: for an empty range, one that begins too high, or a workdir that cannot be written.
+    """
+    from bpgan.runtime import parallel
+
+    if cfg.low >= cfg.high:
+        raise UserError(f"--low={cfg.low}: must be < --high={cfg.high}")
+    system, folder = SYSTEMS[cfg.system], pathlib.Path(cfg.workdir)
+    module = importlib.import_module(f"experiments.{system.experiment}")
+    argv = [
+        f"--dataset={cfg.dataset}",
+        *system.fixed,
+        *(f"--{flag}" for flag in shlex.split(cfg.flags)),
+    ]
+    chosen = cli.resolve(module.Config, module.PRESETS, argv)
+    parallel.setup(precision=chosen.precision)
+    lrs = np.geomspace(cfg.low, cfg.high, cfg.steps)
+    algorithm = ramped(module, chosen, system.flag, optim.geometric(cfg.low, cfg.high, cfg.steps))
+    seeds = range(cfg.seeds)
+    sources = [module.build(dataclasses.replace(chosen, seed=seed)).source for seed in seeds]
+    if sources[0].windows:
+        raise UserError(f"--dataset={cfg.dataset}: is too large for memory; a smaller one will do")
+    losses = parallel.recorded(algorithm, sources, seeds=seeds, steps=cfg.steps)[system.loss]
+    try:
+        found = [optim.range_test(lrs, one, decay=cfg.decay) for one in losses]
+    except ValueError as error:
+        raise UserError(f"--low={cfg.low}: {error}") from None
+    steepest, tenth = ([getattr(each, name) for each in found] for name in ("steepest", "tenth"))
+    marks = {
+        "steepest descent": float(np.median(steepest)),
+        "a tenth of the minimum": float(np.median(tenth)),
+    }
+    record = {
+        "config": dataclasses.asdict(cfg),
+        "lr": lrs.tolist(),
+        "loss": losses.tolist(),
+        "smooth": [each.smooth.tolist() for each in found],
+        "stopped": [each.stopped for each in found],
+        "steepest": steepest,
+        "tenth": tenth,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lr_range.json").write_text(json.dumps(record))
+        title = f"{cfg.system}, {cfg.dataset}: {system.loss}, {cfg.seeds} seeds"
+        smooth = np.stack([each.smooth for each in found])
+        report.save_range(folder / "lr_range.png", title, lrs, losses, smooth, marks)
+    except OSError as error:
+        raise UserError(f"--workdir={folder}: cannot be written ({error.strerror})") from None
+    for (name, value), each in zip(marks.items(), (steepest, tenth), strict=True):
+        print(
+            f"{name}: {value:.2g} (from {min(each):.2g} to {max(each):.2g} over {cfg.seeds} seeds)"
+        )
+    ends = [f"{lrs[each.stopped]:.2g}" for each in found if each.stopped < cfg.steps]
+    print(
+        f"the loss was lost at {', '.join(ends)}"
+        if ends
+        else "the loss was never lost: try a greater --high"
+    )
+    print(f"try --{system.flag}={marks['a tenth of the minimum']:.1g}; {folder / 'lr_range.png'}")
+
+
+if __name__ == "__main__":
+    cli.main(Config, run, PRESETS)

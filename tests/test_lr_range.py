@@ -1,0 +1,109 @@
+"""The range test: on quadratics, whose best step size is known, and on a classifier that then learns."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bpgan import optim
+from experiments import _cli as cli
+from experiments import lr_range
+
+LRS = np.geomspace(1e-6, 1e2, 300)
+
+
+def descent(curvatures, lrs, start=1.0):
+    """Losses ``sum L x^2 / 2`` of gradient descent, each before its step."""
+    x, losses = np.full(len(curvatures), start), []
+    with np.errstate(over="ignore", invalid="ignore"):
+        for lr in lrs:
+            losses.append(float(np.sum(curvatures * x**2) / 2))
+            x = x - lr * curvatures * x
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("largest", [0.3, 1.0, 7.0, 100.0])
+@pytest.mark.parametrize("condition", [1.0, 10.0])
+def test_on_a_quadratic_it_finds_the_curvature(largest, condition):
+    """Stable below 2 / L, fastest at 1 / L."""
+    curvatures = largest * np.array([1.0, 1 / condition])
+    found = optim.range_test(LRS, descent(curvatures, LRS), decay=0.9)
+    assert 0.05 / largest <= found.tenth <= 2 / largest
+    assert 0.02 / largest <= found.steepest <= 2 / largest and found.stopped < 300
+    assert LRS[found.stopped] > 2 / largest
+
+
+def test_smoothing_and_stopping_by_the_definition():
+    losses = np.concatenate([np.linspace(4, 1, 60), np.linspace(1, 30, 40)])
+    lrs = np.geomspace(1e-4, 1, 100)
+    found = optim.range_test(lrs, losses, decay=0.98)
+    mean, expected = 0.0, []
+    for i, loss in enumerate(losses):
+        mean = 0.98 * mean + 0.02 * loss
+        expected.append(mean / (1 - 0.98 ** (i + 1)))
+    stop = next(i for i in range(10, 100) if expected[i] > 4 * min(expected[:i]))
+    assert found.stopped == stop and np.isnan(found.smooth[stop:]).all()
+    np.testing.assert_allclose(found.smooth[:stop], expected[:stop], rtol=1e-12)
+    assert found.tenth == lrs[int(np.argmin(expected[:stop]))] / 10
+
+
+def test_units_of_the_loss_do_not_matter():
+    losses = descent(np.array([1.0, 0.1]), LRS)
+    a, b = (optim.range_test(LRS, scale * losses, decay=0.9) for scale in (1.0, 1e-3))
+    assert (a.steepest, a.tenth, a.stopped) == (b.steepest, b.tenth, b.stopped)
+
+
+def test_negative_losses_and_infinite_ones():
+    losses = np.concatenate([np.linspace(0, -500, 80), np.linspace(-500, 3000, 40)])
+    found = optim.range_test(np.geomspace(1e-4, 1, 120), losses, decay=0.0)
+    assert 80 < found.stopped < 120
+    losses = np.concatenate([np.linspace(4, 1, 60), [np.nan], np.ones(40)])
+    assert optim.range_test(np.geomspace(1e-4, 1, 101), losses).stopped == 60
+    with pytest.raises(ValueError, match="stopped after 3 steps: the range begins too high"):
+        optim.range_test(LRS, np.array([1.0, 2.0, 3.0, np.inf, 1.0]))
+
+
+def test_the_ramp_is_geometric():
+    ramp = optim.geometric(1e-5, 1e-1, 5)
+    assert [float(ramp(i)) for i in range(5)] == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 1e-1])
+
+
+def go(tmp_path, *argv):
+    argv = [f"--workdir={tmp_path}", *argv]
+    return cli.run(lr_range.Config, lr_range.run, lr_range.PRESETS, argv)
+
+
+@pytest.mark.parametrize("system", lr_range.SYSTEMS)
+def test_every_system_has_a_range(tmp_path, system):
+    flags = {"classifier": "", "vae": "preset=smoke", "d": "preset=smoke"}[system]
+    code = go(tmp_path, f"--system={system}", "--preset=smoke", "--high=1e-3", f"--flags={flags}")
+    assert code == 0
+    record = json.loads((tmp_path / "lr_range.json").read_text())
+    assert len(record["lr"]) == 20 and np.shape(record["loss"]) == (1, 20)
+    assert np.isfinite(record["loss"]).all() and (tmp_path / "lr_range.png").exists()
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    for argv, said in (
+        (["--low=1", "--high=0.1"], "--low=1.0: must be < --high=0.1"),
+        (["--system=gan"], "--system=gan: must be one of classifier, vae, d"),
+        (["--flags=nett=cnn"], "--nett: unknown flag; did you mean --net?"),
+    ):
+        assert go(tmp_path, *argv) == 2
+        assert f"error: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_classifier_learns_faster_with_what_is_recommended(tmp_path):
+    from experiments import classifier
+
+    assert go(tmp_path, "--seeds=1") == 0
+    tenth = json.loads((tmp_path / "lr_range.json").read_text())["tenth"][0]
+    accuracy = {}
+    for lr in (tenth / 100, tenth):
+        cfg = cli.resolve(classifier.Config, classifier.PRESETS, [f"--lr={lr}"])
+        built = classifier.build(cfg)
+        state = cli.trained(built, seed=0, steps=150)
+        assert built.evaluate is not None
+        accuracy[lr] = built.evaluate(state)["test_accuracy"]
+    assert accuracy[tenth] > accuracy[tenth / 100] + 0.05
