@@ -129,10 +129,6 @@ def test_the_faster_lowering_is_measured_where_there_is_a_choice(monkeypatch):
 # Runs on disk.
 
 
-class Broken(Exception):
-    pass
-
-
 PLAN = dict(name="test", restart_safe=frozenset({"steps"}), log_every=2, sample_every=4,
             checkpoint_every=4, tensorboard=False)  # fmt: skip
 
@@ -156,6 +152,7 @@ def saved(folder, step):
     return json.loads((folder / "checkpoints" / str(step) / "manifest" / "metadata").read_text())
 
 
+@pytest.mark.slow
 def test_each_run_has_a_directory_as_if_it_had_been_alone(tmp_path):
     results = fit(tmp_path / "group", 12)
     assert [r.status for r in results] == ["done"] * 3
@@ -184,7 +181,7 @@ def test_each_run_has_a_directory_as_if_it_had_been_alone(tmp_path):
 
 
 @pytest.mark.parametrize("lowering", sweep.LOWERINGS)
-@pytest.mark.parametrize("lost", [(1,), (0, 1, 2)])
+@pytest.mark.parametrize("lost", [(1,), pytest.param((0, 1, 2), marks=pytest.mark.slow)])
 def test_a_group_killed_between_two_saves_goes_on_bit_for_bit(tmp_path, lowering, lost):
     fit(tmp_path / "whole", 16, lowering=lowering)
     fit(tmp_path / "cut", 12, lowering=lowering)
