@@ -31,6 +31,8 @@ ALLOWED = {
                     "bpgan.algorithms", "bpgan.metrics", "bpgan.metrics.features", "bpgan.version",
                     "bpgan.runtime.report", "experiments._cli", "experiments._processes", "experiments._search",
                     "experiments._sweep"},
+    "experiments.lr_range": {"bpgan.types", "bpgan.optim", "bpgan.data", "bpgan.runtime", "bpgan.runtime.report",
+                             "experiments._cli"},
     "experiments._cli": {"bpgan.types", "bpgan.data", "bpgan.runtime", "bpgan.runtime.report"},
     "experiments._group": {"bpgan.types", "bpgan.runtime", "experiments._cli"},
     "experiments._processes": {"bpgan.types", "experiments._cli"},

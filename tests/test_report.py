@@ -5,7 +5,6 @@ import html.parser
 import io
 import json
 import re
-import time
 
 import numpy as np
 import pytest
@@ -299,15 +298,6 @@ def test_run_without_samples_or_log(tmp_path):
     _, page, data = page_of(tmp_path)
     assert "unfinished" in page.text and not pictures(page) and data["panels"] == []
     assert not (tmp_path / "curves.png").exists()
-
-
-def test_ten_thousand_lines_take_a_moment(tmp_path):
-    metrics = {f"{p}/{m}": 0.5 for p in "dg" for m in ("loss", "grad_norm", "real")}
-    make_log(tmp_path, [1.0] * 10_000, **metrics)
-    report.write_report(tmp_path)  # imports matplotlib
-    start = time.process_time()
-    report.write_report(tmp_path)
-    assert time.process_time() - start < 1.5
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
