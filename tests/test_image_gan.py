@@ -93,6 +93,7 @@ def test_networks_take_images_of_any_size(files, net, size, channels):
         ["--penalty=clip=0.01", "--loss=wasserstein", "--lr=1e-4/4e-4"],
         ["--loss=began", "--net=dcgan:4/autoencoder:8", "--penalty=none"],
         ["--rule=optimistic", "--augment=color,cutout@warmup:0.5:0.8"],
+        ["--net=cnn/cnn,spectral", "--condition=projection"],
         ["--net=r3gan:1", "--precision=bfloat16", "--truncation=1"],
         ["--ema=0", "--betas=0.5,cosine:0.9:0.99:0.5", "--lr=warmup:0.1:cosine:1e-3:1e-4"],
     ],

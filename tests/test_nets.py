@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import bpgan.nets
-from bpgan.nets import dcgan, layers, linen_net, mlp
+from bpgan.nets import cnn, dcgan, layers, linen_net, mlp
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -348,6 +348,7 @@ def modules():
 
 # Options that make the networks small, of generators and of discriminators; without an entry a network is as it is.
 TINY = {
+    "cnn": ({"widths": (16, 8, 8)}, {"widths": (16, 8, 8)}),
     "resnet": ({"widths": (16, 16, 16)}, {"widths": (16, 16)}),
     "biggan": (
         {"channels": 8, "widths": (2, 2, 2), "shared": 4},
@@ -408,7 +409,8 @@ def test_every_network_keeps_the_contract(module, example, output):
         assert {"params", *mutable} == set(variables)
         for name, collection in mutable.items():
             assert jax.tree.map(jnp.shape, collection) == jax.tree.map(jnp.shape, variables[name])
-        assert 0.01 < float(y.std()) < 10  # the initial scale is neither dead nor wild
+        # The initial scale is neither dead nor wild; running averages have not seen any yet.
+        assert (mutable is evaluated[1] and "batch_stats" in variables) or 0.01 < y.std() < 10
         if len(output) == 3:
             assert float(abs(y).max()) <= 1
     # By default an example's output in evaluation does not depend on the others.
@@ -464,6 +466,19 @@ COUNTS = [
         (28, 28, 1),
         17 * 32 + (16 * 32 + 1) * 64 + (49 * 64 + 1) * 128 + 129 * 10,
     ),
+    # Miyato et al. 2018, table 3.
+    (
+        cnn.Generator((32, 32, 3)),
+        128,
+        129 * 8192 + sum((16 * 2 * b + 1) * b + 2 * b for b in (256, 128, 64)) + (9 * 64 + 1) * 3,
+    ),
+    (
+        cnn.Discriminator(spectral=True),
+        (32, 32, 3),
+        sum((9 * a + 1) * b + (16 * b + 1) * b for a, b in ((3, 64), (64, 128), (128, 256)))
+        + (9 * 256 + 1) * 512
+        + 513,
+    ),
     # Radford et al. 2016, figure 1 (with the biases that batch norm makes redundant).
     (
         dcgan.Generator((64, 64, 3), (1024, 512, 256, 128)),
@@ -479,6 +494,27 @@ COUNTS = [
 def test_parameter_counts(module, example, count):
     variables, *_ = shapes(module, (example,) if isinstance(example, int) else example)
     assert size(variables["params"]) == count
+
+
+def test_plain_networks_start_orthogonal():
+    """As PyTorch flattens the kernels: out x patch, of a transposed convolution in x patch."""
+    for module, example in (
+        (cnn.Generator((32, 32, 3)), (1, 128)),
+        (cnn.Discriminator(), (1, 32, 32, 3)),
+    ):
+        params = linen_net(module).init(jax.random.key(0), jnp.zeros(example))["params"]
+        for name, kernel in ((n, p["kernel"]) for n, p in params.items() if "kernel" in p):
+            back = isinstance(module, cnn.Generator) and name in ("conv0", "conv1", "conv2")
+            flat = np.moveaxis(np.asarray(kernel), -2 if back else -1, 0)
+            flat = flat.reshape(len(flat), -1)
+            gram = flat @ flat.T if len(flat) <= flat.shape[1] else flat.T @ flat
+            np.testing.assert_allclose(gram, np.eye(len(gram)), atol=1e-5, err_msg=name)
+
+
+def test_batch_norm_or_spectral_norm_in_a_plain_discriminator():
+    for spectral, present in ((False, {"batch_stats"}), (True, {"spectral"})):
+        variables, *_ = shapes(cnn.Discriminator(spectral=spectral), (32, 32, 3))
+        assert set(variables) - {"params"} == present
 
 
 def test_submodules_are_named_in_order():

@@ -7,6 +7,7 @@ nothing outside this package imports flax.
 
 ========================  ======================================================================
 ``mlp``, ``dcgan``        perceptrons, strided convolutions
+``cnn``                   the plain networks of the spectral norm's paper, StudioGAN's DCGAN
 ``resnet``, ``biggan``    residual networks with spectral norm: SNGAN, SAGAN, BigGAN
 ``r3gan``                 residual networks without norms
 ``stylegan2``             a mapping, and convolutions that it modulates
