@@ -4,13 +4,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test test-slow lint types bench setup setup-dev clean
+.PHONY: train test test-medium test-slow lint types bench setup setup-dev clean
 
 train: setup
 	$(BIN)/python -m experiments.mnist_gan
 
 test: setup-dev
 	$(BIN)/python -m pytest
+
+test-medium: setup-dev
+	$(BIN)/python -m pytest --slow -m "medium and not slow"
 
 test-slow: setup-dev
 	$(BIN)/python -m pytest --slow

@@ -26,14 +26,14 @@ jax.config.update("jax_debug_key_reuse", True)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--slow", action="store_true", help="also run tests marked medium or slow")
 
 
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--slow"):
         skip = pytest.mark.skip(reason="needs --slow")
         for item in items:
-            if "slow" in item.keywords:
+            if {"medium", "slow"} & set(item.keywords):
                 item.add_marker(skip)
 
 

@@ -106,6 +106,7 @@ def collapsed_gan():
     return algorithm._replace(sample=sample)
 
 
+@pytest.mark.medium
 def test_a_collapsed_run_is_flagged_in_log_and_report(tmp_path, capsys):
     """Not before an epoch (3.1 steps) has passed; and the run goes on."""
     result = fit(tmp_path / "run", 8, algorithm=collapsed_gan(), sample_every=2)
@@ -118,6 +119,7 @@ def test_a_collapsed_run_is_flagged_in_log_and_report(tmp_path, capsys):
     assert len(stored["anomalies"]) == 3 and stored["metrics"]["samples/variance"] < 1e-9
 
 
+@pytest.mark.medium
 def test_a_collapsed_run_is_stopped_if_asked(tmp_path):
     for _ in range(2):  # and again when it is repeated
         with pytest.raises(train.Anomaly, match="on_anomaly=stop, at step 4: .*step 3 is kept"):
@@ -139,6 +141,7 @@ def spiky_gan(at):
     return algorithm._replace(step=step)
 
 
+@pytest.mark.medium
 def test_a_spike_is_flagged_once_and_again_after_a_resume(tmp_path):
     for name, stops in (("straight", [16]), ("resumed", [9, 16])):
         for steps in stops:
@@ -150,6 +153,7 @@ def test_a_spike_is_flagged_once_and_again_after_a_resume(tmp_path):
         fit(tmp_path / "stopped", 16, algorithm=spiky_gan(12), log_every=1, on_anomaly="stop")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("step", [5])
 def test_not_finite_always_stops(tmp_path, step):
     algorithm = spiky_gan(step)

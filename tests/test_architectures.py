@@ -101,6 +101,7 @@ def test_parameter_counts(name):
 # Shapes
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("side, channels", [(28, 1), (32, 3), (64, 4)])
 @pytest.mark.parametrize("name", NAMES)
 def test_default_sizes(name, side, channels):
@@ -166,6 +167,7 @@ CONDITIONED = [
 ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "name, options", CONDITIONED, ids=lambda v: v if isinstance(v, str) else "-".join(v)
 )
@@ -259,6 +261,7 @@ def test_the_d2d_embedding_and_proxies_have_unit_norm():
         np.testing.assert_allclose(rows, expected / scale, rtol=0, atol=1e-5)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", NAMES)
 def test_conditional_discriminators_meet_gradient_penalties(name):
     """Each example is scored by itself and with its label, and R1 has finite gradients."""
@@ -325,6 +328,7 @@ def test_power_iteration_finds_the_largest_singular_value():
     assert abs(largest(kernel.reshape(3, -1)) / sigma - 1) > 0.5
 
 
+@pytest.mark.medium
 def test_the_gradient_is_that_of_the_largest_singular_value(x64):
     kernel = normal(0, 2, 2, 3, 5)
     weights = kernel + normal(1, 2, 2, 3, 5)
@@ -345,6 +349,7 @@ def test_the_gradient_is_that_of_the_largest_singular_value(x64):
     assert float(abs(gradient - weights / largest(kernel.reshape(-1, 5))).max()) > 1e-2
 
 
+@pytest.mark.medium
 def test_u_moves_in_training_only():
     net = linen_net(resnet.Discriminator((8, 8)))
     x = normal(0, 2, 8, 8, 3, dtype=np.float32)
@@ -400,6 +405,7 @@ GROUPED = [
 ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("groups, i, o, k", GROUPED)
 def test_grouped_conv_and_its_derivatives_are_those_of_lax(x64, groups, i, o, k):
     x, kernel = normal(0, 2, 5, 4, groups * i), normal(1, *k, i, groups * o)
@@ -586,6 +592,7 @@ def test_minibatch_deviation_is_that_of_the_groups():
         np.testing.assert_allclose(y[jnp.array([i, j]), ..., 3], expected, rtol=1e-4)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("classes", [0, 3])
 def test_truncated_styles(classes):
     """psi = 1 is G itself; psi = 0 is one image, of each class."""

@@ -37,6 +37,7 @@ def compiled(name):
     return jax.jit(augment.policy(name))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "shape,dtype",
     list(zip(SHAPES, [jnp.float32, jnp.bfloat16, jnp.float64], strict=True)),
@@ -51,6 +52,7 @@ def test_p_0_returns_the_same_bits(x64, shape, dtype):
     assert all((a != b).any() for a, b in zip(np.asarray(x), np.asarray(y), strict=True))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", augment.OPERATIONS)
 def test_each_example_is_left_alone_or_not_by_its_own_coin(name):
     x = jnp.asarray(images(4000, 4, 4, 3, dtype=np.float32))
@@ -68,6 +70,7 @@ def test_each_example_is_left_alone_or_not_by_its_own_coin(name):
     assert abs(same - none) < 5 * math.sqrt(none * (1 - none) / 4000)
 
 
+@pytest.mark.medium
 def test_a_policy_is_its_operations_with_streams_of_their_own(trees_equal):
     x, key = jnp.asarray(images(6, 8, 8, 1, dtype=np.float32)), jax.random.key(2)
     expected = x
@@ -125,6 +128,7 @@ def test_cutout(x64, shape):
         np.testing.assert_array_equal(got[i], expected)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("shape", [(8, 8), (7, 7), (6, 9)])
 def test_blit_moves_pixels_and_changes_none(shape):
     """Mirroring, then quarter turns, then a translation of the image that reflection continues; bit for bit."""
@@ -154,6 +158,7 @@ def forward_matrix(scale, before, aspect, after):
     return turn(after) @ np.diag([1 / aspect, aspect]) @ turn(before) @ (scale * np.eye(2))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("shape", [(8, 8, 1), (7, 10, 3)])
 def test_geom_is_scipys_affine_map(x64, shape):
     b = 12
@@ -257,6 +262,7 @@ def test_ada_color(x64, channels):
 # Gradients.
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", augment.OPERATIONS)
 def test_gradients(x64, name):
     """Affine in x: the gradient is the adjoint of ``f(x) - f(0)``, which no autodiff computes."""
@@ -286,6 +292,7 @@ def test_accelerators_neither_gather_nor_scatter():
     assert "scatter" in text("cpu")
 
 
+@pytest.mark.medium
 def test_scan_and_vmap_are_loops():
     x, keys = (
         jnp.asarray(images(4, 8, 8, 3, dtype=np.float32)),
@@ -352,6 +359,7 @@ DISCRETE = {  # values and their probabilities at p = 1, for 16 x 16
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name,field", CONTINUOUS)
 def test_continuous_draws(name, field):
     values = getattr(draws(name, 1.0), field)

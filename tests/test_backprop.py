@@ -287,7 +287,12 @@ def create(name):
     return net, layers, jax.tree.map(lambda a: a.astype(jnp.float64), variables), x
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(
+    params=[
+        name if name.startswith("mlp") else pytest.param(name, marks=pytest.mark.medium)
+        for name in NETWORKS
+    ]
+)
 def network(request):
     """(net, layers, variables, x): the same network by Linen and by hand."""
     return create(request.param)
@@ -333,6 +338,7 @@ def test_value_and_grad_matches_autodiff(network):
     assert jax.tree.structure(by_hand[1]) == jax.tree.structure(variables["params"])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "kind, name",
     [("mlp discriminator", name) for name in ("r1", "r2", "wgan_gp")]
@@ -404,6 +410,7 @@ def loss_cases():
     yield "cross_entropy-extreme", bp.cross_entropy, logits * 200, np.array([0, 3, 1, 1, 2, 0])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "loss, prediction, target", [c[1:] for c in loss_cases()], ids=[c[0] for c in loss_cases()]
 )
@@ -553,6 +560,7 @@ def test_gradient_descent_follows_the_linear_recursion(momentum):
     )
 
 
+@pytest.mark.medium
 def test_mapped_step_equals_the_step_of_the_whole_batch():
     x, y = jnp.asarray(normal(1, 8, 2)), jnp.asarray(normal(2, 8, 1))
     algorithm, mapped = line_fit(), line_fit("devices")
@@ -565,6 +573,7 @@ def test_mapped_step_equals_the_step_of_the_whole_batch():
         assert distance(jax.tree.map(lambda a, i=device: a[i], parts), whole) < 1e-12
 
 
+@pytest.mark.medium
 def test_mapped_step_averages_running_statistics():
     layers = bp.sequential(("dense0", bp.dense()), ("norm0", bp.batch_norm(0.9)))
     w = {"dense0": {"kernel": jnp.eye(2)}, "norm0": {"scale": jnp.ones(2), "bias": jnp.zeros(2)}}
@@ -594,6 +603,7 @@ def test_accuracy():
 # --- The two halves joined ------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "name, dtype, tolerance",
     [

@@ -185,6 +185,7 @@ def test_the_digests_of_fashion_mnist_are_of_one_content():
         assert file.contents == {name[:-3]: sha(gzip.decompress(packed))}
 
 
+@pytest.mark.medium
 @pytest.mark.skipif(not DEBIAN.exists(), reason="needs Debian's dataset-fashion-mnist")
 def test_all_of_fashion_mnist(server, root):
     import tensorflow_datasets as tfds
@@ -481,6 +482,7 @@ def test_no_server(digits, root):
     )
 
 
+@pytest.mark.medium
 def test_nothing_but_the_error_is_said(digits, root):
     """Not by urllib3, which logs each try: where nothing handles its warnings, Python prints them."""
     code = "from bpgan.data import builders; builders.open_prepared('mnist', mirror='http://127.0.0.1:1')"
@@ -560,6 +562,7 @@ def child(server, block=False):
     )  # fmt: skip
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("when", ["downloading", "writing"])
 def test_a_killed_preparation_leaves_nothing_that_looks_prepared(server, digits, root, when):
     server.faults = {f"{FILES[2]}.gz": STALL} if when == "downloading" else {}
@@ -577,6 +580,7 @@ def test_a_killed_preparation_leaves_nothing_that_looks_prepared(server, digits,
     assert server.asked.count(f"{FILES[0]}.gz") == 1  # whole downloads are kept
 
 
+@pytest.mark.medium
 def test_of_two_processes_one_prepares_and_the_other_waits(server, digits, root):
     server.faults = {f"{FILES[0]}.gz": STALL}
     with child(server) as first:

@@ -27,6 +27,7 @@ def train(experiment, steps):
     return before, jax.device_get(carry.state.params), carry
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "net, precision, tolerance",
     [("mlp", "float32", 1e-5), ("mlp", "float64", 1e-10), ("cnn", "float32", 1e-5),
@@ -49,6 +50,7 @@ def test_manual_gradients_follow_autodiff(net, precision, tolerance):
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(by_jax)} == {precision}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("optimizer", classifier.OPTIMIZERS)
 def test_every_optimizer_learns(optimizer):
     lr = {"sgd": 0.1, "momentum": 0.01, "adam": 0.001}[optimizer]

@@ -1113,6 +1113,7 @@ def slowly(name, seconds):
     )
 
 
+@pytest.mark.medium
 def test_two_processes_convert_once(tmp_path, own_cache):
     np.savez(tmp_path / "a.npz", x=random(20, 4, 4))
     processes = [slowly(f"npz:{tmp_path}/a.npz", 0.15) for _ in range(2)]

@@ -39,6 +39,7 @@ def values(path):
     return {row["metric"]: row for row in rows}
 
 
+@pytest.mark.medium
 def test_a_run_is_evaluated_from_its_checkpoint(gan, tmp_path, capsys):
     before = {p.relative_to(gan) for p in gan.rglob("*")}
     flags = [f"--run={gan}", "--n=300", *FLAGS, f"--workdir={tmp_path / 'a'}"]
@@ -60,6 +61,7 @@ def test_a_run_is_evaluated_from_its_checkpoint(gan, tmp_path, capsys):
     assert values(tmp_path / "b") == rows
 
 
+@pytest.mark.medium
 def test_several_runs_give_a_mean_and_a_deviation(gan, tmp_path, capsys):
     other = tmp_path / "other"
     flags = ["--preset=smoke", "--net=mlp", "--notensorboard", "--seed=1", f"--workdir={other}"]
@@ -72,6 +74,7 @@ def test_several_runs_give_a_mean_and_a_deviation(gan, tmp_path, capsys):
     assert f"{np.mean(found):.4g} ± {np.std(found, ddof=1):.2g}" in line
 
 
+@pytest.mark.medium
 def test_samples_of_the_first_batch_do_not_depend_on_how_many_are_drawn(gan):
     found = cli.restored(gan)
     few, many = (cli.drawn(found.experiment.algorithm, found.state, seed=3, n=n) for n in (7, 501))
@@ -80,6 +83,7 @@ def test_samples_of_the_first_batch_do_not_depend_on_how_many_are_drawn(gan):
     assert len(np.unique(many.reshape(501, -1), axis=0)) == 501
 
 
+@pytest.mark.medium
 def test_a_damaged_checkpoint_is_not_set_aside_by_a_reader(gan, tmp_path, capsys):
     copy = tmp_path / "run"
     shutil.copytree(gan, copy)
@@ -130,6 +134,7 @@ def test_classification_accuracy_sees_labels_that_say_nothing():
     assert evaluate.classification(good._replace(y=None), test, test, 0) == {}
 
 
+@pytest.mark.medium
 def test_features_of_a_classifier_are_its_hidden_layer_and_alive():
     cfg = classifier.Config()
     built = classifier.build(cfg)
@@ -206,6 +211,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, flags, message):
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
 
 
+@pytest.mark.medium
 def test_images_of_another_size_are_refused(gan, tmp_path, capsys):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "x.npz", x=rng.integers(0, 256, (40, 8, 8), np.uint8))
@@ -252,6 +258,7 @@ def verdicts():
     return found
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "samples, metric, low, high",
     [
@@ -274,12 +281,14 @@ def test_what_is_wrong_is_seen_by_the_metric_for_it(verdicts, samples, metric, l
     assert low <= verdicts[samples][metric] <= high
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("samples", ["one a class", "noise", "blurred", "half the classes"])
 def test_the_distance_sees_what_is_not_like_the_data(verdicts, samples):
     for metric in ("FD", "KD"):
         assert verdicts[samples][metric] > 3 * abs(verdicts["fresh"][metric]), metric
 
 
+@pytest.mark.medium
 def test_the_blind_spots_are_where_the_docs_say(verdicts):
     fresh, shuffled, copied = (
         verdicts[name] for name in ("fresh", "shuffled labels", "training images")

@@ -72,6 +72,7 @@ installed = pytest.mark.skipif(
 )
 
 
+@pytest.mark.medium
 @installed
 def test_the_published_weights_know_a_palace_and_a_daisy():
     """scikit-learn's two photographs: classes 698 and 985 of ImageNet."""

@@ -48,6 +48,7 @@ def taps(params, preset="tf1", size="inception"):
     return jax.jit(lambda p, x: inception.taps(p, x, preset))(params, images)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("preset", TAPS)
 @pytest.mark.parametrize("size", make_features.SIZES)
 def test_every_tap_is_pytorchs(params, preset, size):
@@ -67,17 +68,20 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_what_public_ports_get_wrong_would_show(params, monkeypatch, mutation):
     monkeypatch.setattr(inception, *MUTATIONS[mutation])
     assert error("tf1", "inception", taps(params), ["2048"]) > 20 * TOLERANCE
 
 
+@pytest.mark.medium
 def test_the_epsilon_of_batch_norms_would_show(state):
     found = taps(inception.params_of(state, eps=1e-5))
     assert error("tf1", "inception", found, ["2048"]) > 20 * TOLERANCE
 
 
+@pytest.mark.medium
 def test_mirrored_kernels_would_show(state):
     mirrored = {k: v[..., ::-1] if v.ndim == 4 else v for k, v in state.items()}
     found = taps(inception.params_of(mirrored))
@@ -145,6 +149,7 @@ def test_only_the_published_weights_make_an_fid(extractor):
     assert not any("FID" in evaluate._named(n, other) for n in names)
 
 
+@pytest.mark.medium
 def test_an_extractor_takes_grey_and_colour_images_of_any_size(extractor):
     found = extractor("tf1", "6726825d")
     images = make_features.images(40, 36)

@@ -80,6 +80,7 @@ def sort(eigenvalues):
     return v[np.lexsort((v.imag, v.real.round(6)))]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("loss", ["minimax", "nonsaturating"])
 def test_dirac_spectrum_and_radii(x64, loss):
     """T2.2: eigenvalues gamma/2 +- sqrt(gamma^2/4 - 1/4), and what they say of one step of size h."""
@@ -355,6 +356,7 @@ def mlp_game(loss: str = "nonsaturating", dtype=jnp.float64, gamma: float = 0.1)
     return jax.jit(losses), (g.init(g_key, z)["params"], d.init(d_key, real)["params"])
 
 
+@pytest.mark.medium
 def test_unrolling_against_finite_differences_of_its_surrogate(x64):
     lr = 0.5
     losses, (theta, psi) = mlp_game()
@@ -377,6 +379,7 @@ def test_unrolling_against_finite_differences_of_its_surrogate(x64):
     assert np.abs(found - plain).max() > 0.05 * np.abs(plain).max()  # the new terms are not small
 
 
+@pytest.mark.medium
 def test_no_unrolling_is_simultaneous(optimised):
     losses, params = mlp_game(dtype=jnp.float32)
     points = [
@@ -480,6 +483,7 @@ def small_game(dtype):
     return losses, init
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", game.RULES)
 def test_contract_of_every_rule(x64, trees_close, name):
     """jit, scan and vmap agree; float32 stays, even where float64 is allowed; gradients and aux are of the start."""
@@ -510,6 +514,7 @@ def test_contract_of_every_rule(x64, trees_close, name):
     assert jax.tree.structure(params) == jax.tree.structure(returned[0])
 
 
+@pytest.mark.medium
 def test_zero_sum_games_have_an_antisymmetric_coupling(x64):
     """J12 = -J21' for the minimax loss (R1 enters D's own block alone), and not for the non-saturating one."""
     for loss, zero_sum in (("minimax", True), ("nonsaturating", False)):
@@ -531,6 +536,7 @@ def extremes(eigenvalues):
     )  # fmt: skip
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("loss", ["nonsaturating", "wasserstein"])
 def test_arnoldi_on_a_gan(x64, loss):
     losses, params = mlp_game(loss, gamma=1.0)
@@ -556,6 +562,7 @@ def game_of(j, n):
     return jax.jit(losses), (jnp.ones(n), jnp.ones(len(j) - n))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "j,n,expected",
     [
@@ -607,6 +614,7 @@ SHARP = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", SHARP)
 def test_largest_stable_step_is_sharp(x64, name):
     """One percent below the prediction simultaneous descent converges, one percent above it does not."""

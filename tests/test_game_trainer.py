@@ -31,6 +31,7 @@ def dirac_game(loss="nonsaturating", gamma=0.0):
     return losses
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("gamma", [0.3, 2.0])
 def test_the_predicted_step_is_the_largest_stable_one(x64, gamma):
     """One per cent below it the project's trainer converges, one above it does not."""
@@ -86,6 +87,7 @@ def test_rules_on_the_trainer(x64, rule, radius):
     np.testing.assert_allclose(norms[1:] / norms[:-1], radius, rtol=1e-9)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("rule", game.RULES)
 def test_every_rule_trains_networks(rule):
     """With Adam, penalties and memory, on the same metrics as without."""

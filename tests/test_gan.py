@@ -173,6 +173,7 @@ def check_lazy_penalty(module) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *totals)
 
 
+@pytest.mark.medium
 def test_lazy_penalty_has_the_same_mean_effect():
     check_lazy_penalty(gan)
 
@@ -225,6 +226,7 @@ def test_step_is_a_function_of_state_batch_and_key(trees_equal):
     assert not np.array_equal(c.g.params["dense0"]["kernel"], d.g.params["dense0"]["kernel"])
 
 
+@pytest.mark.medium
 def test_unused_real_logits_cost_nothing():
     """G's step always scores the reals; the compiler removes that for losses which ignore them."""
     flops = {}
@@ -244,6 +246,7 @@ def test_unused_real_logits_cost_nothing():
     assert flops["relativistic"] > 1.05 * flops["nonsaturating"]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_with_every_penalty_trains(loss):
     batch = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)}
@@ -256,6 +259,7 @@ def test_every_loss_with_every_penalty_trains(loss):
     assert int(state.step) == 2
 
 
+@pytest.mark.medium
 def test_seeds_can_be_vmapped(trees_close):
     """The step is pure: two seeds in one program equal two programs."""
     algorithm = mlp_gan()
@@ -281,6 +285,7 @@ def trained(steps, batch=None, **options):
     return run(mlp_gan(**options), steps, batch)
 
 
+@pytest.mark.medium
 def test_memory_is_part_of_the_state(trees_equal):
     """What LeCam and path length remember moves, and three steps from a saved state are steps three to five."""
     options = dict(penalties=[(0.1, lecam(start=1))], g_penalties=[(0.1, path_length(), 2)])
@@ -318,6 +323,7 @@ def test_weights_may_be_schedules():
     assert paid == [4, 3, 2, 1, 0]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("d_steps", [1, 2])
 def test_accumulated_gradients_are_those_of_the_whole_batch(trees_close, d_steps):
     options = dict(loss="relativistic", penalties=[(0.1, PENALTIES["r1"])], d_steps=d_steps)
@@ -363,6 +369,7 @@ def labelled(head, **options):
     )
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("head", ["projection", "acgan", "d2d"])
 def test_conditional_players_heed_labels(head):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)
@@ -394,6 +401,7 @@ def test_auxiliary_loss_is_that_of_the_heads():
     np.testing.assert_allclose(metrics["d/loss"], 2.0, rtol=1e-6)
 
 
+@pytest.mark.medium
 def test_wrong_heads_are_named():
     options = dict(latents=gan.normal_latents(3), data_shape=(2,), classes=3)
     g = linen_net(mlp.Generator(shape=(2,), classes=3))
@@ -412,6 +420,7 @@ def shifts(x, key, p):
     return x + p * jax.random.normal(key, (x.shape[0], 1))
 
 
+@pytest.mark.medium
 def test_augmentation_is_what_d_sees(trees_equal):
     """p = 0 changes nothing, p = 1 does; and the gradient of R1 is with respect to the sample before it."""
     plain, _ = trained(2)

@@ -52,6 +52,7 @@ SIZES = {"r3-64": (64, 3)} | {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("preset", image_gan.PRESETS)
 def test_presets(files, preset):
     size, channels = SIZES.get(preset, (32, 3))
@@ -83,6 +84,7 @@ def test_networks_take_images_of_any_size(files, net, size, channels):
     assert drawn.shape == (6, size, size, channels)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "flags",
     [
@@ -166,6 +168,7 @@ REMEMBERING = [
 ]  # fmt: skip
 
 
+@pytest.mark.medium
 def test_what_is_remembered_survives_a_resume(tmp_path):
     """Four steps and four more are eight, bit for bit: LeCam, path length, the adaptive p, average and schedules."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -183,6 +186,7 @@ def test_what_is_remembered_survives_a_resume(tmp_path):
     assert a.state.memory["penalty0"]["count"] == 8
 
 
+@pytest.mark.medium
 def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path):
     """In the proportions of the training data; class-FD and the accuracy of labels are there."""
     path = tmp_path / "run"

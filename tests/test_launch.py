@@ -278,6 +278,7 @@ def test_a_sweep_runs_reports_and_goes_on(home, tmp_path):
     assert log.read_text().count("\ntraining\n") == 2
 
 
+@pytest.mark.medium
 def test_a_budget_stops_a_sweep_and_a_greater_one_goes_on(home, tmp_path):
     argv = ["--experiment=fake", "--sweep=seed=0:4", "--jobs=1", "--vectorize=off", "--pause=1.5"]
     begin = time.monotonic()
@@ -311,6 +312,7 @@ def test_dry_run_prints_commands_that_work_here(home, tmp_path):
     assert here.startswith(f"{shlex.quote(sys.executable)} -m experiments.fake ")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_reach_the_runs_once_and_are_waited_for(home, tmp_path, number):
     argv = ["--experiment=fake", "--sweep=seed=0:2", "--jobs=1", "--preset=slow", "--vectorize=off"]

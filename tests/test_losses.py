@@ -244,6 +244,7 @@ def test_began_holds_its_ratio():
     assert loss.memory == 0
 
 
+@pytest.mark.medium
 def test_d2d_against_its_equation(x64):
     """Kang et al. 2021, Eq. 7, as a double loop."""
     rng = np.random.default_rng(0)

@@ -32,6 +32,10 @@ CONVS = [
     ((5, 6), (1, 2), 3, "SAME", 1, 1),
 ]
 IDS = [f"{hw}-{k}-s{s}-p{p}-{c}to{o}".replace(" ", "") for hw, k, s, p, c, o in CONVS]
+CASES = [
+    pytest.param(case, id=name, marks=() if i < 4 else pytest.mark.medium)
+    for i, (case, name) in enumerate(zip(CONVS, IDS, strict=True))
+]
 
 
 def compiled(f):
@@ -102,7 +106,7 @@ def derivatives(f, x, w):
 # Convolution
 
 
-@pytest.mark.parametrize("case", CONVS, ids=IDS)
+@pytest.mark.parametrize("case", CASES)
 def test_conv_and_its_derivatives_are_those_of_lax(x64, case):
     (h, w), k, stride, padding, c, o = case
     x, kernel = normal(0, 2, h, w, c), normal(1, *k, c, o)
@@ -110,7 +114,7 @@ def test_conv_and_its_derivatives_are_those_of_lax(x64, case):
     close(ours, derivatives(lambda x, w: lax_conv(x, w, stride, padding), x, kernel), 1e-12)
 
 
-@pytest.mark.parametrize("case", CONVS, ids=IDS)
+@pytest.mark.parametrize("case", CASES)
 def test_conv_transpose_and_its_derivatives_are_those_of_lax(x64, case):
     (h, w), k, stride, padding, c, o = case
     x, kernel = normal(0, 2, h, w, o), normal(1, *k, o, c)
@@ -123,6 +127,7 @@ def test_conv_transpose_and_its_derivatives_are_those_of_lax(x64, case):
     close(ours, theirs, 1e-12)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("case", CONVS[:5], ids=IDS[:5])
 def test_float32_agrees_with_float64(case):
     (h, w), k, stride, padding, c, o = case
@@ -369,11 +374,14 @@ def instances():
     """Every network that is found, at the sizes of MNIST and of CIFAR."""
     for name, module in modules().items():
         for shape in ((28, 28, 1), (32, 32, 3)):
-            size = f"{name}-{shape[0]}"
-            yield pytest.param(tiny(name, "Generator", shape), (16,), shape, id=f"{size}-Generator")
-            yield pytest.param(tiny(name, "Discriminator"), shape, (), id=f"{size}-Discriminator")
+            small = shape[0] == 28 and name not in ("biggan", "stylegan2")
+            marks = () if small else pytest.mark.medium
+            nets = {"Generator": (tiny(name, "Generator", shape), (16,), shape)}
+            nets["Discriminator"] = tiny(name, "Discriminator"), shape, ()
             if hasattr(module, "Classifier"):
-                yield pytest.param(module.Classifier(10), shape, (10,), id=f"{size}-Classifier")
+                nets["Classifier"] = module.Classifier(10), shape, (10,)
+            for kind, values in nets.items():
+                yield pytest.param(*values, id=f"{name}-{shape[0]}-{kind}", marks=marks)
 
 
 def test_the_architectures_are_found():
@@ -430,6 +438,7 @@ def test_double_precision_is_double_throughout(x64, module, example, output):
     assert {a.dtype for a in jax.tree.leaves((variables, y, mutable))} == {jnp.dtype("float64")}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_discriminators_score_each_example_by_itself(name):
     net = linen_net(tiny(name, "Discriminator"))
@@ -496,6 +505,7 @@ def test_parameter_counts(module, example, count):
     assert size(variables["params"]) == count
 
 
+@pytest.mark.medium
 def test_plain_networks_start_orthogonal():
     """As PyTorch flattens the kernels: out x patch, of a transposed convolution in x patch."""
     for module, example in (

@@ -25,6 +25,7 @@ def test_the_readme_has_commands():
     assert len(COMMANDS) >= 8 and sum(kind == "python" for kind, _ in BLOCKS) >= 3
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "python"], ids=" ".join)
 def test_command(command, tmp_path):
     if not {"--help", "--list"} & set(command):

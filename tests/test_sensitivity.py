@@ -41,28 +41,33 @@ BLIND = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("defect, metric", [(d, m) for d, ms in SEEN.items() for m in sorted(ms)])
 def test_defects_are_seen(sight, defect, metric):
     assert sight.sees(defect, metric), (sight.real[metric], sight.defects[defect][metric])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("defect, metric", [(d, m) for d, ms in BLIND.items() for m in sorted(ms)])
 def test_blind_spots_are_where_the_docs_show_them(sight, defect, metric):
     assert not sight.sees(defect, metric), (sight.real[metric], sight.defects[defect][metric])
 
 
+@pytest.mark.medium
 def test_real_images_are_at_the_floor(sight):
     """T3.20."""
     floor, bias = sight.floor
     assert 0.5 * bias < floor < 2 * bias
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("ladder", sensitivity.LADDERS)
 def test_the_distance_grows_along_a_ladder(sight, ladder):
     """T3.21, of features that see local contrast."""
     assert (np.diff(sight.ladders[ladder]) > 0).all()
 
 
+@pytest.mark.medium
 def test_tables(sight):
     table = sensitivity.table(sight)
     assert len(table) == 2 + len(sight.real)

@@ -281,6 +281,7 @@ def test_a_run_that_ends_by_itself_is_not_requeued(tmp_path, monkeypatch):
     assert (tmp_path / "tries0").read_text() == "x"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_launcher_lets_local_jobs_save(tmp_path, number):
     """Ctrl-C, which the terminal sends to all processes at once."""
@@ -339,6 +340,7 @@ def table(folder):
 REGRESSION = ["--experiment=linear_regression", "--preset=smoke"]
 
 
+@pytest.mark.medium
 def test_local_jobs_give_the_numbers_of_a_plain_sweep(tmp_path):
     argv = [*REGRESSION, "--sweep=seed=0,1", "--jobs=2"]
     (tmp_path / "experiments.py").write_text("raise ImportError('not this one')")

@@ -78,6 +78,7 @@ def test_shards_of_a_window_are_its_rows(short_windows):
         np.testing.assert_array_equal(whole[name], joined)
 
 
+@pytest.mark.medium
 def test_worker_processes_read_the_same(short_windows):
     _, threads = feeds(16)
     _, workers = feeds(16, workers=2)
@@ -104,6 +105,7 @@ def final_state(workdir):
     return jax.device_get(carry)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_a_streamed_run_is_the_run_from_memory(
     optimised, tmp_path, trees_close, trees_equal, short_windows, mode
@@ -120,6 +122,7 @@ def test_a_streamed_run_is_the_run_from_memory(
     trees_equal(final_state(tmp_path / "stream").state, final_state(tmp_path / "resumed").state)
 
 
+@pytest.mark.medium
 def test_a_changed_feed_resumes(tmp_path, short_windows):
     memory, stream = feeds()
     for source, stop in ((memory, 4), (stream, 8), (memory, 12)):
@@ -127,6 +130,7 @@ def test_a_changed_feed_resumes(tmp_path, short_windows):
     assert [line["step"] for line in logged(tmp_path / "run")] == [4, 8, 12]
 
 
+@pytest.mark.medium
 def test_changed_data_are_refused(tmp_path):
     memory, _ = feeds()
     fit(tmp_path / "run", memory._replace(fingerprint="a" * 64), 2)
@@ -190,6 +194,7 @@ def test_examples_are_spread_over_the_data():
     assert report.to_bytes(memory.examples) is memory.examples
 
 
+@pytest.mark.medium
 def test_mirrored_images(short_windows):
     """About half of them, each whole, by seed, step and row: the same from memory and from a stream."""
     memory, streamed = (data.mirrored(source, seed=3) for source in feeds())

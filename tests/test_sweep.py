@@ -60,6 +60,7 @@ def bits(tree):
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
+@pytest.mark.medium
 @LOWERINGS
 @pytest.mark.parametrize("devices,copies", [(1, 1), (None, 3)])
 def test_members_are_what_they_would_be_alone(x64, lowering, devices, copies):
@@ -101,6 +102,7 @@ def test_members_come_apart_and_together(lowering):
     assert int(window.count) == 0 and not any(np.any(v) for v in window.sums.values())
 
 
+@pytest.mark.medium
 @LOWERINGS
 def test_who_is_not_alive_stays_and_a_broken_member_hurts_none(lowering):
     group = sweep.compile(make, MEMBERS, lowering)
@@ -118,6 +120,7 @@ def test_who_is_not_alive_stays_and_a_broken_member_hurts_none(lowering):
     assert bits(group.member(after, 0).state.g) != before[1]
 
 
+@pytest.mark.medium
 def test_the_faster_lowering_is_measured_where_there_is_a_choice(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     seconds = {"map": 3.0, "vmap": 1.0}
@@ -180,6 +183,7 @@ def test_each_run_has_a_directory_as_if_it_had_been_alone(tmp_path):
         assert (mine / "report.html").exists()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("lowering", sweep.LOWERINGS)
 @pytest.mark.parametrize("lost", [(1,), pytest.param((0, 1, 2), marks=pytest.mark.slow)])
 def test_a_group_killed_between_two_saves_goes_on_bit_for_bit(tmp_path, lowering, lost):
@@ -196,6 +200,7 @@ def test_a_group_killed_between_two_saves_goes_on_bit_for_bit(tmp_path, lowering
         assert steps[0] == steps[1]
 
 
+@pytest.mark.medium
 def test_a_group_killed_in_its_first_save_starts_over(tmp_path):
     fit(tmp_path / "whole", 8, MEMBERS[:2])
     fit(tmp_path / "cut", 4, MEMBERS[:2])
@@ -205,6 +210,7 @@ def test_a_group_killed_in_its_first_save_starts_over(tmp_path):
         assert saved(tmp_path / "cut" / str(i), 8) == saved(tmp_path / "whole" / str(i), 8)
 
 
+@pytest.mark.medium
 def test_a_member_whose_checkpoints_are_gone_costs_the_others_nothing(tmp_path, capsys):
     fit(tmp_path, 8, MEMBERS[:2])
     shutil.rmtree(tmp_path / "1" / "checkpoints")
@@ -217,6 +223,7 @@ def test_a_member_whose_checkpoints_are_gone_costs_the_others_nothing(tmp_path, 
     assert "resuming at step 8" in capsys.readouterr().out
 
 
+@pytest.mark.medium
 def test_more_members_join_without_moving_the_old_ones(tmp_path, capsys):
     fit(tmp_path / "a", 8, MEMBERS[:2])
     fit(tmp_path / "a", 12, MEMBERS)
@@ -227,6 +234,7 @@ def test_more_members_join_without_moving_the_old_ones(tmp_path, capsys):
         assert saved(tmp_path / "a" / str(i), 12) == saved(tmp_path / "b" / str(i), 12)
 
 
+@pytest.mark.medium
 def test_a_member_goes_on_alone(tmp_path, capsys):
     fit(tmp_path, 8)
     algorithm, source = make(**MEMBERS[1])
@@ -237,6 +245,7 @@ def test_a_member_goes_on_alone(tmp_path, capsys):
     assert [r.step for r in fit(tmp_path, 12)] == [12, 12, 12]
 
 
+@pytest.mark.medium
 def test_a_run_that_breaks_is_frozen_and_reported_once_and_again(tmp_path, capsys):
     members = [MEMBERS[0], MEMBERS[1] | dict(lr=1e30), MEMBERS[2]]
     results = fit(tmp_path / "a", 8, members)
@@ -250,6 +259,7 @@ def test_a_run_that_breaks_is_frozen_and_reported_once_and_again(tmp_path, capsy
         assert saved(tmp_path / "a" / str(i), 12) == saved(tmp_path / "b" / str(i), 12)
 
 
+@pytest.mark.medium
 def test_a_group_is_cut_to_fit_the_memory(tmp_path, monkeypatch, capsys):
     """Nine on eight devices are two on one of them."""
     members = [MEMBERS[0] | dict(seed=i) for i in range(9)]
@@ -264,6 +274,7 @@ def test_a_group_is_cut_to_fit_the_memory(tmp_path, monkeypatch, capsys):
     assert [len(r["group"]["members"]) for r in records] == [5] * 5 + [4] * 4
 
 
+@pytest.mark.medium
 def test_a_pause_changes_no_number(tmp_path):
     fit(tmp_path / "whole", 16)
     results = fit(tmp_path / "cut", 16, pause=5)
@@ -274,6 +285,7 @@ def test_a_pause_changes_no_number(tmp_path):
         assert saved(tmp_path / "cut" / str(i), 16) == saved(tmp_path / "whole" / str(i), 16)
 
 
+@pytest.mark.medium
 def test_a_directory_of_something_else_stops_all_before_any_is_touched(tmp_path):
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "thesis.tex").touch()
@@ -289,6 +301,7 @@ def group(tmp_path, *members, flags=()):
     )
 
 
+@pytest.mark.medium
 def test_the_process_of_a_group(tmp_path, capsys):
     assert group(tmp_path, "--seed=0 --g_lr=1e-3", "--seed=1 --g_lr=1e-4", flags=["--steps=4"]) == 0
     said = capsys.readouterr().out

@@ -60,6 +60,7 @@ def test_fresh_batches_are_functions_of_the_step():
 # Two parameters
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("gamma,norm", [("0.3", 4.3757e-4), ("2", 1.08016e-3)])
 def test_dirac_goes_where_it_is_known_to_go(gamma, norm):
     """T2.1 as a user would run it, and the spectral radius of the step at the equilibrium."""
@@ -68,6 +69,7 @@ def test_dirac_goes_where_it_is_known_to_go(gamma, norm):
     np.testing.assert_allclose(found["factor"], found["factor/known"], rtol=2e-3)
 
 
+@pytest.mark.medium
 def test_the_factor_is_that_of_points_float32_can_tell_from_zero():
     found = measured(config("--preset=dirac", "--steps=2300"))
     assert 0 < found["distance"] < 1e-35  # where the updates themselves are flushed to zero
@@ -135,6 +137,7 @@ def value_of(d, loss, state, real, fake, n=1_000_000):
     return float(jnp.mean(loss.d(*logits))), logits
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "mean,std,loss,best,params",
     [
@@ -198,6 +201,7 @@ CONVERGENT = {
 }  # fmt: skip
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("loss", [n if n == "relativistic" else slow(n) for n in CONVERGENT])
 def test_two_numbers_of_g_find_the_gaussian(optimised, loss):
     """T2.7: mean and standard deviation to 0.05, D's loss to that of equal distributions."""
@@ -209,6 +213,7 @@ def test_two_numbers_of_g_find_the_gaussian(optimised, loss):
     assert found.get("logit_error", 0) < 0.15
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("penalty,converges", [("none", False), ("r1+r2", True)])
 def test_only_the_penalty_makes_simultaneous_descent_converge(optimised, penalty, converges):
     """The negative control of T2.7, and the same run with the penalty alone added."""
@@ -302,6 +307,7 @@ def test_broken_training_fails(optimised, monkeypatch, bug):
 # The experiment
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("preset", [p if p == "smoke" else slow(p) for p in toy_gan.PRESETS])
 def test_runs_draw_pictures_and_resume(tmp_path, preset):
     """Every problem runs, draws a coloured picture, and goes on from its checkpoint."""
@@ -319,6 +325,7 @@ def test_runs_draw_pictures_and_resume(tmp_path, preset):
     assert result["status"] == "done" and result["step"] == 6
 
 
+@pytest.mark.medium
 def test_the_schedule_ends_with_the_run():
     """Five updates of D take five batches of an epoch: both players' cosines end where the run does."""
     cfg = config("--problem=gaussian1d", "--steps=0", "--d_steps=5", "--lr=cosine:1:0")
@@ -336,6 +343,7 @@ def test_the_schedule_ends_with_the_run():
     assert float(moved.g.params["a"]) == float(state.g.params["a"])
 
 
+@pytest.mark.medium
 def test_pictures_show_what_is_where():
     """A point to the upper right is there, one outside nowhere, red is where D is high."""
     real, fake = jnp.array([[0.5, 0.75]]), jnp.array([[-0.5, -0.75], [3.0, 0.0], [0.0, 3.0]])

@@ -120,6 +120,7 @@ def test_longer_run_continues_a_finished_one(straight, tmp_path, trees_equal):
     trees_equal(final_state(straight).state, final_state(run).state)
 
 
+@pytest.mark.medium
 def test_length_of_calls_does_not_change_the_run(straight, tmp_path, trees_equal, monkeypatch):
     """How many steps a call takes depends on the machine's speed; the result must not."""
     monkeypatch.setattr(train, "_CALL_SECONDS", 0.0)  # one step per call
@@ -161,6 +162,7 @@ def test_no_readable_checkpoint_is_an_error_not_a_fresh_start(straight, tmp_path
         fit(run, 13)
 
 
+@pytest.mark.medium
 def test_non_finite_stops_and_keeps_the_last_sound_checkpoint(tmp_path):
     def exploding(step):
         return jnp.where(step < 7, 1e-2, jnp.inf)
@@ -196,6 +198,7 @@ def test_state_is_donated_and_traced_once():
     assert int(carry.state.step) == 11 == int(carry.window.count)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "options",
     [dict(), dict(loss="relativistic_average", more=[(0.3, lecam(start=1), 1)])],
@@ -224,6 +227,7 @@ def test_uneven_batch_is_refused():
         parallel.compile(small_gan(), source(20), seed=0)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("modes", [("jit", "jit", "jit"), ("pmap", "jit", "pmap")])
 def test_restart_on_other_devices(tmp_path, trees_close, trees_equal, modes):
     """1, 8, then 2 devices, and from one mode to the other: the restored bits, and an end within float tolerance."""
@@ -251,6 +255,7 @@ def test_restart_on_other_devices(tmp_path, trees_close, trees_equal, modes):
     trees_close(expected, carry, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.medium
 def test_later_changes_do_not_reach_a_checkpoint(tmp_path, trees_equal):
     """The state is donated to the next call while the checkpoint is still being written."""
     program = parallel.compile(small_gan(), source(), seed=0)
@@ -318,6 +323,7 @@ def test_run_directory(straight):
     assert (straight / "report.html").stat().st_size > 1000
 
 
+@pytest.mark.medium
 @pytest.mark.filterwarnings("ignore")
 def test_tensorboard_reads_scalars_grids_and_hyperparameters(tmp_path):
     """By TensorBoard's own reader, after a resume: every step once."""
@@ -369,6 +375,7 @@ EVALUATED = {
 }
 
 
+@pytest.mark.medium
 def test_the_best_checkpoint_by_validation_is_kept_and_reported_with_the_final_one(tmp_path):
     result = fit(tmp_path / "run", 13, **EVALUATED)
     assert result.evaluated == {"test": 13, "best/test": 6, "best/step": 6}
@@ -379,6 +386,7 @@ def test_the_best_checkpoint_by_validation_is_kept_and_reported_with_the_final_o
     assert written["best/step"] == 6 and written["eval/distance"] == pytest.approx(6.6)
 
 
+@pytest.mark.medium
 def test_evaluation_changes_nothing_and_survives_interruptions(tmp_path, trees_equal, monkeypatch):
     """The checkpoint that a signal asks for at step 7 is not the best for what was evaluated at 6."""
     fit(tmp_path / "plain", 13)
@@ -388,6 +396,7 @@ def test_evaluation_changes_nothing_and_survives_interruptions(tmp_path, trees_e
     trees_equal(final_state(tmp_path / "plain"), final_state(tmp_path / "run"))
 
 
+@pytest.mark.medium
 def test_a_checkpoint_is_not_ranked_by_the_evaluation_of_another_step(tmp_path):
     options = EVALUATED | {"eval_every": 6, "checkpoint_every": 1}
     result = fit(tmp_path / "run", 9, **options)

@@ -101,6 +101,7 @@ def trained(algorithm, steps=150, seed=0):
     return carry, jnp.asarray(source.data["x"])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("likelihood", ["bernoulli-threshold", "continuous-bernoulli"])
 def test_bounds_rise_with_the_samples_to_the_true_marginal(x64, likelihood):
     """``p(x) = int p(x|z) N(z; 0, I) dz`` on a grid over the two latents."""
@@ -134,6 +135,7 @@ def test_bounds_rise_with_the_samples_to_the_true_marginal(x64, likelihood):
     assert float(jnp.mean(elbo)) == pytest.approx(means[0], abs=0.1)
 
 
+@pytest.mark.medium
 def test_training_maximises_the_bound_it_reports(x64):
     model, algorithm = small()
     carry, x = trained(algorithm, 1)
@@ -148,6 +150,7 @@ def test_training_maximises_the_bound_it_reports(x64):
     assert bound[1] > bound[0] + 1
 
 
+@pytest.mark.medium
 def test_beta_weights_the_divergence(x64):
     model, _ = small()
     plain, weighted = (
@@ -227,6 +230,7 @@ def test_active_units_are_those_that_vary():
     assert vae.active_units(means, 1e-3) == 3
 
 
+@pytest.mark.medium
 def test_devices_agree(x64):
     model, _ = small()
     options = dict(latents=2, data_shape=(6,), dtype="float64")
@@ -242,6 +246,7 @@ def test_devices_agree(x64):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.medium
 def test_samples_are_means_or_draws():
     model, _ = small()
     with pytest.raises(ValueError, match="samples='mode': must be mean or draw"):

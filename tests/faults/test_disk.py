@@ -106,6 +106,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_to_any_file_is_noticed(saved, tmp_path, capsys, damage):
     """Whatever happens to whichever file: sound values or the checkpoint before, never wrong values."""

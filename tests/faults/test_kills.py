@@ -13,6 +13,7 @@ from harness import assert_same, finish, kill, start, wait_for_step
 pytestmark = [pytest.mark.usefixtures("optimised"), pytest.mark.filterwarnings("ignore")]
 
 
+@pytest.mark.medium
 def test_every_signal_in_turn(undisturbed, tmp_path):
     """SIGKILL loses the steps since the last save; SIGTERM, SIGINT and SIGHUP save and say so with code 75.
 

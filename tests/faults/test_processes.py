@@ -52,6 +52,7 @@ def assert_close(a, b, step):
         np.testing.assert_allclose(first[name], second[name], rtol=2e-3, atol=2e-4, err_msg=name)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "processes,feed",
     [(2, "memory"), pytest.param(2, "stream", marks=pytest.mark.slow),
@@ -102,6 +103,7 @@ def child(process, index):
     raise AssertionError("no such process")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("index", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_process_that_dies_ends_the_others(tmp_path, index):
     """Within a minute, with a line that says so and a code that says: repeat the command."""
@@ -180,6 +182,7 @@ def test_bad_environment_is_one_line(tmp_path, environment, message):
     assert message in said and "Traceback" not in said
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "flags,message",
     [(["--parallel=pmap"], "--parallel=pmap: works in one process only"),
