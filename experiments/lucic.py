@@ -7,10 +7,11 @@ Run:     python -m experiments.lucic --dataset=idx:/usr/share/datasets/fashion-m
 Papers:  Lucic et al. 2018, arXiv:1711.10337.
 
 Every model of ``experiments.infogan`` gets the same number of random settings from the paper's "wide" ranges, and again
-from its "narrow" ones, trained for as many images each. The setting with the least Frechet distance to a tenth of the
-training data, held out, is trained again with other seeds, which decide the table: distances to the test split, mean,
-standard deviation and quartiles. A setting that breaks counts as one of the search; a repeat that breaks is named. The
-same command goes on where it stopped; ``lucic.json`` holds every number, ``table.md`` the table.
+from its "narrow" ones, all trained for as long: with ``paper`` in images of D, with ``small`` in updates of G. The
+setting with the least Frechet distance to a tenth of the training data, held out, is trained again with other seeds,
+which decide the table: distances to the test split, mean, deviation and quartiles. A setting that breaks counts
+as one of the search; a repeat that breaks is named. The same command goes on where it stopped; ``lucic.json`` holds
+every number, ``table.md`` the table.
 
 Distances are in the features of a classifier trained on the same data, not Inception's: orders can be compared with
 the paper's, values cannot.

@@ -6,12 +6,17 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.linalg
 import scipy.ndimage
 import scipy.stats
 
 from bpgan import augment
+from bpgan.algorithms import gan
+from bpgan.losses import LOSSES
+from bpgan.nets import linen_net, mlp
+from bpgan.penalties import PENALTIES
 from bpgan.types import stream
 
 RNG = np.random.default_rng(0)
@@ -443,6 +448,42 @@ def test_always_turned_images_do_not():
     counts = [np.sum(turns == k) for k in range(4)]
     assert scipy.stats.chisquare(counts).pvalue > 1e-4
     assert np.linalg.matrix_rank(np.full((4, 4), 1 / 4)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("p", [0.3, 1.0])
+def test_a_generator_learns_the_upright_images_unless_all_are_turned(p):
+    """Training does not leak: G draws upright images though D sees them turned, too; at p = 1 it cannot know them."""
+    upright = -np.ones((4, 4, 1), np.float32)
+    upright[:2, :2] = 1
+    turned = np.stack([np.rot90(upright, k) for k in range(4)])
+    algorithm = gan.make(
+        linen_net(mlp.Generator((4, 4, 1), (32,))),
+        linen_net(mlp.Discriminator((32,))),
+        LOSSES["relativistic"],
+        optax.adam(1e-3, b1=0.0, b2=0.99),
+        optax.adam(1e-3, b1=0.0, b2=0.99),
+        latents=gan.normal_latents(8),
+        data_shape=(4, 4, 1),
+        penalties=[(1.0, PENALTIES["r1"]), (1.0, PENALTIES["r2"])],
+        augment=augment.Augment(augment.policy("blit"), p=p),
+    )
+    batch = {"x": jnp.broadcast_to(upright, (64, 4, 4, 1))}
+
+    def drawn(key):
+        steps = jax.random.split(jax.random.fold_in(key, 0), 2500)
+        state = algorithm.init(jax.random.fold_in(key, 1))
+        state, _ = jax.lax.scan(lambda s, k: (algorithm.step(s, batch, k)[0], None), state, steps)
+        return algorithm.sample(state, jax.random.fold_in(key, 2), 256)
+
+    samples = jax.jit(jax.vmap(drawn))(jax.random.split(jax.random.key(0), 4))
+    distances = np.abs(np.asarray(samples)[:, :, None] - turned).mean(axis=(-3, -2, -1))
+    assert distances.min(-1).mean() < 0.05  # all are some turn of the image
+    shares = (distances.argmin(-1) == 0).mean(1)
+    if p < 1:
+        assert shares.min() > 0.98, shares
+    else:
+        assert shares.mean() < 0.7, shares
 
 
 # The adaptive probability, and names.
