@@ -46,6 +46,7 @@ SEEDS = (0, 1)
 
 
 _CHUNK = 500  # images between two looks at the clock
+_TURNED = 2000  # images of the same latents under all labels
 
 INCEPTION = ("inception", *(f"inception-{preset}" for preset in inception.PRESETS))
 
@@ -96,6 +97,9 @@ class Config(cli.Config):
         "all", "all, or names separated by commas", check=lambda text: names_of(text)
     )
     n: int = cli.field(10_000, "samples to draw, or to use of --samples", low=10)
+    truncation: float = cli.field(
+        0.0, "of the samples, in the place of the runs' --truncation; 0: as they have it", low=0
+    )
     seed: int = cli.field(0, "of latents and subsets", low=0, high=2**32 - 1)
 
 
@@ -107,12 +111,15 @@ class Images(NamedTuple):
       y: int32 labels ``[n]``; None if they have none.
       features: ``[n, f]``.
       logits: ``[n, k]``; None if the net is no classifier.
+      turned: classes ``[m, k]`` that the net, a classifier, sees in the same m latents under each of the k labels;
+        None of images that no labels made.
     """
 
     x: np.ndarray
     y: np.ndarray | None
     features: np.ndarray
     logits: np.ndarray | None
+    turned: np.ndarray | None = None
 
     def take(self, rows: Any) -> "Images":
         """Some of the images, by indices or a slice."""
@@ -195,14 +202,28 @@ def by_class(fake: Images, real: Images, train: Images, seed: int) -> dict[str, 
         for c in np.unique(real.y)
         if min(np.sum(real.y == c), np.sum(fake.y == c)) > 1
     ]
-    return {"class-FD": statistics.fmean(distances)} if distances else {}
+    if not distances:
+        return {}
+    mean = statistics.fmean(distances)
+    return {"class-FD": mean, "class-FD-worst/mean": max(distances) / mean}
 
 
 def label_accuracy(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
-    """Share of the samples that the feature net, a classifier of the data, takes for what they were asked to be."""
+    """Share of the samples that the feature net, a classifier of the data, takes for what they were asked to be.
+
+    And for what others were asked to be, which is chance unless the classes are uneven; and how many classes it sees in
+    one latent under every label, which is one if the labels are ignored.
+    """
     if fake.y is None or fake.logits is None:
         return {}
-    return {"label-accuracy": float(np.mean(fake.logits.argmax(1) == fake.y))}
+    seen, others = fake.logits.argmax(1), np.random.default_rng(seed).permutation(fake.y)
+    found = {
+        "label-accuracy": float(np.mean(seen == fake.y)),
+        "label-accuracy-swapped": float(np.mean(seen == others)),
+    }
+    if fake.turned is not None:
+        found["classes-per-latent"] = statistics.fmean(len(set(row)) for row in fake.turned)
+    return found
 
 
 def classification(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
@@ -254,6 +275,7 @@ class Candidate(NamedTuple):
       x, y: uint8 ``[n, h, w, c]``, and labels ``[n]`` or None.
       untrained: uint8 ``[n, h, w, c]``.
       facts: step, training seed and the like, for metrics.json.
+      turned: uint8 ``[m, k, h, w, c]``, the same m latents under each of k labels; None without labels.
     """
 
     name: str
@@ -261,18 +283,24 @@ class Candidate(NamedTuple):
     y: np.ndarray | None
     untrained: np.ndarray
     facts: dict[str, Any]
+    turned: np.ndarray | None = None
 
 
-def of_run(path: str, checkpoint: str, n: int, seed: int) -> tuple[Candidate, str]:
-    """Samples of a run's checkpoint, and the name of the dataset it was trained on."""
-    run = cli.restored(path, checkpoint)
+def of_run(path: str, checkpoint: str, n: int, seed: int, **changes: Any) -> tuple[Candidate, str]:
+    """Samples of a run's checkpoint, its flags with these changes, and the name of the dataset it was trained on."""
+    run = cli.restored(path, checkpoint, **changes)
     algorithm, dataset = run.experiment.algorithm, vars(run.config).get("dataset", "")
     y = labels_of(algorithm, dataset, n, seed)
     x = cli.drawn(algorithm, run.state, seed=seed, n=n, labels=y)
     start = cli.trained(run.experiment, seed=run.config.seed, steps=0)
     untrained = cli.drawn(algorithm, start, seed=seed, n=n, labels=y)
-    facts = {"experiment": run.name, "step": run.step, "training_seed": run.config.seed}
-    return Candidate(path, x, y, untrained, facts), dataset
+    facts = {"experiment": run.name, "step": run.step, "training_seed": run.config.seed, **changes}
+    turned, m = None, max(_TURNED // max(algorithm.classes, 1), 1)
+    if y is not None:
+        labels = (np.full(m, label, np.int32) for label in range(algorithm.classes))
+        drawn = [cli.drawn(algorithm, run.state, seed=seed, n=m, labels=label) for label in labels]
+        turned = np.stack(drawn, axis=1)
+    return Candidate(path, x, y, untrained, facts, turned), dataset
 
 
 def labels_of(algorithm: Algorithm, dataset: str, n: int, seed: int) -> np.ndarray | None:
@@ -407,10 +435,14 @@ def of_dataset(split: data.Dataset, extractor: Extractor, logits: bool) -> Image
 
 
 def monitors(
-    algorithm: Algorithm, dataset: str, validation: data.Dataset, n: int = 10_000
+    algorithm: Algorithm,
+    dataset: str,
+    validation: data.Dataset,
+    names: Sequence[str] = WHILE_TRAINING,
+    n: int = 10_000,
 ) -> tuple[Callable[[Any], dict[str, float]], Callable[[Any], dict[str, float]]]:
-    """``(validate, evaluate)`` of an ``Experiment`` that draws samples: metrics of ``n`` of them, in the features of
-    the first net: the classifier of the project, EfficientNet-Lite0 where there are no labels.
+    """``(validate, evaluate)`` of an ``Experiment`` that draws samples: the metrics ``names`` of ``n`` of them, in the
+    features of the first net: the classifier of the project, EfficientNet-Lite0 where there are no labels.
 
     ``validate`` compares with ``validation``, ``evaluate`` with the test split, as the evaluate experiment does, whose
     numbers of the same checkpoint are the same.
@@ -431,7 +463,7 @@ def monitors(
         x = cli.drawn(algorithm, state, seed=seed, n=n, labels=y)
         fake, real = embed(x, None, extractor, False), reference(split)
         found = {}
-        for name in WHILE_TRAINING:
+        for name in names:
             found |= METRICS[name](fake, real, real, seed)
         return found
 
@@ -467,6 +499,10 @@ def evaluate(
         n = len(candidate.x)
         fake = embed(candidate.x, candidate.y, extractor, logits)
         untrained = embed(candidate.untrained, candidate.y, extractor, logits)
+        if candidate.turned is not None and logits and extractor.logits:
+            m, k = candidate.turned.shape[:2]
+            flat = candidate.turned.reshape(m * k, *candidate.x.shape[1:])
+            fake = fake._replace(turned=extractor.logits(flat).argmax(1).reshape(m, k))
         subset = train.take(np.sort(rng.permutation(len(train.x))[:n]))
         if fake.y is None:
             subset = subset._replace(y=None)
@@ -489,7 +525,7 @@ def evaluate(
                     {
                         "metric": metric if name in PIXELS else _named(metric, extractor),
                         "value": value,
-                        "real": floor[metric],
+                        "real": floor.get(metric),
                         "untrained": ceiling.get(metric),
                         "of": candidate.name,
                         **candidate.facts,
@@ -544,8 +580,13 @@ def run(cfg: Config) -> None:
 
     if bool(cfg.run) == bool(cfg.samples):
         raise UserError("--run or --samples is needed, and not both")
+    if cfg.samples and cfg.truncation:
+        raise UserError(f"--truncation={cfg.truncation}: of --run only; must be 0 with --samples")
     if cfg.run:
-        pairs = [of_run(path, cfg.checkpoint, cfg.n, cfg.seed) for path in cfg.run.split(",")]
+        changes = {"truncation": cfg.truncation} if cfg.truncation else {}
+        pairs = [
+            of_run(path, cfg.checkpoint, cfg.n, cfg.seed, **changes) for path in cfg.run.split(",")
+        ]
         candidates, trained_on = [pair[0] for pair in pairs], {pair[1] for pair in pairs}
         if not cfg.dataset and len(trained_on) > 1:
             raise UserError(

@@ -55,6 +55,9 @@ class Config(cli.RunConfig):
     balance: float = cli.field(0.75, "gamma of began", low=0, high=1, sweepable=True)
     d_steps: int = cli.field(1, "updates of D per update of G", low=1)
     d_norm: bool = cli.field(False, "batch norm in D")
+    channels: int = cli.field(
+        64, "of the convolutions next to the image; the others have twice as many", low=1
+    )
     hidden: int = cli.field(1024, "units of the dense layers of G and D", low=1)
     latents: int = cli.field(64, "dimension of z, uniform in [-1, 1]", low=1)
     epochs: float = cli.field(20.0)
@@ -85,9 +88,10 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         raise UserError(
             f"--d_norm: --model={cfg.model} penalises the gradient of each example by itself; must be false"
         )
+    wide = (cfg.channels, 2 * cfg.channels)
     g = dcgan.Generator(
         shape,
-        (128, 64),
+        wide[::-1],
         hidden=cfg.hidden,
         linear=cfg.model == "vae",
         axis_name=axis_name,
@@ -103,22 +107,22 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
 
     def experiment(algorithm: Algorithm) -> cli.Experiment:
         built = cli.Experiment(algorithm, source, title=images.summary())
-        return monitored(built, cfg.dataset, held)
+        return monitored(built, cfg.dataset, held, "fd")  # what the study compares; it costs least
 
     common: Any = dict(data_shape=shape, dtype=dtype, axis_name=axis_name)
     if cfg.model == "vae":
-        encoder = linen_net(Encoder(cfg.latents, (64, 128), (cfg.hidden,), dtype=dtype))
+        encoder = linen_net(Encoder(cfg.latents, wide, (cfg.hidden,), dtype=dtype))
         model = vae.Model(encoder, linen_net(g), vae.LIKELIHOODS["continuous-bernoulli"])
         tx = optax.adam(cfg.lr, b1=cfg.b1, b2=0.999)
         return experiment(vae.make(model, tx, latents=cfg.latents, **common))
     if cfg.model == "began":
         loss = began(cfg.balance, cfg.weight)
-        d = energy(linen_net(dcgan.Autoencoder((64, 128), code=cfg.latents, dtype=dtype)))
+        d = energy(linen_net(dcgan.Autoencoder(wide, code=cfg.latents, dtype=dtype)))
     else:
         loss = LOSSES[MODELS[cfg.model]]
         d = linen_net(
             dcgan.Discriminator(
-                (64, 128), hidden=cfg.hidden, norm=cfg.d_norm, axis_name=axis_name, dtype=dtype
+                wide, hidden=cfg.hidden, norm=cfg.d_norm, axis_name=axis_name, dtype=dtype
             )
         )
     g_tx, d_tx = (optax.adam(cfg.lr, b1=cfg.b1, b2=0.999) for _ in range(2))

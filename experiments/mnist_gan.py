@@ -61,14 +61,18 @@ def images_of(dataset: str, eval_every: str) -> tuple[data.Dataset, data.Dataset
 
 
 def monitored(
-    experiment: cli.Experiment, dataset: str, held: data.Dataset | None
+    experiment: cli.Experiment, dataset: str, held: data.Dataset | None, *metrics: str
 ) -> cli.Experiment:
-    """The experiment, evaluated on the images ``held`` out while it trains and on the test split at its end."""
+    """The experiment, evaluated on the images ``held`` out while it trains and on the test split at its end.
+
+    By these ``metrics`` of ``experiments.evaluate``, or those that it computes while something trains.
+    """
     if held is None:
         return experiment
     from experiments import evaluate
 
-    validate, test = evaluate.monitors(experiment.algorithm, dataset, held)
+    names = metrics or evaluate.WHILE_TRAINING
+    validate, test = evaluate.monitors(experiment.algorithm, dataset, held, names)
     return experiment._replace(validate=validate, evaluate=test, prefers="min:eval/FD")
 
 

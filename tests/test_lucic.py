@@ -68,20 +68,23 @@ def test_search_spaces_are_flags_that_the_models_take(model, space):
 def test_the_study_and_its_budgets():
     paper = lucic.BUDGETS["paper"]
     assert (paper.wide, paper.narrow, paper.repeats) == (100, 50, 50)
-    assert paper.flags == ("--epochs=20",)
+    assert paper.images == 20 * 50_000 and not paper.flags
     with pytest.raises(ValueError, match="'sngan' is none; must be all or some of mm, ns"):
         lucic._models("ns,sngan")
 
 
 def test_the_table_tells_what_broke():
-    row = {"model": "ns", "space": "wide", "setting": {"lr": 1e-3, "d_norm": True},
-           "search (validation)": [5.0, math.inf, 3.0],
+    row = {"model": "ns", "space": "narrow", "setting": {"lr": 1e-3, "d_norm": True},
+           "searches (validation)": {"wide": [5.0, math.inf, 3.0], "narrow": [2.0, 4.0]},
            "repeats (test)": [4.0, math.inf, 6.0]}  # fmt: skip
     cfg = cli.resolve(lucic.Config, lucic.PRESETS, [])
-    line = lucic._table(cfg, lucic.BUDGETS["small"], [row]).splitlines()[-1]
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    lines = lucic._table(cfg, lucic.BUDGETS["small"], [row]).splitlines()
+    assert "32,000 images a run; --channels=32 --hidden=256" in lines[0]
+    heads, cells = ([cell.strip() for cell in lines[i].strip("|").split("|")] for i in (2, -1))
     mean = f"5 ± {np.std([4, 6], ddof=1):.3g} (n = 2)"
-    assert cells == ["ns", "wide", "3, 1", "3, 5", mean, "4.5, 5, 5.5", "1", "lr=0.001 d_norm=true"]
+    setting = "narrow: lr=0.001 d_norm=true"
+    assert cells == ["ns", "3, 5", "2, 3", mean, "4.5, 5, 5.5", "1 + 0 + 1", setting]
+    assert len(heads) == len(cells)
 
 
 @pytest.mark.slow
@@ -91,12 +94,19 @@ def test_the_whole_protocol_and_again(tmp_path, monkeypatch, capfd):
     argv = ["--preset=smoke", f"--workdir={tmp_path}"]
     assert cli.run(lucic.Config, lucic.run, lucic.PRESETS, argv) == 0
     record = json.loads((tmp_path / "lucic.json").read_text())
-    assert [(r["model"], r["space"]) for r in record["rows"]] == [
-        (m, s) for m in ("ns", "wgan_gp") for s in ("wide", "narrow")
-    ]
+    assert [row["model"] for row in record["rows"]] == ["ns", "wgan_gp"]
     for row in record["rows"]:
         assert len(row["repeats (test)"]) == 2 and np.isfinite(row["repeats (test)"]).all()
-        assert min(row["search (validation)"]) > 0
+        searches = row["searches (validation)"]
+        assert {space: len(found) for space, found in searches.items()} == {"wide": 2, "narrow": 1}
+        assert min(searches[row["space"]]) == min(map(min, searches.values())) > 0
+    for config in sorted(tmp_path.glob("infogan/*/config.json")):  # as many real images, to a batch
+        cfg, done = (
+            json.loads((config.parent / f"{n}.json").read_text()) for n in ("config", "result")
+        )
+        per_step = cfg["config"]["d_steps"] * cfg["config"]["batch_size"]
+        assert abs(done["step"] * per_step - 64) < per_step
+    assert (tmp_path / "distributions.png").read_bytes()[:4] == b"\x89PNG"
     table = (tmp_path / "table.md").read_text()
     capfd.readouterr()
     assert cli.run(lucic.Config, lucic.run, lucic.PRESETS, argv) == 0

@@ -14,7 +14,7 @@ import pathlib
 import re
 import statistics
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -258,9 +258,7 @@ def _ticks(low: float, high: float, *, whole: bool) -> list[float]:
 
 def _write_curves(path: pathlib.Path, title: str, panels: Sequence[_Panel]) -> None:
     """``curves.png``: the panels of the report, for slides, papers and terminals that show pictures."""
-    # Not pyplot: it is slow to import and keeps every figure.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # not pyplot: it is slow to import and keeps every figure
 
     rows = 1 + len(panels) // 2
     figure = Figure(figsize=(10, 2.7 * rows + 0.4), dpi=110, layout="constrained")
@@ -281,12 +279,7 @@ def _write_curves(path: pathlib.Path, title: str, panels: Sequence[_Panel]) -> N
         axes.spines[["top", "right"]].set_visible(False)
         for text in axes.legend(fontsize=8, frameon=False).get_texts():
             text.set_parse_math(False)
-    temporary = path.with_name(path.name + ".tmp")
-    FigureCanvasAgg(figure).print_png(temporary)
-    os.replace(temporary, path)
-
-
-# --- the page -------------------------------------------------------------------------------------
+    _save(figure, path)
 
 
 def save_range(
@@ -298,11 +291,7 @@ def save_range(
     marks: dict[str, float],
 ) -> None:
     """A range test as PNG: loss against the step size, raw ``[seeds, n]`` and smoothed, with step sizes marked."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure_of_one(title)
     for i, (one, mean) in enumerate(zip(raw, smooth, strict=True)):
         shown = np.isfinite(mean)
         axes.plot(lrs[shown], one[shown], color=_COLOURS[0], alpha=0.15, linewidth=0.8)
@@ -311,10 +300,73 @@ def save_range(
         axes.axvline(lr, color=_COLOURS[1 + i], linestyle="--", label=f"{name}: {lr:.2g}")
     axes.set_xscale("log")
     axes.set_xlabel("step size")
-    axes.set_title(title, fontsize=10, loc="left", parse_math=False)
     axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def save_distributions(
+    path: str | os.PathLike,
+    title: str,
+    groups: Mapping[str, Mapping[str, Sequence[float]]],
+) -> None:
+    """All values of every group as PNG: a row to a group, a colour to each of its series, one point to a value.
+
+    Args:
+      path: of the picture.
+      title: of the picture, and of its logarithmic axis.
+      groups: positive values by group and series; values that are not finite are counted in the margin.
+    """
+    from matplotlib.ticker import LogLocator
+
+    figure, axes = _figure_of_one(title)
+    series = list(dict.fromkeys(name for group in groups.values() for name in group))
+    for row, group in enumerate(groups.values()):
+        axes.axhline(row, color="0.9", linewidth=26, zorder=0)
+        for i, name in enumerate(series):
+            fine = [value for value in group.get(name, ()) if math.isfinite(value)]
+            height = row + 0.24 * (i - (len(series) - 1) / 2)
+            axes.scatter(fine, [height] * len(fine), 22, _COLOURS[i], alpha=0.75, linewidths=0,
+                         label=name if row == 0 else None)  # fmt: skip
+        if broken := sum(not math.isfinite(v) for values in group.values() for v in values):
+            axes.annotate(
+                f"{broken} broken",
+                (1.01, row),
+                xycoords=("axes fraction", "data"),
+                fontsize=8,
+                va="center",
+            )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
+    axes.xaxis.set_minor_formatter("")
+    axes.set_yticks(range(len(groups)), list(groups))
+    axes.set_ylim(len(groups) - 0.5, -0.5)
+    figure.legend(loc="outside lower center", ncols=len(series), frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _figure_of_one(title: str) -> Any:
+    """A figure and its only axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=10, loc="left", parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
-    FigureCanvasAgg(figure).print_png(str(path))
+    return figure, axes
+
+
+def _save(figure: Any, path: str | os.PathLike) -> None:
+    """Writes a figure as PNG, whole or not at all."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    temporary = f"{os.fspath(path)}.tmp"
+    FigureCanvasAgg(figure).print_png(temporary)
+    os.replace(temporary, path)
+
+
+# --- the page -------------------------------------------------------------------------------------
 
 
 def _frames(path: pathlib.Path) -> list[tuple[int, bytes]]:
