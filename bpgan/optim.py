@@ -119,7 +119,7 @@ def half_life(images: Any, batch: int, ramp: float | None = 0.05) -> Schedule:
     Args:
       images: h at last, a number or a ``Schedule``.
       batch: images per step.
-      ramp: share of the images seen; None: none.
+      ramp: share of the images seen; None: none, for an ``images`` that grows by itself.
     """
 
     def decay(step: Any) -> jax.Array:

@@ -237,7 +237,8 @@ def lecam(decay: float = 0.99, start: int = 1000) -> Regulariser:
     constants to differentiation, and are kept for every loss.
 
     Args:
-      decay: of the averages; start: updates of D before the penalty counts.
+      decay: of the averages; start: evaluations of the penalty before it counts. These are updates of D, unless the
+        penalty is lazy or an update is accumulated over micro-batches, each of which counts.
     """
 
     def apply(scene: Scene, memory: Any) -> tuple[Array, Any]:
@@ -268,6 +269,8 @@ def path_length(
 
     Karras et al. 2020, arXiv:1912.04958, Eq. 4 (weight 2, every 4 updates). ``a`` is the moving average of the norms
     and a constant to differentiation, as the paper writes; in the authors' code the last term of the average is not.
+    All layers share one w, as in the paper; the authors' code has a w for each of its L layers and takes the root mean
+    square of their slopes, which is smaller by sqrt(L) (independent slopes) to L: a weight counts more here.
 
     Args:
       space: ``"w"``, the output of the module's method ``mapping``, or ``"z"`` for generators without one.

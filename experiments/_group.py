@@ -2,7 +2,8 @@
 
     python -m experiments._group mnist_gan --epochs=2 --member="--seed=0 --workdir=a" --member="--seed=1 --workdir=b"
 
-``--member`` holds the flags of one run, the others are common to all.
+``--member`` holds the flags of one run, the others are common to all. With ``--or_alone`` they train one after the
+other where they cannot be one program.
 """
 
 import dataclasses
@@ -12,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from absl import flags
 
 from bpgan.types import UserError
@@ -31,6 +31,7 @@ def run(argv: Sequence[str]) -> int:
     module = importlib.import_module(f"experiments.{name}")
     given = flags.FlagValues()
     flags.DEFINE_multi_string("member", [], "flags of one run", flag_values=given)
+    flags.DEFINE_bool("or_alone", False, "one by one if need be", flag_values=given)
     common = cli.parse(given, rest, known_only=True)
     cfgs = [
         cli.resolve(module.Config, module.PRESETS, [*common, *shlex.split(member)])
@@ -43,6 +44,8 @@ def run(argv: Sequence[str]) -> int:
             raise UserError(f"--{field}: must be the same for all members of a group")
     numbers = [field for field in differing if field not in ("seed", "workdir")]
     first = cfgs[0]
+    if first.parallel != "jit":
+        raise UserError(f"--vectorize: must be off with --parallel={first.parallel}")
     parallel.setup(precision=first.precision)
     experiment = module.build(first)
     if experiment.title:
@@ -68,9 +71,13 @@ def run(argv: Sequence[str]) -> int:
     ]
     try:
         results = train.fit_group(
-            make, experiment.source, members, **cli.plan_of(name, first, experiment)
+            make,
+            experiment.source,
+            members,
+            or_alone=given["or_alone"].value,
+            **cli.plan_of(name, first, experiment),
         )
-    except jax.errors.ConcretizationTypeError as error:
+    except train.TRACED as error:
         raise UserError(
             f"--vectorize: {name} decides by the value of one of {', '.join(differing)} what to compile;"
             f" must be off ({str(error).splitlines()[0]})"

@@ -10,7 +10,7 @@ An axis is written ``NAME=...``; of the axes of a grid every combination is run:
 Others are drawn ``--samples`` times, together, and each draw is combined with the grid:
 
 =========================  ===================================================================
-``NAME=log:LOW:HIGH``      log-uniform
+``NAME=log:LOW:HIGH``      log-uniform; of a flag for whole numbers, LOW to HIGH with both ends
 ``NAME=uniform:LOW:HIGH``  uniform; of a flag for whole numbers, LOW to HIGH with both ends
 ``NAME=choice:V1,V2,...``  one of these
 =========================  ===================================================================
@@ -46,7 +46,7 @@ class Axis(NamedTuple):
       kind: ``grid``, ``log``, ``uniform`` or ``choice``.
       values: texts, of ``grid`` and ``choice``.
       low, high: of ``log`` and ``uniform``.
-      whole: of ``uniform``: whole numbers only.
+      whole: of ``log`` and ``uniform``: whole numbers only.
     """
 
     name: str
@@ -65,13 +65,22 @@ class Axis(NamedTuple):
 
     def at(self, share: float) -> str:
         """The value at a share in [0, 1) of the range."""
-        if self.whole:
-            return str(int(self.low + math.floor(share * (self.high - self.low + 1))))
+        high = self.high + self.whole  # a whole number stands for all from it to the next
         if self.kind == "log":
-            value = math.exp(math.log(self.low) + share * math.log(self.high / self.low))
+            value = math.exp(math.log(self.low) + share * math.log(high / self.low))
         else:
-            value = self.low + share * (self.high - self.low)
-        return f"{value:.{DIGITS}g}"
+            value = self.low + share * (high - self.low)
+        return self.text(math.floor(value) if self.whole else value)
+
+    def text(self, value: Any) -> str:
+        """A value as a flag has it: a number rounded, but never out of the range."""
+        if self.kind == "choice":
+            return str(value)
+        text = str(value) if self.whole else f"{value:.{DIGITS}g}"
+        if self.low <= float(text) <= self.high:
+            return text
+        nearest = min(max(float(text), self.low), self.high)
+        return str(int(nearest) if self.whole else nearest)
 
 
 def parse(text: str, specs: Mapping[str, cli.Flag]) -> Axis:
@@ -110,12 +119,14 @@ def parse(text: str, specs: Mapping[str, cli.Flag]) -> Axis:
         ):
             positive = "0 < " if word == "log" else ""
             raise UserError(f"--sweep={text}: must be {word}:LOW:HIGH with {positive}LOW < HIGH")
+        if kind is int and not (low.is_integer() and high.is_integer()):
+            raise UserError(f"--sweep={text}: LOW and HIGH must be whole numbers, as --{name} is")
         return Axis(name, word, (), low, high, whole=kind is int)
     return Axis(name, "grid", tuple(values.split(",")))
 
 
 def combinations(axes: Sequence[Axis], samples: int, seed: int) -> list[dict[str, str]]:
-    """Texts by flag, in the order of the axes: each draw with every combination of the grid.
+    """Texts by flag, in the order of the axes: each draw, once if it occurs twice, with every combination of the grid.
 
     Raises:
       UserError: for draws without a number of samples, or a number without anything to draw.
@@ -125,8 +136,8 @@ def combinations(axes: Sequence[Axis], samples: int, seed: int) -> list[dict[str
         raise UserError(f"--sweep={drawn[0].name}=...: --samples=N must say how many to draw")
     if samples and not drawn:
         raise UserError(f"--samples={samples}: no --sweep draws; must be 0")
-    draws = [{axis.name: axis.draw(seed, i) for axis in drawn} for i in range(samples)]
-    return crossed(axes, draws or [{}])
+    draws = [tuple((axis.name, axis.draw(seed, i)) for axis in drawn) for i in range(samples)]
+    return crossed(axes, [dict(draw) for draw in dict.fromkeys(draws)] or [{}])
 
 
 def crossed(axes: Sequence[Axis], draws: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
@@ -155,7 +166,7 @@ class Aim(NamedTuple):
         return cls(metric, 1 if mode == "min" else -1)
 
     def score(self, results: Sequence[Mapping[str, Any]]) -> float:
-        """Of the seeds of one setting: the mean, the less the better; infinite if one of them came to nothing.
+        """Of the seeds of one setting: the mean, the less the better; infinite if it is not finite, or one came to nothing.
 
         Raises:
           UserError: if a run that ended well does not log the metric.
@@ -172,7 +183,8 @@ class Aim(NamedTuple):
                     f"--aim: {self.metric} is not logged by these runs; known: {known}{hint}"
                 )
             values.append(self.sign * float(metrics[self.metric]))
-        return statistics.fmean(values) if values else math.inf
+        mean = statistics.fmean(values) if values else math.inf
+        return mean if math.isfinite(mean) else math.inf
 
 
 def settings(values: Sequence[Mapping[str, Any]]) -> dict[tuple, list[int]]:
@@ -225,34 +237,44 @@ class Study:
         d = self._optuna.distributions
         if axis.kind == "choice":
             return d.CategoricalDistribution(axis.values)
+        log = axis.kind == "log"
         if axis.whole:
-            return d.IntDistribution(int(axis.low), int(axis.high))
-        return d.FloatDistribution(axis.low, axis.high, log=axis.kind == "log")
+            return d.IntDistribution(int(axis.low), int(axis.high), log=log)
+        return d.FloatDistribution(axis.low, axis.high, log=log)
+
+    def _trials(self) -> list[tuple[Any, dict[str, str]]]:
+        """All trials with their texts, but for those that a kill left without."""
+        return [
+            (trial, {axis.name: axis.text(trial.params[axis.name]) for axis in self._axes})
+            for trial in self._study.get_trials()
+            if all(axis.name in trial.params for axis in self._axes)
+        ]
 
     def generation(self, size: int) -> list[tuple[int, dict[str, str]]]:
         """Numbers and texts of trials that wait for their values: those asked for before, or ``size`` new ones."""
-        running = self._study.get_trials(states=[self._optuna.trial.TrialState.RUNNING])
-        found = [(trial.number, trial.user_attrs["texts"]) for trial in running]
-        if found:
-            return found
-        for _ in range(size):
+        found = [
+            (trial.number, texts)
+            for trial, texts in self._trials()
+            if not trial.state.is_finished()
+        ]
+        for _ in range(0 if found else size):
             number = len(self._study.trials)
             # Anew for each trial: the state of a sampler's generator is not in the journal.
             self._study.sampler = self._optuna.samplers.TPESampler(
                 seed=self._seed * 1_000_003 + number, constant_liar=True
             )
-            trial = self._study.ask({a.name: self._distribution(a) for a in self._axes})
-            texts = {}
-            for axis in self._axes:
-                value = trial.params[axis.name]
-                texts[axis.name] = f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value)
-            trial.set_user_attr("texts", texts)
+            self._study.ask({a.name: self._distribution(a) for a in self._axes})
+            trial, texts = self._trials()[-1]
             found.append((trial.number, texts))
         return found
 
-    def done(self) -> int:
-        """How many trials have their values."""
-        return sum(trial.state.is_finished() for trial in self._study.trials)
+    def told(self) -> list[tuple[dict[str, str], float]]:
+        """Texts and values of the trials that have them; infinite of those that failed."""
+        return [
+            (texts, math.inf if trial.value is None else trial.value)
+            for trial, texts in self._trials()
+            if trial.state.is_finished()
+        ]
 
     def tell(self, number: int, score: float) -> None:
         """The value of a trial, the less the better; of one that failed, infinity."""

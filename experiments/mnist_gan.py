@@ -95,6 +95,7 @@ class Config(cli.RunConfig):
     penalty_every: int = cli.field(4, "apply penalties every k-th update of D, times k", low=1)
     g_lr: float = cli.field(1e-3, "Adam step size of G", low=0, sweepable=True)
     d_lr: float = cli.field(1e-3, "Adam step size of D", low=0, sweepable=True)
+    lr_scale: float = cli.field(1.0, "factor of both step sizes", low=0, sweepable=True)
     b1: float = cli.field(
         0.5, "Adam's decay of the mean gradient", low=0, high=0.99999, sweepable=True
     )
@@ -102,7 +103,13 @@ class Config(cli.RunConfig):
         0.99, "Adam's decay of the squared gradient", low=0, high=0.99999, sweepable=True
     )
     d_steps: int = cli.field(1, "updates of D per update of G", low=1)
-    ema: float = cli.field(0.995, "decay of the average of G that draws the samples", low=0, high=1)
+    ema: float = cli.field(
+        0.995,
+        "decay of the average of G that draws the samples; 0: G as it is",
+        low=0,
+        high=1,
+        sweepable=True,
+    )
     gradients: str = cli.field(
         "autodiff",
         "who computes the gradients; manual: net mlp only",
@@ -190,15 +197,15 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         g_net,
         d_net,
         backprop.losses_by_hand(cfg.loss) if cfg.gradients == "manual" else LOSSES[cfg.loss],
-        optax.adam(cfg.g_lr, b1=cfg.b1, b2=cfg.b2),
-        optax.adam(cfg.d_lr, b1=cfg.b1, b2=cfg.b2),
+        optax.adam(cfg.lr_scale * cfg.g_lr, b1=cfg.b1, b2=cfg.b2),
+        optax.adam(cfg.lr_scale * cfg.d_lr, b1=cfg.b1, b2=cfg.b2),
         latents=distribution(dim, dtype),
         data_shape=shape,
         dtype=dtype,
         penalties=[(cfg.gamma, PENALTIES[name]) for name in penalties_of(cfg.penalty)],
         penalty_every=cfg.penalty_every,
         d_steps=cfg.d_steps,
-        ema_decay=cfg.ema or None,
+        ema_decay=cfg.ema,
         axis_name=axis_name,
     )
     source = data.source(

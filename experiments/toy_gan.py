@@ -83,6 +83,7 @@ class Config(cli.RunConfig):
 _EXACT = dict(penalty="none", optimizer="sgd", lr="0.1", ema=0.0, batch_size=4, steps=500, log_every="100",
               sample_every="25", checkpoint_every="250")  # fmt: skip
 PRESETS = {
+    "ring8": dict(problem="ring8"),
     "grid25": dict(problem="grid25"),
     "gaussian1d": dict(
         problem="gaussian1d", gamma=1.0, lr="cosine:5e-3:0", steps=4000, sample_every="100"
@@ -94,6 +95,17 @@ PRESETS = {
         width=8, batch_size=16, steps=20, log_every="10", sample_every="10", checkpoint_every="10"
     ),
 }
+
+
+_WIDTH = Config.__dataclass_fields__["width"].default
+_IDLE: dict[str, dict[str, Any]] = {
+    # D of the game is solved exactly.
+    "lqg": dict(rule="none", loss="relativistic", penalty="none", d_steps=1, ema=0.0, width=_WIDTH),
+    "dirac": dict(width=_WIDTH),
+    "bilinear": dict(width=_WIDTH),
+    "gaussian1d": dict(width=_WIDTH),
+}
+"""Flags that a problem makes no use of, and the only value that it takes."""
 
 
 class Trail(NamedTuple):
@@ -202,7 +214,9 @@ def picture_of_path(
 
 
 def _tx(cfg: Config, steps: int, updates: int = 1) -> optax.GradientTransformation:
-    lr = optim.schedule(cfg.lr, steps * updates)
+    """The optimiser of a player that is updated so many times in a step."""
+    counts = 1 if cfg.rule == "none" else game.RULES[cfg.rule].counts
+    lr = optim.schedule(cfg.lr, steps * updates * counts)
     return optax.sgd(lr) if cfg.optimizer == "sgd" else optim.adam(lr, cfg.b1, cfg.b2)
 
 
@@ -428,8 +442,6 @@ def lqg(cfg: Config, steps: int) -> cli.Experiment:
     """A linear generator of rank 2 for a Gaussian of six dimensions; the expectations are exact, and so is D."""
     dtype = jnp.dtype(cfg.precision)
     losses, init = wasserstein_game(SPECTRUM, RANK, dtype)
-    if cfg.rule != "none":
-        raise UserError(f"--rule={cfg.rule}: D of --problem=lqg is solved exactly; must be none")
     inner = game.make(losses, init, (_tx(cfg, steps), _tx(cfg, steps)), game.RULES["simultaneous"])
     root = jnp.asarray(np.sqrt(SPECTRUM), dtype).reshape(1, -1)
 
@@ -464,6 +476,13 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The problem that ``cfg`` names."""
     if axis_name:
         raise UserError("--parallel=pmap: must be jit for toy_gan")
+    idle = _IDLE.get(cfg.problem, {})
+    for name, value in {**idle, **({"d_steps": 1} if cfg.rule != "none" else {})}.items():
+        if getattr(cfg, name) != value:
+            why = f"--problem={cfg.problem}" if name in idle else f"--rule={cfg.rule}"
+            raise UserError(
+                f"--{name}={cli.show(getattr(cfg, name))}: has no part in {why}; must be {cli.show(value)}"
+            )
     steps = cfg.steps or max(1, round(cfg.epochs * toys.LENGTH / (cfg.batch_size * cfg.d_steps)))
     makers = {"gaussian1d": gaussian1d, "dirac": dirac, "bilinear": dirac, "lqg": lqg}
     return makers.get(cfg.problem, mixture)(cfg, steps)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_gan import DIRAC_D, DIRAC_G, dirac, mlp_gan, run, trajectory
+from test_gan import dirac, mlp_gan, run, trajectory
 
 from bpgan.algorithms import game, gan
 from bpgan.losses import LOSSES
@@ -15,27 +15,50 @@ ETA = 0.1
 
 
 def dirac_game(loss="nonsaturating", gamma=0.0):
-    """The Dirac-GAN's losses, from the project's own loss and penalty."""
-    r1 = PENALTIES["r1"]
+    """The game that the trainer plays on the Dirac-GAN, at the equilibrium."""
+    make = lambda rule: dirac(gan, LOSSES[loss], optax.sgd(0.1), gamma=gamma, rule=rule)  # noqa: E731
+    state = make(game.simultaneous).init(jax.random.key(0))
+    at_rest = jax.tree.map(jnp.zeros_like, state)
+    return game.of(make, at_rest, {"x": jnp.zeros((4, 1))}, jax.random.key(1))
 
-    def losses(params):
-        theta, psi = params
-        real, z = jnp.zeros((2, 1)), jnp.zeros((2, 1))
-        fake, _ = DIRAC_G.apply({"params": theta}, z, train=True)
-        critic = lambda x: DIRAC_D.apply({"params": psi}, x, train=True)[0]  # noqa: E731
-        pair = critic(real), critic(fake)
-        penalty = gamma * jnp.mean(r1(critic, real, fake, jax.random.key(0)))  # type: ignore
-        d = jnp.mean(LOSSES[loss].d(*pair)) + penalty
-        return (jnp.mean(LOSSES[loss].g(*pair)), d), ()
 
-    return losses
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 2.0])
+@pytest.mark.parametrize("loss", ["minimax", "nonsaturating"])
+def test_the_spectrum_of_the_trainer_s_game(x64, loss, gamma):
+    """T2.2: SCIENCE section 2.1's eigenvalues, ``gamma / 2 +- sqrt(gamma^2 / 4 - 1 / 4)`` in the sign of descent."""
+    losses, params = dirac_game(loss, gamma)
+    found = np.sort_complex(game.spectrum(jax.jit(losses), params))
+    root = np.sqrt(complex(gamma**2 / 4 - 1 / 4))
+    np.testing.assert_allclose(
+        found, np.sort_complex(gamma / 2 + root * np.array([1, -1])), atol=1e-9
+    )
+
+
+@pytest.mark.medium
+def test_the_game_of_networks_has_the_gradients_of_the_step():
+    """``game.of`` a GAN with penalties and memory: xi is what a step of SGD moves along."""
+    batch = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)}
+    options = dict(penalties=[(0.1, PENALTIES["r1"]), (0.3, PENALTIES["lecam"])], ema_decay=0.9)
+    make = lambda rule: mlp_gan(rule=rule, tx=optax.sgd(1.0), **options)  # noqa: E731
+    state = make(game.simultaneous).init(jax.random.key(0))
+    losses, params = game.of(make, state, batch, jax.random.key(1))
+    xi, _ = game.field(losses)(params)
+    moved, _ = make(game.simultaneous).step(state, batch, jax.random.key(1))
+    for player, gradient in zip((0, 1), xi, strict=True):
+        before, after = ((s.g, s.d)[player].params for s in (state, moved))
+        jax.tree.map(
+            lambda b, a, g: np.testing.assert_allclose(b - a, g, rtol=1e-4, atol=1e-6),
+            before, after, gradient,
+        )  # fmt: skip
+    ritz = game.arnoldi(jax.jit(losses), params, jax.random.key(2), 6)
+    assert len(ritz) == 6 and np.isfinite(ritz).all()
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("gamma", [0.3, 2.0])
 def test_the_predicted_step_is_the_largest_stable_one(x64, gamma):
     """One per cent below it the project's trainer converges, one above it does not."""
-    values = game.spectrum(dirac_game("nonsaturating", gamma), (jnp.zeros(()), jnp.zeros(())))
+    values = game.spectrum(*dirac_game("nonsaturating", gamma))
     h = game.largest_stable_step(values)
     far = {}
     for scale in (0.99, 1.01):

@@ -1,11 +1,14 @@
 """The flagship experiment: every preset, every option of the networks, what is refused, and resume with memory."""
 
+import dataclasses
 import json
+import math
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from bpgan import data
@@ -64,6 +67,15 @@ def test_presets(files, preset):
     assert algorithm.classes == (3 if cfg.condition != "none" else 0)
 
 
+@pytest.mark.parametrize("preset", [name for name in image_gan.PRESETS if name != "smoke"])
+def test_the_help_says_of_every_preset_what_is_known(preset):
+    lines = image_gan.__doc__.split("Presets:")[1].split("Papers:")[0].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.split()[:1] == [preset])
+    rest = [line for line in lines[start + 1 :] if line.split()[0] in image_gan.PRESETS]
+    text = " ".join(lines[start : lines.index(rest[0]) if rest else None])
+    assert ("Measured: " in text) != ("not measured" in text)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", image_gan.PRESETS)
 def test_steps_of_presets(files, preset):
@@ -95,6 +107,8 @@ def test_networks_take_images_of_any_size(files, net, size, channels):
         ["--penalty=clip=0.01", "--loss=wasserstein", "--lr=1e-4/4e-4"],
         ["--loss=began", "--net=dcgan:4/autoencoder:8", "--penalty=none"],
         ["--rule=optimistic", "--augment=color,cutout@warmup:0.5:0.8"],
+        ["--condition=concat", "--penalty=r1=0.1", "--net=lite:4,norm/dcgan:4"],
+        ["--condition=concat", "--net=mlp"],
         ["--net=cnn/cnn,spectral", "--condition=projection"],
         ["--net=r3gan:1", "--precision=bfloat16", "--truncation=1"],
         ["--ema=0", "--betas=0.5,cosine:0.9:0.99:0.5", "--lr=warmup:0.1:cosine:1e-3:1e-4"],
@@ -120,18 +134,30 @@ def test_options(files, flags):
         (["--penalty=r1=fast"], "--penalty=r1=fast"),
         (["--lr=cosine:1"], "--lr=cosine:1"),
         (["--lr=1e-3/x"], "--lr=1e-3/x"),
-        (["--betas=0.5"], "--betas=0.5: must be two numbers or schedules"),
+        (["--betas=0.5"], "--betas=0.5: must be two decays in [0, 0.99999]"),
+        (["--betas=0.5,0.9,2"], "--betas=0.5,0.9,2: must be two decays"),
         (["--condition=acgan=x"], "--condition=acgan=x"),
-        (["--condition=projection=2"], "--condition=projection=2: must be none, projection"),
+        (
+            ["--condition=projection=2"],
+            "--condition=projection=2: must be none, concat, projection",
+        ),
         (["--augment=blur"], "'blur' is not an augmentation"),
         (["--augment=bgc@ada:x"], "the TARGET of ada:TARGET must be a number in [-1, 1]"),
         (["--augment=bgc@ada:2"], "the TARGET of ada:TARGET must be a number in [-1, 1]"),
         (["--augment=bgc@2"], "A and B in [0.0, 1.0]"),
         (["--lr=1e-3/-1"], "A and B >= 0.0"),
-        (["--betas=0,2"], "A and B in [0.0, 0.99999]"),
+        (["--betas=0,2"], "must be two decays in [0, 0.99999]"),
         (["--ema=linear:-1:0"], "A and B >= 0.0"),
-        (["--penalty=clip=0"], "the bound must be a number > 0"),
-        (["--penalty=clip=linear:1:0"], "the bound must be a number > 0"),
+        (["--penalty=clip=0"], "must be clip=BOUND, a number > 0"),
+        (["--penalty=clip=linear:1:0"], "must be clip=BOUND, a number > 0"),
+        (["--penalty=clip=0.01/5"], "every update is clipped"),
+        (["--penalty=clip", "--rule=optimistic"], "--penalty=clip: the steps of --rule=optimistic"),
+        (["--penalty=g.path_length_w=2"], "--net=lite has no mapping"),
+        (["--penalty=wgan_gp=10", "--net=cnn"], "--penalty=wgan_gp: needs a D that scores"),
+        (["--accumulate=3"], "--accumulate=3: must divide --batch_size=64"),
+        (["--rule=consensus", "--d_steps=2"], "--d_steps=2: must be 1 with --rule=consensus"),
+        (["--preset=sngan-32", "--rule=consensus"], "--d_steps=5: must be 1 with"),
+        (["--rule=consensus", "--accumulate=2"], "--accumulate=2: must be 1 with"),
         (["--penalty=r1=-1"], "A and B >= 0.0"),
         (["--condition=acgan=-1"], "A and B >= 0.0"),
         (["--loss=began"], "--loss=began"),
@@ -148,6 +174,65 @@ def test_mistakes_are_named(files, flags, said):
     with pytest.raises(UserError) as error:
         image_gan.build(config(f"--dataset={files(28, 1)}", *flags))
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_default_is_the_recipe_for_a_cpu():
+    """As the first line of its help says."""
+    lite28, default = config("--preset=lite28"), config()
+    differing = {f for f in vars(default) if getattr(default, f) != getattr(lite28, f)}
+    assert differing == {"epochs", "log_every", "sample_every", "checkpoint_every"}
+
+
+def test_biggan_has_the_widths_of_studiogan(files):
+    """Kang et al. 2023, ``big_resnet.py`` at 32 pixels: 4 x 96 channels in G's blocks, 2 x 96 in D's."""
+    cfg = config("--preset=biggan-32", f"--dataset={files(32, 3)}")
+    state = jax.eval_shape(image_gan.build(cfg).algorithm.init, jax.random.key(0))
+    for params, width in ((state.g.params, 384), (state.d.params, 192)):
+        blocks = [params[name] for name in params if name.startswith("block")]
+        kernels = [leaf for leaf in jax.tree.leaves(blocks) if leaf.ndim == 4]
+        assert {kernel.shape[3] for kernel in kernels} == {width}
+
+
+@pytest.mark.parametrize(
+    "preset,images,share",
+    [("r3-32", 20e6, 1.0), ("r3-28", 1.2e6, 1.0), ("biggan-32", 64_000, 1.0), ("lite28", 2e5, 0.5)],
+)
+def test_the_average_is_as_long_as_the_recipe_says(files, preset, images, share, monkeypatch):
+    """Schedules of the half-life are their own ramp; a number is bounded by 5 % of the images seen."""
+    lives = {
+        "r3-32": 5e6,
+        "r3-28": 5e5,
+        "biggan-32": 64 * math.log(0.5) / math.log(0.9999),
+        "lite28": 2e4,
+    }
+    found = []
+    monkeypatch.setattr(
+        image_gan.gan, "make", lambda *args, **options: found.append(options["ema_decay"])
+    )
+    size, channels = SIZES.get(preset, (32, 3))
+    cfg = config(f"--preset={preset}", f"--dataset={files(size, channels)}")
+    full = {"r3-28": 12e6, "r3-32": 200e6}.get(
+        preset
+    )  # of a dataset of 60 images, as of the real one
+    cfg = dataclasses.replace(cfg, steps=round(full / cfg.batch_size) if full else cfg.steps)
+    image_gan.build(cfg)
+    decay = float(found[0](jnp.float32(images / cfg.batch_size)))
+    np.testing.assert_allclose(
+        cfg.batch_size * math.log(0.5) / math.log(decay), share * lives[preset], rtol=0.02
+    )
+
+
+def test_schedules_end_with_the_run_whatever_the_rule(files, monkeypatch):
+    """An extragradient update counts twice in the optimisers' states."""
+    found = []
+    monkeypatch.setattr(
+        image_gan.optim, "adam", lambda lr, *rest, **more: found.append(lr) or optax.sgd(lr)
+    )
+    flags = [f"--dataset={files(28, 1)}", "--net=mlp", "--steps=10", "--lr=linear:1:0"]
+    for rule, count in (("none", 10), ("extragradient", 20)):
+        image_gan.build(config(*flags, f"--rule={rule}"))
+        for lr in found[-2:]:
+            assert float(lr(count - 1)) == pytest.approx(1 / count) and float(lr(count)) == 0
 
 
 def test_unlabelled_images_have_no_conditions(tmp_path):

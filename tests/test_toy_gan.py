@@ -198,6 +198,8 @@ def found_it(found):
 CONVERGENT = {
     "nonsaturating": "r1", "minimax": "r1", "hinge": "r1+r2", "least_squares": "r1",
     "relativistic": "r1+r2", "wasserstein": "r1+r2", "relativistic_average": "r1+r2",
+    "least_squares_pearson": "r1", "relativistic_average_hinge": "r1+r2",
+    "relativistic_average_least_squares": "r1+r2",
 }  # fmt: skip
 
 
@@ -271,6 +273,8 @@ def test_grid(optimised):
     assert sum(found["modes"] == 25 for found in runs) >= 4
     assert np.median([found["reverse_kl"] for found in runs]) <= 0.03
     assert min(found["high_quality"] for found in runs) >= 0.78
+    # Collapsed modes would have a perfect share of high quality.
+    assert all(0.5 <= found["std_ratio"] <= 1.5 for found in runs)
 
 
 @pytest.mark.slow
@@ -311,8 +315,9 @@ def test_broken_training_fails(optimised, monkeypatch, bug):
 @pytest.mark.parametrize("preset", [p if p == "smoke" else slow(p) for p in toy_gan.PRESETS])
 def test_runs_draw_pictures_and_resume(tmp_path, preset):
     """Every problem runs, draws a coloured picture, and goes on from its checkpoint."""
-    flags = [f"--preset={preset}", "--width=8", "--batch_size=16", f"--workdir={tmp_path}", "--notensorboard",
+    flags = [f"--preset={preset}", "--batch_size=16", f"--workdir={tmp_path}", "--notensorboard",
              "--log_every=2", "--sample_every=2", "--checkpoint_every=2", "--lr=0.01"]  # fmt: skip
+    flags += ["--width=8"] if preset in ("ring8", "grid25", "smoke") else []
     args = toy_gan.Config, toy_gan.build, toy_gan.PRESETS
     assert cli.run(*args, [*flags, "--steps=4"]) == 0
     assert cli.run(*args, [*flags, "--steps=6"]) == 0
@@ -356,6 +361,33 @@ def test_pictures_show_what_is_where():
     assert (np.abs(picture - np.asarray(toy_gan._GREEN).reshape(1, 1, 3)).max(2) < 1e-6).sum() == 4
     top, bottom = picture[2, n // 2], picture[-3, n // 2]
     assert top[0] > top[2] and bottom[2] > bottom[0]
+
+
+@pytest.mark.parametrize(
+    "flags,said",
+    [
+        (
+            ["--preset=lqg", "--loss=hinge"],
+            "--loss=hinge: has no part in --problem=lqg; must be relativistic",
+        ),
+        (
+            ["--preset=lqg", "--rule=consensus"],
+            "--rule=consensus: has no part in --problem=lqg; must be none",
+        ),
+        (
+            ["--preset=dirac", "--width=64"],
+            "--width=64: has no part in --problem=dirac; must be 128",
+        ),
+        (
+            ["--rule=optimistic", "--d_steps=2"],
+            "--d_steps=2: has no part in --rule=optimistic; must be 1",
+        ),
+    ],
+)
+def test_flags_without_effect_are_refused(flags, said):
+    with pytest.raises(UserError) as error:
+        toy_gan.build(config(*flags))
+    assert str(error.value) == said
 
 
 def test_one_way_to_run():

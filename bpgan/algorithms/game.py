@@ -63,10 +63,12 @@ class Rule(NamedTuple):
     Attributes:
       update: ``(losses, txs, params, opts) -> (params, opts, gradients, aux)``, as described at the top of this file.
       optimiser: wraps each player's optax transformation; ``txs`` and ``opts`` of ``update`` are those of the wrapped.
+      counts: by how much an update advances the optimisers' states, and so the count of their schedules.
     """
 
     update: Callable[..., tuple[Pair, Any, Pair, Any]]
     optimiser: Callable[[Optimiser], Optimiser] = lambda tx: tx
+    counts: int = 1
 
 
 def _move(tx, gradient: Params, params: Params, opt) -> tuple[Params, Any]:
@@ -120,12 +122,12 @@ def _extragradient(losses, txs, params, opts):
     return params, opts, gradients, aux
 
 
-extragradient = Rule(_extragradient)
+extragradient = Rule(_extragradient, counts=2)
 """``w' = w - h xi(w); w <- w - h xi(w')``. Korpelevich 1976; Gidel et al. 2019, arXiv:1802.10551.
 
 Any optimiser: its update extrapolates, and its update from the start with the gradient found there is the step. Its
-state advances at both evaluations (with Adam: ExtraAdam, moments updated twice), and so does a schedule's count. Both
-evaluations are of the same minibatch.
+state advances at both evaluations (with Adam: ExtraAdam, moments updated twice), and so does a schedule's count, which
+``counts`` tells. Both evaluations are of the same minibatch.
 """
 
 
@@ -273,6 +275,29 @@ def make(losses: Losses, init: Callable[[PRNG], Any], txs: Pair, rule: Rule) -> 
         )
 
     return Algorithm(start, step)
+
+
+def of(make: Callable[[Rule], Algorithm], state: Any, batch: Any, key: PRNG) -> tuple[Losses, Pair]:
+    """The game that a two-player algorithm plays at a state, with its networks, losses, penalties and this batch.
+
+    For ``spectrum``, ``arnoldi`` and their like: ``losses, params = of(lambda rule: gan.make(..., rule=rule), ...)``.
+
+    Args:
+      make: the algorithm with a given rule.
+      state: of the algorithm, with or without a rule.
+      batch: of one step.
+      key: the root key of the steps.
+    """
+    found: list[Any] = []
+
+    def watch(losses, txs, params, opts):
+        del txs
+        found.append((losses, params))
+        gradients, aux = field(losses)(params)
+        return params, opts, gradients, aux
+
+    make(Rule(watch)).step(state, batch, key)  # not under jit: ``losses`` must outlive the step
+    return found[0]
 
 
 def _flat_field(losses: Losses, params: Pair) -> tuple[Callable[[Array], Array], Array]:

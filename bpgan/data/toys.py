@@ -59,7 +59,7 @@ def fresh(
 
     Args:
       draw: ``(key, n) -> x[n, ...]``, traceable.
-      seed: of all batches.
+      seed: of all batches; may be traced.
       batch_size: rows of one.
       length: what to call an epoch.
     """
@@ -69,5 +69,4 @@ def fresh(
         key = jax.random.fold_in(jax.random.wrap_key_data(data["key"]), step)
         return {"x": draw(key, batch_size), "y": jnp.zeros(batch_size, jnp.int32)}
 
-    examples = np.asarray(draw(stream(jax.random.key(seed), "examples"), 8))
-    return Source({"key": root}, batch_at, length, batch_size, examples=examples)
+    return Source({"key": root}, batch_at, length, batch_size)

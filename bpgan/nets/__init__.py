@@ -73,6 +73,27 @@ def energy(autoencoder: Net) -> Net:
     return Net(autoencoder.init, apply)
 
 
+def labelled(discriminator: Net, classes: int) -> Net:
+    """An unconditional discriminator that sees labels as ``classes`` more channels, one of them 1, the others 0.
+
+    Mirza & Osindero 2014, arXiv:1411.1784: labels concatenated to the input; as maps, so that convolutions see them at
+    every pixel. Gradient penalties are with respect to the image alone.
+    """
+
+    def seen(x: Any, labels: Any) -> Any:
+        one_hot = jax.nn.one_hot(labels, classes, dtype=x.dtype)
+        maps = jnp.broadcast_to(one_hot[:, None, None, :], (*x.shape[:3], classes))
+        return jnp.concatenate([x, maps], axis=-1)
+
+    def init(key: PRNG, x: Any, labels: Any) -> dict[str, Any]:
+        return discriminator.init(key, seen(x, labels))
+
+    def apply(variables: Any, x: Any, labels: Any, *, train: bool) -> tuple[Any, dict[str, Any]]:
+        return discriminator.apply(variables, seen(x, labels), train=train)
+
+    return Net(init, apply)
+
+
 def truncated(generator: Net, psi: float, latents: Any, *, draws: int = 4096) -> Net:
     """A generator with a mapping, its styles drawn towards their mean: ``w' = w_mean + psi (w - w_mean)``.
 

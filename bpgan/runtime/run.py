@@ -301,6 +301,15 @@ class Log:
 _NO_VALUES = ("step", "epoch", "anomaly")
 
 
+def values_by(path: pathlib.Path, step: int) -> dict[str, float]:
+    """The metrics of a run as last logged by a step; what was logged only later, as it was first."""
+    values: dict[str, float] = {}
+    for line in report.read_metrics(path / "metrics.jsonl"):
+        new = {k: v for k, v in line.items() if k not in _NO_VALUES}
+        values = values | new if line["step"] <= step else new | values
+    return values
+
+
 def clock(seconds: float) -> str:
     """``h:mm:ss``, or ``m:ss``."""
     minutes, s = divmod(int(seconds), 60)

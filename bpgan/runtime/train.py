@@ -36,6 +36,14 @@ _CALL_SECONDS = 0.5
 """Aim for one call of the program: long enough to hide the host, short enough for signals and progress."""
 
 
+TRACED = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+"""What JAX raises when Python code needs the value of a member's argument."""
+
+
 class Anomaly(Exception):
     """The run was stopped, for a number that is not finite or by ``on_anomaly``; the message says what and when."""
 
@@ -166,7 +174,13 @@ def fit(
 
 
 def fit_group(
-    make: sweep.Make, source: Source, members: Sequence[Member], *, lowering: str = "", **plan: Any
+    make: sweep.Make,
+    source: Source,
+    members: Sequence[Member],
+    *,
+    lowering: str = "",
+    or_alone: bool = False,
+    **plan: Any,
 ) -> list[Result | Anomaly]:
     """Trains runs that differ only in numbers together; each has its directory, as if it had run alone.
 
@@ -179,10 +193,12 @@ def fit_group(
       source: of any member; for its lengths and examples.
       members: at least one.
       lowering: see ``sweep.compile``.
+      or_alone: train one after the other those of which no common program can be made.
       **plan: the fields of ``Plan``.
 
     Raises:
       UserError: as ``fit``; if one member's directory cannot be used, none is trained.
+      jax.errors.JAXTypeError: one of ``TRACED``, without ``or_alone``, if ``make`` branches on its arguments.
     """
     if jax.process_count() > 1:
         raise UserError("--vectorize: works in one process; must be off with several")
@@ -195,9 +211,18 @@ def fit_group(
             waiting = [([i], how) for i in range(len(members))]
             continue
         part = [members[i] for i in indices]
-        program = _compiled(make, part, how)
+        try:
+            program = _compiled(make, part, how)
+        except TRACED as error:
+            if not or_alone or len(part) == 1:
+                raise
+            print(f"one run at a time: {str(error).splitlines()[0]}", flush=True)
+            waiting[:0] = [([i], how) for i in indices]
+            continue
         free = sweep.free_memory()
-        if program.needed > free and len(part) > program.devices:
+        # Cut, a group that has trained before would not be bitwise what it was.
+        new = not any(map(_has_trained, part))
+        if new and program.needed > free and len(part) > program.devices:
             half = (len(part) + 1) // 2
             print(
                 f"{len(part)} runs need {program.needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free:"
@@ -221,6 +246,10 @@ def _compiled(make: sweep.Make, members: Sequence[Member], lowering: str) -> swe
     return sweep.alone(parallel.compile(algorithm, source, seed=members[0].seed), "jit")
 
 
+def _has_trained(member: Member) -> bool:
+    return any(pathlib.Path(member.workdir).glob("checkpoints/[0-9]*"))
+
+
 def _groups(members: Sequence[Member], lowering: str) -> list[tuple[list[int], str]]:
     """Members that go on together, as they did before: with others their numbers would not be bitwise the same.
 
@@ -228,10 +257,9 @@ def _groups(members: Sequence[Member], lowering: str) -> list[tuple[list[int], s
     """
     groups: dict[Any, tuple[list[int], str]] = {}
     for i, member in enumerate(members):
-        path = pathlib.Path(member.workdir)
-        group = run.group_of(path)
+        group = run.group_of(pathlib.Path(member.workdir))
         key: Any = json.dumps(group)
-        if not any(path.glob("checkpoints/[0-9]*")):
+        if not _has_trained(member):
             key, group = ("", group) if group is None else (key, group)
         elif group is None:
             key = i
@@ -292,6 +320,23 @@ class _Run:
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep=self.plan.keep)
         return self.checkpoints.restore(abstract)
 
+    def ended_before(self) -> bool:
+        """Whether the run was stopped by an anomaly that stops it still; then that is its result."""
+        old = report.read_json(self.path / "result.json")
+        if old.get("status") != "non-finite" and not (
+            old.get("status") == "anomaly" and self.plan.on_anomaly == "stop"
+        ):
+            return False
+        self.result = Anomaly(str((old.get("anomalies") or ["stopped before"])[-1]))
+        self._record(run.group_of(self.path))
+        return True
+
+    def _record(self, group: Mapping[str, Any] | None) -> None:
+        if parallel.is_lead():
+            run.write_record(
+                self.path, self.plan.name, self.member.config, self.source.fingerprint, group
+            )
+
     def begin(self, step: int, resumed: bool, group: Mapping[str, Any] | None) -> None:
         """Begins, or goes on, at a step."""
         if step > self.plan.steps:
@@ -300,10 +345,9 @@ class _Run:
             )
         self.saved = step if resumed else -1
         self.finished_before = resumed and step == self.plan.steps
-        if parallel.is_lead():
-            run.write_record(
-                self.path, self.plan.name, self.member.config, self.source.fingerprint, group
-            )
+        if parallel.is_lead():  # before the record: a result beside it is always one of these flags
+            (self.path / "result.json").unlink(missing_ok=True)
+        self._record(group)
         self.log = run.Log(
             self.path,
             step,
@@ -354,10 +398,12 @@ class _Run:
             print(error, flush=True)
 
     def end(self, step: int, carry: parallel.Carry, seconds: _Timings, abstract: Any) -> None:
-        """Evaluates a run that is done, and writes its result."""
+        """Evaluates a run that is done, and writes its result; one that is past its pause counts as it was there."""
         found: dict[str, float] = {}
         steps, keep, evaluate = self.plan.steps, self.plan.keep, self.member.evaluate
-        if step == steps and evaluate is not None:
+        at = min(step, self.plan.pause or steps)
+        status = "done" if at == steps else "paused" if at == self.plan.pause else "interrupted"
+        if status == "done" and evaluate is not None:
             with seconds("evaluate"):
                 found = {k: float(v) for k, v in evaluate(carry.state).items()}
                 best = _best(self.path, keep, abstract) if keep.metric and found else None
@@ -365,13 +411,13 @@ class _Run:
                     again = found if best[0] == steps else evaluate(best[1].state)
                     found |= {f"best/{k}": float(v) for k, v in again.items()}
                     found["best/step"] = float(best[0])
-        values = self.log.values | found
-        status = "done" if step == steps else "paused" if step == self.plan.pause else "interrupted"
+        logged = self.log.values if at == step else run.values_by(self.path, at)
+        values = logged | found
         if status == "done" and not self.finished_before:
             self.log.hyperparameters(self.member.config, values)
         if parallel.is_lead():
-            _finish(self.path, status, step, values, seconds, self.log.anomalies, self.quiet)
-        self.result = Result(status, step, values, found)
+            _finish(self.path, status, at, values, seconds, self.log.anomalies, self.quiet)
+        self.result = Result(status, at, values, found)
 
 
 def _fit(
@@ -390,6 +436,8 @@ def _fit(
         stack.enter_context(_lost_processes(first.path))
         for each in runs if lead else ():
             stack.enter_context(run.locked(each.path))
+        if several and all([each.ended_before() for each in runs]):
+            return [each.result for each in runs if each.result is not None]
         with seconds("compile"):
             program = compiled()
         found = []
@@ -510,17 +558,11 @@ def _start(
 ) -> tuple[int | None, Any]:
     """The step that all runs can go on from and the carry there; of a new start, None and the initial one.
 
-    Runs of a group that ended as anomalies before are marked so and stay as they are.
+    Those that have ended before stay as they are; there is another one.
     """
-    for each in runs if len(runs) > 1 else ():
-        old = report.read_json(each.path / "result.json")
-        if old.get("status") == "non-finite" or (
-            old.get("status") == "anomaly" and each.plan.on_anomaly == "stop"
-        ):
-            each.result = Anomaly(str((old.get("anomalies") or ["stopped before"])[-1]))
     steps = [at[0] if at else None for at in found]
     alive = [step for step, each in zip(steps, runs, strict=True) if each.result is None]
-    if not alive or None in alive:
+    if None in alive:
         step, carries = None, []
         if any(len(each.checkpoints.steps()) > 1 for each in runs):
             missing = next(r for r, at in zip(runs, steps, strict=True) if at is None)
