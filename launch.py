@@ -15,7 +15,9 @@ becomes jobs of a cluster; the same command then says how far they are.
 """
 
 import ast
+import hashlib
 import importlib
+import json
 import pathlib
 import re
 import sys
@@ -70,7 +72,8 @@ _FLAGS = (
         "budget",
         str,
         "",
-        "at which no more of a sweep is trained: 90s, 30m, 2h or, in images, 5e6img",
+        "at which no more of a sweep is trained: 90s, 30m, 2h or, in images as they are logged, 5e6img; so that runs"
+        " end one after the other, each is its own process, unless --vectorize=on",
         check=sweeping.budget_of,
     ),
     cli.Flag(
@@ -207,29 +210,47 @@ def _sweep(
             f"--search={kind}: --aim=min:METRIC {'must' if kind != 'all' else 'cannot'} be given"
         )
     axes = sweeping.axes_of(module, argv, sweeps)
-    combinations = search.combinations(axes, samples, seed)
+    if kind == "tpe" and not (samples and any(axis.kind != "grid" for axis in axes)):
+        raise UserError("--search=tpe: needs axes to draw and --samples=N")
+    # What TPE asks for is not known beforehand: one draw shows whether the flags are right.
+    combinations = search.combinations(axes, 1 if kind == "tpe" else samples, seed)
 
     def planned(combinations: Sequence[Mapping[str, str]]) -> list[sweeping.Run]:
         return sweeping.plan(name, module, argv, combinations, chosen["root"])
 
     runs = planned(combinations)
+    first = runs[0]
+    if aim and aim.metric.startswith("eval/"):
+        for run in runs:
+            if not cli.duration(run.config["eval_every"], 1.0):
+                raise UserError(f"--aim={chosen['aim']}: nothing is evaluated with --eval_every=0")
+    swept, settings = "_".join(first.values), first.workdir.name.rpartition("_")[2]
+    label = f"{swept}_{_digest(settings, axes, samples, seed, kind, aim)}"
+    budget, folder = sweeping.budget_of(chosen["budget"]), first.workdir.parent
+    sweep = sweeping.Sweep(name, folder, label, vectorize, slots, budget, cluster)
     if chosen["dry_run"]:
-        processes.dry_run([job.command for job in sweeping.jobs_of(name, runs, vectorize, slots)])
+        if kind == "tpe":
+            raise UserError("--dry_run: what --search=tpe runs is not known beforehand")
+        processes.dry_run([job.command for job in sweep.jobs(runs)])
         return cli.DONE
-    first = runs[0].workdir
-    label = f"{'_'.join(runs[0].values)}_{first.name.rpartition('_')[2]}"
-    budget = sweeping.budget_of(chosen["budget"])
-    sweep = sweeping.Sweep(name, first.parent, label, vectorize, slots, budget, cluster)
+    different = len(search.draws(axes, samples, seed))
+    if kind != "tpe" and different < samples:
+        print(f"--samples={samples}: {different} different settings, the others were drawn twice")
     if kind == "halving" and aim:
         sweeping.halve(sweep, runs, aim)
     elif kind == "tpe" and aim:
-        if not samples:
-            raise UserError("--search=tpe: needs axes to draw and --samples=N")
-        study = search.Study(first.parent / f"tpe_{label}_{seed}.log", axes, seed)
+        length = first.config["epochs"], first.config["steps"]
+        study = search.Study(
+            folder / f"tpe_{swept}_{_digest(settings, axes, seed, aim, length)}.log", axes, seed
+        )
         sweeping.ask(sweep, study, axes, samples, aim, planned)
     else:
         sweep.train(runs)
     return sweep.end()
+
+
+def _digest(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:8]
 
 
 def _report(chosen: Mapping[str, Any]) -> int:

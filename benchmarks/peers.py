@@ -44,16 +44,18 @@ def serve(peers: Mapping[str, Callable], name: str) -> None:
 
 
 class Peer:
-    """The parent's view of a peer: a process that sees only ``cores``."""
+    """The parent's view of a peer: a process that sees only ``cores``, and of JAX's platforms only the one given."""
 
-    def __init__(self, module: str, name: str, cores: list[int], folder: str):
+    def __init__(
+        self, module: str, name: str, cores: list[int], folder: str, platform: str = "cpu"
+    ):
         self.name, self.rounds = name, []
         threads = str(len(cores))
         environment = os.environ | {
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             "OPENBLAS_NUM_THREADS": threads,
-            "JAX_PLATFORMS": "cpu",
+            "JAX_PLATFORMS": platform,
             FOLDER: folder,
         }
         self._log = tempfile.TemporaryFile("w+")
@@ -96,11 +98,16 @@ class Peer:
 
 
 def measure(
-    module: str, names: Iterable[str], rounds: int, cores: list[int], prefix: str = ""
+    module: str,
+    names: Iterable[str],
+    rounds: int,
+    cores: list[int],
+    prefix: str = "",
+    platform: str = "cpu",
 ) -> dict[str, list[Answer]]:
     """All rounds of the peers that can run. Those whose names begin with "torch" need PyTorch.
 
-    ``module`` serves them, called with ``--peer=`` the prefix and the name.
+    ``module`` serves them, called with ``--peer=`` the prefix and the name. ``platform`` is JAX's.
     """
     names = [n for n in names if not n.startswith("torch") or importlib.util.find_spec("torch")]
     with contextlib.ExitStack() as stack:
@@ -110,7 +117,7 @@ def measure(
             name
         ) in names:  # the first round of each is its start and compilation; it is not counted
             print(f"starting {name}", file=sys.stderr)
-            peer = Peer(module, prefix + name, cores, folder)
+            peer = Peer(module, prefix + name, cores, folder, platform)
             stack.callback(peer.stop)
             if peer.ask():
                 peers.append(peer)

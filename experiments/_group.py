@@ -74,7 +74,7 @@ def run(argv: Sequence[str]) -> int:
             make,
             experiment.source,
             members,
-            or_alone=given["or_alone"].value,
+            or_alone=bool(given["or_alone"].value),
             **cli.plan_of(name, first, experiment),
         )
     except train.TRACED as error:

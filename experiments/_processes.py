@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import itertools
+import json
 import os
 import pathlib
 import shlex
@@ -14,7 +15,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from bpgan.types import UserError
 from experiments import _cli as cli
@@ -32,7 +33,7 @@ class Job(NamedTuple):
     command: list[str]
     log: pathlib.Path
     runs: list[int]
-    workdir: pathlib.Path  # of the first of them
+    workdirs: list[pathlib.Path]
 
 
 def slots_of(jobs: int) -> int:
@@ -94,6 +95,14 @@ def open_file(path: pathlib.Path, mode: str) -> IO[str]:
         return path.open(mode, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--root: {path}: cannot be written ({error.strerror})") from None
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a file that a reader sees as a whole, or as it was."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open_file(temporary, "w") as file:
+        json.dump(value, file)
+    os.replace(temporary, path)
 
 
 class _Child:

@@ -136,8 +136,16 @@ def combinations(axes: Sequence[Axis], samples: int, seed: int) -> list[dict[str
         raise UserError(f"--sweep={drawn[0].name}=...: --samples=N must say how many to draw")
     if samples and not drawn:
         raise UserError(f"--samples={samples}: no --sweep draws; must be 0")
-    draws = [tuple((axis.name, axis.draw(seed, i)) for axis in drawn) for i in range(samples)]
-    return crossed(axes, [dict(draw) for draw in dict.fromkeys(draws)] or [{}])
+    return crossed(axes, draws(axes, samples, seed) or [{}])
+
+
+def draws(axes: Sequence[Axis], samples: int, seed: int) -> list[dict[str, str]]:
+    """What is drawn, without what was drawn before."""
+    found = [
+        tuple((axis.name, axis.draw(seed, i)) for axis in axes if axis.kind != "grid")
+        for i in range(samples)
+    ]
+    return [dict(draw) for draw in dict.fromkeys(found)]
 
 
 def crossed(axes: Sequence[Axis], draws: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
@@ -166,7 +174,7 @@ class Aim(NamedTuple):
         return cls(metric, 1 if mode == "min" else -1)
 
     def score(self, results: Sequence[Mapping[str, Any]]) -> float:
-        """Of the seeds of one setting: the mean, the less the better; infinite if it is not finite, or one came to nothing.
+        """Of the seeds of one setting: the mean, the less the better; infinite if one is not finite or came to nothing.
 
         Raises:
           UserError: if a run that ended well does not log the metric.

@@ -1,11 +1,12 @@
 """The runs of a sweep as jobs of a Slurm cluster, through submitit.
 
-Each run is one task of a job array: a small process that starts the run's command and passes on what Slurm says. On
-notice of the time limit (SIGUSR2) or of a preemption (SIGTERM) the run saves, and the job goes back into the queue,
-where the same command continues it. ``scancel`` makes it save, too, and that is all. ``--slurm=local`` runs the same
-tasks as processes of this machine.
+Each run, or each group of them, is one task of a job array: a small process that starts its command and passes on what
+Slurm says. On notice of the time limit (SIGUSR2) or of a preemption (SIGTERM) the run saves, and the job goes back into
+the queue, where the same command continues it. ``scancel`` makes it save, too, and that is all. ``--slurm=local`` runs
+the same tasks as processes of this machine.
 
-Beside a run's log, ``RUN.job`` says as which job it was last submitted, so that no run is submitted twice.
+Beside a run's directory, ``RUN.job`` says as which job it was last submitted, alone or with others, so that no run is
+submitted twice.
 """
 
 import collections
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from bpgan.types import UserError
@@ -92,12 +93,12 @@ FLAGS = (
 
 
 class Submittable(Protocol):
-    """What is submitted: a command with a name, a directory and a file for its output."""
+    """What is submitted: a command with a name, the directories of its runs and a file for its output."""
 
     @property
     def command(self) -> list[str]: ...
     @property
-    def workdir(self) -> pathlib.Path: ...
+    def workdirs(self) -> Sequence[pathlib.Path]: ...
     @property
     def log(self) -> pathlib.Path: ...
     @property
@@ -168,8 +169,19 @@ def options(chosen: Mapping[str, Any], given: Collection[str]) -> Options | None
     return Options(local, parameters)
 
 
+def queued(workdirs: Iterable[pathlib.Path]) -> dict[pathlib.Path, str]:
+    """Those runs that wait or run, by the job that they were last submitted as."""
+    found = {path: job["id"] for path in workdirs if (job := _recorded(path)) and _on_slurm(job)}
+    queue = _queue() if found else {}
+    return {path: job for path, job in found.items() if job in queue}
+
+
 def submit(
-    runs: Sequence[Submittable], options: Options, jobs: int, environment: Mapping[str, str]
+    runs: Sequence[Submittable],
+    options: Options,
+    jobs: int,
+    environment: Mapping[str, str],
+    affordable: Callable[[], bool] = lambda: True,
 ) -> tuple[dict[int, int], bool] | None:
     """Submits the runs that are neither done, by the same command, nor in the queue.
 
@@ -178,6 +190,7 @@ def submit(
       options: where to.
       jobs: how many at a time, for ``local``.
       environment: what the runs need on top of ours.
+      affordable: for ``local``: as of ``_processes.execute``.
 
     Returns:
       None if jobs are in the queue; otherwise the runs' exit codes by index, and whether a signal stopped us, which
@@ -203,20 +216,24 @@ def submit(
         print(f"[{index + 1:{width}d}/{len(runs)}] {runs[index].title}: {text}", flush=True)
 
     codes: dict[int, int] = {}
-    due, queued = [], 0
-    before = [_recorded(run.log) for run in runs]
-    queue = _queue() if any(job and job["cluster"] == "slurm" for job in before) else {}
-    for i, (run, job) in enumerate(zip(runs, before, strict=True)):
-        if job and job["cluster"] == "slurm" and job["id"] in queue:
-            say(i, f"job {job['id']} is {queue[job['id']]}, output in {run.log}")
-            queued += 1
-        elif job and job["command"] == run.command and run.workdir.exists() and _code(job) == 0:
+    due, waiting = [], 0
+    before = [[_recorded(path) for path in run.workdirs] for run in runs]
+    queue = _queue() if any(job and _on_slurm(job) for each in before for job in each) else {}
+    for i, (run, each) in enumerate(zip(runs, before, strict=True)):
+        ids = [job["id"] for job in each if job and _on_slurm(job) and job["id"] in queue]
+        if ids:
+            say(i, f"job {ids[0]} is {queue[ids[0]]}, output in {run.log}")
+            waiting += 1
+        elif all(
+            path.exists() and job and job["command"] == run.command and _code(job) == 0
+            for path, job in zip(run.workdirs, each, strict=True)
+        ):
             say(i, "done")
             codes[i] = 0
         else:
             due.append(i)
     if not due:
-        return None if queued else (codes, False)
+        return None if waiting else (codes, False)
 
     home = runs[0].log.parent / "slurm"
     try:
@@ -243,7 +260,7 @@ def submit(
             say(i, f"started, output in {runs[i].log}")
             return job
 
-        found, stopped = _wait(due, jobs, start, say)
+        found, stopped = _wait(due, jobs, start, say, affordable)
         return codes | found, stopped
     try:
         executor = submitit.SlurmExecutor(folder, python=python)
@@ -264,20 +281,28 @@ def submit(
     return None
 
 
-def _wait(due: Sequence[int], jobs: int, start: Any, say: Any) -> tuple[dict[int, int], bool]:
-    """Runs jobs on this machine to their end. SIGINT, SIGTERM and SIGHUP are passed on: the runs save."""
+def _wait(
+    due: Sequence[int], jobs: int, start: Any, say: Any, affordable: Callable[[], bool]
+) -> tuple[dict[int, int], bool]:
+    """Runs jobs on this machine to their end.
+
+    SIGINT, SIGTERM and SIGHUP are passed on, and so is that the budget is spent: the runs save.
+    """
     waiting = collections.deque(due)
     active: dict[int, Any] = {}
     codes: dict[int, int] = {}
     with _noted(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as received:
         told = 0
         while active or (waiting and not received):
+            spent = not affordable()
+            if spent:
+                waiting.clear()
             while waiting and not received and len(active) < jobs:
                 i = waiting.popleft()
                 active[i] = start(i)
             time.sleep(0.05)
-            if len(received) > told:
-                told = len(received)
+            if (signals := len(received) + spent) > told:
+                told = signals
                 for job in active.values():
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(int(job.job_id), signal.SIGTERM)
@@ -286,7 +311,7 @@ def _wait(due: Sequence[int], jobs: int, start: Any, say: Any) -> tuple[dict[int
                     del active[i]
                     code = _result(job)
                     if code is None:
-                        code = _INTERRUPTED if received else cli.UNEXPECTED
+                        code = _INTERRUPTED if told else cli.UNEXPECTED
                     codes[i] = code
                     how = signal.Signals(-code).name if code < 0 else f"exit {code}"
                     words = {cli.DONE: "done", _INTERRUPTED: "interrupted"}
@@ -294,23 +319,32 @@ def _wait(due: Sequence[int], jobs: int, start: Any, say: Any) -> tuple[dict[int
     return codes, bool(received)
 
 
-def _recorded(log: pathlib.Path) -> dict[str, Any] | None:
+def _job_file(workdir: pathlib.Path) -> pathlib.Path:
+    return workdir.with_name(f"{workdir.name}.job")
+
+
+def _recorded(workdir: pathlib.Path) -> dict[str, Any] | None:
     """As which job a run was last submitted."""
     try:
-        return json.loads(log.with_suffix(".job").read_text())
+        return json.loads(_job_file(workdir).read_text())
     except (OSError, ValueError):
         return None
 
 
 def _record(run: Submittable, cluster: str, folder: str, job: str) -> None:
     record = {"cluster": cluster, "folder": folder, "id": job, "command": run.command}
-    run.log.with_suffix(".job").write_text(json.dumps(record) + "\n")
+    for path in run.workdirs:
+        _job_file(path).write_text(json.dumps(record) + "\n")
+
+
+def _on_slurm(record: Mapping[str, Any]) -> bool:
+    return record["cluster"] == "slurm"
 
 
 def _code(record: Mapping[str, Any]) -> int | None:
     import submitit
 
-    kind = submitit.SlurmJob if record["cluster"] == "slurm" else submitit.LocalJob
+    kind = submitit.SlurmJob if _on_slurm(record) else submitit.LocalJob
     return _result(kind(record["folder"], record["id"]))
 
 

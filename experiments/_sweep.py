@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import pathlib
 import re
 import shlex
@@ -25,6 +26,7 @@ from experiments import _slurm as slurm
 from experiments._processes import Job
 
 _SEVERITY = [cli.DONE, cli.INTERRUPTED, cli.BAD_INPUT, cli.ANOMALY]  # anything else is worse
+_FINAL = {"done": cli.DONE, "paused": cli.DONE, "non-finite": cli.ANOMALY, "anomaly": cli.ANOMALY}
 _FACTOR = 3  # of successive halving
 
 
@@ -124,36 +126,61 @@ def plan(
     return list(runs.values())
 
 
-def jobs_of(name: str, runs: Sequence[Run], vectorize: str, slots: int) -> list[Job]:
+def jobs_of(
+    name: str,
+    runs: Sequence[Run],
+    vectorize: str,
+    slots: int,
+    queued: Mapping[pathlib.Path, str] = types.MappingProxyType({}),
+) -> list[Job]:
     """The processes that train these runs.
 
     Runs whose flags differ only in what ``sweepable`` fields say become groups, each one program; in ``auto``, groups
-    are cut so that no slot is idle.
+    are cut so that no slot is idle; with 0 slots, to single runs. Those that have trained before, or wait in a queue,
+    stay with those they were with.
     """
-    groups: dict[Any, list[int]] = {}
+    units: dict[Any, list[int]] = {}
+    fresh: dict[Any, list[int]] = {}
+    trained = {run.workdir for run in runs if any(run.workdir.glob("checkpoints/[0-9]*"))}
+    here = {run.workdir for run in runs}
     for index, run in enumerate(runs):
-        groups.setdefault(index if vectorize == "off" else run.code, []).append(index)
-    parts = -(-slots // len(groups)) if vectorize == "auto" else 1
-    jobs = []
-    for members in groups.values():
+        group = {*map(pathlib.Path, _record(run).get("group", {}).get("members", ()))}
+        pmap = vectorize == "auto" and run.config.get("parallel") == "pmap"  # no program of a group
+        if run.workdir in queued:
+            units.setdefault(queued[run.workdir], []).append(index)
+        elif vectorize == "off" or pmap or (run.workdir in trained and not group):
+            units[index] = [index]
+        elif group <= here and group & trained:
+            units.setdefault(frozenset(group), []).append(index)
+        else:
+            fresh.setdefault(run.code, []).append(index)
+    slots = slots or len(runs) * len(fresh)
+    parts = -(-slots // max(len(fresh), 1)) if vectorize == "auto" else 1
+    cut = list(units.values())
+    for members in fresh.values():
         size = -(-len(members) // min(parts, len(members)))
-        for start in range(0, len(members), size):
-            jobs.append(_job(name, runs, members[start : start + size]))
-    return jobs
+        cut += [members[start : start + size] for start in range(0, len(members), size)]
+    options = ["--or_alone"] if vectorize == "auto" else []
+    return [_job(name, runs, members, options) for members in sorted(cut)]
 
 
-def _job(name: str, runs: Sequence[Run], members: list[int]) -> Job:
+def _job(name: str, runs: Sequence[Run], members: list[int], options: Sequence[str]) -> Job:
     first, last = runs[members[0]], runs[members[-1]]
+    workdirs = [runs[i].workdir for i in members]
     if len(members) == 1:
-        log = first.workdir.with_name(first.workdir.name + ".log")
-        return Job(first.title, first.command, log, members, first.workdir)
+        return Job(first.title, first.command, _log(first), members, workdirs)
     flags_of_members = [f"--member={shlex.join(runs[i].own)}" for i in members]
     digest = hashlib.sha256("".join(flags_of_members).encode()).hexdigest()[:6]
     log = first.workdir.with_name(f"group_{'_'.join(first.values)}_{digest}.log")
-    command = [*processes.python(), "experiments._group", name, *first.common, *flags_of_members]
-    return Job(
-        f"{len(members)} runs, {first.title} ... {last.title}", command, log, members, first.workdir
-    )
+    flags = [*options, *first.common, *flags_of_members]
+    command = [*processes.python(), "experiments._group", name, *flags]
+    title = f"{len(members)} runs, {first.title} ... {last.title}"
+    return Job(title, command, log, members, workdirs)
+
+
+def _log(run: Run) -> pathlib.Path:
+    """Where a run that is alone in its process prints."""
+    return run.workdir.with_name(run.workdir.name + ".log")
 
 
 def budget_of(text: str) -> tuple[float, str]:
@@ -174,7 +201,7 @@ class Sweep:
       name: of the experiment.
       folder: of the runs; what the sweep remembers is there, too.
       label: of the sweep, a function of its flags.
-      vectorize, slots: see ``jobs_of``.
+      vectorize, slots: see ``jobs_of``; under a budget, ``auto`` groups none, so that runs end one after the other.
       budget: amount and unit; see ``budget_of``.
       cluster: where to train; None: here.
     """
@@ -197,32 +224,45 @@ class Sweep:
         self.logs: dict[pathlib.Path, pathlib.Path] = {}
         self.interrupted = False
         self._path, self._start = folder / f"sweep_{label}.json", time.monotonic()
+        self._counted, self._images = -math.inf, 0
         self.ledger = _result(self._path)
         self._before = float(self.ledger.get("seconds", 0.0))
 
     def affordable(self) -> bool:
-        """Whether the budget is not spent."""
+        """Whether the budget is not spent; images are counted once a second."""
         amount, unit = self.budget
+        now = time.monotonic()
         if unit == "s":
-            return self._before + time.monotonic() - self._start < amount
-        return sum(map(_images, self.runs)) < amount
+            return self._before + now - self._start < amount
+        if now - self._counted >= 1:
+            self._counted, self._images = now, sum(map(_images, self.runs.values()))
+        return self._images < amount
+
+    def jobs(self, runs: Sequence[Run]) -> list[Job]:
+        """The processes that train runs."""
+        queued = slurm.queued([run.workdir for run in runs]) if self.cluster else {}
+        slots = self.slots if math.isinf(self.budget[0]) else 0
+        return jobs_of(self.name, runs, self.vectorize, slots, queued)
 
     def train(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
         """Trains runs, and returns the results they left."""
         self.runs |= {run.workdir: run for run in runs}
         jobs = []
-        for job in jobs_of(self.name, runs, self.vectorize, self.slots):
+        for job in self.jobs(runs):
             members = [runs[i] for i in job.runs]
             if all(map(_is_finished, members)):
-                self.codes |= {run.workdir: cli.DONE for run in members}
+                self.codes |= {run.workdir: _code(run, cli.DONE) for run in members}
             else:  # all of them: alone, the others would not be bitwise what they were
                 jobs.append(job)
         if len(self.codes) and not jobs:
-            print(f"all {len(runs)} runs are done")
+            stopped = sum(self.codes.get(run.workdir) == cli.ANOMALY for run in runs)
+            print(f"all {len(runs)} runs are done" + f", {stopped} by an anomaly" * bool(stopped))
         if self.cluster:
-            told = slurm.submit(jobs, self.cluster, self.slots, processes.environment_of_children())
+            environment = processes.environment_of_children()
+            told = slurm.submit(jobs, self.cluster, self.slots, environment, self.affordable)
         else:
             told = processes.execute(jobs, self.slots, self.affordable)
+        self._counted = -math.inf
         if told is None:
             self.submitted = True
             return []
@@ -234,18 +274,21 @@ class Sweep:
                 self.codes[path] = code if len(jobs[at].runs) == 1 else _code(runs[index], code)
                 self.logs[path] = jobs[at].log
         self.note(seconds=round(self._before + time.monotonic() - self._start, 1))
-        return [_result(run.workdir / "result.json") for run in runs]
+        return [_result_of(run) for run in runs]
 
     def recall(self, runs: Sequence[Run]) -> None:
         """Counts runs of before as this sweep's, as they are now."""
         self.runs |= {run.workdir: run for run in runs}
-        self.codes |= {run.workdir: _code(run, cli.INTERRUPTED) for run in runs}
+        self._counted = -math.inf
+        for run in runs:  # one that came to nothing will not be trained again
+            gone_on = _record(run).get("config", run.config) != run.config
+            code = cli.INTERRUPTED if gone_on else cli.UNEXPECTED
+            self.codes[run.workdir] = _code(run, code)
 
     def note(self, **values: Any) -> None:
         """Writes values into what the sweep remembers."""
         self.ledger |= values
-        with processes.open_file(self._path, "w") as file:
-            json.dump(self.ledger, file)
+        processes.write_json(self._path, self.ledger)
 
     @property
     def over(self) -> bool:
@@ -258,13 +301,16 @@ class Sweep:
             return cli.DONE
         runs = list(self.runs.values())
         codes = {i: self.codes[r.workdir] for i, r in enumerate(runs) if r.workdir in self.codes}
-        summarise(runs, codes, self.folder / f"sweep_{self.label}.csv")
+        if runs:
+            summarise(runs, codes, self.folder / f"sweep_{self.label}.csv")
         for path, code in self.codes.items():
             if code not in (cli.DONE, cli.INTERRUPTED):
-                print(
-                    f"{self.runs[path].title}: {processes.status_of(code)}{processes.last_line(self.logs[path], code)}"
-                )
-                print(f"  {self.logs[path]}")
+                run = self.runs[path]
+                log = self.logs.get(path, _log(run))
+                anomalies = _result_of(run).get("anomalies") if code == cli.ANOMALY else None
+                reason = f": {anomalies[-1]}" if anomalies else processes.last_line(log, code)
+                print(f"{run.title}: {processes.status_of(code)}{reason}")
+                print(f"  {log}")
         if self.interrupted:
             print("interrupted; the same command continues")
             return cli.INTERRUPTED
@@ -284,27 +330,38 @@ def _result(path: pathlib.Path) -> dict[str, Any]:
     return {}
 
 
+def _record(run: Run) -> dict[str, Any]:
+    return _result(run.workdir / "config.json")
+
+
+def _result_of(run: Run) -> dict[str, Any]:
+    """The result of a run with exactly these flags; none if it has none yet, or went on with others."""
+    if _record(run).get("config") != run.config:
+        return {}
+    return _result(run.workdir / "result.json")
+
+
 def _is_finished(run: Run) -> bool:
     """Whether a run with exactly these flags has come to its end."""
-    status = _result(run.workdir / "result.json").get("status")
-    config = _result(run.workdir / "config.json").get("config")
-    return config == run.config and status in ("done", "paused")
+    return _result_of(run).get("status") in _FINAL
 
 
-def _images(workdir: pathlib.Path) -> int:
-    """Real images that a run has seen."""
-    config = _result(workdir / "config.json").get("config", {})
-    step = _result(workdir / "result.json").get("step", 0)
-    return int(step) * int(config.get("batch_size", 0)) * int(config.get("d_steps", 1))
+def _images(run: Run) -> int:
+    """Real images that a run has seen, by its log."""
+    step = int(_result(run.workdir / "result.json").get("step", 0))
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        with (run.workdir / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16)))
+            step = max(step, int(json.loads(file.read().split(b"\n")[-2])["step"]))
+    return step * int(run.config["batch_size"]) * int(run.config.get("d_steps", 1))
 
 
 def _code(run: Run, code: int) -> int:
-    """How a run of a group ended, whose process ended with ``code``."""
-    told = {
-        "done": cli.DONE, "paused": cli.DONE, "non-finite": cli.ANOMALY, "anomaly": cli.ANOMALY,
-    }  # fmt: skip
-    status = _result(run.workdir / "result.json").get("status", "")
-    return told.get(status, cli.INTERRUPTED if code in _SEVERITY else code)
+    """How a run ended of which its process, whose code this is, did not say so itself."""
+    status = _result_of(run).get("status")
+    if status in _FINAL:
+        return _FINAL[status]
+    return cli.INTERRUPTED if code in (cli.DONE, cli.ANOMALY, cli.INTERRUPTED) else code
 
 
 def halve(sweep: Sweep, runs: Sequence[Run], aim: search.Aim) -> None:
@@ -365,10 +422,26 @@ def ask(
     planned: Callable[[Sequence[Mapping[str, str]]], list[Run]],
 ) -> None:
     """Trains what the study asks for, generation by generation."""
+
+    def runs_of(texts: Mapping[str, str]) -> list[Run]:
+        return planned(search.crossed(axes, [texts]))
+
     best = math.inf
-    while (left := samples - study.done()) > 0 and not sweep.over:
+
+    def compare(group: Sequence[Run], score: float) -> None:
+        nonlocal best
+        if score < best:
+            best = score
+            print(f"best so far: {_setting(group[0])}, {aim.metric} {aim.sign * score:.4g}")
+
+    told = [(runs_of(texts), score) for texts, score in study.told()[:samples]]
+    for group, _ in told:
+        sweep.recall(group)
+    if told:
+        compare(*min(told, key=lambda each: each[1]))
+    while (left := samples - len(study.told())) > 0 and not sweep.over:
         trials = study.generation(min(left, search.GENERATION))
-        groups = [planned(search.crossed(axes, [texts])) for _, texts in trials]
+        groups = [runs_of(texts) for _, texts in trials]
         runs = {run.workdir: run for group in groups for run in group}
         results = dict(zip(runs, sweep.train(list(runs.values())), strict=True))
         if sweep.over:
@@ -376,9 +449,7 @@ def ask(
         for (number, _), group in zip(trials, groups, strict=True):
             score = aim.score([results[run.workdir] for run in group])
             study.tell(number, score)
-            if score < best:
-                best = score
-                print(f"best so far: {_setting(group[0])}, {aim.metric} {aim.sign * score:.4g}")
+            compare(group, score)
 
 
 def summarise(runs: Sequence[Run], codes: Mapping[int, int], csv_path: pathlib.Path) -> None:
@@ -387,8 +458,7 @@ def summarise(runs: Sequence[Run], codes: Mapping[int, int], csv_path: pathlib.P
     for index, run in enumerate(runs):
         result: dict[str, Any] = {}
         if codes.get(index) in (cli.DONE, cli.INTERRUPTED):
-            with contextlib.suppress(OSError, ValueError):
-                result = json.loads((run.workdir / "result.json").read_text())
+            result = _result_of(run)
         values = {name: cli.show(value) for name, value in run.values.items()}
         status = {"status": processes.status_of(codes.get(index)), "step": result.get("step", "")}
         rows.append(values | status)

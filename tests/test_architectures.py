@@ -14,6 +14,7 @@ from bpgan.nets import (
     dcgan,
     energy,
     heads,
+    labelled,
     layers,
     linen_net,
     mlp,
@@ -612,6 +613,21 @@ def test_truncated_styles(classes):
     still = images(truncated(net, 0.0, latents, draws=16))
     same = [np.allclose(still[0], other, atol=1e-6) for other in still]
     assert same == ([True, False, False, True, False, False] if classes else [True] * 6)
+
+
+def test_labels_as_channels():
+    """A linear D sees one constant map per class; gradients at x are those of the unconditional D."""
+    inner = Net(
+        lambda key, x: {"params": jnp.arange(1.0, x.shape[-1] + 1)},
+        lambda v, x, train: (jnp.sum(x * v["params"].reshape(1, 1, 1, -1), (1, 2, 3)), {}),
+    )
+    net, x, y = labelled(inner, 3), jnp.ones((2, 4, 5, 1)), jnp.array([2, 0])
+    variables = net.init(jax.random.key(0), x, y)
+    assert variables["params"].shape == (4,)
+    logits, _ = net.apply(variables, x, y, train=True)
+    np.testing.assert_allclose(logits, [20 * (1 + 4), 20 * (1 + 2)])
+    slope = jax.grad(lambda x: jnp.sum(net.apply(variables, x, y, train=True)[0]))(x)
+    np.testing.assert_array_equal(slope, jnp.ones_like(x))
 
 
 def test_energy_is_the_reconstruction_error():

@@ -121,6 +121,40 @@ def test_samples_from_a_file(files):
     assert found["shuffled"]["class-FD"] > 100 * abs(found["real"]["class-FD"]) + 100
 
 
+def test_what_labels_do_to_samples():
+    """Obeyed labels, labels that say nothing, and a generator that ignores them."""
+    y = np.arange(1000) % 10
+    none = np.zeros((0, 1))
+    asked = evaluate.Images(none, y, none, np.eye(10)[y], np.tile(np.arange(10), (50, 1)))
+    found = evaluate.label_accuracy(asked, asked, asked, 0)
+    assert found["label-accuracy"] == 1 and found["classes-per-latent"] == 10
+    assert abs(found["label-accuracy-swapped"] - 0.1) < 0.04
+    blind = asked._replace(logits=np.eye(10)[y * 0], turned=np.zeros((50, 10), int))
+    found = evaluate.label_accuracy(blind, asked, asked, 0)
+    assert found["label-accuracy"] == 0.1 and found["classes-per-latent"] == 1
+    assert "classes-per-latent" not in evaluate.label_accuracy(
+        asked._replace(turned=None), *[asked] * 2, 0
+    )
+
+
+def test_the_worst_class():
+    """Two classes whose means are 1 and 3 away, covariances equal: distances 1 and 9."""
+    rng = np.random.default_rng(0)
+    features, y = rng.normal(size=(400, 2)), np.repeat([0, 1], 200)
+    real = evaluate.Images(features, y, features, None)
+    moved = real._replace(features=features + np.where(y == 0, 1, 3)[:, None] * [1, 0])
+    found = evaluate.by_class(moved, real, real, 0)
+    np.testing.assert_allclose(
+        [found["class-FD"], found["class-FD-worst/mean"]], [5, 1.8], rtol=1e-6
+    )
+
+
+def test_truncation_is_of_runs():
+    flags = ["--samples=mnist10k", "--dataset=mnist10k", "--truncation=0.5"]
+    with pytest.raises(UserError, match="--truncation=0.5: of --run only"):
+        evaluate.run(cli.resolve(evaluate.Config, evaluate.PRESETS, flags))
+
+
 @pytest.mark.slow
 def test_classification_accuracy_sees_labels_that_say_nothing():
     x, y = data.load("mnist10k", "train").arrays()

@@ -34,7 +34,7 @@ FAKE = '''
 Run: python -m experiments.fake
 """
 
-import json, os, pathlib, signal, sys, time
+import dataclasses, json, os, pathlib, signal, sys, time
 from dataclasses import dataclass
 
 from experiments import _cli as cli
@@ -58,6 +58,9 @@ if __name__ == "__main__":
     cfg = cli.resolve(Config, PRESETS, sys.argv[1:])
     workdir = pathlib.Path(cfg.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "result.json").unlink(missing_ok=True)
+    record = {"experiment": "fake", "config": dataclasses.asdict(cfg)}
+    (workdir / "config.json").write_text(json.dumps(record))
     stopped = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, frame: stopped.append(n))
@@ -268,7 +271,8 @@ def test_a_sweep_runs_reports_and_goes_on(home, tmp_path):
     assert rows[0]["g/grad_norm"] == "1.0"
     workdir = tmp_path / rows[0]["workdir"]
     assert json.loads((workdir / "result.json").read_text())["status"] == "done"
-    assert {p.name for p in workdir.iterdir()} == {"ready", "result.json"}  # ours is outside
+    names = {p.name for p in workdir.iterdir()}
+    assert names == {"ready", "config.json", "result.json"}  # ours is outside
     log = workdir.with_name(workdir.name + ".log")
     assert log.read_text().splitlines()[1] == "training"
 

@@ -31,7 +31,7 @@ class Run(NamedTuple):
     """All that a job needs to know of a run."""
 
     command: list[str]
-    workdir: pathlib.Path
+    workdirs: list[pathlib.Path]
     log: pathlib.Path
     title: str
 
@@ -42,7 +42,7 @@ def runs(folder, *scripts):
     for i, script in enumerate(scripts):
         (folder / f"run{i}").mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-c", script]
-        found.append(Run(command, folder / f"run{i}", folder / f"run{i}.log", f"x={i}"))
+        found.append(Run(command, [folder / f"run{i}"], folder / f"run{i}.log", f"x={i}"))
     return found
 
 
@@ -205,7 +205,7 @@ def test_local_jobs_end_with_their_codes_and_are_not_repeated(tmp_path, monkeypa
     assert tries == ["x", "xx", "xx"]
     longer = todo[0]._replace(command=[*todo[0].command, "--epochs=9"])
     assert _slurm.submit([longer], LOCAL, 1, {"COLOUR": "red"}) == ({0: 0}, False)
-    todo[0].workdir.rmdir()
+    todo[0].workdirs[0].rmdir()
     assert _slurm.submit([longer], LOCAL, 1, {"COLOUR": "red"}) == ({0: 0}, False)
     assert (tmp_path / "tries0").read_text() == "xxx"
 
