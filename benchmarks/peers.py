@@ -44,10 +44,10 @@ def serve(peers: Mapping[str, Callable], name: str) -> None:
 
 
 class Peer:
-    """The parent's view of a peer: a process that sees only ``cores``, and of JAX's platforms only the one given."""
+    """The parent's view of a peer: a process that sees only ``cores``, and of JAX only the ``backend``."""
 
     def __init__(
-        self, module: str, name: str, cores: list[int], folder: str, platform: str = "cpu"
+        self, module: str, name: str, cores: list[int], folder: str, backend: str = "cpu"
     ):
         self.name, self.rounds = name, []
         threads = str(len(cores))
@@ -55,7 +55,7 @@ class Peer:
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             "OPENBLAS_NUM_THREADS": threads,
-            "JAX_PLATFORMS": platform,
+            "JAX_PLATFORMS": backend,
             FOLDER: folder,
         }
         self._log = tempfile.TemporaryFile("w+")
@@ -103,11 +103,11 @@ def measure(
     rounds: int,
     cores: list[int],
     prefix: str = "",
-    platform: str = "cpu",
+    backend: str = "cpu",
 ) -> dict[str, list[Answer]]:
     """All rounds of the peers that can run. Those whose names begin with "torch" need PyTorch.
 
-    ``module`` serves them, called with ``--peer=`` the prefix and the name. ``platform`` is JAX's.
+    ``module`` serves them, called with ``--peer=`` the prefix and the name. ``backend`` is JAX's.
     """
     names = [n for n in names if not n.startswith("torch") or importlib.util.find_spec("torch")]
     with contextlib.ExitStack() as stack:
@@ -117,7 +117,7 @@ def measure(
             name
         ) in names:  # the first round of each is its start and compilation; it is not counted
             print(f"starting {name}", file=sys.stderr)
-            peer = Peer(module, prefix + name, cores, folder, platform)
+            peer = Peer(module, prefix + name, cores, folder, backend)
             stack.callback(peer.stop)
             if peer.ask():
                 peers.append(peer)

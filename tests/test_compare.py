@@ -90,6 +90,55 @@ def test_what_is_not_done_is_counted_and_in_no_mean(folder):
     assert "broken (non-finite)" in page and "going (unfinished)" in page
 
 
+def lines_of(figure):
+    """Points of the means and of the runs apart, as ``[n, 2]``."""
+    found = re.findall(
+        r"<polyline points='([^']+)' stroke='[^']+' class=curve( stroke-dash)?", figure
+    )
+    points = [np.array([p.split(",") for p in path.split()], float) for path, _ in found]
+    return [[p for p, (_, apart) in zip(points, found, strict=True) if bool(apart) == which]
+            for which in (False, True)]  # fmt: skip
+
+
+def test_a_broken_run_moves_no_curve(folder):
+    before = compare._curves(compare.settings(compare.read([folder])), "eval/FD")
+    config = {"lr": 0.1, "seed": 9, "batch_size": 8, "d_steps": 2}
+    make_run(folder / "a/broken", config, [5.0, 1e30, math.nan], status="non-finite")
+    make_run(folder / "a/going", config | {"seed": 10}, [5.0, 4.0], status="")
+    groups = compare.settings(compare.read([folder]))
+    after = compare._curves(groups, "eval/FD")
+    for old, new in zip(lines_of(before)[0], lines_of(after)[0], strict=True):
+        np.testing.assert_array_equal(old, new)
+    bands = [re.findall("<polygon points='[^']+'", figure) for figure in (before, after)]
+    assert bands[0] == bands[1] and len(bands[0]) == 2
+    apart = lines_of(after)[1]
+    assert len(lines_of(before)[1]) == 0 and len(apart) == 2
+    assert all(0 <= p.min() and p[:, 1].max() <= 240 for p in apart)
+    assert "curves dashed: broken (non-finite), going (unfinished)" in compare._section(
+        "x", groups, "eval/FD"
+    )
+
+
+def test_runs_that_still_train_have_curves_and_no_mean(tmp_path):
+    for seed in range(2):
+        make_run(tmp_path / str(seed), {"lr": 0.1, "seed": seed}, [5.0, 4.0 + seed], status="")
+    groups = compare.settings(compare.read([tmp_path]))
+    means, apart = lines_of(compare._curves(groups, "eval/FD"))
+    assert len(apart) == 2 and not np.array_equal(*apart) and not any(map(len, means))
+    assert compare.rows(groups, ["eval/FD"])[0]["seconds"] == ""
+
+
+def test_sensitivities_are_of_finished_runs(folder):
+    before = compare._sensitivity(compare.settings(compare.read([folder])), "lr", "eval/FD")
+    config = {"lr": 0.1, "seed": 9, "batch_size": 8, "d_steps": 2}
+    make_run(
+        folder / "a/broken", config, [5.0, 1e30], status="non-finite", metrics={"eval/FD": 1e30}
+    )
+    make_run(folder / "a/going", config | {"seed": 10}, [7.0], status="")
+    after = compare._sensitivity(compare.settings(compare.read([folder])), "lr", "eval/FD")
+    assert after == before and after.count("<circle") == 6
+
+
 def test_damaged_files_are_no_traceback(folder):
     (folder / "junk").mkdir()
     (folder / "junk/config.json").write_text("[1, 2")

@@ -1,8 +1,8 @@
 """Runs beside each other: one table, one page that loads nothing, one CSV.
 
 Runs of an experiment that differ only in ``seed`` are one setting, of which mean and standard deviation are given, with
-the number of seeds; a run that is not done, or not finite, is counted and named, and no part of a mean. Everything is
-read from run directories as they are, of finished, killed and training runs alike.
+the number of seeds; a run that is not done, or not finite, is counted and named, and no part of a mean: its curve is
+drawn by itself. Everything is read from run directories as they are, of finished, killed and training runs alike.
 """
 
 import base64
@@ -68,6 +68,11 @@ class Run(NamedTuple):
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
     grid: pathlib.Path | None
 
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its end, or to the pause that it was to come to."""
+        return self.status in ("done", "paused")
+
 
 class Setting(NamedTuple):
     """Runs that differ only in the seed: the values of the flags that differ between settings, and the runs."""
@@ -81,7 +86,7 @@ class Setting(NamedTuple):
 
     def mean(self, metric: str, which: str = "final") -> tuple[float, float, int]:
         """Mean, standard deviation (NaN for one) and number of the finished runs."""
-        found = [getattr(r, which).get(metric) for r in self.runs if r.status in ("done", "paused")]
+        found = [getattr(run, which).get(metric) for run in self.runs if run.finished]
         values = [v for v in found if _is_number(v)]
         spread = statistics.stdev(values) if len(values) > 1 else math.nan
         return (statistics.fmean(values) if values else math.nan), spread, len(values)
@@ -211,7 +216,7 @@ def rows(groups: Sequence[Setting], metrics: Sequence[str]) -> list[dict[str, st
             s: sum(r.status == s for r in runs) for s in dict.fromkeys(r.status for r in runs)
         }
         steps = sorted({run.step for run in runs})
-        seconds = [run.seconds for run in runs if math.isfinite(run.seconds)]
+        seconds = [run.seconds for run in runs if run.finished and math.isfinite(run.seconds)]
         row = {name: _show(value) for name, value in setting.values.items()}
         row["runs"] = ", ".join(f"{n} {s}" for s, n in states.items())
         row["step"] = f"{steps[0]:,}" + (f" to {steps[-1]:,}" if len(steps) > 1 else "")
@@ -293,13 +298,15 @@ def shown_metrics(runs: Sequence[Run], first: str) -> list[str]:
 
 def _section(name: str, groups: Sequence[Setting], metric: str) -> str:
     runs = [run for setting in groups for run in setting.runs]
-    odd = [run for run in runs if run.status not in ("done", "paused")]
+    odd = [run for run in runs if not run.finished]
     parts = [f"<h2>{html.escape(name)}</h2><p>{len(runs)} runs of {len(groups)} settings, the best"
              f" {html.escape(metric)} first. Mean ± standard deviation over the seeds that are done.</p>"]  # fmt: skip
     if odd:
         names = ", ".join(f"{run.path.name} ({run.status})" for run in odd[:20])
         more = f" and {len(odd) - 20} more" if len(odd) > 20 else ""
-        parts.append(f"<p class=note>Not in any mean: {html.escape(names)}{more}.</p>")
+        parts.append(
+            f"<p class=note>Not in any mean, curves dashed: {html.escape(names)}{more}.</p>"
+        )
     metrics = shown_metrics(runs, metric)
     parts.append(_table(rows(groups, metrics)))
     plots = [_curves(groups[:_CURVES], each) for each in metrics]
@@ -359,11 +366,17 @@ def _figure(
 
 
 def _curves(groups: Sequence[Setting], metric: str) -> str:
-    """Mean over seeds of each setting against the step, with a band of one standard deviation."""
-    lines = []
-    for setting in groups:
+    """Mean over seeds of each setting against the step, with a band of one standard deviation.
+
+    Runs that are not finished are dashed lines, within the scale of the means where there are any.
+    """
+    lines, apart = [], []
+    for i, setting in enumerate(groups):
         per_step: dict[int, list[float]] = {}
         for run in setting.runs:
+            if not run.finished:
+                apart.append((i, *run.curves.get(metric, ((), ()))))
+                continue
             for step, value in zip(*run.curves.get(metric, ((), ())), strict=True):
                 per_step.setdefault(int(step), []).append(float(value))
         most = max(map(len, per_step.values()), default=0)
@@ -371,27 +384,32 @@ def _curves(groups: Sequence[Setting], metric: str) -> str:
         means = [statistics.fmean(per_step[s]) for s in steps]
         spreads = [statistics.stdev(per_step[s]) if most > 1 else 0.0 for s in steps]
         lines.append((setting.title, steps, np.array(means), np.array(spreads)))
-    if not any(len(steps) > 1 for _, steps, _, _ in lines):
+    apart = [each for each in apart if len(each[1]) > 1][:_CURVES]
+    if not apart and not any(len(steps) > 1 for _, steps, _, _ in lines):
         return ""
-    right = max(steps[-1] for _, steps, _, _ in lines if steps)
-    y = _Axis.of(v for _, _, means, _ in lines for v in means.tolist())
+    right = max(int(steps[-1]) for _, steps, *_ in [*lines, *apart] if len(steps))
+    means = [v for _, _, values, _ in lines for v in values.tolist()]
+    y = _Axis.of(means or [v for _, _, values in apart for v in values.tolist()])
     floor = 10**y.low if y.log else -math.inf
-    drawn, legend = [], []
+
+    def points(steps: Iterable[float], values: Iterable[float]) -> list[str]:
+        return [
+            f"{400 * s / right:.1f},{240 * (1 - min(max(y.at(max(v, floor)), 0), 1)):.1f}"
+            for s, v in zip(steps, values, strict=True)
+        ]
+
+    def line(i: int, path: list[str], style: str = "") -> str:
+        colour = _COLOURS[i % len(_COLOURS)]
+        return f"<polyline points='{' '.join(path)}' stroke='{colour}' class=curve{style} />"
+
+    drawn = [line(i, points(*curve), " stroke-dasharray='3 3'") for i, *curve in apart]
+    legend = []
     for i, (title, steps, means, spreads) in enumerate(lines):
         colour = _COLOURS[i % len(_COLOURS)]
-
-        def points(values: Iterable[float], steps: Sequence[int] = tuple(steps)) -> list[str]:
-            return [
-                f"{400 * s / right:.1f},{240 * (1 - min(max(y.at(max(v, floor)), 0), 1)):.1f}"
-                for s, v in zip(steps, values, strict=True)
-            ]
-
         if np.any(spreads):
-            around = points(means + spreads) + points(means - spreads)[::-1]
+            around = points(steps, means + spreads) + points(steps, means - spreads)[::-1]
             drawn.append(f"<polygon points='{' '.join(around)}' fill='{colour}' opacity=.15 />")
-        drawn.append(
-            f"<polyline points='{' '.join(points(means))}' stroke='{colour}' class=curve />"
-        )
+        drawn.append(line(i, points(steps, means)))
         legend.append(f"<li style='color:{colour}'>{html.escape(title)}")
     log = ", log scale" if y.log else ""
     return _figure(
@@ -410,9 +428,14 @@ def _positions(values: Sequence[Any]) -> tuple[Callable[[Any], float], tuple[str
 
 
 def _sensitivity(groups: Sequence[Setting], flag: str, metric: str) -> str:
-    """The metric of every run against one flag, with the median of each value."""
+    """The metric of every finished run against one flag, with the median of each value."""
     at, ends = _positions([setting.values[flag] for setting in groups])
-    runs = [(s.values[flag], r.final[metric]) for s in groups for r in s.runs if metric in r.final]
+    runs = [
+        (setting.values[flag], run.final[metric])
+        for setting in groups
+        for run in setting.runs
+        if run.finished and metric in run.final
+    ]
     if not runs:
         return ""
     y = _Axis.of(value for _, value in runs)
