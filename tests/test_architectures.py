@@ -11,6 +11,7 @@ from test_nets import TINY, close, compiled, convolutions, derivatives, modules,
 from bpgan.algorithms.gan import normal_latents
 from bpgan.nets import (
     biggan,
+    cnn,
     dcgan,
     energy,
     heads,
@@ -42,6 +43,7 @@ def shapes(module, example, labels=True, batch=2):
 
 # Parameter counts
 
+R3GAN_256 = (768, 768, 768, 768, 384, 192, 96)
 WIDE = (512, 512, 512, 512, 512, 256, 128, 64, 32)
 COUNTS = {
     # Miyato et al. 2018, table 4a with biases, which are 256 + 256 + 256 a block: as in mimicry.
@@ -75,6 +77,35 @@ COUNTS = {
     ),
     "stylegan2-1024-D": (
         stylegan2.Discriminator(WIDE, minibatch_stddev=4), (1024, 1024, 3), 29012513,
+    ),
+    # 23.058 and 23.010 M in the paper's table of configurations (E, FFHQ at 256 pixels).
+    "r3gan-256-G": (r3gan.Generator((256, 256, 3), R3GAN_256), (64,), 23057952),
+    "r3gan-256-D": (r3gan.Discriminator(R3GAN_256), (256, 256, 3), 23009569),
+    # Of PyTorch's examples 3576704 and 2765568, without biases before norms and with 100 to 4x4x512 as a convolution.
+    "dcgan-64-G": (
+        dcgan.Generator((64, 64, 3), (512, 256, 128, 64)),
+        (100,),
+        3576704 + 16 * 512 + 256 + 128 + 64 + 3,
+    ),
+    "dcgan-64-D": (
+        dcgan.Discriminator((64, 128, 256, 512), norm=True),
+        (64, 64, 3),
+        2765568 + 64 + 128 + 256 + 512 + 1,
+    ),
+    # Miyato et al. 2018, table 3, with batch norm after every layer but the last of G, and as StudioGAN's D has it.
+    "cnn-32-G": (
+        cnn.Generator((32, 32, 3)),
+        (128,),
+        129 * 8192 + sum(16 * a * b + 3 * b for a, b in ((512, 256), (256, 128), (128, 64)))
+        + 9 * 64 * 3 + 3,
+    ),
+    "cnn-32-D": (
+        cnn.Discriminator(spectral=True),
+        (32, 32, 3),
+        sum(k * k * a * b + b for k, a, b in (
+            (3, 3, 64), (4, 64, 64), (3, 64, 128), (4, 128, 128), (3, 128, 256), (4, 256, 256),
+            (3, 256, 512)))
+        + 513,
     ),
     # SCIENCE's r3-28: blocks of c * 2c + 2c, 9 * 16 * 2c + 2c, 2c * c; 1x1 between stages.
     "r3gan-28-G": (
@@ -115,12 +146,28 @@ def test_default_sizes(name, side, channels):
         assert shapes(discriminator, shape, classes > 0)[1].shape == (2,)
 
 
+@pytest.mark.medium
+@pytest.mark.parametrize("side", [48, 96, 128])
+@pytest.mark.parametrize("name", ["cnn", "resnet", "r3gan", "stylegan2", "biggan"])
+def test_defaults_from_28_to_128_pixels(name, side):
+    """Also between the sizes of the papers: 96 is STL-10's."""
+    shape = (side, side, 3)
+    assert shapes(modules()[name].Generator(shape), (20,), False)[1].shape == (2, *shape)
+    assert shapes(modules()[name].Discriminator(), shape, False)[1].shape == (2,)
+
+
 @pytest.mark.parametrize("name", ["resnet", "r3gan", "stylegan2", "biggan"])
 def test_unknown_sizes_are_refused(name):
-    with pytest.raises(ValueError, match="default for image heights 28, 32, .* not for 30"):
+    with pytest.raises(
+        ValueError, match="widths: has a default from image height 28 on, not for 20"
+    ):
+        shapes(modules()[name].Generator((20, 20, 1)), (20,))
+    with pytest.raises(
+        ValueError, match="widths: has a default from image height 28 on, not for 20"
+    ):
+        shapes(modules()[name].Discriminator(), (20, 20, 1))
+    with pytest.raises(ValueError, match="must divide the image size 30x30"):
         shapes(modules()[name].Generator((30, 30, 1)), (20,))
-    with pytest.raises(ValueError, match="default for image heights 28, 32, .* not for 30"):
-        shapes(modules()[name].Discriminator(), (30, 30, 1))
     with pytest.raises(ValueError, match="must divide the image size 30x30"):
         shapes(tiny(name, "Generator", (30, 30, 1)), (20,))
     with pytest.raises(ValueError, match="must divide the image size 30x30"):

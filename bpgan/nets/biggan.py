@@ -51,7 +51,7 @@ class Generator(nn.Module):
       shape: ``(h, w, c)`` of an image.
       channels: unit of the widths, ``ch`` of the paper.
       widths: multiples of it, from the dense layer on; each further one doubles the size. None: by the image height,
-        known for 28, 32, 64 and 128.
+        from 28 on.
       classes: of the labels; 0: unconditional, blocks see latents alone.
       shared: size of the class embedding that all norms are conditioned on; 0: a table of each norm's own, which
         leaves no place for hierarchical latents.

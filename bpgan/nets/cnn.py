@@ -30,8 +30,8 @@ from bpgan.types import Images, Labels, Latents
 _WIDTHS = {
     28: (256, 128, 64),
     32: (512, 256, 128, 64),
-    48: (512, 256, 128, 64),
     64: (1024, 512, 256, 128, 64),
+    128: (1024, 1024, 512, 256, 128, 64),
 }
 _EPSILON = 1e-4  # of the batch norms
 
@@ -43,8 +43,8 @@ class Generator(nn.Module):
 
     Attributes:
       shape: ``(h, w, c)`` of an image.
-      widths: channels, from the dense layer on; each further one doubles the size. None: by the image height, known
-        for 28, 32, 48 and 64.
+      widths: channels, from the dense layer on; each further one doubles the size. None: by the image height, from 28
+        on.
       classes: of the labels that condition the batch norms; 0: unconditional.
       axis_name: as in ``BatchNorm``.
       dtype: of the computation; parameters and running averages are float32 or wider.

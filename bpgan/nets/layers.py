@@ -687,13 +687,12 @@ def check_labels(labels: Any, classes: int) -> Labels:
 
 
 def lookup_size(attribute: str, table: dict[int, Any], size: int) -> Any:
-    """``table[size]``, the default of an attribute for an image height."""
-    if size not in table:
-        known = ", ".join(str(key) for key in table)
+    """The default of an attribute for an image height: the entry of the greatest height that is not above it."""
+    if size < min(table):
         raise ValueError(
-            f"{attribute}: has a default for image heights {known} only, not for {size}"
+            f"{attribute}: has a default from image height {min(table)} on, not for {size}"
         )
-    return table[size]
+    return table[max(height for height in table if height <= size)]
 
 
 class BatchNorm(nn.Module):

@@ -35,7 +35,6 @@ _GROUP = 16  # channels of a group
 _WIDTHS = {
     28: (256, 192, 128),
     32: (256, 256, 192, 128),
-    48: (256, 256, 192, 128),
     64: (256, 256, 192, 128, 64),
     128: (256, 256, 256, 192, 128, 64),
 }
@@ -144,8 +143,7 @@ class Generator(nn.Module):
 
     Attributes:
       shape: ``(h, w, c)`` of an image.
-      widths: channels of the stages; each after the first doubles the size. None: by the image height, known for 28,
-        32, 48, 64 and 128.
+      widths: channels of the stages; each after the first doubles the size. None: by the image height, from 28 on.
       blocks: per stage.
       classes: of the labels, an embedding of which, of the size of z, is concatenated to z; 0: unconditional.
       dtype: of the computation; parameters are float32 or wider.

@@ -184,8 +184,8 @@ class Generator(nn.Module):
 
     Attributes:
       shape: ``(h, w, c)`` of an image.
-      widths: channels, from the dense layer on; each further one doubles the size. None: by the image height, known
-        for 28, 32, 48, 64 and 128.
+      widths: channels, from the dense layer on; each further one doubles the size. None: by the image height, from 28
+        on.
       classes: of the labels that condition the batch norms in the blocks; 0: unconditional.
       attention: resolution (height) after whose block there is self-attention; 0: none.
       spectral: whether to use spectral norm here too, as Zhang et al. do.

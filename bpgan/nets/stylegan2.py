@@ -39,7 +39,6 @@ Styles = Float[Array, "b f"]
 _WIDTHS = {
     28: (256, 256, 128),
     32: (256, 256, 256, 128),
-    48: (256, 256, 256, 128),
     64: (256, 256, 256, 128, 64),
     128: (256, 256, 256, 256, 128, 64),
 }
@@ -197,7 +196,7 @@ class Generator(nn.Module):
     Attributes:
       shape: ``(h, w, c)`` of an image.
       widths: channels, from low to high resolution; each after the first doubles the size. None: by the image height,
-        known for 28, 32, 48, 64 and 128.
+        from 28 on.
       styles: size of the mapped latents w.
       depth: dense layers of the mapping.
       rate: learning rate of the mapping relative to all else.
