@@ -25,6 +25,7 @@ from experiments import _cli as cli
 from experiments import _processes as processes
 from experiments import _search as search
 from experiments import _sweep as sweeping
+from experiments import mnist_gan
 
 ROOT = pathlib.Path(launch.__file__).parent
 
@@ -65,6 +66,8 @@ if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, frame: stopped.append(n))
     print("training", flush=True)
+    log = (workdir / "metrics.jsonl").open("w")
+    print(json.dumps({"step": 5, "loss": 1.0}), file=log, flush=True)
     (workdir / "ready").touch()
     end = time.monotonic() + cfg.pause
     while time.monotonic() < end and not stopped:
@@ -193,6 +196,219 @@ def test_runs_that_differ_in_numbers_become_groups(monkeypatch):
     assert processes.slots_of(0) == 1
 
 
+def leave(run, group=(), trained=False, **result):
+    """What a run leaves on the disk."""
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    record = {"config": dict(run.config)}
+    if group:
+        record["group"] = {"lowering": "map", "members": [str(each.workdir) for each in group]}
+    (run.workdir / "config.json").write_text(json.dumps(record))
+    if trained:
+        (run.workdir / "checkpoints" / "4").mkdir(parents=True, exist_ok=True)
+    if result:
+        (run.workdir / "result.json").write_text(json.dumps(result))
+
+
+def test_runs_stay_with_those_they_were_with(tmp_path):
+    runs = plan("seed=0:8", root=tmp_path)
+    for run in runs[:3]:
+        leave(run, runs[:3])
+    leave(runs[3])
+
+    def jobs(vectorize, slots, queued=types.MappingProxyType({})):
+        return [job.runs for job in sweeping.jobs_of("fake", runs, vectorize, slots, queued)]
+
+    # Killed before their first save: they start over, as new ones.
+    assert jobs("auto", 2) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    for run in (runs[1], runs[3]):
+        leave(run, runs[:3] if run is runs[1] else (), trained=True)
+    assert jobs("auto", 1) == [[0, 1, 2], [3], [4, 5, 6, 7]]
+    assert jobs("auto", 4) == [[0, 1, 2], [3], [4], [5], [6], [7]]
+    assert jobs("auto", 0) == [[0, 1, 2], [3], [4], [5], [6], [7]]  # under a budget
+    assert jobs("off", 1) == [[i] for i in range(8)]
+    waiting = {runs[i].workdir: "12_1" for i in (5, 6)}
+    assert jobs("auto", 1, waiting) == [[0, 1, 2], [3], [4, 7], [5, 6]]
+    # Survivors of a halving are not bitwise what they were, whoever they are with.
+    some = [*runs[:2], *runs[4:]]
+    assert [job.runs for job in sweeping.jobs_of("fake", some, "auto", 2)] == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_pmap_is_not_for_groups():
+    runs = plan("seed=0:4", argv=["--parallel=pmap"])
+    assert [job.runs for job in sweeping.jobs_of("fake", runs, "auto", 1)] == [[0], [1], [2], [3]]
+
+
+def test_only_a_result_of_the_same_flags_counts(tmp_path):
+    """A longer run that was killed has the record of its flags, and no result yet."""
+    (run,), (longer,) = (plan("seed=0", argv=[f"--steps={n}"], root=tmp_path) for n in (10, 20))
+    assert run.workdir == longer.workdir
+    leave(run, status="done", step=10)
+    assert sweeping._is_finished(run) and sweeping._code(run, 1) == 0
+    assert not sweeping._is_finished(longer)
+    assert [sweeping._code(longer, code) for code in (0, 3, 75)] == [75] * 3
+    assert [sweeping._code(longer, code) for code in (1, 2, -9, 130)] == [1, 2, -9, 130]
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """In place of processes: each run of a job leaves what ``results[its flags]`` returns; jobs so far."""
+    started = []
+
+    def result(cfg):
+        return {"status": "done", "step": 9, "metrics": {"d/loss": cfg.g_lr + cfg.seed / 1e6}}
+
+    def execute(jobs, slots, affordable=lambda: True):
+        codes = {}
+        for index, job in enumerate(jobs):
+            started.append(job)
+            flags = [arg for arg in job.command if arg.startswith("--")]
+            common = [arg for arg in flags if not arg.startswith(("--member=", "--or_alone"))]
+            members = [shlex.split(arg[9:]) for arg in flags if arg.startswith("--member=")]
+            for own in members or [[]]:
+                cfg = cli.resolve(mnist_gan.Config, mnist_gan.PRESETS, [*common, *own])
+                folder = pathlib.Path(cfg.workdir)
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "config.json").write_text(json.dumps({"config": dataclasses.asdict(cfg)}))
+                (folder / "result.json").write_text(json.dumps(execute.result(cfg)))
+            codes[index] = execute.code
+        return codes, False
+
+    execute.started, execute.result, execute.code = started, result, 0
+    monkeypatch.setattr(processes, "execute", execute)
+    return execute
+
+
+def launched(root, *argv):
+    return launch.run(["--experiment=mnist_gan", f"--root={root}", "--jobs=1", *argv])
+
+
+def table(root):
+    (file,) = (root / "mnist_gan").glob("sweep_*.csv")
+    return list(csv.DictReader(file.read_text().splitlines()))
+
+
+def test_a_search_by_tpe_repeated_extended_and_with_another_aim(tmp_path, pretend, capsys):
+    pytest.importorskip("optuna")
+    argv = ["--search=tpe", "--sweep=g_lr=log:1e-5:1e-2", "--sweep=seed=0:2"]
+    first = [*argv, "--aim=min:d/loss", "--samples=10"]
+    assert launched(tmp_path, *first) == 0
+    (file,) = (tmp_path / "mnist_gan").glob("sweep_*.csv")
+    before, rows = file.read_text(), table(tmp_path)
+    assert len(rows) == 20 and {row["status"] for row in rows} == {"done"}
+    trained = len(pretend.started)
+    best = min(float(row["d/loss"]) for row in rows)
+    capsys.readouterr()
+    assert launched(tmp_path, *first) == 0
+    said = capsys.readouterr().out
+    assert len(pretend.started) == trained and file.read_text() == before
+    assert f"best so far: g_lr={best}" in said
+    # More samples keep the first ones; the table is of all.
+    assert launched(tmp_path, *argv, "--aim=min:d/loss", "--samples=12") == 0
+    (more,) = set((tmp_path / "mnist_gan").glob("sweep_*.csv")) - {file}
+    assert more.read_text().splitlines()[:1] == before.splitlines()[:1]
+    assert set(before.splitlines()) < set(more.read_text().splitlines())
+    assert len(more.read_text().splitlines()) == 1 + 24
+    # Another aim, other ranges, longer runs are other studies.
+    assert len(list(tmp_path.glob("mnist_gan/tpe_*.log"))) == 1
+    for other in (
+        [*argv, "--aim=max:d/loss"],
+        [argv[0], "--sweep=g_lr=log:1e-5:1e-3", argv[2], "--aim=min:d/loss"],
+        [*argv, "--aim=min:d/loss", "--epochs=77"],
+    ):
+        assert launched(tmp_path, *other, "--samples=1") == 0
+    assert len(list(tmp_path.glob("mnist_gan/tpe_*.log"))) == 4
+
+
+def test_trials_that_came_to_nothing_are_not_said_to_be_resumable(tmp_path, pretend, capsys):
+    pytest.importorskip("optuna")
+    argv = ["--search=tpe", "--sweep=g_lr=log:1e-5:1e-2", "--aim=min:d/loss", "--samples=2"]
+    pretend.result = lambda cfg: {"status": "interrupted", "step": 1}
+    pretend.code = 1
+    assert launched(tmp_path, *argv) == 1
+    assert launched(tmp_path, *argv) == 1
+    assert len(pretend.started) == 1
+
+
+def test_a_run_that_diverged_is_reported_and_not_trained_again(tmp_path, pretend, capsys):
+    def result(cfg):
+        if cfg.seed != 1:
+            return {"status": "done", "step": 9, "metrics": {"d/loss": 1.0}}
+        return {"status": "non-finite", "step": 4, "metrics": {}, "anomalies": ["not finite by 4"]}
+
+    pretend.result, pretend.code = result, 3
+    assert launched(tmp_path, "--sweep=seed=0:3") == 3
+    for _ in range(2):
+        said = capsys.readouterr().out
+        assert "seed=1: failed (exit 3): not finite by 4\n" in said
+        assert [row["status"] for row in table(tmp_path)] == ["done", "failed (exit 3)", "done"]
+        assert launched(tmp_path, "--sweep=seed=0:3") == 3
+    assert len(pretend.started) == 1
+    assert "all 3 runs are done, 1 by an anomaly" in capsys.readouterr().out
+
+
+def test_sweeps_of_other_values_have_tables_of_their_own(tmp_path, pretend):
+    for argv in (["--sweep=seed=0:2"], ["--sweep=seed=0:3"], ["--sweep=seed=uniform:0:9", "--samples=2"],
+                 ["--sweep=seed=uniform:0:9", "--samples=2", "--search_seed=1"]):  # fmt: skip
+        assert launched(tmp_path, *argv) == 0
+    assert len(list(tmp_path.glob("mnist_gan/sweep_*.csv"))) == 4
+    assert len(list(tmp_path.glob("mnist_gan/sweep_*.json"))) == 4
+    assert not list(tmp_path.glob("mnist_gan/*.tmp"))
+
+
+def test_draws_of_few_values_are_said_to_be_fewer(tmp_path, pretend, capsys):
+    assert launched(tmp_path, "--sweep=d_steps=uniform:1:2", "--samples=9") == 0
+    said = capsys.readouterr().out
+    assert "--samples=9: 2 different settings, the others were drawn twice" in said
+    assert len(table(tmp_path)) == 2
+
+
+def test_a_budget_that_is_spent_is_no_error(tmp_path, pretend):
+    pytest.importorskip("optuna")
+    argv = ["--search=tpe", "--sweep=g_lr=log:1e-5:1e-2", "--aim=min:d/loss", "--samples=2"]
+    assert launched(tmp_path, *argv, "--budget=0img") == 0
+    assert not pretend.started
+    assert launched(tmp_path, *argv, "--budget=1e9img") == 0
+    assert [len(job.runs) for job in pretend.started] == [1, 1]
+
+
+def test_a_halving_scores_what_crashed_as_nothing(tmp_path, pretend, capsys):
+    """In its second rung, though it has a result of the first."""
+    argv = ["--search=halving", "--sweep=g_lr=1e-5,1e-4,1e-3,1e-2", "--aim=min:d/loss"]
+    whole, paused = pretend.result, []
+
+    def result(cfg):
+        paused.append(cfg.pause_at)
+        return whole(cfg) | {"status": "paused" if cfg.pause_at < 1 else "interrupted"}
+
+    pretend.result, pretend.code = result, -9
+    assert launched(tmp_path, *argv) == 1
+    assert paused == [0.333333] * 4 + [1.0]
+    assert (
+        "rung 2 of 2: 1 settings at 1 of a run; best: g_lr=1e-05, d/loss inf"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (
+            ["--search=halving", "--sweep=seed=0:9", "--aim=min:eval/FD"],
+            "--aim=min:eval/FD: nothing is evaluated with --eval_every=0",
+        ),
+        (
+            ["--search=tpe", "--sweep=g_lr=1,2", "--aim=min:d/loss"],
+            "--search=tpe: needs axes to draw and --samples=N",
+        ),
+        (["--sweep=g_lr=1e-3,0.001"], "--sweep: g_lr=0.001 occurs twice"),
+    ],
+)
+def test_searches_that_cannot_work_are_refused(tmp_path, pretend, argv, said):
+    with pytest.raises(UserError) as caught:
+        launched(tmp_path, *argv)
+    assert str(caught.value) == said and not pretend.started
+
+
 def test_cores_are_shared_out(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5, 6, 7, 9}, raising=False)
     assert processes._shares(1) == [[]]
@@ -272,7 +488,7 @@ def test_a_sweep_runs_reports_and_goes_on(home, tmp_path):
     workdir = tmp_path / rows[0]["workdir"]
     assert json.loads((workdir / "result.json").read_text())["status"] == "done"
     names = {p.name for p in workdir.iterdir()}
-    assert names == {"ready", "config.json", "result.json"}  # ours is outside
+    assert names == {"ready", "config.json", "metrics.jsonl", "result.json"}  # ours is outside
     log = workdir.with_name(workdir.name + ".log")
     assert log.read_text().splitlines()[1] == "training"
 
@@ -295,6 +511,54 @@ def test_a_budget_stops_a_sweep_and_a_greater_one_goes_on(home, tmp_path):
     done = start(home, *argv, "--budget=1h", cwd=tmp_path)
     assert done.returncode == 0 and "budget" not in done.stdout
     assert len(list(tmp_path.glob("runs/fake/seed=*/result.json"))) == 4
+
+
+@pytest.mark.medium
+def test_a_budget_of_images_is_counted_while_runs_train(home, tmp_path):
+    """Five steps of 128 images each; without --vectorize, for under a budget each run is a process."""
+    argv = ["--experiment=fake", "--sweep=seed=0:4", "--jobs=1", "--pause=2.5"]
+    done = start(home, *argv, "--budget=1200img", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[1/4] seed=0: done" in done.stdout and "[2/4] seed=1: interrupted" in done.stdout
+    assert len(list(tmp_path.glob("runs/fake/seed=*/"))) == 2
+    done = start(home, *argv, "--budget=1e9img", "--pause=0.1", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.count(": done in") == 4
+
+
+@pytest.mark.medium
+def test_what_a_group_refuses_ends_the_sweep_with_2(tmp_path):
+    argv = ["--experiment=mnist_gan", "--dataset=idx:/nope", "--sweep=seed=0:2", "--jobs=1"]
+    done = start(ROOT, *argv, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout.count("failed (exit 2): error: ") == 3  # of the process and its two runs
+
+
+@pytest.mark.medium
+def test_a_longer_sweep_that_is_killed_is_not_done(tmp_path):
+    argv = ["--experiment=mnist_gan", "--preset=smoke", "--net=mlp", "--notensorboard",
+            "--sweep=seed=0:2", "--jobs=1", "--log_every=1"]  # fmt: skip
+    assert start(ROOT, *argv, "--steps=2", cwd=tmp_path).returncode == 0
+    longer = [*argv, "--steps=1000000"]
+    process = subprocess.Popen(
+        command(ROOT, *longer), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        (log,) = tmp_path.glob("runs/mnist_gan/group_*.log")
+        while "step 3/1000000" not in log.read_text():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        os.kill(int(children.split()[0]), signal.SIGKILL)
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "seed=0: failed (SIGKILL)" in output and "seed=1: failed (SIGKILL)" in output
+    assert not list(tmp_path.glob("runs/mnist_gan/*/result.json"))
+    # The same command does not take it for done.
+    done = start(ROOT, *argv, "--steps=6", cwd=tmp_path)
+    assert done.returncode == 2 or "resuming at step 2" in log.read_text()
 
 
 def test_dry_run_prints_commands_that_work_here(home, tmp_path):
@@ -460,6 +724,13 @@ def test_groups_of_real_runs_halve_and_are_not_trained_twice(tmp_path):
     assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
     results = [json.loads(f.read_text()) for f in tmp_path.glob("runs/mnist_gan/*/result.json")]
     assert [r["metrics"]["d/loss"] for r in results] == losses
+    # More samples keep the first ones, that past its pause, too: scored as it was there.
+    more = start(ROOT, *argv, "--samples=5", cwd=tmp_path)
+    assert more.returncode == 0, more.stdout + more.stderr
+    first, second = (re.search(r"rung 1 of 2: .*; best: (.*)", x.stdout) for x in (done, more))
+    scores = [float(found[1].split()[-1]) for found in (first, second)]
+    assert scores[1] <= scores[0] and "inf" not in more.stdout
+    assert len(list(tmp_path.glob("runs/mnist_gan/*/checkpoints/9"))) >= 2
 
 
 @pytest.mark.slow

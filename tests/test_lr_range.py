@@ -1,13 +1,19 @@
 """The range test: on quadratics, whose best step size is known, and on a classifier that then learns."""
 
 import json
+import shlex
 
+import jax
 import numpy as np
+import optax
 import pytest
 
+import launch
 from bpgan import optim
+from bpgan.types import stream
 from experiments import _cli as cli
-from experiments import lr_range
+from experiments import _search as search
+from experiments import lr_range, mnist_gan
 
 LRS = np.geomspace(1e-6, 1e2, 300)
 
@@ -66,6 +72,70 @@ def test_negative_losses_and_infinite_ones():
 def test_the_ramp_is_geometric():
     ramp = optim.geometric(1e-5, 1e-1, 5)
     assert [float(ramp(i)) for i in range(5)] == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 1e-1])
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("system", lr_range.SYSTEMS)
+def test_the_rate_is_that_of_the_ramp(x64, monkeypatch, system):
+    """With gradient descent in Adam's place: what the parameters move by, over the gradient."""
+    monkeypatch.setattr(optax, "adam", lambda lr, **_: optax.sgd(lr))
+    flags = {
+        "classifier": "optimizer=sgd net=mlp",
+        "vae": "preset=smoke",
+        "d": "net=mlp batch_size=8",
+    }
+    cfg = lr_range.Config(system=system, flags=f"{flags[system]} precision=float64")
+    module, chosen = lr_range.chosen(cfg)
+    ramp = optim.geometric(1e-5, 1e-2, 30)
+    algorithm = lr_range.ramped(module, chosen, lr_range.SYSTEMS[system].flag, ramp)
+    source = module.build(chosen).source
+    step = jax.jit(
+        lambda state: algorithm.step(state, source.batch_at(source.data, state.step), key)
+    )
+    key = stream(jax.random.key(0), "train")
+    state, rates = jax.jit(algorithm.init)(jax.random.key(0)), []
+    for _ in range(30):
+        before, (state, metrics) = state, step(state)
+        old, new = (s.d.params if system == "d" else s.params for s in (before, state))
+        moved = optax.tree.norm(jax.tree.map(lambda a, b: a - b, new, old))
+        rates.append(float(moved / metrics["d/grad_norm" if system == "d" else "grad_norm"]))
+    np.testing.assert_allclose(rates, [ramp(i) for i in range(30)], rtol=1e-7)
+
+
+def documented():
+    """The command for a GAN's pair in the docstring."""
+    text = lr_range.__doc__.replace("\\\n", " ")
+    (line,) = [line for line in text.splitlines() if "python launch.py" in line]
+    return shlex.split(line)[2:]
+
+
+def test_the_documented_search_is_one(capsys):
+    """Every flag is there, all of its runs are one group, and the step sizes of both players move together."""
+    argv = documented()
+    assert launch.run([*argv, "--dry_run", "--jobs=1"]) == 0
+    (command,) = capsys.readouterr().out.splitlines()
+    assert command.count("--member=") == 27
+    specs = cli.flags_of(mnist_gan.Config)
+    axes = [search.parse(a[8:], specs) for a in argv if a.startswith("--sweep=")]
+    assert [axis.name for axis in axes] == ["lr_scale", "b1", "gamma"]
+    assert all(specs[axis.name].sweepable for axis in axes)
+    rest = [a for a in argv if a.startswith(("--experiment", "--eval_every"))]
+    assert len(argv) == len(axes) + len(rest) + 3
+
+
+@pytest.mark.slow
+def test_the_documented_search_runs(tmp_path, capsys):
+    short = [
+        "--preset=smoke",
+        "--net=mlp",
+        "--steps=9",
+        "--notensorboard",
+        "--samples=3",
+        f"--root={tmp_path}",
+    ]
+    assert launch.run([*documented(), *short]) == 0
+    said = capsys.readouterr().out
+    assert "rung 2 of 2: 1 settings at 1 of a run; best: lr_scale=" in said and "eval/FD" in said
 
 
 def go(tmp_path, *argv):

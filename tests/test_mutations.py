@@ -7,12 +7,14 @@ import pathlib
 import types
 
 import pytest
+import test_architectures
 import test_gan
 import test_losses
 import test_penalties
 
 import bpgan.algorithms.gan
 import bpgan.losses
+import bpgan.nets.layers
 import bpgan.penalties
 
 SOFTPLUS_G = "return jax.nn.softplus(-fake)"
@@ -57,6 +59,12 @@ MUTANTS = {
     "penalty left out of the gradient": (bpgan.algorithms.gan, "jnp.mean(value))\n",
                                          "jax.lax.stop_gradient(jnp.mean(value)))\n", "dirac"),
     "summed loss": (bpgan.algorithms.gan, "value = jnp.mean(loss.d(", "value = jnp.sum(loss.d(", "dirac"),
+    "spectral norm without state": (bpgan.nets.layers, "kept.value = u = new", "u = new", "spectral"),
+    "spectral norm of the kernel's first axis": (bpgan.nets.layers,
+                                                 "matrix = kernel.reshape(-1, kernel.shape[-1])  # W^T",
+                                                 "matrix = kernel.reshape(kernel.shape[0], -1)", "spectral"),
+    "spectral norm one iteration late": (bpgan.nets.layers, "_product(v, _product(matrix, u))",
+                                         "_product(v, _product(matrix, _unit(jnp.ones_like(u))))", "spectral"),
     "G does not move": (bpgan.algorithms.gan, "return GANState(before.step + 1, g, d, ema, memory), metrics",
                         "return GANState(before.step + 1, before.g, d, ema, memory), metrics", "dirac"),
 }  # fmt: skip
@@ -81,6 +89,8 @@ def check(module: types.ModuleType, target: str) -> None:
         test_penalties.check_gradient_penalty(module.PENALTIES["wgan_gp"])
     elif target == "lazy":
         test_gan.check_lazy_penalty(module)
+    elif target == "spectral":
+        test_architectures.check_spectral_norm(module.spectral_norm)
     elif target == "dirac":
         loss, r1 = bpgan.losses.LOSSES["nonsaturating"], bpgan.penalties.PENALTIES["r1"]
         test_gan.check_dirac(module, "nonsaturating", loss, r1, False, 1)

@@ -33,6 +33,38 @@ def test_draws_are_distributed_as_they_say(text, cdf):
     assert stats.kstest([cdf(x) for x in found], "uniform").pvalue > 1e-3
 
 
+def test_whole_numbers_may_be_drawn_log_uniformly():
+    wide = axis("batch_size=log:1:1000")
+    found = [int(wide.draw(0, i)) for i in range(400)]
+    assert 1 <= min(found) and max(found) <= 1000
+    below = sum(x < 32 for x in found) / 400
+    assert below == pytest.approx(math.log(32) / math.log(1001), abs=0.07)
+    assert {axis("d_steps=log:1:3").draw(0, i) for i in range(100)} == {"1", "2", "3"}
+    with pytest.raises(UserError, match="LOW and HIGH must be whole numbers, as --d_steps is"):
+        axis("d_steps=uniform:1.5:3")
+
+
+def test_tpe_draws_whole_numbers_log_uniformly(tmp_path):
+    study = search.Study(tmp_path / "a.log", [axis("batch_size=log:1:1000000")], 0)
+    found = [int(texts["batch_size"]) for _, texts in study.generation(10)]
+    assert sum(x < 30000 for x in found) >= 5
+
+
+@pytest.mark.parametrize("text", ["b2=uniform:0.9:0.99999", "g_lr=log:1.00004e-4:1.1e-4"])
+def test_rounding_does_not_leave_the_range(text):
+    one = axis(text)
+    for share in np.linspace(0, 1, 1001)[:-1]:
+        assert one.low <= float(one.at(share)) <= one.high
+    assert float(one.at(0.0)) == one.low and float(one.at(1 - 1e-12)) == one.high
+
+
+def test_a_draw_that_occurs_twice_is_one_setting():
+    combinations = search.combinations([axis("d_steps=uniform:1:3"), axis("seed=0:2")], 20, 0)
+    assert sorted((c["d_steps"], c["seed"]) for c in combinations) == [
+        (d, s) for d in "123" for s in "01"
+    ]
+
+
 def test_whole_numbers_and_choices():
     found = [axis("d_steps=uniform:1:3").draw(0, i) for i in range(300)]
     assert set(found) == {"1", "2", "3"}
@@ -82,6 +114,8 @@ def test_scores():
     aim = search.Aim.parse("max:eval/recall")
     done = [{"status": "done", "metrics": {"eval/recall": v}} for v in (0.2, 0.4)]
     assert aim.score(done) == pytest.approx(-0.3)
+    for bad in (math.nan, math.inf):
+        assert aim.score([*done, {"status": "done", "metrics": {"eval/recall": bad}}]) == math.inf
     assert aim.score([*done, {"status": "non-finite"}]) == math.inf == aim.score([])
     with pytest.raises(UserError, match="eval/recal is not logged .* did you mean eval/recall"):
         search.Aim("eval/recal", 1).score(done)
@@ -105,7 +139,7 @@ def objective(texts):
 
 def searched(path: pathlib.Path, trials: int, restart_every: int = 10**9) -> list[dict]:
     study, asked = search.Study(path, AXES, 5), []
-    while study.done() < trials:
+    while len(study.told()) < trials:
         for number, texts in study.generation(search.GENERATION):
             study.tell(number, objective(texts))
             asked.append(texts)
@@ -123,11 +157,25 @@ def test_tpe_finds_more_than_chance_and_goes_on_as_if_undisturbed(tmp_path):
     assert np.median(late) < np.median(chance) / 2
 
 
+def test_a_kill_while_it_asks_costs_nothing(tmp_path):
+    """At first before the trial has a value of each axis, then before its runs are planned."""
+    study = search.Study(tmp_path / "a.log", AXES, 0)
+    study._study.ask({"g_lr": study._distribution(AXES[0])})
+    study._study.ask({a.name: study._distribution(a) for a in AXES})
+    study = search.Study(tmp_path / "a.log", AXES, 0)
+    ((number, texts),) = study.generation(4)
+    assert number == 1 and texts.keys() == {"g_lr", "b1", "d_steps"}
+    study.tell(number, 0.5)
+    assert study.told() == [(texts, 0.5)]
+    assert len(study.generation(4)) == 4
+
+
 def test_a_trial_that_came_to_nothing_does_not_stop_the_search(tmp_path):
     study = search.Study(tmp_path / "a.log", AXES, 0)
     for number, _ in study.generation(4):
         study.tell(number, math.inf)
-    assert study.done() == 4 and len(study.generation(4)) == 4
+    assert [score for _, score in study.told()] == [math.inf] * 4
+    assert len(study.generation(4)) == 4
 
 
 def test_without_optuna_it_says_what_to_install(tmp_path, monkeypatch):

@@ -170,6 +170,20 @@ def test_no_run_is_submitted_twice(tmp_path, scheduler, capsys):
     assert len(list(scheduler.glob("sbatch.*"))) == 2
 
 
+def test_a_run_that_waits_in_a_group_is_known_by_itself(tmp_path, scheduler, capsys):
+    first, second, third = runs(tmp_path, "", "", "")
+    group = first._replace(workdirs=[*first.workdirs, *second.workdirs], log=tmp_path / "group.log")
+    _slurm.submit([group], options(), 1, {})
+    everyone = [path for run in (first, second, third) for path in run.workdirs]
+    assert _slurm.queued(everyone) == {}
+    (scheduler / "queue").write_text("12 RUNNING\n")
+    assert _slurm.queued(everyone) == {path: "12" for path in group.workdirs}
+    # By itself, too, it is not submitted again.
+    _slurm.submit([second, third], options(), 1, {})
+    said = capsys.readouterr().out
+    assert "[1/2] x=1: job 12 is running" in said and "[2/2] x=2: job 13, output" in said
+
+
 def test_what_slurm_refuses_is_one_line_and_leaves_nothing(tmp_path, scheduler, capfd):
     (scheduler / "sbatch").write_text(
         "#!/bin/sh\necho 'error: invalid partition\nsbatch: no' >&2; exit 1\n"
@@ -208,6 +222,16 @@ def test_local_jobs_end_with_their_codes_and_are_not_repeated(tmp_path, monkeypa
     todo[0].workdirs[0].rmdir()
     assert _slurm.submit([longer], LOCAL, 1, {"COLOUR": "red"}) == ({0: 0}, False)
     assert (tmp_path / "tries0").read_text() == "xxx"
+
+
+def test_local_jobs_stop_when_the_budget_is_spent(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wait = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\nopen('on', 'w')\ntime.sleep(30)"
+    todo = runs(tmp_path / "out", COUNT.format(i=0) + wait, COUNT.format(i=1))
+    start = time.monotonic()
+    spent = tmp_path / "on"
+    assert _slurm.submit(todo, LOCAL, 1, {}, lambda: not spent.exists()) == ({0: 75}, False)
+    assert time.monotonic() - start < 25 and not (tmp_path / "tries1").exists()
 
 
 @pytest.mark.parametrize(
@@ -365,7 +389,7 @@ def cluster(tmp_path_factory):
 
 @pytest.mark.slow
 def test_an_array_on_a_real_slurm(tmp_path, cluster):
-    argv = [*REGRESSION, "--sweep=seed=0:4"]
+    argv = [*REGRESSION, "--sweep=seed=0:4", "--vectorize=off"]
     slurm = [*argv, "--root=jobs", "--slurm", "--slurm_partition=main", "--slurm_gpus=1", "--slurm_cpus=1",
              "--slurm_memory=500M", "--slurm_option=comment=test", "--jobs=3"]  # fmt: skip
     said = launched(tmp_path, *slurm, **cluster.environment)
@@ -384,7 +408,7 @@ def test_an_array_on_a_real_slurm(tmp_path, cluster):
     assert set(cluster.jobs()) <= {f"{job}_{i}" for i in range(4)}
     cluster.wait(lambda: not cluster.jobs())
     said = launched(tmp_path, *slurm, **cluster.environment)
-    assert said.count(": done\n") == 4 and "mean ± standard deviation over seeds" in said
+    assert "all 4 runs are done" in said and "mean ± standard deviation over seeds" in said
     launched(tmp_path, *argv, "--root=plain")
     assert (
         table(tmp_path / "jobs") == table(tmp_path / "plain")
@@ -400,6 +424,7 @@ STEPS = 800
 GAN = [
     "--experiment=mnist_gan", "--preset=smoke", "--net=mlp", "--log_every=7", "--sample_every=50",
     "--checkpoint_every=20", f"--steps={STEPS}", "--sweep=seed=0:2",
+    "--vectorize=off",
 ]  # fmt: skip
 
 
@@ -455,15 +480,36 @@ def test_an_interrupted_job_ends_in_the_same_bits(
     if disturb is cancel:
         cluster.wait(lambda: not cluster.jobs())
         said = launched(tmp_path, *argv, **cluster.environment)
-        assert "[2/2] seed=1: done" in said and "[1/2] seed=0: job" in said
+        assert "[1/1] seed=0: job" in said
     cluster.wait(lambda: not cluster.jobs())
     said = log.read_text()
     assert "saved at step" in said and said.count("resuming at step") == 1, said
-    assert "[1/2] seed=0: done\n[2/2] seed=1: done\n" in launched(
-        tmp_path, *argv, **cluster.environment
-    )
+    assert "all 2 runs are done" in launched(tmp_path, *argv, **cluster.environment)
     for path in undisturbed:
         assert_same(path, folder / path.name, STEPS)
+
+
+@pytest.mark.slow
+def test_a_group_is_one_job_that_more_runs_do_not_submit_again(tmp_path, cluster, optimised):
+    argv = [flag for flag in GAN if "seed" not in flag and "vectorize" not in flag]
+    slurm = [*argv, "--root=.", "--slurm", "--slurm_cpus=1", "--slurm_partition=main"]
+    said = launched(tmp_path, *slurm, "--sweep=seed=0:2", **cluster.environment)
+    job = re.search(r"submitted as job (\d+)", said)[1]
+    assert "[1/1] 2 runs, seed=0 ... seed=1: job" in said
+    cluster.wait(lambda: list(tmp_path.glob("mnist_gan/group_*.log")))
+    (log,) = tmp_path.glob("mnist_gan/group_*.log")
+    wait_for_step(cluster, log, 20)
+    said = launched(tmp_path, *slurm, "--sweep=seed=0:3", "--jobs=2", **cluster.environment)
+    assert f"2 runs, seed=0 ... seed=1: job {job} is running" in said
+    assert "seed=2: job" in said
+    notice(cluster, job)
+    cluster.wait(lambda: not cluster.jobs())
+    assert log.read_text().count("resuming at step") == 1
+    said = launched(tmp_path, *slurm, "--sweep=seed=0:3", **cluster.environment)
+    assert "all 3 runs are done" in said
+    launched(tmp_path, *argv, "--root=plain", "--sweep=seed=0:2", "--jobs=1")
+    for path in tmp_path.glob("plain/mnist_gan/seed=*/"):
+        assert_same(path, tmp_path / "mnist_gan" / path.name, STEPS)
 
 
 @pytest.mark.slow
