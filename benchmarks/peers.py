@@ -46,9 +46,7 @@ def serve(peers: Mapping[str, Callable], name: str) -> None:
 class Peer:
     """The parent's view of a peer: a process that sees only ``cores``, and of JAX only the ``backend``."""
 
-    def __init__(
-        self, module: str, name: str, cores: list[int], folder: str, backend: str = "cpu"
-    ):
+    def __init__(self, module: str, name: str, cores: list[int], folder: str, backend: str = "cpu"):
         self.name, self.rounds = name, []
         threads = str(len(cores))
         environment = os.environ | {

@@ -8,8 +8,11 @@ Run:     python -m experiments.lr_range
 Papers:  Smith 2017, arXiv:1506.01186.
 
 The step size grows geometrically from step to step, on the experiment's own code, data and optimiser. A recommendation
-is the median over seeds. The losses of a GAN's pair are no measure of quality: choose for the pair by a metric, with
-``launch.py --sweep=g_lr=log:1e-4:1e-2 --samples=27 --search=halving --aim=min:eval/FD``.
+is the median over seeds. The losses of a GAN's pair are no measure of quality: choose for the pair by a metric, here by
+successive halving over the step size of both players (times ``--g_lr`` and ``--d_lr``), Adam's decay and the penalty::
+
+    python launch.py --experiment=mnist_gan --eval_every=1ep --sweep=lr_scale=log:0.1:10 --sweep=b1=uniform:0:0.9 \\
+        --sweep=gamma=log:0.01:10 --samples=27 --search=halving --aim=min:eval/FD
 """
 
 import dataclasses
@@ -37,7 +40,8 @@ class System(NamedTuple):
 
 
 SYSTEMS = {
-    "classifier": System("classifier"),
+    # Its own decay of the step size, out of reach.
+    "classifier": System("classifier", fixed=("--lr_half_life=1e9",)),
     "vae": System("vae"),
     "d": System("mnist_gan", "d_lr", "d/loss", ("--g_lr=0",)),
 }
@@ -72,6 +76,15 @@ def ramped(module: Any, cfg: cli.RunConfig, flag: str, lr: optim.Schedule) -> Al
     return base._replace(step=step)
 
 
+def chosen(cfg: Config) -> tuple[Any, cli.RunConfig]:
+    """The module of the experiment, and its flags."""
+    system = SYSTEMS[cfg.system]
+    module = importlib.import_module(f"experiments.{system.experiment}")
+    flags = [f"--{flag}" for flag in shlex.split(cfg.flags)]
+    argv = [f"--dataset={cfg.dataset}", *system.fixed, *flags]
+    return module, cli.resolve(module.Config, module.PRESETS, argv)
+
+
 def run(cfg: Config) -> None:
     """Tests, writes ``lr_range.json`` and ``lr_range.png``, and says what it recommends.
 
@@ -83,18 +96,12 @@ def run(cfg: Config) -> None:
     if cfg.low >= cfg.high:
         raise UserError(f"--low={cfg.low}: must be < --high={cfg.high}")
     system, folder = SYSTEMS[cfg.system], pathlib.Path(cfg.workdir)
-    module = importlib.import_module(f"experiments.{system.experiment}")
-    argv = [
-        f"--dataset={cfg.dataset}",
-        *system.fixed,
-        *(f"--{flag}" for flag in shlex.split(cfg.flags)),
-    ]
-    chosen = cli.resolve(module.Config, module.PRESETS, argv)
-    parallel.setup(precision=chosen.precision)
+    module, flags = chosen(cfg)
+    parallel.setup(precision=flags.precision)
     lrs = np.geomspace(cfg.low, cfg.high, cfg.steps)
-    algorithm = ramped(module, chosen, system.flag, optim.geometric(cfg.low, cfg.high, cfg.steps))
+    algorithm = ramped(module, flags, system.flag, optim.geometric(cfg.low, cfg.high, cfg.steps))
     seeds = range(cfg.seeds)
-    sources = [module.build(dataclasses.replace(chosen, seed=seed)).source for seed in seeds]
+    sources = [module.build(dataclasses.replace(flags, seed=seed)).source for seed in seeds]
     if sources[0].windows:
         raise UserError(f"--dataset={cfg.dataset}: is too large for memory; a smaller one will do")
     losses = parallel.recorded(algorithm, sources, seeds=seeds, steps=cfg.steps)[system.loss]

@@ -444,7 +444,7 @@ def command(home, *argv):
 
 def start(home, *argv, cwd):
     return subprocess.run(
-        command(home, *argv), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=60
+        command(home, *argv), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300
     )
 
 
@@ -500,11 +500,11 @@ def test_a_sweep_runs_reports_and_goes_on(home, tmp_path):
 
 @pytest.mark.medium
 def test_a_budget_stops_a_sweep_and_a_greater_one_goes_on(home, tmp_path):
-    argv = ["--experiment=fake", "--sweep=seed=0:4", "--jobs=1", "--vectorize=off", "--pause=1.5"]
+    argv = ["--experiment=fake", "--sweep=seed=0:4", "--jobs=1", "--vectorize=off"]
     begin = time.monotonic()
-    done = start(home, *argv, "--budget=2s", cwd=tmp_path)
+    done = start(home, *argv, "--budget=8s", "--pause=90", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 60
     assert "the budget is spent; the same command with a greater --budget goes on" in done.stdout
     started = len(list(tmp_path.glob("runs/fake/seed=*/")))
     assert 1 <= started < 4 and "not started" in done.stdout
@@ -530,7 +530,7 @@ def test_what_a_group_refuses_ends_the_sweep_with_2(tmp_path):
     argv = ["--experiment=mnist_gan", "--dataset=idx:/nope", "--sweep=seed=0:2", "--jobs=1"]
     done = start(ROOT, *argv, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stdout.count("failed (exit 2): error: ") == 3  # of the process and its two runs
+    assert done.stdout.count("failed (exit 2): error: --dataset=idx:/nope") == 2
 
 
 @pytest.mark.medium
@@ -543,7 +543,7 @@ def test_a_longer_sweep_that_is_killed_is_not_done(tmp_path):
         command(ROOT, *longer), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         (log,) = tmp_path.glob("runs/mnist_gan/group_*.log")
         while "step 3/1000000" not in log.read_text():
             assert time.monotonic() < deadline and process.poll() is None

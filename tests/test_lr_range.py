@@ -89,17 +89,17 @@ def test_the_rate_is_that_of_the_ramp(x64, monkeypatch, system):
     ramp = optim.geometric(1e-5, 1e-2, 30)
     algorithm = lr_range.ramped(module, chosen, lr_range.SYSTEMS[system].flag, ramp)
     source = module.build(chosen).source
+    key = stream(jax.random.key(0), "train")
     step = jax.jit(
         lambda state: algorithm.step(state, source.batch_at(source.data, state.step), key)
     )
-    key = stream(jax.random.key(0), "train")
     state, rates = jax.jit(algorithm.init)(jax.random.key(0)), []
     for _ in range(30):
         before, (state, metrics) = state, step(state)
         old, new = (s.d.params if system == "d" else s.params for s in (before, state))
         moved = optax.tree.norm(jax.tree.map(lambda a, b: a - b, new, old))
         rates.append(float(moved / metrics["d/grad_norm" if system == "d" else "grad_norm"]))
-    np.testing.assert_allclose(rates, [ramp(i) for i in range(30)], rtol=1e-7)
+    np.testing.assert_allclose(rates, [ramp(i) for i in range(30)], rtol=1e-5)
 
 
 def documented():

@@ -7,11 +7,12 @@ import optax
 import pytest
 from scipy import integrate, stats
 
+from bpgan import data
 from bpgan.algorithms import vae
 from bpgan.nets import linen_net, mlp
 from bpgan.nets.vae import Encoder
 from bpgan.runtime import parallel
-from bpgan.types import Net, Source
+from bpgan.types import Net, Source, stream
 from experiments import _cli as cli
 from experiments import vae as experiment
 
@@ -260,3 +261,67 @@ def test_samples_are_means_or_draws():
         drawn = algorithm.sample(algorithm.init(jax.random.key(0)), jax.random.key(1), 3)
         assert drawn.shape == (3, 28, 28, 1)
         assert (set(np.unique(drawn)) <= {-1.0, 1.0}) == binary
+
+
+class Counted:
+    """A likelihood that counts how often it is traced."""
+
+    def __init__(self, likelihood):
+        self.traced, self.wrapped = 0, likelihood
+
+    def observe(self, x, key):
+        self.traced += 1
+        return self.wrapped.observe(x, key)
+
+    def __getattr__(self, name):
+        return getattr(self.wrapped, name)
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("likelihood", ["bernoulli", "continuous-bernoulli"])
+@pytest.mark.parametrize("count", [40, 103])
+def test_bounds_that_a_run_reports_are_of_the_same_images(monkeypatch, likelihood, count):
+    """103 images are six chunks of 20, the last one filled up, and bounds of the first 50 are of three."""
+    monkeypatch.setattr(experiment, "_CHUNK", 20)
+    monkeypatch.setattr(experiment, "_IMAGES", 50)
+    images = data.load("mnist10k", "test")
+    images = data.of_arrays("digits", "test", *images.read(np.arange(count)), 10)
+    counted = Counted(vae.LIKELIHOODS[likelihood])
+    model = vae.Model(*experiment.networks("mlp", images.shape, 4, 16, "float32"), counted)
+    algorithm = vae.make(model, optax.adam(1e-3), latents=4, data_shape=images.shape)
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+    first = min(50, count)
+
+    def reported(k):
+        return experiment.bounds(model, state, images, k, "float32")
+
+    one, many = reported(1), reported(20)
+    assert set(many) == {
+        "test/elbo", f"test/elbo-first-{first}", f"test/iwae-20-first-{first}", "test/active_units",
+    }  # fmt: skip
+    assert one[f"test/iwae-1-first-{first}"] == pytest.approx(one["test/elbo"] if count == 40 else
+                                                             one[f"test/elbo-first-{first}"], rel=1e-6)  # fmt: skip
+    assert many[f"test/elbo-first-{first}"] == one[f"test/elbo-first-{first}"]
+    assert many[f"test/iwae-20-first-{first}"] > many[f"test/elbo-first-{first}"] + 0.05
+    # Three functions, however many chunks there are: two bounds, latents in use.
+    counted.traced = 0
+    reported(2)
+    assert counted.traced == 3
+    # By the KL in closed form, over latents drawn often.
+    x = jnp.asarray(images.read(np.arange(count))[0], jnp.float32) / 127.5 - 1
+
+    def elbo(key):
+        u = model.likelihood.observe(x, stream(key, "observe"))
+        (mean, log_variance), _ = model.encoder.apply(state.variables("encoder"), u, train=False)
+        z = vae.reparametrise(mean, log_variance, jax.random.normal(stream(key, "z"), mean.shape))
+        logits, _ = model.decoder.apply(state.variables("decoder"), z, train=False)
+        log_p = jnp.sum(model.likelihood.log_prob(logits, u).reshape(count, -1), -1)
+        return log_p - vae.kl(mean, log_variance)
+
+    drawn = np.asarray(jax.lax.map(elbo, jax.random.split(jax.random.key(1), 100)), np.float64)
+    for name, n in (("test/elbo", count), (f"test/elbo-first-{first}", first)):
+        means = drawn[:, :n].mean(1)
+        assert abs(many[name] - means.mean()) < 5 * means.std()
+    assert experiment.bounds(model, state, images, 0, "float32").keys() == {
+        "test/elbo", "test/active_units",
+    }  # fmt: skip
