@@ -41,7 +41,8 @@ from experiments.mnist_gan import images_of
 class Budget(NamedTuple):
     """What a model may cost: settings of either search, repeats, real images of every run, and its other flags.
 
-    The paper's images are those for MNIST and Fashion-MNIST, 20 epochs of 50,000; its CIFAR-10 runs had 5 million.
+    The paper's images are those for MNIST and Fashion-MNIST, 20 epochs of 50,000; its CIFAR-10 runs had 5 million:
+    ``--images``.
     """
 
     wide: int
@@ -96,6 +97,7 @@ def _models(text: str) -> list[str]:
 class Config(cli.Config):
     dataset: str = cli.field("mnist10k", data.FORMS)
     budget: str = cli.field("small", "of every model", choices=BUDGETS)
+    images: int = cli.field(0, "real images of every run; 0: as the budget says", low=0)
     models: str = cli.field("all", "all, or names separated by commas", check=_models)
     seed: int = cli.field(0, "of what is drawn", low=0)
 
@@ -111,6 +113,7 @@ def run(cfg: Config) -> None:
       cli.Interrupted: by a signal; the same command goes on.
     """
     budget, folder = BUDGETS[cfg.budget], pathlib.Path(cfg.workdir)
+    budget = budget._replace(images=cfg.images or budget.images)
     images, _ = images_of(cfg.dataset, _AT_THE_END)
     epochs = budget.images / images.length
     common = [f"--dataset={cfg.dataset}", f"--epochs={epochs:.6g}", f"--eval_every={_AT_THE_END}", "--notensorboard",

@@ -444,7 +444,12 @@ def command(home, *argv):
 
 def start(home, *argv, cwd):
     return subprocess.run(
-        command(home, *argv), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300
+        command(home, *argv),
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 

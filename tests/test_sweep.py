@@ -15,7 +15,7 @@ from bpgan.algorithms import gan
 from bpgan.losses import LOSSES
 from bpgan.nets import linen_net, mlp
 from bpgan.penalties import PENALTIES
-from bpgan.runtime import parallel, sweep, train
+from bpgan.runtime import parallel, run, sweep, train
 from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import _group, mnist_gan
@@ -275,6 +275,17 @@ def test_a_group_is_cut_to_fit_the_memory(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.medium
+def test_a_group_that_has_trained_is_not_cut_when_memory_is_short(tmp_path, monkeypatch):
+    """It would not be bitwise what it was."""
+    members = [MEMBERS[0] | dict(seed=i) for i in range(9)]
+    fit(tmp_path, 2, members, checkpoint_every=0)
+    monkeypatch.setattr(sweep, "free_memory", lambda: 0)
+    assert [r.step for r in fit(tmp_path, 4, members, checkpoint_every=0)] == [4] * 9
+    record = json.loads((tmp_path / "0" / "config.json").read_text())
+    assert len(record["group"]["members"]) == 9
+
+
+@pytest.mark.medium
 def test_a_pause_changes_no_number(tmp_path):
     fit(tmp_path / "whole", 16)
     results = fit(tmp_path / "cut", 16, pause=5)
@@ -283,6 +294,90 @@ def test_a_pause_changes_no_number(tmp_path):
     fit(tmp_path / "cut", 16)
     for i in range(3):
         assert saved(tmp_path / "cut" / str(i), 16) == saved(tmp_path / "whole" / str(i), 16)
+
+
+@pytest.mark.medium
+def test_a_run_past_a_pause_counts_as_it_was_there(tmp_path):
+    """Also if it is done, and if nothing was logged at the pause."""
+    paused = fit(tmp_path, 16, pause=5)
+    for steps in (12, 16):
+        fit(tmp_path, 16, pause=steps % 16)
+        again = fit(tmp_path, 16, pause=5)
+        for before, now in zip(paused, again, strict=True):
+            assert (now.status, now.step) == ("paused", 5)
+            assert now.metrics["d/loss"] == before.metrics["d/loss"]
+    last = [json.loads(x) for x in (tmp_path / "0" / "metrics.jsonl").read_text().splitlines()]
+    assert fit(tmp_path, 16, pause=7)[0].metrics["d/loss"] == next(
+        line["d/loss"] for line in last if line["step"] == 6
+    )
+    result = json.loads((tmp_path / "0" / "result.json").read_text())
+    assert (result["status"], result["step"]) == ("paused", 7)
+    assert [r.status for r in fit(tmp_path, 16)] == ["done"] * 3
+
+
+@pytest.mark.medium
+def test_what_is_killed_leaves_no_result_of_before(tmp_path):
+    def crash(state):
+        raise KeyboardInterrupt  # at once, as if killed
+
+    def trained(steps, validate=None):
+        members = [
+            member._replace(config={**member.config, "steps": steps}, validate=validate)
+            for member in members_at(tmp_path, MEMBERS[:2])
+        ]
+        return train.fit_group(make, make(0)[1], members, steps=steps, eval_every=2, **PLAN)
+
+    trained(4)
+    with pytest.raises(KeyboardInterrupt):
+        trained(8, crash)
+    for i in range(2):
+        assert json.loads((tmp_path / str(i) / "config.json").read_text())["config"]["steps"] == 8
+        assert not (tmp_path / str(i) / "result.json").exists()
+    assert [r.status for r in trained(8)] == ["done"] * 2
+
+
+@pytest.mark.medium
+def test_a_group_that_broke_as_a_whole_is_so_again(tmp_path):
+    """Its records are of the new flags: the launcher can tell that nothing is left to do."""
+    members = [MEMBERS[i] | dict(lr=1e30) for i in range(2)]
+    first = fit(tmp_path, 8, members)
+    again = train.fit_group(
+        make,
+        make(0)[1],
+        [m._replace(config={**m.config, "steps": 12}) for m in members_at(tmp_path, members)],
+        steps=12,
+        **PLAN,
+    )
+    assert all(isinstance(result, train.Anomaly) for result in (*first, *again))
+    assert [str(result) for result in first] == [str(result) for result in again]
+    for i in range(2):
+        record = json.loads((tmp_path / str(i) / "config.json").read_text())
+        assert record["config"]["steps"] == 12 and len(record["group"]["members"]) == 2
+        assert json.loads((tmp_path / str(i) / "result.json").read_text())["status"] == "non-finite"
+
+
+def branching(how):
+    def of(seed, lr=1e-3, gamma=0.1):
+        if how == "a branch":
+            assert lr > 0
+        else:
+            np.asarray(seed)
+        return make(seed, lr, gamma)
+
+    return of
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("how", ["a branch", "an array"])
+def test_runs_that_cannot_be_one_program_train_alone(tmp_path, capsys, how):
+    members = members_at(tmp_path, MEMBERS[:2])
+    plan = dict(PLAN, steps=2)
+    with pytest.raises(train.TRACED):
+        train.fit_group(branching(how), make(0)[1], members, **plan)
+    results = train.fit_group(branching(how), make(0)[1], members, or_alone=True, **plan)
+    assert [r.status for r in results] == ["done"] * 2
+    assert capsys.readouterr().out.count("one run at a time: ") == 1
+    assert run.group_of(tmp_path / "0") is None
 
 
 @pytest.mark.medium
@@ -312,6 +407,24 @@ def test_the_process_of_a_group(tmp_path, capsys):
     found = cli.restored(cfg.workdir)
     assert found.step == 4 and found.config.seed == 1 and found.config.g_lr == 1e-4
     assert dataclasses.asdict(found.config)["net"] == "mlp"
+
+
+@pytest.mark.parametrize("how", ["a branch", "an array"])
+def test_an_experiment_that_branches_is_told_to_be_off(tmp_path, monkeypatch, how):
+    build = mnist_gan.build
+
+    def branches(cfg, axis_name=None):
+        branching(how)(cfg.seed, cfg.g_lr)
+        return build(cfg, axis_name)
+
+    monkeypatch.setattr(mnist_gan, "build", branches)
+    with pytest.raises(UserError, match="--vectorize: mnist_gan decides by the value of one of"):
+        group(tmp_path, "--seed=0 --g_lr=1e-3", "--seed=1 --g_lr=1e-4")
+
+
+def test_pmap_is_not_for_groups(tmp_path):
+    with pytest.raises(UserError, match="--vectorize: must be off with --parallel=pmap"):
+        group(tmp_path, "--seed=0", "--seed=1", flags=["--parallel=pmap"])
 
 
 def test_members_may_differ_in_sweepable_flags_only(tmp_path):
