@@ -4,7 +4,7 @@
 
 ``mlp`` is the article's GAN, ``dcgan`` the one of ``mnist_gan`` at a fourth of its width, both at batch 64. Each form
 has all cores, is asked in turn with the others, and is measured in trained steps of members per second, by the clock;
-ratios are to training in turn, within a round, medians over rounds.
+ratios are to training in turn, within a round, medians over rounds. Training in turn is as fast as one run (S = 1).
 
 =================  =============================================================================
 in turn            one process, one member after the other, each with the program of a single run

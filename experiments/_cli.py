@@ -640,13 +640,15 @@ class Restored(NamedTuple):
     step: int
 
 
-def restored(workdir: str | os.PathLike, which: str = "newest", **changes: Any) -> Restored:
+def restored(
+    workdir: str | os.PathLike, which: str = "newest", changes: Sequence[str] = ()
+) -> Restored:
     """A checkpoint of a run; nothing in the directory is changed, and it may be training.
 
     Args:
       workdir: the run directory.
       which: ``newest`` (of those that are sound), ``best`` by the metric of the run's ``--keep``, or a step.
-      changes: flags that are other than the run's, among those that may differ when it is resumed.
+      changes: ``NAME=VALUE``, flags that are other than the run's, of those that may differ when it is resumed.
 
     Raises:
       UserError: if there is no run or no sound checkpoint, or the run's flags are not those of this version.
@@ -663,9 +665,16 @@ def restored(workdir: str | os.PathLike, which: str = "newest", **changes: Any) 
     specs = flags_of(module.Config)
     if unknown := sorted(set(values) - set(specs)):
         raise UserError(f"{path}: was made by another version, with --{unknown[0]}")
-    if unknown := sorted(name for name in changes if name not in specs):
-        raise UserError(f"--{unknown[0]}: {path} is a run of {name}, which has no such flag")
-    cfg = module.Config(**values | changes)
+    for text in changes:
+        flag, _, value = text.partition("=")
+        if flag not in specs or not specs[flag].restart_safe:
+            allowed = ", ".join(sorted(f for f, spec in specs.items() if spec.restart_safe))
+            raise UserError(f"--flags={text}: of {name} may differ from the run's {allowed}")
+        try:
+            values[flag] = specs[flag].parse(value)
+        except ValueError as error:
+            raise UserError(f"--flags={text}: {error}") from None
+    cfg = module.Config(**values)
     parallel.setup(precision=cfg.precision)
     experiment = module.build(cfg)
     program = parallel.compile(experiment.algorithm, experiment.source, seed=cfg.seed)

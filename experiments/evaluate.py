@@ -97,8 +97,9 @@ class Config(cli.Config):
         "all", "all, or names separated by commas", check=lambda text: names_of(text)
     )
     n: int = cli.field(10_000, "samples to draw, or to use of --samples", low=10)
-    truncation: float = cli.field(
-        0.0, "of the samples, in the place of the runs' --truncation; 0: as they have it", low=0
+    flags: str = cli.field(
+        "",
+        "flags that are to be other than the runs', for the samples: truncation=0.7 samples_of=draw",
     )
     seed: int = cli.field(0, "of latents and subsets", low=0, high=2**32 - 1)
 
@@ -286,15 +287,18 @@ class Candidate(NamedTuple):
     turned: np.ndarray | None = None
 
 
-def of_run(path: str, checkpoint: str, n: int, seed: int, **changes: Any) -> tuple[Candidate, str]:
+def of_run(
+    path: str, checkpoint: str, n: int, seed: int, changes: Sequence[str] = ()
+) -> tuple[Candidate, str]:
     """Samples of a run's checkpoint, its flags with these changes, and the name of the dataset it was trained on."""
-    run = cli.restored(path, checkpoint, **changes)
+    run = cli.restored(path, checkpoint, changes)
     algorithm, dataset = run.experiment.algorithm, vars(run.config).get("dataset", "")
     y = labels_of(algorithm, dataset, n, seed)
     x = cli.drawn(algorithm, run.state, seed=seed, n=n, labels=y)
     start = cli.trained(run.experiment, seed=run.config.seed, steps=0)
     untrained = cli.drawn(algorithm, start, seed=seed, n=n, labels=y)
-    facts = {"experiment": run.name, "step": run.step, "training_seed": run.config.seed, **changes}
+    facts = {"experiment": run.name, "step": run.step, "training_seed": run.config.seed}
+    facts |= {"flags": list(changes)} if changes else {}
     turned, m = None, max(_TURNED // max(algorithm.classes, 1), 1)
     if y is not None:
         labels = (np.full(m, label, np.int32) for label in range(algorithm.classes))
@@ -580,12 +584,12 @@ def run(cfg: Config) -> None:
 
     if bool(cfg.run) == bool(cfg.samples):
         raise UserError("--run or --samples is needed, and not both")
-    if cfg.samples and cfg.truncation:
-        raise UserError(f"--truncation={cfg.truncation}: of --run only; must be 0 with --samples")
+    if cfg.samples and cfg.flags:
+        raise UserError(f"--flags={cfg.flags}: of --run only; must be empty with --samples")
     if cfg.run:
-        changes = {"truncation": cfg.truncation} if cfg.truncation else {}
+        changes = cfg.flags.split()
         pairs = [
-            of_run(path, cfg.checkpoint, cfg.n, cfg.seed, **changes) for path in cfg.run.split(",")
+            of_run(path, cfg.checkpoint, cfg.n, cfg.seed, changes) for path in cfg.run.split(",")
         ]
         candidates, trained_on = [pair[0] for pair in pairs], {pair[1] for pair in pairs}
         if not cfg.dataset and len(trained_on) > 1:

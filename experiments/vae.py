@@ -9,9 +9,9 @@ Run:     python -m experiments.vae
 Papers:  Kingma & Welling 2014, arXiv:1312.6114; Burda et al. 2016, arXiv:1509.00519; Loaiza-Ganem & Cunningham 2019,
          arXiv:1907.06845.
 
-At its end a run says, in nats of an image, the ELBO of the test split, ELBO and the tighter IWAE bound of its first
-1000 images, and how many latents are in use. Bounds of different likelihoods, or of differently binarised pixels, cannot
-be compared.
+At its end a run says, in nats of an image, the ELBO of the test split, the ELBO and the tighter IWAE bound of its first
+1000 images, and how many latents are in use. Bounds of different likelihoods, or of differently binarised pixels,
+cannot be compared.
 """
 
 import dataclasses

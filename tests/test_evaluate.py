@@ -149,9 +149,9 @@ def test_the_worst_class():
     )
 
 
-def test_truncation_is_of_runs():
-    flags = ["--samples=mnist10k", "--dataset=mnist10k", "--truncation=0.5"]
-    with pytest.raises(UserError, match="--truncation=0.5: of --run only"):
+def test_flags_are_of_runs():
+    flags = ["--samples=mnist10k", "--dataset=mnist10k", "--flags=truncation=0.5"]
+    with pytest.raises(UserError, match="--flags=truncation=0.5: of --run only"):
         evaluate.run(cli.resolve(evaluate.Config, evaluate.PRESETS, flags))
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import pathlib
 import shutil
 
 import jax
@@ -285,8 +286,15 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path):
     assert plain.turned.shape == (2000 // 3, 3, 28, 28, 1)  # the same latents under each label
     a, b = plain.turned[:, 0].astype(float), plain.turned[:, 1].astype(float)
     assert 0 < np.abs(a - b).mean() < np.abs(a - np.roll(b, 1, axis=0)).mean()
-    cut, _ = evaluate.of_run(str(path), "newest", 300, 0, truncation=0.2)
-    assert cut.x.std(0).mean() < 0.8 * plain.x.std(0).mean() and cut.facts["truncation"] == 0.2
+    cut, _ = evaluate.of_run(str(path), "newest", 300, 0, ["truncation=0.2"])
+    assert cut.x.std(0).mean() < 0.8 * plain.x.std(0).mean()
+    assert cut.facts["flags"] == ["truncation=0.2"]
+    for text, said in (
+        ("net=lite", "--flags=net=lite: of image_gan may differ"),
+        ("truncation=-1", ">= 0"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate.of_run(str(path), "newest", 300, 0, [text])
     out = tmp_path / "out"
     flags = [
         f"--run={path}",
@@ -300,6 +308,20 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path):
         row["metric"].partition("-exp")[0] for row in json.loads((out / "metrics.json").read_text())
     }
     assert {"FD", "class-FD"} <= rows
+
+
+FASHION = pathlib.Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not FASHION.is_dir(), reason="needs Debian's dataset-fashion-mnist")
+def test_the_recipe_for_a_cpu_learns(optimised, tmp_path):
+    """T9: 400 steps of lite28 on Fashion-MNIST, FD in classifier features below 130; untrained it is near 400."""
+    flags = ["--preset=lite28", f"--dataset=idx:{FASHION}", "--steps=400", "--eval_every=400"]
+    assert run(*flags, "--sample_every=0", f"--workdir={tmp_path}") == 0
+    found = json.loads((tmp_path / "result.json").read_text())["metrics"]
+    assert 0 < found["test/FD"] < 130 and found["test/recall-k3"] > 0.1
 
 
 def test_every_loss_is_offered():

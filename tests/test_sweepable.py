@@ -5,6 +5,8 @@ And what groups ask of the machine before they train: which lowering is faster, 
 
 import dataclasses
 import importlib
+import pathlib
+import re
 
 import jax
 import numpy as np
@@ -37,6 +39,16 @@ def sweepable(module):
 def test_every_experiment_that_trains_can_be_swept():
     assert len(EXPERIMENTS) >= 7
     assert all("seed" in sweepable(module_of(name)) for name in EXPERIMENTS)
+
+
+def test_the_readme_says_which_flags_group():
+    text = (pathlib.Path(launch.__file__).parent / "README.md").read_text()
+    rows = text.split("| experiment | flags |\n|---|---|\n")[1].split("\n\n")[0].splitlines()
+    told = {}
+    for row in rows:
+        names, flags = (re.findall(r"`(\w+)`", cell) for cell in row.split("|")[1:3])
+        told |= {name: {flag for flag in flags if flag not in EXPERIMENTS} for name in names}
+    assert told == {name: set(sweepable(module_of(name))) for name in EXPERIMENTS}
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
