@@ -44,9 +44,10 @@ def slots_of(jobs: int) -> int:
     """
     if jobs or _accelerated():
         return jobs or 1
+    from bpgan.runtime import sweep
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(cores or 1, memory // _MEMORY))
+    return max(1, min(cores or 1, sweep.available_memory() // _MEMORY))
 
 
 def _accelerated() -> bool:

@@ -503,10 +503,12 @@ def evaluate(
         n = len(candidate.x)
         fake = embed(candidate.x, candidate.y, extractor, logits)
         untrained = embed(candidate.untrained, candidate.y, extractor, logits)
-        if candidate.turned is not None and logits and extractor.logits:
+        if candidate.turned is not None and fake.logits is not None:
             m, k = candidate.turned.shape[:2]
             flat = candidate.turned.reshape(m * k, *candidate.x.shape[1:])
-            fake = fake._replace(turned=extractor.logits(flat).argmax(1).reshape(m, k))
+            seen = embed(flat, None, extractor, True).logits
+            assert seen is not None  # as of the samples
+            fake = fake._replace(turned=seen.argmax(1).reshape(m, k))
         subset = train.take(np.sort(rng.permutation(len(train.x))[:n]))
         if fake.y is None:
             subset = subset._replace(y=None)

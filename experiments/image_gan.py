@@ -41,7 +41,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ class Architecture(NamedTuple):
     size: int
     attention: int = 0
     spectral: bool = False
-    conditioning: str = "concat"
+    conditioning: Literal["concat", "norm"] = "concat"
 
 
 def _architecture(text: str) -> Architecture:
@@ -183,7 +183,8 @@ def _betas(text: str) -> tuple[str, str, float]:
     """Adam's decays and its epsilon."""
     b1, b2, *eps = text.split(",") if "," in text else ("", "")
     try:
-        _decay(b1), _decay(b2)
+        for decay in (b1, b2):
+            _decay(decay)
         (number,) = map(float, eps or ["1e-8"])
         if not 0 < number < 1:
             raise ValueError

@@ -218,7 +218,7 @@ def _table(cfg: Config, budget: Budget, rows: Sequence[Mapping[str, Any]]) -> st
             row["model"],
             *map(numbers, searches),
             f"{np.mean(fine):.4g}{spread} (n = {len(fine)})" if fine else "none",
-            numbers(np.quantile(fine, [0.25, 0.5, 0.75])) if fine else "",
+            numbers(np.quantile(fine, [0.25, 0.5, 0.75]).tolist()) if fine else "",
             " + ".join(map(str, broken)),
             f"{row['space']}: {setting}",
         ]

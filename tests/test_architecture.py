@@ -35,7 +35,7 @@ ALLOWED = {
                              "experiments._cli"},
     "experiments._cli": {"bpgan.types", "bpgan.data", "bpgan.runtime", "bpgan.runtime.report"},
     "experiments._group": {"bpgan.types", "bpgan.runtime", "experiments._cli"},
-    "experiments._processes": {"bpgan.types", "experiments._cli"},
+    "experiments._processes": {"bpgan.types", "bpgan.runtime", "experiments._cli"},
     "experiments._search": {"bpgan.types", "experiments._cli"},
     "experiments._slurm": {"bpgan.types", "experiments._cli"},
     "experiments._sweep": {"bpgan.types", "experiments._cli", "experiments._processes", "experiments._search",
