@@ -635,7 +635,7 @@ def test_largest_stable_step_is_sharp(x64, name):
 def test_documented_example():
     page = (pathlib.Path(__file__).parent.parent / "docs" / "games.md").read_text()
     names: dict = {}
-    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    block, _ = re.findall(r"```python\n(.*?)```", page, re.S)
     exec(compile(block, "games.md", "exec"), names)
     np.testing.assert_allclose(sort(names["eigenvalues"])[1], 0.05 + 0.99875j, atol=1e-4)
     assert names["game"].largest_stable_step(names["eigenvalues"]) == pytest.approx(0.1)

@@ -73,7 +73,7 @@ def test_the_help_says_of_every_preset_what_is_known(preset):
     lines = image_gan.__doc__.split("Presets:")[1].split("Papers:")[0].splitlines()
     start = next(i for i, line in enumerate(lines) if line.split()[:1] == [preset])
     rest = [line for line in lines[start + 1 :] if line.split()[0] in image_gan.PRESETS]
-    text = " ".join(lines[start : lines.index(rest[0]) if rest else None])
+    text = " ".join(" ".join(lines[start : lines.index(rest[0]) if rest else None]).split())
     assert ("Measured: " in text) != ("not measured" in text)
 
 
