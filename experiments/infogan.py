@@ -41,6 +41,13 @@ MODELS = {
 PENALTY = {"wgan_gp": "wgan_gp", "dragan": "dragan"}
 
 
+def _metrics(text: str) -> list[str]:
+    names = text.split(",")
+    if not set(names) <= {"fd", "kd", "prdc"}:
+        raise ValueError("must be some of fd, kd and prdc, separated by commas")
+    return names
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
     dataset: str = cli.field("mnist10k", data.FORMS)
@@ -59,6 +66,12 @@ class Config(cli.RunConfig):
         64, "of the convolutions next to the image; the others have twice as many", low=1
     )
     hidden: int = cli.field(1024, "units of the dense layers of G and D", low=1)
+    metrics: str = cli.field(
+        "fd,kd,prdc",
+        "of --eval_every: some of these",
+        check=lambda text: _metrics(text),
+        restart_safe=True,
+    )
     latents: int = cli.field(64, "dimension of z, uniform in [-1, 1]", low=1)
     epochs: float = cli.field(20.0)
     batch_size: int = cli.field(64, "examples per update of D, over all devices")
@@ -107,7 +120,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
 
     def experiment(algorithm: Algorithm) -> cli.Experiment:
         built = cli.Experiment(algorithm, source, title=images.summary())
-        return monitored(built, cfg.dataset, held, "fd")  # what the study compares; it costs least
+        return monitored(built, cfg.dataset, held, *_metrics(cfg.metrics))
 
     common: Any = dict(data_shape=shape, dtype=dtype, axis_name=axis_name)
     if cfg.model == "vae":

@@ -117,7 +117,8 @@ def run(cfg: Config) -> None:
     images, _ = images_of(cfg.dataset, _AT_THE_END)
     epochs = budget.images / images.length
     common = [f"--dataset={cfg.dataset}", f"--epochs={epochs:.6g}", f"--eval_every={_AT_THE_END}", "--notensorboard",
-              "--log_every=0.1ep", "--sample_every=0", "--checkpoint_every=0", "--keep=1", *budget.flags]  # fmt: skip
+              "--metrics=fd", "--log_every=0.1ep", "--sample_every=0", "--checkpoint_every=0", "--keep=1",
+              *budget.flags]  # fmt: skip
     models, slots = _models(cfg.models), processes.slots_of(0)
     spaces = {name: n for name, n in (("wide", budget.wide), ("narrow", budget.narrow)) if n}
     specs = cli.flags_of(infogan.Config)

@@ -65,7 +65,7 @@ def monitored(
 ) -> cli.Experiment:
     """The experiment, evaluated on the images ``held`` out while it trains and on the test split at its end.
 
-    By these ``metrics`` of ``experiments.evaluate``, or those that it computes while something trains.
+    By these ``metrics``, of those that ``experiments.evaluate`` computes while something trains, or by all of them.
     """
     if held is None:
         return experiment
