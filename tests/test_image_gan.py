@@ -123,6 +123,18 @@ def test_options(files, flags):
         assert {a.dtype for a in jax.tree.leaves(player.params)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.parametrize("net", ["lite:4", "stylegan2"])
+def test_penalties_of_narrow_networks_are_not_narrow(files, net):
+    """With bfloat16, every loss and penalty is float32, of fakes as of reals, of D as of G."""
+    penalty = "r2=1+wgan_gp=1+bcr=1+g.zcr=1+g.path_length=2" + "+g.path_length_w=2" * (
+        net == "stylegan2"
+    )
+    flags = [f"--net={net}", f"--penalty={penalty}", "--precision=bfloat16", "--batch_size=8"]
+    _, metrics = shapes_of_a_step(config(f"--dataset={files(28, 1)}", *flags))
+    assert {"d/penalty", "g/penalty"} <= set(metrics)
+    assert {name: m.dtype for name, m in metrics.items()} == dict.fromkeys(metrics, jnp.float32)
+
+
 @pytest.mark.parametrize(
     "flags,said",
     [

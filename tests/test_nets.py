@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import bpgan.nets
-from bpgan.nets import cnn, dcgan, layers, linen_net, mlp
+from bpgan.nets import cnn, dcgan, layers, linen_net, mlp, r3gan
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -519,6 +519,35 @@ def test_plain_networks_start_orthogonal():
             flat = flat.reshape(len(flat), -1)
             gram = flat @ flat.T if len(flat) <= flat.shape[1] else flat.T @ flat
             np.testing.assert_allclose(gram, np.eye(len(gram)), atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "layer,shape",
+    [
+        (layers.Conv(8, dtype=jnp.bfloat16), (16, 32, 32, 4)),
+        (layers.ConvTranspose(8, 4, 2, 1, dtype=jnp.bfloat16), (16, 16, 16, 4)),
+        (layers.Dense(8, dtype=jnp.bfloat16), (8192, 4)),
+        (
+            r3gan.GroupedConv(jax.nn.initializers.lecun_normal(), dtype=jnp.bfloat16),
+            (16, 32, 32, 16),
+        ),
+    ],
+    ids=["conv", "conv_transpose", "dense", "grouped"],
+)
+def test_gradients_of_biases_are_not_summed_in_bfloat16(layer, shape):
+    """On CPU a sum of 16,384 numbers in bfloat16 loses 97 % of itself."""
+    x = normal(0, *shape, dtype=np.float32).astype(jnp.bfloat16)
+    variables = layer.init(jax.random.key(0), x)
+    y = jax.eval_shape(layer.apply, variables, x)
+    weights = np.random.default_rng(0).uniform(size=y.shape).astype(np.float32)
+
+    def value(variables, x, weights):
+        return jnp.sum(layer.apply(variables, x).astype(jnp.float32) * weights)
+
+    found = jax.jit(jax.grad(value))(variables, x, weights)["params"]["bias"]
+    expected = np.asarray(weights.astype(jnp.bfloat16), np.float64).sum(tuple(range(y.ndim - 1)))
+    assert y.dtype == jnp.bfloat16 and found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
 def test_batch_norm_or_spectral_norm_in_a_plain_discriminator():

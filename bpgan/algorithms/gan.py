@@ -247,15 +247,18 @@ def make(
         )
 
     def regularise(regs, params, critic: Callable, seen: Any, memory, now: Any, key: PRNG):
-        """Sum of the weighted penalties, and the memory after it; both as before where it is not their turn."""
+        """Sum of the weighted penalties, and the memory after it; both as before where it is not their turn.
+
+        Of the type of the reals, also where G computes in a narrower one.
+        """
         (g, real, fake, y, z, logits), (index, step) = seen, now
         scene = functools.partial(
             Scene,
             params,
             critic,
-            lambda z, **method: generate(g, z, first(y, z), **method)[0],
+            lambda z, **method: generate(g, z, first(y, z), **method)[0].astype(real.dtype),
             real,
-            fake,
+            fake.astype(real.dtype),
             z,
             logits,
         )

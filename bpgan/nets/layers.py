@@ -554,6 +554,15 @@ def spectral_norm(module: nn.Module, kernel: Array, *, train: bool) -> Array:
     return kernel / _product(v, _product(matrix, u))
 
 
+def biased(y: Array, bias: Array) -> Array:
+    """``y + bias`` along the last axis, of y's type.
+
+    Added in the type of the bias, float32 or wider: its gradient sums over batch and pixels, which in bfloat16 would
+    lose nearly all of them.
+    """
+    return (y.astype(bias.dtype) + bias.reshape((1,) * (y.ndim - 1) + (-1,))).astype(y.dtype)
+
+
 class _Layer(nn.Module):
     """Parameters ``kernel[kh, kw, in, features]`` and ``bias[features]``, zero at the start.
 
@@ -590,7 +599,7 @@ class _Layer(nn.Module):
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), stored)
-        return y + equalised(bias, self.rate).astype(self.dtype).reshape(1, 1, 1, -1)
+        return biased(y, equalised(bias, self.rate))
 
 
 class Conv(_Layer):
@@ -638,7 +647,7 @@ class Dense(nn.Module):
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), stored)
-        return y + equalised(bias, self.rate).astype(self.dtype).reshape(1, -1)
+        return biased(y, equalised(bias, self.rate))
 
 
 def lookup(table: Float[Array, "k f"], labels: Labels) -> Float[Array, "b f"]:

@@ -20,6 +20,7 @@ from bpgan.nets.layers import (
     Conv,
     Dense,
     Embed,
+    biased,
     check_labels,
     grouped_conv,
     lookup_size,
@@ -92,7 +93,7 @@ class GroupedConv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (3, 3, _GROUP, features), stored)
         bias = self.param("bias", nn.initializers.zeros_init(), (features,), stored)
         y = grouped_conv(x, kernel.astype(self.dtype), groups=features // _GROUP)
-        return y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+        return biased(y, bias)
 
 
 class Block(nn.Module):

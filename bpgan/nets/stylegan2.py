@@ -23,6 +23,7 @@ from bpgan.nets.layers import (
     Conv,
     Dense,
     Embed,
+    biased,
     check_labels,
     conv,
     equalised,
@@ -127,7 +128,7 @@ class ModulatedConv(nn.Module):
             square = jnp.matmul(jnp.square(s), jnp.sum(jnp.square(kernel), (0, 1)))
             y = y * lax.rsqrt(square + 1e-8).astype(self.dtype)[:, None, None, :]
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), stored)
-        return y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+        return biased(y, bias)
 
 
 class Mapping(nn.Module):
