@@ -1,11 +1,15 @@
 """Losses against float64 closed forms (SCIENCE T1.1, T1.2, T1.6) and the properties every pair must have."""
 
+import json
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import scipy.special
+from references import make_losses
 
 from bpgan.losses import (
     LOSSES,
@@ -14,6 +18,7 @@ from bpgan.losses import (
     mean_squared_error,
     softmax_cross_entropy,
 )
+from bpgan.penalties import PENALTIES
 from bpgan.types import AdversarialLoss
 
 GRID = np.array([-40, -3, -0.5, 0, 0.5, 3, 40], np.float64)
@@ -267,3 +272,42 @@ def test_d2d_against_its_equation(x64):
         lambda f: data_to_data_cross_entropy((f, jnp.asarray(v)), jnp.asarray(labels)).sum()
     )
     assert bool(jnp.isfinite(gradient(jnp.asarray(f))).all())
+
+
+# T1.7: what PyTorch and its autograd make of the same logits; tests/references/make_losses.py.
+
+PYTORCH = json.loads((pathlib.Path(make_losses.__file__).parent / "losses.json").read_text())
+
+
+@pytest.mark.parametrize("name", PYTORCH["losses"])
+def test_pytorch_has_the_same_losses_and_gradients(x64, name):
+    loss, player = name.split("/")
+    value, *slopes = PYTORCH["losses"][name]
+    logits = tuple(map(jnp.asarray, make_losses.logits()))
+
+    def mean(pair):
+        return jnp.mean(getattr(LOSSES[loss], player)(*pair))
+
+    found, gradients = jax.value_and_grad(mean)(logits)
+    np.testing.assert_allclose(found, value, rtol=1e-12)
+    for gradient, slope in zip(gradients, slopes, strict=True):
+        expected = 0 if slope is None else slope
+        np.testing.assert_allclose(gradient, expected, rtol=1e-10, atol=1e-15)
+
+
+def test_pytorch_knows_every_loss_but_began():
+    assert {name.split("/")[0] for name in PYTORCH["losses"]} == set(LOSSES) - {"began"}
+
+
+@pytest.mark.parametrize("name", PYTORCH["penalties"])
+def test_pytorch_has_the_same_penalties_and_second_derivatives(x64, name):
+    value, change = PYTORCH["penalties"][name]
+    real, fake, weights = map(jnp.asarray, make_losses.critic_inputs())
+
+    def mean(w):
+        critic = lambda x: jnp.sum(jnp.tanh(x @ w), 1)  # noqa: E731
+        return jnp.mean(PENALTIES[name](critic, real, fake, jax.random.key(0)))
+
+    found, gradient = jax.value_and_grad(mean)(weights)
+    np.testing.assert_allclose(found, value, rtol=1e-12)
+    np.testing.assert_allclose(gradient, change, rtol=1e-9)
