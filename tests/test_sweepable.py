@@ -53,7 +53,7 @@ def test_the_readme_says_which_flags_group():
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_build_takes_tracers(case):
-    """DESIGN.md, section 3: it never branches on what is sweepable."""
+    """It never branches on what is sweepable."""
     name, *flags = case
     module = module_of(name)
     cfg = cli.resolve(module.Config, module.PRESETS, flags)
