@@ -288,9 +288,18 @@ class Candidate(NamedTuple):
 
 
 def of_run(
-    path: str, checkpoint: str, n: int, seed: int, changes: Sequence[str] = ()
+    path: str,
+    checkpoint: str,
+    n: int,
+    seed: int,
+    changes: Sequence[str] = (),
+    *,
+    turn: bool = True,
 ) -> tuple[Candidate, str]:
-    """Samples of a run's checkpoint, its flags with these changes, and the name of the dataset it was trained on."""
+    """Samples of a run's checkpoint, its flags with these changes, and the name of the dataset it was trained on.
+
+    With ``turn`` the same latents under every label, too, if there are labels.
+    """
     run = cli.restored(path, checkpoint, changes)
     algorithm, dataset = run.experiment.algorithm, vars(run.config).get("dataset", "")
     y = labels_of(algorithm, dataset, n, seed)
@@ -300,7 +309,7 @@ def of_run(
     facts = {"experiment": run.name, "step": run.step, "training_seed": run.config.seed}
     facts |= {"flags": list(changes)} if changes else {}
     turned, m = None, max(_TURNED // max(algorithm.classes, 1), 1)
-    if y is not None:
+    if y is not None and turn:
         labels = (np.full(m, label, np.int32) for label in range(algorithm.classes))
         drawn = [cli.drawn(algorithm, run.state, seed=seed, n=m, labels=label) for label in labels]
         turned = np.stack(drawn, axis=1)
@@ -442,7 +451,7 @@ def monitors(
     algorithm: Algorithm,
     dataset: str,
     validation: data.Dataset,
-    names: Sequence[str] = WHILE_TRAINING,
+    names: Sequence[str],
     n: int = 10_000,
 ) -> tuple[Callable[[Any], dict[str, float]], Callable[[Any], dict[str, float]]]:
     """``(validate, evaluate)`` of an ``Experiment`` that draws samples: the metrics ``names`` of ``n`` of them, in the
@@ -589,10 +598,9 @@ def run(cfg: Config) -> None:
     if cfg.samples and cfg.flags:
         raise UserError(f"--flags={cfg.flags}: of --run only; must be empty with --samples")
     if cfg.run:
-        changes = cfg.flags.split()
-        pairs = [
-            of_run(path, cfg.checkpoint, cfg.n, cfg.seed, changes) for path in cfg.run.split(",")
-        ]
+        options = cfg.checkpoint, cfg.n, cfg.seed, cfg.flags.split()
+        turn = "accuracy" in names_of(cfg.metrics)
+        pairs = [of_run(path, *options, turn=turn) for path in cfg.run.split(",")]
         candidates, trained_on = [pair[0] for pair in pairs], {pair[1] for pair in pairs}
         if not cfg.dataset and len(trained_on) > 1:
             raise UserError(

@@ -69,7 +69,7 @@ class Config(cli.RunConfig):
     metrics: str = cli.field(
         "fd,kd,prdc",
         "of --eval_every: some of these",
-        check=lambda text: _metrics(text),
+        check=_metrics,
         restart_safe=True,
     )
     latents: int = cli.field(64, "dimension of z, uniform in [-1, 1]", low=1)

@@ -142,9 +142,8 @@ def run(cfg: Config) -> None:
     for model in models:
         for space, n in spaces.items():
             axes = [search.parse(text, specs) for text in ranges(model, space)]
-            seed = 2 * cfg.seed + (
-                space == "narrow"
-            )  # else both would be the same points of their ranges
+            # With one seed, both would be the same points of their ranges.
+            seed = 2 * cfg.seed + (space == "narrow")
             searches[model, space] = planned(model, search.combinations(axes, n, seed))
     found = train("search", searches)
     aim, rows, repeats = search.Aim("eval/FD", 1), {}, {}
