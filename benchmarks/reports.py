@@ -24,7 +24,8 @@ def make_run(path: pathlib.Path, config: dict, lines: int) -> None:
     path.mkdir()
     record = {
         "experiment": "gan",
-        "config": {"batch_size": 64} | config,
+        "config": config,
+        "images_per_step": 64,
         "versions": {},
         "devices": [],
     }

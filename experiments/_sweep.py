@@ -353,7 +353,7 @@ def _images(run: Run) -> int:
         with (run.workdir / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16)))
             step = max(step, int(json.loads(file.read().split(b"\n")[-2])["step"]))
-    return step * int(run.config["batch_size"]) * int(run.config.get("d_steps", 1))
+    return step * int(_record(run).get("images_per_step", 0))
 
 
 def _code(run: Run, code: int) -> int:

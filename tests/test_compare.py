@@ -17,7 +17,9 @@ from bpgan.types import UserError
 
 def make_run(path, config, values, status="done", metric="eval/FD", metrics=None):
     path.mkdir(parents=True)
-    (path / "config.json").write_text(json.dumps({"experiment": "x", "config": config}))
+    (path / "config.json").write_text(
+        json.dumps({"experiment": "x", "config": config, "images_per_step": 16})
+    )
     lines = [
         json.dumps({"step": 10 * (i + 1), "epoch": i, metric: v, "d/loss": 1.0, "time/elapsed": 2.0 * (i + 1)})
         for i, v in enumerate(values)
@@ -39,8 +41,6 @@ def folder(tmp_path):
             config = {
                 "lr": lr,
                 "seed": seed,
-                "batch_size": 8,
-                "d_steps": 2,
                 "workdir": f"{lr}{seed}",
             }
             make_run(tmp_path / f"a/{lr}_{seed}", config, [5.0, 2 + lr + seed, 3 + lr + 2 * seed])
@@ -74,7 +74,7 @@ def test_more_is_better_for_some(folder):
 
 
 def test_what_is_not_done_is_counted_and_in_no_mean(folder):
-    config = {"lr": 0.1, "seed": 9, "batch_size": 8, "d_steps": 2}
+    config = {"lr": 0.1, "seed": 9}
     make_run(folder / "a/broken", config, [5.0, math.nan], status="non-finite")
     make_run(folder / "a/going", config | {"seed": 10}, [5.0], status="")
     with (folder / "a/going/metrics.jsonl").open("a") as file:
@@ -102,7 +102,7 @@ def lines_of(figure):
 
 def test_a_broken_run_moves_no_curve(folder):
     before = compare._curves(compare.settings(compare.read([folder])), "eval/FD")
-    config = {"lr": 0.1, "seed": 9, "batch_size": 8, "d_steps": 2}
+    config = {"lr": 0.1, "seed": 9}
     make_run(folder / "a/broken", config, [5.0, 1e30, math.nan], status="non-finite")
     make_run(folder / "a/going", config | {"seed": 10}, [5.0, 4.0], status="")
     groups = compare.settings(compare.read([folder]))
@@ -130,7 +130,7 @@ def test_runs_that_still_train_have_curves_and_no_mean(tmp_path):
 
 def test_sensitivities_are_of_finished_runs(folder):
     before = compare._sensitivity(compare.settings(compare.read([folder])), "lr", "eval/FD")
-    config = {"lr": 0.1, "seed": 9, "batch_size": 8, "d_steps": 2}
+    config = {"lr": 0.1, "seed": 9}
     make_run(
         folder / "a/broken", config, [5.0, 1e30], status="non-finite", metrics={"eval/FD": 1e30}
     )

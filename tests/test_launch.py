@@ -60,7 +60,7 @@ if __name__ == "__main__":
     workdir = pathlib.Path(cfg.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "result.json").unlink(missing_ok=True)
-    record = {"experiment": "fake", "config": dataclasses.asdict(cfg)}
+    record = {"experiment": "fake", "config": dataclasses.asdict(cfg), "images_per_step": cfg.batch_size}
     (workdir / "config.json").write_text(json.dumps(record))
     stopped = []
     for number in (signal.SIGTERM, signal.SIGINT):

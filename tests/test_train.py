@@ -313,6 +313,7 @@ def test_run_directory(straight):
     """What a run leaves behind for others to read."""
     record = json.loads((straight / "config.json").read_text())
     assert record["experiment"] == "test" and record["versions"]["jax"] == jax.__version__
+    assert record["images_per_step"] == source().batch_size
     result = json.loads((straight / "result.json").read_text())
     assert result["status"] == "done" and result["step"] == 13
     assert {"compile_s", "first_call_s", "train_s", "checkpoint_s", "total_s"} <= set(

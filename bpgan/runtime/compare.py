@@ -144,7 +144,7 @@ def _read(path: pathlib.Path) -> Run | None:
         best[key] = float(values.max() if more_is_better(key) else values.min())
         curves[key] = _thinned(steps, values)
     grids = sorted((path / "samples").glob("step_*.png"))
-    images = step * int(config.get("batch_size", 0)) * int(config.get("d_steps", 1))
+    images = step * int(record.get("images_per_step", 0))
     seconds = final.get("time/elapsed", math.nan)
     return Run(
         path, name, config, str(status), step, images, seconds, final, best, curves,

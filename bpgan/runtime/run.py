@@ -92,10 +92,10 @@ def write_record(
     path: pathlib.Path,
     name: str,
     config: Mapping[str, Any],
-    fingerprint: str = "",
+    source: Source,
     group: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes ``config.json``: the experiment, every field, data, versions, devices, revision and command.
+    """Writes ``config.json``: the experiment, every field, the data, versions, devices, revision and command.
 
     ``group``: of a run that is trained together with others, who they are and how.
     """
@@ -104,7 +104,8 @@ def write_record(
     description = {
         "experiment": name,
         "config": dict(config),
-        "data": fingerprint,
+        "data": source.fingerprint,
+        "images_per_step": source.batch_size,
         "versions": versions,
         "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()],
         "git": _git_revision(),

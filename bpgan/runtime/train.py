@@ -333,9 +333,7 @@ class _Run:
 
     def _record(self, group: Mapping[str, Any] | None) -> None:
         if parallel.is_lead():
-            run.write_record(
-                self.path, self.plan.name, self.member.config, self.source.fingerprint, group
-            )
+            run.write_record(self.path, self.plan.name, self.member.config, self.source, group)
 
     def begin(self, step: int, resumed: bool, group: Mapping[str, Any] | None) -> None:
         """Begins, or goes on, at a step."""
