@@ -248,7 +248,9 @@ class Config(cli.RunConfig):
     d_steps: int = cli.field(1, "updates of D per update of G", low=1)
     accumulate: int = cli.field(1, "micro-batches of an update, for memory", low=1)
     rule: str = cli.field(
-        "none", "update rule of the game; none: alternating", choices=("none", *game.RULES)
+        "none",
+        f"update rule of the game: {game.RULE_FORMS}; none: alternating",
+        check=game.rule_of,
     )
     augment: str = cli.field(
         "none",
@@ -550,7 +552,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         flip=cfg.flip,
     )
     steps = cfg.steps or round(cfg.epochs * source.steps_per_epoch)
-    rule = None if cfg.rule == "none" else game.RULES[cfg.rule]
+    rule = game.rule_of(cfg.rule)
     counts = rule.counts if rule else 1
 
     def scalar(text: str, updates: int = 1) -> Any:

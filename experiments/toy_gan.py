@@ -60,7 +60,9 @@ class Config(cli.RunConfig):
     )
     gamma: float = cli.field(0.1, "weight of each penalty", low=0, sweepable=True)
     rule: str = cli.field(
-        "none", "update rule of the game; none: D, then G", choices=("none", *game.RULES)
+        "none",
+        f"update rule of the game: {game.RULE_FORMS}; none: D, then G",
+        check=game.rule_of,
     )
     optimizer: str = cli.field("adam", "of both players", choices=("adam", "sgd"))
     lr: str = cli.field(
@@ -215,8 +217,8 @@ def picture_of_path(
 
 def _tx(cfg: Config, steps: int, updates: int = 1) -> optax.GradientTransformation:
     """The optimiser of a player that is updated so many times in a step."""
-    counts = 1 if cfg.rule == "none" else game.RULES[cfg.rule].counts
-    lr = optim.schedule(cfg.lr, steps * updates * counts)
+    rule = game.rule_of(cfg.rule)
+    lr = optim.schedule(cfg.lr, steps * updates * (rule.counts if rule else 1))
     return optax.sgd(lr) if cfg.optimizer == "sgd" else optim.adam(lr, cfg.b1, cfg.b2)
 
 
@@ -235,7 +237,7 @@ def _gan(
         penalties=[(cfg.gamma, PENALTIES[name]) for name in penalties_of(cfg.penalty)],
         d_steps=cfg.d_steps,
         ema_decay=cfg.ema or None,
-        rule=None if cfg.rule == "none" else game.RULES[cfg.rule],
+        rule=game.rule_of(cfg.rule),
         **options,
     )
 

@@ -177,6 +177,40 @@ def test_bilinear_factor(x64, name, dtype, tolerance):
     np.testing.assert_allclose(FACTORS[name](1.0), table.get(name, 0.9055385), rtol=1e-7)
 
 
+@pytest.mark.parametrize(
+    "text,factor",
+    [
+        ("consensus=0.25", np.hypot(1 - H / 4, H)),
+        ("symplectic=3", np.hypot(1 - 3 * H, H)),
+        ("unrolled=0:0.1", np.hypot(1, H)),
+        ("consensus", FACTORS["consensus"](1.0)),
+    ],
+)
+def test_rules_by_their_texts(x64, text, factor):
+    params = {"x": jnp.ones(1)}, {"y": jnp.ones(1)}
+    points = play(game.rule_of(text), bilinear([[1.0]]), optax.sgd(H), params, 20)
+    norms = np.linalg.norm(points, axis=1)
+    np.testing.assert_allclose(norms[1:] / norms[:-1], factor, rtol=1e-9)
+
+
+def test_steps_and_step_size_of_unrolling():
+    """In xy, D's K steps of ``lr`` against x are ``y + K lr x``: G sees the gradient ``y + 2 K lr x``."""
+    params = {"x": jnp.ones(1)}, {"y": jnp.ones(1)}
+    moved = direction(game.rule_of("unrolled=3:0.5"), bilinear([[1.0]]), params)
+    np.testing.assert_allclose(moved, [1 + 2 * 3 * 0.5, -1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "none=1", "concensus", "consensus=", "consensus=-1", "consensus=inf", "symplectic=a",
+     "simultaneous=1", "unrolled=5", "unrolled=-1:0.1", "unrolled=5:0", "unrolled=2.5:0.1"],
+)  # fmt: skip
+def test_other_texts_name_no_rule(text):
+    assert game.rule_of("none") is None
+    with pytest.raises(ValueError, match="must be one of none, simultaneous, .*unrolled.=STEPS:LR"):
+        game.rule_of(text)
+
+
 @pytest.mark.parametrize("name", FACTORS)
 def test_bilinear_factors_in_more_dimensions(x64, name):
     """Each pair of singular vectors of A is a game of its own."""

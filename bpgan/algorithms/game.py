@@ -17,7 +17,9 @@ both at the start of the update, whatever the rule then moves along. Under ``jit
 docs/games.md has the rules side by side, with their costs, and what is proven of each by which test.
 """
 
+import contextlib
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -234,6 +236,26 @@ RULES = {
     "unrolled": unrolled(),
 }
 """Every rule by name, with its default parameters."""
+_PARAMETERS = {"consensus": "[=WEIGHT]", "symplectic": "[=WEIGHT]", "unrolled": "[=STEPS:LR]"}
+RULE_FORMS = ", ".join(["none", *(name + _PARAMETERS.get(name, "") for name in RULES)])
+"""What ``rule_of`` reads."""
+
+
+def rule_of(text: str) -> Rule | None:
+    """The rule that a flag names, in one of ``RULE_FORMS``; None for ``none``. Raises ValueError, saying so."""
+    name, equals, parameters = text.partition("=")
+    if text in ("none", *RULES):
+        return RULES.get(text)
+    with contextlib.suppress(ValueError):
+        if equals and name in ("consensus", "symplectic"):
+            weight = float(parameters)
+            if 0 <= weight < math.inf:
+                return (consensus if name == "consensus" else symplectic)(weight)
+        if equals and name == "unrolled":
+            steps, lr = parameters.split(":")
+            if int(steps) >= 0 and 0 < float(lr) < math.inf:
+                return unrolled(int(steps), float(lr))
+    raise ValueError(f"must be one of {RULE_FORMS}; WEIGHT and STEPS >= 0, LR > 0")
 
 
 class GameState(NamedTuple):
