@@ -14,7 +14,7 @@ import statistics
 import time
 import types
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -229,14 +229,21 @@ class Sweep:
         self._before = float(self.ledger.get("seconds", 0.0))
 
     def affordable(self) -> bool:
-        """Whether the budget is not spent; images are counted once a second."""
+        """Whether the budget is not spent; it is looked up once a second, and written down if it is of time."""
         amount, unit = self.budget
         now = time.monotonic()
-        if unit == "s":
-            return self._before + now - self._start < amount
         if now - self._counted >= 1:
-            self._counted, self._images = now, sum(map(_images, self.runs.values()))
-        return self._images < amount
+            self._counted = now
+            if unit == "img":
+                self._images = sum(map(_images, self.runs.values()))
+            elif amount < math.inf:
+                self.note(seconds=self._seconds)
+        return (self._images if unit == "img" else self._seconds) < amount
+
+    @property
+    def _seconds(self) -> float:
+        """Trained by this and earlier commands."""
+        return round(self._before + time.monotonic() - self._start, 1)
 
     def jobs(self, runs: Sequence[Run]) -> list[Job]:
         """The processes that train runs."""
@@ -273,7 +280,7 @@ class Sweep:
                 path = runs[index].workdir
                 self.codes[path] = code if len(jobs[at].runs) == 1 else _code(runs[index], code)
                 self.logs[path] = jobs[at].log
-        self.note(seconds=round(self._before + time.monotonic() - self._start, 1))
+        self.note(seconds=self._seconds)
         return [_result_of(run) for run in runs]
 
     def recall(self, runs: Sequence[Run]) -> None:
@@ -282,18 +289,21 @@ class Sweep:
         self._counted = -math.inf
         for run in runs:  # one that came to nothing will not be trained again
             gone_on = _record(run).get("config", run.config) != run.config
-            code = cli.INTERRUPTED if gone_on else cli.UNEXPECTED
-            self.codes[run.workdir] = _code(run, code)
+            self.codes[run.workdir] = cli.DONE if gone_on else _code(run, cli.UNEXPECTED)
 
     def note(self, **values: Any) -> None:
         """Writes values into what the sweep remembers."""
         self.ledger |= values
         processes.write_json(self._path, self.ledger)
 
-    @property
-    def over(self) -> bool:
-        """Whether nothing more is to be trained."""
-        return self.interrupted or not self.affordable()
+    def over(self, runs: Sequence[Run] = ()) -> bool:
+        """Whether nothing more is to be trained, for now.
+
+        After training ``runs`` also if one of them was interrupted, or refused (for want of room, say): the same
+        command trains it, and until then its setting has no score. Whatever crashes or diverges has one, the worst.
+        """
+        passing = [self.codes.get(run.workdir) in (cli.INTERRUPTED, cli.BAD_INPUT) for run in runs]
+        return self.interrupted or any(passing) or not self.affordable()
 
     def end(self) -> int:
         """Reports on all runs; returns the exit code: 0, 75, or the worst of the runs'."""
@@ -368,7 +378,8 @@ def halve(sweep: Sweep, runs: Sequence[Run], aim: search.Aim) -> None:
     """Successive halving of the settings of these runs; see ``search.rungs``."""
     left = list(search.settings([run.values for run in runs]).values())
     steps = search.rungs(len(left), _FACTOR)
-    digest = hashlib.sha256(json.dumps([aim, *(run.command for run in runs)]).encode()).hexdigest()
+    facts = [aim, *((str(r.workdir), r.config["epochs"], r.config["steps"]) for r in runs)]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     name = f"rungs {digest[:8]}"
     past = sweep.ledger.get(name, [])  # what was decided, though the runs have gone on since
     for rung, (share, _) in enumerate(steps):
@@ -379,7 +390,7 @@ def halve(sweep: Sweep, runs: Sequence[Run], aim: search.Aim) -> None:
             sweep.recall(part)
         else:
             results = dict(zip(indices, sweep.train(part), strict=True))
-            if sweep.over:
+            if sweep.over(part):
                 return
             scores = [aim.score([results[i] for i in setting]) for setting in left]
             past = [*past, scores]
@@ -388,7 +399,7 @@ def halve(sweep: Sweep, runs: Sequence[Run], aim: search.Aim) -> None:
         best = left[order[0]]
         print(
             f"rung {rung + 1} of {len(steps)}: {len(left)} settings at {share:.3g} of a run;"
-            f" best: {_setting(runs[best[0]])}, {aim.metric} {aim.sign * scores[order[0]]:.4g}",
+            f" best: {_setting(runs[best[0]], {'seed'})}, {aim.metric} {aim.sign * scores[order[0]]:.4g}",
             flush=True,
         )
         if rung + 1 < len(steps):
@@ -409,8 +420,8 @@ def _paused(run: Run, share: float) -> Run:
     )
 
 
-def _setting(run: Run) -> str:
-    return run._replace(values={k: v for k, v in run.values.items() if k != "seed"}).title
+def _setting(run: Run, without: Collection[str]) -> str:
+    return run._replace(values={k: v for k, v in run.values.items() if k not in without}).title
 
 
 def ask(
@@ -426,25 +437,27 @@ def ask(
     def runs_of(texts: Mapping[str, str]) -> list[Run]:
         return planned(search.crossed(axes, [texts]))
 
-    best = math.inf
+    best, crossed = math.inf, {axis.name for axis in axes if axis.kind == "grid"}
 
     def compare(group: Sequence[Run], score: float) -> None:
         nonlocal best
         if score < best:
             best = score
-            print(f"best so far: {_setting(group[0])}, {aim.metric} {aim.sign * score:.4g}")
+            print(
+                f"best so far: {_setting(group[0], crossed)}, {aim.metric} {aim.sign * score:.4g}"
+            )
 
     told = [(runs_of(texts), score) for texts, score in study.told()[:samples]]
     for group, _ in told:
         sweep.recall(group)
     if told:
         compare(*min(told, key=lambda each: each[1]))
-    while (left := samples - len(study.told())) > 0 and not sweep.over:
+    while (left := samples - len(study.told())) > 0 and not sweep.over():
         trials = study.generation(min(left, search.GENERATION))
         groups = [runs_of(texts) for _, texts in trials]
         runs = {run.workdir: run for group in groups for run in group}
         results = dict(zip(runs, sweep.train(list(runs.values())), strict=True))
-        if sweep.over:
+        if sweep.over(list(runs.values())):
             return
         for (number, _), group in zip(trials, groups, strict=True):
             score = aim.score([results[run.workdir] for run in group])

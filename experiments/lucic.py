@@ -134,8 +134,16 @@ def run(cfg: Config) -> None:
             "infogan", folder / "infogan", label, "auto", slots, (math.inf, "s"), None
         )
         results = iter(sweep.train(runs))
-        if sweep.interrupted:
+        codes = {run.workdir: sweep.codes.get(run.workdir, cli.INTERRUPTED) for run in runs}
+        if sweep.interrupted or cli.INTERRUPTED in codes.values():
             raise cli.Interrupted
+        # Only an anomaly is the model's failure.
+        for workdir, code in codes.items():
+            if code not in (cli.DONE, cli.ANOMALY):
+                raise UserError(
+                    f"--workdir={cfg.workdir}: {workdir.name} {processes.status_of(code)}; see {sweep.logs[workdir]}."
+                    " The same command goes on"
+                )
         return {key: [next(results) for _ in group] for key, group in groups.items()}
 
     searches = {}

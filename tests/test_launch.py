@@ -272,7 +272,7 @@ def pretend(monkeypatch):
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "config.json").write_text(json.dumps({"config": dataclasses.asdict(cfg)}))
                 (folder / "result.json").write_text(json.dumps(left))
-            codes[index] = execute.code
+            codes[index] = execute.code(cfg) if callable(execute.code) else execute.code
         return codes, False
 
     execute.started, execute.result, execute.code = started, result, 0
@@ -389,6 +389,89 @@ def test_a_halving_scores_what_crashed_as_nothing(tmp_path, pretend, capsys):
         "rung 2 of 2: 1 settings at 1 of a run; best: g_lr=1e-05, d/loss inf"
         in capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize("code", [75, 2])
+@pytest.mark.parametrize("kind", ["halving", "tpe"])
+def test_a_setting_that_could_not_train_has_no_score_and_is_trained_later(
+    tmp_path, pretend, code, kind
+):
+    """Interrupted by itself, or refused, as by a disk that is full."""
+    if kind == "tpe":
+        pytest.importorskip("optuna")
+        axis = ["--sweep=g_lr=log:1e-5:1e-2", "--samples=4"]
+    else:
+        axis = ["--sweep=g_lr=1e-5,1e-4,1e-3,1e-2"]
+    argv = [f"--search={kind}", *axis, "--aim=min:d/loss", "--vectorize=off"]
+    whole, seen = pretend.result, []
+
+    def result(cfg):
+        seen.append(cfg.g_lr)
+        if len(seen) > 1 and cfg.g_lr == seen[1]:
+            return {"status": "interrupted", "step": 1, "metrics": {}} if code == 75 else None
+        return whole(cfg)
+
+    pretend.result, pretend.code = result, lambda cfg: code * (cfg.g_lr in seen[1:2])
+    assert launched(tmp_path, *argv) == code
+    assert len(pretend.started) == 4
+    del pretend.started[:]
+    pretend.result, pretend.code = whole, 0
+    assert launched(tmp_path, *argv) == 0
+    again = [job.title for job in pretend.started]
+    assert again[0] == f"g_lr={cli.show(seen[1])}" and len(again) == 1 + (kind == "halving")
+
+
+def test_a_search_that_has_gone_on_since_is_done(tmp_path, pretend):
+    """It answered 75, and a scheduler put it into the queue for ever."""
+
+    def result(cfg):
+        paused = {"status": "paused"} if cfg.pause_at < 1 else {}
+        return {"status": "done", "step": 9, "metrics": {"d/loss": cfg.g_lr}} | paused
+
+    pretend.result = result
+    argv = ["--search=halving", "--sweep=g_lr=log:1e-5:1e-2", "--aim=min:d/loss"]
+    assert launched(tmp_path, *argv, "--samples=9") == 0
+    assert launched(tmp_path, *argv, "--samples=27") == 0
+    started = len(pretend.started)
+    for _ in range(2):
+        assert launched(tmp_path, *argv, "--samples=9") == 0
+        assert launched(tmp_path, *argv, "--samples=9", "--log_every=7") == 0
+    assert len(pretend.started) == started
+
+
+def test_seconds_of_a_budget_are_written_down_as_they_pass(tmp_path, pretend, monkeypatch):
+    """A launcher that is killed has spent them, too."""
+    now = [0.0]
+    monkeypatch.setattr(sweeping.time, "monotonic", lambda: now[0])
+
+    def killed(jobs, slots, affordable):
+        while affordable():
+            now[0] += 2
+            if now[0] % 100 == 0:
+                raise SystemExit
+        return {}, False
+
+    monkeypatch.setattr(processes, "execute", killed)
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            launched(tmp_path, "--sweep=seed=0:2", "--budget=250s")
+    now[0] += 2
+    launched(tmp_path, "--sweep=seed=0:2", "--budget=250s")
+    assert 240 <= now[0] <= 260
+
+
+def test_the_best_of_tpe_is_named_by_what_was_drawn(tmp_path, pretend, capsys):
+    """Its score is the mean over the values of the other axes."""
+    pytest.importorskip("optuna")
+    argv = [
+        "--search=tpe",
+        "--sweep=g_lr=log:1e-5:1e-2",
+        "--sweep=net=mlp,dcgan:8",
+        "--sweep=seed=0:2",
+    ]
+    assert launched(tmp_path, *argv, "--aim=min:d/loss", "--samples=2") == 0
+    best = [line for line in capsys.readouterr().out.splitlines() if line.startswith("best so far")]
+    assert best and all(re.match(r"best so far: g_lr=\S+, d/loss", line) for line in best)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import _cli as cli
+from experiments import _processes as processes
 from experiments import _search as search
 from experiments import infogan, lucic
 
@@ -85,6 +86,20 @@ def test_the_table_tells_what_broke():
     setting = "narrow: lr=0.001 d_norm=true"
     assert cells == ["ns", "3, 5", "2, 3", mean, "4.5, 5, 5.5", "1 + 0 + 1", setting]
     assert len(heads) == len(cells)
+
+
+@pytest.mark.parametrize("code, ends", [(75, 75), (2, 2), (-9, 2)])
+def test_only_an_anomaly_is_a_models_failure(tmp_path, monkeypatch, capsys, code, ends):
+    def execute(jobs, slots, affordable):
+        return dict.fromkeys(range(len(jobs)), code), False
+
+    monkeypatch.setattr(processes, "execute", execute)
+    argv = ["--preset=smoke", f"--workdir={tmp_path}"]
+    assert cli.run(lucic.Config, lucic.run, lucic.PRESETS, argv) == ends
+    assert not (tmp_path / "lucic.json").exists()
+    if ends == 2:
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: --workdir={tmp_path}: ") and "; see " in line
 
 
 @pytest.mark.slow

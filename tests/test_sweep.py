@@ -224,6 +224,17 @@ def test_a_member_whose_checkpoints_are_gone_costs_the_others_nothing(tmp_path, 
 
 
 @pytest.mark.medium
+def test_nor_where_the_others_have_one_checkpoint_only(tmp_path):
+    fit(tmp_path, 8, MEMBERS[:2], checkpoint_every=0)
+    assert [p.name for p in (tmp_path / "0" / "checkpoints").iterdir() if p.name.isdigit()] == ["8"]
+    before = saved(tmp_path / "0", 8)
+    shutil.rmtree(tmp_path / "1" / "checkpoints")
+    with pytest.raises(UserError, match="1: has no checkpoint, and the runs it trains with have"):
+        fit(tmp_path, 12, MEMBERS[:2], checkpoint_every=0)
+    assert saved(tmp_path / "0", 8) == before
+
+
+@pytest.mark.medium
 def test_more_members_join_without_moving_the_old_ones(tmp_path, capsys):
     fit(tmp_path / "a", 8, MEMBERS[:2])
     fit(tmp_path / "a", 12, MEMBERS)

@@ -562,7 +562,11 @@ def _start(
     alive = [step for step, each in zip(steps, runs, strict=True) if each.result is None]
     if None in alive:
         step, carries = None, []
-        if any(len(each.checkpoints.steps()) > 1 for each in runs):
+        # A group that was killed in its first save has one checkpoint here and none there, and no result.
+        trained = [
+            len(r.checkpoints.steps()) > 1 or (r.path / "result.json").exists() for r in runs
+        ]
+        if any(trained[i] for i, each in enumerate(runs) if each.result is None):
             missing = next(r for r, at in zip(runs, steps, strict=True) if at is None)
             raise UserError(
                 f"--workdir={missing.path}: has no checkpoint, and the runs it trains with have; remove the directory"
