@@ -306,12 +306,7 @@ def _what_instead(rest: Sequence[str]) -> str:
 
 def main() -> None:
     """Runs the launcher with the process's arguments, then exits."""
-    try:
-        sys.exit(run(sys.argv[1:]))
-    except UserError as error:
-        sys.exit(cli.fail(error))
-    except KeyboardInterrupt:
-        sys.exit(cli.CANCELLED)
+    cli.leave(lambda: run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ LAUNCHER_FLAGS = (
     "slurm_option",
 )  # fmt: skip
 _RESERVED = {"help", "preset", "flagfile", "undefok", *LAUNCHER_FLAGS}
+_SIGPIPE = 141  # as a shell says it of programs that the signal ends
 _MAX_STEP = 2**31 - 1  # the step is an int32 on the device
 _HELP = re.compile(r"-h|--?help(short|full)?")
 
@@ -524,7 +525,22 @@ def main(
     config_class: type[AnyConfig], build: Callable[..., Experiment | None], presets: Presets
 ) -> NoReturn:
     """The whole ``__main__`` of an experiment: ``run`` with the process's arguments, then exits."""
-    sys.exit(run(config_class, build, presets, sys.argv[1:]))
+    leave(lambda: run(config_class, build, presets, sys.argv[1:]))
+
+
+def leave(program: Callable[[], int]) -> NoReturn:
+    """Exits with the code that ``program`` returns, or that of what it raises; no traceback for what is no bug."""
+    try:
+        code = program()
+        sys.stdout.flush()
+    except UserError as error:
+        code = fail(error)
+    except KeyboardInterrupt:
+        code = CANCELLED
+    except BrokenPipeError:  # nobody reads on, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = _SIGPIPE
+    sys.exit(code)
 
 
 def fail(error: Exception, code: int = BAD_INPUT) -> int:

@@ -90,9 +90,4 @@ def run(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(run(sys.argv[1:]))
-    except UserError as error:
-        sys.exit(cli.fail(error))
-    except KeyboardInterrupt:
-        sys.exit(cli.CANCELLED)
+    cli.leave(lambda: run(sys.argv[1:]))

@@ -538,6 +538,19 @@ def start(home, *argv, cwd):
     )
 
 
+@pytest.mark.parametrize(
+    "argv", [["launch.py", "--help"], ["-m", "experiments.linear_regression", "--help"]]
+)
+def test_output_that_nobody_reads_is_no_traceback(argv):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, *argv], cwd=ROOT, env=environment(), stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_a_sweep_runs_reports_and_goes_on(home, tmp_path):
     """From another directory, which has an ``experiments`` package of its own."""
     (tmp_path / "experiments").mkdir()

@@ -10,6 +10,7 @@ import os
 import pathlib
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -280,10 +281,15 @@ class Log:
             )
 
     def say(self, line: str) -> None:
-        """Prints a line without disturbing the progress bar."""
-        if self._speak:
+        """Prints a line without disturbing the progress bar. If nobody reads on, the terminal has hung up."""
+        if not self._speak:
+            return
+        try:
             self._bar.write(line, file=sys.stdout)
             sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            signal.raise_signal(signal.SIGHUP)
 
     def flush(self) -> None:
         """Returns when what was logged is on the disk; a checkpoint must not be ahead of its log."""

@@ -17,7 +17,8 @@ pytestmark = [pytest.mark.usefixtures("optimised"), pytest.mark.filterwarnings("
 def test_every_signal_in_turn(undisturbed, tmp_path):
     """SIGKILL loses the steps since the last save; SIGTERM, SIGINT and SIGHUP save and say so with code 75.
 
-    Meanwhile a second process is refused and changes nothing, and a line of the log is torn.
+    So does a process whose output nobody reads any more, as after ``| head``. Meanwhile a second process is refused and
+    changes nothing, and a line of the log is torn.
     """
     rng = np.random.default_rng(0)
     for number, step, code in (
@@ -41,6 +42,10 @@ def test_every_signal_in_turn(undisturbed, tmp_path):
                 file.write('{"step": 77, "d/lo')
         if code == 75:
             assert f"{number.name}: saved at step" in said and "the same command continues" in said
+    process = start(tmp_path / "run")
+    wait_for_step(process, 350)
+    process.stdout.close()
+    assert process.wait(harness.LIMIT) == 75
     said = finish(start(tmp_path / "run"))
     assert "resuming at step" in said
     assert assert_same(undisturbed, tmp_path / "run") > 10**6
