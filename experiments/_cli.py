@@ -384,6 +384,8 @@ def resolve(
             raise TypeError(f"{config_class.__name__} has no field {name!r}, which a preset sets")
         chosen[name] = value
     explicit: dict[str, Any] = {n: values[n].value for n in specs if values[n].present}
+    if "epochs" in explicit and "steps" in preset and issubclass(config_class, RunConfig):
+        chosen["steps"] = 0  # else the preset's would win over what was asked for
     for name, spec in specs.items():
         if name not in explicit:
             try:

@@ -6,9 +6,13 @@ Papers:  Lucic et al. 2018, arXiv:1711.10337; the networks are those of Chen et 
 
 G: dense ``hidden``, dense to 128 channels at a quarter of the resolution, two transposed convolutions, batch norm. D:
 convolutions of 64 and 128 channels, dense ``hidden``, logit. The VAE's decoder is G, its encoder D. The study's
-protocol over these runs is ``experiments.lucic``. Three differences: leaky ReLU where the study's G has ReLU; LSGAN on
-logits, as its paper writes, without the sigmoid that the study's code puts before it; the VAE has a continuous
-Bernoulli likelihood and draws its mean images, where the study's code puts grey pixels under Bernoulli cross-entropy.
+protocol over these runs is ``experiments.lucic``.
+
+Differences from the study's code (google/compare_gan): images are in [-1, 1], by tanh, there in [0, 1], by a sigmoid;
+kernels start as He et al. 2015 has them, there with a standard deviation of 0.02; batch norm has decay 0.9 and epsilon
+1e-5, there 0.999 and 1e-3, and D's is after its second convolution only, there after the dense layer, too; LSGAN is on
+logits, as its paper writes, without a sigmoid before it; BEGAN's k stays in [0, 1]; the VAE has a continuous Bernoulli
+likelihood and draws its mean images, where the study's code puts grey pixels under Bernoulli cross-entropy.
 """
 
 import dataclasses
@@ -39,6 +43,8 @@ MODELS = {
 }
 """The models, and the adversarial loss of each GAN."""
 PENALTY = {"wgan_gp": "wgan_gp", "dragan": "dragan"}
+_OWN = {"weight": tuple(PENALTY), "clip": ("wgan",), "k_step": ("began",), "balance": ("began",)}
+"""Flags, and the only models that they have a part in."""
 
 
 def _metrics(text: str) -> list[str]:
@@ -56,9 +62,11 @@ class Config(cli.RunConfig):
     b1: float = cli.field(
         0.5, "Adam's decay of the mean gradient", low=0, high=0.99999, sweepable=True
     )
-    weight: float = cli.field(
-        10.0, "of the penalty of wgan_gp and dragan, the bound of wgan, the step of k in began", low=0, sweepable=True
-    )  # fmt: skip
+    weight: float = cli.field(10.0, "of the penalty of wgan_gp and dragan", low=0, sweepable=True)
+    clip: float = cli.field(
+        0.01, "bound of D's parameters in wgan", low=0, exclusive_low=True, sweepable=True
+    )
+    k_step: float = cli.field(1e-3, "step of k in began", low=0, sweepable=True)
     balance: float = cli.field(0.75, "gamma of began", low=0, high=1, sweepable=True)
     d_steps: int = cli.field(1, "updates of D per update of G", low=1)
     d_norm: bool = cli.field(False, "batch norm in D")
@@ -95,6 +103,10 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         raise UserError(
             f"--dataset={cfg.dataset}: images are {shape[0]}x{shape[1]}; height and width must be multiples of 4"
         )
+    for name, models in _OWN.items():
+        value, default = getattr(cfg, name), Config.__dataclass_fields__[name].default
+        if cfg.model not in models and isinstance(value, float) and value != default:
+            raise UserError(f"--{name}={value}: has no part in --model={cfg.model}")
     if cfg.model == "vae" and (cfg.d_steps > 1 or cfg.d_norm):
         raise UserError("--model=vae: has no D; --d_steps must be 1 and --d_norm false")
     if cfg.d_norm and cfg.model in PENALTY:
@@ -129,7 +141,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         tx = optax.adam(cfg.lr, b1=cfg.b1, b2=0.999)
         return experiment(vae.make(model, tx, latents=cfg.latents, **common))
     if cfg.model == "began":
-        loss = began(cfg.balance, cfg.weight)
+        loss = began(cfg.balance, cfg.k_step)
         d = energy(linen_net(dcgan.Autoencoder(wide, code=cfg.latents, dtype=dtype)))
     else:
         loss = LOSSES[MODELS[cfg.model]]
@@ -140,7 +152,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         )
     g_tx, d_tx = (optax.adam(cfg.lr, b1=cfg.b1, b2=0.999) for _ in range(2))
     if cfg.model == "wgan":
-        d_tx = optax.chain(d_tx, optim.clip_weights(cfg.weight))
+        d_tx = optax.chain(d_tx, optim.clip_weights(cfg.clip))
     penalties = [(cfg.weight, PENALTIES[PENALTY[cfg.model]])] if cfg.model in PENALTY else []
     algorithm = gan.make(
         linen_net(g),

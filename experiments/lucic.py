@@ -53,15 +53,16 @@ class Budget(NamedTuple):
 
 
 BUDGETS = {
-    "smoke": Budget(2, 1, 2, 64, ("--preset=smoke", "--steps=0")),
+    "smoke": Budget(2, 1, 2, 64, ("--preset=smoke",)),
     "small": Budget(4, 3, 3, 32_000, ("--channels=32", "--hidden=256")),
     "paper": Budget(100, 50, 50, 1_000_000),
 }
 
 _AT_THE_END = "1000000000"  # steps between evaluations
 
-_LAMBDA = {"wgan_gp": ("log:0.1:100", "log:0.1:10"), "dragan": ("log:0.1:100", "log:0.1:10"),
-           "wgan": ("log:0.001:1",) * 2, "began": ("log:0.0001:0.01",) * 2}  # fmt: skip
+_OWN = {"wgan_gp": ("weight=log:0.1:100", "weight=log:0.1:10"), "dragan": ("weight=log:0.1:100", "weight=log:0.1:10"),
+        "wgan": ("clip=log:0.001:1",) * 2, "began": ("k_step=log:0.0001:0.01",) * 2}  # fmt: skip
+"""A model's own flag, in the wide and in the narrow search."""
 
 
 def ranges(model: str, space: str) -> list[str]:
@@ -77,8 +78,8 @@ def ranges(model: str, space: str) -> list[str]:
         axes.append("d_steps=choice:1,5")
     if model not in ("vae", "began", *infogan.PENALTY):
         axes.append("d_norm=choice:true,false")
-    if model in _LAMBDA:
-        axes.append(f"weight={_LAMBDA[model][narrow]}")
+    if model in _OWN:
+        axes.append(_OWN[model][narrow])
     if model == "began":
         axes.append("balance=uniform:0:1")
     return axes

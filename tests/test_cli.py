@@ -52,6 +52,12 @@ def test_precedence_is_default_preset_explicit_whatever_the_order():
     assert resolve("--preset=article", "--lr=0.1", "--noema").ema is False
 
 
+def test_epochs_that_are_asked_for_beat_the_steps_of_a_preset():
+    assert resolve("--preset=smoke").steps == 4
+    assert resolve("--preset=smoke", "--epochs=3").steps == 0
+    assert resolve("--preset=smoke", "--epochs=3", "--steps=9").steps == 9
+
+
 def test_values_have_the_type_of_their_field():
     cfg = resolve("--lr=3", "--layers", "4", "--ema", "--csv=a,b", "--momentum", "-1e-3")
     assert (cfg.lr, cfg.layers, cfg.ema, cfg.csv) == (3.0, 4, True, "a,b")

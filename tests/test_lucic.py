@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import _processes as processes
 from experiments import _search as search
@@ -51,6 +52,35 @@ def test_the_architecture_has_the_size_of_the_study():
     g += 4 * 4 * 128 * 64 + 64 + 2 * 64 + 4 * 4 * 64 + 1
     d = 4 * 4 * 64 + 64 + 4 * 4 * 64 * 128 + 128 + (6272 + 1) * 1024 + 1024 + 1
     assert count(state.g.params) == g and count(state.d.params) == d
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["--model=ns", "--weight=3"], "--weight=3.0: has no part in --model=ns"),
+        (["--model=wgan", "--weight=0.1"], "--weight=0.1: has no part in --model=wgan"),
+        (["--model=wgan_gp", "--clip=0.1"], "--clip=0.1: has no part in --model=wgan_gp"),
+        (["--model=vae", "--balance=0.1"], "--balance=0.1: has no part in --model=vae"),
+    ],
+)
+def test_flags_of_other_models_are_refused(argv, said):
+    with pytest.raises(UserError, match=said):
+        infogan.build(config("--preset=smoke", *argv))
+
+
+def test_clipping_and_the_step_of_k_have_the_papers_defaults():
+    """Arjovsky et al. 2017, arXiv:1701.07875; Berthelot et al. 2017, arXiv:1703.10717. Both were a penalty's, 10."""
+    root = jax.random.key(0)
+
+    def stepped(model):
+        built = infogan.build(config(f"--model={model}", "--preset=smoke"))
+        batch = built.source.batch_at(built.source.data, jax.numpy.int32(0))
+        return jax.jit(built.algorithm.step)(built.algorithm.init(root), batch, root)[0]
+
+    params = jax.tree.leaves(stepped("wgan").d.params)
+    assert max(float(abs(leaf).max()) for leaf in params) == pytest.approx(0.01, rel=1e-6)
+    (k,) = jax.tree.leaves(stepped("began").memory)
+    assert 0 <= k < 1e-2
 
 
 @MODELS
