@@ -18,6 +18,7 @@ import ast
 import hashlib
 import importlib
 import json
+import os
 import pathlib
 import re
 import sys
@@ -145,6 +146,9 @@ def run(argv: Sequence[str]) -> int:
     given = [spec.name for spec in _FLAGS if spec.name in values and values[spec.name].present]
     chosen = {spec.name: spec.default for spec in _FLAGS}
     chosen |= {name: values[name].value or chosen[name] for name in given}
+    expand = os.path.expanduser  # here, for all: no shell does it for the ~ of --root=~/runs
+    chosen |= {name: expand(chosen[name]) for name in ("root", "report_to")}
+    chosen["report"] = [expand(folder) for folder in chosen["report"]]
     name, sweeps = chosen["experiment"], values["sweep"].value
     if chosen["list"]:
         print("\n".join(_list()))

@@ -494,6 +494,23 @@ def test_searches_that_cannot_work_are_refused(tmp_path, pretend, argv, said):
     assert str(caught.value) == said and not pretend.started
 
 
+def test_the_home_folder_is_that_of_every_file(tmp_path, pretend, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert launched("~/r", "--sweep=seed=0:2", "--vectorize=off") == 0
+    folder = tmp_path / "home/r/mnist_gan"
+    assert len(list(folder.glob("*/result.json"))) == 2 and len(table(tmp_path / "home/r")) == 2
+    assert str(folder) in capsys.readouterr().out
+    assert launched("~/r", "--seed=3", "--dry_run") == 0
+    assert f"--workdir={folder}/" in capsys.readouterr().out
+    (folder / "one").mkdir()
+    (folder / "one/config.json").write_text('{"experiment": "x", "config": {"seed": 0}}')
+    assert launch.run(["--report=~/r"]) == 0
+    assert launch.run(["--report=~/r", "--report_to=~/to"]) == 0
+    assert all((tmp_path / f"home/{at}/comparison.html").exists() for at in ("r", "to"))
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
 def test_cores_are_shared_out(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5, 6, 7, 9}, raising=False)
     assert processes._shares(1) == [[]]

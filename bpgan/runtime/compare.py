@@ -104,7 +104,7 @@ def read(folders: Iterable[str | os.PathLike]) -> list[Run]:
       UserError: for a folder that is missing, or if there is no run.
     """
     found: dict[pathlib.Path, Run] = {}
-    folders = [pathlib.Path(folder).expanduser() for folder in folders]
+    folders = [pathlib.Path(folder) for folder in folders]
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"--report={folder}: there is no such folder")
