@@ -150,16 +150,20 @@ def run(argv: Sequence[str]) -> int:
     chosen |= {name: expand(chosen[name]) for name in ("root", "report_to")}
     chosen["report"] = [expand(folder) for folder in chosen["report"]]
     name, sweeps = chosen["experiment"], values["sweep"].value
+    alone = next((flag for flag in ("list", "report") if chosen[flag]), "")
+    if cli.is_help(rest) and (alone or not name):
+        rows = [(_usage(spec), spec.help) for spec in _FLAGS]
+        print("\n".join([str(__doc__), *cli.columns(rows), "", "Experiments:", *_list()]))
+        return cli.DONE
+    if alone and rest:
+        hint = _meant(rest[0]) or "; --help lists the flags"
+        raise UserError(f"{rest[0]}: has no part in --{alone}{hint}")
     if chosen["list"]:
         print("\n".join(_list()))
         return cli.DONE
     if chosen["report"]:
         return _report(chosen)
     if not name:
-        if cli.is_help(rest):
-            rows = [(_usage(spec), spec.help) for spec in _FLAGS]
-            print("\n".join([str(__doc__), *cli.columns(rows), "", "Experiments:", *_list()]))
-            return cli.DONE
         raise UserError(_what_instead(rest))
     if name not in names():
         hint = cli.did_you_mean(name, names())
@@ -303,9 +307,16 @@ def _what_instead(rest: Sequence[str]) -> str:
         return "--experiment=NAME is needed; --list describes them"
     if rest[0] in names():
         return f"unexpected argument {rest[0]!r}; did you mean --experiment={rest[0]}?"
-    flag = re.match(r"--?(\w+)", rest[0])
-    hint = cli.did_you_mean(flag[1], cli.LAUNCHER_FLAGS, "--") if flag else ""
-    return f"--experiment=NAME is needed before {rest[0]!r}{hint or '; --list describes them'}"
+    hint = _meant(rest[0]) or "; --list describes them"
+    return f"--experiment=NAME is needed before {rest[0]!r}{hint}"
+
+
+def _meant(argument: str) -> str:
+    """The flag of the launcher that a mistyped one is near to, as ``cli.did_you_mean`` says it."""
+    flag = re.match(r"--?([\w-]+)", argument)
+    if not flag or flag[1] in cli.LAUNCHER_FLAGS:  # known, and of no use here
+        return ""
+    return cli.did_you_mean(flag[1], cli.LAUNCHER_FLAGS, "--")
 
 
 def main() -> None:

@@ -764,6 +764,14 @@ def test_a_killed_run_fails_the_sweep_with_1(home, tmp_path):
         ),
         (["--experiment=fake", "--list=x"], "--list=x: must be true or false"),
         (["--experiment=fake", "stray"], "unexpected argument 'stray'"),
+        (
+            ["--report=nowhere", "--report_metirc=x", "stray"],
+            "--report_metirc=x: has no part in --report; did you mean --report_metric?",
+        ),
+        (["--report=nowhere", "--report-to=x"], "--report-to=x: has no part in --report; did you"),
+        (["--report=nowhere", "--samples=3"], "--samples=3: has no part in --report; --help lists"),
+        (["--report=nowhere", "stray"], "stray: has no part in --report; --help lists the flags"),
+        (["--list", "--nonsense=1"], "--nonsense=1: has no part in --list; --help lists"),
     ],
 )
 def test_messages(home, monkeypatch, capsys, argv, said):
@@ -792,6 +800,7 @@ def test_help_and_list(home, tmp_path):
     overview = start(home, "--help", cwd=tmp_path).stdout
     assert all(f"  --{name}" in overview for name in cli.LAUNCHER_FLAGS)
     assert "A stand-in that pretends to train." in overview
+    assert start(home, "--report=nowhere", "--help", cwd=tmp_path).stdout == overview
     own = start(home, "--experiment=fake", "--help", cwd=tmp_path)
     assert own.returncode == 0 and own.stderr == ""
     assert own.stdout.startswith("A stand-in that pretends") and "--lr=0.1" in own.stdout
