@@ -28,6 +28,7 @@ import math
 import os
 import pathlib
 import re
+import shlex
 import sys
 import textwrap
 import typing
@@ -147,6 +148,21 @@ def duration(text: str, steps_per_epoch: float) -> int:
     return max(1, round(float(epochs) * steps_per_epoch)) if float(epochs) else 0
 
 
+def assignments(text: str) -> list[str]:
+    """The parts of ``net=mlp latents=10``, flags of another command in one of ours.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    try:
+        parts = shlex.split(text)
+    except ValueError:  # of a quotation that does not end
+        parts = None
+    if parts is None or not all(re.fullmatch(r"[A-Za-z]\w*=.*", p, re.DOTALL) for p in parts):
+        raise ValueError("must be NAME=VALUE, several separated by spaces, quoted as in a shell")
+    return parts
+
+
 def _keep(text: str) -> object:
     from bpgan.runtime.checkpoint import Keep
 
@@ -253,6 +269,8 @@ class Flag(NamedTuple):
             except ValueError:
                 value = None
         elif text.startswith("--"):  # `--workdir --epochs=5`: the value was forgotten
+            if self.check is not None:
+                self.check(text)  # can say which
             raise ValueError("needs a value")
         return self.validate(value)
 

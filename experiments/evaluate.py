@@ -100,6 +100,7 @@ class Config(cli.Config):
     flags: str = cli.field(
         "",
         "flags that are to be other than the runs', for the samples: truncation=0.7 samples_of=draw",
+        check=cli.assignments,
     )
     seed: int = cli.field(0, "of latents and subsets", low=0, high=2**32 - 1)
 
@@ -598,7 +599,7 @@ def run(cfg: Config) -> None:
     if cfg.samples and cfg.flags:
         raise UserError(f"--flags={cfg.flags}: of --run only; must be empty with --samples")
     if cfg.run:
-        options = cfg.checkpoint, cfg.n, cfg.seed, cfg.flags.split()
+        options = cfg.checkpoint, cfg.n, cfg.seed, cli.assignments(cfg.flags)
         turn = "accuracy" in names_of(cfg.metrics)
         pairs = [of_run(path, *options, turn=turn) for path in cfg.run.split(",")]
         candidates, trained_on = [pair[0] for pair in pairs], {pair[1] for pair in pairs}

@@ -19,7 +19,6 @@ import dataclasses
 import importlib
 import json
 import pathlib
-import shlex
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,7 +50,9 @@ SYSTEMS = {
 class Config(cli.Config):
     system: str = cli.field("classifier", "what is trained", choices=SYSTEMS)
     dataset: str = cli.field("mnist10k", data.FORMS)
-    flags: str = cli.field("", "more flags of the experiment: net=mlp latents=10")
+    flags: str = cli.field(
+        "", "more flags of the experiment: net=mlp latents=10", check=cli.assignments
+    )
     low: float = cli.field(1e-6, "first step size", low=0, exclusive_low=True)
     high: float = cli.field(1.0, "last step size", low=0, exclusive_low=True)
     steps: int = cli.field(300, "from the first to the last", low=20, high=100_000)
@@ -80,7 +81,7 @@ def chosen(cfg: Config) -> tuple[Any, cli.RunConfig]:
     """The module of the experiment, and its flags."""
     system = SYSTEMS[cfg.system]
     module = importlib.import_module(f"experiments.{system.experiment}")
-    flags = [f"--{flag}" for flag in shlex.split(cfg.flags)]
+    flags = [f"--{flag}" for flag in cli.assignments(cfg.flags)]
     argv = [f"--dataset={cfg.dataset}", *system.fixed, *flags]
     return module, cli.resolve(module.Config, module.PRESETS, argv)
 

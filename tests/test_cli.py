@@ -118,6 +118,7 @@ def test_messages(argument, expected):
 
 def test_a_flag_does_not_swallow_the_next_one():
     assert message("--csv", "--epochs=5") == "--csv=--epochs=5: needs a value"
+    assert message("--log_every", "--ema").startswith("--log_every=--ema: must be steps (500)")
     assert message("--ema", "false").startswith("unexpected argument 'false'")
 
 

@@ -236,6 +236,7 @@ def test_a_plug_must_return_a_matrix():
         (["--run=a", "--metrics=fid"], "'fid' is not a metric"),
         (["--run=a", "--features=vgg"], "--features=vgg: must be classifier"),
         (["--run=a", "--n=1"], "--n=1: must be"),
+        (["--run=nowhere", "--flags=truncation"], "--flags=truncation: must be NAME=VALUE"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, flags, message):

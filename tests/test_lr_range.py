@@ -157,9 +157,13 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         (["--low=1", "--high=0.1"], "--low=1.0: must be < --high=0.1"),
         (["--system=gan"], "--system=gan: must be one of classifier, vae, d"),
         (["--flags=nett=cnn"], "--nett: unknown flag; did you mean --net?"),
+        (["--flags=net='mlp"], "--flags=net='mlp: must be NAME=VALUE"),
+        (["--flags=--net=mlp"], "--flags=--net=mlp: must be NAME=VALUE, several separated by"),
+        (["--flags=net"], "--flags=net: must be NAME=VALUE"),
     ):
         assert go(tmp_path, *argv) == 2
-        assert f"error: {said}" in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: {said}") and err.count("\n") == 1
 
 
 @pytest.mark.slow
