@@ -7,12 +7,14 @@ import math
 import re
 import statistics
 
+import jax
 import numpy as np
 import pytest
 
 import launch
-from bpgan.runtime import compare, report
+from bpgan.runtime import anomaly, compare, report
 from bpgan.types import UserError
+from experiments import evaluate, toy_gan
 
 
 def make_run(path, config, values, status="done", metric="eval/FD", metrics=None):
@@ -65,9 +67,32 @@ def test_means_are_over_the_seeds_of_a_setting(folder):
     }  # fmt: skip
 
 
+GREATER = {
+    "modes", "high_quality", "std_ratio", "samples/variance", "elbo", "test/elbo-first-100", "test/iwae-50-first-100",
+    "test/active_units", "accuracy", "eval/accuracy", "test_accuracy", "IS", "best/test/precision-k3", "precision-k3",
+    "recall-k3", "density-k5", "coverage-k5",
+}  # fmt: skip
+SMALLER = {
+    "reverse_kl", "samples/duplicates", "eval/FD", "best/test/FD", "FD", "nFD", "KD", "loss", "d/loss", "g/loss",
+    "d_loss", "kl", "reconstruction", "d/penalty", "d/grad_norm", "distance", "factor", "w2", "train_mse",
+    "logit_error",
+}  # fmt: skip
+
+
+def test_it_is_said_of_every_measure_which_is_better():
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (40, 8, 8, 1), np.uint8)
+    images = evaluate.Images(x, None, rng.normal(size=(40, 4)), None)
+    toy = toy_gan.build(toy_gan.Config(**toy_gan.PRESETS["smoke"]))
+    found = dict(anomaly.diversity(x, x)) | toy.evaluate(toy.algorithm.init(jax.random.key(0)))
+    for name in evaluate.WHILE_TRAINING:
+        found |= evaluate.METRICS[name](images, images, images, 0)
+    assert {name for name in found if not name.endswith("/known")} <= GREATER | SMALLER
+
+
 def test_more_is_better_for_some(folder):
-    assert compare.more_is_better("eval/recall-k3") and compare.more_is_better("test_accuracy")
-    assert compare.more_is_better("test/elbo") and not compare.more_is_better("eval/FD")
+    assert all(map(compare.more_is_better, GREATER))
+    assert not any(map(compare.more_is_better, SMALLER))
     make_run(folder / "b", {"lr": 1.0, "seed": 0}, [0.2, 0.9, 0.4], metric="accuracy")
     run = next(r for r in compare.read([folder]) if r.path.name == "b")
     assert run.best["accuracy"] == 0.9 and run.final["accuracy"] == 0.4

@@ -22,7 +22,10 @@ from bpgan.runtime import report
 from bpgan.types import UserError
 
 _MORE_IS_BETTER = re.compile(
-    "precision|recall|density|coverage|accuracy|IS$|vendi|elbo|iwae|active_units|finite", re.I
+# Of the last two 1 is best, and what goes wrong makes them smaller.
+    "precision|recall|density|coverage|accuracy|IS$|vendi|elbo|iwae|active_units|finite|modes|high_quality"
+    "|std_ratio|samples/variance",
+    re.I,
 )
 _POINTS = 200  # of a curve
 _CURVES, _GRIDS = 10, 12  # settings in a plot, grids side by side
