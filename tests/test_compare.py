@@ -17,11 +17,10 @@ from bpgan.types import UserError
 from experiments import evaluate, toy_gan
 
 
-def make_run(path, config, values, status="done", metric="eval/FD", metrics=None):
+def make_run(path, config, values, status="done", metric="eval/FD", metrics=None, images=16):
     path.mkdir(parents=True)
-    (path / "config.json").write_text(
-        json.dumps({"experiment": "x", "config": config, "images_per_step": 16})
-    )
+    record = {"experiment": "x", "config": config, "images_per_step": images}
+    (path / "config.json").write_text(json.dumps({k: v for k, v in record.items() if v}))
     lines = [
         json.dumps({"step": 10 * (i + 1), "epoch": i, metric: v, "d/loss": 1.0, "time/elapsed": 2.0 * (i + 1)})
         for i, v in enumerate(values)
@@ -65,6 +64,20 @@ def test_means_are_over_the_seeds_of_a_setting(folder):
         "lr": "0.01", "runs": "3 done", "step": "30", "images": "480", "seconds": "6",
         "eval/FD": "5.01 ± 2 (best 3.01 ± 1)",
     }  # fmt: skip
+
+
+def test_what_a_run_did_not_count_is_blank(tmp_path):
+    """Before the record had the images of a step."""
+    make_run(tmp_path / "old", {"lr": 0.1, "seed": 0}, [3.0], images=None)
+    make_run(tmp_path / "older", {"lr": 0.2, "seed": 0}, [3.0], images=None)
+    make_run(tmp_path / "new", {"lr": 0.2, "seed": 1}, [3.0])
+    runs = compare.read([tmp_path])
+    found = {s.values["lr"]: compare.rows([s], [])[0]["images"] for s in compare.settings(runs)}
+    assert found == {0.1: "", 0.2: "160"}
+    compare.write(runs, "", tmp_path)
+    with (tmp_path / "comparison.csv").open(newline="") as file:
+        rows = {row["run"]: row["images"] for row in csv.DictReader(file)}
+    assert [rows[str(tmp_path / name)] for name in ("old", "older", "new")] == ["", "", "160"]
 
 
 GREATER = {

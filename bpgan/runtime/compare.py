@@ -53,7 +53,7 @@ class Run(NamedTuple):
       experiment: its name.
       config: flags.
       status: ``done``, ``paused``, ``interrupted``, ``non-finite``, ``anomaly``, or ``unfinished``: going on or killed.
-      step, images, seconds: how far it is.
+      step, images, seconds: how far it is; images are None where the record does not say how many a step takes.
       final, best: of each metric the last value, and the best one logged.
       curves: ``(steps, values)`` of each metric, thinned.
       grid: the newest sample grid, if there is one.
@@ -64,7 +64,7 @@ class Run(NamedTuple):
     config: Mapping[str, Any]
     status: str
     step: int
-    images: int
+    images: int | None
     seconds: float
     final: Mapping[str, float]
     best: Mapping[str, float]
@@ -147,7 +147,8 @@ def _read(path: pathlib.Path) -> Run | None:
         best[key] = float(values.max() if more_is_better(key) else values.min())
         curves[key] = _thinned(steps, values)
     grids = sorted((path / "samples").glob("step_*.png"))
-    images = step * int(record.get("images_per_step", 0))
+    each = record.get("images_per_step")
+    images = step * each if isinstance(each, int) else None
     seconds = final.get("time/elapsed", math.nan)
     return Run(
         path, name, config, str(status), step, images, seconds, final, best, curves,
@@ -220,10 +221,11 @@ def rows(groups: Sequence[Setting], metrics: Sequence[str]) -> list[dict[str, st
         }
         steps = sorted({run.step for run in runs})
         seconds = [run.seconds for run in runs if run.finished and math.isfinite(run.seconds)]
+        images = [run.images for run in runs if run.images is not None]
         row = {name: _show(value) for name, value in setting.values.items()}
         row["runs"] = ", ".join(f"{n} {s}" for s, n in states.items())
         row["step"] = f"{steps[0]:,}" + (f" to {steps[-1]:,}" if len(steps) > 1 else "")
-        row["images"] = f"{max(run.images for run in runs):,}"
+        row["images"] = f"{max(images):,}" if images else ""
         row["seconds"] = f"{statistics.fmean(seconds):.0f}" if seconds else ""
         for metric in metrics:
             row[metric] = _spread(setting.mean(metric))
