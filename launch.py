@@ -269,10 +269,9 @@ def _report(chosen: Mapping[str, Any]) -> int:
     compare.check_metric(runs, chosen["report_metric"])
     for name, part in compare.by_experiment(runs).items():
         metric = compare.chosen_metric(part, chosen["report_metric"])
-        table = compare.rows(
-            compare.ranked(compare.settings(part), metric), compare.shown_metrics(part, metric)[:3]
-        )
-        print(f"\n{name}: {len(part)} runs, {len(table)} settings")
+        groups = compare.ranked(compare.settings(part), metric)
+        table = compare.rows(groups, compare.shown_metrics(part, metric)[:3])
+        print(f"\n{name}: {compare.extent(groups)}")
         sweeping.print_table(table[:_ROWS])
         if len(table) > _ROWS:
             print(f"... and {len(table) - _ROWS} more settings")

@@ -66,6 +66,46 @@ def test_means_are_over_the_seeds_of_a_setting(folder):
     }  # fmt: skip
 
 
+def test_a_seed_counts_once(tmp_path, capsys):
+    """Of a run by itself, of a sweep over seeds and of one over step sizes: one config in three directories."""
+    for name, values, status in (
+        ("default", [30.0, 20.0], "done"),
+        ("lr=0.1_ab", [30.0, 20.0], "done"),
+        ("seed=0_ab", [30.0], "done"),
+        ("seed=0_cd", [30.0, 25.0, 10.0], "interrupted"),
+    ):
+        make_run(tmp_path / "x" / name, {"lr": 0.1, "seed": 0}, values, status)
+    make_run(tmp_path / "x/seed=1_ab", {"lr": 0.1, "seed": 1}, [60.0, 40.0])
+    make_run(tmp_path / "x/seed=2_ab", {"lr": 0.1, "seed": 2}, [60.0], "interrupted")
+    make_run(tmp_path / "x/seed=2_cd", {"lr": 0.1, "seed": 2}, [60.0, 50.0], "interrupted")
+    (setting,) = compare.settings(compare.read([tmp_path]))
+    assert [run.path.name for run in setting.runs] == ["default", "seed=1_ab", "seed=2_cd"]
+    assert setting.mean("eval/FD") == pytest.approx((30.0, statistics.stdev([20, 40]), 2))
+    assert launch.run([f"--report={tmp_path}"]) == 0
+    said = "3 runs, 1 settings; 4 repeats of their seeds are left out"
+    assert f"x: {said}" in capsys.readouterr().out
+    assert said in (tmp_path / "comparison.html").read_text()
+    assert (tmp_path / "comparison.csv").read_text().count("\n") == 1 + 7
+
+
+def test_a_mean_is_over_runs_that_have_come_as_far(tmp_path):
+    """Successive halving: seed 0 was paused where seed 1 went on."""
+    make_run(tmp_path / "0", {"lr": 0.1, "seed": 0}, [400.0, 300.0], "paused")
+    make_run(tmp_path / "1", {"lr": 0.1, "seed": 1}, [350.0, 200.0, 100.0, 20.0])
+    for seed in (0, 1):  # a setting that did not survive is one of pauses
+        make_run(tmp_path / f"b{seed}", {"lr": 9.0, "seed": seed}, [9.0, 30.0 + seed], "paused")
+    one, both = groups = compare.settings(compare.read([tmp_path]))
+    assert one.mean("eval/FD")[::2] == (20.0, 1) and both.mean("eval/FD")[::2] == (30.5, 2)
+    (row, _) = compare.rows(groups, ["eval/FD"])
+    assert (row["eval/FD"], row["seconds"], row["step"]) == ("20", "8", "20 to 40")
+    assert row["runs"] == "1 paused, 1 done"
+    means, apart = lines_of(compare._curves([one], "eval/FD"))
+    assert [len(each) for each in (*means, *apart)] == [4, 2]
+    assert compare._sensitivity(groups, "lr", "eval/FD").count("<circle") == 3
+    page = compare._section("x", groups, "eval/FD")
+    assert "curves dashed: 0 (paused)." in page
+
+
 def test_what_a_run_did_not_count_is_blank(tmp_path):
     """Before the record had the images of a step."""
     make_run(tmp_path / "old", {"lr": 0.1, "seed": 0}, [3.0], images=None)

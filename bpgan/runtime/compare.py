@@ -1,8 +1,9 @@
 """Runs beside each other: one table, one page that loads nothing, one CSV.
 
 Runs of an experiment that differ only in ``seed`` are one setting, of which mean and standard deviation are given, with
-the number of seeds; a run that is not done, or not finite, is counted and named, and no part of a mean: its curve is
-drawn by itself. Everything is read from run directories as they are, of finished, killed and training runs alike.
+the number of seeds; a seed that was trained in several directories counts once. A run that is not done, or not finite,
+or paused where another seed went on, is counted and named, and no part of a mean: its curve is drawn by itself.
+Everything is read from run directories as they are, of finished, killed and training runs alike.
 """
 
 import base64
@@ -21,8 +22,8 @@ import numpy as np
 from bpgan.runtime import report
 from bpgan.types import UserError
 
-_MORE_IS_BETTER = re.compile(
 # Of the last two 1 is best, and what goes wrong makes them smaller.
+_MORE_IS_BETTER = re.compile(
     "precision|recall|density|coverage|accuracy|IS$|vendi|elbo|iwae|active_units|finite|modes|high_quality"
     "|std_ratio|samples/variance",
     re.I,
@@ -78,18 +79,37 @@ class Run(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """Runs that differ only in the seed: the values of the flags that differ between settings, and the runs."""
+    """Runs that differ only in the seed.
+
+    Attributes:
+      values: of the flags that differ between settings.
+      runs: one of each seed.
+      repeats: how many more there are of these seeds.
+    """
 
     values: Mapping[str, Any]
     runs: list[Run]
+    repeats: int = 0
 
     @property
     def title(self) -> str:
         return " ".join(f"{k}={_show(v)}" for k, v in self.values.items()) or "all"
 
+    @property
+    def ended(self) -> list[Run]:
+        """What means are over: the runs that finished at the greatest step at which one did."""
+        last = max((run.step for run in self.runs if run.finished), default=0)
+        return [run for run in self.runs if run.finished and run.step == last]
+
+    @property
+    def others(self) -> list[Run]:
+        """The runs that are in no mean."""
+        ended = {run.path for run in self.ended}
+        return [run for run in self.runs if run.path not in ended]
+
     def mean(self, metric: str, which: str = "final") -> tuple[float, float, int]:
-        """Mean, standard deviation (NaN for one) and number of the finished runs."""
-        found = [getattr(run, which).get(metric) for run in self.runs if run.finished]
+        """Mean, standard deviation (NaN for one) and number of the runs that have ended."""
+        found = [getattr(run, which).get(metric) for run in self.ended]
         values = [v for v in found if _is_number(v)]
         spread = statistics.stdev(values) if len(values) > 1 else math.nan
         return (statistics.fmean(values) if values else math.nan), spread, len(values)
@@ -166,18 +186,36 @@ def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def settings(runs: Sequence[Run]) -> list[Setting]:
-    """The settings of one experiment's runs."""
+    """The settings of one experiment's runs.
+
+    Of several runs of one seed (by itself, and in sweeps over other flags) the one that finished furthest stands for
+    all: their numbers are the same, and would make the spread over seeds too small.
+    """
     names = dict.fromkeys(name for run in runs for name in run.config)
     varied = [
         name
         for name in names
         if name not in _NOT_SETTINGS and len({repr(run.config.get(name)) for run in runs}) > 1
     ]
-    groups: dict[str, Setting] = {}
+    groups: dict[str, tuple[dict[str, Any], list[Run]]] = {}
     for run in runs:
         values = {name: run.config.get(name) for name in varied}
-        groups.setdefault(repr(values), Setting(values, [])).runs.append(run)
-    return list(groups.values())
+        groups.setdefault(repr(values), (values, []))[1].append(run)
+    found = []
+    for values, members in groups.values():
+        seeds: dict[str, list[Run]] = {}
+        for run in members:
+            seeds.setdefault(repr(run.config.get("seed")), []).append(run)
+        kept = [max(same, key=lambda run: (run.finished, run.step)) for same in seeds.values()]
+        found.append(Setting(values, kept, len(members) - len(kept)))
+    return found
+
+
+def extent(groups: Sequence[Setting]) -> str:
+    """How many runs and settings there are, and how many runs are not shown."""
+    repeats = sum(setting.repeats for setting in groups)
+    text = f"{sum(len(setting.runs) for setting in groups)} runs, {len(groups)} settings"
+    return text + f"; {repeats} repeats of their seeds are left out" * bool(repeats)
 
 
 def check_metric(runs: Sequence[Run], wanted: str) -> None:
@@ -220,7 +258,7 @@ def rows(groups: Sequence[Setting], metrics: Sequence[str]) -> list[dict[str, st
             s: sum(r.status == s for r in runs) for s in dict.fromkeys(r.status for r in runs)
         }
         steps = sorted({run.step for run in runs})
-        seconds = [run.seconds for run in runs if run.finished and math.isfinite(run.seconds)]
+        seconds = [run.seconds for run in setting.ended if math.isfinite(run.seconds)]
         images = [run.images for run in runs if run.images is not None]
         row = {name: _show(value) for name, value in setting.values.items()}
         row["runs"] = ", ".join(f"{n} {s}" for s, n in states.items())
@@ -303,9 +341,9 @@ def shown_metrics(runs: Sequence[Run], first: str) -> list[str]:
 
 def _section(name: str, groups: Sequence[Setting], metric: str) -> str:
     runs = [run for setting in groups for run in setting.runs]
-    odd = [run for run in runs if not run.finished]
-    parts = [f"<h2>{html.escape(name)}</h2><p>{len(runs)} runs of {len(groups)} settings, the best"
-             f" {html.escape(metric)} first. Mean ± standard deviation over the seeds that are done.</p>"]  # fmt: skip
+    odd = [run for setting in groups for run in setting.others]
+    parts = [f"<h2>{html.escape(name)}</h2><p>{extent(groups)}. The best {html.escape(metric)} first, mean ± standard"
+             " deviation over the seeds that are done, or paused where none went further.</p>"]  # fmt: skip
     if odd:
         names = ", ".join(f"{run.path.name} ({run.status})" for run in odd[:20])
         more = f" and {len(odd) - 20} more" if len(odd) > 20 else ""
@@ -373,15 +411,13 @@ def _figure(
 def _curves(groups: Sequence[Setting], metric: str) -> str:
     """Mean over seeds of each setting against the step, with a band of one standard deviation.
 
-    Runs that are not finished are dashed lines, within the scale of the means where there are any.
+    Runs that are in no mean are dashed lines, within the scale of the means where there are any.
     """
     lines, apart = [], []
     for i, setting in enumerate(groups):
         per_step: dict[int, list[float]] = {}
-        for run in setting.runs:
-            if not run.finished:
-                apart.append((i, *run.curves.get(metric, ((), ()))))
-                continue
+        apart += [(i, *run.curves.get(metric, ((), ()))) for run in setting.others]
+        for run in setting.ended:
             for step, value in zip(*run.curves.get(metric, ((), ())), strict=True):
                 per_step.setdefault(int(step), []).append(float(value))
         most = max(map(len, per_step.values()), default=0)
@@ -433,13 +469,13 @@ def _positions(values: Sequence[Any]) -> tuple[Callable[[Any], float], tuple[str
 
 
 def _sensitivity(groups: Sequence[Setting], flag: str, metric: str) -> str:
-    """The metric of every finished run against one flag, with the median of each value."""
+    """The metric of every run that is in a mean against one flag, with the median of each value."""
     at, ends = _positions([setting.values[flag] for setting in groups])
     runs = [
         (setting.values[flag], run.final[metric])
         for setting in groups
-        for run in setting.runs
-        if run.finished and metric in run.final
+        for run in setting.ended
+        if metric in run.final
     ]
     if not runs:
         return ""
