@@ -473,8 +473,8 @@ def summarise(runs: Sequence[Run], codes: Mapping[int, int], csv_path: pathlib.P
         if codes.get(index) in (cli.DONE, cli.INTERRUPTED):
             result = _result_of(run)
         values = {name: cli.show(value) for name, value in run.values.items()}
-        status = {"status": processes.status_of(codes.get(index)), "step": result.get("step", "")}
-        rows.append(values | status)
+        status = result.get("status") or processes.status_of(codes.get(index))  # paused is no code
+        rows.append(values | {"status": status, "step": result.get("step", "")})
         numbers.append(result.get("metrics", {}))
     keys = list(dict.fromkeys(key for metrics in numbers for key in metrics))
     with processes.open_file(csv_path, "w") as file:

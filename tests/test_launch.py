@@ -474,6 +474,15 @@ def test_the_best_of_tpe_is_named_by_what_was_drawn(tmp_path, pretend, capsys):
     assert best and all(re.match(r"best so far: g_lr=\S+, d/loss", line) for line in best)
 
 
+def test_the_table_says_of_runs_of_a_halving_that_they_are_paused(tmp_path, pretend):
+    whole = pretend.result
+    pretend.result = lambda cfg: whole(cfg) | {"status": "paused" if cfg.pause_at < 1 else "done"}
+    argv = ["--search=halving", "--sweep=g_lr=1e-5,1e-4,1e-3,1e-2", "--aim=min:d/loss"]
+    for _ in range(2):
+        assert launched(tmp_path, *argv) == 0
+        assert [row["status"] for row in table(tmp_path)] == ["done", *["paused"] * 3]
+
+
 @pytest.mark.parametrize(
     "argv, said",
     [
