@@ -185,6 +185,8 @@ def execute(
     waiting = collections.deque(range(len(jobs)))
     active: dict[int, tuple[int, _Child]] = {}  # slot -> index of the job, process
     codes: dict[int, int] = {}
+    told: list[int] = []  # the signals for the children, in the order in which there was cause
+    spent = False
 
     def say(index: int, text: str) -> None:
         width = len(str(len(jobs)))
@@ -193,9 +195,10 @@ def execute(
     with _received() as received:
         try:
             while active or (waiting and not received):
-                spent = not affordable()
-                signals = [*received, *([signal.SIGTERM] if spent else [])]
-                if spent:
+                told += received[len(told) - spent :]
+                if not spent and not affordable():
+                    spent = True
+                    told.append(signal.SIGTERM)
                     waiting.clear()
                 for slot, cores in enumerate(shares):
                     if slot not in active and waiting and not received:
@@ -207,12 +210,12 @@ def execute(
                         say(index, f"started, output in {jobs[index].log}")
                 time.sleep(0.05)
                 for slot, (index, child) in list(active.items()):
-                    child.forward(signals)
+                    child.forward(told)
                     code = child.process.poll()
                     if code is None:
                         continue
                     del active[slot]
-                    if signals and code in _CANCELLED:
+                    if told and code in _CANCELLED:
                         code = cli.INTERRUPTED  # before training began: nothing to save
                     codes[index] = code
                     last = last_line(jobs[index].log, code)

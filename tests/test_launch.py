@@ -733,6 +733,26 @@ def test_signals_reach_the_runs_once_and_are_waited_for(home, tmp_path, number):
     assert log.read_text().splitlines()[-1] == str(int(number))
 
 
+def test_signals_after_the_budget_are_passed_on_as_they_come(tmp_path):
+    """A run saves when the budget is spent, and ends at once on the second Ctrl-C after that."""
+    script = (
+        "import os, pathlib, signal, sys, time\n"
+        "def told(number, frame):\n"
+        "    print(int(number), flush=True)\n"
+        "    heard.append(number)\n"
+        "    sys.exit(75) if len(heard) == 3 else os.kill(os.getppid(), signal.SIGINT)\n"
+        "heard = []\n"
+        "for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, told)\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "for _ in range(600): time.sleep(0.05)"
+    )
+    on, log = tmp_path / "on", tmp_path / "log"
+    job = processes.Job("x", [sys.executable, "-c", script, str(on)], log, [0], [tmp_path])
+    assert processes.execute([job], 1, lambda: not on.exists()) == ({0: cli.INTERRUPTED}, True)
+    sent = [signal.SIGTERM, signal.SIGINT, signal.SIGINT]
+    assert log.read_text().split()[-3:] == [str(int(number)) for number in sent]
+
+
 def test_a_killed_run_fails_the_sweep_with_1(home, tmp_path):
     done = start(home, "--experiment=fake", "--sweep=lr=14", cwd=tmp_path)
     assert done.returncode == 1
