@@ -192,7 +192,7 @@ def execute(
         width = len(str(len(jobs)))
         print(f"[{index + 1:{width}d}/{len(jobs)}] {jobs[index].title}: {text}", flush=True)
 
-    with _received() as received:
+    with noted() as received:
         try:
             while active or (waiting and not received):
                 told += received[len(told) - spent :]
@@ -245,7 +245,7 @@ def together(command: Sequence[str], processes: int) -> int:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     children: list[_Child] = []
-    with tempfile.TemporaryDirectory() as folder, _received() as received:
+    with tempfile.TemporaryDirectory() as folder, noted() as received:
         logs = [pathlib.Path(folder, str(i)) for i in range(processes)]
         try:
             for i, cores in enumerate(_shares(processes)):
@@ -296,13 +296,12 @@ def together(command: Sequence[str], processes: int) -> int:
 
 
 @contextlib.contextmanager
-def _received() -> Iterator[list[int]]:
+def noted(
+    numbers: Sequence[int] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+) -> Iterator[list[int]]:
     """The signals received so far, in place of what they would do."""
     received: list[int] = []
-    previous = {
-        number: signal.signal(number, lambda number, frame: received.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
+    previous = {n: signal.signal(n, lambda n, frame: received.append(n)) for n in numbers}
     try:
         yield received
     finally:

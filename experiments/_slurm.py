@@ -30,6 +30,8 @@ from typing import Any, NamedTuple, Protocol
 
 from bpgan.types import UserError
 from experiments import _cli as cli
+from experiments import _processes
+from experiments._processes import noted  # by name: a task takes it along, but no module
 
 _INTERRUPTED = cli.INTERRUPTED  # as a number: what a task refers to travels with it
 _NOTICE_SECONDS = 90  # before the time limit; Slurm may give it a minute earlier
@@ -241,8 +243,9 @@ def submit(
         folder = tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=home.absolute())
     except OSError as error:
         raise UserError(f"--root: {home}: cannot be written ({error.strerror})") from None
-    # A task needs nothing of ours on the other machine: the class is sent along.
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    # A task needs nothing of ours on the other machine: the class is sent along, and the functions it calls.
+    for module in (sys.modules[__name__], _processes):
+        cloudpickle.register_pickle_by_value(module)
     tasks = {
         i: Task(runs[i].command, runs[i].log.absolute(), dict(environment), os.getcwd())
         for i in due
@@ -260,7 +263,10 @@ def submit(
             say(i, f"started, output in {runs[i].log}")
             return job
 
-        found, stopped = _wait(due, jobs, start, say, affordable)
+        def ended(i: int, code: int) -> None:
+            say(i, _processes.status_of(code) + _processes.last_line(runs[i].log, code))
+
+        found, stopped = _wait(due, jobs, start, ended, affordable)
         return codes | found, stopped
     try:
         executor = submitit.SlurmExecutor(folder, python=python)
@@ -282,7 +288,7 @@ def submit(
 
 
 def _wait(
-    due: Sequence[int], jobs: int, start: Any, say: Any, affordable: Callable[[], bool]
+    due: Sequence[int], jobs: int, start: Any, ended: Any, affordable: Callable[[], bool]
 ) -> tuple[dict[int, int], bool]:
     """Runs jobs on this machine to their end.
 
@@ -291,7 +297,7 @@ def _wait(
     waiting = collections.deque(due)
     active: dict[int, Any] = {}
     codes: dict[int, int] = {}
-    with _noted(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as received:
+    with noted() as received:
         told = 0
         while active or (waiting and not received):
             spent = not affordable()
@@ -313,9 +319,7 @@ def _wait(
                     if code is None:
                         code = _INTERRUPTED if told else cli.UNEXPECTED
                     codes[i] = code
-                    how = signal.Signals(-code).name if code < 0 else f"exit {code}"
-                    words = {cli.DONE: "done", _INTERRUPTED: "interrupted"}
-                    say(i, words.get(code, f"failed ({how})"))
+                    ended(i, code)
     return codes, bool(received)
 
 
@@ -383,18 +387,6 @@ def _blocked(*numbers: int) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
-@contextlib.contextmanager
-def _noted(*numbers: int) -> Iterator[list[int]]:
-    """The signals received so far, in place of what they would do."""
-    received: list[int] = []
-    previous = {n: signal.signal(n, lambda n, frame: received.append(n)) for n in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 @dataclasses.dataclass(frozen=True)
 class Task:
     """One run as a job: called on a compute node, once by each of its processes.
@@ -415,7 +407,7 @@ class Task:
         """Runs the command; returns its exit code, or does not return if the job was put back into the queue."""
         lead = os.environ.get("SLURM_PROCID", "0") == "0"
         with contextlib.ExitStack() as stack:
-            received = stack.enter_context(_noted(signal.SIGTERM, signal.SIGUSR2))
+            received = stack.enter_context(noted((signal.SIGTERM, signal.SIGUSR2)))
             output = stack.enter_context(self.log.open("a")) if lead else None
             print("$", shlex.join(self.command), file=output, flush=True)
             # Slurm may send its notice to every process of the job; a run would die of SIGUSR2.

@@ -212,7 +212,7 @@ def test_local_jobs_end_with_their_codes_and_are_not_repeated(tmp_path, monkeypa
     assert _slurm.submit(todo, LOCAL, 2, {"COLOUR": "green"}) == expected
     assert todo[0].log.read_text().splitlines()[-2:] == ["try 0", "green"]
     said = capsys.readouterr().out
-    assert "[1/3] x=0: done" in said and "[2/3] x=1: failed (exit 3)" in said
+    assert "[1/3] x=0: done\n" in said and "[2/3] x=1: failed (exit 3): try 0\n" in said
     # Only what is not done; and nothing counts as done by another command, or if it was removed.
     assert _slurm.submit(todo, LOCAL, 1, {"COLOUR": "green"}) == expected
     tries = [(tmp_path / f"tries{i}").read_text() for i in range(3)]
