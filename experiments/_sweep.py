@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from bpgan.runtime import report
 from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import _processes as processes
@@ -225,7 +226,7 @@ class Sweep:
         self.interrupted = False
         self._path, self._start = folder / f"sweep_{label}.json", time.monotonic()
         self._counted, self._images = -math.inf, 0
-        self.ledger = _result(self._path)
+        self.ledger = report.read_json(self._path)
         self._before = float(self.ledger.get("seconds", 0.0))
 
     def affordable(self) -> bool:
@@ -333,22 +334,15 @@ class Sweep:
         return worst if worst in _SEVERITY else cli.UNEXPECTED
 
 
-def _result(path: pathlib.Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        value = json.loads(path.read_text())
-        return value if isinstance(value, dict) else {}
-    return {}
-
-
 def _record(run: Run) -> dict[str, Any]:
-    return _result(run.workdir / "config.json")
+    return report.read_json(run.workdir / "config.json")
 
 
 def _result_of(run: Run) -> dict[str, Any]:
     """The result of a run with exactly these flags; none if it has none yet, or went on with others."""
     if _record(run).get("config") != run.config:
         return {}
-    return _result(run.workdir / "result.json")
+    return report.read_json(run.workdir / "result.json")
 
 
 def _is_finished(run: Run) -> bool:
@@ -358,7 +352,7 @@ def _is_finished(run: Run) -> bool:
 
 def _images(run: Run) -> int:
     """Real images that a run has seen, by its log."""
-    step = int(_result(run.workdir / "result.json").get("step", 0))
+    step = int(report.read_json(run.workdir / "result.json").get("step", 0))
     with contextlib.suppress(OSError, ValueError, LookupError):
         with (run.workdir / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16)))

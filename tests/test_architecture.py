@@ -38,8 +38,8 @@ ALLOWED = {
     "experiments._processes": {"bpgan.types", "bpgan.runtime", "experiments._cli"},
     "experiments._search": {"bpgan.types", "experiments._cli"},
     "experiments._slurm": {"bpgan.types", "experiments._cli", "experiments._processes"},
-    "experiments._sweep": {"bpgan.types", "experiments._cli", "experiments._processes", "experiments._search",
-                           "experiments._slurm"},
+    "experiments._sweep": {"bpgan.types", "bpgan.runtime.report", "experiments._cli", "experiments._processes",
+                           "experiments._search", "experiments._slurm"},
     "launch": {"bpgan.types", "bpgan.runtime", "experiments", "experiments._cli", "experiments._processes",
                "experiments._search", "experiments._slurm", "experiments._sweep"},
 }  # fmt: skip
