@@ -522,7 +522,7 @@ def run(
         with ``cfg.workdir`` filled in.
       presets, argv: see ``resolve``.
     """
-    module = sys.modules[build.__module__]
+    module = sys.modules[config_class.__module__]  # ``build`` may be another experiment's
     name = _experiment_name(module)
     try:
         if is_help(argv):
@@ -560,6 +560,10 @@ def leave(program: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:  # nobody reads on, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _SIGPIPE
+    if code == CANCELLED:  # the threads of a compilation would crash the interpreter's own exit
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

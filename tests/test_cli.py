@@ -52,6 +52,14 @@ def test_precedence_is_default_preset_explicit_whatever_the_order():
     assert resolve("--preset=article", "--lr=0.1", "--noema").ema is False
 
 
+def test_an_experiment_with_the_build_of_another_has_its_own_name(monkeypatch):
+    from experiments import mnist_gan
+
+    named = []
+    monkeypatch.setattr(cli, "_train", lambda name, *rest: named.append(name) or 0)
+    assert cli.run(Config, mnist_gan.build, PRESETS, []) == 0 and named == [__name__]
+
+
 def test_epochs_that_are_asked_for_beat_the_steps_of_a_preset():
     assert resolve("--preset=smoke").steps == 4
     assert resolve("--preset=smoke", "--epochs=3").steps == 0

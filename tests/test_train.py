@@ -162,6 +162,16 @@ def test_no_readable_checkpoint_is_an_error_not_a_fresh_start(straight, tmp_path
         fit(run, 13)
 
 
+def test_neither_are_checkpoints_that_are_gone(straight, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="came to step 13, and its checkpoints are gone") as caught:
+        fit(run, 20)
+    assert "\n" not in str(caught.value)
+    assert logged(run) == logged(straight) and (run / "result.json").exists()
+
+
 @pytest.mark.medium
 def test_non_finite_stops_and_keeps_the_last_sound_checkpoint(tmp_path):
     def exploding(step):

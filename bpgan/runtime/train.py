@@ -316,9 +316,20 @@ class _Run:
         )
 
     def open(self, abstract: parallel.Carry) -> tuple[int, parallel.Carry] | None:
-        """Finds the newest sound checkpoint."""
+        """Finds the newest sound checkpoint.
+
+        Raises:
+          UserError: if there is none, though the run has a result: it would begin anew, over its log.
+        """
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep=self.plan.keep)
-        return self.checkpoints.restore(abstract)
+        found = self.checkpoints.restore(abstract)
+        result = report.read_json(self.path / "result.json")
+        if found is None and result.get("status") in ("done", "paused", "interrupted"):
+            raise UserError(
+                f"--workdir={self.path}: the run came to step {result.get('step')}, and its checkpoints are gone;"
+                " remove the directory to begin it anew, or name another"
+            )
+        return found
 
     def ended_before(self) -> bool:
         """Whether the run was stopped by an anomaly that stops it still; then that is its result."""
@@ -562,11 +573,7 @@ def _start(
     alive = [step for step, each in zip(steps, runs, strict=True) if each.result is None]
     if None in alive:
         step, carries = None, []
-        # A group that was killed in its first save has one checkpoint here and none there, and no result.
-        trained = [
-            len(r.checkpoints.steps()) > 1 or (r.path / "result.json").exists() for r in runs
-        ]
-        if any(trained[i] for i, each in enumerate(runs) if each.result is None):
+        if any(len(each.checkpoints.steps()) > 1 for each in runs):
             missing = next(r for r, at in zip(runs, steps, strict=True) if at is None)
             raise UserError(
                 f"--workdir={missing.path}: has no checkpoint, and the runs it trains with have; remove the directory"
