@@ -70,6 +70,10 @@ def adapt(p: Any, r_t: Any, batch: int, images: int, target: Any, maximum: float
     at all and 1 entirely; target 0.6, and p goes from 0 to 1 in 500,000 images. The paper moves p after every fourth
     batch and bounds it by 0 only; but beyond about 0.8 it sees augmentations leak into the samples (section 2).
 
+    The sign says what D thinks only with a loss that puts the balance of real and fake at D = 0
+    (``losses.balances_at_zero``): a relativistic or Wasserstein D may add any constant to its logits, and then p
+    follows that constant.
+
     Args:
       p: scalar; float32 or wider, for a step is about 1e-4.
       r_t: scalar, of the batch of real images that D has just seen.

@@ -198,6 +198,25 @@ LOSSES = {
 """Every adversarial loss by name."""
 
 
+def balances_at_zero(loss: AdversarialLoss) -> bool:
+    """Whether a D that cannot tell reals from fakes is best off with logits around 0.
+
+    Only then does the sign of a logit say what D thinks, as an adaptive augmentation takes it to (``augment.adapt``).
+    A loss of differences (relativistic, Wasserstein) leaves the zero open, least squares with targets 1 and 0 has its
+    balance at 1/2, and BEGAN's logits are all negative.
+    """
+    kept = () if loss.memory is None else (loss.memory,)
+
+    def undecided(logit: float) -> float:
+        both = jnp.full(1, logit, jnp.float32)
+        return float(jnp.mean(jax.tree.leaves(loss.d(both, both, *kept))[0]))
+
+    # Hinge is flat between -1 and 1, so it is asked beyond. Concrete numbers, also where a step is being traced.
+    with jax.ensure_compile_time_eval():
+        low, zero, high = undecided(-3.0), undecided(0.0), undecided(3.0)
+    return low == high > zero
+
+
 def data_to_data_cross_entropy(
     features: tuple[Float[Array, "b f"], Float[Array, "b f"]],
     labels: Int[Array, " b"],

@@ -50,7 +50,7 @@ import optax
 from bpgan import data, optim
 from bpgan.algorithms import game, gan
 from bpgan.augment import Augment, policy
-from bpgan.losses import AUXILIARY, LOSSES
+from bpgan.losses import AUXILIARY, LOSSES, balances_at_zero
 from bpgan.nets import (
     biggan,
     cnn,
@@ -515,6 +515,12 @@ def _check(cfg: Config, axis_name: str | None) -> None:
                 raise UserError(f"--{name}={getattr(cfg, name)}: must be 1 with --rule={cfg.rule}")
         if axis_name:
             raise UserError(f"--parallel=pmap: must be jit with --rule={cfg.rule}")
+    if _augment(cfg.augment)[2] is not None and not balances_at_zero(LOSSES[cfg.loss]):
+        allowed = ", ".join(name for name, loss in LOSSES.items() if balances_at_zero(loss))
+        raise UserError(
+            f"--augment={cfg.augment}: ada goes by the sign of D's logits, which means nothing with"
+            f" --loss={cfg.loss}; must be one of {allowed}"
+        )
     for _, name, _, _ in terms:
         if name == _CLIP and cfg.rule == "optimistic":
             raise UserError(

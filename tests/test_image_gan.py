@@ -261,7 +261,7 @@ def run(*flags):
 
 
 REMEMBERING = [
-    "--preset=smoke", "--net=mlp", "--condition=acgan", "--penalty=lecam=0.3+g.path_length=1/2",
+    "--preset=smoke", "--net=mlp", "--loss=hinge", "--condition=acgan", "--penalty=lecam=0.3+g.path_length=1/2",
     "--augment=blit@ada", "--ema=100", "--steps=8", "--checkpoint_every=4",
 ]  # fmt: skip
 
@@ -334,6 +334,21 @@ def test_the_recipe_for_a_cpu_learns(optimised, tmp_path):
     assert run(*flags, "--sample_every=0", f"--workdir={tmp_path}") == 0
     found = json.loads((tmp_path / "result.json").read_text())["metrics"]
     assert 0 < found["test/FD"] < 130 and found["test/recall-k3"] > 0.1
+
+
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "began"])
+def test_adaptive_augmentation_needs_a_zero_that_the_loss_fixes(files, loss):
+    """Refused wherever D's loss does not feel a constant added to all logits, whatever losses there are."""
+    real, fake = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)
+    d = LOSSES[loss].d
+    blind = np.allclose(d(real, fake), d(real + 2.0, fake + 2.0), atol=1e-5)
+    flags = [f"--dataset={files(28, 1)}", "--net=mlp", f"--loss={loss}"]
+    if blind or loss == "least_squares":  # whose balance is at 1/2
+        with pytest.raises(UserError, match="--augment=bgc@ada: .* must be one of minimax, "):
+            image_gan.build(config(*flags, "--augment=bgc@ada"))
+    else:
+        image_gan.build(config(*flags, "--augment=bgc@ada"))
+    image_gan.build(config(*flags, "--augment=bgc@0.5"))
 
 
 def test_every_loss_is_offered():

@@ -13,6 +13,7 @@ from references import make_losses
 
 from bpgan.losses import (
     LOSSES,
+    balances_at_zero,
     began,
     data_to_data_cross_entropy,
     mean_squared_error,
@@ -311,3 +312,10 @@ def test_pytorch_has_the_same_penalties_and_second_derivatives(x64, name):
     found, gradient = jax.value_and_grad(mean)(weights)
     np.testing.assert_allclose(found, value, rtol=1e-12)
     np.testing.assert_allclose(gradient, change, rtol=1e-9)
+
+
+def test_what_adaptive_augmentation_can_go_by():
+    """The sign of a logit means something to a loss whose D is symmetric about 0; also where a step is traced."""
+    expected = {"minimax", "nonsaturating", "least_squares_pearson", "hinge"}
+    assert {name for name, loss in LOSSES.items() if balances_at_zero(loss)} == expected
+    jax.jit(lambda x: x * balances_at_zero(LOSSES["hinge"]))(1.0)
