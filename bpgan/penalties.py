@@ -238,7 +238,7 @@ def lecam(decay: float = 0.99, start: int = 1000) -> Regulariser:
 
     Args:
       decay: of the averages; start: evaluations of the penalty before it counts. These are updates of D, unless the
-        penalty is lazy or an update is accumulated over micro-batches, each of which counts.
+        penalty is lazy.
     """
 
     def apply(scene: Scene, memory: Any) -> tuple[Array, Any]:

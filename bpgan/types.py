@@ -67,7 +67,7 @@ class AdversarialLoss(NamedTuple):
     """What the two players minimise, as functions of logits: ``(real[b], fake[b]) -> loss[b]``, unreduced.
 
     Attributes:
-      memory: None, or what D's loss remembers at the start, any pytree of arrays: then
+      memory: None, or what D's loss remembers at the start, a pytree of float arrays (they are averaged): then
         ``d(real, fake, memory) -> (loss[b], memory)``.
     """
 

@@ -336,9 +336,43 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(trees_close, d_steps
         trained(1, batch, accumulate=5)
 
 
-def test_memory_goes_from_micro_batch_to_micro_batch():
-    state, _ = trained(1, accumulate=4, penalties=[(0.1, lecam())])
-    assert state.memory["penalty0"]["count"] == 4
+@pytest.mark.parametrize("loss", ["began", "hinge"])
+def test_memory_moves_as_with_the_whole_batch(trees_close, loss):
+    """Of players that stand still, in eight micro-batches: BEGAN's k, LeCam's averages, the adaptive probability."""
+    batch = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(16, 2)), jnp.float32)}
+    # A target that the signs of all reals are at a distance from, and those of two at a time on both sides of.
+    augment = Augment(lambda x, key, p: x, p=0.4, target=0.1, images=800)
+    memories = []
+    for accumulate in (1, 8):
+        algorithm = mlp_gan(
+            loss=loss, tx=optax.sgd(0.0), penalties=[(0.1, lecam())], augment=augment, accumulate=accumulate
+        )  # fmt: skip
+        state = algorithm.init(jax.random.key(0))
+        if loss == "began":  # away from 0, where it is cut off
+            state.memory["loss"] = jnp.float32(0.5)
+        memories.append(run(algorithm, 3, batch, state)[0].memory)
+    assert memories[0]["penalty0"]["count"] == 3
+    np.testing.assert_allclose(abs(memories[0]["augment"] - 0.4), 3 * 16 / 800, rtol=1e-5)
+    trees_close(*memories, rtol=1e-5, atol=1e-7)
+
+
+def test_statistics_move_as_with_the_whole_batch():
+    """An average of the batch's mean, by 1/2: once in an update, in however many micro-batches."""
+
+    def apply(v, x, train):
+        mean = (v["params"] + v["stats"]["mean"] + jnp.mean(x)) / 2
+        return v["params"] * jnp.sum(x, 1), {"stats": {"mean": mean}}
+
+    d = Net(lambda key, x: {"params": jnp.zeros(()), "stats": {"mean": jnp.zeros(())}}, apply)
+    found = []
+    for accumulate in (1, 4):
+        algorithm = gan.make(
+            DIRAC_G, d, LOSSES["hinge"], optax.sgd(0.0), optax.sgd(0.0),
+            latents=gan.normal_latents(1), data_shape=(1,), accumulate=accumulate,
+        )  # fmt: skip
+        state, _ = run(algorithm, 3, {"x": jnp.arange(8.0).reshape(8, 1)})
+        found.append(float(state.d.stats["stats"]["mean"]))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
 
 
 def test_average_by_half_life(trees_equal):

@@ -145,7 +145,8 @@ def make(
       d_steps: updates of D per update of G. ``batch["x"]`` must have ``b * d_steps`` rows; update ``i`` takes rows
         ``i, i + d_steps, ...``.
       accumulate: micro-batches into which the b examples of an update are cut, one after the other, for the mean of
-        their gradients: the same update in less memory, unless a network, a loss or a penalty mixes examples.
+        their gradients, and of what networks, losses and penalties remember, each from what that was before the update:
+        the same update in less memory, unless a network, a loss or a penalty mixes examples.
       classes: of ``batch["y"]``. Fakes take the labels of the reals they are compared with. 0: unconditional.
       auxiliary: weight and loss of the head.
       augment: what D sees of reals and of fakes, in the updates of both players. Penalties differentiate through it,
@@ -205,10 +206,14 @@ def make(
             return tree
         return jax.tree.map(lambda x: lax.all_gather(x, axis_name, tiled=True), tree)
 
+    def everywhere(n: int) -> int:
+        """Rows of all devices, n being those of one."""
+        return n if axis_name is None else n * lax.axis_size(axis_name)
+
     def local_latents(key: PRNG, n: int):
+        z = latents(key, everywhere(n))
         if axis_name is None:
-            return latents(key, n)
-        z = latents(key, n * lax.axis_size(axis_name))
+            return z
         return lax.dynamic_slice_in_dim(z, lax.axis_index(axis_name) * n, n)
 
     def local_key(key: PRNG) -> PRNG:
@@ -323,8 +328,6 @@ def make(
         if adaptive:
             metrics["sign"] = jnp.mean(jnp.sign(real_logits))
             metrics["augment"] = memory["augment"]
-            p = adapt(memory["augment"], metrics["sign"], len(real_logits), *adaptive)
-            memory = memory | {"augment": p}
         return value, (stats, memory, metrics)
 
     def g_objective(g: Player, d: Player, memory, inputs: Any, index, step):
@@ -358,35 +361,29 @@ def make(
     def update(player: Player, tx, objective, memory, inputs):
         """One optimiser step on ``objective(player, memory, inputs) -> (value, (stats, memory, metrics))``."""
 
-        def gradient(stats, memory, inputs):
+        def gradient(inputs):
             def of(params):
-                return objective(Player(params, stats, player.opt), memory, inputs)
+                return objective(player._replace(params=params), memory, inputs)
 
-            (_, (stats, memory, metrics)), grads = jax.value_and_grad(of, has_aux=True)(
-                player.params
-            )
-            return pmean(stats), memory, (grads, metrics)
+            (_, (stats, new, metrics)), grads = jax.value_and_grad(of, has_aux=True)(player.params)
+            return pmean(stats), new, (grads, metrics)
 
         if accumulate == 1:
-            stats, memory, (grads, metrics) = gradient(player.stats, memory, inputs)
+            stats, memory, (grads, metrics) = gradient(inputs)
         else:
             *rows, key = inputs
             rows = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), rows)
-            keys = jax.random.split(key, accumulate)
+            parts = (*rows, jax.random.split(key, accumulate))
 
-            def micro(carry, inputs):
-                stats, memory, total = carry
-                stats, memory, new = gradient(stats, memory, inputs)
-                return (stats, memory, jax.tree.map(jnp.add, total, new)), None
+            def micro(total, inputs):
+                return jax.tree.map(jnp.add, total, gradient(inputs)), None
 
-            shapes = jax.eval_shape(
-                gradient, player.stats, memory, jax.tree.map(lambda x: x[0], (*rows, keys))
-            )
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[2])
-            (stats, memory, total), _ = lax.scan(
-                micro, (player.stats, memory, zeros), (*rows, keys)
-            )
-            grads, metrics = jax.tree.map(lambda x: x / accumulate, total)
+            # Each from the same start, as on devices: one after the other, averages would move as often as there are
+            # micro-batches.
+            shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts))
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            total, _ = lax.scan(micro, zeros, parts)
+            stats, memory, (grads, metrics) = jax.tree.map(lambda x: x / accumulate, total)
         grads = pmean(grads)
         updates, opt = tx.update(grads, player.opt, player.params)
         params = optax.apply_updates(player.params, updates)
@@ -397,11 +394,22 @@ def make(
         """What an update of either player is computed from."""
         return real, y, local_latents(stream(key, "z"), real.shape[0]), key
 
+    def adapted(memory, metrics: Metrics, n: int):
+        """The memory after an update of D with n reals on each device.
+
+        Of all of them, for the sign of a mean is not the mean of the signs of micro-batches.
+        """
+        if not adaptive:
+            return memory
+        p = adapt(memory["augment"], metrics["sign"], everywhere(n), *adaptive)
+        return memory | {"augment": p}
+
     def d_update(state: GANState, real, y, index, key: PRNG):
         def objective(d, memory, inputs):
             return d_objective(state.g, d, memory, inputs, index, state.step)
 
-        return update(state.d, d_tx, objective, state.memory, draw(real, y, key))
+        d, memory, metrics = update(state.d, d_tx, objective, state.memory, draw(real, y, key))
+        return d, adapted(memory, metrics, len(real)), metrics
 
     def g_update(state: GANState, real, y, key: PRNG):
         def objective(g, memory, inputs):
@@ -431,7 +439,7 @@ def make(
         metrics = tuple(
             a[2] | {"grad_norm": _global_norm(x)} for a, x in zip(aux, grads, strict=True)
         )
-        return g, d, memory, metrics
+        return g, d, adapted(memory, metrics[1], len(real)), metrics
 
     def init(key: PRNG) -> GANState:
         labels = () if not classes else (jnp.zeros((2,), jnp.int32),)
