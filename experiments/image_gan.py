@@ -509,6 +509,13 @@ def _check(cfg: Config, axis_name: str | None) -> None:
     terms = _penalties(cfg.penalty)
     if cfg.batch_size % cfg.accumulate:
         raise UserError(f"--accumulate={cfg.accumulate}: must divide --batch_size={cfg.batch_size}")
+    devices = jax.device_count() if axis_name else 1
+    # A step of fewer rows than devices runs on one of them.
+    if cfg.batch_size * cfg.d_steps >= devices and cfg.batch_size % (cfg.accumulate * devices):
+        raise UserError(
+            f"--batch_size={cfg.batch_size}: must be a multiple of --accumulate={cfg.accumulate} times the"
+            f" {devices} devices of --parallel=pmap"
+        )
     if cfg.rule != "none":
         for name in ("d_steps", "accumulate"):
             if getattr(cfg, name) > 1:

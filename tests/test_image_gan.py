@@ -1,5 +1,6 @@
 """The flagship experiment: every preset, every option of the networks, what is refused, and resume with memory."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -334,6 +335,26 @@ def test_the_recipe_for_a_cpu_learns(optimised, tmp_path):
     assert run(*flags, "--sample_every=0", f"--workdir={tmp_path}") == 0
     found = json.loads((tmp_path / "result.json").read_text())["metrics"]
     assert 0 < found["test/FD"] < 130 and found["test/recall-k3"] > 0.1
+
+
+MULTIPLE = "^--batch_size=1[26]: must be a multiple of --accumulate=1?[16] times the 8 devices"
+
+
+@pytest.mark.parametrize(
+    "flags,fits",
+    [
+        (["--batch_size=16", "--accumulate=16"], False),
+        (["--batch_size=16", "--accumulate=2"], True),
+        (["--batch_size=12", "--d_steps=2"], False),  # of the 24 rows of a step each device has 3
+        (["--batch_size=4", "--accumulate=4"], True),  # on one device
+    ],
+)
+def test_each_device_cuts_its_rows_into_micro_batches(files, flags, fits):
+    cfg = config(f"--dataset={files(28, 1)}", "--net=mlp", *flags)
+    assert jax.device_count() == 8
+    expected = contextlib.nullcontext() if fits else pytest.raises(UserError, match=MULTIPLE)
+    with expected:
+        image_gan.build(cfg, axis_name="batch")
 
 
 @pytest.mark.parametrize("loss", [name for name in LOSSES if name != "began"])
