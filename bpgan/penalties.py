@@ -306,7 +306,7 @@ def orthogonal(off_diagonal: bool = True) -> Regulariser:
 
     def apply(scene: Scene, memory: Any) -> tuple[Array, Any]:
         def value(path: Any, leaf: Array) -> Array:
-            if getattr(path[-1], "key", None) != "kernel":
+            if getattr(path[-1] if path else None, "key", None) != "kernel":
                 return jnp.zeros((), leaf.dtype)
             matrix = leaf.reshape(-1, leaf.shape[-1])
             gram = jnp.matmul(matrix.T, matrix, precision=jax.lax.Precision.HIGHEST)

@@ -108,6 +108,8 @@ _IDLE: dict[str, dict[str, Any]] = {
     "gaussian1d": dict(width=_WIDTH),
 }
 """Flags that a problem makes no use of, and the only value that it takes."""
+_NO_KERNELS = ("dirac", "bilinear", "gaussian1d")
+"""Problems whose D has none, so that ``orthogonal`` is 0."""
 
 
 class Trail(NamedTuple):
@@ -405,9 +407,9 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
         norms = norms[norms > _TINY][-101:]
         if len(norms) > 1:
             found["factor"] = (norms[-1] / norms[0]) ** (1 / (len(norms) - 1))
-        if (
-            cfg.optimizer == "sgd" and cfg.rule != "optimistic"
-        ):  # else the step is no function of the point alone
+        fixed = not callable(optim.schedule(cfg.lr))
+        # Else the step is no function of the point alone.
+        if cfg.optimizer == "sgd" and cfg.rule != "optimistic" and fixed:
             jacobian = jax.jacobian(lambda w: moved(trail.state, w))(jnp.zeros(2, dtype))
             found["factor/known"] = max(abs(np.linalg.eigvals(np.asarray(jacobian, np.float64))))
         return {name: float(value) for name, value in found.items()}
@@ -485,6 +487,11 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
             raise UserError(
                 f"--{name}={cli.show(getattr(cfg, name))}: has no part in {why}; must be {cli.show(value)}"
             )
+    if cfg.problem in _NO_KERNELS and "orthogonal" in penalties_of(cfg.penalty):
+        raise UserError(
+            f"--penalty={cfg.penalty}: orthogonal has no part in --problem={cfg.problem}, whose D has no kernels;"
+            " must be without"
+        )
     steps = cfg.steps or max(1, round(cfg.epochs * toys.LENGTH / (cfg.batch_size * cfg.d_steps)))
     makers = {"gaussian1d": gaussian1d, "dirac": dirac, "bilinear": dirac, "lqg": lqg}
     return makers.get(cfg.problem, mixture)(cfg, steps)

@@ -292,6 +292,12 @@ def test_orthogonal_against_its_equation(x64, off_diagonal):
     assert not np.asarray(gradient["embed"]["embedding"]).any()
 
 
+def test_orthogonal_of_parameters_without_names_is_0():
+    """Such as a single array, which has no path."""
+    for params in (jnp.ones(3), [jnp.ones((2, 2))]):
+        assert orthogonal().apply(scene(params=params), None)[0] == 0
+
+
 def test_latent_consistency_wants_a_deaf_critic_and_a_lively_generator():
     """With G(z) = s z: D pays (s sum e)^2 for its response, and G gains the mean of (s e)^2."""
     s, near = 3.0, 0.05

@@ -84,6 +84,12 @@ def test_bilinear_factors(rule):
     np.testing.assert_allclose(found["factor"], known.get(rule, np.sqrt(0.81 + 0.01)), rtol=1e-4)
 
 
+def test_no_factor_is_known_of_a_step_size_that_changes():
+    """At the end of the schedule the step is the identity, and its radius 1 says nothing of the way there."""
+    found = measured(config("--preset=dirac", "--lr=linear:0.1:0", "--steps=20"))
+    assert "factor" in found and "factor/known" not in found
+
+
 def test_bilinear_is_the_wasserstein_game():
     with pytest.raises(UserError, match="--loss=hinge: --problem=bilinear"):
         toy_gan.build(config("--preset=bilinear", "--loss=hinge"))
@@ -381,6 +387,14 @@ def test_pictures_show_what_is_where():
         (
             ["--rule=optimistic", "--d_steps=2"],
             "--d_steps=2: has no part in --rule=optimistic; must be 1",
+        ),
+        *(
+            (
+                [f"--preset={name}", "--penalty=r1+orthogonal"],
+                f"--penalty=r1+orthogonal: orthogonal has no part in --problem={name}, whose D has no kernels;"
+                " must be without",
+            )
+            for name in ("dirac", "bilinear", "gaussian1d")
         ),
     ],
 )
