@@ -41,7 +41,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,12 @@ NETS = {
 }
 """Architectures, and the number that may follow each as in ``biggan:96``: channels (of ``r3gan``: blocks in a stage);
 0 where there is none."""
+_OPTIONS = {
+    "attention": {"sngan": "gd", "biggan": "gd"},
+    "spectral": {"cnn": "d", "sngan": "g"},
+    "norm": {"dcgan": "g", "lite": "g"},
+}
+"""What may follow after commas: of which architectures, and for which player it changes anything."""
 
 
 class Architecture(NamedTuple):
@@ -91,7 +97,7 @@ class Architecture(NamedTuple):
     size: int
     attention: int = 0
     spectral: bool = False
-    conditioning: Literal["concat", "norm"] = "concat"
+    norm: bool = False
 
 
 def _architecture(text: str) -> Architecture:
@@ -102,18 +108,14 @@ def _architecture(text: str) -> Architecture:
         raise ValueError(f"must be one of {names}; for D another one after a slash")
     found = Architecture(kind, int(size or NETS[kind]))
     for option in options:
-        key, _, value = option.partition("=")
-        if kind in ("sngan", "biggan") and key == "attention" and value.isdecimal():
-            found = found._replace(attention=int(value))
-        elif kind in ("cnn", "sngan") and option == "spectral":
-            found = found._replace(spectral=True)
-        elif kind in ("dcgan", "lite") and option == "norm":
-            found = found._replace(conditioning="norm")
-        else:
+        key, equals, value = option.partition("=")
+        sized = key == "attention"
+        if kind not in _OPTIONS.get(key, ()) or not (value.isdecimal() if sized else not equals):
             raise ValueError(
                 f"{option!r}: the options are attention=SIZE (sngan, biggan), spectral (cnn, sngan) and norm"
                 " (dcgan, lite: labels enter G's batch norms)"
             )
+        found = found._replace(**{key: int(value) if sized else True})
     return found
 
 
@@ -419,7 +421,7 @@ def _levels(shape: tuple[int, int, int]) -> int:
 def _generator(
     net: Architecture, shape: tuple[int, int, int], axis_name: str | None, **common: Any
 ) -> Net:
-    kind, size, attention, spectral, conditioning = net
+    kind, size, attention, spectral, norm = net
     if kind == "mlp":
         return linen_net(mlp.Generator(shape, **common))
     if kind in ("r3gan", "stylegan2"):
@@ -438,7 +440,8 @@ def _generator(
         return linen_net(module)
     widths = tuple(size << i for i in range(_levels(shape) + (kind == "lite")))[::-1]
     options: Any = dict(upsample="resize", output_gain=0.5) if kind == "lite" else {}
-    return linen_net(dcgan.Generator(shape, widths, conditioning=conditioning, **options, **common))
+    options["conditioning"] = "norm" if norm else "concat"
+    return linen_net(dcgan.Generator(shape, widths, **options, **common))
 
 
 def _discriminator(
@@ -507,6 +510,18 @@ def _check(cfg: Config, axis_name: str | None) -> None:
     """Raises UserError for flags that do not go with each other."""
     for_g, for_d = _nets(cfg.net)
     terms = _penalties(cfg.penalty)
+    # Without a slash an option is for the player that has a use for it.
+    for player, net in {"g": for_g, "d": for_d}.items() if "/" in cfg.net else ():
+        for option, users in _OPTIONS.items():
+            if getattr(net, option) and player not in users[net.kind]:
+                raise UserError(
+                    f"--net={cfg.net}: {option} has no part in {net.kind} as {player.upper()}; must be without"
+                )
+    if for_g.norm and cfg.condition == "none":
+        heads = ", ".join(("concat", "projection", *AUXILIARY))
+        raise UserError(
+            f"--net={cfg.net}: norm has no part in --condition=none; must be one of {heads}"
+        )
     if cfg.batch_size % cfg.accumulate:
         raise UserError(f"--accumulate={cfg.accumulate}: must divide --batch_size={cfg.batch_size}")
     devices = jax.device_count() if axis_name else 1
