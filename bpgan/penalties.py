@@ -273,7 +273,8 @@ def path_length(
     square of their slopes, which is smaller by sqrt(L) (independent slopes) to L: a weight counts more here.
 
     Args:
-      space: ``"w"``, the output of the module's method ``mapping``, or ``"z"`` for generators without one.
+      space: ``"w"``, the output of the module's method ``mapping``, or ``"z"`` for generators without one. Not for a
+        generator with batch norm: ``J^T y`` would add up what a latent does to the images of the others.
       decay: of a. shrink: 1 / share of the batch that is used.
     """
 
@@ -301,7 +302,8 @@ def orthogonal(off_diagonal: bool = True) -> Regulariser:
 
     Brock et al. 2019, arXiv:1809.11096, Eq. 3 (weight 1e-4); with ``off_diagonal=False`` ``|W^T W - I|_F^2`` of Brock
     et al. 2017, arXiv:1609.07093. BigGAN-PyTorch adds half this gradient: its weight 1e-4 is 5e-5 here. Of the arrays
-    called ``kernel``.
+    called ``kernel``, as they are stored: not for grouped ones (``nets.r3gan``), whose groups never meet, nor for
+    equalised ones (``nets.stylegan2``), which are scaled where they are used.
     """
 
     def apply(scene: Scene, memory: Any) -> tuple[Array, Any]:

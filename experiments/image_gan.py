@@ -157,7 +157,15 @@ class Term(NamedTuple):
 
 
 _CLIP = "clip"
-_OF_ONE_EXAMPLE = ("r1", "r2", "wgan_gp", "wgan_lp", "zero_gp", "dragan")  # gradients at x
+_OF_ONE_EXAMPLE = {
+    "d": ("r1", "r2", "wgan_gp", "wgan_lp", "zero_gp", "dragan"),
+    "g": ("path_length",),
+}
+"""By player: penalties that differentiate the network at each example as if there were no others."""
+_BATCH_NORM = {"d": ("cnn",), "g": ("dcgan", "lite", "cnn", "sngan", "biggan")}
+"""By player: networks whose batch norm mixes examples."""
+_KERNELS = {"r3gan": "grouped", "stylegan2": "scaled where they are used"}
+"""Networks whose kernels are not the matrices that ``orthogonal`` takes them for, and what they are."""
 
 
 def _penalties(text: str) -> list[Term]:
@@ -510,8 +518,9 @@ def _check(cfg: Config, axis_name: str | None) -> None:
     """Raises UserError for flags that do not go with each other."""
     for_g, for_d = _nets(cfg.net)
     terms = _penalties(cfg.penalty)
+    players = {"g": for_g, "d": for_d}
     # Without a slash an option is for the player that has a use for it.
-    for player, net in {"g": for_g, "d": for_d}.items() if "/" in cfg.net else ():
+    for player, net in players.items() if "/" in cfg.net else ():
         for option, users in _OPTIONS.items():
             if getattr(net, option) and player not in users[net.kind]:
                 raise UserError(
@@ -543,19 +552,24 @@ def _check(cfg: Config, axis_name: str | None) -> None:
             f"--augment={cfg.augment}: ada goes by the sign of D's logits, which means nothing with"
             f" --loss={cfg.loss}; must be one of {allowed}"
         )
-    for _, name, _, _ in terms:
+    for player, name, _, _ in terms:
+        net, flag = players[player], f"--penalty={'g.' * (player == 'g')}{name}"
         if name == _CLIP and cfg.rule == "optimistic":
             raise UserError(
                 "--penalty=clip: the steps of --rule=optimistic go beyond the bound; another rule keeps it"
             )
         if name == "path_length_w" and for_g.kind != "stylegan2":
+            raise UserError(f"{flag}: --net={for_g.kind} has no mapping, stylegan2 has")
+        if name in _OF_ONE_EXAMPLE[player] and net.kind in _BATCH_NORM[player]:
+            if player == "g" or not net.spectral:
+                others = {"d": "cnn,spectral has none", "g": "mlp, r3gan and stylegan2 have none"}
+                raise UserError(
+                    f"{flag}: needs a {player.upper()} that takes each example by itself; --net={net.kind} has"
+                    f" batch norm, {others[player]}"
+                )
+        if name == "orthogonal" and net.kind in _KERNELS:
             raise UserError(
-                f"--penalty=g.path_length_w: --net={for_g.kind} has no mapping; g.path_length does without"
-            )
-        if name in _OF_ONE_EXAMPLE and for_d.kind == "cnn" and not for_d.spectral:
-            raise UserError(
-                f"--penalty={name}: needs a D that scores each example by itself; --net=cnn has batch norm,"
-                " cnn,spectral has none"
+                f"{flag}: needs kernels that are matrices; those of --net={net.kind} are {_KERNELS[net.kind]}"
             )
 
 

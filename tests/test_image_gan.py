@@ -104,7 +104,8 @@ def test_networks_take_images_of_any_size(files, net, size, channels):
     [
         ["--condition=acgan=linear:0:1"],
         ["--condition=d2d", "--loss=hinge", "--net=dcgan:4"],
-        ["--penalty=r1+lecam=0.3+cr=10+bcr=1+zcr=5+dragan=1/2+g.path_length=2/4+g.zcr=0.5"],
+        ["--penalty=r1+lecam=0.3+cr=10+bcr=1+zcr=5+dragan=1/2+g.zcr=0.5+orthogonal+g.orthogonal"],
+        ["--penalty=orthogonal=1e-4+g.path_length=2/4", "--net=mlp/lite:4"],
         ["--penalty=wgan_gp=10", "--loss=wasserstein", "--d_steps=3", "--accumulate=2"],
         ["--penalty=clip=0.01", "--loss=wasserstein", "--lr=1e-4/4e-4"],
         ["--loss=began", "--net=dcgan:4/autoencoder:8", "--penalty=none"],
@@ -126,12 +127,11 @@ def test_options(files, flags):
         assert {a.dtype for a in jax.tree.leaves(player.params)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("net", ["lite:4", "stylegan2"])
+@pytest.mark.parametrize("net", ["lite:4", "mlp", "stylegan2"])
 def test_penalties_of_narrow_networks_are_not_narrow(files, net):
     """With bfloat16, every loss and penalty is float32, of fakes as of reals, of D as of G."""
-    penalty = "r2=1+wgan_gp=1+bcr=1+g.zcr=1+g.path_length=2" + "+g.path_length_w=2" * (
-        net == "stylegan2"
-    )
+    lengths = {"mlp": "+g.path_length=2", "stylegan2": "+g.path_length=2+g.path_length_w=2"}
+    penalty = "r2=1+wgan_gp=1+bcr=1+g.zcr=1" + lengths.get(net, "")
     flags = [f"--net={net}", f"--penalty={penalty}", "--precision=bfloat16", "--batch_size=8"]
     _, metrics = shapes_of_a_step(config(f"--dataset={files(28, 1)}", *flags))
     assert {"d/penalty", "g/penalty"} <= set(metrics)
@@ -175,8 +175,20 @@ def test_penalties_of_narrow_networks_are_not_narrow(files, net):
         (["--penalty=clip=linear:1:0"], "must be clip=BOUND, a number > 0"),
         (["--penalty=clip=0.01/5"], "every update is clipped"),
         (["--penalty=clip", "--rule=optimistic"], "--penalty=clip: the steps of --rule=optimistic"),
-        (["--penalty=g.path_length_w=2"], "--net=lite has no mapping"),
-        (["--penalty=wgan_gp=10", "--net=cnn"], "--penalty=wgan_gp: needs a D that scores"),
+        (["--penalty=g.path_length_w=2"], "--net=lite has no mapping, stylegan2 has"),
+        (["--penalty=wgan_gp=10", "--net=cnn"], "--penalty=wgan_gp: needs a D that takes each"),
+        *(
+            (
+                ["--penalty=g.path_length=2/4", f"--net={net}/mlp"],
+                f"a G that takes each example by itself; --net={net} has",
+            )
+            for net in ("lite", "dcgan", "cnn", "sngan", "biggan")
+        ),
+        (["--penalty=g.path_length", "--net=cnn,spectral"], "--penalty=g.path_length: needs a G"),
+        (["--penalty=orthogonal", "--net=mlp/r3gan"], "--penalty=orthogonal: needs kernels that"),
+        (["--penalty=g.orthogonal", "--net=r3gan/mlp"], "--net=r3gan are grouped"),
+        (["--penalty=orthogonal", "--net=stylegan2"], "those of --net=stylegan2 are scaled"),
+        (["--penalty=g.orthogonal", "--net=stylegan2"], "--penalty=g.orthogonal: needs kernels"),
         (["--accumulate=3"], "--accumulate=3: must divide --batch_size=64"),
         (["--rule=consensus", "--d_steps=2"], "--d_steps=2: must be 1 with --rule=consensus"),
         (["--preset=sngan-32", "--rule=consensus"], "--d_steps=5: must be 1 with"),
