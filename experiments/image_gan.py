@@ -604,7 +604,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     latents = distribution(dim, dtype)
     sampler, sample_latents = None, None
     if cfg.truncation and _nets(cfg.net)[0].kind == "stylegan2":
-        sampler = truncated(g_net, cfg.truncation, latents)
+        sampler = truncated(g_net, cfg.truncation, latents, classes=classes)
     elif cfg.truncation:
         if distribution is not gan.normal_latents:
             raise UserError(

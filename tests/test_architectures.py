@@ -663,12 +663,33 @@ def test_truncated_styles(classes):
             compiled(lambda *a: sampler.apply(*a, train=False)[0])(variables, z, *labels)
         )
 
+    options = dict(classes=classes, draws=16)
     np.testing.assert_allclose(
-        images(truncated(net, 1.0, latents, draws=16)), images(net), atol=1e-5
+        images(truncated(net, 1.0, latents, **options)), images(net), atol=1e-5
     )
-    still = images(truncated(net, 0.0, latents, draws=16))
+    still = images(truncated(net, 0.0, latents, **options))
     same = [np.allclose(still[0], other, atol=1e-6) for other in still]
     assert same == ([True, False, False, True, False, False] if classes else [True] * 6)
+
+
+def test_the_mean_style_is_that_of_each_row_s_class():
+    """``w' = m_y + (w - m_y) / 4``, the mean of every class taken once, whatever the number of rows."""
+
+    def apply(v, x, *labels, train, method):
+        if method == "synthesis":
+            return x, {}
+        return x + 10.0 * labels[0].reshape(-1, 1) ** 2, {}
+
+    latents = normal_latents(4)
+    sampler = truncated(Net(lambda key, z: {}, apply), 0.25, latents, classes=3, draws=16)
+    z, y = latents(jax.random.key(1), 6), jnp.array([2, 0, 0, 2, 1, 2])
+    found, _ = sampler.apply({}, z, y, train=False)
+    place = 10.0 * np.square(y).reshape(-1, 1)
+    mean = np.mean(latents(jax.random.key(0), 16), 0, keepdims=True) + place
+    np.testing.assert_allclose(found, mean + 0.25 * (z + place - mean), rtol=1e-5)
+    mapped = jax.make_jaxpr(lambda y: sampler.apply({}, z, y, train=False)[0])(y).eqns
+    lengths = [eqn.params["length"] for eqn in mapped if eqn.primitive.name == "scan"]
+    assert lengths == [3]
 
 
 def test_labels_as_channels():

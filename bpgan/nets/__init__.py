@@ -94,7 +94,9 @@ def labelled(discriminator: Net, classes: int) -> Net:
     return Net(init, apply)
 
 
-def truncated(generator: Net, psi: float, latents: Any, *, draws: int = 4096) -> Net:
+def truncated(
+    generator: Net, psi: float, latents: Any, *, classes: int = 0, draws: int = 4096
+) -> Net:
     """A generator with a mapping, its styles drawn towards their mean: ``w' = w_mean + psi (w - w_mean)``.
 
     Karras et al. 2019, arXiv:1812.04948, App. B. With labels, the mean is that of each row's class. It is taken over
@@ -104,6 +106,7 @@ def truncated(generator: Net, psi: float, latents: Any, *, draws: int = 4096) ->
       generator: of a module with methods ``mapping`` and ``synthesis``.
       psi: 1 changes nothing, 0 draws the mean alone.
       latents: ``(key, n) -> z[n, z]``.
+      classes: of the labels; 0: unconditional.
     """
 
     def apply(variables: Any, z: Any, *labels: Any, train: bool) -> tuple[Any, dict[str, Any]]:
@@ -115,7 +118,11 @@ def truncated(generator: Net, psi: float, latents: Any, *, draws: int = 4096) ->
             return jnp.mean(call(many, *repeated, method="mapping")[0], axis=0)
 
         w, _ = call(z, *labels, method="mapping")
-        centre = jax.lax.map(mean, *labels) if labels else mean()[None]
+        if labels:  # of every class once, however many rows there are
+            (y,) = labels
+            centre = jax.lax.map(mean, jnp.arange(classes, dtype=y.dtype))[y]
+        else:
+            centre = mean()[None]
         return call(centre + psi * (w - centre), method="synthesis")
 
     return Net(generator.init, apply)
