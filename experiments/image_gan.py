@@ -20,17 +20,18 @@ Presets: each with its --dataset, FASHION being idx:/usr/share/datasets/fashion-
          r3-64      folder:PATH,size=64, such as FFHQ. R3GAN: gamma 2 to 0.2, average over 0.5 million images. The
                     paper's networks are wider; its FID is 1.95. For a GPU; not measured.
          sngan-32   tfds:cifar10. mimicry's SNGAN: hinge, Adam (0, 0.9) at 2e-4 to 0 linearly, five updates of D to one
-                    of G, 100,000 of G. Its FID is 16.77 +- 0.04, 50,000 samples against the training set. For a GPU;
-                    not measured.
+                    of G, 100,000 of G. Its FID is 16.77 +- 0.04, 50,000 samples against the training set; D's shortcuts
+                    there see relu(x), here x. For a GPU; not measured.
          dcgan-32   tfds:cifar10. StudioGAN's DCGAN: its plain networks with batch norm in both, non-saturating, Adam
                     (0.5, 0.999) at 2e-4, two updates of D to one of G, 200,000 of G. Its FID is 48.3, 50,000 samples.
                     For a GPU; not measured.
          biggan-32  tfds:cifar10. StudioGAN's BigGAN: 384 channels in G, 192 in D, self-attention at 16 pixels, hinge,
                     Adam (0.5, 0.999) at 2e-4, five updates of D to one of G, 100,000 of G, average with decay 0.9999
-                    from the 1,000th on; batch norm's epsilon is BigGAN's 1e-5, not StudioGAN's 1e-4. Its FID is 4.16.
-                    For a GPU; not measured.
+                    from the 1,000th on; batch norm's epsilon is BigGAN's 1e-5, not StudioGAN's 1e-4, and D's shortcuts
+                    see x, not relu(x). Its FID is 4.16. For a GPU; not measured.
          stylegan2-32  tfds:cifar10. StyleGAN2 in small: non-saturating, R1 every 16th update with gamma = 0.0002 res^2
-                    / batch, path length every fourth, adaptive augmentation (arXiv:2006.06676). For a GPU; not
+                    / batch, path length every fourth, adaptive augmentation (arXiv:2006.06676); without style mixing,
+                    minibatch standard deviation and the correction of Adam for lazy penalties. For a GPU; not
                     measured.
 Papers:  Huang et al. 2025, arXiv:2501.05441 (R3GAN); Miyato et al. 2018, arXiv:1802.05957 (SNGAN); Brock et al. 2019,
          arXiv:1809.11096 (BigGAN); Karras et al. 2020, arXiv:1912.04958 (StyleGAN2); Lee & Town 2020,
@@ -281,7 +282,7 @@ class Config(cli.RunConfig):
     batch_size: int = cli.field(64, "examples per update of D, over all devices")
     precision: str = cli.field(
         "float32",
-        "arithmetic; with bfloat16 parameters, logits and penalties stay float32",
+        "arithmetic of the networks; with bfloat16 parameters are float32, and so are means of losses and penalties",
         choices=("float32", "bfloat16", "float64"),
     )
     log_every: str = cli.field("1ep")

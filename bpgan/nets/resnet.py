@@ -143,7 +143,8 @@ class UpBlock(nn.Module):
 class DownBlock(nn.Module):
     """``[b, h, w, i] -> [b, h', w', features]``: ReLU, 3x3, ReLU, 3x3, mean of 2x2; plus a shortcut.
 
-    The shortcut is a 1x1 convolution where channels or resolution change, else the identity.
+    The shortcut is a 1x1 convolution where channels or resolution change, else the identity. It sees x, as in the
+    Chainer code of the paper; in mimicry and StudioGAN, whose ReLU works in place, relu(x) but in the first block.
 
     Attributes:
       features: output channels.

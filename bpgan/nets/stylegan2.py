@@ -6,7 +6,10 @@ equalised learning rates. Where this file departs from the paper:
 - there are no noise inputs: an image is a function of z, and a step of its key;
 - resizing is ``upsample2`` before, and its counterpart ``downsample1331`` before, a 3x3 convolution of stride 1: the
   same filter [1, 3, 3, 1] as the paper's, edges repeated, and less work for D;
-- images end in tanh, so that they are bounded.
+- images end in tanh, so that they are bounded;
+- D has no minibatch standard deviation unless it is asked for;
+- training is without style mixing, and without the correction of Adam for penalties in every k-th update: its step
+  size times c, its decays to the power c, c = k / (k + 1).
 """
 
 import math
