@@ -2,8 +2,8 @@
 
 Every generator is a Linen module called as ``module(z, labels, train=bool)``, every discriminator as
 ``module(x, labels, train=bool)``; labels, int32 ``[b]``, are needed if its attribute ``classes`` is not 0, and ignored
-otherwise. The rest of bpgan never sees Linen: ``linen_net`` turns a module into the pure pair ``types.Net``, and
-nothing outside this package imports flax.
+otherwise. ``linen_net`` turns a module into the pure pair ``types.Net``, and what trains it never sees Linen: beside
+this package only the feature nets of ``metrics.features`` import flax.
 
 ========================  ======================================================================
 ``mlp``, ``dcgan``        perceptrons, strided convolutions
