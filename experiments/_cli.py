@@ -688,10 +688,12 @@ def restored(
     Args:
       workdir: the run directory.
       which: ``newest`` (of those that are sound), ``best`` by the metric of the run's ``--keep``, or a step.
-      changes: ``NAME=VALUE``, flags that are other than the run's, of those that may differ when it is resumed.
+      changes: ``NAME=VALUE``, flags that are other than the run's, of those that may differ when it is resumed, or
+        ``dataset``, where the run's data are now.
 
     Raises:
-      UserError: if there is no run or no sound checkpoint, or the run's flags are not those of this version.
+      UserError: if there is no run or no sound checkpoint, the run's flags are not those of this version, or a changed
+        ``dataset`` holds other data.
     """
     from bpgan.runtime import checkpoint, parallel
 
@@ -705,18 +707,28 @@ def restored(
     specs = flags_of(module.Config)
     if unknown := sorted(set(values) - set(specs)):
         raise UserError(f"{path}: was made by another version, with --{unknown[0]}")
+    may_change = sorted(f for f, spec in specs.items() if spec.restart_safe or f == "dataset")
     for text in changes:
         flag, _, value = text.partition("=")
-        if flag not in specs or not specs[flag].restart_safe:
-            allowed = ", ".join(sorted(f for f, spec in specs.items() if spec.restart_safe))
-            raise UserError(f"--flags={text}: of {name} may differ from the run's {allowed}")
+        if flag not in may_change:
+            allowed = ", ".join(may_change)
+            raise UserError(f"--flags={text}: cannot be changed in a run of {name}; only {allowed}")
         try:
             values[flag] = specs[flag].parse(value)
         except ValueError as error:
             raise UserError(f"--flags={text}: {error}") from None
     cfg = module.Config(**values)
     parallel.setup(precision=cfg.precision)
-    experiment = module.build(cfg)
+    try:
+        experiment = module.build(cfg)
+    except UserError as error:
+        hint = "; if the data have moved, --flags=dataset=... says where to"
+        moved = hint * str(error).startswith("--dataset=")
+        raise UserError(f"{path}: {error}{moved}") from None
+    before, now = record.get("data"), experiment.source.fingerprint
+    for text in changes:
+        if text.startswith("dataset=") and (not now or now != before):
+            raise UserError(f"--flags={text}: other data than those of the run {path}")
     program = parallel.compile(experiment.algorithm, experiment.source, seed=cfg.seed)
     if not (path / "checkpoints").is_dir():
         raise UserError(f"{path}: has no checkpoint")

@@ -99,7 +99,8 @@ class Config(cli.Config):
     n: int = cli.field(10_000, "samples to draw, or to use of --samples", low=10)
     flags: str = cli.field(
         "",
-        "flags that are to be other than the runs', for the samples: truncation=0.7 samples_of=draw",
+        "flags that are to be other than the runs', for the samples: truncation=0.7 samples_of=draw; or where their data"
+        " are now: dataset=folder:PATH",
         check=cli.assignments,
     )
     seed: int = cli.field(0, "of latents and subsets", low=0, high=2**32 - 1)
@@ -395,7 +396,7 @@ def _classifier(dataset: str, seed: int) -> Extractor:
             if code != cli.DONE:
                 raise UserError(f"--features=classifier: the net could not be trained on {dataset}")
     accuracy = json.loads(result.read_text())["metrics"]["test_accuracy"]
-    state = cli.restored(folder).state
+    state = cli.restored(folder, changes=[f"dataset={dataset}"]).state  # then under another name
     print(f"feature net of seed {seed}: accuracy {accuracy:.4f} on the test split")
     name = f"classifier{seed}"
     return features.extractor(state.params, classes=max(train.classes, 2), name=name)

@@ -62,6 +62,36 @@ def test_a_run_is_evaluated_from_its_checkpoint(gan, tmp_path, capsys):
 
 
 @pytest.mark.medium
+def test_a_run_whose_data_have_moved(tmp_path, monkeypatch, capsys):
+    """It is resumed and evaluated with the same data elsewhere, and with no others."""
+    rng = np.random.default_rng(0)
+    monkeypatch.chdir(tmp_path)
+    for name in ("here.npz", "others.npz"):
+        np.savez(name, x=rng.integers(0, 256, (60, 8, 8), np.uint8), y=np.arange(60) % 2)
+    flags = ["--preset=smoke", "--net=mlp", "--notensorboard", "--workdir=run"]
+
+    def train(dataset, steps):
+        argv = [*flags, f"--dataset={dataset}", f"--steps={steps}"]
+        return cli.run(mnist_gan.Config, mnist_gan.build, mnist_gan.PRESETS, argv)
+
+    assert train("npz:here.npz", 4) == 0
+    os.mkdir("there")
+    os.rename("here.npz", "there/there.npz")
+    argv = ["--run=run", "--n=50", *FLAGS, "--workdir=out"]
+    capsys.readouterr()
+    assert run(*argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: run: --dataset=npz:here.npz: ") and "--flags=dataset=" in error
+    assert run(*argv, "--flags=dataset=npz:others.npz") == 2
+    said = "error: --flags=dataset=npz:others.npz: other data than those of the run run\n"
+    assert capsys.readouterr().err == said
+    assert run(*argv, "--flags=dataset=npz:there/there.npz") == 0
+    assert values(tmp_path / "out")
+    assert train(f"npz:{tmp_path}/there/there.npz", 6) == 0
+    assert cli.restored("run").step == 6
+
+
+@pytest.mark.medium
 def test_several_runs_give_a_mean_and_a_deviation(gan, tmp_path, capsys):
     other = tmp_path / "other"
     flags = ["--preset=smoke", "--net=mlp", "--notensorboard", "--seed=1", f"--workdir={other}"]

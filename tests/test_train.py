@@ -15,7 +15,7 @@ from bpgan.algorithms import gan
 from bpgan.losses import LOSSES
 from bpgan.nets import dcgan, linen_net
 from bpgan.penalties import PENALTIES, lecam
-from bpgan.runtime import parallel, report, train
+from bpgan.runtime import parallel, report, run, train
 from bpgan.runtime.checkpoint import Checkpoints, Keep
 from bpgan.types import UserError
 
@@ -310,6 +310,29 @@ def test_changed_configuration_is_refused_by_name(straight):
     with pytest.raises(UserError, match=r"--lr was 0.01, now 0.02"):
         fit(straight, 13, config={"lr": 0.02, "steps": 13})
     assert (straight / "config.json").read_bytes() == before
+
+
+def test_a_run_follows_its_data_to_another_path(tmp_path):
+    """``dataset`` may differ if the content of the data is known to be the same, and only then."""
+    options = dict(name="test", restart_safe=frozenset())
+    moved = dict(config={"dataset": "folder:b", "lr": 1}, **options)
+    for data_of_run, now, refused in (
+        ("abc", "abc", False), ("abc", "abd", True), ("", "", True), ("abc", "", True),
+    ):  # fmt: skip
+        path = run.open_run(
+            tmp_path / f"{data_of_run}-{now}", config={"dataset": "folder:a", "lr": 1}, **options
+        )
+        record = {"experiment": "test", "config": {"dataset": "folder:a", "lr": 1}}
+        (path / "config.json").write_text(json.dumps(record | {"data": data_of_run}))
+        (path / "metrics.jsonl").write_text('{"step": 1}\n')
+        if refused:
+            with pytest.raises(UserError, match="--dataset was 'folder:a', now 'folder:b'"):
+                run.open_run(path, fingerprint=now, **moved)
+        else:
+            assert run.open_run(path, fingerprint=now, **moved) == path
+            with pytest.raises(UserError, match="--lr was 1, now 2"):
+                other = {"dataset": "folder:b", "lr": 2}
+                run.open_run(path, config=other, fingerprint=now, **options)
 
 
 def test_workdir_that_is_a_file_is_refused(tmp_path):

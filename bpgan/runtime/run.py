@@ -44,7 +44,7 @@ def open_run(
     Raises:
       UserError: if the directory cannot be written, holds something else than a run of experiment ``name``, or a run
         whose config differs in a field that is not ``restart_safe`` or whose data had another ``fingerprint``. Nothing
-        in it is changed then.
+        in it is changed then. Another ``dataset`` is no difference if the fingerprint is the same: the data have moved.
     """
     path = pathlib.Path(workdir)
     try:
@@ -69,10 +69,12 @@ def open_run(
             raise UserError(f"--workdir={workdir}: its config.json is not a bpgan record") from None
         if old_name != name:
             raise UserError(f"--workdir={workdir}: holds a run of {old_name}, not of {name}")
+        before = old.get("data", "")
+        free = restart_safe | {"dataset"} if fingerprint and fingerprint == before else restart_safe
         changed = [
             f"--{field} was {old_config.get(field)!r}, now {config.get(field)!r}"
             for field in sorted(set(config) | set(old_config))
-            if field not in restart_safe and config.get(field) != old_config.get(field)
+            if field not in free and config.get(field) != old_config.get(field)
         ]
         trained = report.read_metrics(path / "metrics.jsonl") or any(path.glob("checkpoints/*"))
         if changed and trained:
@@ -80,7 +82,6 @@ def open_run(
                 f"--workdir={workdir}: holds a run with another configuration ({'; '.join(changed)});"
                 " use the same flags to resume it or another workdir"
             )
-        before = old.get("data", "")
         if trained and fingerprint and before and before != fingerprint:
             raise UserError(
                 f"--workdir={workdir}: the data have changed since this run began (sha256 was {before[:12]}, now"
