@@ -99,8 +99,8 @@ class Config(cli.Config):
     n: int = cli.field(10_000, "samples to draw, or to use of --samples", low=10)
     flags: str = cli.field(
         "",
-        "flags that are to be other than the runs', for the samples: truncation=0.7 samples_of=draw; or where their data"
-        " are now: dataset=folder:PATH",
+        "flags that are to be other than the runs', for the samples: truncation=0.7 samples_of=draw; dataset=FORM where"
+        " the data of the runs have moved to",
         check=cli.assignments,
     )
     seed: int = cli.field(0, "of latents and subsets", low=0, high=2**32 - 1)
@@ -266,8 +266,9 @@ cannot be had, of samples without labels for example."""
 PIXELS = ("msssim", "cas")
 """Those that look at the images themselves: their names carry no feature net."""
 
-WHILE_TRAINING = ("fd", "kd", "prdc")
-"""Those of ``--eval_every``: quick ones that need neither labels nor the training images."""
+WHILE_TRAINING = {"fd": 2, "kd": 2, "prdc": 6}
+"""Those of ``--eval_every``: quick ones that need neither labels nor the training images, and how many images they need
+to compare with. Of prdc that is one more than the neighbours it looks for."""
 
 
 class Candidate(NamedTuple):
@@ -463,8 +464,16 @@ def monitors(
     numbers of the same checkpoint are the same.
 
     Raises:
-      UserError: if the feature net cannot be had.
+      UserError: if there are too few images to compare with, or the feature net cannot be had.
     """
+    needed = max(WHILE_TRAINING[name] for name in names)
+    test = data.load(dataset, "test").length
+    for length, what in ((validation.length, "held out"), (test, "in the test split")):
+        if length < needed:
+            raise UserError(
+                f"--eval_every: must be 0 for --dataset={dataset}: {length} images are {what},"
+                f" {','.join(names)} need {needed}"
+            )
     labelled = data.load(dataset, "train").classes > 1
     extractor = _classifier(dataset, SEEDS[0]) if labelled else effnet.extractor()
 

@@ -71,7 +71,7 @@ def monitored(
         return experiment
     from experiments import evaluate
 
-    names = metrics or evaluate.WHILE_TRAINING
+    names = metrics or tuple(evaluate.WHILE_TRAINING)
     validate, test = evaluate.monitors(experiment.algorithm, dataset, held, names)
     return experiment._replace(validate=validate, evaluate=test, prefers="min:eval/FD")
 

@@ -179,6 +179,31 @@ def test_the_worst_class():
     )
 
 
+@pytest.mark.parametrize(
+    "train, test, said",
+    [
+        (40, 10, "4 images are held out"),
+        (80, 3, "3 images are in the test split"),
+    ],
+)
+def test_too_few_images_to_evaluate_with_are_refused_first(
+    tmp_path, monkeypatch, train, test, said
+):
+    """Before the feature net is trained, let alone the GAN."""
+    monkeypatch.setattr(evaluate, "_classifier", lambda *_: pytest.fail("was trained"))
+    rng, arrays = np.random.default_rng(0), {}
+    for split, n in (("train", train), ("test", test)):
+        arrays[f"x_{split}"] = rng.integers(0, 256, (n, 8, 8), np.uint8)
+        arrays[f"y_{split}"] = np.arange(n) % 2
+    np.savez(tmp_path / "few.npz", **arrays)
+    dataset = f"npz:{tmp_path / 'few.npz'}"
+    flags = ["--preset=smoke", "--net=mlp", "--eval_every=1ep", f"--dataset={dataset}"]
+    with pytest.raises(UserError) as caught:
+        mnist_gan.build(cli.resolve(mnist_gan.Config, mnist_gan.PRESETS, flags))
+    must = f"--eval_every: must be 0 for --dataset={dataset}"
+    assert str(caught.value) == f"{must}: {said}, fd,kd,prdc need 6"
+
+
 def test_flags_are_of_runs():
     flags = ["--samples=mnist10k", "--dataset=mnist10k", "--flags=truncation=0.5"]
     with pytest.raises(UserError, match="--flags=truncation=0.5: of --run only"):
