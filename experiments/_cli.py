@@ -632,6 +632,11 @@ def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]
     eval_every = duration(cfg.eval_every, per_epoch)
     if eval_every and experiment.validate is None:
         raise UserError(f"--eval_every={cfg.eval_every}: {name} has nothing to evaluate; must be 0")
+    keep = _kept(cfg, experiment)
+    if keep.metric.startswith("eval/") and not eval_every:
+        raise UserError(
+            f"--keep={cfg.keep}: {keep.metric} is found by --eval_every, which is {cfg.eval_every}; must be > 0"
+        )
     return dict(
         name=name,
         restart_safe=restart_safe(type(cfg)),
@@ -641,7 +646,7 @@ def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]
         checkpoint_every=duration(cfg.checkpoint_every, per_epoch),
         eval_every=eval_every,
         pause=max(1, round(cfg.pause_at * steps)) if cfg.pause_at < 1 else 0,
-        keep=_kept(cfg, experiment),
+        keep=keep,
         on_anomaly=cfg.on_anomaly,
         tensorboard=cfg.tensorboard,
     )

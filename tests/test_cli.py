@@ -262,6 +262,13 @@ def test_run_hands_the_loop_steps_not_epochs(fit):
     assert fit.setup == {"precision": "float64"}
 
 
+def test_keep_by_what_only_evaluations_find_needs_them(fit, capsys):
+    argv = ["--keep=3,best=1,min:eval/FD"]
+    assert run(*argv) == 2 and fit.kwargs is None
+    said = "--keep=3,best=1,min:eval/FD: eval/FD is found by --eval_every, which is 0; must be > 0"
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
 def test_known_values_stand_beside_measured_ones():
     found = {"modes": 8.0, "modes/known": 8.0, "kl": 0.0012345678, "b/known": 1.0, "best/kl": 2.0}
     rows = cli._rows(found)

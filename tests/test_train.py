@@ -439,6 +439,14 @@ def test_a_checkpoint_is_not_ranked_by_the_evaluation_of_another_step(tmp_path):
     assert kept == {6, 8, 9}
 
 
+def test_keep_by_what_is_not_logged_is_refused_before_the_first_step(tmp_path):
+    with pytest.raises(
+        UserError, match="--keep: accuracy is not logged by this run; known: d/fake, .*d/loss"
+    ):
+        fit(tmp_path / "run", 4, keep=Keep.parse("3,best=1,max:accuracy"))
+    assert not report.read_metrics(tmp_path / "run/metrics.jsonl")
+
+
 def test_keep_by_what_is_not_evaluated_is_refused(tmp_path):
     options = EVALUATED | {"keep": Keep.parse("2,best=1,min:eval/distanze")}
     with pytest.raises(

@@ -16,7 +16,7 @@ import statistics
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -390,9 +390,7 @@ class _Run:
         ranks = {k: v for k, v in known if not k.startswith(_EVAL)} | dict(evaluated)
         due = evaluated if keep.metric.startswith(_EVAL) else ranks
         if keep.metric and due and keep.metric not in due:
-            raise UserError(
-                f"--keep: {keep.metric} is not logged by this run; known: {', '.join(due)}"
-            )
+            raise _not_logged(keep, due)
         self.checkpoints.save(step, carry, ranks)
         self.saved = step
 
@@ -449,6 +447,7 @@ def _fit(
             return [each.result for each in runs if each.result is not None]
         with seconds("compile"):
             program = compiled()
+        _check_rank(plan.keep, program.abstract.window.sums)
         found = []
         for each in runs:
             found.append(each.open(program.abstract))
@@ -616,6 +615,20 @@ def _summary(step: int, steps: int, lines: Sequence[Mapping[str, float]]) -> str
         f"step {step}/{steps}  {len(lines)} runs  {'  '.join(shown)}  {rate * len(lines):.4g} steps/s in all"
         f"  {left} left"
     )
+
+
+def _check_rank(keep: Keep, metrics: Iterable[str]) -> None:
+    """Refuses, before anything is trained, to rank checkpoints by what is none of the metrics of training.
+
+    Evaluations, samples and clocks have names that are known only once they are logged.
+    """
+    elsewhere = (_EVAL, "samples/", "time/")
+    if keep.metric and not keep.metric.startswith(elsewhere) and keep.metric not in metrics:
+        raise _not_logged(keep, metrics)
+
+
+def _not_logged(keep: Keep, known: Iterable[str]) -> UserError:
+    return UserError(f"--keep: {keep.metric} is not logged by this run; known: {', '.join(known)}")
 
 
 def _best(path: pathlib.Path, keep: Keep, abstract: Any) -> tuple[int, Any] | None:
