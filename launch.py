@@ -182,6 +182,10 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(f"--processes={chosen['processes']}: cannot be combined with --sweep")
     if sweeps:
         return _sweep(name, module, rest, sweeps, chosen, cluster)
+    its = cli.flags_of(module.Config)
+    for flag in (re.match(r"--?(\w+)", arg) for arg in rest):
+        if flag and flag[1] in cli.SWEEP_FLAGS and flag[1] not in its:
+            raise UserError(f"--{flag[1]}: has no effect without --sweep")
     cfg = cli.resolve(module.Config, module.PRESETS, rest, other_flags=cli.LAUNCHER_FLAGS)
     if chosen["root"] != "runs" and not cfg.workdir:
         folder = pathlib.Path(chosen["root"], name, cli.run_name(cfg, module.PRESETS))

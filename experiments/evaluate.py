@@ -63,6 +63,14 @@ def _checkpoint(text: str) -> None:
         raise ValueError("must be newest, best or a step")
 
 
+def runs_of(text: str) -> list[str]:
+    """The directories that ``--run`` names. Raises ValueError, saying what is allowed."""
+    paths = text.split(",") if text else []
+    if not all(paths):
+        raise ValueError("must be run directories, separated by commas")
+    return paths
+
+
 def names_of(text: str) -> list[str]:
     """The metrics that ``--metrics`` names. Raises ValueError, saying what is allowed."""
     names = list(METRICS) if text == "all" else text.split(",")
@@ -85,7 +93,9 @@ FEATURES: str = cli.field(
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.Config):
     run: str = cli.field(
-        "", "run directory; several, separated by commas: training seeds of one setting"
+        "",
+        "run directory; several, separated by commas: training seeds of one setting",
+        check=runs_of,
     )
     checkpoint: str = cli.field(
         "newest", "of the runs: newest, best (by their --keep) or a step", check=_checkpoint
@@ -302,9 +312,14 @@ def of_run(
     """Samples of a run's checkpoint, its flags with these changes, and the name of the dataset it was trained on.
 
     With ``turn`` the same latents under every label, too, if there are labels.
+
+    Raises:
+      UserError: as ``cli.restored``, or if the run draws no images.
     """
     run = cli.restored(path, checkpoint, changes)
     algorithm, dataset = run.experiment.algorithm, vars(run.config).get("dataset", "")
+    if algorithm.sample is None or not dataset:
+        raise UserError(f"--run={path}: must be of a model of images, and is of {run.name}")
     y = labels_of(algorithm, dataset, n, seed)
     x = cli.drawn(algorithm, run.state, seed=seed, n=n, labels=y)
     start = cli.trained(run.experiment, seed=run.config.seed, steps=0)
@@ -611,7 +626,7 @@ def run(cfg: Config) -> None:
     if cfg.run:
         options = cfg.checkpoint, cfg.n, cfg.seed, cli.assignments(cfg.flags)
         turn = "accuracy" in names_of(cfg.metrics)
-        pairs = [of_run(path, *options, turn=turn) for path in cfg.run.split(",")]
+        pairs = [of_run(path, *options, turn=turn) for path in runs_of(cfg.run)]
         candidates, trained_on = [pair[0] for pair in pairs], {pair[1] for pair in pairs}
         if not cfg.dataset and len(trained_on) > 1:
             raise UserError(
@@ -639,7 +654,7 @@ def run(cfg: Config) -> None:
     try:
         report.save_png(out / "samples.png", report.image_grid(candidates[0].x[:100]))
         _write(out / "metrics.json", rows)
-        for path in cfg.run.split(",") if cfg.run else ():
+        for path in runs_of(cfg.run):
             folder = pathlib.Path(path).expanduser()
             _write(folder / "metrics.json", [row for row in rows if row["of"] == path])
             print(f"added to {report.write_report(folder)}")

@@ -14,7 +14,7 @@ from bpgan import data
 from bpgan.metrics import features
 from bpgan.types import UserError
 from experiments import _cli as cli
-from experiments import classifier, evaluate, mnist_gan
+from experiments import classifier, evaluate, mnist_gan, toy_gan
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -286,6 +286,7 @@ def test_a_plug_must_return_a_matrix():
         ([], "--run or --samples is needed"),
         (["--run=a", "--samples=b"], "--run or --samples is needed"),
         (["--run=nowhere"], "nowhere: holds no run"),
+        (["--run=a,"], "--run=a,: must be run directories, separated by commas"),
         (["--samples=mnist10k"], "--dataset: is needed"),
         (["--samples=npz:none.npz", "--dataset=mnist10k"], "no such file"),
         (["--run=a", "--metrics=fid"], "'fid' is not a metric"),
@@ -299,6 +300,19 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, flags, message):
     assert run(*flags) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("module", [classifier, toy_gan])
+def test_runs_that_draw_no_images_are_named(tmp_path, capsys, module):
+    path = tmp_path / "run"
+    flags = ["--preset=smoke", "--steps=2", "--notensorboard", f"--workdir={path}"]
+    assert cli.run(module.Config, module.build, module.PRESETS, flags) == 0
+    capsys.readouterr()
+    assert run(f"--run={path}", f"--workdir={tmp_path / 'out'}") == 2
+    name = module.__name__.rpartition(".")[2]
+    said = f"error: --run={path}: must be of a model of images, and is of {name}\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.medium

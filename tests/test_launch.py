@@ -791,6 +791,8 @@ def test_a_killed_run_fails_the_sweep_with_1(home, tmp_path):
             ["--experiment=fake", "--sweep=lr=1", "--aim=min:x"],
             "--search=all: --aim=min:METRIC cannot",
         ),
+        (["--experiment=fake", "--samples=3"], "--samples: has no effect without --sweep"),
+        (["--experiment=fake", "--aim", "min:x"], "--aim: has no effect without --sweep"),
         (["--experiment=fake", "--list=x"], "--list=x: must be true or false"),
         (["--experiment=fake", "stray"], "unexpected argument 'stray'"),
         (
