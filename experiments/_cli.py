@@ -30,6 +30,7 @@ import pathlib
 import re
 import shlex
 import sys
+import tempfile
 import textwrap
 import typing
 import zlib
@@ -673,6 +674,21 @@ def _kept(cfg: RunConfig, experiment: Experiment) -> Any:
     if keep.metric or not experiment.prefers or not duration(cfg.eval_every, 1.0):
         return keep
     return checkpoint.Keep.parse(f"{cfg.keep},best=1,{experiment.prefers}")
+
+
+def writable(folder: str | os.PathLike, given: str) -> pathlib.Path:
+    """The folder, made if need be. For before anything is computed that is to be written there.
+
+    Raises:
+      UserError: that names the flag ``given``, ``--workdir=x``, if no file can be made in it.
+    """
+    path = pathlib.Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()  # on some disks only a try tells
+    except OSError as error:
+        raise UserError(f"{given}: cannot be written ({error.strerror})") from None
+    return path
 
 
 class Restored(NamedTuple):

@@ -18,7 +18,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,6 +145,7 @@ def run(cfg: Config) -> None:
     """
     from bpgan.runtime import report
 
+    out = cli.writable(cfg.workdir, f"--workdir={cfg.workdir}")
     train, test = (data.load(cfg.dataset, split, mirror=cfg.mirror) for split in ("train", "test"))
     for split in (train, test):
         mean, std = (", ".join(f"{v:.4f}" for v in values) for values in (split.mean, split.std))
@@ -167,7 +167,6 @@ def run(cfg: Config) -> None:
         "duplicates": found,
         "grid": {"classes": classes, "seed": cfg.seed},
     }
-    out = pathlib.Path(cfg.workdir)
     try:
         report.save_png(out / "grid.png", report.image_grid(images, columns=COLUMNS))
         temporary = out / "dataset.json.tmp"

@@ -24,6 +24,7 @@ import json
 import os
 import pathlib
 import statistics
+import sys
 import time
 import zipfile
 import zlib
@@ -612,10 +613,10 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def run(cfg: Config) -> None:
-    """Evaluates, prints the table and writes ``metrics.json``.
+    """Evaluates, prints the table and writes ``metrics.json``; a run's directory that cannot take it is a warning.
 
     Raises:
-      UserError: for runs or samples that cannot be read, or do not fit the dataset.
+      UserError: for runs or samples that cannot be read, or do not fit the dataset; if ``--workdir`` cannot be written.
     """
     from bpgan.runtime import report
 
@@ -623,6 +624,9 @@ def run(cfg: Config) -> None:
         raise UserError("--run or --samples is needed, and not both")
     if cfg.samples and cfg.flags:
         raise UserError(f"--flags={cfg.flags}: of --run only; must be empty with --samples")
+    if cfg.samples and not cfg.dataset:
+        raise UserError("--dataset: is needed with --samples")
+    out = cli.writable(cfg.workdir, f"--workdir={cfg.workdir}")
     if cfg.run:
         options = cfg.checkpoint, cfg.n, cfg.seed, cli.assignments(cfg.flags)
         turn = "accuracy" in names_of(cfg.metrics)
@@ -635,8 +639,6 @@ def run(cfg: Config) -> None:
         dataset = cfg.dataset or trained_on.pop()
     else:
         candidates, dataset = [of_samples(cfg.samples, cfg.n, cfg.seed)], cfg.dataset
-    if not dataset:
-        raise UserError("--dataset: is needed with --samples")
     rows = []
     names = names_of(cfg.metrics)
     for extractor in extractors(cfg.features, dataset):
@@ -650,17 +652,20 @@ def run(cfg: Config) -> None:
         f" real: training images instead; seed {cfg.seed}"
     )
     print("\n".join(table(rows)))
-    out = pathlib.Path(cfg.workdir)
     try:
         report.save_png(out / "samples.png", report.image_grid(candidates[0].x[:100]))
         _write(out / "metrics.json", rows)
-        for path in runs_of(cfg.run):
-            folder = pathlib.Path(path).expanduser()
-            _write(folder / "metrics.json", [row for row in rows if row["of"] == path])
-            print(f"added to {report.write_report(folder)}")
     except OSError as error:
         raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
-    print(f"wrote {out / 'metrics.json'}")
+    print(f"wrote {out / 'metrics.json'}", flush=True)
+    for path in runs_of(cfg.run):
+        folder = pathlib.Path(path).expanduser()
+        try:
+            _write(folder / "metrics.json", [row for row in rows if row["of"] == path])
+            print(f"added to {report.write_report(folder)}")
+        except (OSError, UserError) as error:  # of a disk that is read-only, of a damaged log
+            where = f"the numbers are in {out / 'metrics.json'}"
+            print(f"warning: not added to the report of {path} ({error}); {where}", file=sys.stderr)
 
 
 def _write(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:

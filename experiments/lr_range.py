@@ -18,7 +18,6 @@ successive halving over the step size of both players (times ``--g_lr`` and ``--
 import dataclasses
 import importlib
 import json
-import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,8 +95,8 @@ def run(cfg: Config) -> None:
 
     if cfg.low >= cfg.high:
         raise UserError(f"--low={cfg.low}: must be < --high={cfg.high}")
-    system, folder = SYSTEMS[cfg.system], pathlib.Path(cfg.workdir)
-    module, flags = chosen(cfg)
+    system, (module, flags) = SYSTEMS[cfg.system], chosen(cfg)
+    folder = cli.writable(cfg.workdir, f"--workdir={cfg.workdir}")
     parallel.setup(precision=flags.precision)
     lrs = np.geomspace(cfg.low, cfg.high, cfg.steps)
     algorithm = ramped(module, flags, system.flag, optim.geometric(cfg.low, cfg.high, cfg.steps))
@@ -125,7 +124,6 @@ def run(cfg: Config) -> None:
         "tenth": tenth,
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "lr_range.json").write_text(json.dumps(record))
         title = f"{cfg.system}, {cfg.dataset}: {system.loss}, {cfg.seeds} seeds"
         smooth = np.stack([each.smooth for each in found])

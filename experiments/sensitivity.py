@@ -12,7 +12,6 @@ draws of them. Along each ladder of growing damage the Fréchet distance must gr
 """
 
 import dataclasses
-import pathlib
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -245,6 +244,7 @@ def run(cfg: Config) -> None:
     Raises:
       UserError: as ``look``; if the directory cannot be written.
     """
+    path = cli.writable(cfg.workdir, f"--workdir={cfg.workdir}") / "sensitivity.md"
     text = []
     for extractor in evaluate.extractors(cfg.features, cfg.dataset):
         sight = look(cfg, extractor)
@@ -257,9 +257,7 @@ def run(cfg: Config) -> None:
             "",
         ]
     print("\n".join(text))
-    path = pathlib.Path(cfg.workdir) / "sensitivity.md"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(text))
     except OSError as error:
         raise UserError(f"--workdir={path.parent}: cannot be written ({error.strerror})") from None

@@ -230,7 +230,7 @@ def test_mistakes_are_one_line(folders, capsys, monkeypatch):
             "--dataset=tfds:mnist",
             "--mirror=ftp://host",
         ): "--mirror=ftp://host: must be an http or https URL",
-        ("--workdir=file/x",): "--workdir=file/x: cannot write",
+        ("--workdir=file/x",): "--workdir=file/x: cannot be written",
         ("--seed=-1",): "--seed=-1",
     }
     for flags, message in cases.items():

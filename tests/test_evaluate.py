@@ -92,6 +92,18 @@ def test_a_run_whose_data_have_moved(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.medium
+def test_a_run_that_cannot_take_its_numbers_is_a_warning(gan, tmp_path, capsys):
+    copy, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(gan, copy)
+    (copy / "metrics.json").unlink(missing_ok=True)
+    (copy / "metrics.json").mkdir()  # as unwritable for the superuser as for others
+    assert run(f"--run={copy}", "--n=50", *FLAGS, f"--workdir={out}") == 0
+    error = capsys.readouterr().err
+    assert error.startswith(f"warning: not added to the report of {copy} (") and values(out)
+    assert error.endswith(f"the numbers are in {out / 'metrics.json'}\n")
+
+
+@pytest.mark.medium
 def test_several_runs_give_a_mean_and_a_deviation(gan, tmp_path, capsys):
     other = tmp_path / "other"
     flags = ["--preset=smoke", "--net=mlp", "--notensorboard", "--seed=1", f"--workdir={other}"]
@@ -286,6 +298,7 @@ def test_a_plug_must_return_a_matrix():
         ([], "--run or --samples is needed"),
         (["--run=a", "--samples=b"], "--run or --samples is needed"),
         (["--run=nowhere"], "nowhere: holds no run"),
+        (["--run=nowhere", "--workdir=/proc/x"], "--workdir=/proc/x: cannot be written"),
         (["--run=a,"], "--run=a,: must be run directories, separated by commas"),
         (["--samples=mnist10k"], "--dataset: is needed"),
         (["--samples=npz:none.npz", "--dataset=mnist10k"], "no such file"),

@@ -10,6 +10,7 @@ import pytest
 
 import launch
 from bpgan import data, optim
+from bpgan.runtime import parallel
 from bpgan.types import stream
 from experiments import _cli as cli
 from experiments import _search as search
@@ -152,13 +153,15 @@ def test_every_system_has_a_range(tmp_path, system):
     assert np.isfinite(record["loss"]).all() and (tmp_path / "lr_range.png").exists()
 
 
-def test_mistakes_are_one_line(tmp_path, capsys):
+def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(parallel, "recorded", lambda *_, **__: pytest.fail("was computed"))
     for argv, said in (
         (["--low=1", "--high=0.1"], "--low=1.0: must be < --high=0.1"),
         (["--system=gan"], "--system=gan: must be one of classifier, vae, d"),
         (["--flags=nett=cnn"], "--nett: unknown flag; did you mean --net?"),
         (["--flags=net='mlp"], "--flags=net='mlp: must be NAME=VALUE"),
         (["--flags=--net=mlp"], "--flags=--net=mlp: must be NAME=VALUE, several separated by"),
+        (["--workdir=/proc/x"], "--workdir=/proc/x: cannot be written"),
         (["--flags=net"], "--flags=net: must be NAME=VALUE"),
     ):
         assert go(tmp_path, *argv) == 2

@@ -81,9 +81,11 @@ def test_tables(sight):
     [
         (["--n=3000"], "--n=3000: must be at most a quarter of the 9000 images"),
         (["--metrics=fid"], "'fid' is not a metric"),
+        (["--workdir=/proc/x"], "--workdir=/proc/x: cannot be written"),
     ],
 )
-def test_mistakes_are_one_line(flags, message, capsys, tmp_path):
+def test_mistakes_are_one_line(flags, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "embed", lambda *_: pytest.fail("was computed"))
     argv = ["--preset=smoke", f"--workdir={tmp_path}", *flags]
     assert cli.run(sensitivity.Config, sensitivity.run, sensitivity.PRESETS, argv) == 2
     error = capsys.readouterr().err
