@@ -713,8 +713,8 @@ def restored(
         ``dataset``, where the run's data are now.
 
     Raises:
-      UserError: if there is no run or no sound checkpoint, the run's flags are not those of this version, or a changed
-        ``dataset`` holds other data.
+      UserError: if there is no run or no sound checkpoint, the run's flags are not those of this version or have values
+        that are not allowed, or a changed ``dataset`` holds other data.
     """
     from bpgan.runtime import checkpoint, parallel
 
@@ -723,11 +723,16 @@ def restored(
         record = json.loads((path / "config.json").read_text())
         name, values = record["experiment"], dict(record["config"])
         module = importlib.import_module(f"experiments.{name}")
-    except (OSError, ValueError, KeyError, TypeError, ImportError):
+        build, specs = module.build, flags_of(module.Config)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError):
         raise UserError(f"{path}: holds no run of an experiment (config.json)") from None
-    specs = flags_of(module.Config)
     if unknown := sorted(set(values) - set(specs)):
         raise UserError(f"{path}: was made by another version, with --{unknown[0]}")
+    for flag, value in values.items():
+        try:
+            values[flag] = specs[flag].validate(value)
+        except ValueError as error:
+            raise UserError(f"{path}: --{flag}={show(value)} (config.json): {error}") from None
     may_change = sorted(f for f, spec in specs.items() if spec.restart_safe or f == "dataset")
     for text in changes:
         flag, _, value = text.partition("=")
@@ -741,7 +746,7 @@ def restored(
     cfg = module.Config(**values)
     parallel.setup(precision=cfg.precision)
     try:
-        experiment = module.build(cfg)
+        experiment = build(cfg)
     except UserError as error:
         hint = "; if the data have moved, --flags=dataset=... says where to"
         moved = hint * str(error).startswith("--dataset=")

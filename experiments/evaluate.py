@@ -387,6 +387,7 @@ def _named(metric: str, extractor: Extractor) -> str:
 def _classifier(dataset: str, seed: int) -> Extractor:
     """The features of a run of the classifier experiment, kept by the content of its data and its settings."""
     from bpgan.metrics.features import classifier as features
+    from bpgan.runtime import report
 
     train = data.load(dataset, "train")
     if train.classes < 2:
@@ -402,7 +403,7 @@ def _classifier(dataset: str, seed: int) -> Extractor:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:  # the runs of a sweep ask for it together
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not result.exists() or json.loads(result.read_text())["status"] != "done":
+        if report.read_json(result).get("status") != "done":  # or damaged
             print(
                 f"training the feature net of seed {seed} on {dataset}, once: {folder}", flush=True
             )
@@ -412,7 +413,7 @@ def _classifier(dataset: str, seed: int) -> Extractor:
                 raise cli.Interrupted
             if code != cli.DONE:
                 raise UserError(f"--features=classifier: the net could not be trained on {dataset}")
-    accuracy = json.loads(result.read_text())["metrics"]["test_accuracy"]
+    accuracy = report.read_json(result)["metrics"]["test_accuracy"]
     state = cli.restored(folder, changes=[f"dataset={dataset}"]).state  # then under another name
     print(f"feature net of seed {seed}: accuracy {accuracy:.4f} on the test split")
     name = f"classifier{seed}"

@@ -222,10 +222,22 @@ def test_damaged_files_are_no_traceback(folder):
     (folder / "junk/config.json").write_text("[1, 2")
     (folder / "a/0.1_0/metrics.jsonl").write_text("not json\n{}\n")
     (folder / "a/0.1_1/result.json").write_text('{"status": "done", "step": 30, "metrics": [')
+    (folder / "a/0.1_2/result.json").write_text('{"status": "done", "step": "30"}')
+    (folder / "a/0.01_0/metrics.jsonl").write_text('{"step": "9"}\n')
+    (folder / "a/0.01_0/result.json").unlink()
+    config = {"lr": ["x"], "seed": {}}
+    (folder / "a/0.01_1/config.json").write_text(json.dumps({"experiment": "x", "config": config}))
     runs = compare.read([folder])
-    assert len(runs) == 6
-    assert {r.status for r in runs} >= {"done", "unfinished"}
+    assert {r.path.name: r.status for r in runs} == {
+        "0.1_0": "done",  # its result is whole
+        "0.1_1": "damaged",
+        "0.1_2": "damaged",
+        "0.01_0": "damaged",
+        "0.01_1": "done",
+        "0.01_2": "done",
+    }
     compare.write(runs, "", folder)
+    report.write_report(folder / "a/0.1_2")
 
 
 class Page(html.parser.HTMLParser):

@@ -316,6 +316,41 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, flags, message):
 
 
 @pytest.mark.medium
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"config": {"batch_size": "x"}}, "--batch_size=x (config.json): must be a whole number"),
+        ({"config": {"net": 4}}, "--net=4 (config.json): must be text"),
+        ({"config": {"keep": "no"}}, "--keep=no (config.json): must be N or N,best=M"),
+        ({"experiment": "evaluate"}, "holds no run of an experiment (config.json)"),
+        ({"experiment": 4}, "holds no run of an experiment (config.json)"),
+    ],
+)
+def test_damaged_records_are_one_line(gan, tmp_path, capsys, change, said):
+    record = json.loads((gan / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert run(f"--run={tmp_path}", f"--workdir={tmp_path / 'out'}") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}: {said}") and error.count("\n") == 1
+
+
+@pytest.mark.medium
+def test_a_feature_net_is_found_for_moved_data_and_made_again_if_damaged(tmp_path, monkeypatch):
+    monkeypatch.setenv("BPGAN_DATA_DIR", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", x=rng.integers(0, 256, (60, 8, 8), np.uint8), y=np.arange(60) % 2)
+    dataset = f"npz:{tmp_path / 'x.npz'}"
+    net = evaluate._classifier.__wrapped__(dataset, 0)
+    os.rename(tmp_path / "x.npz", tmp_path / "y.npz")
+    dataset = f"npz:{tmp_path / 'y.npz'}"
+    assert evaluate._classifier.__wrapped__(dataset, 0).sha256 == net.sha256
+    (result,) = tmp_path.glob("cache/features/*/result.json")
+    result.write_text(result.read_text()[:20])
+    assert evaluate._classifier.__wrapped__(dataset, 0).sha256 == net.sha256
+    assert json.loads(result.read_text())["status"] == "done"
+
+
+@pytest.mark.medium
 @pytest.mark.parametrize("module", [classifier, toy_gan])
 def test_runs_that_draw_no_images_are_named(tmp_path, capsys, module):
     path = tmp_path / "run"

@@ -57,8 +57,9 @@ def test_truncation_keeps_bytes_and_drops_a_torn_line(tmp_path):
     assert report.read_metrics(tmp_path / "none") == []
 
 
-def test_damaged_log_is_named(tmp_path):
-    (tmp_path / "m.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+@pytest.mark.parametrize("line", ["nonsense", '{"step": "9"}', '{"step": 1e400}', "[]", "{}"])
+def test_damaged_log_is_named(tmp_path, line):
+    (tmp_path / "m.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
     with pytest.raises(UserError, match=r"m.jsonl: line 2 is not a log line"):
         report.read_metrics(tmp_path / "m.jsonl")
 

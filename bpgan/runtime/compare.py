@@ -53,7 +53,8 @@ class Run(NamedTuple):
       path: of the directory.
       experiment: its name.
       config: flags.
-      status: ``done``, ``paused``, ``interrupted``, ``non-finite``, ``anomaly``, or ``unfinished``: going on or killed.
+      status: ``done``, ``paused``, ``interrupted``, ``non-finite``, ``anomaly``, ``unfinished``: going on or killed, or
+        ``damaged`` where its result or, without a result, its log cannot be read.
       step, images, seconds: how far it is; images are None where the record does not say how many a step takes.
       final, best: of each metric the last value, and the best one logged.
       curves: ``(steps, values)`` of each metric, thinned.
@@ -144,23 +145,24 @@ def _read(path: pathlib.Path) -> Run | None:
     name, config = record.get("experiment"), record.get("config")
     if not isinstance(name, str) or not isinstance(config, dict):
         return None
-    result = report.read_json(path / "result.json")
+    result = report.read_result(path)
+    damaged = not result and (path / "result.json").exists()
     points: dict[str, list[tuple[int, float]]] = {}
     try:
         log = report.read_metrics(path / "metrics.jsonl")
     except UserError:
-        log, result = [], {"status": "damaged log"} | result
+        log, damaged = [], True
     for line in log:
-        step = int(line["step"])
+        step = line["step"]
         for key, value in line.items():
             if key not in ("step", "epoch") and _is_number(value):
                 points.setdefault(key, []).append((step, float(value)))
-    step = max(int(log[-1]["step"]) if log else 0, int(result.get("step") or 0))
-    status = result.get("status", "unfinished") if result.get("step") == step else "unfinished"
+    step = max(log[-1]["step"] if log else 0, result.get("step", 0))
+    status = "damaged" if damaged else "unfinished"
+    if result.get("step") == step:
+        status = result.get("status", status)
     final = {key: pairs[-1][1] for key, pairs in points.items()}
-    told = result.get("metrics")
-    if isinstance(told, dict):
-        final |= {k: float(v) for k, v in told.items() if _is_number(v)}
+    final |= {k: float(v) for k, v in result.get("metrics", {}).items() if _is_number(v)}
     best, curves = dict(final), {}
     for key, pairs in points.items():
         steps, values = (np.array(each) for each in zip(*pairs, strict=True))

@@ -82,7 +82,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The lines of a ``metrics.jsonl``; none if there is no file. A torn last line is left out.
 
     Raises:
-      UserError: if any other line is not a JSON object with a step.
+      UserError: if any other line is not a JSON object with a step, a whole number.
     """
     return [line for line, _ in _lines(pathlib.Path(path))]
 
@@ -103,7 +103,8 @@ def _lines(path: pathlib.Path) -> list[tuple[dict[str, Any], int]]:
     while (end := raw.find(b"\n", start) + 1) > 0:
         try:
             line = json.loads(raw[start:end])
-            float(line["step"])
+            if type(line["step"]) is not int:
+                raise ValueError
         except (ValueError, TypeError, KeyError):
             number = len(lines) + 1
             raise UserError(
@@ -153,7 +154,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     if panels:
         _write_curves(path / "curves.png", run["experiment"], panels)
     where = "/".join(path.resolve().parts[-2:])
-    result, evaluation = read_json(path / "result.json"), _read_rows(path / "metrics.json")
+    result, evaluation = read_result(path), _read_rows(path / "metrics.json")
     frames = _frames(path)
     if len(frames) > 1:
         _write_gif(path / "samples.gif", [png for _, png in frames])
@@ -171,6 +172,13 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def read_result(workdir: pathlib.Path) -> dict[str, Any]:
+    """The ``result.json`` of a run; empty if there is none, or what it says of step and metrics is damaged."""
+    result = read_json(workdir / "result.json")
+    sound = type(result.get("step")) is int and isinstance(result.get("metrics", {}), dict)
+    return result if sound else {}
 
 
 def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
