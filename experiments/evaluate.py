@@ -6,6 +6,8 @@ Run:     python -m experiments.evaluate --run=runs/mnist_gan/default
          python -m experiments.evaluate --run=runs/mnist_gan/default_eval_every=1ep --checkpoint=best
              the checkpoint that a run with --eval_every found best on data held out of its training
          python -m experiments.evaluate --samples=folder:PATH --dataset=tfds:fashion_mnist
+         python -m experiments.evaluate --run=runs/mnist_gan/default --n=5000 --save=samples.npz
+             keeps the samples, too: --samples=npz:samples.npz reads them, and so does --dataset of every experiment
 Papers:  Heusel et al. 2017, arXiv:1706.08500; Binkowski et al. 2018, arXiv:1801.01401; Kynkaanniemi et al. 2019,
          arXiv:1904.06991; Naeem et al. 2020, arXiv:2002.09797; Meehan et al. 2020, arXiv:2004.05675.
 
@@ -64,6 +66,11 @@ def _checkpoint(text: str) -> None:
         raise ValueError("must be newest, best or a step")
 
 
+def _save(text: str) -> None:
+    if text and not text.endswith(".npz"):
+        raise ValueError("must be FILE.npz")
+
+
 def runs_of(text: str) -> list[str]:
     """The directories that ``--run`` names. Raises ValueError, saying what is allowed."""
     paths = text.split(",") if text else []
@@ -113,6 +120,12 @@ class Config(cli.Config):
         "flags that are to be other than the runs', for the samples: truncation=0.7 samples_of=draw; dataset=FORM where"
         " the data of the runs have moved to",
         check=cli.assignments,
+    )
+    save: str = cli.field(
+        "",
+        "FILE.npz for the samples that are evaluated: x, uint8 [n, h, w, c], and y where they have labels",
+        restart_safe=True,
+        check=_save,
     )
     seed: int = cli.field(0, "of latents and subsets", low=0, high=2**32 - 1)
 
@@ -617,7 +630,8 @@ def run(cfg: Config) -> None:
     """Evaluates, prints the table and writes ``metrics.json``; a run's directory that cannot take it is a warning.
 
     Raises:
-      UserError: for runs or samples that cannot be read, or do not fit the dataset; if ``--workdir`` cannot be written.
+      UserError: for runs or samples that cannot be read, or do not fit the dataset, and for a ``--workdir`` or
+        ``--save`` that cannot be written.
     """
     from bpgan.runtime import report
 
@@ -627,7 +641,14 @@ def run(cfg: Config) -> None:
         raise UserError(f"--flags={cfg.flags}: of --run only; must be empty with --samples")
     if cfg.samples and not cfg.dataset:
         raise UserError("--dataset: is needed with --samples")
+    if cfg.save and len(runs_of(cfg.run)) > 1:
+        raise UserError(f"--save={cfg.save}: holds the samples of one run; --run must name one")
     out = cli.writable(cfg.workdir, f"--workdir={cfg.workdir}")
+    file = pathlib.Path(cfg.save).expanduser()
+    if cfg.save:
+        cli.writable(file.parent, f"--save={cfg.save}")
+        if file.is_dir():
+            raise UserError(f"--save={cfg.save}: cannot be written (Is a directory)")
     if cfg.run:
         options = cfg.checkpoint, cfg.n, cfg.seed, cli.assignments(cfg.flags)
         turn = "accuracy" in names_of(cfg.metrics)
@@ -640,6 +661,8 @@ def run(cfg: Config) -> None:
         dataset = cfg.dataset or trained_on.pop()
     else:
         candidates, dataset = [of_samples(cfg.samples, cfg.n, cfg.seed)], cfg.dataset
+    if cfg.save:
+        save(file, candidates[0])
     rows = []
     names = names_of(cfg.metrics)
     for extractor in extractors(cfg.features, dataset):
@@ -667,6 +690,20 @@ def run(cfg: Config) -> None:
         except (OSError, UserError) as error:  # of a disk that is read-only, of a damaged log
             where = f"the numbers are in {out / 'metrics.json'}"
             print(f"warning: not added to the report of {path} ({error}); {where}", file=sys.stderr)
+
+
+def save(path: pathlib.Path, samples: Candidate) -> None:
+    """Writes samples as the datasets ``npz:FILE`` are read. Raises a UserError if the disk does not take them."""
+    arrays: dict[str, Any] = {"x": samples.x} | ({} if samples.y is None else {"y": samples.y})
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"--save={path}: cannot be written ({error.strerror})") from None
+    print(f"wrote {len(samples.x):,} samples to {path}", flush=True)
 
 
 def _write(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:

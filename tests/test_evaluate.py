@@ -163,6 +163,30 @@ def test_samples_from_a_file(files):
     assert found["shuffled"]["class-FD"] > 100 * abs(found["real"]["class-FD"]) + 100
 
 
+@pytest.mark.medium
+def test_samples_of_a_run_are_saved_and_read_back(gan, tmp_path):
+    file = tmp_path / "new" / "samples.npz"
+    flags = ["--dataset=mnist10k", "--n=60", *FLAGS]
+    assert run(f"--run={gan}", *flags, f"--save={file}", f"--workdir={tmp_path / 'a'}") == 0
+    found = cli.restored(gan)
+    with np.load(file) as saved:
+        assert list(saved) == ["x"]  # a GAN without labels
+        drawn = cli.drawn(found.experiment.algorithm, found.state, seed=0, n=60)
+        np.testing.assert_array_equal(saved["x"], drawn)
+    assert run(f"--samples=npz:{file}", *flags, f"--workdir={tmp_path / 'b'}") == 0
+    for name, row in values(tmp_path / "a").items():
+        np.testing.assert_allclose(values(tmp_path / "b")[name]["value"], row["value"], rtol=1e-6)
+
+
+def test_saved_samples_keep_their_labels(tmp_path):
+    file = tmp_path / "samples.npz"
+    flags = ["--samples=mnist10k", "--dataset=mnist10k", "--n=60", *FLAGS, f"--save={file}"]
+    assert run(*flags, f"--workdir={tmp_path / 'out'}") == 0
+    sets = [evaluate.of_samples("mnist10k", 60, 0), evaluate.of_samples(f"npz:{file}", 60, 0)]
+    a, b = (sorted((x.tobytes(), int(y)) for x, y in zip(s.x, s.y, strict=True)) for s in sets)
+    assert a == b
+
+
 def test_what_labels_do_to_samples():
     """Obeyed labels, labels that say nothing, and a generator that ignores them."""
     y = np.arange(1000) % 10
@@ -299,6 +323,9 @@ def test_a_plug_must_return_a_matrix():
         (["--run=a", "--samples=b"], "--run or --samples is needed"),
         (["--run=nowhere"], "nowhere: holds no run"),
         (["--run=nowhere", "--workdir=/proc/x"], "--workdir=/proc/x: cannot be written"),
+        (["--run=nowhere", "--save=x.png"], "--save=x.png: must be FILE.npz"),
+        (["--run=a,b", "--save=x.npz"], "--save=x.npz: holds the samples of one run"),
+        (["--run=nowhere", "--save=/proc/x.npz"], "--save=/proc/x.npz: cannot be written"),
         (["--run=a,"], "--run=a,: must be run directories, separated by commas"),
         (["--samples=mnist10k"], "--dataset: is needed"),
         (["--samples=npz:none.npz", "--dataset=mnist10k"], "no such file"),

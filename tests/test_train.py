@@ -314,25 +314,27 @@ def test_changed_configuration_is_refused_by_name(straight):
 
 def test_a_run_follows_its_data_to_another_path(tmp_path):
     """``dataset`` may differ if the content of the data is known to be the same, and only then."""
-    options = dict(name="test", restart_safe=frozenset())
-    moved = dict(config={"dataset": "folder:b", "lr": 1}, **options)
+
+    def open_run(path, dataset, lr, fingerprint):
+        config = {"dataset": dataset, "lr": lr}
+        return run.open_run(
+            path, name="test", config=config, restart_safe=frozenset(), fingerprint=fingerprint
+        )
+
     for data_of_run, now, refused in (
         ("abc", "abc", False), ("abc", "abd", True), ("", "", True), ("abc", "", True),
     ):  # fmt: skip
-        path = run.open_run(
-            tmp_path / f"{data_of_run}-{now}", config={"dataset": "folder:a", "lr": 1}, **options
-        )
+        path = open_run(tmp_path / f"{data_of_run}-{now}", "folder:a", 1, data_of_run)
         record = {"experiment": "test", "config": {"dataset": "folder:a", "lr": 1}}
         (path / "config.json").write_text(json.dumps(record | {"data": data_of_run}))
         (path / "metrics.jsonl").write_text('{"step": 1}\n')
         if refused:
             with pytest.raises(UserError, match="--dataset was 'folder:a', now 'folder:b'"):
-                run.open_run(path, fingerprint=now, **moved)
+                open_run(path, "folder:b", 1, now)
         else:
-            assert run.open_run(path, fingerprint=now, **moved) == path
+            assert open_run(path, "folder:b", 1, now) == path
             with pytest.raises(UserError, match="--lr was 1, now 2"):
-                other = {"dataset": "folder:b", "lr": 2}
-                run.open_run(path, config=other, fingerprint=now, **options)
+                open_run(path, "folder:b", 2, now)
 
 
 def test_workdir_that_is_a_file_is_refused(tmp_path):
