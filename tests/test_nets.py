@@ -508,9 +508,10 @@ def test_parameter_counts(module, example, count):
 @pytest.mark.medium
 def test_plain_networks_start_orthogonal():
     """As PyTorch flattens the kernels: out x patch, of a transposed convolution in x patch."""
+    widths = (32, 24, 16, 8)
     for module, example in (
-        (cnn.Generator((32, 32, 3)), (1, 128)),
-        (cnn.Discriminator(), (1, 32, 32, 3)),
+        (cnn.Generator((32, 32, 3), widths), (1, 16)),
+        (cnn.Discriminator(widths), (1, 32, 32, 3)),
     ):
         params = linen_net(module).init(jax.random.key(0), jnp.zeros(example))["params"]
         for name, kernel in ((n, p["kernel"]) for n, p in params.items() if "kernel" in p):

@@ -392,7 +392,9 @@ def test_an_array_on_a_real_slurm(tmp_path, cluster):
     argv = [*REGRESSION, "--sweep=seed=0:4", "--vectorize=off"]
     slurm = [*argv, "--root=jobs", "--slurm", "--slurm_partition=main", "--slurm_gpus=1", "--slurm_cpus=1",
              "--slurm_memory=500M", "--slurm_option=comment=test", "--jobs=3"]  # fmt: skip
-    cluster.run("scontrol", "update", "partitionname=main", "state=down")  # none ends before we look
+    cluster.run(
+        "scontrol", "update", "partitionname=main", "state=down"
+    )  # none ends before we look
     said = launched(tmp_path, *slurm, **cluster.environment)
     job = re.search(r"submitted as job (\d+)", said)[1]
     details = cluster.run("scontrol", "show", "job", job)
