@@ -3,7 +3,8 @@
     python -m benchmarks.sweep [--net=mlp|dcgan] [--sizes=1,4,8,32] [--cores=N] [--rounds=3] [--json=FILE]
 
 ``mlp`` is the article's GAN, ``dcgan`` the one of ``mnist_gan`` at a fourth of its width, both at batch 64. Each form
-has all cores, is asked in turn with the others, and is measured in trained steps of members per second, by the clock;
+has all cores, is asked in turn with the others, and is measured in trained steps of members per second, by the clock
+(of several processes the sum, each over its own time: an upper bound where they do not end together);
 ratios are to training in turn, within a round, medians over rounds. Training in turn is as fast as one run (S = 1).
 
 =================  =============================================================================
