@@ -488,8 +488,7 @@ def summarise(runs: Sequence[Run], codes: Mapping[int, int], csv_path: pathlib.P
     groups: dict[str, list[int]] = {}
     for index, run in enumerate(runs):
         if codes.get(index) == cli.DONE and numbers[index]:
-            setting = Run({k: v for k, v in run.values.items() if k != "seed"}, run.workdir, [])
-            groups.setdefault(setting.title, []).append(index)
+            groups.setdefault(_setting(run, {"seed"}), []).append(index)
     if "seed" in runs[0].values and any(len(members) > 1 for members in groups.values()):
         print("\nmean ± standard deviation over seeds")
         print_table(

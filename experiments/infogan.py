@@ -103,7 +103,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         raise UserError(
             f"--dataset={cfg.dataset}: images are {shape[0]}x{shape[1]}; height and width must be multiples of 4"
         )
-    for name, models in _OWN.items():
+    for name, models in _OWN.items():  # what a group traces is no float
         value, default = getattr(cfg, name), Config.__dataclass_fields__[name].default
         if cfg.model not in models and isinstance(value, float) and value != default:
             raise UserError(f"--{name}={value}: has no part in --model={cfg.model}")

@@ -236,7 +236,8 @@ RULES = {
     "unrolled": unrolled(),
 }
 """Every rule by name, with its default parameters."""
-_PARAMETERS = {"consensus": "[=WEIGHT]", "symplectic": "[=WEIGHT]", "unrolled": "[=STEPS:LR]"}
+_WEIGHTED = {"consensus": consensus, "symplectic": symplectic}
+_PARAMETERS = {**dict.fromkeys(_WEIGHTED, "[=WEIGHT]"), "unrolled": "[=STEPS:LR]"}
 RULE_FORMS = ", ".join(["none", *(name + _PARAMETERS.get(name, "") for name in RULES)])
 """What ``rule_of`` reads."""
 
@@ -247,10 +248,10 @@ def rule_of(text: str) -> Rule | None:
     if text in ("none", *RULES):
         return RULES.get(text)
     with contextlib.suppress(ValueError):
-        if equals and name in ("consensus", "symplectic"):
+        if equals and name in _WEIGHTED:
             weight = float(parameters)
             if 0 <= weight < math.inf:
-                return (consensus if name == "consensus" else symplectic)(weight)
+                return _WEIGHTED[name](weight)
         if equals and name == "unrolled":
             steps, lr = parameters.split(":")
             if int(steps) >= 0 and 0 < float(lr) < math.inf:
