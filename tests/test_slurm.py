@@ -329,7 +329,8 @@ def test_a_signal_to_the_launcher_lets_local_jobs_save(tmp_path, number):
     try:
         deadline = time.monotonic() + 40
         logs = [tmp_path / "run0.log", tmp_path / "run1.log"]
-        while not all(log.exists() and "ready" in log.read_text() for log in logs):
+        # The log begins with the command, which says "ready" too.
+        while not all(log.exists() and "\nready\n" in log.read_text() for log in logs):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.05)
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
