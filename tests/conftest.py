@@ -54,6 +54,16 @@ def optimised():
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
+@pytest.fixture(scope="module")
+def no_curves():
+    """Draws no ``curves.png`` in this process: it would take longer than the runs of most tests."""
+    from bpgan.runtime import report
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_write_curves", lambda *_: None)
+        yield
+
+
 @pytest.fixture
 def trees_equal():
     """Asserts that two pytrees of arrays are bitwise equal."""

@@ -10,6 +10,8 @@ from test_train import SHAPE, fit, logged, small_gan
 
 from bpgan.runtime import anomaly, train
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 def lines(values, name="d/loss"):
     return [{"step": i, name: v} for i, v in enumerate(values)]

@@ -16,6 +16,8 @@ from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import classifier, evaluate, mnist_gan, toy_gan
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 FLAGS = ["--features=experiments.evaluate:pixels", "--metrics=fd,kd"]

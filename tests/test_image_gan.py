@@ -19,6 +19,8 @@ from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import evaluate, image_gan
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):

@@ -14,6 +14,8 @@ from bpgan.runtime import parallel, report, train
 from bpgan.runtime.checkpoint import Checkpoints, Keep
 from bpgan.types import UserError
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 LENGTH = 50
 IMAGES = np.random.default_rng(0).integers(0, 256, (LENGTH, *SHAPE), dtype=np.uint8)
 LABELS = np.arange(LENGTH, dtype=np.int32)

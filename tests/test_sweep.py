@@ -20,6 +20,8 @@ from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import _group, mnist_gan
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 X = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8)
 MEMBERS = [dict(seed=0, lr=1e-3, gamma=0.1), dict(seed=7, lr=3e-4, gamma=1.0),
            dict(seed=2**32 - 1, lr=2e-3, gamma=0.0)]  # fmt: skip

@@ -22,6 +22,8 @@ from bpgan.types import AdversarialLoss, Net, UserError
 from experiments import _cli as cli
 from experiments import toy_gan
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 MIXTURES = {"ring8": toys.ring(), "grid25": toys.grid()}
 

@@ -82,7 +82,7 @@ def logged(workdir):
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
 
 
-pytestmark = pytest.mark.usefixtures("optimised")
+pytestmark = pytest.mark.usefixtures("optimised", "no_curves")
 
 
 @pytest.fixture(scope="module")

@@ -318,6 +318,8 @@ def compile(
     rows = source.batch_size // len(used)
     mine = [i for i, device in enumerate(used) if device.process_index == jax.process_index()]
     root = jax.random.key(seed)
+    # Traced once, though both the metrics' shapes and the loop ask for it.
+    algorithm = algorithm._replace(step=jax.jit(algorithm.step, inline=True))
     if source.windows and mode == "jit":  # of each [steps, b, ...], this process reads its rows
         data_sharding = NamedSharding(mesh, P(None, _AXIS))
         feed_rows = slice(rows * mine[0], rows * (mine[-1] + 1))
@@ -354,10 +356,16 @@ def compile(
     def one_step(state, data, key):
         return algorithm.step(state, local(source.batch_at(data, state.step)), key)[1]
 
-    state_shapes = jax.eval_shape(algorithm.init, root)
-    data_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), source.data)
+    def shapes(tree, sharding):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        )
+
     metrics = jax.eval_shape(
-        pmap(one_step, 3) if mode == "pmap" else one_step, state_shapes, data_shapes, root
+        pmap(one_step, 3) if mode == "pmap" else one_step,
+        shapes(jax.eval_shape(algorithm.init, root), replicated),
+        shapes(source.data, data_sharding),
+        shapes(root, replicated),
     )
     # Run once: on CPU, optimising the random number generation of every layer would take seconds.
     quick = {"xla_backend_optimization_level": 0} if used[0].platform == "cpu" else None
@@ -366,10 +374,7 @@ def compile(
         out_shardings=replicated,
         compiler_options=quick,
     )
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-        jax.eval_shape(init, root),
-    )
+    abstract = shapes(jax.eval_shape(init, root), replicated)
     if mode == "pmap":
         compiled = pmap(chunk, 4)
     else:

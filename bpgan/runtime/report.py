@@ -269,9 +269,22 @@ def _write_curves(path: pathlib.Path, title: str, panels: Sequence[_Panel]) -> N
     from matplotlib.figure import Figure  # not pyplot: it is slow to import and keeps every figure
 
     rows = 1 + len(panels) // 2
-    figure = Figure(figsize=(10, 2.7 * rows + 0.4), dpi=110, layout="constrained")
-    figure.suptitle(title, parse_math=False)
-    cells = figure.add_gridspec(rows, 2, hspace=0.08)
+    height = 2.7 * rows + 0.4
+    figure = Figure(figsize=(10, height), dpi=110)
+    figure.suptitle(title, y=1 - 0.1 / height, parse_math=False)
+    # Margins in inches that four digits fit into: finding the least ones takes longer than drawing, for every run.
+    top, bottom, gap = 0.65, 0.45, 0.6
+    axes_height = (height - top - bottom - (rows - 1) * gap) / rows
+    cells = figure.add_gridspec(
+        rows,
+        2,
+        left=0.075,
+        right=0.985,
+        top=1 - top / height,
+        bottom=bottom / height,
+        hspace=gap / axes_height,
+        wspace=0.16,
+    )
     for i, panel in enumerate(
         panels, 1
     ):  # the first over both columns, and so the last if it is alone
@@ -281,7 +294,10 @@ def _write_curves(path: pathlib.Path, title: str, panels: Sequence[_Panel]) -> N
             marker = "o" if len(curve.steps) == 1 else None
             style = {"color": _COLOURS[curve.colour], "linewidth": 1.2, "marker": marker}
             axes.plot(curve.steps, curve.values, label=curve.name, **style)
-        axes.set_yscale("log" if panel.log else "linear")
+        if panel.log:
+            axes.set_yscale("log")
+        else:
+            axes.ticklabel_format(axis="y", scilimits=(-4, 5))
         axes.set_title(panel.title, fontsize=10, loc="left", parse_math=False)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
