@@ -577,7 +577,8 @@ def fail(error: Exception, code: int = BAD_INPUT) -> int:
 def _experiment_name(module: ModuleType) -> str:
     if module.__spec__ is not None:  # `python -m experiments.x` calls the module __main__
         return module.__spec__.name.rpartition(".")[2]
-    return pathlib.Path(module.__file__ or "experiment").stem
+    file = getattr(module, "__file__", None)  # none: python -c
+    return pathlib.Path(file or "experiment").stem
 
 
 def _workdir(name: str, cfg: Config, presets: Presets) -> str:

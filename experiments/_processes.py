@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -15,7 +16,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol
 
 from bpgan.types import UserError
 from experiments import _cli as cli
@@ -165,6 +166,23 @@ def _shares(jobs: int) -> list[list[int]]:
     return [cores[a:b] for a, b in itertools.pairwise(edges)]
 
 
+def beside_others(jobs: int) -> dict[str, str]:
+    """What ``jobs`` processes at a time need in their environment: or the first takes most of a GPU's memory."""
+    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    return {name: os.environ.get(name, "false")} if jobs > 1 else {}
+
+
+class Titled(Protocol):
+    @property
+    def title(self) -> str: ...
+
+
+def announce(jobs: Sequence[Titled], index: int, text: str) -> None:
+    """A line about one of the jobs."""
+    width = len(str(len(jobs)))
+    print(f"[{index + 1:{width}d}/{len(jobs)}] {jobs[index].title}: {text}", flush=True)
+
+
 def execute(
     jobs: Sequence[Job], slots: int, affordable: Callable[[], bool] = lambda: True
 ) -> tuple[dict[int, int], bool]:
@@ -176,11 +194,7 @@ def execute(
       The exit code of each job that was started, by index, and whether a signal stopped the sweep.
       SIGINT, SIGTERM and SIGHUP are passed on to the children, which save and stop.
     """
-    environment = environment_of_children()
-    if slots > 1:  # otherwise the first process takes most of a GPU's memory
-        environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = os.environ.get(
-            "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
-        )
+    environment = environment_of_children() | beside_others(slots)
     shares = _shares(max(1, min(slots, len(jobs))))
     waiting = collections.deque(range(len(jobs)))
     active: dict[int, tuple[int, _Child]] = {}  # slot -> index of the job, process
@@ -188,10 +202,7 @@ def execute(
     told: list[int] = []  # the signals for the children, in the order in which there was cause
     spent = False
 
-    def say(index: int, text: str) -> None:
-        width = len(str(len(jobs)))
-        print(f"[{index + 1:{width}d}/{len(jobs)}] {jobs[index].title}: {text}", flush=True)
-
+    say = functools.partial(announce, jobs)
     with noted() as received:
         try:
             while active or (waiting and not received):

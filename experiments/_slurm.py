@@ -12,6 +12,7 @@ submitted twice.
 import collections
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -94,7 +95,7 @@ FLAGS = (
 )  # fmt: skip
 
 
-class Submittable(Protocol):
+class Submittable(_processes.Titled, Protocol):
     """What is submitted: a command with a name, the directories of its runs and a file for its output."""
 
     @property
@@ -103,8 +104,6 @@ class Submittable(Protocol):
     def workdirs(self) -> Sequence[pathlib.Path]: ...
     @property
     def log(self) -> pathlib.Path: ...
-    @property
-    def title(self) -> str: ...
 
 
 class Options(NamedTuple):
@@ -209,14 +208,9 @@ def submit(
         raise UserError("--slurm: needs the package submitit: pip install submitit") from None
     if not options.local and not shutil.which("sbatch"):
         raise UserError("--slurm: sbatch is not found; --slurm=local runs the same jobs here")
-    if options.local and jobs > 1:  # otherwise the first process takes most of a GPU's memory
-        kept = os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        environment = {**environment, "XLA_PYTHON_CLIENT_PREALLOCATE": kept}
-
-    def say(index: int, text: str) -> None:
-        width = len(str(len(runs)))
-        print(f"[{index + 1:{width}d}/{len(runs)}] {runs[index].title}: {text}", flush=True)
-
+    if options.local:
+        environment = {**environment, **_processes.beside_others(jobs)}
+    say = functools.partial(_processes.announce, runs)
     codes: dict[int, int] = {}
     due, waiting = [], 0
     before = [[_recorded(path) for path in run.workdirs] for run in runs]

@@ -189,7 +189,9 @@ def test_non_finite_stops_and_keeps_the_last_sound_checkpoint(tmp_path):
     assert steps == [3, 6]
 
 
-def test_state_is_donated_and_traced_once():
+@pytest.mark.parametrize("devices", [1, 8])
+def test_state_is_donated_and_traced_once(devices):
+    """For the shapes of the metrics and for calls of every length."""
     traces = []
     algorithm = small_gan()
 
@@ -197,13 +199,12 @@ def test_state_is_donated_and_traced_once():
         traces.append(1)
         return algorithm.step(*args)
 
-    program = parallel.compile(algorithm._replace(step=step), source(), seed=0)
+    program = parallel.compile(algorithm._replace(step=step), source(), seed=0, devices=devices)
     carry = first = program.init()
-    before = len(traces)
     for k in (1, 2, 5, 3):
         carry, finite = program.run(carry, k)
         assert bool(finite)
-    assert len(traces) == before + 1  # every length of call is one compiled program
+    assert len(traces) == 1
     assert all(x.is_deleted() for x in jax.tree.leaves(first))
     assert int(carry.state.step) == 11 == int(carry.window.count)
 
