@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from bpgan.algorithms import gan
 from bpgan.augment import Augment
@@ -517,3 +519,32 @@ def test_sampler_stands_in_for_g():
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValueError, match="must be at least 1|not together"):
         mlp_gan(**options)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(accumulate=4), dict(d_steps=2)], ids=str)
+@pytest.mark.parametrize("loss", ["relativistic", "hinge"])
+def test_devices_share_out_the_work(loss, options):
+    """Four devices do a quarter of the step each, also where the loss does not tie a fake to a real."""
+    adam = optax.adam(1e-3)
+    algorithm = gan.make(
+        linen_net(mlp.Generator((8, 8, 1), (64, 64))),
+        linen_net(mlp.Discriminator((64, 64))),
+        LOSSES[loss],
+        adam,
+        adam,
+        latents=gan.normal_latents(64),
+        data_shape=(8, 8, 1),
+        **options,
+    )
+
+    def flops(devices):
+        mesh = Mesh(np.array(jax.devices()[:devices]), ("batch",))
+        shared, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
+        step = jax.jit(algorithm.step, out_shardings=shared)
+        x, y = np.zeros((2048, 8, 8, 1), np.float32), np.zeros(2048, np.int32)
+        batch = jax.device_put({"x": x, "y": y}, split)
+        key = jax.device_put(jax.random.key(0), shared)
+        state = jax.device_put(algorithm.init(key), shared)
+        return step.lower(state, batch, key).compile().cost_analysis()["flops"]
+
+    assert flops(4) < 0.3 * flops(1)

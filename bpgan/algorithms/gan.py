@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from bpgan.algorithms import game
 from bpgan.augment import Augment, adapt
@@ -96,6 +98,23 @@ def _global_norm(tree) -> jax.Array:
     """
     squares = [jnp.vdot(x, x) for x in lax.optimization_barrier(jax.tree.leaves(tree))]
     return jnp.sqrt(sum(squares))
+
+
+def _in_turn(tree, parts: int):
+    """Rows dealt out to ``parts`` parts, ``[b, ...]`` to ``[parts, b / parts, ...]``: each has rows of every device."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), tree)
+
+
+def _split_as(real, z):
+    """``z`` over the devices that share out the rows of ``real``.
+
+    A loss that looks at the fakes alone does not tell XLA to do so: every device would compute all of them.
+    """
+    mesh = jax.typeof(real).sharding.mesh
+    automatic = mesh.axis_names and all(kind == AxisType.Auto for kind in mesh.axis_types)
+    if not automatic or len(z) % mesh.size:
+        return z
+    return lax.with_sharding_constraint(z, NamedSharding(mesh, P(mesh.axis_names)))
 
 
 def make(
@@ -210,10 +229,12 @@ def make(
         """Rows of all devices, n being those of one."""
         return n if axis_name is None else n * lax.axis_size(axis_name)
 
-    def local_latents(key: PRNG, n: int):
+    def local_latents(key: PRNG, real):
+        """As many as reals, and on the devices where those are."""
+        n = len(real)
         z = latents(key, everywhere(n))
         if axis_name is None:
-            return z
+            return _split_as(real, z)
         return lax.dynamic_slice_in_dim(z, lax.axis_index(axis_name) * n, n)
 
     def local_key(key: PRNG) -> PRNG:
@@ -372,8 +393,7 @@ def make(
             stats, memory, (grads, metrics) = gradient(inputs)
         else:
             *rows, key = inputs
-            rows = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), rows)
-            parts = (*rows, jax.random.split(key, accumulate))
+            parts = (*_in_turn(rows, accumulate), jax.random.split(key, accumulate))
 
             def micro(total, inputs):
                 return jax.tree.map(jnp.add, total, gradient(inputs)), None
@@ -392,7 +412,7 @@ def make(
 
     def draw(real, y, key: PRNG):
         """What an update of either player is computed from."""
-        return real, y, local_latents(stream(key, "z"), real.shape[0]), key
+        return real, y, local_latents(stream(key, "z"), real), key
 
     def adapted(memory, metrics: Metrics, n: int):
         """The memory after an update of D with n reals on each device.
@@ -467,9 +487,7 @@ def make(
             raise ValueError(
                 f"{x.shape[0]} rows of the batch are not a multiple of {d_steps=} times {accumulate=}"
             )
-        x, y = jax.tree.map(
-            lambda a: jnp.moveaxis(a.reshape(-1, d_steps, *a.shape[1:]), 1, 0), (x, y)
-        )
+        x, y = _in_turn((x, y), d_steps)
         key = jax.random.fold_in(key, state.step)
         d_key, g_key = stream(key, "d"), stream(key, "g")
         before, state = state, state._replace(memory=state.memory or {})
