@@ -210,8 +210,7 @@ def latent_consistency_d(sigma: float = 0.05) -> Regulariser:
     """
 
     def apply(scene: Scene, memory: Any) -> tuple[Array, Any]:
-        near = jax.lax.stop_gradient(_nearby(scene, sigma))
-        return jnp.square(scene.critic(scene.fake) - scene.critic(near)), memory
+        return jnp.square(scene.critic(scene.fake) - scene.critic(_nearby(scene, sigma))), memory
 
     return Regulariser(apply)
 

@@ -193,9 +193,14 @@ def score(fake: Images, real: Images, train: Images, seed: int) -> dict[str, flo
     return {"IS": metrics.inception_score(fake.logits)[0]}
 
 
+def _some(features: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """``n`` rows at random, all if there are no more: the first ones of a dataset may be all of one class."""
+    return features[np.random.default_rng(seed).permutation(len(features))[:n]]
+
+
 def diversity(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
     """The effective number of different images, of 1,000."""
-    return {"Vendi-of-1000": metrics.vendi_score(fake.features[:1000])}
+    return {"Vendi-of-1000": metrics.vendi_score(_some(fake.features, 1000, seed))}
 
 
 def memorisation(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
@@ -203,7 +208,7 @@ def memorisation(fake: Images, real: Images, train: Images, seed: int) -> dict[s
     sets = fake.features, train.features, real.features
     ratio = metrics.neighbour_ratio(*sets)
     as_many = min(len(fake.features), len(real.features))
-    pair = real.features[:as_many], fake.features[:as_many]
+    pair = (_some(each.features, as_many, seed) for each in (real, fake))
     return {
         "C_T": metrics.data_copying(*sets, seed=seed).score,
         "NN-ratio": ratio.ratio,
@@ -553,7 +558,7 @@ def evaluate(
         n = len(candidate.x)
         fake = embed(candidate.x, candidate.y, extractor, logits)
         untrained = embed(candidate.untrained, candidate.y, extractor, logits)
-        if candidate.turned is not None and fake.logits is not None:
+        if candidate.turned is not None and fake.logits is not None and extractor.of_data:
             m, k = candidate.turned.shape[:2]
             flat = candidate.turned.reshape(m * k, *candidate.x.shape[1:])
             seen = embed(flat, None, extractor, True).logits
@@ -563,6 +568,12 @@ def evaluate(
         if fake.y is None:
             subset = subset._replace(y=None)
         for name in names:
+            if name == "accuracy" and fake.y is not None and not extractor.of_data:
+                print(
+                    f"  {extractor.name}: {name} left out: it is no classifier of the data",
+                    flush=True,
+                )
+                continue
             begin = time.perf_counter()
             best, against, worst = subset, real, untrained
             if name == "memorisation":
@@ -637,6 +648,8 @@ def run(cfg: Config) -> None:
 
     if bool(cfg.run) == bool(cfg.samples):
         raise UserError("--run or --samples is needed, and not both")
+    if cfg.samples and cfg.checkpoint != Config.checkpoint:
+        raise UserError(f"--checkpoint={cfg.checkpoint}: of --run only; has no effect on --samples")
     if cfg.samples and cfg.flags:
         raise UserError(f"--flags={cfg.flags}: of --run only; must be empty with --samples")
     if cfg.samples and not cfg.dataset:

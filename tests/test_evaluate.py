@@ -205,6 +205,37 @@ def test_what_labels_do_to_samples():
     )
 
 
+def test_a_part_of_a_dataset_is_of_all_its_classes():
+    """Data lie in the order of their classes: the first rows of these, two directions, are of one."""
+
+    def images(n):
+        means = np.repeat(np.eye(8)[:2], n // 2, axis=0)
+        vectors = means + 0.01 * np.random.default_rng(n).normal(size=(n, 8))
+        return evaluate.Images(vectors, None, vectors, None)
+
+    real = images(4000)
+    assert evaluate.diversity(real, real, real, 0)["Vendi-of-1000"] == pytest.approx(2, abs=0.1)
+    found = evaluate.memorisation(images(500), real, images(4002), 0)
+    assert abs(found["1-NN-accuracy"] - 0.5) < 0.1
+
+
+def test_who_does_not_know_the_classes_is_not_asked_for_them(tmp_path, monkeypatch, capsys):
+    """Such as a net of ImageNet's, whatever it thinks of digits."""
+
+    def net(images):
+        return np.asarray(images, float).reshape(len(images), -1)[:, :784]
+
+    nets = [
+        features.Extractor("net", "", "none", net, logits=net, of_data=of_data)
+        for of_data in (0, 1)
+    ]
+    flags = ["--samples=mnist10k", "--dataset=mnist10k", "--n=60", "--metrics=accuracy"]
+    for i, found in enumerate(nets):
+        monkeypatch.setattr(evaluate, "extractors", lambda *_, found=found: [found])
+        assert run(*flags, f"--workdir={tmp_path / str(i)}") == (0 if found.of_data else 2)
+    assert capsys.readouterr().out.count("net: accuracy left out: it is no classifier") == 1
+
+
 def test_the_worst_class():
     """Two classes whose means are 1 and 3 away, covariances equal: distances 1 and 9."""
     rng = np.random.default_rng(0)
@@ -242,10 +273,11 @@ def test_too_few_images_to_evaluate_with_are_refused_first(
     assert str(caught.value) == f"{must}: {said}, fd,kd,prdc need 6"
 
 
-def test_flags_are_of_runs():
-    flags = ["--samples=mnist10k", "--dataset=mnist10k", "--flags=truncation=0.5"]
-    with pytest.raises(UserError, match="--flags=truncation=0.5: of --run only"):
-        evaluate.run(cli.resolve(evaluate.Config, evaluate.PRESETS, flags))
+def test_flags_and_checkpoints_are_of_runs():
+    for flag in ("--flags=truncation=0.5", "--checkpoint=best"):
+        flags = ["--samples=mnist10k", "--dataset=mnist10k", flag]
+        with pytest.raises(UserError, match=f"{flag}: of --run only"):
+            evaluate.run(cli.resolve(evaluate.Config, evaluate.PRESETS, flags))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ A program runs ``k`` steps per call, as one loop on the device over a traced ``k
 length, the host is consulted once per call, and how the steps are grouped into calls cannot change the result.
 """
 
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -219,14 +220,16 @@ def draw(
       labels: int32 ``[n]``, the classes of the samples of a conditional algorithm.
       batch: samples per call of the device.
     """
-
-    @jax.jit
-    def compiled(state: Any, key: PRNG, i: int, *labels: jax.Array) -> jax.Array:
-        return sample(state, jax.random.fold_in(key, i), batch, *labels)
-
     for i in range(-(-n // batch)):
         part = () if labels is None else (np.resize(labels[i * batch : (i + 1) * batch], batch),)
-        yield np.asarray(compiled(state, key, i, *part))[: n - i * batch]
+        yield np.asarray(_drawn(sample, batch, state, key, i, *part))[: n - i * batch]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))  # compiled once for all calls
+def _drawn(
+    sample: Callable, batch: int, state: Any, key: PRNG, i: int, *labels: jax.Array
+) -> jax.Array:
+    return sample(state, jax.random.fold_in(key, i), batch, *labels)
 
 
 def start(state: Any, metrics: Metrics) -> Carry:

@@ -22,6 +22,7 @@ class Extractor(NamedTuple):
       preprocessing: what happens to an image before the net, in words.
       function: images uint8 ``[n, h, w, c]`` -> features float ``[n, f]``.
       logits: images uint8 ``[n, h, w, c]`` -> class scores ``[n, k]``; None if the net is no classifier.
+      of_data: whether those are the classes of the dataset.
       inception: whether it is the Inception network with the published weights, whose distances are called FID and KID.
     """
 
@@ -30,6 +31,7 @@ class Extractor(NamedTuple):
     preprocessing: str
     function: Callable[[np.ndarray], np.ndarray]
     logits: Callable[[np.ndarray], np.ndarray] | None = None
+    of_data: bool = False
     inception: bool = False
 
 

@@ -40,5 +40,10 @@ def extractor(params: Any, *, classes: int, name: str) -> Extractor:
 
     sha256 = digest.hexdigest()
     return Extractor(
-        f"{name}-{sha256[:8]}", sha256, "x / 127.5 - 1", function(True), function(False)
+        f"{name}-{sha256[:8]}",
+        sha256,
+        "x / 127.5 - 1",
+        function(True),
+        function(False),
+        of_data=True,
     )
