@@ -61,6 +61,16 @@ def test_checkpoints_without_the_metric_are_not_the_best(tmp_path):
     assert on_disk(tmp_path) == [2, 5]
 
 
+def test_what_was_ranked_by_another_metric_comes_last(tmp_path):
+    for text, steps in (("1,min:loss", (1, 2)), ("1,max:fid", (3, 4, 5))):
+        checkpoints = Checkpoints(tmp_path, keep=Keep.parse(text))
+        assert checkpoints.restore(ABSTRACT, best=True) is None
+        for step in steps:
+            checkpoints.save(step, tree(step), {"loss": 9.0, "fid": -float(step)})
+        checkpoints.close()
+    assert on_disk(tmp_path) == [3, 5]
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "0", "x", "3,", "3,best=0,min:a", "3,best=2", "3,min:", "3,least:a", "-1", "3,best=1"],

@@ -218,7 +218,8 @@ def test_a_group_killed_in_its_first_save_starts_over(tmp_path):
 def test_a_member_whose_checkpoints_are_gone_costs_the_others_nothing(tmp_path, capsys):
     fit(tmp_path, 8, MEMBERS[:2])
     shutil.rmtree(tmp_path / "1" / "checkpoints")
-    (tmp_path / "1" / "result.json").unlink()  # else it would be refused by itself
+    for name in ("result.json", ".saved"):  # else it would be refused by itself
+        (tmp_path / "1" / name).unlink(missing_ok=True)
     with pytest.raises(UserError, match="1: has no checkpoint, and the runs it trains with have"):
         fit(tmp_path, 12, MEMBERS[:2])
     before = saved(tmp_path / "0", 8)

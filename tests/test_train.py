@@ -1,5 +1,7 @@
 """The loop and the checkpoints: exact resume, clean stops, refused directories."""
 
+import errno
+import fcntl
 import json
 import pathlib
 import shutil
@@ -170,6 +172,16 @@ def test_neither_are_checkpoints_that_are_gone(straight, tmp_path):
         fit(run, 20)
     assert "\n" not in str(caught.value)
     assert logged(run) == logged(straight) and (run / "result.json").exists()
+
+
+def test_nor_those_of_a_run_that_was_killed(straight, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    (run / "result.json").unlink()
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="the run has been saved, and its checkpoints are gone"):
+        fit(run, 20)
+    assert logged(run) == logged(straight)
 
 
 @pytest.mark.medium
@@ -424,6 +436,35 @@ def test_the_best_checkpoint_by_validation_is_kept_and_reported_with_the_final_o
 
 
 @pytest.mark.medium
+def test_a_best_checkpoint_that_is_damaged_costs_its_own_numbers_only(tmp_path, capsys):
+    fit(tmp_path / "run", 12, **EVALUATED)
+    (tmp_path / "run/result.json").unlink()
+    for file in (tmp_path / "run/checkpoints/6").rglob("*"):
+        if file.is_file() and "metrics" not in file.parts:
+            file.write_bytes(b"")
+    result = fit(tmp_path / "run", 12, **EVALUATED)
+    assert result.status == "done" and result.evaluated == {"test": 12}
+    assert "checkpoints/6 is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.medium
+def test_checkpoints_may_be_ranked_by_another_metric_from_now_on(tmp_path):
+    fit(tmp_path / "run", 4, checkpoint_every=2, keep=Keep.parse("2,min:d/loss"))
+    keep = Keep.parse("2,min:eval/distance")
+    result = fit(tmp_path / "run", 4, **EVALUATED | {"keep": keep})
+    assert "best/step" not in result.evaluated  # none is ranked by it yet
+    result = fit(tmp_path / "run", 9, **EVALUATED | {"keep": keep})
+    assert result.evaluated["best/step"] == 6
+
+
+@pytest.mark.medium
+def test_checkpoints_before_the_first_line_of_the_log_are_not_ranked(tmp_path):
+    """What is known of their samples does not stand for what is not known yet."""
+    every = {"log_every": 6, "checkpoint_every": 2, "sample_every": 2}
+    assert fit(tmp_path / "run", 6, keep=Keep.parse("1,min:d/loss"), **every).status == "done"
+
+
+@pytest.mark.medium
 def test_evaluation_changes_nothing_and_survives_interruptions(tmp_path, trees_equal, monkeypatch):
     """The checkpoint that a signal asks for at step 7 is not the best for what was evaluated at 6."""
     fit(tmp_path / "plain", 13)
@@ -456,3 +497,14 @@ def test_keep_by_what_is_not_evaluated_is_refused(tmp_path):
         UserError, match="eval/distanze is not logged by this run; known: eval/dist"
     ):
         fit(tmp_path / "run", 4, **options)
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, capsys):
+    """As Lustre mounted without them."""
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert fit(tmp_path / "run", 2).status == "done"
+    assert "cannot be locked (Function not implemented); see to it that" in capsys.readouterr().out

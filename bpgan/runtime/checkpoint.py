@@ -7,6 +7,7 @@ happens to the files afterwards, and that is what the manifest is for.
 
 import concurrent.futures
 import logging
+import math
 import pathlib
 import re
 import shutil
@@ -75,16 +76,22 @@ class Checkpoints:
         options: dict[str, Any] = {}
         if keep.best:
             greatest = keep.mode == "max"
+
+            def value(
+                metrics: Any,
+            ) -> float:  # those that an earlier --keep ranked by another come last
+                return metrics.get(keep.metric, -math.inf if greatest else math.inf)
+
             policy.append(
                 policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[keep.metric],
+                    get_metric_fn=value,
                     reverse=not greatest,
                     n=keep.best,
                     keep_checkpoints_without_metrics=False,
                 )
             )
             # Without these orbax would not write the metrics, and could not rank old checkpoints after a restart.
-            options = {"best_fn": lambda m: m[keep.metric], "best_mode": keep.mode}
+            options = {"best_fn": value, "best_mode": keep.mode}
         try:
             self._manager = ocp.CheckpointManager(
                 self._directory,
@@ -142,16 +149,18 @@ class Checkpoints:
 
         Args:
           abstract: shapes, types and shardings of the tree; devices may be others than those it was saved from.
-          best: the one that is best by the metric of ``keep`` instead of the newest, or None if none was ranked.
+          best: the one that is best by the metric of ``keep`` instead of the newest, or None if none was ranked or
+            that one is damaged.
           step: the one of this step, or None.
 
         Raises:
-          UserError: if there are checkpoints and none is sound; they are left where they are.
+          UserError: if there are checkpoints and none is sound; they are left where they are. Not for the best.
         """
         damaged, steps = [], self.steps()[::-1]
         if best:
             first = self._manager.best_step() if self._keep.metric else None
-            steps = [] if first is None else [first]
+            ranked = first is not None and self._keep.metric in (self._manager.metrics(first) or {})
+            steps = [first] if ranked else []
         if step is not None:
             steps = [step] if step in steps else []
         for step in steps:
@@ -170,7 +179,7 @@ class Checkpoints:
             damaged.append(self._directory / str(step))
             if parallel.is_lead():
                 print(f"warning: checkpoint {damaged[-1]} is damaged: {reason or 'see above'}")
-        if damaged:
+        if damaged and not best:
             raise UserError(
                 f"--workdir: none of the {len(damaged)} checkpoints in {self._directory} can be read;"
                 " move the directory away to start afresh"

@@ -170,7 +170,7 @@ def join() -> None:
         assert address is not None
         if jax.process_count() > 1:
             _peers = Peers(address.rpartition(":")[0])
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the processes of this run cannot find each other: {reason}") from None
 

@@ -44,7 +44,7 @@ class Peers:
         ticket = np.array([0, secrets.randbits(31)], np.int32)
         server = None
         if self._index == 0:
-            server = socket.create_server((host, 0))
+            server = socket.create_server(("", 0))  # its name may be that of loopback only
             ticket[0] = server.getsockname()[1]
         port, secret = map(int, multihost_utils.broadcast_one_to_all(ticket))
         if server:

@@ -126,14 +126,19 @@ def group_of(path: pathlib.Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path) -> Iterator[None]:
-    """One process per run directory. The kernel gives the lock back however the process ends."""
+    """One process per run directory, where its disk has locks. The kernel gives it back however the process ends."""
     import fcntl
 
     with (path / _LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(f"--workdir={path}: another process is training here") from None
+        except OSError as error:  # Lustre without -o flock, some NFS
+            print(
+                f"warning: --workdir={path}: cannot be locked ({error.strerror});"
+                " see to it that no second process trains here"
+            )
         yield
 
 

@@ -32,6 +32,12 @@ GRID = 100
 _EVAL = "eval/"
 """Before the names of what ``validate`` finds."""
 
+_LATE = (_EVAL, "samples/", "time/")
+"""Before the names of what is known only once it is logged."""
+
+_SAVED = ".saved"
+"""In a run directory that has held a checkpoint."""
+
 _CALL_SECONDS = 0.5
 """Aim for one call of the program: long enough to hide the host, short enough for signals and progress."""
 
@@ -319,14 +325,16 @@ class _Run:
         """Finds the newest sound checkpoint.
 
         Raises:
-          UserError: if there is none, though the run has a result: it would begin anew, over its log.
+          UserError: if there is none, though there has been one: the run would begin anew, over its log.
         """
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep=self.plan.keep)
         found = self.checkpoints.restore(abstract)
         result = report.read_json(self.path / "result.json")
-        if found is None and result.get("status") in ("done", "paused", "interrupted"):
+        ended = result.get("status") in ("done", "paused", "interrupted")
+        if found is None and (ended or (self.path / _SAVED).exists()):
+            came = f"the run came to step {result['step']}" if ended else "the run has been saved"
             raise UserError(
-                f"--workdir={self.path}: the run came to step {result.get('step')}, and its checkpoints are gone;"
+                f"--workdir={self.path}: {came}, and its checkpoints are gone;"
                 " remove the directory to begin it anew, or name another"
             )
         return found
@@ -388,10 +396,14 @@ class _Run:
         self.log.flush()
         keep, known = self.plan.keep, self.log.values.items()
         ranks = {k: v for k, v in known if not k.startswith(_EVAL)} | dict(evaluated)
-        due = evaluated if keep.metric.startswith(_EVAL) else ranks
-        if keep.metric and due and keep.metric not in due:
+        # None of its kind may have been logged yet.
+        kind = next((kind for kind in _LATE if keep.metric.startswith(kind)), None)
+        due = [name for name in ranks if kind and name.startswith(kind)]
+        if due and keep.metric not in due:
             raise _not_logged(keep, due)
         self.checkpoints.save(step, carry, ranks)
+        if self.saved >= 0 and parallel.is_lead():  # the one before is complete now
+            (self.path / _SAVED).touch()
         self.saved = step
 
     def stop(self, error: Anomaly, status: str, step: int, seconds: _Timings) -> None:
@@ -622,8 +634,7 @@ def _check_rank(keep: Keep, metrics: Iterable[str]) -> None:
 
     Evaluations, samples and clocks have names that are known only once they are logged.
     """
-    elsewhere = (_EVAL, "samples/", "time/")
-    if keep.metric and not keep.metric.startswith(elsewhere) and keep.metric not in metrics:
+    if keep.metric and not keep.metric.startswith(_LATE) and keep.metric not in metrics:
         raise _not_logged(keep, metrics)
 
 
