@@ -24,7 +24,7 @@ import numpy as np
 
 from bpgan import data, optim
 from bpgan.runtime import report
-from bpgan.types import Algorithm, UserError
+from bpgan.types import Algorithm, Source, UserError
 from experiments import _cli as cli
 
 
@@ -100,11 +100,17 @@ def run(cfg: Config) -> None:
     parallel.setup(precision=flags.precision)
     lrs = np.geomspace(cfg.low, cfg.high, cfg.steps)
     algorithm = ramped(module, flags, system.flag, optim.geometric(cfg.low, cfg.high, cfg.steps))
+
+    def source_of(seed: int) -> Source:
+        source = module.build(dataclasses.replace(flags, seed=seed)).source
+        if source.windows:
+            raise UserError(
+                f"--dataset={cfg.dataset}: is too large for memory; a smaller one will do"
+            )
+        return source
+
     seeds = range(cfg.seeds)
-    sources = [module.build(dataclasses.replace(flags, seed=seed)).source for seed in seeds]
-    if sources[0].windows:
-        raise UserError(f"--dataset={cfg.dataset}: is too large for memory; a smaller one will do")
-    losses = parallel.recorded(algorithm, sources, seeds=seeds, steps=cfg.steps)[system.loss]
+    losses = parallel.recorded(algorithm, source_of, seeds=seeds, steps=cfg.steps)[system.loss]
     try:
         found = [optim.range_test(lrs, one, decay=cfg.decay) for one in losses]
     except ValueError as error:
