@@ -18,6 +18,7 @@ successive halving over the step size of both players (times ``--g_lr`` and ``--
 import dataclasses
 import importlib
 import json
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,19 +121,19 @@ def run(cfg: Config) -> None:
         "steepest descent": float(np.median(steepest)),
         "a tenth of the minimum": float(np.median(tenth)),
     }
+    smooth = np.stack([each.smooth for each in found])
     record = {
         "config": dataclasses.asdict(cfg),
         "lr": lrs.tolist(),
-        "loss": losses.tolist(),
-        "smooth": [each.smooth.tolist() for each in found],
+        "loss": _listed(losses),
+        "smooth": _listed(smooth),
         "stopped": [each.stopped for each in found],
         "steepest": steepest,
         "tenth": tenth,
     }
     try:
-        (folder / "lr_range.json").write_text(json.dumps(record))
+        (folder / "lr_range.json").write_text(json.dumps(record, allow_nan=False))
         title = f"{cfg.system}, {cfg.dataset}: {system.loss}, {cfg.seeds} seeds"
-        smooth = np.stack([each.smooth for each in found])
         report.save_range(folder / "lr_range.png", title, lrs, losses, smooth, marks)
     except OSError as error:
         raise UserError(f"--workdir={folder}: cannot be written ({error.strerror})") from None
@@ -147,6 +148,11 @@ def run(cfg: Config) -> None:
         else "the loss was never lost: try a greater --high"
     )
     print(f"try --{system.flag}={marks['a tenth of the minimum']:.1g}; {folder / 'lr_range.png'}")
+
+
+def _listed(values: np.ndarray) -> list[list[float | None]]:
+    """For JSON, which has no NaN: null where the loss was lost."""
+    return [[v if math.isfinite(v) else None for v in row] for row in values.tolist()]
 
 
 if __name__ == "__main__":

@@ -156,6 +156,17 @@ def test_every_system_has_a_range(tmp_path, copies, system):
     assert np.isfinite(record["loss"]).all() and (tmp_path / "lr_range.png").exists()
 
 
+def test_a_loss_that_is_lost_is_null(tmp_path, monkeypatch):
+    """JSON has no NaN, and strict readers refuse it."""
+    losses = np.float32([[*np.linspace(2, 1, 15), np.nan, *[np.inf] * 4]])
+    monkeypatch.setattr(parallel, "recorded", lambda *_, **__: {"loss": losses})
+    assert go(tmp_path, "--preset=smoke") == 0
+    text = (tmp_path / "lr_range.json").read_text()
+    record = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert record["stopped"] == [15] and record["loss"] == [losses[0, :15].tolist() + [None] * 5]
+    assert [value is None for value in record["smooth"][0]] == [False] * 15 + [True] * 5
+
+
 def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(parallel, "recorded", lambda *_, **__: pytest.fail("was computed"))
     for argv, said in (
