@@ -45,6 +45,9 @@ SYSTEMS = {
     "d": System("mnist_gan", "d_lr", "d/loss", ("--g_lr=0",)),
 }
 
+_OURS = {"seed": "--seeds", "steps": "--steps", "epochs": "--steps", "dataset": "--dataset"}
+"""Flags of the experiment that the range test sets, and those of its own that say to what."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.Config):
@@ -78,11 +81,19 @@ def ramped(module: Any, cfg: cli.RunConfig, flag: str, lr: optim.Schedule) -> Al
 
 
 def chosen(cfg: Config) -> tuple[Any, cli.RunConfig]:
-    """The module of the experiment, and its flags."""
+    """The module of the experiment, and its flags.
+
+    Raises:
+      UserError: for a flag that is wrong, or that the range test sets itself.
+    """
     system = SYSTEMS[cfg.system]
     module = importlib.import_module(f"experiments.{system.experiment}")
-    flags = [f"--{flag}" for flag in cli.assignments(cfg.flags)]
-    argv = [f"--dataset={cfg.dataset}", *system.fixed, *flags]
+    flags = cli.assignments(cfg.flags)
+    ours = _OURS | {system.flag: "--low and --high"}
+    for flag in flags:
+        if instead := ours.get(flag.partition("=")[0]):
+            raise UserError(f"--flags={flag}: the range test sets it; use {instead}")
+    argv = [f"--dataset={cfg.dataset}", *system.fixed, *(f"--{flag}" for flag in flags)]
     return module, cli.resolve(module.Config, module.PRESETS, argv)
 
 

@@ -177,6 +177,12 @@ def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch):
         (["--flags=--net=mlp"], "--flags=--net=mlp: must be NAME=VALUE, several separated by"),
         (["--workdir=/proc/x"], "--workdir=/proc/x: cannot be written"),
         (["--flags=net"], "--flags=net: must be NAME=VALUE"),
+        (["--flags=net=mlp lr=1"], "--flags=lr=1: the range test sets it; use --low and --high"),
+        (["--system=d", "--flags=d_lr=1"], "--flags=d_lr=1: the range test sets it; use --low and"),
+        (["--flags=seed=3"], "--flags=seed=3: the range test sets it; use --seeds"),
+        (["--flags=steps=9"], "--flags=steps=9: the range test sets it; use --steps"),
+        (["--flags=epochs=9"], "--flags=epochs=9: the range test sets it; use --steps"),
+        (["--flags=dataset=x"], "--flags=dataset=x: the range test sets it; use --dataset"),
     ):
         assert go(tmp_path, *argv) == 2
         err = capsys.readouterr().err
