@@ -50,9 +50,11 @@ def run(argv: Sequence[str]) -> int:
     experiment = module.build(first)
     if experiment.title:
         print(experiment.title, flush=True)
-    hosts = [experiment] * len(cfgs)
-    if experiment.validate or experiment.evaluate:
-        hosts = [module.build(cfg) for cfg in cfgs]
+
+    def measures(cfg: cli.RunConfig) -> tuple[Any, Any]:
+        """Of one member; its experiment, which has a copy of the data, is not kept."""
+        own = module.build(cfg) if experiment.validate or experiment.evaluate else experiment
+        return own.validate, own.evaluate
 
     def make(**values: Any) -> tuple[Any, Any]:
         built = module.build(dataclasses.replace(first, **values))
@@ -64,10 +66,9 @@ def run(argv: Sequence[str]) -> int:
             cfg.workdir,
             cfg.seed,
             {field: getattr(cfg, field) for field in numbers},
-            host.validate,
-            host.evaluate,
+            *measures(cfg),
         )
-        for cfg, host in zip(cfgs, hosts, strict=True)
+        for cfg in cfgs
     ]
     try:
         results = train.fit_group(

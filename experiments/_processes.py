@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import functools
+import importlib.util
 import itertools
 import json
 import os
@@ -25,6 +26,7 @@ _HOME = pathlib.Path(__file__).resolve().parent.parent
 _GRACE_SECONDS = 40.0
 _MEMORY = 3 << 29  # bytes that a process is reckoned to need
 _CANCELLED = (-signal.SIGINT, -signal.SIGTERM, cli.CANCELLED)
+_CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")  # without one, JAX leaves GPUs alone
 
 
 class Job(NamedTuple):
@@ -62,6 +64,8 @@ def _accelerated() -> bool:
 def _gpus() -> int:
     """How many NVIDIA GPUs the processes may use, without starting JAX."""
     if os.environ.get("JAX_PLATFORMS", "cuda").partition(",")[0] not in ("cuda", "gpu", ""):
+        return 0
+    if not any(map(importlib.util.find_spec, _CUDA_PLUGINS)):
         return 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

@@ -18,13 +18,14 @@ successive halving over the step size of both players (times ``--g_lr`` and ``--
 import dataclasses
 import importlib
 import json
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bpgan import data, optim
 from bpgan.runtime import report
-from bpgan.types import Algorithm, UserError
+from bpgan.types import Algorithm, Source, UserError
 from experiments import _cli as cli
 
 
@@ -43,6 +44,9 @@ SYSTEMS = {
     "vae": System("vae"),
     "d": System("mnist_gan", "d_lr", "d/loss", ("--g_lr=0",)),
 }
+
+_OURS = {"seed": "--seeds", "steps": "--steps", "epochs": "--steps", "dataset": "--dataset"}
+"""Flags of the experiment that the range test sets, and those of its own that say to what."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,11 +81,19 @@ def ramped(module: Any, cfg: cli.RunConfig, flag: str, lr: optim.Schedule) -> Al
 
 
 def chosen(cfg: Config) -> tuple[Any, cli.RunConfig]:
-    """The module of the experiment, and its flags."""
+    """The module of the experiment, and its flags.
+
+    Raises:
+      UserError: for a flag that is wrong, or that the range test sets itself.
+    """
     system = SYSTEMS[cfg.system]
     module = importlib.import_module(f"experiments.{system.experiment}")
-    flags = [f"--{flag}" for flag in cli.assignments(cfg.flags)]
-    argv = [f"--dataset={cfg.dataset}", *system.fixed, *flags]
+    flags = cli.assignments(cfg.flags)
+    ours = _OURS | {system.flag: "--low and --high"}
+    for flag in flags:
+        if instead := ours.get(flag.partition("=")[0]):
+            raise UserError(f"--flags={flag}: the range test sets it; use {instead}")
+    argv = [f"--dataset={cfg.dataset}", *system.fixed, *(f"--{flag}" for flag in flags)]
     return module, cli.resolve(module.Config, module.PRESETS, argv)
 
 
@@ -100,11 +112,17 @@ def run(cfg: Config) -> None:
     parallel.setup(precision=flags.precision)
     lrs = np.geomspace(cfg.low, cfg.high, cfg.steps)
     algorithm = ramped(module, flags, system.flag, optim.geometric(cfg.low, cfg.high, cfg.steps))
+
+    def source_of(seed: int) -> Source:
+        source = module.build(dataclasses.replace(flags, seed=seed)).source
+        if source.windows:
+            raise UserError(
+                f"--dataset={cfg.dataset}: is too large for memory; a smaller one will do"
+            )
+        return source
+
     seeds = range(cfg.seeds)
-    sources = [module.build(dataclasses.replace(flags, seed=seed)).source for seed in seeds]
-    if sources[0].windows:
-        raise UserError(f"--dataset={cfg.dataset}: is too large for memory; a smaller one will do")
-    losses = parallel.recorded(algorithm, sources, seeds=seeds, steps=cfg.steps)[system.loss]
+    losses = parallel.recorded(algorithm, source_of, seeds=seeds, steps=cfg.steps)[system.loss]
     try:
         found = [optim.range_test(lrs, one, decay=cfg.decay) for one in losses]
     except ValueError as error:
@@ -114,19 +132,19 @@ def run(cfg: Config) -> None:
         "steepest descent": float(np.median(steepest)),
         "a tenth of the minimum": float(np.median(tenth)),
     }
+    smooth = np.stack([each.smooth for each in found])
     record = {
         "config": dataclasses.asdict(cfg),
         "lr": lrs.tolist(),
-        "loss": losses.tolist(),
-        "smooth": [each.smooth.tolist() for each in found],
+        "loss": _listed(losses),
+        "smooth": _listed(smooth),
         "stopped": [each.stopped for each in found],
         "steepest": steepest,
         "tenth": tenth,
     }
     try:
-        (folder / "lr_range.json").write_text(json.dumps(record))
+        (folder / "lr_range.json").write_text(json.dumps(record, allow_nan=False))
         title = f"{cfg.system}, {cfg.dataset}: {system.loss}, {cfg.seeds} seeds"
-        smooth = np.stack([each.smooth for each in found])
         report.save_range(folder / "lr_range.png", title, lrs, losses, smooth, marks)
     except OSError as error:
         raise UserError(f"--workdir={folder}: cannot be written ({error.strerror})") from None
@@ -141,6 +159,11 @@ def run(cfg: Config) -> None:
         else "the loss was never lost: try a greater --high"
     )
     print(f"try --{system.flag}={marks['a tenth of the minimum']:.1g}; {folder / 'lr_range.png'}")
+
+
+def _listed(values: np.ndarray) -> list[list[float | None]]:
+    """For JSON, which has no NaN: null where the loss was lost."""
+    return [[v if math.isfinite(v) else None for v in row] for row in values.tolist()]
 
 
 if __name__ == "__main__":

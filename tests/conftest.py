@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import weakref
 
 # Most of the tests' time is compilation. What must hold of optimised programs (bitwise resume above all) asks for the
 # `optimised` fixture.
@@ -85,3 +86,22 @@ def trees_close():
         jax.tree.map(compare, jax.device_get(a), jax.device_get(b))
 
     return check
+
+
+@pytest.fixture
+def copies(monkeypatch):
+    """``copies(module)``: a list to which each ``build`` adds how many of those so far still have their data."""
+
+    def watch(module):
+        build, built, alive = module.build, [], []
+
+        def watched(*args, **kwargs):
+            experiment = build(*args, **kwargs)
+            built.append(weakref.ref(experiment.source.data["x"]))
+            alive.append(sum(data() is not None for data in built))
+            return experiment
+
+        monkeypatch.setattr(module, "build", watched)
+        return alive
+
+    return watch

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 
 import launch
+from bpgan.runtime import sweep
 from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import _processes as processes
@@ -194,6 +196,22 @@ def test_runs_that_differ_in_numbers_become_groups(monkeypatch):
     assert processes.slots_of(3) == 3 and 1 <= processes.slots_of(0) <= len(os.sched_getaffinity(0))
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     assert processes.slots_of(0) == 1
+
+
+@pytest.mark.parametrize("plugin", ["jax_cuda12_plugin", "jax_cuda13_plugin", None])
+def test_gpus_count_if_jax_can_use_them(monkeypatch, plugin):
+    """That of the default install cannot, whatever the machine has."""
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name == plugin else None)
+    if plugin:
+        with pytest.raises(UserError, match="--processes=2: 3 GPUs cannot be shared out evenly"):
+            processes.together(["true"], 2)
+    else:
+        assert processes.together(["true"], 2) == 0
+    monkeypatch.setattr(sweep, "available_memory", lambda: 2**40)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert processes.slots_of(0) == (1 if plugin else 2)
 
 
 def leave(run, group=(), trained=False, **result):

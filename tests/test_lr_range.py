@@ -1,5 +1,6 @@
 """The range test: on quadratics, whose best step size is known, and on a classifier that then learns."""
 
+import importlib
 import json
 import shlex
 
@@ -144,13 +145,26 @@ def go(tmp_path, *argv):
 
 @pytest.mark.medium
 @pytest.mark.parametrize("system", lr_range.SYSTEMS)
-def test_every_system_has_a_range(tmp_path, system):
+def test_every_system_has_a_range(tmp_path, copies, system):
     flags = {"classifier": "", "vae": "preset=smoke", "d": "preset=smoke"}[system]
-    code = go(tmp_path, f"--system={system}", "--preset=smoke", "--high=1e-3", f"--flags={flags}")
-    assert code == 0
+    alive = copies(importlib.import_module(f"experiments.{lr_range.SYSTEMS[system].experiment}"))
+    argv = [f"--system={system}", "--preset=smoke", "--high=1e-3", f"--flags={flags}", "--seeds=3"]
+    assert go(tmp_path, *argv) == 0
+    assert max(alive) <= 2  # one that is trained on, one that is built while that is compiled
     record = json.loads((tmp_path / "lr_range.json").read_text())
-    assert len(record["lr"]) == 20 and np.shape(record["loss"]) == (1, 20)
+    assert len(record["lr"]) == 20 and np.shape(record["loss"]) == (3, 20)
     assert np.isfinite(record["loss"]).all() and (tmp_path / "lr_range.png").exists()
+
+
+def test_a_loss_that_is_lost_is_null(tmp_path, monkeypatch):
+    """JSON has no NaN, and strict readers refuse it."""
+    losses = np.float32([[*np.linspace(2, 1, 15), np.nan, *[np.inf] * 4]])
+    monkeypatch.setattr(parallel, "recorded", lambda *_, **__: {"loss": losses})
+    assert go(tmp_path, "--preset=smoke") == 0
+    text = (tmp_path / "lr_range.json").read_text()
+    record = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert record["stopped"] == [15] and record["loss"] == [losses[0, :15].tolist() + [None] * 5]
+    assert [value is None for value in record["smooth"][0]] == [False] * 15 + [True] * 5
 
 
 def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch):
@@ -163,6 +177,12 @@ def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch):
         (["--flags=--net=mlp"], "--flags=--net=mlp: must be NAME=VALUE, several separated by"),
         (["--workdir=/proc/x"], "--workdir=/proc/x: cannot be written"),
         (["--flags=net"], "--flags=net: must be NAME=VALUE"),
+        (["--flags=net=mlp lr=1"], "--flags=lr=1: the range test sets it; use --low and --high"),
+        (["--system=d", "--flags=d_lr=1"], "--flags=d_lr=1: the range test sets it; use --low and"),
+        (["--flags=seed=3"], "--flags=seed=3: the range test sets it; use --seeds"),
+        (["--flags=steps=9"], "--flags=steps=9: the range test sets it; use --steps"),
+        (["--flags=epochs=9"], "--flags=epochs=9: the range test sets it; use --steps"),
+        (["--flags=dataset=x"], "--flags=dataset=x: the range test sets it; use --dataset"),
     ):
         assert go(tmp_path, *argv) == 2
         err = capsys.readouterr().err

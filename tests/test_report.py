@@ -4,6 +4,7 @@ import base64
 import html.parser
 import io
 import json
+import pathlib
 import re
 
 import numpy as np
@@ -275,10 +276,16 @@ def test_axes_of_any_values(tmp_path, values):
     assert len(set(labels)) == len(labels)
 
 
-def test_many_grids_are_thinned_keeping_the_ends(tmp_path):
+def test_many_grids_are_thinned_keeping_the_ends(tmp_path, monkeypatch):
     make_run(tmp_path, grids=200)
+    (tmp_path / "samples/step_00000200.png").write_bytes(b"no picture")
+    whole, read_bytes = [], pathlib.Path.read_bytes
+    monkeypatch.setattr(
+        pathlib.Path, "read_bytes", lambda path: whole.append(path.suffix) or read_bytes(path)
+    )
     _, page, _ = page_of(tmp_path)
     steps = [int(a["data-step"]) for a in pictures(page)]
+    assert whole.count(".png") == 60  # only those that are shown
     assert len(steps) == 60 and steps[0] == 0 and steps[-1] == 199 and steps == sorted(set(steps))
     assert set(np.diff(steps)) == {3, 4}
 

@@ -18,7 +18,7 @@ from bpgan.penalties import PENALTIES
 from bpgan.runtime import parallel, run, sweep, train
 from bpgan.types import UserError
 from experiments import _cli as cli
-from experiments import _group, mnist_gan
+from experiments import _group, classifier, mnist_gan
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -424,6 +424,16 @@ def test_the_process_of_a_group(tmp_path, capsys):
     found = cli.restored(cfg.workdir)
     assert found.step == 4 and found.config.seed == 1 and found.config.g_lr == 1e-4
     assert dataclasses.asdict(found.config)["net"] == "mlp"
+
+
+def test_of_a_member_only_its_measures_are_kept(tmp_path, monkeypatch, copies):
+    """One copy of the data is trained on, another is the member's that is being built."""
+    alive, given = copies(classifier), []
+    monkeypatch.setattr(train, "fit_group", lambda *args, **_: given.extend(args[2]) or [])
+    rest = [f"--member=--seed={i} --workdir={tmp_path / str(i)}" for i in range(4)]
+    assert _group.run(["classifier", "--net=mlp", *rest]) == 0
+    assert alive == [1, 2, 2, 2, 2]
+    assert len({member.evaluate for member in given}) == 4
 
 
 @pytest.mark.parametrize("how", ["a branch", "an array"])

@@ -254,17 +254,17 @@ def advance(
 
 
 def recorded(
-    algorithm: Algorithm, sources: Sequence[Source], *, seeds: Sequence[int], steps: int
+    algorithm: Algorithm, source_of: Callable[[int], Source], *, seeds: Sequence[int], steps: int
 ) -> dict[str, np.ndarray]:
     """The metrics of every step of short runs, ``[seeds, steps]``; nothing is logged or saved.
 
     Args:
       algorithm: what is trained.
-      sources: the batches of each seed, which differ in ``data`` only.
+      source_of: the batches of a seed, which differ in ``data`` only; the data of one at a time are in memory.
       seeds: root seeds.
       steps: from the beginning.
     """
-    batch_at = sources[0].batch_at
+    batch_at = source_of(seeds[0]).batch_at
 
     @jax.jit
     def run(data: Any, root: PRNG) -> Metrics:
@@ -273,10 +273,7 @@ def recorded(
 
         return lax.scan(one, algorithm.init(stream(root, "init")), length=steps)[1]
 
-    found = [
-        jax.device_get(run(source.data, jax.random.key(seed)))
-        for source, seed in zip(sources, seeds, strict=True)
-    ]
+    found = [jax.device_get(run(source_of(seed).data, jax.random.key(seed))) for seed in seeds]
     return {name: np.stack([metrics[name] for metrics in found]) for name in found[0]}
 
 

@@ -395,17 +395,23 @@ def _save(figure: Any, path: str | os.PathLike) -> None:
 
 def _frames(path: pathlib.Path) -> list[tuple[int, bytes]]:
     """The sample grids to show, as (step, PNG): evenly spaced, the first and the last among them."""
-    found = []
+    found = []  # step, bytes, file: a long run may have too many to read them all
     for file in path.glob("samples/step_*.png"):
         match = re.fullmatch(r"step_(\d+)\.png", file.name)
-        if match and (png := file.read_bytes()).startswith(b"\x89PNG\r\n\x1a\n"):
-            found.append((int(match[1]), png))
+        if match and _is_png(file):
+            found.append((int(match[1]), file.stat().st_size, file))
     found.sort()
+    chosen = found
     for count in range(min(len(found), _MAX_GRIDS), 1, -1):
         chosen = [found[round(i * (len(found) - 1) / (count - 1))] for i in range(count)]
-        if count == 2 or sum(len(png) for _, png in chosen) <= _MAX_GRID_BYTES:
-            return chosen
-    return found
+        if sum(size for _, size, _ in chosen) <= _MAX_GRID_BYTES:
+            break
+    return [(step, file.read_bytes()) for step, _, file in chosen]
+
+
+def _is_png(file: pathlib.Path) -> bool:
+    with file.open("rb") as start:
+        return start.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
 def _write_gif(path: pathlib.Path, frames: Sequence[bytes]) -> None:
