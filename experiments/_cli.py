@@ -810,7 +810,13 @@ def trained(experiment: Experiment, *, seed: int, steps: int) -> Any:
 
 
 def drawn(
-    algorithm: Algorithm, state: Any, *, seed: int, n: int, labels: np.ndarray | None = None
+    algorithm: Algorithm,
+    state: Any,
+    *,
+    seed: int,
+    n: int,
+    labels: np.ndarray | None = None,
+    batch: int = 500,
 ) -> np.ndarray:
     """``n`` samples as uint8 ``[n, h, w, c]``, of latents that training never sees.
 
@@ -819,6 +825,7 @@ def drawn(
       seed: of the latents.
       n: how many.
       labels: int32 ``[n]`` for a conditional algorithm.
+      batch: samples at a time.
 
     Raises:
       UserError: if the algorithm draws no samples.
@@ -830,5 +837,5 @@ def drawn(
     if algorithm.sample is None:
         raise UserError("the experiment draws no samples")
     key = stream(jax.random.key(seed), "evaluate")
-    batches = parallel.draw(algorithm.sample, state, key, n, labels=labels)
+    batches = parallel.draw(algorithm.sample, state, key, n, labels=labels, batch=batch)
     return np.concatenate([report.to_bytes(batch) for batch in batches])
