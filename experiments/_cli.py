@@ -188,6 +188,10 @@ class Config:
         "", "run directory; empty: runs/<experiment>/<preset and changed flags>", restart_safe=True
     )
 
+    def idle(self) -> dict[str, str]:
+        """Flags that change nothing here, and of each the flag whose value is why; ``resolve`` refuses them."""
+        return {}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
@@ -369,6 +373,7 @@ def resolve(
     argv: Sequence[str],
     *,
     other_flags: Iterable[str] = (),
+    swept: Iterable[str] = (),
 ) -> AnyConfig:
     """The config that a command line asks for. Touches no global state.
 
@@ -378,9 +383,11 @@ def resolve(
       argv: as in ``sys.argv[1:]``. The last of equal flags counts; ``--flagfile=F`` reads flags
         from a file, in its place.
       other_flags: more names that may be suggested in place of an unknown flag.
+      swept: flags that differ among the runs of a sweep, of which this is one: what is idle because of them has a part
+        in other runs, and is left out of this one.
 
     Raises:
-      UserError: for an unknown flag or preset, a value that is not allowed, a positional argument.
+      UserError: for an unknown flag or preset, a value that is not allowed or changes nothing, a positional argument.
     """
     specs = flags_of(config_class)
     values = flags.FlagValues()
@@ -413,7 +420,16 @@ def resolve(
                 raise UserError(
                     f"--{name}={show(chosen[name])} (from the preset or default): {error}"
                 ) from None
-    return config_class(**(chosen | explicit))
+    cfg = config_class(**(chosen | explicit))
+    for name, why in cfg.idle().items():
+        asked = getattr(cfg, name)
+        if asked != chosen[name] and {why, "preset"}.isdisjoint(swept):
+            raise UserError(
+                f"--{name}={show(asked)}: has no part in --{why}={show(getattr(cfg, why))};"
+                f" must be {show(chosen[name])}"
+            )
+        cfg = dataclasses.replace(cfg, **{name: chosen[name]})
+    return cfg
 
 
 def define(values: flags.FlagValues, spec: Flag) -> None:
@@ -794,7 +810,13 @@ def trained(experiment: Experiment, *, seed: int, steps: int) -> Any:
 
 
 def drawn(
-    algorithm: Algorithm, state: Any, *, seed: int, n: int, labels: np.ndarray | None = None
+    algorithm: Algorithm,
+    state: Any,
+    *,
+    seed: int,
+    n: int,
+    labels: np.ndarray | None = None,
+    batch: int = 500,
 ) -> np.ndarray:
     """``n`` samples as uint8 ``[n, h, w, c]``, of latents that training never sees.
 
@@ -803,6 +825,7 @@ def drawn(
       seed: of the latents.
       n: how many.
       labels: int32 ``[n]`` for a conditional algorithm.
+      batch: samples at a time.
 
     Raises:
       UserError: if the algorithm draws no samples.
@@ -814,5 +837,5 @@ def drawn(
     if algorithm.sample is None:
         raise UserError("the experiment draws no samples")
     key = stream(jax.random.key(seed), "evaluate")
-    batches = parallel.draw(algorithm.sample, state, key, n, labels=labels)
+    batches = parallel.draw(algorithm.sample, state, key, n, labels=labels, batch=batch)
     return np.concatenate([report.to_bytes(batch) for batch in batches])

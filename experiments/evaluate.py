@@ -348,7 +348,11 @@ def of_run(
     turned, m = None, max(_TURNED // max(algorithm.classes, 1), 1)
     if y is not None and turn:
         labels = (np.full(m, label, np.int32) for label in range(algorithm.classes))
-        drawn = [cli.drawn(algorithm, run.state, seed=seed, n=m, labels=label) for label in labels]
+        # In batches of what is kept: of many classes that is a few each.
+        drawn = [
+            cli.drawn(algorithm, run.state, seed=seed, n=m, labels=label, batch=min(m, 500))
+            for label in labels
+        ]
         turned = np.stack(drawn, axis=1)
     return Candidate(path, x, y, untrained, facts, turned), dataset
 

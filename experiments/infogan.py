@@ -87,6 +87,9 @@ class Config(cli.RunConfig):
     sample_every: str = cli.field("5ep")
     checkpoint_every: str = cli.field("5ep")
 
+    def idle(self) -> dict[str, str]:
+        return {name: "model" for name, models in _OWN.items() if self.model not in models}
+
 
 PRESETS = {
     "smoke": dict(
@@ -103,10 +106,6 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         raise UserError(
             f"--dataset={cfg.dataset}: images are {shape[0]}x{shape[1]}; height and width must be multiples of 4"
         )
-    for name, models in _OWN.items():  # what a group traces is no float
-        value, default = getattr(cfg, name), Config.__dataclass_fields__[name].default
-        if cfg.model not in models and isinstance(value, float) and value != default:
-            raise UserError(f"--{name}={value}: has no part in --model={cfg.model}")
     if cfg.model == "vae" and (cfg.d_steps > 1 or cfg.d_norm):
         raise UserError("--model=vae: has no D; --d_steps must be 1 and --d_norm false")
     if cfg.d_norm and cfg.model in PENALTY:

@@ -121,6 +121,10 @@ class Config(cli.RunConfig):
     sample_every: str = cli.field("1ep")
     checkpoint_every: str = cli.field("2ep")
 
+    def idle(self) -> dict[str, str]:
+        names = () if penalties_of(self.penalty) else ("gamma", "penalty_every")
+        return dict.fromkeys(names, "penalty")
+
 
 PRESETS = {
     "article": dict(

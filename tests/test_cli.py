@@ -24,6 +24,9 @@ class Config(cli.RunConfig):
     epochs: float = cli.field(20.0)
     batch_size: int = 50
 
+    def idle(self):
+        return {"layers": "loss"} if self.loss == "logistic" else {}
+
 
 PRESETS = {"smoke": dict(steps=4, layers=1), "article": dict(epochs=1000, lr=0.5, ema=True)}
 
@@ -50,6 +53,15 @@ def test_precedence_is_default_preset_explicit_whatever_the_order():
     # An explicit flag that repeats the default still beats the preset.
     assert resolve("--preset=article", "--lr=0.1", "--noema").lr == 0.1
     assert resolve("--preset=article", "--lr=0.1", "--noema").ema is False
+
+
+def test_what_changes_nothing_is_refused_where_it_is_asked_for():
+    expected = "--layers=3: has no part in --loss=logistic; must be 2"
+    assert message("--loss=logistic", "--layers=3") == expected
+    assert message("--preset=smoke", "--loss=logistic", "--layers=2").endswith("must be 1")
+    assert resolve("--preset=smoke", "--loss=logistic").layers == 1
+    assert resolve("--preset=smoke", "--loss=logistic", "--layers=1").layers == 1
+    assert resolve("--loss=hinge", "--layers=3").layers == 3
 
 
 def test_an_experiment_with_the_build_of_another_has_its_own_name(monkeypatch):

@@ -15,6 +15,7 @@ import pytest
 
 from bpgan import data
 from bpgan.losses import LOSSES
+from bpgan.runtime import parallel
 from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import evaluate, image_gan
@@ -309,7 +310,7 @@ def test_what_is_remembered_survives_a_resume(tmp_path):
 
 
 @pytest.mark.medium
-def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path):
+def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path, monkeypatch):
     """In the proportions of the training data; class-FD and the accuracy of labels are there."""
     path = tmp_path / "run"
     flags = ["--preset=smoke", "--net=mlp", "--condition=projection", f"--workdir={path}"]
@@ -322,7 +323,13 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path):
     assert plain.turned.shape == (2000 // 3, 3, 28, 28, 1)  # the same latents under each label
     a, b = plain.turned[:, 0].astype(float), plain.turned[:, 1].astype(float)
     assert 0 < np.abs(a - b).mean() < np.abs(a - np.roll(b, 1, axis=0)).mean()
+    batches, drawn = [], parallel._drawn
+    monkeypatch.setattr(
+        parallel, "_drawn", lambda sample, n, *rest: batches.append(n) or drawn(sample, n, *rest)
+    )
+    monkeypatch.setattr(evaluate, "_TURNED", 30)
     cut, _ = evaluate.of_run(str(path), "newest", 300, 0, ["truncation=0.2"])
+    assert batches == [500, 500, 10, 10, 10]  # no more under a label than are kept
     assert cut.x.std(0).mean() < 0.8 * plain.x.std(0).mean()
     assert cut.facts["flags"] == ["truncation=0.2"]
     for text, said in (

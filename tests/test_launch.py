@@ -180,6 +180,33 @@ def test_a_sweep_that_cannot_run_is_refused_as_a_whole(sweeps, argv, expected):
     assert refused(*sweeps, argv=argv).startswith(expected)
 
 
+@pytest.mark.parametrize(
+    "argv, sweeps, expected",
+    [
+        (["--gamma=1"], ["penalty=none,r1"], [("none", 0.1), ("r1", 1.0)]),
+        ([], ["gamma=1,2", "penalty=none,r1"], [("none", 0.1), ("r1", 1.0), ("r1", 2.0)]),
+        (["--gamma=1"], ["preset=article,smoke"], [("none", 0.1), ("r1+r2", 1.0)]),
+    ],
+)
+def test_what_some_runs_of_a_sweep_have_no_use_for_is_left_out_of_them(argv, sweeps, expected):
+    axes = sweeping.axes_of(mnist_gan, argv, sweeps)
+    combinations = search.combinations(axes, 0, 0)
+    runs = sweeping.plan("mnist_gan", mnist_gan, argv, combinations, "runs")
+    assert [(run.config["penalty"], run.config["gamma"]) for run in runs] == expected
+    for run in runs:  # what its own process makes of it
+        for flags in (run.command[3:], [*run.common, *run.own]):
+            cfg = cli.resolve(mnist_gan.Config, mnist_gan.PRESETS, flags)
+            assert dataclasses.asdict(cfg) == run.config
+
+
+@pytest.mark.parametrize("flag", ["gamma", "penalty_every"])
+def test_a_sweep_without_effect_is_refused(flag):
+    axes = sweeping.axes_of(mnist_gan, ["--penalty=none"], [f"{flag}=2,3"])
+    with pytest.raises(UserError, match=f"^--{flag}=2.*: has no part in --penalty=none; must be"):
+        combinations = search.combinations(axes, 0, 0)
+        sweeping.plan("mnist_gan", mnist_gan, ["--penalty=none"], combinations, "runs")
+
+
 def test_runs_that_differ_in_numbers_become_groups(monkeypatch):
     runs = plan("loss=hinge,logistic", "seed=0:5")
     off = sweeping.jobs_of("fake", runs, "off", 2)

@@ -390,6 +390,21 @@ def test_pictures_show_what_is_where():
             ["--rule=optimistic", "--d_steps=2"],
             "--d_steps=2: has no part in --rule=optimistic; must be 1",
         ),
+        (["--optimizer=sgd", "--b1=0.5"], "--b1=0.5: has no part in --optimizer=sgd; must be 0.0"),
+        (
+            ["--preset=dirac", "--b2=0.9"],
+            "--b2=0.9: has no part in --optimizer=sgd; must be 0.99",
+        ),
+        (["--preset=dirac", "--ema=0.9"], "--ema=0.9: has no part in --problem=dirac; must be 0.0"),
+        (
+            ["--preset=bilinear", "--ema=0.9"],
+            "--ema=0.9: has no part in --problem=bilinear; must be 0.0",
+        ),
+        (
+            ["--penalty=none", "--gamma=1"],
+            "--gamma=1.0: has no part in --penalty=none; must be 0.1",
+        ),
+        (["--preset=lqg", "--gamma=1"], "--gamma=1.0: has no part in --problem=lqg; must be 0.1"),
         *(
             (
                 [f"--preset={name}", "--penalty=r1+orthogonal"],
@@ -404,6 +419,23 @@ def test_flags_without_effect_are_refused(flags, said):
     with pytest.raises(UserError) as error:
         toy_gan.build(config(*flags))
     assert str(error.value) == said
+
+
+def test_nobody_is_blamed_for_what_a_preset_says():
+    assert config("--preset=gaussian1d", "--penalty=none").gamma == 1.0
+    assert config("--preset=grid25", "--problem=lqg").penalty == "r1+r2"
+
+
+def test_a_game_of_two_parameters_shows_no_average():
+    found = []
+    for ema in (0.0, 0.9):
+        experiment = toy_gan.build(config("--preset=dirac", ema=ema))
+        state = trained(experiment, 20)
+        assert (state.state.ema is None) == (ema == 0)
+        assert experiment.evaluate and experiment.algorithm.sample
+        picture = experiment.algorithm.sample(state, jax.random.key(0), 1)
+        found.append((experiment.evaluate(state), np.asarray(picture)))
+    np.testing.assert_equal(*found)
 
 
 def test_one_way_to_run():
