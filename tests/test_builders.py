@@ -185,7 +185,7 @@ def test_the_digests_of_fashion_mnist_are_of_one_content():
         assert file.contents == {name[:-3]: sha(gzip.decompress(packed))}
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN.exists(), reason="needs Debian's dataset-fashion-mnist")
 def test_all_of_fashion_mnist(server, root):
     import tensorflow_datasets as tfds

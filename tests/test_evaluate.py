@@ -63,7 +63,7 @@ def test_a_run_is_evaluated_from_its_checkpoint(gan, tmp_path, capsys):
     assert values(tmp_path / "b") == rows
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_run_whose_data_have_moved(tmp_path, monkeypatch, capsys):
     """It is resumed and evaluated with the same data elsewhere, and with no others."""
     rng = np.random.default_rng(0)
@@ -395,7 +395,7 @@ def test_damaged_records_are_one_line(gan, tmp_path, capsys, change, said):
     assert error.startswith(f"error: {tmp_path}: {said}") and error.count("\n") == 1
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_feature_net_is_found_for_moved_data_and_made_again_if_damaged(tmp_path, monkeypatch):
     monkeypatch.setenv("BPGAN_DATA_DIR", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)

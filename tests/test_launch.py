@@ -687,7 +687,7 @@ def test_a_budget_stops_a_sweep_and_a_greater_one_goes_on(home, tmp_path):
     assert len(list(tmp_path.glob("runs/fake/seed=*/result.json"))) == 4
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_budget_of_images_is_counted_while_runs_train(home, tmp_path):
     """Five steps of 128 images each; without --vectorize, for under a budget each run is a process."""
     argv = ["--experiment=fake", "--sweep=seed=0:4", "--jobs=1", "--pause=2.5"]
@@ -707,7 +707,7 @@ def test_what_a_group_refuses_ends_the_sweep_with_2(tmp_path):
     assert done.stdout.count("failed (exit 2): error: --dataset=idx:/nope") == 2
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_longer_sweep_that_is_killed_is_not_done(tmp_path):
     argv = ["--experiment=mnist_gan", "--preset=smoke", "--net=mlp", "--notensorboard",
             "--sweep=seed=0:2", "--jobs=1", "--log_every=1"]  # fmt: skip

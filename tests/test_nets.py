@@ -505,7 +505,7 @@ def test_parameter_counts(module, example, count):
     assert size(variables["params"]) == count
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_plain_networks_start_orthogonal():
     """As PyTorch flattens the kernels: out x patch, of a transposed convolution in x patch."""
     widths = (32, 24, 16, 8)

@@ -365,7 +365,7 @@ def table(folder):
 REGRESSION = ["--experiment=linear_regression", "--preset=smoke"]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_local_jobs_give_the_numbers_of_a_plain_sweep(tmp_path):
     argv = [*REGRESSION, "--sweep=seed=0,1", "--jobs=2"]
     (tmp_path / "experiments.py").write_text("raise ImportError('not this one')")

@@ -202,7 +202,7 @@ def test_a_group_killed_between_two_saves_goes_on_bit_for_bit(tmp_path, lowering
         assert steps[0] == steps[1]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_group_killed_in_its_first_save_starts_over(tmp_path):
     fit(tmp_path / "whole", 8, MEMBERS[:2])
     fit(tmp_path / "cut", 4, MEMBERS[:2])
@@ -240,7 +240,7 @@ def test_nor_where_the_others_have_one_checkpoint_only(tmp_path):
     assert saved(tmp_path / "0", 8) == before
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_more_members_join_without_moving_the_old_ones(tmp_path, capsys):
     fit(tmp_path / "a", 8, MEMBERS[:2])
     fit(tmp_path / "a", 12, MEMBERS)
@@ -291,7 +291,7 @@ def test_a_group_is_cut_to_fit_the_memory(tmp_path, monkeypatch, capsys):
     assert [len(r["group"]["members"]) for r in records] == [5] * 5 + [4] * 4
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_group_that_has_trained_is_not_cut_when_memory_is_short(tmp_path, monkeypatch):
     """It would not be bitwise what it was."""
     members = [MEMBERS[0] | dict(seed=i) for i in range(9)]
@@ -313,7 +313,7 @@ def test_a_pause_changes_no_number(tmp_path):
         assert saved(tmp_path / "cut" / str(i), 16) == saved(tmp_path / "whole" / str(i), 16)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_run_past_a_pause_counts_as_it_was_there(tmp_path):
     """Also if it is done, and if nothing was logged at the pause."""
     paused = fit(tmp_path, 16, pause=5)

@@ -111,7 +111,7 @@ def test_one_factor_moves_both_step_sizes(monkeypatch):
     assert seen == [5e-4, 2e-3]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_lowerings_are_measured(monkeypatch):
     """Both are trained, on the CPU as on a GPU, whose compiler does not answer which is faster."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -251,7 +251,10 @@ def test_uneven_batch_is_refused():
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("modes", [("jit", "jit", "jit"), ("pmap", "jit", "pmap")])
+@pytest.mark.parametrize(
+    "modes",
+    [("jit", "jit", "jit"), pytest.param(("pmap", "jit", "pmap"), marks=pytest.mark.slow)],
+)
 def test_restart_on_other_devices(tmp_path, trees_close, trees_equal, modes):
     """1, 8, then 2 devices, and from one mode to the other: the restored bits, and an end within float tolerance."""
 

@@ -53,12 +53,10 @@ def assert_close(a, b, step):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize(
-    "processes,feed",
-    [(2, "memory"), pytest.param(2, "stream", marks=pytest.mark.slow),
-     pytest.param(4, "memory", marks=pytest.mark.slow), pytest.param(4, "stream", marks=pytest.mark.slow)],
-)  # fmt: skip
-def test_several_processes_train_the_model_of_one(tmp_path, processes, feed, pytestconfig):
+@pytest.mark.parametrize("feed,bitwise", [("memory", False), pytest.param("memory", True, marks=pytest.mark.slow),
+                                          pytest.param("stream", True, marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_processes_train_the_model_of_one(tmp_path, processes, feed, bitwise):
     """On disjoint shards of one global batch: float tolerance after 20 steps, and those resumed half-way."""
     argv = [sys.executable, *GAN, "--steps=20", f"--workdir={tmp_path / 'one'}"]
     finish(start(tmp_path, argv=argv))
@@ -70,7 +68,7 @@ def test_several_processes_train_the_model_of_one(tmp_path, processes, feed, pyt
     assert_close(tmp_path / "one", tmp_path / "several", 20)
     steps = [line["step"] for line in logged(tmp_path / "several")]
     assert steps == [line["step"] for line in logged(tmp_path / "one")] == [5, 10, 15, 20]
-    if pytestconfig.getoption("--slow"):
+    if bitwise:
         finish(launch(tmp_path / "straight", processes, 20, *flags))
         a, b = arrays(tmp_path / "several", 20), arrays(tmp_path / "straight", 20)
         assert all(a[name].tobytes() == b[name].tobytes() for name in a)
