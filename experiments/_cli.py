@@ -189,7 +189,7 @@ class Config:
     )
 
     def idle(self) -> dict[str, str]:
-        """Flags that change nothing here, and of each the flag whose value is why; ``resolve`` refuses them."""
+        """Flags that change nothing here, and of each the flag whose value is why."""
         return {}
 
 
@@ -373,7 +373,6 @@ def resolve(
     argv: Sequence[str],
     *,
     other_flags: Iterable[str] = (),
-    swept: Iterable[str] = (),
 ) -> AnyConfig:
     """The config that a command line asks for. Touches no global state.
 
@@ -383,12 +382,38 @@ def resolve(
       argv: as in ``sys.argv[1:]``. The last of equal flags counts; ``--flagfile=F`` reads flags
         from a file, in its place.
       other_flags: more names that may be suggested in place of an unknown flag.
-      swept: flags that differ among the runs of a sweep, of which this is one: what is idle because of them has a part
-        in other runs, and is left out of this one.
 
     Raises:
-      UserError: for an unknown flag or preset, a value that is not allowed or changes nothing, a positional argument.
+      UserError: for an unknown flag or preset, a value that is not allowed, a positional argument.
     """
+    chosen, explicit = _read(config_class, presets, argv, other_flags)
+    return config_class(**(chosen | explicit))
+
+
+def without_effect(
+    config_class: type[Config],
+    presets: Presets,
+    argv: Sequence[str],
+    *,
+    other_flags: Iterable[str] = (),
+) -> dict[str, str]:
+    """Of the flags on a command line, those that change nothing, and why; neither defaults nor presets are blamed."""
+    chosen, explicit = _read(config_class, presets, argv, other_flags)
+    cfg = config_class(**(chosen | explicit))
+    return {
+        name: f"has no part in --{why}={show(getattr(cfg, why))}"
+        for name, why in cfg.idle().items()
+        if name in explicit and explicit[name] != chosen[name]
+    }
+
+
+def _read(
+    config_class: type[Config],
+    presets: Presets,
+    argv: Sequence[str],
+    other_flags: Iterable[str],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every field's value by preset or default, and the values of the flags that are given."""
     specs = flags_of(config_class)
     values = flags.FlagValues()
     for spec in specs.values():
@@ -420,16 +445,7 @@ def resolve(
                 raise UserError(
                     f"--{name}={show(chosen[name])} (from the preset or default): {error}"
                 ) from None
-    cfg = config_class(**(chosen | explicit))
-    for name, why in cfg.idle().items():
-        asked = getattr(cfg, name)
-        if asked != chosen[name] and {why, "preset"}.isdisjoint(swept):
-            raise UserError(
-                f"--{name}={show(asked)}: has no part in --{why}={show(getattr(cfg, why))};"
-                f" must be {show(chosen[name])}"
-            )
-        cfg = dataclasses.replace(cfg, **{name: chosen[name]})
-    return cfg
+    return chosen, explicit
 
 
 def define(values: flags.FlagValues, spec: Flag) -> None:
@@ -547,7 +563,8 @@ def run(
             return DONE
         cfg = resolve(config_class, presets, argv)
         if isinstance(cfg, RunConfig):
-            return _train(name, cfg, typing.cast(Callable[..., Experiment], build), presets)
+            idle = without_effect(config_class, presets, argv)
+            return _train(name, cfg, typing.cast(Callable[..., Experiment], build), presets, idle)
         build(dataclasses.replace(cfg, workdir=_workdir(name, cfg, presets)))
         return DONE
     except UserError as error:
@@ -601,7 +618,13 @@ def _workdir(name: str, cfg: Config, presets: Presets) -> str:
     return os.path.expanduser(cfg.workdir or f"runs/{name}/{run_name(cfg, presets)}")
 
 
-def _train(name: str, cfg: RunConfig, build: Callable[..., Experiment], presets: Presets) -> int:
+def _train(
+    name: str,
+    cfg: RunConfig,
+    build: Callable[..., Experiment],
+    presets: Presets,
+    idle: Mapping[str, str],
+) -> int:
     # Heavy, and of no use to --help or a mistaken flag.
     from bpgan.runtime import parallel, train
 
@@ -613,6 +636,8 @@ def _train(name: str, cfg: RunConfig, build: Callable[..., Experiment], presets:
     parallel.setup(precision=cfg.precision)
     say = print if parallel.is_lead() else lambda *_, **__: None
     say(" ".join([name, *changed]), flush=True)
+    for flag, why in idle.items():
+        say(f"warning: --{flag}={show(getattr(cfg, flag))} {why}", flush=True)
     experiment = build(cfg, axis_name=parallel.axis_name(cfg.parallel))
     if experiment.title:
         say(experiment.title, flush=True)
@@ -786,7 +811,7 @@ def restored(
         kind = {"newest": "checkpoint", "best": "checkpoint that was evaluated"}.get(
             which, f"checkpoint of step {which}"
         )
-        raise UserError(f"{path}: has no {kind}")
+        raise UserError(f"{path}: has no sound {kind}")
     return Restored(name, cfg, experiment, found[1].state, found[0])
 
 

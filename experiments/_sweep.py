@@ -90,8 +90,7 @@ def plan(
     """The runs of all combinations of swept values, checked.
 
     A run's directory is named after its swept values and a hash of the other settings that decide
-    its numbers; so the same command finds it again, also with more epochs or another interval. Combinations that differ
-    in flags without a part in them are one run.
+    its numbers; so the same command finds it again, also with more epochs or another interval.
 
     Raises:
       UserError: for a combination that the experiment refuses, or two that are the same.
@@ -101,17 +100,8 @@ def plan(
     runs: dict[pathlib.Path, Run] = {}
     for texts in combinations:
         own = [f"--{k}={v}" for k, v in texts.items()]
-        cfg = cli.resolve(
-            module.Config,
-            module.PRESETS,
-            [*argv, *own],
-            other_flags=cli.LAUNCHER_FLAGS,
-            swept=texts,
-        )
-        # Its own process knows of no sweep, and would refuse what was left out.
-        idle = [k for k, why in cfg.idle().items() if texts.keys() & {why, "preset"}]
-        own += [f"--{k}={cli.show(getattr(cfg, k))}" for k in idle]
         arguments = [*argv, *own]
+        cfg = cli.resolve(module.Config, module.PRESETS, arguments, other_flags=cli.LAUNCHER_FLAGS)
         # Canonical: 1e-4 and 0.0001 are one run. A preset is no field; it counts as written.
         swept = {k: getattr(cfg, k, v) for k, v in texts.items()}
         rest = {k: getattr(cfg, k) for k in sorted(specs) if k not in fixed and k not in swept}
@@ -131,7 +121,7 @@ def plan(
             tuple(argv),
             (*own, f"--workdir={workdir}"),
         )
-        if workdir in runs and texts.keys().isdisjoint(idle):
+        if workdir in runs:
             raise UserError(f"--sweep: {run.title} occurs twice")
         runs[workdir] = run
     return list(runs.values())

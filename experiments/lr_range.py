@@ -45,7 +45,13 @@ SYSTEMS = {
     "d": System("mnist_gan", "d_lr", "d/loss", ("--g_lr=0",)),
 }
 
-_OURS = {"seed": "--seeds", "steps": "--steps", "epochs": "--steps", "dataset": "--dataset"}
+_OURS = {
+    "seed": "; use --seeds",
+    "steps": "; use --steps",
+    "epochs": "; use --steps",
+    "dataset": "; use --dataset",
+    "flagfile": "; name the flags",
+}
 """Flags of the experiment that the range test sets, and those of its own that say to what."""
 
 
@@ -89,10 +95,12 @@ def chosen(cfg: Config) -> tuple[Any, cli.RunConfig]:
     system = SYSTEMS[cfg.system]
     module = importlib.import_module(f"experiments.{system.experiment}")
     flags = cli.assignments(cfg.flags)
-    ours = _OURS | {system.flag: "--low and --high"}
+    ours = _OURS | {system.flag: "; use --low and --high"}
+    ours |= {text[2:].partition("=")[0]: "" for text in system.fixed}
     for flag in flags:
-        if instead := ours.get(flag.partition("=")[0]):
-            raise UserError(f"--flags={flag}: the range test sets it; use {instead}")
+        instead = ours.get(flag.partition("=")[0])
+        if instead is not None:
+            raise UserError(f"--flags={flag}: the range test sets it{instead}")
     argv = [f"--dataset={cfg.dataset}", *system.fixed, *(f"--{flag}" for flag in flags)]
     return module, cli.resolve(module.Config, module.PRESETS, argv)
 

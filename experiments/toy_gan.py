@@ -46,7 +46,7 @@ SAMPLES = 2500
 _PIXELS, _TRAIL, _TINY = 240, 512, 1e-35
 _IDLE = {
     # D of the game is solved exactly.
-    "lqg": ("rule", "loss", "penalty", "gamma", "d_steps", "ema", "width"),
+    "lqg": ("rule", "loss", "penalty", "gamma", "ema", "width"),
     # What is shown and measured are the players themselves.
     "dirac": ("width", "ema"),
     "bilinear": ("width", "ema"),
@@ -94,8 +94,6 @@ class Config(cli.RunConfig):
         found = {} if penalties_of(self.penalty) else {"gamma": "penalty"}
         if self.optimizer == "sgd":
             found |= {"b1": "optimizer", "b2": "optimizer"}
-        if self.rule != "none":
-            found["d_steps"] = "rule"
         return found | dict.fromkeys(_IDLE.get(self.problem, ()), "problem")
 
 
@@ -493,6 +491,9 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
             f"--penalty={cfg.penalty}: orthogonal has no part in --problem={cfg.problem}, whose D has no kernels;"
             " must be without"
         )
+    if cfg.d_steps > 1 and (cfg.rule != "none" or cfg.problem == "lqg"):
+        why = "problem" if cfg.problem == "lqg" else "rule"
+        raise UserError(f"--d_steps={cfg.d_steps}: must be 1 with --{why}={getattr(cfg, why)}")
     steps = cfg.steps or max(1, round(cfg.epochs * toys.LENGTH / (cfg.batch_size * cfg.d_steps)))
     makers = {"gaussian1d": gaussian1d, "dirac": dirac, "bilinear": dirac, "lqg": lqg}
     return makers.get(cfg.problem, mixture)(cfg, steps)

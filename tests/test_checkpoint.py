@@ -1,6 +1,7 @@
 """Which checkpoints stay, what is in them, and what is said when they cannot be written."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,25 @@ def test_what_was_ranked_by_another_metric_comes_last(tmp_path):
             checkpoints.save(step, tree(step), {"loss": 9.0, "fid": -float(step)})
         checkpoints.close()
     assert on_disk(tmp_path) == [3, 5]
+
+
+def test_one_that_is_asked_for_and_damaged_is_none(tmp_path, capsys):
+    """The others may be sound: nobody is told to start afresh, least of all a reader."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, tree(step))
+    checkpoints.close()
+    for file in (tmp_path / "1").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    reader = Checkpoints(tmp_path, read_only=True)
+    assert reader.restore(ABSTRACT, step=1) is None
+    assert f"{tmp_path / '1'} is damaged" in capsys.readouterr().out
+    assert reader.restore(ABSTRACT)[0] == 2
+    shutil.rmtree(tmp_path / "2")
+    reader = Checkpoints(tmp_path, read_only=True)
+    with pytest.raises(UserError, match="none of the 1 checkpoints can be read$"):
+        reader.restore(ABSTRACT)
 
 
 @pytest.mark.parametrize(

@@ -55,13 +55,19 @@ def test_precedence_is_default_preset_explicit_whatever_the_order():
     assert resolve("--preset=article", "--lr=0.1", "--noema").ema is False
 
 
-def test_what_changes_nothing_is_refused_where_it_is_asked_for():
-    expected = "--layers=3: has no part in --loss=logistic; must be 2"
-    assert message("--loss=logistic", "--layers=3") == expected
-    assert message("--preset=smoke", "--loss=logistic", "--layers=2").endswith("must be 1")
-    assert resolve("--preset=smoke", "--loss=logistic").layers == 1
-    assert resolve("--preset=smoke", "--loss=logistic", "--layers=1").layers == 1
-    assert resolve("--loss=hinge", "--layers=3").layers == 3
+@pytest.mark.parametrize(
+    "argv, idle",
+    [
+        (["--loss=logistic", "--layers=3"], True),
+        (["--preset=smoke", "--loss=logistic", "--layers=2"], True),
+        (["--preset=smoke", "--loss=logistic"], False),
+        (["--preset=smoke", "--loss=logistic", "--layers=1"], False),
+        (["--loss=hinge", "--layers=3"], False),
+    ],
+)
+def test_what_changes_nothing_is_named_where_it_is_asked_for(argv, idle):
+    found = cli.without_effect(Config, PRESETS, argv)
+    assert found == ({"layers": "has no part in --loss=logistic"} if idle else {})
 
 
 def test_an_experiment_with_the_build_of_another_has_its_own_name(monkeypatch):
@@ -272,6 +278,13 @@ def test_run_hands_the_loop_steps_not_epochs(fit):
     assert run("--steps=7", "--workdir=a/b", "--precision=float64") == 0
     assert (fit.kwargs["steps"], str(fit.kwargs["workdir"])) == (7, "a/b")
     assert fit.setup == {"precision": "float64"}
+
+
+def test_a_run_warns_of_flags_without_effect(fit, capsys):
+    assert run("--loss=logistic", "--layers=3") == 0 and fit.kwargs["config"]["layers"] == 3
+    said = capsys.readouterr().out
+    assert "warning: --layers=3 has no part in --loss=logistic\n" in said
+    assert run("--loss=logistic") == 0 and "warning" not in capsys.readouterr().out
 
 
 def test_keep_by_what_only_evaluations_find_needs_them(fit, capsys):

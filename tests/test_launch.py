@@ -181,30 +181,19 @@ def test_a_sweep_that_cannot_run_is_refused_as_a_whole(sweeps, argv, expected):
 
 
 @pytest.mark.parametrize(
-    "argv, sweeps, expected",
+    "flags, warned",
     [
-        (["--gamma=1"], ["penalty=none,r1"], [("none", 0.1), ("r1", 1.0)]),
-        ([], ["gamma=1,2", "penalty=none,r1"], [("none", 0.1), ("r1", 1.0), ("r1", 2.0)]),
-        (["--gamma=1"], ["preset=article,smoke"], [("none", 0.1), ("r1+r2", 1.0)]),
+        (["--sweep=penalty=none,r1", "--gamma=1"], False),
+        (["--sweep=penalty=none,r1", "--sweep=gamma=1,2"], False),
+        (["--penalty=none", "--sweep=gamma=1,2"], True),
+        (["--sweep=penalty=none", "--sweep=seed=0:2", "--gamma=1"], True),
     ],
 )
-def test_what_some_runs_of_a_sweep_have_no_use_for_is_left_out_of_them(argv, sweeps, expected):
-    axes = sweeping.axes_of(mnist_gan, argv, sweeps)
-    combinations = search.combinations(axes, 0, 0)
-    runs = sweeping.plan("mnist_gan", mnist_gan, argv, combinations, "runs")
-    assert [(run.config["penalty"], run.config["gamma"]) for run in runs] == expected
-    for run in runs:  # what its own process makes of it
-        for flags in (run.command[3:], [*run.common, *run.own]):
-            cfg = cli.resolve(mnist_gan.Config, mnist_gan.PRESETS, flags)
-            assert dataclasses.asdict(cfg) == run.config
-
-
-@pytest.mark.parametrize("flag", ["gamma", "penalty_every"])
-def test_a_sweep_without_effect_is_refused(flag):
-    axes = sweeping.axes_of(mnist_gan, ["--penalty=none"], [f"{flag}=2,3"])
-    with pytest.raises(UserError, match=f"^--{flag}=2.*: has no part in --penalty=none; must be"):
-        combinations = search.combinations(axes, 0, 0)
-        sweeping.plan("mnist_gan", mnist_gan, ["--penalty=none"], combinations, "runs")
+def test_what_no_run_of_a_sweep_has_a_use_for_is_named(flags, warned, capsys, tmp_path):
+    argv = ["--experiment=mnist_gan", *flags, "--dry_run", f"--root={tmp_path}"]
+    assert launch.run(argv) == 0
+    warning = "warning: --gamma has no part in --penalty=none\n"
+    assert (warning in capsys.readouterr().out) == warned
 
 
 def test_runs_that_differ_in_numbers_become_groups(monkeypatch):

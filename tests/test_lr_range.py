@@ -183,6 +183,9 @@ def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch):
         (["--flags=steps=9"], "--flags=steps=9: the range test sets it; use --steps"),
         (["--flags=epochs=9"], "--flags=epochs=9: the range test sets it; use --steps"),
         (["--flags=dataset=x"], "--flags=dataset=x: the range test sets it; use --dataset"),
+        (["--flags=flagfile=x"], "--flags=flagfile=x: the range test sets it; name the flags"),
+        (["--flags=lr_half_life=1"], "--flags=lr_half_life=1: the range test sets it"),
+        (["--system=d", "--flags=g_lr=1"], "--flags=g_lr=1: the range test sets it"),
     ):
         assert go(tmp_path, *argv) == 2
         err = capsys.readouterr().err

@@ -5,6 +5,7 @@ import fcntl
 import json
 import pathlib
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -182,6 +183,25 @@ def test_nor_those_of_a_run_that_was_killed(straight, tmp_path):
     with pytest.raises(UserError, match="the run has been saved, and its checkpoints are gone"):
         fit(run, 20)
     assert logged(run) == logged(straight)
+
+
+def test_nor_that_of_a_run_that_was_saved_once(tmp_path, monkeypatch):
+    write = run.Log.write
+
+    def killed(log, step, *line):
+        while step == 7 and not (tmp_path / "run/checkpoints/6").exists():
+            time.sleep(0.01)
+        if step == 8:
+            raise RuntimeError("killed")
+        return write(log, step, *line)
+
+    monkeypatch.setattr(run.Log, "write", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(tmp_path / "run", 9, log_every=1, checkpoint_every=6)
+    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["6"]
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    with pytest.raises(UserError, match="the run has been saved, and its checkpoints are gone"):
+        fit(tmp_path / "run", 9)
 
 
 @pytest.mark.medium
@@ -492,6 +512,15 @@ def test_keep_by_what_is_not_logged_is_refused_before_the_first_step(tmp_path):
     ):
         fit(tmp_path / "run", 4, keep=Keep.parse("3,best=1,max:accuracy"))
     assert not report.read_metrics(tmp_path / "run/metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    "metric, every", [("samples/variance", 0), ("samples/colour", 2), ("time/left", 2)]
+)
+def test_so_is_keep_by_samples_that_are_not_drawn(tmp_path, metric, every):
+    with pytest.raises(UserError, match=f"--keep: {metric} is not logged by this run; known: d/"):
+        fit(tmp_path / "run", 4, keep=Keep.parse(f"3,min:{metric}"), sample_every=every)
+    assert fit(tmp_path / "run", 4, keep=Keep.parse("3,min:time/elapsed")).status == "done"
 
 
 def test_keep_by_what_is_not_evaluated_is_refused(tmp_path):

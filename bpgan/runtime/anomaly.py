@@ -43,6 +43,10 @@ def loss_spikes(history: Sequence[Mapping[str, float]], values: Mapping[str, flo
     return found
 
 
+DIVERSITY = ("samples/variance", "samples/duplicates")
+"""The names of what ``diversity`` measures."""
+
+
 def diversity(samples: np.ndarray, real: np.ndarray) -> dict[str, float]:
     """How much samples differ among themselves, by the measure of real examples; features are pixels.
 

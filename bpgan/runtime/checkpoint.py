@@ -149,40 +149,40 @@ class Checkpoints:
 
         Args:
           abstract: shapes, types and shardings of the tree; devices may be others than those it was saved from.
-          best: the one that is best by the metric of ``keep`` instead of the newest, or None if none was ranked or
-            that one is damaged.
-          step: the one of this step, or None.
+          best: only the one that is best by the metric of ``keep``; None if none was ranked, or that one is damaged.
+          step: only the one of this step; None if there is none, or it is damaged.
 
         Raises:
-          UserError: if there are checkpoints and none is sound; they are left where they are. Not for the best.
+          UserError: if the newest is asked for, there are checkpoints, and none is sound; they are left where they are.
         """
         damaged, steps = [], self.steps()[::-1]
         if best:
             first = self._manager.best_step() if self._keep.metric else None
-            ranked = first is not None and self._keep.metric in (self._manager.metrics(first) or {})
-            steps = [first] if ranked else []
-        if step is not None:
+            steps = [] if first is None else [first]
+            steps = [at for at in steps if self._keep.metric in (self._manager.metrics(at) or {})]
+        elif step is not None:
             steps = [step] if step in steps else []
-        for step in steps:
-            tree, reason = self._read(step, abstract)
+        for at in steps:
+            tree, reason = self._read(at, abstract)
             # What one process cannot read, none uses: they must go on from the same step.
             if parallel.agree(not reason).all():
                 if self._read_only:
-                    return step, tree
+                    return at, tree
                 if damaged and parallel.is_lead():
                     for path in damaged:
                         path.rename(_unused(path.with_name(f"{path.name}.damaged")))
                 if damaged:
                     parallel.agree(True)  # the directories have their new names before anyone looks
                     self._manager.reload()
-                return step, tree
-            damaged.append(self._directory / str(step))
+                return at, tree
+            damaged.append(self._directory / str(at))
             if parallel.is_lead():
                 print(f"warning: checkpoint {damaged[-1]} is damaged: {reason or 'see above'}")
-        if damaged and not best:
+        if damaged and not best and step is None:
+            away = f"; move {self._directory.parent} away to start afresh"
             raise UserError(
-                f"--workdir: none of the {len(damaged)} checkpoints in {self._directory} can be read;"
-                " move the directory away to start afresh"
+                f"{self._directory}: none of the {len(damaged)} checkpoints can be read"
+                + away * (not self._read_only)
             )
         return None
 
@@ -240,15 +240,15 @@ class Checkpoints:
         if jax.process_count() > 1 and not disk:  # orbax could not talk with another process
             return jax.errors.JaxRuntimeError(_first_line(error))
         which = "the last checkpoint" if step is None else f"the checkpoint of step {step}"
-        newest = max(self._complete(), default=None)
+        newest = max(self.complete(), default=None)
         kept = f"that of step {newest} is kept" if newest is not None else "there is none before it"
         return UserError(
             f"--workdir: {which} could not be written to {self._directory} ({_first_line(error)});"
             f" {kept}. Make room or mend the disk, and repeat the command"
         )
 
-    def _complete(self) -> list[int]:
-        """The steps on disk, whatever the manager's memory says."""
+    def complete(self) -> list[int]:
+        """The steps of those on disk; of a save that is under way it is none yet."""
         return [int(p.name) for p in self._directory.glob("*") if p.name.isdecimal()]
 
 

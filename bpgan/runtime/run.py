@@ -26,6 +26,8 @@ from bpgan.types import Source, UserError
 from bpgan.version import __version__
 
 _LOCK, _RECORD = ".lock", "config.json"
+CLOCK = ("time/elapsed", "time/steps_per_s", "time/images_per_s")
+"""The names of what every log line says of time."""
 
 
 def open_run(
@@ -253,9 +255,8 @@ class Log:
                 f"step {step}/{self._total}  epoch {line['epoch']:.4g}  {shown}  {rate:.4g} steps/s"
                 f"  {speed:,.0f} images/s  {clock((self._total - step) / rate)} left"
             )
-            values["time/elapsed"] = round(self._before + now - self._start, 3)
-            values["time/steps_per_s"] = round(rate, 3)
-            values["time/images_per_s"] = round(speed, 1)
+            elapsed = self._before + now - self._start
+            values |= zip(CLOCK, (round(elapsed, 3), round(rate, 3), round(speed, 1)), strict=True)
         if evaluated:
             shown = "  ".join(f"{k} {v:.4g}" for k, v in evaluated.items())
             self.say(f"step {step}/{self._total}  {shown}")

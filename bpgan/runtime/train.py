@@ -32,9 +32,6 @@ GRID = 100
 _EVAL = "eval/"
 """Before the names of what ``validate`` finds."""
 
-_LATE = (_EVAL, "samples/", "time/")
-"""Before the names of what is known only once it is logged."""
-
 _SAVED = ".saved"
 """In a run directory that has held a checkpoint."""
 
@@ -313,6 +310,7 @@ class _Run:
     def __init__(self, member: Member, plan: Plan, source: Source, quiet: bool):
         self.member, self.plan, self.source, self.quiet = member, plan, source, quiet
         self.result: Result | Anomaly | None = None
+        self.marked = False
         self.path = run.open_run(
             member.workdir,
             name=plan.name,
@@ -396,15 +394,16 @@ class _Run:
         self.log.flush()
         keep, known = self.plan.keep, self.log.values.items()
         ranks = {k: v for k, v in known if not k.startswith(_EVAL)} | dict(evaluated)
-        # None of its kind may have been logged yet.
-        kind = next((kind for kind in _LATE if keep.metric.startswith(kind)), None)
-        due = [name for name in ranks if kind and name.startswith(kind)]
-        if due and keep.metric not in due:
-            raise _not_logged(keep, due)
+        if keep.metric.startswith(_EVAL) and evaluated and keep.metric not in evaluated:
+            raise _not_logged(keep, evaluated)
         self.checkpoints.save(step, carry, ranks)
-        if self.saved >= 0 and parallel.is_lead():  # the one before is complete now
-            (self.path / _SAVED).touch()
         self.saved = step
+
+    def mark(self) -> None:
+        """Notes that the run has a checkpoint, once it is complete: should it be gone one day, that is no new run."""
+        if parallel.is_lead() and not self.marked and self.checkpoints.complete():
+            (self.path / _SAVED).touch()
+            self.marked = True
 
     def stop(self, error: Anomaly, status: str, step: int, seconds: _Timings) -> None:
         """Ends the run for an anomaly; nothing is saved."""
@@ -459,7 +458,7 @@ def _fit(
             return [each.result for each in runs if each.result is not None]
         with seconds("compile"):
             program = compiled()
-        _check_rank(plan.keep, program.abstract.window.sums)
+        _check_rank(plan, program, source)
         found = []
         for each in runs:
             found.append(each.open(program.abstract))
@@ -549,6 +548,7 @@ def _fit(
                 with seconds("log"):
                     anomalies = each.log.write(step, *line) if any(line) else []
                 lines.append(each.log.values)
+                each.mark()
                 if anomalies and plan.on_anomaly == "stop":
                     error = _stop_at(step, anomalies, each.saved, each.path)
                     each.stop(error, "anomaly", step, seconds)
@@ -603,6 +603,8 @@ def _start(
                     f"--workdir={each.path}: has no checkpoint of step {step}, where the runs it trains with are;"
                     " --vectorize=off continues each by itself"
                 )
+        if step is None and parallel.is_lead():
+            (each.path / _SAVED).unlink(missing_ok=True)
         each.checkpoints.rewind(-1 if step is None else step)
         carries.append(at[1] if at else None)
     if step is None:
@@ -629,13 +631,17 @@ def _summary(step: int, steps: int, lines: Sequence[Mapping[str, float]]) -> str
     )
 
 
-def _check_rank(keep: Keep, metrics: Iterable[str]) -> None:
-    """Refuses, before anything is trained, to rank checkpoints by what is none of the metrics of training.
+def _check_rank(plan: Plan, program: sweep.Group, source: Source) -> None:
+    """Refuses, before anything is trained, to rank checkpoints by what is never logged.
 
-    Evaluations, samples and clocks have names that are known only once they are logged.
+    Evaluations have names that are known only after the first one.
     """
-    if keep.metric and not keep.metric.startswith(_LATE) and keep.metric not in metrics:
-        raise _not_logged(keep, metrics)
+    known = [*program.abstract.window.sums, *run.CLOCK]
+    if program.sample is not None and plan.sample_every and np.ndim(source.examples) == 4:
+        known += anomaly.DIVERSITY
+    metric = plan.keep.metric
+    if metric and not metric.startswith(_EVAL) and metric not in known:
+        raise _not_logged(plan.keep, known)
 
 
 def _not_logged(keep: Keep, known: Iterable[str]) -> UserError:
