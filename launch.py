@@ -237,7 +237,7 @@ def _sweep(
             cli.without_effect(module.Config, module.PRESETS, [*run.common, *run.own])
             for run in runs
         ]
-        for flag in set.intersection(*map(set, idle)):
+        for flag in sorted(set.intersection(*map(set, idle))):
             print(f"warning: --{flag} {idle[0][flag]}")
     if aim and aim.metric.startswith("eval/"):
         for run in runs:

@@ -189,7 +189,7 @@ class Config:
     )
 
     def idle(self) -> dict[str, str]:
-        """Flags that change nothing here, and of each the flag whose value is why."""
+        """Flags that change nothing here, which is worth a warning, and of each the flag whose value is why."""
         return {}
 
 
@@ -391,14 +391,10 @@ def resolve(
 
 
 def without_effect(
-    config_class: type[Config],
-    presets: Presets,
-    argv: Sequence[str],
-    *,
-    other_flags: Iterable[str] = (),
+    config_class: type[Config], presets: Presets, argv: Sequence[str]
 ) -> dict[str, str]:
     """Of the flags on a command line, those that change nothing, and why; neither defaults nor presets are blamed."""
-    chosen, explicit = _read(config_class, presets, argv, other_flags)
+    chosen, explicit = _read(config_class, presets, argv)
     cfg = config_class(**(chosen | explicit))
     return {
         name: f"has no part in --{why}={show(getattr(cfg, why))}"
@@ -411,7 +407,7 @@ def _read(
     config_class: type[Config],
     presets: Presets,
     argv: Sequence[str],
-    other_flags: Iterable[str],
+    other_flags: Iterable[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Every field's value by preset or default, and the values of the flags that are given."""
     specs = flags_of(config_class)

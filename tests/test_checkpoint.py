@@ -72,6 +72,22 @@ def test_what_was_ranked_by_another_metric_comes_last(tmp_path):
     assert on_disk(tmp_path) == [3, 5]
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b'{"fid": \xff}', b"[1]", b"{}"])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_damaged_rank_is_none(tmp_path, content, read_only):
+    checkpoints = Checkpoints(tmp_path, keep=Keep.parse("9,min:fid"))
+    for step in (1, 2):
+        checkpoints.save(step, tree(step), {"fid": float(step)})
+    checkpoints.close()
+    (tmp_path / "1/metrics/metrics").write_bytes(content)
+    checkpoints = Checkpoints(tmp_path, keep=Keep.parse("9,min:fid"), read_only=read_only)
+    assert checkpoints.restore(ABSTRACT, best=True)[0] == 2
+    assert checkpoints.restore(ABSTRACT, step=1)[0] == 1
+    if not read_only:
+        checkpoints.save(3, tree(3), {"fid": 3.0})
+    checkpoints.close()
+
+
 def test_one_that_is_asked_for_and_damaged_is_none(tmp_path, capsys):
     """The others may be sound: nobody is told to start afresh, least of all a reader."""
     checkpoints = Checkpoints(tmp_path)

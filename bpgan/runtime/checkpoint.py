@@ -7,7 +7,7 @@ happens to the files afterwards, and that is what the manifest is for.
 
 import concurrent.futures
 import logging
-import math
+import operator
 import pathlib
 import re
 import shutil
@@ -75,25 +75,28 @@ class Checkpoints:
         policy: list[Any] = [policies.LatestN(keep.newest)]
         options: dict[str, Any] = {}
         if keep.best:
-            greatest = keep.mode == "max"
-
-            def value(
-                metrics: Any,
-            ) -> float:  # those that an earlier --keep ranked by another come last
-                return metrics.get(keep.metric, -math.inf if greatest else math.inf)
-
-            policy.append(
-                policies.BestN(
-                    get_metric_fn=value,
-                    reverse=not greatest,
-                    n=keep.best,
-                    keep_checkpoints_without_metrics=False,
-                )
+            rank = operator.itemgetter(keep.metric)
+            best = policies.BestN(
+                get_metric_fn=rank,
+                reverse=keep.mode == "min",
+                n=keep.best,
+                keep_checkpoints_without_metrics=False,
             )
+            policy.append(best)
             # Without these orbax would not write the metrics, and could not rank old checkpoints after a restart.
-            options = {"best_fn": value, "best_mode": keep.mode}
+            options = {"best_fn": rank, "best_mode": keep.mode}
+
+        class Manager(ocp.CheckpointManager):
+            def metrics(self, step: int) -> Any:
+                """None, as without a rank, for a damaged one and for that by the metric of an earlier ``keep``."""
+                try:
+                    found = super().metrics(step) or {}
+                    return {keep.metric: float(found[keep.metric])}
+                except (ValueError, TypeError, KeyError):
+                    return None
+
         try:
-            self._manager = ocp.CheckpointManager(
+            self._manager = Manager(
                 self._directory,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policies.AnyPreservationPolicy(policy),
@@ -159,7 +162,6 @@ class Checkpoints:
         if best:
             first = self._manager.best_step() if self._keep.metric else None
             steps = [] if first is None else [first]
-            steps = [at for at in steps if self._keep.metric in (self._manager.metrics(at) or {})]
         elif step is not None:
             steps = [step] if step in steps else []
         for at in steps:
