@@ -357,9 +357,12 @@ def run_name(config: Config, presets: Presets) -> str:
         changed = {k: getattr(config, k) for k, v in base.items() if getattr(config, k) != v}
         names[name] = "_".join([name, *(f"{k}={show(v)}" for k, v in changed.items())])
     name = re.sub(r"[^\w.,:=+-]", "-", min(names.values(), key=lambda n: n.count("=")))
-    if len(name) > 100:
-        name = f"{name[:90]}_{zlib.crc32(name.encode()):08x}"
-    return name
+    return shortened(name, 100)
+
+
+def shortened(name: str, limit: int) -> str:
+    """A file name of at most ``limit`` characters; a checksum stands for what is cut."""
+    return name if len(name) <= limit else f"{name[: limit - 9]}_{zlib.crc32(name.encode()):08x}"
 
 
 def restart_safe(config_class: type[Config]) -> frozenset[str]:

@@ -185,10 +185,11 @@ class Aim(NamedTuple):
             if result.get("status") not in ("done", "paused"):
                 return math.inf
             if self.metric not in metrics:
-                known = ", ".join(k for k in metrics if not k.startswith("time/"))
+                known = ", ".join(k for k in metrics if not k.startswith("time/")) or "nothing"
                 hint = cli.did_you_mean(self.metric, metrics)
+                by = f" by step {result.get('step')}" * (result["status"] == "paused")
                 raise UserError(
-                    f"--aim: {self.metric} is not logged by these runs; known: {known}{hint}"
+                    f"--aim: {self.metric} is not logged by these runs{by}; known: {known}{hint}"
                 )
             values.append(self.sign * float(metrics[self.metric]))
         mean = statistics.fmean(values) if values else math.inf

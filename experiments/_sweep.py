@@ -109,7 +109,7 @@ def plan(
         label = "_".join(
             f"{k}={urllib.parse.quote(cli.show(v), safe='+')}" for k, v in swept.items()
         )
-        workdir = pathlib.Path(root, name, f"{label}_{digest}")
+        workdir = pathlib.Path(root, name, f"{cli.shortened(label, 200)}_{digest}")
         command = [*processes.python(), f"experiments.{name}", *arguments, f"--workdir={workdir}"]
         code = {k: getattr(cfg, k) for k, f in specs.items() if not f.sweepable and k != "workdir"}
         run = Run(
@@ -186,7 +186,7 @@ def _log(run: Run) -> pathlib.Path:
 
 def budget_of(text: str) -> tuple[float, str]:
     """Amount and unit, ``s`` or ``img``, of ``90s``, ``30m``, ``2h`` or ``5e6img``. Raises ValueError."""
-    match = re.fullmatch(r"([\d.]+(?:e\d+)?)(s|m|h|img)", text) if text else None
+    match = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\d+)?)(s|m|h|img)", text) if text else None
     if text and not match:
         raise ValueError("must be like 90s, 30m, 2h or 5e6img")
     if match is None:
@@ -223,7 +223,7 @@ class Sweep:
         self.runs: dict[pathlib.Path, Run] = {}
         self.codes: dict[pathlib.Path, int] = {}
         self.logs: dict[pathlib.Path, pathlib.Path] = {}
-        self.interrupted = False
+        self.interrupted = self.cut = False
         self._path, self._start = folder / f"sweep_{label}.json", time.monotonic()
         self._counted, self._images = -math.inf, 0
         self.ledger = report.read_json(self._path)
@@ -276,6 +276,9 @@ class Sweep:
             return []
         ended, interrupted = told
         self.interrupted |= interrupted
+        for job in jobs:  # what an earlier rung made of them is no more
+            for index in job.runs:
+                self.codes.pop(runs[index].workdir, None)
         for at, code in ended.items():
             for index in jobs[at].runs:
                 path = runs[index].workdir
@@ -303,8 +306,15 @@ class Sweep:
         After training ``runs`` also if one of them was interrupted, or refused (for want of room, say): the same
         command trains it, and until then its setting has no score. Whatever crashes or diverges has one, the worst.
         """
-        passing = [self.codes.get(run.workdir) in (cli.INTERRUPTED, cli.BAD_INPUT) for run in runs]
-        return self.interrupted or any(passing) or not self.affordable()
+        codes = [self.codes.get(run.workdir) for run in runs]
+        for run, code in zip(runs, codes, strict=True):
+            if code == cli.BAD_INPUT:
+                print(f"the search waits for {run.title}, which was refused")
+        if self.interrupted or cli.INTERRUPTED in codes or cli.BAD_INPUT in codes:
+            return True
+        left = not runs or not all(map(_is_finished, runs))
+        self.cut |= left and not self.affordable()
+        return self.cut
 
     def end(self) -> int:
         """Reports on all runs; returns the exit code: 0, 75, or the worst of the runs'."""
@@ -326,7 +336,7 @@ class Sweep:
             print("interrupted; the same command continues")
             return cli.INTERRUPTED
         done = [code for code in codes.values() if code != cli.INTERRUPTED]
-        if not self.affordable():
+        if not self.affordable() and (self.cut or not all(map(_is_finished, runs))):
             print("the budget is spent; the same command with a greater --budget goes on")
         else:
             done = list(codes.values())
@@ -340,9 +350,10 @@ def _record(run: Run) -> dict[str, Any]:
 
 def _result_of(run: Run) -> dict[str, Any]:
     """The result of a run with exactly these flags; none if it has none yet, or went on with others."""
-    if _record(run).get("config") != run.config:
-        return {}
-    return report.read_json(run.workdir / "result.json")
+    if _record(run).get("config") == run.config:
+        return report.read_json(run.workdir / "result.json")
+    earlier = map(report.read_json, run.workdir.glob("result_at_*.json"))  # of a run past its pause
+    return next((result for result in earlier if result.get("config") == run.config), {})
 
 
 def _is_finished(run: Run) -> bool:
@@ -466,6 +477,9 @@ def summarise(runs: Sequence[Run], codes: Mapping[int, int], csv_path: pathlib.P
         result: dict[str, Any] = {}
         if codes.get(index) in (cli.DONE, cli.INTERRUPTED):
             result = _result_of(run)
+        elif index not in codes:  # not trained this time; it may have been before
+            result = report.read_json(run.workdir / "result.json")
+            result = result if result.get("status") in ("paused", "interrupted") else {}
         values = {name: cli.show(value) for name, value in run.values.items()}
         status = result.get("status") or processes.status_of(codes.get(index))  # paused is no code
         rows.append(values | {"status": status, "step": result.get("step", "")})
@@ -509,7 +523,8 @@ def _mean(values: Sequence[float]) -> str:
     if not values:
         return ""
     mean = f"{statistics.fmean(values):.4g}"
-    return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
+    spread = len(values) > 1 and all(map(math.isfinite, values))
+    return f"{mean} ± {statistics.stdev(values):.2g}" if spread else mean
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -217,7 +217,7 @@ def test_sensitivities_are_of_finished_runs(folder):
     assert after == before and after.count("<circle") == 6
 
 
-def test_damaged_files_are_no_traceback(folder):
+def test_damaged_files_are_no_traceback(folder, capsys):
     (folder / "junk").mkdir()
     (folder / "junk/config.json").write_text("[1, 2")
     (folder / "a/0.1_0/metrics.jsonl").write_text("not json\n{}\n")
@@ -236,8 +236,32 @@ def test_damaged_files_are_no_traceback(folder):
         "0.01_1": "done",
         "0.01_2": "done",
     }
+    assert f"{folder / 'junk/config.json'} is damaged" in capsys.readouterr().out
     compare.write(runs, "", folder)
     report.write_report(folder / "a/0.1_2")
+
+
+def test_a_log_that_may_not_be_read_is_no_traceback(folder, monkeypatch):
+    read = report.read_metrics
+
+    def denied(path):
+        if path.parent.name == "0.1_0":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(report, "read_metrics", denied)
+    (folder / "a/0.1_0/result.json").unlink()
+    states = {run.path.name: run.status for run in compare.read([folder])}
+    assert states.pop("0.1_0") == "damaged" and set(states.values()) == {"done"}
+
+
+def test_a_last_number_that_is_lost_is_not_the_one_before(tmp_path):
+    for seed, values in enumerate(([9.0, 7.0], [8.0, math.nan])):
+        make_run(tmp_path / str(seed), {"seed": seed}, values)
+    groups = compare.settings(compare.read([tmp_path]))
+    assert groups[0].mean("eval/FD")[::2] == (7.0, 1)
+    assert compare.rows(groups, ["eval/FD"])[0]["eval/FD"] == "7 (best 7.5 ± 0.71) (1 not finite)"
+    compare.write(compare.read([tmp_path]), "", tmp_path)
 
 
 class Page(html.parser.HTMLParser):

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
@@ -428,7 +429,7 @@ def test_a_halving_scores_what_crashed_as_nothing(tmp_path, pretend, capsys):
 @pytest.mark.parametrize("code", [75, 2])
 @pytest.mark.parametrize("kind", ["halving", "tpe"])
 def test_a_setting_that_could_not_train_has_no_score_and_is_trained_later(
-    tmp_path, pretend, code, kind
+    tmp_path, pretend, capsys, code, kind
 ):
     """Interrupted by itself, or refused, as by a disk that is full."""
     if kind == "tpe":
@@ -448,6 +449,8 @@ def test_a_setting_that_could_not_train_has_no_score_and_is_trained_later(
     pretend.result, pretend.code = result, lambda cfg: code * (cfg.g_lr in seen[1:2])
     assert launched(tmp_path, *argv) == code
     assert len(pretend.started) == 4
+    waits = f"the search waits for g_lr={cli.show(seen[1])}, which was refused"
+    assert (waits in capsys.readouterr().out) == (code == 2)
     del pretend.started[:]
     pretend.result, pretend.code = whole, 0
     assert launched(tmp_path, *argv) == 0
@@ -506,6 +509,37 @@ def test_the_best_of_tpe_is_named_by_what_was_drawn(tmp_path, pretend, capsys):
     assert launched(tmp_path, *argv, "--aim=min:d/loss", "--samples=2") == 0
     best = [line for line in capsys.readouterr().out.splitlines() if line.startswith("best so far")]
     assert best and all(re.match(r"best so far: g_lr=\S+, d/loss", line) for line in best)
+
+
+def test_what_the_next_rung_did_not_reach_is_as_the_last_one_left_it(
+    tmp_path, pretend, monkeypatch
+):
+    """It was shown as done, without a number."""
+    whole, calls = pretend.result, []
+    pretend.result = lambda cfg: whole(cfg) | {"status": "paused" if cfg.pause_at < 1 else "done"}
+
+    def execute(jobs, slots, affordable):
+        calls.append(jobs)
+        return pretend(jobs[:1] if len(calls) == 2 else jobs, slots, affordable)
+
+    monkeypatch.setattr(processes, "execute", execute)
+    argv = ["--search=halving", "--sweep=g_lr=1e-5,1e-4,1e-3", "--sweep=seed=0:2"]
+    launched(tmp_path, *argv, "--aim=min:d/loss", "--vectorize=off")
+    rows = table(tmp_path)
+    assert [row["status"] for row in rows] == ["done", *["paused"] * 5]
+    assert all(row["d/loss"] for row in rows)
+
+
+def test_numbers_that_are_lost_are_no_traceback(tmp_path, pretend, capsys):
+    pretend.result = lambda cfg: {"status": "done", "step": 9, "metrics": {"d/loss": math.nan}}
+    assert launched(tmp_path, "--sweep=seed=0:2") == 0
+    assert capsys.readouterr().out.splitlines()[-3].split() == ["2", "nan"]
+
+
+def test_the_names_of_directories_fit():
+    paths = [f"npz:/{'x' * 150}/{i}.npz" for i in range(2)]
+    names = {run.workdir.name for run in plan(f"csv={','.join(paths)}", "loss=hinge,logistic")}
+    assert len(names) == 4 and all(len(name) < 220 for name in names)
 
 
 def test_the_table_says_of_runs_of_a_halving_that_they_are_paused(tmp_path, pretend):
@@ -808,6 +842,7 @@ def test_a_killed_run_fails_the_sweep_with_1(home, tmp_path):
         (["--experiment=fake", "--sweeep=lr=1"], "--sweeep: unknown flag; did you mean --sweep?"),
         (["--experiment=fake", "--jobs=-1"], "--jobs=-1: must be a whole number >= 0"),
         (["--experiment=fake", "--sweep=lr=1", "--budget=2d"], "--budget=2d: must be like 90s"),
+        (["--experiment=fake", "--sweep=lr=1", "--budget=1.2.3s"], "--budget=1.2.3s: must be like"),
         (
             ["--experiment=fake", "--sweep=lr=1", "--aim=FD"],
             "--aim=FD: must be min:METRIC or max:METRIC",

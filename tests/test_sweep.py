@@ -315,19 +315,21 @@ def test_a_pause_changes_no_number(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_past_a_pause_counts_as_it_was_there(tmp_path):
-    """Also if it is done, and if nothing was logged at the pause."""
+    """Also if it is done, and if nothing was logged at the pause; its own result stays."""
     paused = fit(tmp_path, 16, pause=5)
     for steps in (12, 16):
         fit(tmp_path, 16, pause=steps % 16)
+        own = (tmp_path / "0" / "result.json").read_bytes()
         again = fit(tmp_path, 16, pause=5)
         for before, now in zip(paused, again, strict=True):
             assert (now.status, now.step) == ("paused", 5)
             assert now.metrics["d/loss"] == before.metrics["d/loss"]
+        assert (tmp_path / "0" / "result.json").read_bytes() == own
     last = [json.loads(x) for x in (tmp_path / "0" / "metrics.jsonl").read_text().splitlines()]
     assert fit(tmp_path, 16, pause=7)[0].metrics["d/loss"] == next(
         line["d/loss"] for line in last if line["step"] == 6
     )
-    result = json.loads((tmp_path / "0" / "result.json").read_text())
+    result = json.loads((tmp_path / "0" / "result_at_7.json").read_text())
     assert (result["status"], result["step"]) == ("paused", 7)
     assert [r.status for r in fit(tmp_path, 16)] == ["done"] * 3
 

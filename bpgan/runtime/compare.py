@@ -133,8 +133,13 @@ def read(folders: Iterable[str | os.PathLike]) -> list[Run]:
         if not folder.is_dir():
             raise UserError(f"--report={folder}: there is no such folder")
         for record in sorted(folder.rglob("config.json")):
-            if record.parent not in found and (run := _read(record.parent)) is not None:
+            if record.parent in found:
+                continue
+            run = _read(record.parent)
+            if run is not None:
                 found[record.parent] = run
+            elif not report.read_json(record):  # else it is another program's
+                print(f"warning: {record} is damaged; its run is left out")
     if not found:
         raise UserError(f"--report={', '.join(map(str, folders))}: holds no run")
     return list(found.values())
@@ -148,21 +153,25 @@ def _read(path: pathlib.Path) -> Run | None:
     result = report.read_result(path)
     damaged = not result and (path / "result.json").exists()
     points: dict[str, list[tuple[int, float]]] = {}
+    final: dict[str, float] = {}
     try:
         log = report.read_metrics(path / "metrics.jsonl")
-    except UserError:
+    except (UserError, OSError):
         log, damaged = [], True
     for line in log:
         step = line["step"]
         for key, value in line.items():
-            if key not in ("step", "epoch") and _is_number(value):
-                points.setdefault(key, []).append((step, float(value)))
+            if key not in ("step", "epoch") and isinstance(value, int | float):
+                final[key] = float(value)
+                if math.isfinite(value):
+                    points.setdefault(key, []).append((step, float(value)))
     step = max(log[-1]["step"] if log else 0, result.get("step", 0))
     status = "damaged" if damaged else "unfinished"
     if result.get("step") == step:
         status = result.get("status", status)
-    final = {key: pairs[-1][1] for key, pairs in points.items()}
-    final |= {k: float(v) for k, v in result.get("metrics", {}).items() if _is_number(v)}
+    final |= {
+        k: float(v) for k, v in result.get("metrics", {}).items() if isinstance(v, int | float)
+    }
     best, curves = dict(final), {}
     for key, pairs in points.items():
         steps, values = (np.array(each) for each in zip(*pairs, strict=True))
@@ -272,6 +281,8 @@ def rows(groups: Sequence[Setting], metrics: Sequence[str]) -> list[dict[str, st
             best = _spread(setting.mean(metric, "best"))
             if best != row[metric]:
                 row[metric] += f" (best {best})"
+            if lost := sum(not math.isfinite(run.final.get(metric, 0)) for run in setting.ended):
+                row[metric] += f" ({lost} not finite)"
         table.append(row)
     return table
 
@@ -477,7 +488,7 @@ def _sensitivity(groups: Sequence[Setting], flag: str, metric: str) -> str:
         (setting.values[flag], run.final[metric])
         for setting in groups
         for run in setting.ended
-        if metric in run.final
+        if _is_number(run.final.get(metric))
     ]
     if not runs:
         return ""

@@ -316,12 +316,9 @@ _NO_VALUES = ("step", "epoch", "anomaly")
 
 
 def values_by(path: pathlib.Path, step: int) -> dict[str, float]:
-    """The metrics of a run as last logged by a step; what was logged only later, as it was first."""
-    values: dict[str, float] = {}
-    for line in report.read_metrics(path / "metrics.jsonl"):
-        new = {k: v for k, v in line.items() if k not in _NO_VALUES}
-        values = values | new if line["step"] <= step else new | values
-    return values
+    """The metrics of a run as last logged by a step."""
+    lines = [x for x in report.read_metrics(path / "metrics.jsonl") if x["step"] <= step]
+    return {k: v for line in lines for k, v in line.items() if k not in _NO_VALUES}
 
 
 def clock(seconds: float) -> str:

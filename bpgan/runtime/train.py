@@ -360,9 +360,13 @@ class _Run:
             )
         self.saved = step if resumed else -1
         self.finished_before = resumed and step == self.plan.steps
-        if parallel.is_lead():  # before the record: a result beside it is always one of these flags
-            (self.path / "result.json").unlink(missing_ok=True)
-        self._record(group)
+        self.past = 0 < self.plan.pause < step
+        if not self.past:
+            if (
+                parallel.is_lead()
+            ):  # before the record: a result beside it is always one of these flags
+                (self.path / "result.json").unlink(missing_ok=True)
+            self._record(group)
         self.log = run.Log(
             self.path,
             step,
@@ -416,7 +420,10 @@ class _Run:
             print(error, flush=True)
 
     def end(self, step: int, carry: parallel.Carry, seconds: _Timings, abstract: Any) -> None:
-        """Evaluates a run that is done, and writes its result; one that is past its pause counts as it was there."""
+        """Evaluates a run that is done, and writes its result; one that is past its pause counts as it was there.
+
+        Its own result stays as it is, then; ``result_at_STEP.json`` says how it was there, and by which flags.
+        """
         found: dict[str, float] = {}
         steps, keep, evaluate = self.plan.steps, self.plan.keep, self.member.evaluate
         at = min(step, self.plan.pause or steps)
@@ -429,12 +436,15 @@ class _Run:
                     again = found if best[0] == steps else evaluate(best[1].state)
                     found |= {f"best/{k}": float(v) for k, v in again.items()}
                     found["best/step"] = float(best[0])
-        logged = self.log.values if at == step else run.values_by(self.path, at)
+        logged = run.values_by(self.path, at) if self.past else self.log.values
         values = logged | found
         if status == "done" and not self.finished_before:
             self.log.hyperparameters(self.member.config, values)
-        if parallel.is_lead():
+        if parallel.is_lead() and not self.past:
             _finish(self.path, status, at, values, seconds, self.log.anomalies, self.quiet)
+        elif parallel.is_lead():
+            view = {"config": dict(self.member.config), "status": status, "step": at}
+            run.write_json(self.path / f"result_at_{at}.json", view | {"metrics": values})
         self.result = Result(status, at, values, found)
 
 
