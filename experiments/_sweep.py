@@ -186,7 +186,7 @@ def _log(run: Run) -> pathlib.Path:
 
 def budget_of(text: str) -> tuple[float, str]:
     """Amount and unit, ``s`` or ``img``, of ``90s``, ``30m``, ``2h`` or ``5e6img``. Raises ValueError."""
-    match = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\d+)?)(s|m|h|img)", text) if text else None
+    match = re.fullmatch(r"((?:\d+\.?\d*|\.\d+)(?:e\d+)?)(s|m|h|img)", text) if text else None
     if text and not match:
         raise ValueError("must be like 90s, 30m, 2h or 5e6img")
     if match is None:

@@ -362,9 +362,7 @@ class _Run:
         self.finished_before = resumed and step == self.plan.steps
         self.past = 0 < self.plan.pause < step
         if not self.past:
-            if (
-                parallel.is_lead()
-            ):  # before the record: a result beside it is always one of these flags
+            if parallel.is_lead():  # before the record: the result beside it is of these flags
                 (self.path / "result.json").unlink(missing_ok=True)
             self._record(group)
         self.log = run.Log(
