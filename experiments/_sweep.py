@@ -293,7 +293,8 @@ class Sweep:
         self._counted = -math.inf
         for run in runs:  # one that came to nothing will not be trained again
             gone_on = _record(run).get("config", run.config) != run.config
-            self.codes[run.workdir] = cli.DONE if gone_on else _code(run, cli.UNEXPECTED)
+            failed = cli.BAD_INPUT if self._is_at_fault(run) else cli.UNEXPECTED
+            self.codes[run.workdir] = cli.DONE if gone_on else _code(run, failed)
 
     def note(self, **values: Any) -> None:
         """Writes values into what the sweep remembers."""
@@ -304,17 +305,27 @@ class Sweep:
         """Whether nothing more is to be trained, for now.
 
         After training ``runs`` also if one of them was interrupted, or refused (for want of room, say): the same
-        command trains it, and until then its setting has no score. Whatever crashes or diverges has one, the worst.
+        command trains it, and until then its setting has no score. Whatever crashes, diverges or is refused for a value
+        that the search gave it has one, the worst.
         """
-        codes = [self.codes.get(run.workdir) for run in runs]
-        for run, code in zip(runs, codes, strict=True):
-            if code == cli.BAD_INPUT:
-                print(f"the search waits for {run.title}, which was refused")
-        if self.interrupted or cli.INTERRUPTED in codes or cli.BAD_INPUT in codes:
+        refused = [
+            run
+            for run in runs
+            if self.codes.get(run.workdir) == cli.BAD_INPUT and not self._is_at_fault(run)
+        ]
+        for run in refused:
+            print(f"the search waits for {run.title}, which was refused")
+        passing = [self.codes.get(run.workdir) == cli.INTERRUPTED for run in runs]
+        if self.interrupted or refused or any(passing):
             return True
         left = not runs or not all(map(_is_finished, runs))
         self.cut |= left and not self.affordable()
         return self.cut
+
+    def _is_at_fault(self, run: Run) -> bool:
+        """Whether a run was refused for one of its swept values, by name."""
+        said = processes.last_line(self.logs.get(run.workdir, _log(run)), cli.BAD_INPUT)
+        return any(f"--{name}={cli.show(value)}" in said for name, value in run.values.items())
 
     def end(self) -> int:
         """Reports on all runs; returns the exit code: 0, 75, or the worst of the runs'."""

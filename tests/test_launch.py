@@ -458,6 +458,30 @@ def test_a_setting_that_could_not_train_has_no_score_and_is_trained_later(
     assert again[0] == f"g_lr={cli.show(seen[1])}" and len(again) == 1 + (kind == "halving")
 
 
+@pytest.mark.parametrize("kind", ["halving", "tpe"])
+def test_a_setting_that_is_refused_for_its_value_has_the_worst_score(tmp_path, pretend, kind):
+    if kind == "tpe":
+        pytest.importorskip("optuna")
+    axis = ["--sweep=g_lr=log:1e-5:1e-2", "--samples=4"]
+    argv = [f"--search={kind}", *axis, "--aim=min:d/loss", "--vectorize=off"]
+    whole, refused = pretend.result, []
+
+    def result(cfg):
+        if not refused:
+            refused.append(cfg.g_lr)  # the first
+        if cfg.g_lr != refused[0]:
+            return whole(cfg)
+        log = pathlib.Path(f"{cfg.workdir}.log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(f"error: --g_lr={cli.show(cfg.g_lr)}: is too large for this\n")
+        return None
+
+    pretend.result, pretend.code = result, lambda cfg: 2 * (cfg.g_lr == refused[0])
+    for _ in range(2):
+        assert launched(tmp_path, *argv) == 2
+        assert len(pretend.started) == 4 + (kind == "halving")
+
+
 def test_a_search_that_has_gone_on_since_is_done(tmp_path, pretend):
     """It answered 75, and a scheduler put it into the queue for ever."""
 

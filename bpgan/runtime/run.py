@@ -41,7 +41,7 @@ def open_run(
     """Makes a run directory, or accepts the one that is there; ``write_record`` then makes it this run's.
 
     Layout: ``config.json``, ``metrics.jsonl``, ``events.*``, ``samples/``, ``checkpoints/``, ``curves.png``,
-    ``report.html``, ``result.json``.
+    ``report.html``, ``result.json``, and ``result_at_STEP.json`` for a pause that it had passed when it was asked for.
 
     Raises:
       UserError: if the directory cannot be written, holds something else than a run of experiment ``name``, or a run
