@@ -248,8 +248,10 @@ def _sweep(
     budget, folder = sweeping.budget_of(chosen["budget"]), first.workdir.parent
     sweep = sweeping.Sweep(name, folder, label, vectorize, slots, budget, cluster)
     if chosen["dry_run"]:
-        if kind != "all":
-            raise UserError(f"--dry_run: what --search={kind} runs is not known beforehand")
+        if kind == "tpe":
+            raise UserError("--dry_run: what --search=tpe runs is not known beforehand")
+        if kind == "halving":  # later rungs are not known beforehand
+            runs = sweeping.first_rung(runs)
         processes.dry_run([job.command for job in sweep.jobs(runs)])
         return cli.DONE
     different = len(search.draws(axes, samples, seed))

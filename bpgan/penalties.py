@@ -164,7 +164,10 @@ def flip_and_shift(x: Samples, key: PRNG, pixels: int = 4) -> Samples:
     of their standard deviation of normal noise instead.
     """
     if x.ndim != 4:
-        return x + 0.1 * jnp.std(x, keepdims=True) * jax.random.normal(key, x.shape, x.dtype)
+        scale = jax.lax.stop_gradient(
+            jnp.std(x, keepdims=True)
+        )  # of equal samples it has no derivative
+        return x + 0.1 * scale * jax.random.normal(key, x.shape, x.dtype)
     k1, k2, k3 = jax.random.split(key, 3)
     x = jnp.where(jax.random.bernoulli(k1, 0.5, (x.shape[0], 1, 1, 1)), x[:, :, ::-1], x)
     for axis, name, key in ((1, "bij,bjwc->biwc", k2), (2, "bij,bhjc->bhic", k3)):

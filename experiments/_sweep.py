@@ -425,6 +425,13 @@ def halve(sweep: Sweep, runs: Sequence[Run], aim: search.Aim) -> None:
                 raise UserError(f"--search=halving: no setting reached rung {rung + 2}")
 
 
+def first_rung(runs: Sequence[Run]) -> list[Run]:
+    """What successive halving trains first."""
+    count = len(search.settings([run.values for run in runs]))
+    share, _ = search.rungs(count, _FACTOR)[0]
+    return [_paused(run, share) for run in runs]
+
+
 def _paused(run: Run, share: float) -> Run:
     if share >= 1:
         return run

@@ -199,8 +199,9 @@ def _some(features: np.ndarray, n: int, seed: int) -> np.ndarray:
 
 
 def diversity(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
-    """The effective number of different images, of 1,000."""
-    return {"Vendi-of-1000": metrics.vendi_score(_some(fake.features, 1000, seed))}
+    """The effective number of different images, of 1,000 or as many as both samples and training images are."""
+    n = min(1000, len(fake.features), len(train.features))
+    return {f"Vendi-of-{n}": metrics.vendi_score(_some(fake.features, n, seed))}
 
 
 def memorisation(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
@@ -546,8 +547,8 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """A row for each metric of each candidate: ``metric``, ``value``, ``real``, ``untrained`` and what it depends on.
 
-    ``real`` is the metric of as many training images in the place of the samples; of the test images' one half against
-    the other where the metric looks at the training images itself.
+    ``real`` is the metric of as many training images, all if they are fewer, in the place of the samples; of the test
+    images' one half against the other where the metric looks at the training images itself.
     """
     splits = {split: data.load(dataset, split) for split in ("train", "test")}
     logits = not {"is", "accuracy"}.isdisjoint(names)
@@ -606,6 +607,7 @@ def evaluate(
                             "preprocessing": extractor.preprocessing,
                         },
                         "samples": n,
+                        "real_images": len(subset.x),
                         "reference": f"{dataset} test",
                         "reference_images": len(real.x),
                         "reference_sha256": splits["test"].sha256,
@@ -690,7 +692,7 @@ def run(cfg: Config) -> None:
     first = rows[0]
     print(
         f"{first['samples']:,} samples against {first['reference_images']:,} images of {first['reference']};"
-        f" real: training images instead; seed {cfg.seed}"
+        f" real: {first['real_images']:,} training images instead; seed {cfg.seed}"
     )
     print("\n".join(table(rows)))
     try:

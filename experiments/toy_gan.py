@@ -414,8 +414,9 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
         if len(norms) > 1:
             found["factor"] = (norms[-1] / norms[0]) ** (1 / (len(norms) - 1))
         fixed = not callable(optim.schedule(cfg.lr))
-        # Else the step is no function of the point alone.
-        if cfg.optimizer == "sgd" and cfg.rule != "optimistic" and fixed:
+        # Else the step is no function of the point alone, or the origin no equilibrium.
+        centred = not {"wgan_gp", "dragan"} & set(penalties_of(cfg.penalty))
+        if cfg.optimizer == "sgd" and cfg.rule != "optimistic" and fixed and centred:
             jacobian = jax.jacobian(lambda w: moved(trail.state, w))(jnp.zeros(2, dtype))
             found["factor/known"] = max(abs(np.linalg.eigvals(np.asarray(jacobian, np.float64))))
         return {name: float(value) for name, value in found.items()}

@@ -215,6 +215,10 @@ def test_a_part_of_a_dataset_is_of_all_its_classes():
 
     real = images(4000)
     assert evaluate.diversity(real, real, real, 0)["Vendi-of-1000"] == pytest.approx(2, abs=0.1)
+    few = images(300)  # on both sides: the score of 1,000 would not be comparable with that of 300
+    assert [*evaluate.diversity(real, real, few, 0), *evaluate.diversity(few, real, few, 0)] == [
+        "Vendi-of-300"
+    ] * 2
     found = evaluate.memorisation(images(500), real, images(4002), 0)
     assert abs(found["1-NN-accuracy"] - 0.5) < 0.1
 

@@ -429,3 +429,18 @@ def test_a_game_of_two_parameters_shows_no_average():
 def test_one_way_to_run():
     with pytest.raises(UserError, match="--parallel=pmap"):
         toy_gan.build(config(), axis_name="batch")
+
+
+@pytest.mark.parametrize("penalty", ["wgan_gp", "dragan"])
+def test_no_factor_is_known_of_a_game_without_that_equilibrium(penalty):
+    """Penalties centred at 1 leave the origin: the step's radius there, by the norm's epsilon, was said to be 2e5."""
+    experiment = toy_gan.build(config("--preset=dirac", f"--penalty={penalty}"))
+    assert "factor/known" not in experiment.evaluate(trained(experiment, 5))
+
+
+def test_equal_samples_have_a_consistency_penalty():
+    """All fakes of this game are one number, whose standard deviation has no derivative."""
+    experiment = toy_gan.build(config("--preset=dirac", "--penalty=bcr"))
+    state = trained(experiment, 20)
+    assert np.isfinite(jax.tree.leaves(state.state.g.params)).all()
+    assert np.isfinite(list(experiment.evaluate(state).values())).all()

@@ -10,6 +10,10 @@ The logit is always a dense layer of the features ``phi(x)``; ``head`` says wher
 ``"d2d"``         ``(logits, (embedding[b, f], proxy[b, f]))``,     Kang et al. 2021, arXiv:2111.01118
                   rows of unit norm, ``proxy`` the label's
 ================  ================================================  ====================================
+
+Tables start as the network's kernels do, as matrices ``[k, f]``. Where that goes by the fan-in alone (He, LeCun),
+``e_y`` has a variance like 1 / k, not 1 / f, and ``<e_y, phi>`` starts about ``sqrt(f / k)`` times as large as
+``dense(phi)``.
 """
 
 from typing import Any, Literal, get_args
