@@ -233,12 +233,8 @@ def _sweep(
     runs = planned(combinations)
     first = runs[0]
     if kind != "tpe":  # of which one run is planned so far
-        idle = [
-            cli.without_effect(module.Config, module.PRESETS, [*run.common, *run.own])
-            for run in runs
-        ]
-        for flag in sorted(set.intersection(*map(set, idle))):
-            print(f"warning: --{flag} {idle[0][flag]}")
+        for flag, why in sweeping.idle_in_all(module, runs).items():
+            print(f"warning: --{flag} {why}")
     if aim and aim.metric.startswith("eval/"):
         for run in runs:
             if not cli.duration(run.config["eval_every"], 1.0):

@@ -164,9 +164,8 @@ def flip_and_shift(x: Samples, key: PRNG, pixels: int = 4) -> Samples:
     of their standard deviation of normal noise instead.
     """
     if x.ndim != 4:
-        scale = jax.lax.stop_gradient(
-            jnp.std(x, keepdims=True)
-        )  # of equal samples it has no derivative
+        # A constant, for of equal samples it has no derivative.
+        scale = jax.lax.stop_gradient(jnp.std(x, keepdims=True))
         return x + 0.1 * scale * jax.random.normal(key, x.shape, x.dtype)
     k1, k2, k3 = jax.random.split(key, 3)
     x = jnp.where(jax.random.bernoulli(k1, 0.5, (x.shape[0], 1, 1, 1)), x[:, :, ::-1], x)

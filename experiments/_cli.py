@@ -29,6 +29,7 @@ import os
 import pathlib
 import re
 import shlex
+import statistics
 import sys
 import tempfile
 import textwrap
@@ -64,6 +65,15 @@ _HELP = re.compile(r"-h|--?help(short|full)?")
 def show(value: Any) -> str:
     """A flag's value as it is written on the command line."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def mean_of(values: Sequence[float]) -> str:
+    """For a table: the mean, and of several finite values their standard deviation; empty if there is none."""
+    if not values:
+        return ""
+    mean = f"{statistics.fmean(values):.4g}"
+    spread = len(values) > 1 and all(map(math.isfinite, values))
+    return f"{mean} ± {statistics.stdev(values):.2g}" if spread else mean
 
 
 class Interrupted(Exception):

@@ -10,7 +10,6 @@ import os
 import pathlib
 import re
 import shlex
-import statistics
 import time
 import types
 import urllib.parse
@@ -125,6 +124,17 @@ def plan(
             raise UserError(f"--sweep: {run.title} occurs twice")
         runs[workdir] = run
     return list(runs.values())
+
+
+def idle_in_all(module: ModuleType, runs: Sequence[Run]) -> dict[str, str]:
+    """The flags that are given and change nothing in any of the runs, and why; see ``cli.without_effect``."""
+    found: dict[str, str] = {}
+    for index, run in enumerate(runs):
+        idle = cli.without_effect(module.Config, module.PRESETS, [*run.common, *run.own])
+        found = {name: why for name, why in idle.items() if not index or name in found}
+        if not found:
+            break
+    return found
 
 
 def jobs_of(
@@ -262,6 +272,8 @@ class Sweep:
                 self.codes |= {run.workdir: _code(run, cli.DONE) for run in members}
             else:  # all of them: alone, the others would not be bitwise what they were
                 jobs.append(job)
+                for run in members:  # what an earlier rung made of them is no more
+                    self.codes.pop(run.workdir, None)
         if len(self.codes) and not jobs:
             stopped = sum(self.codes.get(run.workdir) == cli.ANOMALY for run in runs)
             print(f"all {len(runs)} runs are done" + f", {stopped} by an anomaly" * bool(stopped))
@@ -276,9 +288,6 @@ class Sweep:
             return []
         ended, interrupted = told
         self.interrupted |= interrupted
-        for job in jobs:  # what an earlier rung made of them is no more
-            for index in job.runs:
-                self.codes.pop(runs[index].workdir, None)
         for at, code in ended.items():
             for index in jobs[at].runs:
                 path = runs[index].workdir
@@ -325,7 +334,7 @@ class Sweep:
     def _is_at_fault(self, run: Run) -> bool:
         """Whether a run was refused for one of its swept values, by name."""
         said = processes.last_line(self.logs.get(run.workdir, _log(run)), cli.BAD_INPUT)
-        return any(f"--{name}={cli.show(value)}" in said for name, value in run.values.items())
+        return any(f"--{name}={cli.show(value)}:" in said for name, value in run.values.items())
 
     def end(self) -> int:
         """Reports on all runs; returns the exit code: 0, 75, or the worst of the runs'."""
@@ -528,21 +537,13 @@ def summarise(runs: Sequence[Run], codes: Mapping[int, int], csv_path: pathlib.P
                 {k: v for k, v in rows[members[0]].items() if k in runs[0].values and k != "seed"}
                 | {"seeds": str(len(members))}
                 | {
-                    key: _mean([numbers[i][key] for i in members if key in numbers[i]])
+                    key: cli.mean_of([numbers[i][key] for i in members if key in numbers[i]])
                     for key in shown
                 }
                 for members in groups.values()
             ]
         )
     print(f"\nall metrics: {csv_path}")
-
-
-def _mean(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    mean = f"{statistics.fmean(values):.4g}"
-    spread = len(values) > 1 and all(map(math.isfinite, values))
-    return f"{mean} ± {statistics.stdev(values):.2g}" if spread else mean
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:

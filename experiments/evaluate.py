@@ -631,10 +631,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [f"{'metric':34s} {'value':>22s} {'real':>12s} {'untrained':>12s}"]
     for metric in dict.fromkeys(row["metric"] for row in rows):
         found = [row for row in rows if row["metric"] == metric]
-        values = [row["value"] for row in found]
-        text = f"{statistics.fmean(values):.4g}"
-        if len(values) > 1:
-            text += f" ± {statistics.stdev(values):.2g}"
+        text = cli.mean_of([row["value"] for row in found])
         bounds = []
         for column in ("real", "untrained"):
             known = [row[column] for row in found if row[column] is not None]

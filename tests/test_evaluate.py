@@ -1,6 +1,7 @@
 """The evaluation experiment: what it reads, what it says of a number, and what it must tell apart."""
 
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -221,6 +222,11 @@ def test_a_part_of_a_dataset_is_of_all_its_classes():
     ] * 2
     found = evaluate.memorisation(images(500), real, images(4002), 0)
     assert abs(found["1-NN-accuracy"] - 0.5) < 0.1
+
+
+def test_a_metric_that_is_lost_in_one_run_is_no_traceback():
+    rows = [{"metric": "m", "value": v, "real": 1.0, "untrained": None} for v in (math.nan, 1.0)]
+    assert evaluate.table(rows)[1].split() == ["m", "nan", "1", "-"]
 
 
 def test_who_does_not_know_the_classes_is_not_asked_for_them(tmp_path, monkeypatch, capsys):

@@ -524,7 +524,14 @@ def test_impossible_options_are_refused(options):
 @pytest.mark.medium
 @pytest.mark.parametrize(
     "loss, options",
-    [("hinge", dict()), ("hinge", dict(d_steps=2)), ("relativistic", dict(accumulate=4))],
+    [
+        ("hinge", dict()),
+        ("hinge", dict(d_steps=2)),
+        ("relativistic", dict(accumulate=4)),
+        pytest.param("hinge", dict(accumulate=4), marks=pytest.mark.slow),
+        pytest.param("relativistic", dict(), marks=pytest.mark.slow),
+        pytest.param("relativistic", dict(d_steps=2), marks=pytest.mark.slow),
+    ],
 )
 def test_devices_share_out_the_work(loss, options):
     """Four devices do a quarter of the step each, also where the loss does not tie a fake to a real."""

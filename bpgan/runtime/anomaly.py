@@ -59,10 +59,9 @@ def diversity(samples: np.ndarray, real: np.ndarray) -> dict[str, float]:
     """
     x, y = (a.reshape(len(a), -1).astype(np.float64) / 255 for a in (samples, real))
     variance = y.var(axis=0).sum()
-    return {
-        "samples/variance": float(x.var(axis=0).sum() / variance) if variance else 1.0,
-        "samples/duplicates": float(np.mean(_nearest(x) < 0.1 * np.median(_nearest(y)))),
-    }
+    varied = float(x.var(axis=0).sum() / variance) if variance else 1.0
+    duplicates = float(np.mean(_nearest(x) < 0.1 * np.median(_nearest(y))))
+    return dict(zip(DIVERSITY, (varied, duplicates), strict=True))
 
 
 def collapse(values: Mapping[str, float]) -> list[str]:

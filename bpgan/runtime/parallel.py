@@ -260,11 +260,13 @@ def recorded(
 
     Args:
       algorithm: what is trained.
-      source_of: the batches of a seed, which differ in ``data`` only; the data of one at a time are in memory.
+      source_of: the batches of a seed, which differ in ``data`` only; the data of two at most are in memory.
       seeds: root seeds.
       steps: from the beginning.
     """
-    batch_at = source_of(seeds[0]).batch_at
+    sources = map(source_of, seeds)
+    source = next(sources)
+    batch_at = source.batch_at
 
     @jax.jit
     def run(data: Any, root: PRNG) -> Metrics:
@@ -273,7 +275,10 @@ def recorded(
 
         return lax.scan(one, algorithm.init(stream(root, "init")), length=steps)[1]
 
-    found = [jax.device_get(run(source_of(seed).data, jax.random.key(seed))) for seed in seeds]
+    found = []
+    for seed in seeds:
+        found.append(jax.device_get(run(source.data, jax.random.key(seed))))
+        source = next(sources, source)  # the one before is given back
     return {name: np.stack([metrics[name] for metrics in found]) for name in found[0]}
 
 

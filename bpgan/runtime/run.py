@@ -134,7 +134,7 @@ def locked(path: pathlib.Path) -> Iterator[None]:
     with (path / _LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):
             raise UserError(f"--workdir={path}: another process is training here") from None
         except OSError as error:  # Lustre without -o flock, some NFS
             print(

@@ -438,7 +438,7 @@ class _Run:
         values = logged | found
         if status == "done" and not self.finished_before:
             self.log.hyperparameters(self.member.config, values)
-        if parallel.is_lead() and not self.past:
+        if not self.past:
             _finish(self.path, status, at, values, seconds, self.log.anomalies, self.quiet)
         elif parallel.is_lead():
             view = {"config": dict(self.member.config), "status": status, "step": at}
