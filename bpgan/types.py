@@ -127,7 +127,17 @@ class Critic(Protocol):
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The message is one line: what is wrong, its value, what is allowed."""
+    """A mistake that the user can mend, in one line.
+
+    Args:
+      reason: what is wrong and what is allowed.
+      argument: the name of the argument that is at fault, which on a command line is a flag; empty if none is.
+      value: its value.
+    """
+
+    def __init__(self, reason: str, *, argument: str = "", value: Any = None):
+        super().__init__(f"{argument}={value}: {reason}" if argument else reason)
+        self.reason, self.argument, self.value = reason, argument, value
 
 
 def stream(key: PRNG, name: str) -> PRNG:

@@ -612,8 +612,15 @@ def leave(program: Callable[[], int]) -> NoReturn:
 
 def fail(error: Exception, code: int = BAD_INPUT) -> int:
     """Prints ``error: ...`` as one line on stderr; returns ``code``."""
-    print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+    print("error:", " ".join(message_of(error).splitlines()), file=sys.stderr)
     return code
+
+
+def message_of(error: Exception) -> str:
+    """What an error says on a command line, where an argument is a flag: ``--argument=value: reason``."""
+    if isinstance(error, UserError) and error.argument:
+        return f"--{error.argument}={show(error.value)}: {error.reason}"
+    return str(error)
 
 
 def _experiment_name(module: ModuleType) -> str:
