@@ -54,7 +54,7 @@ KINDS = {
 }
 ODD = (None, True, -1, 0, 2**63 - 1, 2**63, 10**400, 1.5, 1e308, -1e308, math.nan, -math.inf, "", "text", "\ud800",
        "<script>", "a\nb", "\0", "9" * 3000, [], [[]], [1, "a"], {}, {"": 1}, {"a": {"b": None}})  # fmt: skip
-BYTES = (b"", b"\0", b"\xff\xfe", b"null", b"[" * 50_000, b'{"a":' * 50_000, b"1" * 5000, b"\xef\xbb\xbf{}", 
+BYTES = (b"", b"\0", b"\xff\xfe", b"null", b"[" * 50_000, b'{"a":' * 50_000, b"1" * 5000, b"\xef\xbb\xbf{}",
          b'"\\ud800"', b'{"step": 1, "step": 2}', b"{}{}", b"1e999999", b"NaN", b"[1,]", b"// no")  # fmt: skip
 
 
