@@ -1,6 +1,7 @@
 """The comparison of runs: means by hand, hostile names, damaged runs, and a thousand of them."""
 
 import csv
+import fractions
 import html.parser
 import json
 import math
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import launch
+from bpgan.measures import direction, mean_and_deviation
 from bpgan.runtime import anomaly, compare, report
 from bpgan.types import UserError
 from experiments import evaluate, toy_gan
@@ -127,9 +129,15 @@ GREATER = {
     "recall-k3", "density-k5", "coverage-k5",
 }  # fmt: skip
 SMALLER = {
-    "reverse_kl", "samples/duplicates", "eval/FD", "best/test/FD", "FD", "nFD", "KD", "loss", "d/loss", "g/loss",
-    "d_loss", "kl", "reconstruction", "d/penalty", "d/grad_norm", "distance", "factor", "w2", "train_mse",
-    "logit_error",
+    "reverse_kl", "samples/duplicates", "eval/FD", "best/test/FD", "FD", "nFD", "KD", "loss", "distance", "factor",
+    "w2", "train_mse", "logit_error", "FID-Inception-tf1", "KID-Inception-clean", "FD-inf-classifier0-1a2b3c4d",
+    "class-FID-x", "FD-classifier0-1a2b3c4d (best checkpoint, step 9, 300 samples)", "copies-%-EffNetLite0",
+}  # fmt: skip
+NEITHER = {
+    "d/loss", "g/loss", "d_loss", "d/fake", "g/fake", "d/real", "kl", "reconstruction", "d/penalty", "d/grad_norm",
+    "grad_norm", "time/elapsed", "time/images_per_s", "best/step", "test_images", "distance/known", "train_mse/lstsq",
+    "FD-bias-EffNetLite0", "1-NN-accuracy-EffNetLite0", "label-accuracy-swapped-x", "class-FD-worst/mean-x",
+    "Vendi-of-1000-x", "C_T-x", "authentic-%-x", "MS-SSIM-2s11w", "", "-", "precisely",
 }  # fmt: skip
 
 
@@ -141,15 +149,53 @@ def test_it_is_said_of_every_measure_which_is_better():
     found = dict(anomaly.diversity(x, x)) | toy.evaluate(toy.algorithm.init(jax.random.key(0)))
     for name in evaluate.WHILE_TRAINING:
         found |= evaluate.METRICS[name](images, images, images, 0)
-    assert {name for name in found if not name.endswith("/known")} <= GREATER | SMALLER
+    assert {name for name in found if not name.endswith("/known")} <= GREATER | SMALLER | NEITHER
 
 
 def test_more_is_better_for_some(folder):
-    assert all(map(compare.more_is_better, GREATER))
-    assert not any(map(compare.more_is_better, SMALLER))
+    assert {name: direction(name) for name in GREATER | SMALLER | NEITHER} == (
+        dict.fromkeys(GREATER, 1) | dict.fromkeys(SMALLER, -1) | dict.fromkeys(NEITHER, 0)
+    )
     make_run(folder / "b", {"lr": 1.0, "seed": 0}, [0.2, 0.9, 0.4], metric="accuracy")
     run = next(r for r in compare.read([folder]) if r.path.name == "b")
     assert run.best["accuracy"] == 0.9 and run.final["accuracy"] == 0.4
+
+
+def test_a_best_is_only_of_what_has_a_direction(folder):
+    """Neither the least d/fake of a run nor its first second is the best of anything."""
+    for seed in range(2):
+        path = folder / f"b/{seed}"
+        make_run(path, {"lr": 1.0, "seed": seed}, [0.5, -3.0, 0.1], metric="d/fake")
+    runs = [run for run in compare.read([folder / "b"])]
+    assert all(not run.best for run in runs) and runs[0].final["d/fake"] == 0.1
+    (row,) = compare.rows(compare.settings(runs), ["d/fake", "d/loss", "time/elapsed"])
+    assert "best" not in " ".join(row.values()) and row["d/fake"] == "0.1 ± 0"
+    page = compare.write(runs, "d/fake", folder / "b").read_text()
+    assert "The least d/fake first" in page
+    assert "best of" not in (folder / "b/comparison.csv").read_text()
+
+
+def test_means_of_numbers_of_any_size():
+    big, tiny = 1.7e308, 5e-324
+    for values in (
+        [big] * 3,
+        [big, -big],
+        [tiny] * 2,
+        [0.0, 0.0],
+        [1.0, 2.0, 4.0],
+        [-1e-3],
+        [3.0, 1e308, 7.0],
+    ):
+        mean, deviation = mean_and_deviation(values)
+        exact = [fractions.Fraction(v) for v in values]
+        assert mean == pytest.approx(float(sum(exact) / len(exact)), rel=1e-15, abs=0)
+        if len(values) > 1 and max(values) < 1e300:
+            assert deviation == statistics.stdev(values)
+    assert mean_and_deviation([big, -big])[1] == math.inf and mean_and_deviation([big] * 2)[1] == 0
+    assert math.isnan(mean_and_deviation([1.0])[1])
+    for bad in ([], [math.nan, 1.0], [math.inf, -math.inf]):
+        assert all(map(math.isnan, mean_and_deviation(bad)))
+    assert mean_and_deviation([math.inf, 1.0])[0] == math.inf
 
 
 def test_what_is_not_done_is_counted_and_in_no_mean(folder):

@@ -9,7 +9,7 @@ import functools
 import math
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -43,6 +43,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     git: str | None = None
     command: str = ""
     group: Group | None = None
+    measure: dict[str, str] = {}
 
 
 class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,8 +85,15 @@ class EvaluationRow(msgspec.Struct, frozen=True, kw_only=True):
     value: float | None
     real: float | None = None
     untrained: float | None = None
+    checkpoint: str | int | None = None
     step: Count | None = None
+    flags: list[str] = []
     features: Features | None = None
+    samples: Count | None = None
+    reference: str | None = None
+    reference_images: Count | None = None
+    reference_sha256: str | None = None
+    seed: int | None = None
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +123,31 @@ def read_evaluations(path: pathlib.Path) -> list[dict[str, Any]] | None:
     except ValueError as error:
         raise Damaged(path, f"is damaged ({error})") from None
     return rows
+
+
+def sampled_from(row: Mapping[str, Any]) -> str:
+    """Whose samples a row of an evaluation is of: ``best checkpoint, step 938, truncation=0.7``."""
+    checkpoint, step = row.get("checkpoint"), row.get("step")
+    named = checkpoint is not None and str(checkpoint) != str(step)
+    return ", ".join(
+        [
+            *([f"{checkpoint} checkpoint"] if named else []),
+            *([] if step is None else [f"step {step}"]),
+            *row.get("flags", ()),
+        ]
+    )
+
+
+def circumstances(row: Mapping[str, Any]) -> str:
+    """What the number in a row depends on beside the feature net: numbers compare only where this is the same."""
+    samples, data, seed = (row.get(key) for key in ("samples", "reference", "seed"))
+    found = [
+        sampled_from(row),
+        "" if samples is None else f"{samples} samples",
+        " ".join(filter(None, (data, (row.get("reference_sha256") or "")[:8]))),
+        "" if seed is None else f"seed {seed}",
+    ]
+    return ", ".join(filter(None, found))
 
 
 def read_ledger(path: pathlib.Path) -> dict[str, Any] | None:
@@ -165,7 +198,10 @@ def _lines(path: pathlib.Path) -> list[tuple[dict[str, Any], int]]:
     lines, start = [], 0
     while (end := raw.find(b"\n", start) + 1) > 0:
         try:
-            lines.append((read_log_line(raw[start:end]), end))
+            line = read_log_line(raw[start:end])
+            if lines and line["step"] <= lines[-1][0]["step"]:
+                raise ValueError(f"step {line['step']} after step {lines[-1][0]['step']}")
+            lines.append((line, end))
         except ValueError as error:
             raise Damaged(path, f"line {len(lines) + 1} is not a log line ({error})") from None
         start = end
