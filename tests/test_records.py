@@ -1,5 +1,6 @@
 """Files that are read back: whatever is in them, they are what they must be or one line says what is wrong."""
 
+import contextlib
 import copy
 import csv
 import json
@@ -11,7 +12,8 @@ import pytest
 
 from bpgan import files
 from bpgan.files import Damaged
-from bpgan.runtime import records
+from bpgan.runtime import compare, records, report
+from bpgan.types import UserError
 
 RUN = {
     "experiment": "mnist_gan",
@@ -225,3 +227,28 @@ def test_no_cell_of_a_table_is_a_formula(tmp_path):
     assert names == ["'=name", "lr", "b", "c", "d", "n"]
     assert first == ["'=cmd|' /C calc'!A0", "-1e-07", "-0.5", "+1", "'@SUM(A1)", "-inf"]
     assert second == ["'-x", repr(1 / 3), "1e-4", "'\t=1", 'a,"b"\nc', ""]
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if not name.startswith(("sweep", "run."))])
+def test_any_run_directory_has_a_report_and_a_place_in_a_comparison(tmp_path, monkeypatch, name):
+    """Of 300 crafted files of each kind beside sound ones; drawing has its own tests, and takes longer."""
+    monkeypatch.setattr(report, "_write_curves", lambda *arguments: None)
+    monkeypatch.setattr(records, "warn", lambda text: None)
+    for each, (_, document) in KINDS.items():
+        (tmp_path / each).write_text(json.dumps(document) + "\n")
+    reports = 0
+    for raw in many(name):
+        (tmp_path / name).write_bytes(raw)
+        try:
+            page = report.write_report(tmp_path).read_bytes()
+        except Damaged as error:
+            assert name == "config.json" and error.path == tmp_path / name
+            page = b""
+        assert b"<script>alert" not in page and page.count(b"<script") in (0, 2), raw
+        with contextlib.suppress(UserError):  # holds no run
+            runs = compare.read([tmp_path])
+            page = compare.write(runs, "", tmp_path / "out").read_bytes()
+            compare.rows(compare.settings(runs), compare.shown_metrics(runs, ""))
+            assert b"<script" not in page, raw
+            reports += 1
+    assert reports > (50 if name == "config.json" else 299)

@@ -428,12 +428,12 @@ def read_grid(path: pathlib.Path) -> tuple[bytes, Any] | None:
         png = read_bytes(path) or b""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large ones
+            Image.open(io.BytesIO(png), formats=["PNG"]).verify()  # decoding checks no sums
             return png, Image.open(io.BytesIO(png), formats=["PNG"]).convert("RGB")
     except Damaged as error:
         records.warn(f"{error}; it is left out of the report")
-    except Exception as error:  # Pillow raises what it comes across: struct.error, SyntaxError, ...
-        reason = " ".join(str(error).split())[:100]
-        records.warn(f"{path}: is no sound PNG ({reason}); it is left out of the report")
+    except Exception:  # Pillow raises what it comes across: struct.error, SyntaxError, ...
+        records.warn(f"{path}: is damaged; it is left out of the report")
     return None
 
 
@@ -706,8 +706,9 @@ def _evaluation(rows: _Log) -> str:
         ),
     ]
     head = "".join(f"<th>{column}</th>" for column in columns)
+    title = records.sampled_from(first)
     return (
-        f"<h3>{_text(records.sampled_from(first))}</h3>"
+        f"<h3>{_text(title[:1].upper() + title[1:])}</h3>"
         f'<div class="scroll"><table><tr><th></th>{head}</tr>{body}</table></div><p>{"<br>".join(notes)}</p>'
     )
 
