@@ -418,7 +418,7 @@ def test_damaged_pictures_are_named_and_left_out(tmp_path, capsys):
     raw, last = sound.read_bytes(), tmp_path / "samples/step_00000002.png"
     gif = io.BytesIO()
     Image.new("L", (8, 8)).save(gif, format="gif")
-    damaged = [flipped(raw, bit) for bit in range(0, 8 * len(raw), 97)]
+    damaged = [flipped(raw, bit) for bit in range(0, 8 * (len(raw) - 12), 97)]  # but the empty IEND
     for i, content in enumerate(
         [*damaged, raw[:-20], raw[:9], b"", gif.getvalue(), gif.getvalue()[:8] + raw[8:]]
     ):
