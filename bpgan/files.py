@@ -1,0 +1,170 @@
+"""Files that bpgan writes and reads back: replaced as a whole, and read as what they must be or refused by name.
+
+A reader here never raises anything but ``Damaged``: bytes that are no text, JSON that is torn or nested without end,
+keys that are missing, doubled or of another type, numbers that no 64 bits hold, and a directory, a pipe or a dangling
+link where the file should be are all one kind of error, of one line.
+"""
+
+import contextlib
+import csv
+import json
+import os
+import pathlib
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from bpgan.types import UserError
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Scalar = str | bool | int | float | None
+"""What a flag or a log line may hold."""
+
+_MOST_BYTES = 1 << 28  # of one JSON document; bpgan's own are a thousand times smaller
+_T = TypeVar("_T")
+
+
+class Damaged(UserError):
+    """A file that is not what was written there.
+
+    Args:
+      path: of the file, which the message begins with.
+      reason: what is wrong, and at which key.
+    """
+
+    def __init__(self, path: str | os.PathLike, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = pathlib.Path(path), reason
+
+
+def decode(raw: bytes, kind: type[_T]) -> _T:
+    """JSON as a value of a type that msgspec knows: a ``Struct``, a ``TypedDict``, ``dict[str, float]``, ``Any``, ...
+
+    NaN and Infinity, which Python writes, are numbers. Keys that a ``Struct`` does not name are ignored.
+
+    Raises:
+      ValueError: says in one line what is wrong, and at which key.
+    """
+    try:
+        value = _PARSER.decode(raw.decode())
+        if b"\\ud" in raw or b"\\uD" in raw:  # half a character cannot be written again
+            json.dumps(value, ensure_ascii=False).encode()
+        return convert(value, kind)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def convert(value: Any, kind: type[_T]) -> _T:
+    """What ``json.loads`` makes of a document, as ``decode`` would. Raises ValueError."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        reason, _, key = str(error).replace("`", "").partition(" - at $")
+        raise ValueError(f"{key.lstrip('.')}: {reason}" if key else reason) from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {repeated[:60]!r} occurs twice")
+    return found
+
+
+def _within_64_bits(digits: str) -> int:
+    """JSON's whole numbers have no end; of the longer ones NumPy makes objects, and ``float`` overflows."""
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+        raise ValueError(f"the number {digits[:20]}... has more than 64 bits")
+    return int(digits)
+
+
+_PARSER = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_int=_within_64_bits)
+
+
+def read_json(path: str | os.PathLike, kind: type[_T]) -> _T | None:
+    """The document in a file as ``decode`` reads it; None if there is no such file.
+
+    Raises:
+      Damaged: if it is anything else.
+    """
+    raw = read_bytes(path, most=_MOST_BYTES)
+    if raw is None:
+        return None
+    try:
+        return decode(raw, kind)
+    except ValueError as error:
+        raise Damaged(path, f"is damaged ({error})") from None
+
+
+def read_bytes(path: str | os.PathLike, *, most: int | None = None) -> bytes | None:
+    """What is in a file; None if there is none.
+
+    Raises:
+      Damaged: if it is no file, has more than ``most`` bytes, or cannot be read.
+    """
+    try:
+        about = os.stat(path)
+        if stat.S_ISDIR(about.st_mode):
+            raise Damaged(path, "is a directory and must be a file")
+        if not stat.S_ISREG(about.st_mode):  # a pipe or a device, which might never end
+            raise Damaged(path, "is no regular file")
+        if most is not None and about.st_size > most:
+            raise Damaged(path, f"has {about.st_size:,} bytes and must have at most {most:,}")
+        return pathlib.Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.islink(path):
+            raise Damaged(path, "is a link to a file that is not there") from None
+        return None
+    except OSError as error:
+        raise Damaged(path, f"cannot be read ({error.strerror})") from None
+
+
+@contextlib.contextmanager
+def replaced(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Where to write what takes the place of ``path`` once the block has ended; until then a reader sees the old file.
+
+    Of a block that raises, nothing is left.
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes ``value`` as JSON, whole or not at all. Raises OSError."""
+    with replaced(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def write_csv(
+    path: str | os.PathLike, names: Sequence[str], rows: Iterable[Mapping[str, Any]]
+) -> None:
+    """Writes a table under its names, whole or not at all; what a row lacks is an empty cell. Raises OSError.
+
+    Numbers are written in full. Text that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
+    with replaced(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([_cell(name) for name in names])
+        writer.writerows([_cell(row.get(name, "")) for name in names] for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    """A cell that no spreadsheet computes: ``=``, ``+``, ``-`` and ``@`` begin a formula, but for numbers."""
+    text = str(value)
+    if isinstance(value, int | float) or not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return value

@@ -1,0 +1,171 @@
+"""What a run leaves on disk, as types: every JSON file that bpgan reads back has its reader here, and only here.
+
+Each reader takes the path of the file. It returns None (a log: no lines) where there is none, and raises ``Damaged``,
+a ``UserError``, where the file is not what was written. Who resumes from a file lets that pass: the command is refused
+in one line. Who only shows it says ``sound(read_result, path)``: a warning, and as if there were no file.
+"""
+
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from bpgan.files import Count, Damaged, Scalar, convert, decode, read_bytes, read_json
+
+_T = TypeVar("_T")
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run was trained together with others.
+
+    Attributes:
+      lowering: see ``sweep.compile``.
+      members: run directories of all, in order.
+    """
+
+    lowering: str
+    members: list[str]
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """``config.json``: which run this is. See ``run.write_record``."""
+
+    experiment: str
+    config: dict[str, Scalar] = {}
+    data: str = ""
+    images_per_step: Count | None = None
+    versions: dict[str, str] = {}
+    devices: list[str] = []
+    git: str | None = None
+    command: str = ""
+    group: Group | None = None
+
+
+class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """``result.json`` and ``result_at_STEP.json``: how a run ended, or was at its pause.
+
+    Attributes:
+      status, step, metrics: see ``train.Result``; ``non-finite`` and ``anomaly``, too.
+      anomalies: in words, the last one last.
+      timings: seconds by activity.
+      config: of a pause, the flags that asked for it.
+    """
+
+    status: str
+    step: Count
+    metrics: dict[str, float] = {}
+    anomalies: list[str] = []
+    timings: dict[str, float] = {}
+    config: dict[str, Scalar] | None = None
+
+
+class _Line(msgspec.Struct, frozen=True):
+    """What must be right in a line of the log, whatever else is in it."""
+
+    step: Count
+
+
+class Features(msgspec.Struct, frozen=True, kw_only=True):
+    """The feature net of a metric."""
+
+    name: str
+    sha256: str | None = None
+    preprocessing: str = ""
+
+
+class EvaluationRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What must be right in a row of ``metrics.json``; see ``experiments.evaluate``. Others of its keys are not read."""
+
+    metric: str
+    value: float | None
+    real: float | None = None
+    untrained: float | None = None
+    step: Count | None = None
+    features: Features | None = None
+
+
+class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """As which job of a cluster a run was last submitted."""
+
+    cluster: str
+    folder: str
+    id: str
+    command: list[str]
+
+
+def read_run(path: pathlib.Path) -> RunRecord | None:
+    """A ``config.json``."""
+    return read_json(path, RunRecord)
+
+
+def read_result(path: pathlib.Path) -> ResultRecord | None:
+    """A ``result.json`` or ``result_at_STEP.json``."""
+    return read_json(path, ResultRecord)
+
+
+def read_evaluations(path: pathlib.Path) -> list[dict[str, Any]] | None:
+    """The rows of a ``metrics.json``, with all of their keys; those of ``EvaluationRow`` are checked."""
+    rows = read_json(path, list[dict[str, Any]])
+    try:
+        convert(rows or [], list[EvaluationRow])
+    except ValueError as error:
+        raise Damaged(path, f"is damaged ({error})") from None
+    return rows
+
+
+def read_ledger(path: pathlib.Path) -> dict[str, Any] | None:
+    """What a sweep remembers: ``seconds``, and scores of settings by rung under ``rungs ...``."""
+    ledger = read_json(path, dict[str, float | list[list[float]]])
+    seconds = (ledger or {}).get("seconds", 0.0)
+    if not isinstance(seconds, float) or not 0 <= seconds < float("inf"):
+        raise Damaged(path, f"is damaged (seconds: {seconds!r} is no time)")
+    return ledger
+
+
+def read_job(path: pathlib.Path) -> JobRecord | None:
+    """A ``RUN.job``."""
+    return read_json(path, JobRecord)
+
+
+def read_log(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; none if there is no file. A torn last line is left out."""
+    return [line for line, _ in _lines(path)]
+
+
+def truncate_log(path: pathlib.Path, step: int) -> None:
+    """Drops the lines after ``step`` and a torn last line; what is kept is kept byte for byte."""
+    if path.exists():
+        end = max([end for line, end in _lines(path) if line["step"] <= step], default=0)
+        with path.open("rb+") as file:
+            file.truncate(end)
+
+
+def read_log_line(raw: bytes) -> dict[str, Any]:
+    """One line of a log. Raises ValueError if it is none."""
+    line = decode(raw, dict[str, Scalar])
+    convert(line, _Line)
+    return line
+
+
+def _lines(path: pathlib.Path) -> list[tuple[dict[str, Any], int]]:
+    """Each line of the log with the position of its end."""
+    raw = read_bytes(path) or b""
+    lines, start = [], 0
+    while (end := raw.find(b"\n", start) + 1) > 0:
+        try:
+            lines.append((read_log_line(raw[start:end]), end))
+        except ValueError as error:
+            raise Damaged(path, f"line {len(lines) + 1} is not a log line ({error})") from None
+        start = end
+    return lines
+
+
+def sound(read: Callable[[pathlib.Path], _T], path: pathlib.Path) -> _T | None:
+    """What a reader finds in a file, for who only shows it: None, and a warning, if it is damaged."""
+    try:
+        return read(path)
+    except Damaged as error:
+        print(f"warning: {error}; it is left out", file=sys.stderr, flush=True)
+        return None
