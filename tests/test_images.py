@@ -31,6 +31,10 @@ def random(*shape, seed=0, dtype=np.uint8, high=256):
     return np.random.default_rng(seed).integers(0, high, shape).astype(dtype)
 
 
+def decode(data, form):
+    return images.decode(data, form).pixels
+
+
 def header(data, tmp_path):
     (tmp_path / "image.png").write_bytes(data)
     return images.header(images.folder(tmp_path), "image.png")
@@ -51,18 +55,16 @@ def on_white(colour, alpha):
 )
 def test_lossless_files_come_back(x, kind):
     data = encode(PIL.Image.fromarray(x[..., 0] if x.shape[2] == 1 else x), kind, lossless=True)
-    np.testing.assert_array_equal(images.decode(data, Form(channels=x.shape[2])), x)
+    np.testing.assert_array_equal(decode(data, Form(channels=x.shape[2])), x)
 
 
 def test_jpeg_and_the_first_frame_of_a_gif(tmp_path):
     flat = np.full((16, 24, 3), (200, 30, 90), np.uint8)
-    found = images.decode(encode(PIL.Image.fromarray(flat), "JPEG", quality=95), RGB)
+    found = decode(encode(PIL.Image.fromarray(flat), "JPEG", quality=95), RGB)
     assert found.shape == (16, 24, 3) and np.abs(found.astype(int) - flat).max() <= 3
     frames = [PIL.Image.new("RGB", (5, 4), c) for c in ((255, 0, 0), (0, 0, 255))]
     data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(
-        images.decode(data, RGB), np.full((4, 5, 3), (255, 0, 0), np.uint8)
-    )
+    np.testing.assert_array_equal(decode(data, RGB), np.full((4, 5, 3), (255, 0, 0), np.uint8))
     assert header(data, tmp_path) == (4, 5, 3)
 
 
@@ -70,16 +72,16 @@ def test_jpeg_and_the_first_frame_of_a_gif(tmp_path):
 def test_transparency_is_composited_on_white_or_kept(kind):
     x = random(9, 7, 4)
     data = encode(PIL.Image.fromarray(x), kind, lossless=True, exact=True)
-    np.testing.assert_array_equal(images.decode(data, RGB), on_white(x[..., :3], x[..., 3]))
-    np.testing.assert_array_equal(images.decode(data, Form(channels=4)), x)
+    np.testing.assert_array_equal(decode(data, RGB), on_white(x[..., :3], x[..., 3]))
+    np.testing.assert_array_equal(decode(data, Form(channels=4)), x)
 
 
 def test_grey_with_transparency(tmp_path):
     x = random(9, 7, 2)
     data = encode(grey_alpha(x))
-    np.testing.assert_array_equal(images.decode(data, GREY), on_white(x[..., :1], x[..., 1]))
+    np.testing.assert_array_equal(decode(data, GREY), on_white(x[..., :1], x[..., 1]))
     four = np.concatenate([np.repeat(x[..., :1], 3, 2), x[..., 1:]], 2)
-    np.testing.assert_array_equal(images.decode(data, Form(channels=4)), four)
+    np.testing.assert_array_equal(decode(data, Form(channels=4)), four)
     assert header(data, tmp_path) == (9, 7, 1)
 
 
@@ -92,10 +94,10 @@ def grey_alpha(x):
 def test_a_colour_may_be_the_transparent_one():
     """PNG's tRNS chunk: of grey, of RGB and of palettes."""
     grey = random(6, 5, high=4)
-    found = images.decode(encode(PIL.Image.fromarray(grey), transparency=2), GREY)
+    found = decode(encode(PIL.Image.fromarray(grey), transparency=2), GREY)
     np.testing.assert_array_equal(found[..., 0], np.where(grey == 2, 255, grey))
     colour = random(6, 5, 3, high=2)
-    found = images.decode(encode(PIL.Image.fromarray(colour), transparency=(1, 0, 1)), RGB)
+    found = decode(encode(PIL.Image.fromarray(colour), transparency=(1, 0, 1)), RGB)
     clear = (colour == (1, 0, 1)).all(2, keepdims=True)
     assert clear.any() and not clear.all()
     np.testing.assert_array_equal(found, np.where(clear, 255, colour))
@@ -113,19 +115,19 @@ def test_palettes(grey, tmp_path):
     data = encode(image)
     assert PIL.Image.open(io.BytesIO(data)).mode == "P"
     assert header(data, tmp_path) == (8, 9, 1 if grey else 3)
-    np.testing.assert_array_equal(images.decode(data, RGB), table[index])
+    np.testing.assert_array_equal(decode(data, RGB), table[index])
     alpha = random(256, seed=2)
-    found = images.decode(encode(image, transparency=alpha.tobytes()), RGB)
+    found = decode(encode(image, transparency=alpha.tobytes()), RGB)
     np.testing.assert_array_equal(found, on_white(table[index], alpha[index]))
     if grey:
-        np.testing.assert_array_equal(images.decode(data, GREY)[..., 0], table[index][..., 0])
+        np.testing.assert_array_equal(decode(data, GREY)[..., 0], table[index][..., 0])
 
 
 def test_black_and_white(tmp_path):
     x = random(8, 9, high=2).astype(bool)
     data = encode(PIL.Image.fromarray(x))
     assert PIL.Image.open(io.BytesIO(data)).mode == "1" and header(data, tmp_path) == (8, 9, 1)
-    np.testing.assert_array_equal(images.decode(data, GREY)[..., 0], np.where(x, 255, 0))
+    np.testing.assert_array_equal(decode(data, GREY)[..., 0], np.where(x, 255, 0))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_sixteen_bits_are_rounded(kind, dtype, tmp_path):
     data = encode(PIL.Image.fromarray(x.astype(dtype)), kind)
     assert PIL.Image.open(io.BytesIO(data)).mode.startswith("I")
     expected = [(2 * v + 257) // (2 * 257) for v in range(65536)]  # of v / 257, which is never half
-    np.testing.assert_array_equal(images.decode(data, GREY).ravel(), expected)
+    np.testing.assert_array_equal(decode(data, GREY).ravel(), expected)
     assert header(data, tmp_path) == (256, 256, 1)
 
 
@@ -146,7 +148,7 @@ def test_cmyk(tmp_path):
     light = [(255, 255, 255), (0, 255, 255), (255, 0, 255), (255, 255, 0), (0, 0, 0)]
     for ink, colour in zip(inks, light, strict=True):
         data = encode(PIL.Image.new("CMYK", (4, 4), ink), "TIFF")
-        np.testing.assert_array_equal(images.decode(data, RGB)[0, 0], colour)
+        np.testing.assert_array_equal(decode(data, RGB)[0, 0], colour)
         assert header(data, tmp_path) == (4, 4, 3)
 
 
@@ -174,11 +176,11 @@ def test_exif_orientation(kind, orientation, tmp_path):
     options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {"lossless": True}
     data = encode(PIL.Image.fromarray(x), kind, exif=exif, **options)
     expected = UPRIGHT[orientation](x)
-    found = images.decode(data, RGB)
+    found = decode(data, RGB)
     assert found.shape == expected.shape
     assert np.abs(found.astype(int) - expected).max() <= (20 if kind == "JPEG" else 0)
     assert header(data, tmp_path) == (*expected.shape[:2], 3)
-    again = images.decode(data, RGB._replace(size=expected.shape[:2]))
+    again = decode(data, RGB._replace(size=expected.shape[:2]))
     np.testing.assert_array_equal(again, found)
 
 
@@ -201,16 +203,30 @@ def test_crop_keeps_the_centre():
     np.testing.assert_array_equal(images.shaped(tall, Form((40, 10))), tall[:, 5:15])
 
 
-def test_pad_keeps_everything_and_the_rest_is_black():
+@pytest.mark.parametrize("colour", [None, (0, 0, 0), (10, 20, 30)])
+def test_padding_and_transparency_have_one_background(colour):
+    """White unless another is asked for; what is left transparent is transparent in the padding, too."""
+    colour_or_white = colour or (255, 255, 255)
     x = np.full((32, 96, 3), 200, np.uint8)
-    expected = np.zeros((48, 48, 3), np.uint8)
+    expected = np.broadcast_to(np.array(colour_or_white, np.uint8), (48, 48, 3)).copy()
     expected[16:32] = 200
-    np.testing.assert_array_equal(images.shaped(x, Form((48, 48), "pad")), expected)
-    turned = images.shaped(x.swapaxes(0, 1), Form((48, 48), "pad"))
+    form = Form((48, 48), "pad", background=colour)
+    np.testing.assert_array_equal(images.shaped(x, form), expected)
+    turned = images.shaped(x.swapaxes(0, 1), form)
     np.testing.assert_array_equal(turned, expected.swapaxes(0, 1))
+    luma = round(float(np.array(colour_or_white) @ [0.299, 0.587, 0.114]))  # ITU-R 601
+    grey = images.shaped(x[..., :1], form)
+    assert abs(int(grey[0, 0, 0]) - luma) <= 1 and (grey[16:32] == 200).all()
+    clear = np.zeros((32, 96, 4), np.uint8)
+    np.testing.assert_array_equal(
+        images.shaped(clear, form._replace(channels=3)),
+        np.broadcast_to(expected[:1, :1], (48, 48, 3)),
+    )
     opaque = np.full((32, 96, 4), 255, np.uint8)
-    found = images.shaped(opaque, Form((48, 48), "pad"))
-    np.testing.assert_array_equal(found[..., 3], expected[..., 0] // 200 * 255)
+    alpha = images.shaped(opaque, form)[..., 3]
+    np.testing.assert_array_equal(
+        alpha, np.where(np.arange(48) // 16 == 1, 255, 0)[:, None] + 0 * alpha
+    )
 
 
 def test_stretch_keeps_everything():
@@ -294,7 +310,7 @@ def test_what_cannot_be_read_says_why():
     with images.strict():
         for data, message in cases.items():
             with pytest.raises(images.Unreadable, match=message) as caught:
-                images.decode(data, RGB)
+                decode(data, RGB)
             assert "\n" not in str(caught.value) and str(caught.value)
 
 
@@ -310,7 +326,7 @@ def test_trees_of_folders_and_archives_agree(tmp_path):
             file.write(path, path.relative_to(tmp_path / "t"))
     for tree in (images.folder(tmp_path / "t"), images.archive(tmp_path / "t.zip")):
         assert tree.paths == ["4.webp", "a/3.tif", "a/deep/2.jpeg", "b/1.PNG"]
-        assert tree.empty == ["empty"] and tree.labelled
+        assert tree.empty == ["empty"] and tree.labels == ["dataset.json"]
         assert {pathlib.PurePosixPath(p).parts[0] for p in tree.ignored} >= {
             ".hidden.png",
             "__MACOSX",
