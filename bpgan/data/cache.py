@@ -196,9 +196,11 @@ def _intact(folder: pathlib.Path, origin: Origin, deep: bool) -> Manifest:
 
 
 def _size(path: pathlib.Path) -> int:
-    """Bytes of a file; of what is none, such as a directory or a pipe, -1."""
+    """Bytes of a file. Raises Damaged for what is none, such as a directory or a pipe."""
     about = path.stat()
-    return about.st_size if stat.S_ISREG(about.st_mode) else -1
+    if not stat.S_ISREG(about.st_mode):
+        raise Damaged(f"{path}: damaged (no regular file)")
+    return about.st_size
 
 
 def _checked(found: dict[str, Any], identity: Mapping[str, Any]) -> Manifest:
@@ -334,6 +336,26 @@ def _sweep(parent: pathlib.Path) -> None:
                 shutil.rmtree(place.parent)
 
 
+def gathered(
+    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    indices: np.ndarray,
+    shape: tuple[int, ...],
+) -> tuple[np.ndarray, np.ndarray]:
+    """``read(indices)``, block by block, which takes the memory of the result only once.
+
+    Raises:
+      UserError: if there is not that much; whatever ``read`` raises.
+    """
+    n, size = len(indices), int(np.prod(shape))
+    need = n * (size + 8) + 2 * max(size, _BLOCK)
+    memory.require(need, f"{n:,} images of {'x'.join(map(str, shape))} in memory")
+    x, y = np.empty((n, *shape), np.uint8), np.empty(n, np.int32)
+    step = max(1, min(4096, _BLOCK // size))
+    for start in range(0, n, step):
+        x[start : start + step], y[start : start + step] = read(indices[start : start + step])
+    return x, y
+
+
 class Records:
     """The examples of one record file, by their numbers. Threads may share it; a pickled copy opens the file anew.
 
@@ -380,16 +402,7 @@ class Records:
           Damaged: if they are not those of the checksum.
           UserError: if there is no memory for them.
         """
-        need = self._count * (self._size + 8) + 2 * _BLOCK
-        memory.require(
-            need, f"{self._count:,} images of {'x'.join(map(str, self._shape))} in memory"
-        )
-        x = np.empty((self._count, *self._shape), np.uint8)
-        y = np.empty(self._count, np.int32)
-        step = max(1, min(4096, _BLOCK // self._size))
-        for start in range(0, self._count, step):
-            part = slice(start, min(start + step, self._count))
-            x[part], y[part] = self(np.arange(part.start, part.stop))
+        x, y = gathered(self, np.arange(self._count), self._shape)
         digest = hashlib.sha256(np.array(self._shape, "<i4").tobytes())
         digest.update(x.data)
         digest.update(y.astype("<i4").tobytes())

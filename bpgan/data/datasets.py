@@ -24,11 +24,12 @@ and arrays are as stored; ``background=white`` (the default), ``black``, a grey 
 ``skip=unreadable`` leaves out files that cannot be read, which else are an error.
 
 A cache belongs to the names, sizes, times and bytes of the files it was made of, and to the options. Files that were
-changed in any way since, but neither in size nor in time of modification, are read once more and compared: what was only
+changed in any way since, but neither in size nor in time of modification, are read again and compared: what was only
 copied or given other permissions is not converted again; what was changed under an old time stamp is.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import importlib.resources
@@ -102,7 +103,7 @@ class Dataset(NamedTuple):
         """
         if isinstance(self.read, _Cached):
             return self.read.arrays()
-        return self.read(np.arange(self.length))
+        return cache.gathered(self.read, np.arange(self.length), self.shape)
 
     def summary(self) -> str:
         """A line of facts, and one for each warning."""
@@ -184,7 +185,8 @@ def hold_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
     chosen = np.zeros(n, bool)
     chosen[np.random.RandomState(0).permutation(n)[: min(n // 10, 10_000)]] = True
     held, rest = np.flatnonzero(chosen), np.flatnonzero(~chosen)
-    tally = np.bincount(dataset.read(held)[1], minlength=dataset.classes)
+    labels = [dataset.read(held[i : i + 1])[1] for i in range(len(held))]  # images may be large
+    tally = np.bincount(np.concatenate(labels), minlength=dataset.classes)
     others = np.asarray(dataset.counts) - tally
 
     def part(split: str, rows: np.ndarray, counts: np.ndarray) -> Dataset:
@@ -391,11 +393,11 @@ def _bytes_of(path: pathlib.Path) -> bytes:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return b""
     except PermissionError:
         raise
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP):
+            return b""
         raise UserError(f"{readers.shown(str(path))}: {error.strerror}") from None
 
 

@@ -39,7 +39,7 @@ UNREAD = (
 
 FITS = ("crop", "pad", "stretch")
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF")
+_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF")
 _ORIENTATION, _BITS = 0x0112, 0x0102  # tags of EXIF and TIFF
 _LARGEST = 1 << 30  # bytes of one file; a zip may claim any size
 _MANY = 1 << 26  # bytes or pixels; of larger images one is in memory at a time
@@ -47,7 +47,7 @@ _ALONE = threading.RLock()
 
 _BEGINNINGS = {
     b"ftyphei": "HEIC", b"ftyphev": "HEIC", b"ftypmif1": "HEIC", b"ftypmsf1": "HEIC", b"\xff\x0a": "JPEG XL",
-    b"JXL ": "JPEG XL", b"8BPS": "Photoshop", b"%PDF": "PDF", b"<svg": "SVG", b"<?xml": "XML or SVG",
+    b"JXL ": "JPEG XL", b"8BPS": "Photoshop's PSD", b"%PDF": "PDF", b"<svg": "SVG", b"<?xml": "XML or SVG",
     b"<html": "a page of HTML", b"<!doctype html": "a page of HTML",
     b"version https://git-lfs": "a pointer of Git LFS, which `git lfs pull` replaces by the image",
 }  # fmt: skip
@@ -86,7 +86,11 @@ def told(kind: str, count: int, greatest: int) -> str:
     """A remark of one kind about ``count`` images, in words. ``greatest``: of its numbers."""
     images = f"{count:,} image{'' if count == 1 else 's'}"
     bits = greatest.bit_length()
-    fewer = f"; if they hold {bits} bits, ,bits={bits} makes them brighter" if bits < 15 else ""
+    fewer = (
+        f"; if they hold {bits} bits, ,bits={bits} makes {(1 << bits) - 1:,} white"
+        if bits < 15
+        else ""
+    )
     return {
         "frames": f"{images} with several frames or pages, of which the first is used",
         "transparent": f"{images} with transparent parts, which are made white; ,background=black is another colour",
@@ -145,7 +149,11 @@ def _unidentified(file: BinaryIO) -> str:
     kinds = [
         kind for start, kind in _BEGINNINGS.items() if any(s.startswith(start) for s in starts)
     ]
-    return f"not an image of type {', '.join(_FORMATS)}" + (f" but {kinds[0]}" if kinds else "")
+    if not head:
+        return "not an image but an empty file"
+    return (
+        f"not an image but {kinds[0]}" if kinds else f"not an image of type {', '.join(_FORMATS)}"
+    )
 
 
 @contextlib.contextmanager
@@ -391,15 +399,15 @@ def _sorted_out(names: list[str]) -> _Sorted:
     """The names of files by what they are for."""
     found = _Sorted([], [], [], [])
     for name in sorted(names):
-        base = name.rpartition("/")[2].lower()
+        base = name.rpartition("/")[2]
         if _hidden(name):
             found.ignored.append(name)
-        elif base.endswith(SUFFIXES):
+        elif base.lower().endswith(SUFFIXES):
             found.images.append(name)
         elif base == "dataset.json":
             found.labels.append(name)
         else:
-            unread = os.path.splitext(base)[1] in UNREAD
+            unread = os.path.splitext(base)[1].lower() in UNREAD
             (found.unread if unread else found.ignored).append(name)
     return found
 
@@ -493,13 +501,14 @@ def archive(path: pathlib.Path) -> Tree:
         opened = zipfile.ZipFile(path)
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise UserError(f"not a readable zip file ({error})") from None
-    entries = [(m.filename.replace("\\", "/").strip("/"), m) for m in opened.infolist()]
-    members = {name: m for name, m in entries if not m.is_dir()}
+    entries = [(m.filename.replace("\\", "/").lstrip("/"), m) for m in opened.infolist()]
+    entries = [(name, m) for name, m in entries if name]
+    members = {name: m for name, m in entries if not name.endswith("/")}
     for name, member in members.items():
         if member.flag_bits & 1:
             raise UserError(f"{name!r} is encrypted; unpack the archive and use folder:")
     names = _sorted_out(list(members))
-    counts = collections.Counter(name for name, m in entries if not m.is_dir())
+    counts = collections.Counter(name for name, _ in entries)
 
     def open_(name: str) -> BinaryIO:
         with _damage():
@@ -517,7 +526,7 @@ def archive(path: pathlib.Path) -> Tree:
         names.labels,
         names.unread,
         names.ignored,
-        _empty([name for name, m in entries if m.is_dir()], names.images),
+        _empty([name.rstrip("/") for name, _ in entries if name.endswith("/")], names.images),
         open_,
         read,
         lambda name: members[name].file_size,

@@ -320,6 +320,8 @@ def _idx_file(path: pathlib.Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
                 raise UserError(
                     f"{path.name}: elements of type 0x{magic[2]:02x}, must be 0x08 (uint8)"
                 )
+            if magic[3] > 4:
+                raise UserError(f"{path.name}: {magic[3]} dimensions, must be at most 4")
             head = file.read(4 * magic[3])
             dims = tuple(np.frombuffer(head[: len(head) // 4 * 4], ">u4").tolist())
             size, stored = math.prod(dims), path.stat().st_size
@@ -375,9 +377,11 @@ def _splits(tops: Sequence[str]) -> tuple[str, str] | None:
     if len(pairs) != 1 and "*" not in pairs:
         return None
     trains, tests = pairs["*"] if "*" in pairs else next(iter(pairs.values()))
-    order = _TRAINS + _TESTS
-    train, test = (min(f, key=lambda top: order.index(roles[top][0])) for f in (trains, tests))
-    return train, test
+
+    def usual(top: str) -> tuple[int, bool, str]:
+        return (_TRAINS + _TESTS).index(roles[top][0]), not top.islower(), top
+
+    return min(trains, key=usual), min(tests, key=usual)
 
 
 def _around(paths: Sequence[str], prefix: str = "", labels: Sequence[str] = ()) -> str:
