@@ -807,8 +807,8 @@ def restored(
         experiment = build(cfg)
     except UserError as error:
         hint = "; if the data have moved, --flags=dataset=... says where to"
-        moved = hint * str(error).startswith("--dataset=")
-        raise UserError(f"{path}: {error}{moved}") from None
+        moved = hint * (error.argument == "dataset")
+        raise UserError(f"{path}: {message_of(error)}{moved}") from None
     before, now = record.data, experiment.source.fingerprint
     for text in changes:
         if text.startswith("dataset=") and (not now or now != before):

@@ -22,7 +22,6 @@ Nothing is unpickled, and archives are read in memory: no path in them is ever f
 
 import contextlib
 import difflib
-import fcntl
 import fnmatch
 import functools
 import gzip
@@ -47,6 +46,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bpgan.data import cache
 from bpgan.types import UserError
 
 _STALL = 30.0
@@ -266,7 +266,7 @@ def open_prepared(name: str, *, mirror: str = "") -> Prepared:
             raise UserError("must be NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION")
         return _open(name, *parts.group(1, 2, 3), mirror=mirror)
     except UserError as error:
-        raise UserError(f"--dataset=tfds:{name}: {error}") from None
+        raise UserError(str(error), argument="dataset", value=f"tfds:{name}") from None
 
 
 def _open(
@@ -312,7 +312,12 @@ def _data_dir() -> pathlib.Path:
     given = os.environ.get("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets")
     if "://" in given:
         raise UserError(f"TFDS_DATA_DIR={given}: must be a folder of this machine")
-    return pathlib.Path(given).expanduser().absolute()
+    try:
+        return pathlib.Path(given).expanduser().absolute()
+    except RuntimeError:  # no $HOME, and nobody of that name or number
+        raise UserError(
+            f"there is no home directory for {given}; TFDS_DATA_DIR names another folder"
+        ) from None
 
 
 def _find(
@@ -461,7 +466,7 @@ def _check_mirror(mirror: str) -> None:
     except ValueError:
         good = False
     if not good or re.search(r"[\s?#\x00-\x1f]", mirror):
-        raise UserError(f"--mirror={' '.join(mirror.split())}: must be an http or https URL")
+        raise UserError("must be an http or https URL", argument="mirror", value=mirror)
 
 
 def _prepare(root: pathlib.Path, name: str, spec: Spec, mirror: str) -> None:
@@ -516,17 +521,9 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(path: pathlib.Path, name: str) -> Iterator[None]:
-    """Waits until no other process is in here."""
+    """Waits until no other process is in here, where the disk has locks."""
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(
-                f"tfds:{name} is being prepared by another process; waiting",
-                file=sys.stderr,
-                flush=True,
-            )
-            fcntl.flock(file, fcntl.LOCK_EX)
+        cache.lock(file, f"tfds:{name} is being prepared by another process; waiting")
         yield
 
 
