@@ -91,7 +91,7 @@ def tensor(size, stride):
 
 def bomb(levels):
     """A tuple of twice a tuple of twice a tuple ...: in full 2 ** levels, to be hashed, printed or compared."""
-    return b")q\0" + levels * b"h\x000h\0h\0\x86q\0"
+    return b")q\0" + levels * b"h\0\x86q\0"
 
 
 BOMBS = {

@@ -156,8 +156,9 @@ def _unpickled(file: Any) -> Any:
             case "SETITEMS" | "APPENDS":
                 items, stack = stack, marked.pop()
                 _filled(stack[-1], items)
-            case "SETITEM":
-                items, stack = stack[-2:], stack[:-2]
+            case "SETITEM" | "APPEND" as name:
+                count = 2 if name == "SETITEM" else 1
+                items = [stack.pop() for _ in range(count)][::-1]
                 _filled(stack[-1], items)
             case "GLOBAL":
                 stack.append(_named(*value.split(" ", 1)))
