@@ -165,7 +165,10 @@ _NPZ = (
 
 
 def npz(argument: str) -> Raw:
-    """Arrays ``x``, ``y``; or ``x_train``, ``y_train``, ``x_test``, ``y_test``; labels may be missing."""
+    """Arrays ``x``, ``y``; or ``x_train``, ``y_train``, ``x_test``, ``y_test``; labels may be missing.
+
+    So may ``class_names``, texts ``[k]`` in the order of the labels.
+    """
     path = _existing(argument)
     return _raw(path, [path], lambda: _npz(path))
 
@@ -184,11 +187,25 @@ def _npz(path: pathlib.Path) -> Examples:
                     labels = file[y] if y in file else None
                     _check_arrays(shape, dtype, labels, x, y)
                     parts.append((shape, labels, functools.partial(_npz_blocks, path, x, fortran)))
+            names = _npz_names(file)
     except UserError:
         raise
     except Exception as error:  # NumPy raises a dozen types for as many kinds of damage
         raise UserError(f"not a readable .npz file ({error})") from None
-    return _arrays(parts, path.name)
+    examples = _arrays(parts, path.name)
+    if names and examples.labelled and examples.labels.max(initial=0) >= len(names):
+        raise UserError(f"{len(names)} 'class_names' for labels up to {examples.labels.max()}")
+    return examples._replace(class_names=names if examples.labelled else ())
+
+
+def _npz_names(file: Any) -> tuple[str, ...]:
+    """``class_names``, a text for each class, which may be missing."""
+    names = file["class_names"] if "class_names" in file else np.zeros(0, "<U1")
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise UserError(
+            f"'class_names' is {names.dtype}{list(names.shape)}, must be a text for each class"
+        )
+    return tuple(shown(name) for name in names.tolist())
 
 
 def _npy_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:

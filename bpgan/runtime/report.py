@@ -606,14 +606,14 @@ def _evaluation(rows: _Log) -> str:
         for row in rows
     )
     first = rows[0]
-    nets = {row["features"]["name"]: row["features"] for row in rows if "features" in row}
+    nets = {row["features"]: row for row in rows if row.get("features")}
     notes = [
-        f"Step {_text(first.get('step'))}, {_text(first.get('samples'))} samples against"
+        f"Step {_text(first.get('step'))}, {_text(first.get('n'))} samples against"
         f" {_text(first.get('reference_images'))} images of {_text(first.get('reference'))};"
         f" real: training images in the place of the samples; seed {_text(first.get('seed'))}.",
         *(
-            f"{_text(net['name'])}: {_text(net['preprocessing'])}; sha256 {_text(net['sha256'])}."
-            for net in nets.values()
+            f"{_text(name)}: {_text(net.get('preprocessing'))}; sha256 {_text(net.get('features_sha256'))}."
+            for name, net in nets.items()
         ),
     ]
     head = "".join(f"<td>{column}</td>" for column in columns)

@@ -1,4 +1,4 @@
-"""Arrays that are kept on disk to save time: used if they are sound; what else lies in their place only costs that time.
+"""Arrays kept on disk to save time: used if they are sound; whatever else lies in their place only costs that time.
 
 A cache may lie on a disk that is full, read-only or without locks, and be damaged in any way.
 """
@@ -63,11 +63,17 @@ def save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> str:
 
 @contextlib.contextmanager
 def turn(path: pathlib.Path) -> Iterator[None]:
-    """One process at a time, by a lock on the file ``path``; where the disk has no locks or takes no files, all at once."""
+    """One process at a time, by a lock on the file ``path``, which is made, or on a directory, which is left as it is.
+
+    Where the disk has no locks, or takes no file, all at once.
+    """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            if path.is_dir():
+                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             stack.callback(os.close, file)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,8 +1,8 @@
 """Weights of published networks: PyTorch files read without PyTorch, downloads that are checked.
 
-A PyTorch file is a pickle beside raw arrays. Python's own reader of pickles runs whatever code the file names, and takes
-whatever memory it asks for: six bytes are enough for gigabytes. The reader here knows the few instructions that make a
-dictionary of tensors, calls nothing, and builds nothing that is larger than the file; all else is refused.
+A PyTorch file is a pickle beside raw arrays. Python's own reader of pickles runs whatever code the file names, and
+takes whatever memory it asks for: six bytes are enough for gigabytes. The reader here knows the few instructions that
+make a dictionary of tensors, calls nothing, and builds nothing much larger than the file; all else is refused.
 """
 
 import hashlib
