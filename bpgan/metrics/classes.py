@@ -1,7 +1,7 @@
 """Classes of two sets of images, matched by name: what number a class has depends on which other classes there are."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -84,9 +84,10 @@ def _by_name(used: np.ndarray, ours: Sequence[str], theirs: Sequence[str]) -> np
         return None
     if tuple(ours) == tuple(theirs):  # some lists have a name twice
         return np.arange(len(ours), dtype=np.int32)
-    for key in (str, _folded):
+    keys: tuple[Callable[[str], str], ...] = (str, _folded)
+    for key in keys:
         numbers = {key(name): i for i, name in enumerate(theirs)}
-        found = [numbers.get(key(ours[i]), -1) for i in used]
+        found = [numbers.get(key(ours[int(i)]), -1) for i in used]
         if len(numbers) == len(theirs) and len(set(found)) == len(found) and -1 not in found:
             result = np.full(len(ours), -1, np.int32)
             result[used] = found
@@ -102,9 +103,9 @@ def covered(
     labels: Int[np.ndarray, " n"], others: Int[np.ndarray, " m"] | None = None, least: int = 1
 ) -> np.ndarray:
     """The classes, in order, of which there are at least so many among ``labels``, and among ``others`` if given."""
-    found = [np.unique(y, return_counts=True) for y in (labels, others) if y is not None]
-    enough = [classes[counts >= least] for classes, counts in found]
-    return enough[0] if len(enough) == 1 else np.intersect1d(*enough)
+    found, counts = np.unique(labels, return_counts=True)
+    enough = found[counts >= least]
+    return enough if others is None else np.intersect1d(enough, covered(others, least=least))
 
 
 def listed(names: Sequence[str]) -> str:

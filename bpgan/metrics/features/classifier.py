@@ -56,13 +56,17 @@ def load(path: pathlib.Path, shape: tuple[int, ...], *, classes: int) -> Any | N
     arrays = kept.load(path)
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     wanted = jax.eval_shape(dcgan.Classifier(classes).init, jax.random.key(0), image)["params"]
-    sizes = {k: v.shape for k, v in traverse_util.flatten_dict(wanted, sep="/").items()}
-    if arrays is None or {k: v.shape for k, v in arrays.items()} != sizes:
+    sizes = {name: np.shape(leaf) for name, leaf in _flat(wanted).items()}
+    if arrays is None or {name: array.shape for name, array in arrays.items()} != sizes:
         return None
     return traverse_util.unflatten_dict(arrays, sep="/")
 
 
 def save(path: pathlib.Path, params: Any) -> str:
     """Keeps the parameters. Returns why the disk did not take them, empty if it did."""
-    flat = traverse_util.flatten_dict(jax.device_get(params), sep="/")
-    return kept.save(path, {name: np.asarray(leaf) for name, leaf in flat.items()})
+    return kept.save(path, {name: np.asarray(leaf) for name, leaf in _flat(params).items()})
+
+
+def _flat(params: Any) -> dict[str, Any]:
+    """By names such as ``conv0/kernel``."""
+    return dict(traverse_util.flatten_dict(params, sep="/"))  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ def save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> str:
         temporary = path.with_name(f"{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.partial")
         try:
             with temporary.open("xb") as file:
-                np.savez(file, **{_OF: np.array(path.stem)}, **arrays)
+                np.savez(file, **{_OF: np.array(path.stem), **arrays})  # type: ignore[arg-type]
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)

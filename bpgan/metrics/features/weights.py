@@ -132,6 +132,7 @@ def _unpickled(file: Any) -> Any:
     stack: list[Any] = []
     marked: list[list[Any]] = []  # what lies under each mark
     memo: dict[int, Any] = {}
+    value: Any
     for instruction, value, _ in pickletools.genops(file):
         match instruction.name:
             case "PROTO" | "FRAME":
@@ -208,7 +209,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: is no file of PyTorch weights ({first})") from None
 
 
-def _opened(path: str | os.PathLike) -> BinaryIO:
+def _opened(path: str | os.PathLike) -> io.BufferedReader:
     """The file, open. Raises UserError if it cannot be read, or may never end, as a pipe."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
