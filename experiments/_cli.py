@@ -34,7 +34,7 @@ import textwrap
 import typing
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
@@ -91,6 +91,8 @@ class Experiment(NamedTuple):
         data that are neither trained on nor tested on.
       prefers: ``min:eval/name`` or ``max:eval/name``, by which ``--eval_every`` keeps the best checkpoint where
         ``--keep`` names no metric.
+      measure: what ``validate`` and ``evaluate`` measure with, such as the hash of a feature net, by name. It is kept
+        in ``config.json``, and a run does not go on with another one.
     """
 
     algorithm: Algorithm
@@ -99,6 +101,7 @@ class Experiment(NamedTuple):
     title: str = ""
     validate: Callable[[Any], dict[str, float]] | None = None
     prefers: str = ""
+    measure: Mapping[str, str] = MappingProxyType({})
 
 
 def field(
@@ -665,6 +668,7 @@ def _train(
             mode=cfg.parallel,
             validate=experiment.validate,
             evaluate=experiment.evaluate,
+            measure=experiment.measure,
             **plan_of(name, cfg, experiment),
         )
     except train.Anomaly as error:
@@ -831,8 +835,14 @@ def restored(
     return Restored(name, cfg, experiment, found[1].state, found[0])
 
 
-def trained(experiment: Experiment, *, seed: int, steps: int) -> Any:
-    """The state after so many steps; nothing is logged or saved.
+def trained(
+    experiment: Experiment,
+    *,
+    seed: int,
+    steps: int,
+    progress: Callable[[int], None] = lambda step: None,
+) -> Any:
+    """The state after so many steps; nothing is logged or saved. ``progress`` is told the steps that are done.
 
     Raises:
       UserError: if it is no longer finite.
@@ -847,6 +857,7 @@ def trained(experiment: Experiment, *, seed: int, steps: int) -> Any:
         step += k
         if not finite:
             raise UserError(f"training diverged before step {step}")
+        progress(step)
     return carry.state
 
 

@@ -51,10 +51,10 @@ def run(argv: Sequence[str]) -> int:
     if experiment.title:
         print(experiment.title, flush=True)
 
-    def measures(cfg: cli.RunConfig) -> tuple[Any, Any]:
+    def measures(cfg: cli.RunConfig) -> tuple[Any, Any, Any]:
         """Of one member; its experiment, which has a copy of the data, is not kept."""
         own = module.build(cfg) if experiment.validate or experiment.evaluate else experiment
-        return own.validate, own.evaluate
+        return own.validate, own.evaluate, own.measure
 
     def make(**values: Any) -> tuple[Any, Any]:
         built = module.build(dataclasses.replace(first, **values))

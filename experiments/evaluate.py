@@ -13,15 +13,17 @@ Papers:  Heusel et al. 2017, arXiv:1706.08500; Binkowski et al. 2018, arXiv:1801
 
 The reference is the test split, which no run has seen. Beside each value stand the same metric of real images in the
 place of the samples, which no generator should beat, and that of an untrained one (of noise, for --samples). Samples
-are drawn anew, as uint8, from latents that training never sees. ``metrics.json``, also in the directory of each run,
-whose report shows it, says of each number all that it depends on; see docs/metrics.md for what the numbers mean, and
-when they lie.
+are drawn anew, as uint8, from latents that training never sees. Classes of the samples and of the dataset are matched
+by their names. ``metrics.json`` says of each number all that it depends on (``bpgan/metrics/evaluations.py`` has its
+form); that in the directory of a run keeps every evaluation of the run, and the run's report shows it. See
+docs/metrics.md for what the numbers mean, and when they lie.
 """
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
+import hashlib
+import itertools
 import json
 import math
 import os
@@ -29,17 +31,18 @@ import pathlib
 import statistics
 import sys
 import time
-import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from bpgan import data, metrics
 from bpgan.data import cache
-from bpgan.metrics.features import Extractor, effnet, inception, plug
+from bpgan.metrics import classes, evaluations
+from bpgan.metrics.features import Extractor, effnet, inception, kept, plug
 from bpgan.types import Algorithm, UserError
 from bpgan.version import __version__
 from experiments import _cli as cli
@@ -149,6 +152,11 @@ class Images(NamedTuple):
     logits: np.ndarray | None
     turned: np.ndarray | None = None
 
+    def of_classes(self, chosen: np.ndarray) -> "Images":
+        """Those of some classes."""
+        assert self.y is not None
+        return self.take(np.flatnonzero(np.isin(self.y, chosen)))
+
     def take(self, rows: Any) -> "Images":
         """Some of the images, by indices or a slice."""
         y, logits = (None if part is None else part[rows] for part in (self.y, self.logits))
@@ -233,8 +241,7 @@ def by_class(fake: Images, real: Images, train: Images, seed: int) -> dict[str, 
         return {}
     distances = [
         metrics.frechet_distance(real.features[real.y == c], fake.features[fake.y == c])
-        for c in np.unique(real.y)
-        if min(np.sum(real.y == c), np.sum(fake.y == c)) > 1
+        for c in classes.covered(fake.y, real.y, least=2)
     ]
     if not distances:
         return {}
@@ -264,12 +271,12 @@ def classification(fake: Images, real: Images, train: Images, seed: int) -> dict
     """Accuracy on real images of a classifier trained on the samples (Ravuri and Vinyals 2019, arXiv:1905.10887)."""
     if fake.y is None or real.y is None:
         return {}
-    classes = int(max(fake.y.max(), real.y.max())) + 1
+    count = int(max(fake.y.max(), real.y.max())) + 1
     cfg = classifier.Config(seed=seed, feed="memory", epochs=10.0)
     experiment = classifier.of_data(
         cfg,
-        data.of_arrays("samples", "train", fake.x, fake.y, classes),
-        data.of_arrays("reference", "test", real.x, real.y, classes),
+        data.of_arrays("samples", "train", fake.x, fake.y, count),
+        data.of_arrays("reference", "test", real.x, real.y, count),
     )
     steps = round(cfg.epochs * experiment.source.steps_per_epoch)
     assert experiment.evaluate is not None
@@ -297,6 +304,14 @@ cannot be had, of samples without labels for example."""
 PIXELS = ("msssim", "cas")
 """Those that look at the images themselves: their names carry no feature net."""
 
+COVERED: dict[str, Callable[[Any, Any], np.ndarray]] = {
+    "msssim": lambda fake, real: classes.covered(fake, least=2),
+    "class_fd": lambda fake, real: classes.covered(fake, real, least=2),
+    "accuracy": lambda fake, real: classes.covered(fake),
+    "cas": lambda fake, real: classes.covered(fake, real),
+}
+"""Those that look at classes: ``(labels of the samples, labels of the reference) -> classes that the number is of``."""
+
 WHILE_TRAINING = {"fd": 2, "kd": 2, "prdc": 6}
 """Those of ``--eval_every``: quick ones that need neither labels nor the training images, and how many images they need
 to compare with. Of prdc that is one more than the neighbours it looks for."""
@@ -309,7 +324,8 @@ class Candidate(NamedTuple):
       name: run directory or name of the samples.
       x, y: uint8 ``[n, h, w, c]``, and labels ``[n]`` or None.
       untrained: uint8 ``[n, h, w, c]``.
-      facts: step, training seed and the like, for metrics.json.
+      facts: of these images, for metrics.json.
+      called: what the classes of the labels are called.
       turned: uint8 ``[m, k, h, w, c]``, the same m latents under each of k labels; None without labels.
     """
 
@@ -318,6 +334,7 @@ class Candidate(NamedTuple):
     y: np.ndarray | None
     untrained: np.ndarray
     facts: dict[str, Any]
+    called: classes.Classes
     turned: np.ndarray | None = None
 
 
@@ -345,8 +362,16 @@ def of_run(
     x = cli.drawn(algorithm, run.state, seed=seed, n=n, labels=y)
     start = cli.trained(run.experiment, seed=run.config.seed, steps=0)
     untrained = cli.drawn(algorithm, start, seed=seed, n=n, labels=y)
-    facts = {"experiment": run.name, "step": run.step, "training_seed": run.config.seed}
-    facts |= {"flags": list(changes)} if changes else {}
+    # Where the data are now is no property of the samples.
+    flags = sorted(change for change in changes if not change.startswith("dataset="))
+    facts = {
+        "experiment": run.name,
+        "training_seed": run.config.seed,
+        "checkpoint": checkpoint,
+        "step": run.step,
+        "flags": " ".join(flags),
+        "samples_sha256": "",
+    }
     turned, m = None, max(_TURNED // max(algorithm.classes, 1), 1)
     if y is not None and turn:
         labels = (np.full(m, label, np.int32) for label in range(algorithm.classes))
@@ -356,7 +381,14 @@ def of_run(
             for label in labels
         ]
         turned = np.stack(drawn, axis=1)
-    return Candidate(path, x, y, untrained, facts, turned), dataset
+    named = classes_of(data.load(dataset, "train"))
+    return Candidate(path, x, y, untrained, facts, named, turned), dataset
+
+
+def classes_of(split: data.Dataset) -> classes.Classes:
+    """What a dataset calls its classes."""
+    named = len(split.class_names) == split.classes
+    return classes.Classes(split.classes, split.class_names if named else ())
 
 
 def labels_of(algorithm: Algorithm, dataset: str, n: int, seed: int) -> np.ndarray | None:
@@ -380,7 +412,19 @@ def of_samples(name: str, n: int, seed: int) -> Candidate:
     x, y = (np.concatenate(part) for part in zip(*parts, strict=True))
     labels = y if splits[0].classes > 1 else None
     noise = rng.integers(0, 256, x.shape, np.uint8)
-    return Candidate(name, x, labels, noise, {"sha256": [split.sha256 for split in splits]})
+    facts = {
+        "experiment": "",
+        "training_seed": None,
+        "checkpoint": "",
+        "step": None,
+        "flags": "",
+        "samples_sha256": _sha256(split.sha256 for split in splits),
+    }
+    return Candidate(name, x, labels, noise, facts, classes_of(splits[0]))
+
+
+def _sha256(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def extractors(text: str, dataset: str) -> list[Extractor]:
@@ -409,58 +453,100 @@ def _named(metric: str, extractor: Extractor) -> str:
 
 @functools.cache
 def _classifier(dataset: str, seed: int) -> Extractor:
-    """The features of a run of the classifier experiment, kept by the content of its data and its settings."""
+    """The features of a classifier trained on a dataset, which is kept by the content of the data and its settings.
+
+    Trained in the same way it is the same net, so a damaged one is trained again. Several processes of one run use the
+    same one: if one of them has none, or another, they train it together.
+
+    Raises:
+      UserError: if there are no labels, or such a net cannot be trained on these data.
+    """
     from bpgan.metrics.features import classifier as features
-    from bpgan.runtime import records
+    from bpgan.runtime import parallel
 
     train = data.load(dataset, "train")
     if train.classes < 2:
         raise UserError(
-            f"--features=classifier: {dataset} has no labels to train it on; effnet needs none"
+            f"{dataset} has no labels to train it on; effnet needs none",
+            argument="features",
+            value="classifier",
         )
     epochs, halving = (12.0, 3.0) if train.length < 20_000 else (4.0, 1.0)
     flags = [f"--epochs={epochs}", f"--lr_half_life={halving}", f"--seed={seed}", "--notensorboard"]
     cfg = cli.resolve(classifier.Config, classifier.PRESETS, flags)
     key = zlib.crc32(f"{__version__} {cfg}".encode())
-    folder = cache.directory() / "features" / f"{train.sha256[:16]}-{key:08x}"
-    result = folder / "result.json"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:  # the runs of a sweep ask for it together
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        found = records.sound(records.read_result, result)
-        if found is None or found.status != "done":
+    path = cache.directory() / "features" / f"{train.sha256[:16]}-{key:08x}.npz"
+    say = functools.partial(print, flush=True) if parallel.is_lead() else lambda *_, **__: None
+
+    def found() -> Extractor | None:
+        params = features.load(path, train.shape, classes=train.classes)
+        net = params and features.extractor(params, classes=train.classes, name=f"classifier{seed}")
+        marks = parallel.agree(1 + int(net.sha256[:7], 16) if net else 0)
+        return net if marks.all() and (marks == marks[0]).all() else None
+
+    net = found()
+    if net is None:
+        with (
+            kept.turn(path.with_suffix(".lock")) if parallel.is_lead() else contextlib.nullcontext()
+        ):
+            net = (
+                found()
+            )  # of the runs of a sweep, which ask for it together, the first one trains it
+            if net is None:
+                if os.path.lexists(path):
+                    say(f"warning: {path} is damaged; it is made again", file=sys.stderr)
+                say(f"training the feature net of seed {seed} on {dataset}, once: {path}")
+                params = _trained(dataclasses.replace(cfg, dataset=dataset))
+                net = features.extractor(params, classes=train.classes, name=f"classifier{seed}")
+                if parallel.is_lead() and (reason := features.save(path, params)):
+                    say(f"warning: {path} cannot be written ({reason})", file=sys.stderr)
+    test = of_dataset(data.load(dataset, "test"), net, logits=True)
+    assert test.logits is not None and test.y is not None
+    accuracy = np.mean(test.logits.argmax(1) == test.y)
+    say(f"feature net of seed {seed}: accuracy {accuracy:.4f} on the test split")
+    return net
+
+
+def _trained(cfg: classifier.Config) -> Any:
+    """The parameters of a classifier after its training, in 32 bits whatever the run that asks for it has."""
+    try:
+        with jax.enable_x64(False):
+            experiment = classifier.build(cfg)
+            steps = round(cfg.epochs * experiment.source.steps_per_epoch)
+            tell = _telling("training the feature net", steps, "steps")
+            state = cli.trained(experiment, seed=cfg.seed, steps=steps, progress=tell)
+            return jax.device_get(state.params)
+    except UserError as error:
+        reason = f"the net could not be trained on {cfg.dataset} ({cli.message_of(error)})"
+        raise UserError(reason, argument="features", value="classifier") from None
+
+
+def _telling(what: str, total: int, unit: str) -> Callable[[int], None]:
+    """``tell(done)`` prints, every ten seconds, how far something is and how long it will take."""
+    start = said = time.perf_counter()
+
+    def tell(done: int) -> None:
+        nonlocal said
+        now = time.perf_counter()
+        if now - said > 10 and done < total:
+            said, rate = now, done / (now - start)
+            left = (total - done) / rate
             print(
-                f"training the feature net of seed {seed} on {dataset}, once: {folder}", flush=True
+                f"  {what}: {done:,} of {total:,} {unit}, {rate:.0f}/s, {left:.0f} s left",
+                flush=True,
             )
-            argv = [f"--dataset={dataset}", f"--workdir={folder}", *flags]
-            code = cli.run(classifier.Config, classifier.build, classifier.PRESETS, argv)
-            if code == cli.INTERRUPTED:
-                raise cli.Interrupted
-            if code != cli.DONE:
-                raise UserError(f"--features=classifier: the net could not be trained on {dataset}")
-    found = records.read_result(result)
-    accuracy = found.metrics.get("test_accuracy", math.nan) if found else math.nan
-    state = cli.restored(folder, changes=[f"dataset={dataset}"]).state  # then under another name
-    print(f"feature net of seed {seed}: accuracy {accuracy:.4f} on the test split")
-    name = f"classifier{seed}"
-    return features.extractor(state.params, classes=max(train.classes, 2), name=name)
+
+    return tell
 
 
 def embed(x: np.ndarray, y: np.ndarray | None, extractor: Extractor, logits: bool) -> Images:
     """Images with their features, and their logits if wanted and there are any; tells the time left if that is long."""
 
     def all_of(function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        parts, start, said = [], time.perf_counter(), time.perf_counter()
+        parts, tell = [], _telling(extractor.name, len(x), "images")
         for i in range(0, len(x), _CHUNK):
             parts.append(np.asarray(function(x[i : i + _CHUNK])))
-            done, now = min(i + _CHUNK, len(x)), time.perf_counter()
-            if now - said > 10 and done < len(x):
-                said, rate = now, done / (now - start)
-                print(
-                    f"  {extractor.name}: {done:,} of {len(x):,} images, {rate:.0f}/s,"
-                    f" {(len(x) - done) / rate:.0f} s left",
-                    flush=True,
-                )
+            tell(min(i + _CHUNK, len(x)))
         return np.concatenate(parts)
 
     scores = all_of(extractor.logits) if extractor.logits and logits else None
@@ -468,29 +554,34 @@ def embed(x: np.ndarray, y: np.ndarray | None, extractor: Extractor, logits: boo
 
 
 def of_dataset(split: data.Dataset, extractor: Extractor, logits: bool) -> Images:
-    """The same of a split of a dataset; features of nets whose weights are known are kept beside the converted data."""
-    x, y = split.arrays()
+    """The same of a split of a dataset; features of nets whose weights are known are kept beside the converted data.
+
+    Images of one class have no labels.
+    """
+    x, labels = split.arrays()
+    y = labels if split.classes > 1 else None
     if not extractor.sha256:
         return embed(x, y, extractor, logits)
     recipe = zlib.crc32(f"{extractor.preprocessing} {__version__}".encode())
     name = f"{split.sha256[:16]}-{extractor.sha256[:16]}-{recipe:08x}.npz"
     path = cache.directory() / "features" / name
-    try:
-        with np.load(path) as kept:
-            features, scores = kept["features"], kept["logits"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        features, scores = np.zeros(0), np.zeros(0)
-    if len(features) != len(x):
+    arrays = kept.load(path) or {}
+    features, scores = arrays.get("features"), arrays.get("logits")
+    if features is None or scores is None or not len(features) == len(scores) == len(x):
         print(f"features of {split.length:,} images of {split.name} {split.split}", flush=True)
         found = embed(x, y, extractor, True)
         features = found.features
         scores = np.zeros((len(x), 0)) if found.logits is None else found.logits
-        with contextlib.suppress(OSError):  # a full disk costs time, and nothing else
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{os.getpid()}-{path.name}")
-            np.savez(temporary, features=features, logits=scores)
-            os.replace(temporary, path)
+        kept.save(path, {"features": features, "logits": scores})  # or else they cost time again
     return Images(x, y, features, scores if logits and scores.shape[-1] else None)
+
+
+class Monitors(NamedTuple):
+    """What evaluates a model while it is trained; see ``cli.Experiment``."""
+
+    validate: Callable[[Any], dict[str, float]]
+    evaluate: Callable[[Any], dict[str, float]]
+    measure: dict[str, str]
 
 
 def monitors(
@@ -499,9 +590,9 @@ def monitors(
     validation: data.Dataset,
     names: Sequence[str],
     n: int = 10_000,
-) -> tuple[Callable[[Any], dict[str, float]], Callable[[Any], dict[str, float]]]:
-    """``(validate, evaluate)`` of an ``Experiment`` that draws samples: the metrics ``names`` of ``n`` of them, in the
-    features of the first net: the classifier of the project, EfficientNet-Lite0 where there are no labels.
+) -> Monitors:
+    """Of an ``Experiment`` that draws samples: the metrics ``names`` of ``n`` of them, in the features of the first
+    net: the classifier of the project, EfficientNet-Lite0 where there are no labels.
 
     ``validate`` compares with ``validation``, ``evaluate`` with the test split, as the evaluate experiment does, whose
     numbers of the same checkpoint are the same.
@@ -534,11 +625,30 @@ def monitors(
             found |= METRICS[name](fake, real, real, seed)
         return found
 
-    def evaluate(state: Any) -> dict[str, float]:
-        return {f"test/{k}": v for k, v in scores(state, "test", 0).items()}
+    return Monitors(
+        # Other latents than those of the evaluation, which must not be chosen for.
+        lambda state: scores(state, "validation", 1),
+        lambda state: {f"test/{k}": v for k, v in scores(state, "test", 0).items()},
+        {"features": extractor.name, "features_sha256": extractor.sha256},
+    )
 
-    # Other latents than those of the evaluation, which must not be chosen for.
-    return lambda state: scores(state, "validation", 1), evaluate
+
+class Sets(NamedTuple):
+    """What a number is computed of: the images of a candidate and all that stands beside them.
+
+    Attributes:
+      fake, untrained: the samples, and what an untrained model draws.
+      train, real: the training images and the reference.
+      best: as many training images as samples, all if they are fewer.
+      classes: how many the data have.
+    """
+
+    fake: Images
+    untrained: Images
+    train: Images
+    real: Images
+    best: Images
+    classes: int
 
 
 def evaluate(
@@ -547,11 +657,15 @@ def evaluate(
     extractor: Extractor,
     names: Sequence[str],
     seed: int,
-) -> list[dict[str, Any]]:
-    """A row for each metric of each candidate: ``metric``, ``value``, ``real``, ``untrained`` and what it depends on.
+) -> list[evaluations.Row]:
+    """A row for each metric of each candidate, as ``bpgan.metrics.evaluations`` describes it.
 
     ``real`` is the metric of as many training images, all if they are fewer, in the place of the samples; of the test
     images' one half against the other where the metric looks at the training images itself.
+
+    Raises:
+      UserError: if a candidate has other classes than the dataset, and a metric of classes is asked for; or images of
+        another shape.
     """
     splits = {split: data.load(dataset, split) for split in ("train", "test")}
     logits = not {"is", "accuracy"}.isdisjoint(names)
@@ -563,74 +677,130 @@ def evaluate(
             raise UserError(
                 f"{candidate.name}: images are {candidate.x.shape[1:]}, those of {dataset} {real.x.shape[1:]}"
             )
-        n = len(candidate.x)
-        fake = embed(candidate.x, candidate.y, extractor, logits)
-        untrained = embed(candidate.untrained, candidate.y, extractor, logits)
-        if candidate.turned is not None and fake.logits is not None and extractor.of_data:
-            m, k = candidate.turned.shape[:2]
-            flat = candidate.turned.reshape(m * k, *candidate.x.shape[1:])
-            seen = embed(flat, None, extractor, True).logits
-            assert seen is not None  # as of the samples
-            fake = fake._replace(turned=seen.argmax(1).reshape(m, k))
-        subset = train.take(np.sort(rng.permutation(len(train.x))[:n]))
-        if fake.y is None:
-            subset = subset._replace(y=None)
+        y, by = _matched(candidate, splits["train"], names)
+        sets = Sets(
+            _embedded(candidate, y, extractor, logits),
+            embed(candidate.untrained, y, extractor, logits),
+            train,
+            real,
+            train.take(np.sort(rng.permutation(len(train.x))[: len(candidate.x)])),
+            splits["train"].classes,
+        )
+        if y is None:
+            sets = sets._replace(best=sets.best._replace(y=None))
+        facts = {
+            "of": candidate.name,
+            **candidate.facts,
+            "matched_by": by,
+            "n": len(candidate.x),
+            "seed": seed,
+            "reference": f"{dataset} test",
+            "reference_images": len(real.x),
+            "reference_sha256": splits["test"].sha256,
+            "train_images": len(train.x),
+            "train_sha256": splits["train"].sha256,
+            "real_images": len(sets.best.x),
+            "quantisation": "uint8",
+            "versions": _versions(),
+        }
         for name in names:
-            if name == "accuracy" and fake.y is not None and not extractor.of_data:
-                print(
-                    f"  {extractor.name}: {name} left out: it is no classifier of the data",
-                    flush=True,
-                )
-                continue
-            begin = time.perf_counter()
-            best, against, worst = subset, real, untrained
-            if name == "memorisation":
-                best, against = real.take(slice(0, None, 2)), real.take(slice(1, None, 2))
-            if name == "cas" and fake.y is not None:  # its control: labels that say nothing
-                worst = fake._replace(y=rng.permutation(fake.y))
-            try:
-                values = METRICS[name](fake, real, train, seed)
-                floor = METRICS[name](best, against, train, seed)
-                ceiling = METRICS[name](worst, real, train, seed)
-            except ValueError as error:  # too few images, features that are not finite, ...
-                print(f"  {candidate.name}: {name} left out: {error}", flush=True)
-                continue
-            for metric, value in values.items():
-                rows.append(
-                    {
-                        "metric": metric if name in PIXELS else _named(metric, extractor),
-                        "value": value,
-                        "real": floor.get(metric),
-                        "untrained": ceiling.get(metric),
-                        "of": candidate.name,
-                        **candidate.facts,
-                        "features": {
-                            "name": extractor.name,
-                            "sha256": extractor.sha256,
-                            "preprocessing": extractor.preprocessing,
-                        },
-                        "samples": n,
-                        "real_images": len(subset.x),
-                        "reference": f"{dataset} test",
-                        "reference_images": len(real.x),
-                        "reference_sha256": splits["test"].sha256,
-                        "train_images": len(train.x),
-                        "seed": seed,
-                        "quantisation": "uint8",
-                        "versions": _versions(),
-                    }
-                )
-            took = time.perf_counter() - begin
-            print(f"  {candidate.name}: {name} with {extractor.name} in {took:.1f} s", flush=True)
+            rows += [
+                row | facts for row in _measured(name, sets, extractor, candidate.name, seed, rng)
+            ]
     return rows
 
 
-def _versions() -> dict[str, str]:
-    return {"bpgan": __version__} | {p: metadata.version(p) for p in ("jax", "numpy", "scipy")}
+def _matched(
+    candidate: Candidate, split: data.Dataset, names: Sequence[str]
+) -> tuple[np.ndarray | None, str]:
+    """The labels of a candidate in the numbers of the dataset, None if either has none or they play no part; and by
+    what they were matched: ``name``, ``number`` or ""."""
+    if candidate.y is None or split.classes < 2 or COVERED.keys().isdisjoint(names):
+        return None, ""
+    try:
+        found = classes.match(candidate.y, candidate.called, classes_of(split))
+    except ValueError as error:
+        others = ",".join(name for name in METRICS if name not in COVERED)
+        raise UserError(
+            f"{candidate.name}: {error} {split.name}; --metrics={others} need no classes"
+        ) from None
+    if found.doubt:
+        print(f"warning: {candidate.name}: classes are {found.doubt}", file=sys.stderr, flush=True)
+    return found.labels, found.by
+
+
+def _embedded(
+    candidate: Candidate, y: np.ndarray | None, extractor: Extractor, logits: bool
+) -> Images:
+    """The samples with their features and, by a classifier of the data, what it sees in turned latents."""
+    fake = embed(candidate.x, y, extractor, logits)
+    if candidate.turned is None or fake.logits is None or not extractor.of_data:
+        return fake
+    m, k = candidate.turned.shape[:2]
+    flat = candidate.turned.reshape(m * k, *candidate.x.shape[1:])
+    seen = embed(flat, None, extractor, True).logits
+    assert seen is not None  # as of the samples
+    return fake._replace(turned=seen.argmax(1).reshape(m, k))
+
+
+def _measured(
+    name: str, sets: Sets, extractor: Extractor, of: str, seed: int, rng: np.random.Generator
+) -> list[evaluations.Row]:
+    """The rows of one metric, without the facts of the candidate ``of``; none, and why, if it cannot be had."""
+    if name == "accuracy" and sets.fake.y is not None and not extractor.of_data:
+        print(f"  {extractor.name}: {name} left out: it is no classifier of the data", flush=True)
+        return []
+    begin, covered = time.perf_counter(), None
+    best, against, worst = sets.best, sets.real, sets.untrained
+    if name in COVERED and sets.fake.y is not None:
+        covered = COVERED[name](sets.fake.y, sets.real.y)
+        if not len(covered):
+            print(f"  {of}: {name} left out: no class has images enough", flush=True)
+            return []
+    if (
+        covered is not None and name != "cas"
+    ):  # else a class that is missing is a fault of the samples
+        best = best.of_classes(covered)
+    if name == "memorisation":
+        best, against = against.take(slice(0, None, 2)), against.take(slice(1, None, 2))
+    if name == "cas" and sets.fake.y is not None:  # its control: labels that say nothing
+        worst = sets.fake._replace(y=rng.permutation(sets.fake.y))
+    try:
+        values = METRICS[name](sets.fake, sets.real, sets.train, seed)
+        floor = METRICS[name](best, against, sets.train, seed)
+        ceiling = METRICS[name](worst, sets.real, sets.train, seed)
+    except ValueError as error:  # too few images, features that are not finite, ...
+        print(f"  {of}: {name} left out: {error}", flush=True)
+        return []
+    took = time.perf_counter() - begin
+    print(f"  {of}: {name} with {extractor.name} in {took:.1f} s", flush=True)
+    pixels = name in PIXELS
+    return [
+        {
+            "metric": metric if pixels else _named(metric, extractor),
+            "value": value,
+            "real": floor.get(metric),
+            "untrained": ceiling.get(metric),
+            "classes": None if covered is None else len(covered),
+            "of_classes": None if covered is None else sets.classes,
+            "features": "" if pixels else extractor.name,
+            "features_sha256": "" if pixels else extractor.sha256,
+            "preprocessing": "" if pixels else extractor.preprocessing,
+        }
+        for metric, value in values.items()
+    ]
+
+
+def _versions() -> str:
+    packages = ((name, metadata.version(name)) for name in ("jax", "numpy", "scipy"))
+    return ", ".join(f"{name} {version}" for name, version in (("bpgan", __version__), *packages))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for each metric: value (mean and standard deviation over candidates), real and untrained beside it."""
+    """A line for each metric: value (mean and standard deviation over candidates), real and untrained beside it.
+
+    And, of a metric of classes, how many it is of.
+    """
     lines = [f"{'metric':34s} {'value':>22s} {'real':>12s} {'untrained':>12s}"]
     for metric in dict.fromkeys(row["metric"] for row in rows):
         found = [row for row in rows if row["metric"] == metric]
@@ -639,7 +809,10 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
         for column in ("real", "untrained"):
             known = [row[column] for row in found if row[column] is not None]
             bounds.append(f"{statistics.fmean(known):12.4g}" if known else f"{'-':>12s}")
-        lines.append(f"{metric:34s} {text:>22s} {' '.join(bounds)}")
+        counts = sorted({row["classes"] for row in found if row.get("classes") is not None})
+        ends = " to ".join(dict.fromkeys(str(count) for count in (*counts[:1], *counts[-1:])))
+        of = f"  of {ends} of {found[0]['of_classes']} classes" if counts else ""
+        lines.append(f"{metric:34s} {text:>22s} {' '.join(bounds)}{of}")
     return lines
 
 
@@ -652,6 +825,51 @@ def run(cfg: Config) -> None:
     """
     from bpgan.runtime import report
 
+    out, file = _checked(cfg)
+    candidates, dataset = _candidates(cfg)
+    if cfg.save:
+        save(file, candidates[0])
+    rows: list[evaluations.Row] = []
+    names = names_of(cfg.metrics)
+    for extractor in extractors(cfg.features, dataset):
+        rows += evaluate(candidates, dataset, extractor, names, cfg.seed)
+        names = [name for name in names if name not in PIXELS]
+    if not rows:
+        raise UserError(f"--metrics={cfg.metrics}: none can be had of these images")
+    first = rows[0]
+    for row in {row["of"]: row for row in rows if row["checkpoint"]}.values():
+        flags = f", {row['flags']}" if row["flags"] else ""
+        print(f"{row['of']}: checkpoint of step {row['step']} ({row['checkpoint']}){flags}")
+    print(
+        f"{first['n']:,} samples against {first['reference_images']:,} images of {first['reference']};"
+        f" real: {first['real_images']:,} training images instead; seed {cfg.seed}"
+    )
+    print("\n".join(table(rows)))
+    kept_there = any(os.path.samefile(os.path.expanduser(path), out) for path in runs_of(cfg.run))
+    where = ""
+    try:
+        report.save_png(out / "samples.png", report.image_grid(candidates[0].x[:100]))
+        if not kept_there:  # or it would replace all that is kept there
+            _write(out / "metrics.json", rows)
+            where = f"; the numbers are in {out / 'metrics.json'}"
+            print(f"wrote {out / 'metrics.json'}", flush=True)
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
+    for path in runs_of(cfg.run):
+        folder = pathlib.Path(path).expanduser()
+        try:
+            count = _add(folder / "metrics.json", [row for row in rows if row["of"] == path])
+            print(f"added to {report.write_report(folder)}, which has {count} numbers now")
+        except (OSError, UserError) as error:  # of a disk that is read-only, of a damaged log
+            print(f"warning: not added to the report of {path} ({error}){where}", file=sys.stderr)
+
+
+def _checked(cfg: Config) -> tuple[pathlib.Path, pathlib.Path]:
+    """The directory and the file that are written, ``--workdir`` and ``--save``.
+
+    Raises:
+      UserError: for flags that do not go together, and for places that cannot be written.
+    """
     if bool(cfg.run) == bool(cfg.samples):
         raise UserError("--run or --samples is needed, and not both")
     if cfg.samples and cfg.checkpoint != Config.checkpoint:
@@ -668,52 +886,33 @@ def run(cfg: Config) -> None:
         cli.writable(file.parent, f"--save={cfg.save}")
         if file.is_dir():
             raise UserError(f"--save={cfg.save}: cannot be written (Is a directory)")
-    if cfg.run:
-        options = cfg.checkpoint, cfg.n, cfg.seed, cli.assignments(cfg.flags)
-        turn = "accuracy" in names_of(cfg.metrics)
-        pairs = [of_run(path, *options, turn=turn) for path in runs_of(cfg.run)]
-        candidates, trained_on = [pair[0] for pair in pairs], {pair[1] for pair in pairs}
-        if not cfg.dataset and len(trained_on) > 1:
-            raise UserError(
-                f"--run: trained on different data ({', '.join(sorted(trained_on))}); name one by --dataset"
-            )
-        dataset = cfg.dataset or trained_on.pop()
-    else:
-        candidates, dataset = [of_samples(cfg.samples, cfg.n, cfg.seed)], cfg.dataset
-    if cfg.save:
-        save(file, candidates[0])
-    rows = []
-    names = names_of(cfg.metrics)
-    for extractor in extractors(cfg.features, dataset):
-        rows += evaluate(candidates, dataset, extractor, names, cfg.seed)
-        names = [name for name in names if name not in PIXELS]
-    if not rows:
-        raise UserError(f"--metrics={cfg.metrics}: none can be had of these images")
-    first = rows[0]
-    print(
-        f"{first['samples']:,} samples against {first['reference_images']:,} images of {first['reference']};"
-        f" real: {first['real_images']:,} training images instead; seed {cfg.seed}"
-    )
-    print("\n".join(table(rows)))
-    try:
-        report.save_png(out / "samples.png", report.image_grid(candidates[0].x[:100]))
-        _write(out / "metrics.json", rows)
-    except OSError as error:
-        raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
-    print(f"wrote {out / 'metrics.json'}", flush=True)
-    for path in runs_of(cfg.run):
-        folder = pathlib.Path(path).expanduser()
-        try:
-            _write(folder / "metrics.json", [row for row in rows if row["of"] == path])
-            print(f"added to {report.write_report(folder)}")
-        except (OSError, UserError) as error:  # of a disk that is read-only, of a damaged log
-            where = f"the numbers are in {out / 'metrics.json'}"
-            print(f"warning: not added to the report of {path} ({error}); {where}", file=sys.stderr)
+    return out, file
+
+
+def _candidates(cfg: Config) -> tuple[list[Candidate], str]:
+    """What is evaluated, and the name of the dataset it is compared with.
+
+    Raises:
+      UserError: as ``of_run``; if ``--dataset`` does not say which of several datasets it is.
+    """
+    if cfg.samples:
+        return [of_samples(cfg.samples, cfg.n, cfg.seed)], cfg.dataset
+    options = cfg.checkpoint, cfg.n, cfg.seed, cli.assignments(cfg.flags)
+    turn = "accuracy" in names_of(cfg.metrics)
+    pairs = [of_run(path, *options, turn=turn) for path in runs_of(cfg.run)]
+    trained_on = {dataset for _, dataset in pairs}
+    if not cfg.dataset and len(trained_on) > 1:
+        raise UserError(
+            f"--run: trained on different data ({', '.join(sorted(trained_on))}); name one by --dataset"
+        )
+    return [candidate for candidate, _ in pairs], cfg.dataset or trained_on.pop()
 
 
 def save(path: pathlib.Path, samples: Candidate) -> None:
     """Writes samples as the datasets ``npz:FILE`` are read. Raises a UserError if the disk does not take them."""
     arrays: dict[str, Any] = {"x": samples.x} | ({} if samples.y is None else {"y": samples.y})
+    if samples.y is not None and samples.called.names:
+        arrays["class_names"] = np.array(samples.called.names)
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -725,10 +924,51 @@ def save(path: pathlib.Path, samples: Candidate) -> None:
     print(f"wrote {len(samples.x):,} samples to {path}", flush=True)
 
 
-def _write(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
+def _add(path: pathlib.Path, rows: Sequence[evaluations.Row]) -> int:
+    """Adds an evaluation to those of a run; returns how many numbers there are now.
+
+    What is no such file, or has rows that are none, is set aside; the rows that are sound are kept.
+
+    Raises:
+      OSError: if the disk does not take them.
+      UserError: if something else lies where the file should be.
+    """
+    with kept.turn(path.parent):  # of several that evaluate the run at the same time
+        old, damaged = _read(path)
+        if damaged:
+            names = (f"{path.name}.damaged{n or ''}" for n in itertools.count())
+            aside = next(p for p in map(path.with_name, names) if not os.path.lexists(p))
+            os.rename(path, aside)
+            print(f"warning: {path} {damaged}; it is now {aside}", file=sys.stderr, flush=True)
+        rows = evaluations.merged(old, rows)
+        _write(path, rows)
+    return len(rows)
+
+
+def _read(path: pathlib.Path) -> tuple[list[evaluations.Row], str]:
+    """The sound rows of a ``metrics.json``, and what is wrong with the rest; empty if nothing is."""
+    if not path.exists():
+        return [], ""
+    if not path.is_file():
+        raise UserError(f"{path} is no file")
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return [], "is no JSON"
+    rows = found if isinstance(found, list) else [found]
+    sound = [row for row in rows if evaluations.is_row(row)]
+    return sound, "" if len(sound) == len(rows) else "has rows that this version did not write"
+
+
+def _write(path: pathlib.Path, rows: Sequence[evaluations.Row]) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(rows, indent=1) + "\n")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(rows, indent=1) + "\n")
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 PRESETS = {

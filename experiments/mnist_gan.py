@@ -72,8 +72,8 @@ def monitored(
     from experiments import evaluate
 
     names = metrics or tuple(evaluate.WHILE_TRAINING)
-    validate, test = evaluate.monitors(experiment.algorithm, dataset, held, names)
-    return experiment._replace(validate=validate, evaluate=test, prefers="min:eval/FD")
+    found = evaluate.monitors(experiment.algorithm, dataset, held, names)
+    return experiment._replace(**found._asdict(), prefers="min:eval/FD")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from bpgan import data
-from bpgan.metrics import features
+from bpgan.metrics import evaluations, features
 from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import classifier, evaluate, mnist_gan, toy_gan
@@ -57,11 +59,75 @@ def test_a_run_is_evaluated_from_its_checkpoint(gan, tmp_path, capsys):
     fd = rows["FD-experiments.evaluate:pixels"]
     assert fd["real"] < 0.2 * fd["value"] and fd["value"] < 2 * fd["untrained"]
     assert (fd["experiment"], fd["step"], fd["training_seed"]) == ("mnist_gan", 8, 0)
-    assert fd["samples"] == 300 and fd["reference_images"] == 1000
+    assert fd["n"] == 300 and fd["reference_images"] == 1000
     assert fd["reference_sha256"] == data.load("mnist10k", "test").sha256
-    assert fd["features"]["preprocessing"] and fd["versions"]["bpgan"]
+    assert fd["preprocessing"] and fd["versions"].startswith("bpgan ")
+    assert not any(isinstance(value, dict | list) for value in fd.values())
     assert run(*flags[:-1], f"--workdir={tmp_path / 'b'}") == 0  # the same numbers again
     assert values(tmp_path / "b") == rows
+
+
+@pytest.mark.medium
+def test_every_evaluation_of_a_run_is_kept(gan, tmp_path, capsys):
+    """By checkpoint, flags, samples and metrics; the same one again replaces itself."""
+    copy, file = tmp_path / "run", tmp_path / "run" / "metrics.json"
+    shutil.copytree(gan, copy)
+    file.unlink(missing_ok=True)
+    base = [f"--run={copy}", "--n=50", FLAGS[0], f"--workdir={tmp_path / 'out'}"]
+
+    def kept(*flags):
+        assert run(*base, *flags) == 0
+        rows = json.loads(file.read_text())
+        assert all(evaluations.is_row(row) for row in rows)
+        return [
+            (r["metric"].partition("-exp")[0], r["checkpoint"], r["step"], r["n"]) for r in rows
+        ]
+
+    newest = [("FD", "newest", 8, 50), ("nFD", "newest", 8, 50)]
+    assert kept("--metrics=fd") == newest
+    kd, early = ("KD", "newest", 8, 50), ("KD", "4", 4, 50)
+    assert kept("--metrics=kd") == [*newest, kd]
+    assert kept("--metrics=kd", "--checkpoint=4") == [*newest, kd, early]
+    assert f"{copy}: checkpoint of step 4 (4)\n" in capsys.readouterr().out
+    assert kept("--metrics=kd", "--n=60") == [*newest, kd, early, ("KD", "newest", 8, 60)]
+    assert kept("--metrics=fd")[-2:] == newest  # the last evaluation, once
+    assert capsys.readouterr().out.endswith("report.html, which has 5 numbers now\n")
+    base[-1] = f"--workdir={copy}"  # the directory of the evaluation may be that of the run
+    assert len(kept("--metrics=kd", "--seed=1")) == 6
+
+
+def a_row(**facts):
+    row = {name: kind(0) for name, kind in evaluations.KEY.items()}
+    return row | {"value": 1.0} | facts
+
+
+def test_only_the_same_evaluation_is_replaced():
+    old = [a_row(), a_row(metric="KD"), a_row(flags="truncation=0.7"), a_row(checkpoint="best")]
+    old += [a_row(step=4), a_row(features_sha256="ab"), a_row(train_sha256="cd")]
+    new = [a_row(value=2.0), a_row(metric="IS")]
+    assert evaluations.merged(old, new) == [*old[1:], *new]
+    assert evaluations.merged([], new) == new
+    sound = [math.nan, 1, -1.5]
+    assert all(evaluations.is_row(a_row(value=value)) for value in sound)
+    damaged = [4, [], {}, a_row(value="1"), a_row(step="8"), a_row(step=True), a_row(flags=["a"])]
+    assert not any(map(evaluations.is_row, damaged))
+
+
+def test_evaluations_that_are_damaged_are_set_aside(tmp_path, capsys):
+    """What is sound in them stays, and nothing is lost."""
+    file, new = tmp_path / "metrics.json", [a_row(metric="KD")]
+    old = json.dumps([a_row(), {"metric": "FD-old", "value": 1.0}])
+    assert evaluate._add(file, [a_row()]) == 1 and not capsys.readouterr().err
+    for text, rows in ((old, 2), ("[{", 1), ("[" * 100_000, 1), ("4", 1), ("\0", 1)):
+        file.write_text(text)
+        assert evaluate._add(file, new) == rows == len(json.loads(file.read_text()))
+        assert capsys.readouterr().err.startswith(f"warning: {file} ")
+    assert file.with_name("metrics.json.damaged").read_text() == old
+    assert len(list(tmp_path.glob("*.damaged*"))) == 5 and len(list(tmp_path.iterdir())) == 6
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match="is no file"):
+        evaluate._add(file, new)
 
 
 @pytest.mark.slow
@@ -246,6 +312,92 @@ def test_who_does_not_know_the_classes_is_not_asked_for_them(tmp_path, monkeypat
     assert capsys.readouterr().out.count("net: accuracy left out: it is no classifier") == 1
 
 
+@pytest.fixture
+def animals(tmp_path):
+    """``animals(name, classes, n)``: a folder of images told apart by their brightness, ``n`` of each class."""
+    shades, rng = {"cat": 40, "dog": 120, "eel": 200, "fox": 230}, np.random.default_rng(0)
+
+    def make(name, kinds, n):
+        for kind in kinds.split():
+            folder = tmp_path / name / kind
+            folder.mkdir(parents=True)
+            for i in range(n):
+                pixels = np.clip(rng.normal(shades[kind.lower()], 10, (12, 12)), 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+        return f"folder:{tmp_path / name}"
+
+    return make
+
+
+def test_classes_of_samples_are_matched_by_name(animals, tmp_path, capsys):
+    """Without the dog, eels are still compared with eels: their number is another one then."""
+    real, out = animals("data", "cat dog eel", 30), tmp_path / "out"
+    argv = [f"--dataset={real}", FLAGS[0], f"--workdir={out}"]
+
+    def found(samples, *flags, metrics="class_fd,msssim"):
+        assert run(f"--samples={samples}", f"--metrics={metrics}", *argv, *flags) == 0
+        return {
+            row["metric"].partition("-exp")[0]: row
+            for row in json.loads((out / "metrics.json").read_text())
+        }
+
+    whole = found(animals("whole", "cat dog eel", 30))
+    file = tmp_path / "samples.npz"
+    part = found(animals("part", "Cat EEL", 30), f"--save={file}")
+    both = whole["class-FD"], part["class-FD"]
+    assert both[1]["value"] < 2 * both[0]["value"] < both[0]["untrained"] / 20
+    assert [(row["classes"], row["of_classes"], row["matched_by"]) for row in both] == [
+        (3, 3, "name"),
+        (2, 3, "name"),
+    ]
+    assert part["MS-SSIM-1s11w"]["classes"] == 2 and part["MS-SSIM-1s11w"]["features"] == ""
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith("  of 2 of 3 classes") for line in lines) == len(part)
+    # Names are kept with the samples, and are what they are compared by; without them the numbers count.
+    assert found(f"npz:{file}")["class-FD"]["value"] == pytest.approx(both[1]["value"], rel=1e-6)
+    assert data.load(f"npz:{file}").class_names == ("Cat", "EEL")
+    with np.load(file) as saved:
+        np.savez(tmp_path / "numbers.npz", x=saved["x"], y=2 * saved["y"])
+    row = found(f"npz:{tmp_path / 'numbers.npz'}")["class-FD"]
+    assert row["matched_by"] == "number" and row["value"] == pytest.approx(
+        both[1]["value"], rel=1e-6
+    )
+    assert "classes are matched by number, for lack of names (3 without" in capsys.readouterr().err
+
+
+def test_classes_that_do_not_fit_are_refused(animals, tmp_path, capsys):
+    real, fake = animals("data", "cat dog eel", 20), animals("fake", "cat fox", 20)
+    argv = [f"--samples={fake}", f"--dataset={real}", FLAGS[0], f"--workdir={tmp_path / 'out'}"]
+    for metrics in ("all", "class_fd", "fd,accuracy"):
+        assert run(*argv, f"--metrics={metrics}") == 2
+        error = capsys.readouterr().err
+        assert "(2: cat, fox) are not among those of the reference (3: cat, dog, eel)" in error
+        assert error.startswith(f"error: {fake}: ") and "--metrics=fd,bias," in error
+    assert run(*argv, "--metrics=fd") == 0 and not capsys.readouterr().err
+
+
+def test_classes_of_data_without_any_are_none(animals, tmp_path, capsys):
+    """Samples of the first class are not compared with all images, which are of no class."""
+    fake = animals("fake", "cat dog eel", 20)
+    np.savez(
+        tmp_path / "x.npz", x=np.random.default_rng(0).integers(0, 256, (60, 12, 12), np.uint8)
+    )
+    argv = [f"--samples={fake}", f"--dataset=npz:{tmp_path / 'x.npz'}", FLAGS[0]]
+    assert run(*argv, "--metrics=fd,class_fd,cas", f"--workdir={tmp_path / 'out'}") == 0
+    assert [name.partition("-exp")[0] for name in values(tmp_path / "out")] == ["FD", "nFD"]
+
+
+def test_names_of_classes_that_are_none(tmp_path):
+    x, y = np.zeros((20, 8, 8), np.uint8), np.arange(20) % 2
+    for names, said in (
+        (np.arange(2), "must be a text for each class"),
+        (["a"], "1 'class_names'"),
+    ):
+        np.savez(tmp_path / "x.npz", x=x, y=y, class_names=names)
+        with pytest.raises(UserError, match=said):
+            data.load(f"npz:{tmp_path / 'x.npz'}")
+
+
 def test_the_worst_class():
     """Two classes whose means are 1 and 3 away, covariances equal: distances 1 and 9."""
     rng = np.random.default_rng(0)
@@ -405,20 +557,69 @@ def test_damaged_records_are_one_line(gan, tmp_path, capsys, change, said):
     assert error.startswith(f"error: {tmp_path}{said}") and error.count("\n") == 1
 
 
-@pytest.mark.slow
-def test_a_feature_net_is_found_for_moved_data_and_made_again_if_damaged(tmp_path, monkeypatch):
+@pytest.mark.medium
+def test_a_feature_net_is_found_for_moved_data_and_made_again_if_damaged(
+    tmp_path, monkeypatch, capsys
+):
+    """The same net again, whatever became of its file and whatever precision the run has that asks for it."""
     monkeypatch.setenv("BPGAN_DATA_DIR", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "x.npz", x=rng.integers(0, 256, (60, 8, 8), np.uint8), y=np.arange(60) % 2)
-    dataset = f"npz:{tmp_path / 'x.npz'}"
-    net = evaluate._classifier.__wrapped__(dataset, 0)
+
+    def net(dataset):
+        return evaluate._classifier.__wrapped__(f"npz:{tmp_path / dataset}", 0)
+
+    first = net("x.npz")
+    (path,) = [p for p in tmp_path.glob("cache/features/*.npz") if first.sha256[:16] not in p.name]
     os.rename(tmp_path / "x.npz", tmp_path / "y.npz")
-    dataset = f"npz:{tmp_path / 'y.npz'}"
-    assert evaluate._classifier.__wrapped__(dataset, 0).sha256 == net.sha256
-    (result,) = tmp_path.glob("cache/features/*/result.json")
-    result.write_text(result.read_text()[:20])
-    assert evaluate._classifier.__wrapped__(dataset, 0).sha256 == net.sha256
-    assert json.loads(result.read_text())["status"] == "done"
+    capsys.readouterr()
+    assert net("y.npz").sha256 == first.sha256
+    assert "training" not in capsys.readouterr().out
+    whole, other = path.read_bytes(), path.with_name("other.npz")
+    path.write_bytes(whole[:-100])
+    with jax.enable_x64(True):
+        assert net("y.npz").sha256 == first.sha256
+    assert f"warning: {path} is damaged; it is made again\n" == capsys.readouterr().err
+    assert path.read_bytes() == whole
+    path.unlink()
+    path.mkdir()  # where no file can be written: as on a disk that is read-only
+    assert net("y.npz").sha256 == first.sha256
+    assert capsys.readouterr().err.endswith(f"warning: {path} cannot be written (Is a directory)\n")
+    path.rmdir()
+    os.rename(tmp_path / "cache" / "features", other.parent.with_name("elsewhere"))
+    (tmp_path / "cache" / "features").touch()  # and none of the features can be kept, either
+    assert net("y.npz").sha256 == first.sha256
+    assert "File exists" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_does_not_go_on_with_another_feature_net(tmp_path, monkeypatch, capsys):
+    """Nor is its best checkpoint told by two nets."""
+    monkeypatch.setattr(evaluate, "_classifier", evaluate._classifier.__wrapped__)
+    flags = ["--preset=smoke", "--net=mlp", "--notensorboard", "--eval_every=4", "--sample_every=0"]
+    rng, images = np.random.default_rng(0), tmp_path / "x.npz"
+    np.savez(images, x=rng.integers(0, 256, (300, 28, 28), np.uint8), y=np.arange(300) % 2)
+    flags += [f"--dataset=npz:{images}", f"--workdir={tmp_path / 'run'}"]
+    monkeypatch.setenv("BPGAN_DATA_DIR", str(tmp_path / "cache"))
+
+    def train(*more):
+        argv = [*flags, *more]
+        return cli.run(mnist_gan.Config, mnist_gan.build, mnist_gan.PRESETS, argv)
+
+    assert train("--steps=4") == 0
+    measure = json.loads((tmp_path / "run" / "config.json").read_text())["measure"]
+    assert measure["features"] == f"classifier0-{measure['features_sha256'][:8]}"
+    trained = evaluate._trained
+    monkeypatch.setattr(
+        evaluate, "_trained", lambda cfg: jax.tree.map(lambda leaf: leaf + 1e-3, trained(cfg))
+    )
+    assert train("--steps=8") == 0  # the net that was kept
+    shutil.rmtree(tmp_path / "cache" / "features")
+    capsys.readouterr()
+    assert train("--steps=12") == 2
+    error = capsys.readouterr().err
+    assert f"was evaluated with features={measure['features']}" in error
+    assert "from here on, whose numbers do not compare" in error
 
 
 @pytest.mark.medium

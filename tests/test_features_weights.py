@@ -4,8 +4,10 @@ References: ``tests/references/state_*.pth``, written by PyTorch (``make_feature
 """
 
 import hashlib
+import os
 import pathlib
 import pickle
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -79,6 +81,100 @@ def test_anything_but_tensors_is_refused_and_no_code_runs(
         weights.read(make(tmp_path / "a.pth", contents))
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "was_run").exists()
+
+
+def tensor(size, stride):
+    """What PyTorch writes of a tensor of one number in all, as instructions of a pickle."""
+    storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x01tQ"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + size + stride + b"\x89)tR"
+
+
+def bomb(levels):
+    """A tuple of twice a tuple of twice a tuple ...: in full 2 ** levels, to be hashed, printed or compared."""
+    return b")q\0" + levels * b"h\0\x86q\0"
+
+
+BOMBS = {
+    "a memo of 2 ** 31 entries": b"Nr\xff\xff\xff\x7f.",
+    "a text of 2 ** 40 bytes": b"\x8d" + (1 << 40).to_bytes(8, "little") + b"x",
+    "bytes of 2 ** 40": b"\x8e" + (1 << 40).to_bytes(8, "little") + b"x",
+    "a whole number of 2 ** 30 bytes": b"\x8b" + (1 << 30).to_bytes(4, "little") + b"x",
+    "a tuple for a key": b"}" + bomb(64) + b"Ns.",
+    "a tuple for a name": bomb(64) + b"X\x01\0\0\0a\x93.",
+    "a tuple for a shape": b"}X\x01\0\0\0a" + tensor(bomb(64), b"K\x00\x85") + b"s.",
+    "one number 2 ** 62 times": b"}X\x01\0\0\0a"
+    + tensor(2 * (b"\x8a\x05" + (1 << 31).to_bytes(5, "little")) + b"\x86", b"K\0K\0\x86")
+    + b"s.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_small_file_takes_no_great_memory_and_time(tmp_path, name, zipped):
+    path = tmp_path / "bomb.pth"
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x/data.pkl", BOMBS[name])
+            archive.writestr("x/data/0", bytes(4))
+    else:
+        parts = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
+        head = b"".join(pickle.dumps(part, protocol=2) for part in parts)
+        path.write_bytes(head + BOMBS[name] + pickle.dumps(["0"]) + (1).to_bytes(8, "little"))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="is no file of PyTorch weights") as error:
+            weights.read(path)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(str(error.value)) < 400 and "\n" not in str(error.value)
+
+
+def test_parts_that_are_larger_than_the_file_are_refused(tmp_path):
+    """Which only compressed ones can be; and counts that are no counts, in the older format."""
+    with (
+        zipfile.ZipFile(FORMATS[0]) as source,
+        zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    with pytest.raises(UserError, match="is compressed, which PyTorch does not do"):
+        weights.read(tmp_path / "a.pth")
+    whole = FORMATS[1].read_bytes()
+    at = whole.rindex((24).to_bytes(8, "little"))
+    for count in (-1, 1 << 60):
+        number = count.to_bytes(8, "little", signed=True)
+        (tmp_path / "b.pth").write_bytes(whole[:at] + number + whole[at + 8 :])
+        with pytest.raises(UserError, match=f"{count:,} numbers in a file of"):
+            weights.read(tmp_path / "b.pth")
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty").touch()
+    for path in (tmp_path, tmp_path / "pipe", pathlib.Path("/dev/zero")):
+        for read in (weights.read, weights.sha256):
+            with pytest.raises(UserError, match=f"{path}: is no regular file"):
+                read(path)
+    with pytest.raises(UserError, match="empty: is no file of PyTorch weights"):
+        weights.read(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("path", FORMATS, ids=lambda p: p.stem)
+def test_any_damage_is_one_line(tmp_path, path):
+    """Copies with a few bytes changed at random: read, or refused."""
+    rng, whole, refused = np.random.default_rng(0), path.read_bytes(), 0
+    for _ in range(100):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), rng.integers(1, 4)):
+            data[place] = rng.integers(0, 256)
+        (tmp_path / "a.pth").write_bytes(data)
+        try:
+            weights.read(tmp_path / "a.pth")
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 20
 
 
 @pytest.mark.parametrize("path", FORMATS, ids=lambda p: p.stem)

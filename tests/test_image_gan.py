@@ -331,7 +331,7 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path, mo
     cut, _ = evaluate.of_run(str(path), "newest", 300, 0, ["truncation=0.2"])
     assert batches == [500, 500, 10, 10, 10]  # no more under a label than are kept
     assert cut.x.std(0).mean() < 0.8 * plain.x.std(0).mean()
-    assert cut.facts["flags"] == ["truncation=0.2"]
+    assert cut.facts["flags"] == "truncation=0.2"
     for text, said in (
         ("net=lite", "--flags=net=lite: cannot be changed in a run of image_gan; only "),
         ("truncation=-1", ">= 0"),

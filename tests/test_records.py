@@ -41,8 +41,9 @@ EVALUATION = {
     "real": 7.25,
     "untrained": None,
     "step": 9,
-    "features": {"name": "net", "sha256": "ab", "preprocessing": "x / 255"},
-    "samples": 300,
+    "features": "net",
+    "features_sha256": "ab",
+    "n": 300,
 }
 LEDGER = {"seconds": 12.5, "rungs 01ab": [[1.0, math.inf], [2.0]]}
 JOB = {"cluster": "slurm", "folder": "f", "id": "3_1", "command": ["python", "-m", "x"]}

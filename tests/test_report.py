@@ -347,8 +347,8 @@ def test_a_damaged_record_is_refused_and_nothing_is_written(tmp_path):
 def test_an_evaluation_is_a_table_of_the_report(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"experiment": "gan", "config": {}}')
     row = {"metric": "FD-<net>", "value": 41.5, "real": 7.34, "untrained": None, "step": 9}
-    net = {"name": "<net>", "sha256": "ab", "preprocessing": "x / 255"}
-    row |= {"samples": 300, "reference": "mnist10k test", "reference_images": 1000, "features": net}
+    row |= {"features": "<net>", "features_sha256": "ab", "preprocessing": "x / 255"}
+    row |= {"n": 300, "reference": "mnist10k test", "reference_images": 1000}
     (tmp_path / "metrics.json").write_text(json.dumps([row]))
     page = report.write_report(tmp_path).read_text()
     assert "<th>FD-&lt;net&gt;</th><td>41.5</td><td>7.34</td><td>–</td>" in page
@@ -365,11 +365,11 @@ def test_every_evaluation_is_shown_apart_with_what_it_depends_on(tmp_path):
         "metric": "FD-x",
         "value": 41.5,
         "step": 9,
-        "samples": 300,
+        "n": 300,
         "reference": "mnist10k test",
         "seed": 0,
     }
-    best = row | {"checkpoint": "best", "step": 5, "flags": ["truncation=<0.7>"], "value": 17.25}
+    best = row | {"checkpoint": "best", "step": 5, "flags": "truncation=<0.7>", "value": 17.25}
     other = row | {"checkpoint": "newest", "seed": 1, "value": 3.75}
     kd = best | {"metric": "KD-x", "value": 1.125}
     (tmp_path / "metrics.json").write_text(json.dumps([row, best, other, kd]))

@@ -181,7 +181,10 @@ _NPZ = (
 
 
 def npz(argument: str) -> Raw:
-    """Arrays ``x``, ``y``; or ``x_train``, ``y_train``, ``x_test``, ``y_test``; labels may be missing."""
+    """Arrays ``x``, ``y``; or ``x_train``, ``y_train``, ``x_test``, ``y_test``; labels may be missing.
+
+    So may ``class_names``, texts ``[k]`` in the order of the labels.
+    """
     path = _existing(argument)
     return _raw(path, [path], lambda: _npz(path))
 
@@ -203,7 +206,22 @@ def _npz(path: pathlib.Path) -> Examples:
                     with archive.open(f"{y}.npy") as member:
                         labels = np.lib.format.read_array(member, allow_pickle=False)
                 parts.append((stored.shape, labels, functools.partial(_npz_blocks, path, x)))
-    return _arrays(parts, path.name)
+        names = _npz_names(archive) if "class_names" in inside else ()
+    examples = _arrays(parts, path.name)
+    if names and examples.labelled and examples.labels.max(initial=0) >= len(names):
+        raise UserError(f"{len(names)} 'class_names' for labels up to {examples.labels.max()}")
+    return examples._replace(class_names=names if examples.labelled else ())
+
+
+def _npz_names(archive: zipfile.ZipFile) -> tuple[str, ...]:
+    """``class_names``, a text for each class."""
+    stored = _npy_header(archive, "class_names")
+    if len(stored.shape) != 1 or stored.dtype.kind != "U":
+        raise UserError(f"'class_names' is {stored}, must be a text for each class")
+    memory.require(stored.shape[0] * stored.dtype.itemsize, "'class_names'")
+    with archive.open("class_names.npy") as member:
+        names = np.lib.format.read_array(member, allow_pickle=False)
+    return tuple(shown(name) for name in names.tolist())
 
 
 @contextlib.contextmanager

@@ -198,7 +198,7 @@ def _column(row: Mapping[str, Any], step: int) -> str:
     """The name of an evaluated metric with all that its number depends on; of a run that has come to ``step``."""
     if row.get("step") == step:  # of runs of other lengths, too, it is the last one
         row = {"checkpoint": "newest", **row, "step": None}
-    net = (row.get("features") or {}).get("sha256")
+    net = row.get("features_sha256")
     found = ", ".join(filter(None, (records.circumstances(row), net and f"net {net[:8]}")))
     return f"{row['metric']} ({found})" if found else row["metric"]
 

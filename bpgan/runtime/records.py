@@ -70,26 +70,19 @@ class _Line(msgspec.Struct, frozen=True):
     step: Count
 
 
-class Features(msgspec.Struct, frozen=True, kw_only=True):
-    """The feature net of a metric."""
-
-    name: str
-    sha256: str | None = None
-    preprocessing: str = ""
-
-
 class EvaluationRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What must be right in a row of ``metrics.json``; see ``experiments.evaluate``. It may have other keys."""
+    """What must be right in a row of ``metrics.json``, which has more keys; see ``bpgan.metrics.evaluations``."""
 
     metric: str
     value: float | None
     real: float | None = None
     untrained: float | None = None
-    checkpoint: str | int | None = None
+    checkpoint: str = ""
     step: Count | None = None
-    flags: list[str] = []
-    features: Features | None = None
-    samples: Count | None = None
+    flags: str = ""
+    features: str = ""
+    features_sha256: str = ""
+    n: Count | None = None
     reference: str | None = None
     reference_images: Count | None = None
     reference_sha256: str | None = None
@@ -127,20 +120,18 @@ def read_evaluations(path: pathlib.Path) -> list[dict[str, Any]] | None:
 
 def sampled_from(row: Mapping[str, Any]) -> str:
     """Whose samples a row of an evaluation is of: ``best checkpoint, step 938, truncation=0.7``."""
-    checkpoint, step = row.get("checkpoint"), row.get("step")
-    named = checkpoint is not None and str(checkpoint) != str(step)
-    return ", ".join(
-        [
-            *([f"{checkpoint} checkpoint"] if named else []),
-            *([] if step is None else [f"step {step}"]),
-            *row.get("flags", ()),
-        ]
-    )
+    checkpoint, step = row.get("checkpoint", ""), row.get("step")
+    found = [
+        f"{checkpoint} checkpoint" if checkpoint not in ("", str(step)) else "",
+        "" if step is None else f"step {step}",
+        row.get("flags", ""),
+    ]
+    return ", ".join(filter(None, found))
 
 
 def circumstances(row: Mapping[str, Any]) -> str:
     """What the number in a row depends on beside the feature net: numbers compare only where this is the same."""
-    samples, data, seed = (row.get(key) for key in ("samples", "reference", "seed"))
+    samples, data, seed = (row.get(key) for key in ("n", "reference", "seed"))
     found = [
         sampled_from(row),
         "" if samples is None else f"{samples} samples",

@@ -695,14 +695,14 @@ def _evaluation(rows: _Log) -> str:
         for row in rows
     )
     first = rows[0]
-    nets = {net["name"]: net for row in rows if (net := row.get("features"))}
+    nets = {row["features"]: row for row in rows if row.get("features")}
     notes = [
-        f"{_text(first.get('samples'))} samples against"
+        f"{_text(first.get('n'))} samples against"
         f" {_text(first.get('reference_images'))} images of {_text(first.get('reference'))};"
         f" real: training images in the place of the samples; seed {_text(first.get('seed'))}.",
         *(
-            f"{_text(net['name'])}: {_text(net.get('preprocessing'))}; sha256 {_text(net.get('sha256'))}."
-            for net in nets.values()
+            f"{_text(name)}: {_text(net.get('preprocessing'))}; sha256 {_text(net.get('features_sha256'))}."
+            for name, net in nets.items()
         ),
     ]
     head = "".join(f"<th>{column}</th>" for column in columns)

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
@@ -38,6 +39,7 @@ def open_run(
     config: Mapping[str, Any],
     restart_safe: frozenset[str],
     fingerprint: str = "",
+    measure: Mapping[str, str] = types.MappingProxyType({}),
 ) -> pathlib.Path:
     """Makes a run directory, or accepts the one that is there; ``write_record`` then makes it this run's.
 
@@ -46,9 +48,9 @@ def open_run(
 
     Raises:
       UserError: if the directory cannot be written, holds something else than a run of experiment ``name``, or a run
-        whose config differs in a field that is not ``restart_safe`` or whose data had another ``fingerprint``, or if
-        its record or log is damaged. Nothing in it is changed then. Another ``dataset`` is no
-        difference if the fingerprint is the same: the data have moved.
+        whose config differs in a field that is not ``restart_safe``, whose data had another ``fingerprint`` or whose
+        evaluations another ``measure``, or if its record or log is damaged. Nothing in it is changed then. Another
+        ``dataset`` is no difference if the fingerprint is the same: the data have moved.
     """
     path = pathlib.Path(workdir)
     try:
@@ -86,6 +88,14 @@ def open_run(
                 f"--workdir={workdir}: the data have changed since this run began (sha256 was {before[:12]}, now"
                 f" {fingerprint[:12]}); use another workdir for the new data"
             )
+        measured = old.get("measure") or measure
+        if trained and measured != measure:
+            raise UserError(
+                f"was evaluated with {_said(measured)} so far, and would be with {_said(measure)} from here on, whose"
+                " numbers do not compare; bring that back or use another workdir",
+                argument="workdir",
+                value=workdir,
+            )
     return path
 
 
@@ -95,10 +105,12 @@ def write_record(
     config: Mapping[str, Any],
     source: Source,
     group: Mapping[str, Any] | None = None,
+    measure: Mapping[str, str] = types.MappingProxyType({}),
 ) -> None:
     """Writes ``config.json``: the experiment, every field, the data, versions, devices, revision and command.
 
-    ``group``: of a run that is trained together with others, who they are and how.
+    ``group``: of a run that is trained together with others, who they are and how. ``measure``: what it is evaluated
+    with while it trains.
     """
     versions = {"bpgan": __version__, "python": platform.python_version()}
     versions |= {p: metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax", "numpy")}
@@ -114,7 +126,14 @@ def write_record(
     }
     if group is not None:
         description["group"] = dict(group)
+    if measure:
+        description["measure"] = dict(measure)
     write_json(path / _RECORD, description)
+
+
+def _said(measure: Any) -> str:
+    """``{"features": "classifier0-1a2b3c4d"}`` in words."""
+    return ", ".join(f"{k}={v}" for k, v in dict(measure).items()) or "nothing"
 
 
 def group_of(path: pathlib.Path) -> dict[str, Any] | None:

@@ -120,7 +120,7 @@ class Member(NamedTuple):
       config, workdir: see ``run.open_run``.
       seed: root seed.
       values: the other arguments of ``sweep.Make``, by name.
-      validate, evaluate: see ``fit``.
+      validate, evaluate, measure: see ``fit``.
     """
 
     config: Mapping[str, Any]
@@ -129,6 +129,7 @@ class Member(NamedTuple):
     values: Mapping[str, float] = types.MappingProxyType({})
     validate: Callable[[Any], Mapping[str, float]] | None = None
     evaluate: Callable[[Any], Mapping[str, float]] | None = None
+    measure: Mapping[str, str] = types.MappingProxyType({})
 
 
 def fit(
@@ -141,6 +142,7 @@ def fit(
     mode: str = "jit",
     validate: Callable[[Any], Mapping[str, float]] | None = None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    measure: Mapping[str, str] = types.MappingProxyType({}),
     **plan: Any,
 ) -> Result:
     """Trains until ``steps``, from the newest sound checkpoint in ``workdir`` if there is one.
@@ -158,6 +160,7 @@ def fit(
       validate: ``state -> {name: value}`` on the host, logged as ``eval/name``; ``keep`` may rank by one of them.
       evaluate: ``state -> {name: value}`` on the host, after the last step; of the best checkpoint, too, if ``keep``
         ranks them.
+      measure: see ``run.open_run``.
       **plan: the fields of ``Plan``.
 
     Raises:
@@ -170,7 +173,7 @@ def fit(
     def compiled() -> sweep.Group:
         return sweep.alone(parallel.compile(algorithm, source, seed=seed, mode=mode), mode)
 
-    member = Member(config, workdir, seed, validate=validate, evaluate=evaluate)
+    member = Member(config, workdir, seed, validate=validate, evaluate=evaluate, measure=measure)
     (result,) = _fit([member], source, compiled, Plan(**plan))
     if isinstance(result, Anomaly):
         raise result
@@ -318,6 +321,7 @@ class _Run:
             config=member.config,
             restart_safe=plan.restart_safe,
             fingerprint=source.fingerprint,
+            measure=member.measure,
         )
 
     def open(self, abstract: parallel.Carry) -> tuple[int, parallel.Carry] | None:
@@ -350,7 +354,10 @@ class _Run:
 
     def _record(self, group: Mapping[str, Any] | None) -> None:
         if parallel.is_lead():
-            run.write_record(self.path, self.plan.name, self.member.config, self.source, group)
+            member = self.member
+            run.write_record(
+                self.path, self.plan.name, member.config, self.source, group, member.measure
+            )
 
     def begin(self, step: int, resumed: bool, group: Mapping[str, Any] | None) -> None:
         """Begins, or goes on, at a step."""

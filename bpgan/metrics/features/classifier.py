@@ -6,13 +6,15 @@ named after the net and its weights, and compare with no others.
 """
 
 import hashlib
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
-from bpgan.metrics.features import Extractor, in_batches
+from bpgan.metrics.features import Extractor, in_batches, kept
 from bpgan.nets import dcgan
 
 _BATCH = 500
@@ -47,3 +49,24 @@ def extractor(params: Any, *, classes: int, name: str) -> Extractor:
         function(False),
         of_data=True,
     )
+
+
+def load(path: pathlib.Path, shape: tuple[int, ...], *, classes: int) -> Any | None:
+    """The parameters that ``save`` kept; None unless they are whole, and of a net for images ``[h, w, c]``."""
+    arrays = kept.load(path)
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    wanted = jax.eval_shape(dcgan.Classifier(classes).init, jax.random.key(0), image)["params"]
+    sizes = {name: np.shape(leaf) for name, leaf in _flat(wanted).items()}
+    if arrays is None or {name: array.shape for name, array in arrays.items()} != sizes:
+        return None
+    return traverse_util.unflatten_dict(arrays, sep="/")
+
+
+def save(path: pathlib.Path, params: Any) -> str:
+    """Keeps the parameters. Returns why the disk did not take them, empty if it did."""
+    return kept.save(path, {name: np.asarray(leaf) for name, leaf in _flat(params).items()})
+
+
+def _flat(params: Any) -> dict[str, Any]:
+    """By names such as ``conv0/kernel``."""
+    return dict(traverse_util.flatten_dict(params, sep="/"))  # type: ignore[arg-type]

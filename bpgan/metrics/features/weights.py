@@ -1,21 +1,26 @@
 """Weights of published networks: PyTorch files read without PyTorch, downloads that are checked.
 
-A PyTorch file is a pickle beside raw arrays, and unpickling runs whatever code the file names. Here a pickle may name
-nothing but tensors, their storages and dictionaries; all else is refused unread.
+A PyTorch file is a pickle beside raw arrays. Python's own reader of pickles runs whatever code the file names, and
+takes whatever memory it asks for: six bytes are enough for gigabytes. The reader here knows the few instructions that
+make a dictionary of tensors, calls nothing, and builds nothing much larger than the file; all else is refused.
 """
 
-import collections
 import hashlib
+import http.client
 import io
+import math
+import mmap
 import os
 import pathlib
 import pickle
+import pickletools
+import stat
 import struct
 import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -39,6 +44,20 @@ _STORAGES: dict[str, Any] = {
 }
 
 
+_DICTIONARY = "collections OrderedDict"
+_TENSOR = "torch._utils _rebuild_tensor_v2"
+_PARAMETER = "torch._utils _rebuild_parameter"
+
+_TIMES = 8
+"""The tensors of a file may take so many times its size: some share their numbers, such as tied weights."""
+
+
+class _Name(NamedTuple):
+    """What a pickle names of a module, as pickletools has it; nothing is imported."""
+
+    text: str
+
+
 class _Storage(NamedTuple):
     key: str
     dtype: np.dtype
@@ -51,25 +70,112 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if module == "torch" and name in _STORAGES:
-            return np.dtype(_STORAGES[name])
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, shape, strides, *_: _Tensor(
-                storage, offset, shape, strides
-            )
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda tensor, *_: tensor
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of a tensor")
+def _named(module: Any, name: Any) -> _Name:
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise pickle.UnpicklingError("it names what has no name")
+    text = f"{module} {name}"
+    if text in (_DICTIONARY, _TENSOR, _PARAMETER) or (module == "torch" and name in _STORAGES):
+        return _Name(text)
+    raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of a tensor")
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, *_ = pid
-        if kind != "storage" or not isinstance(dtype, np.dtype):
-            raise pickle.UnpicklingError(f"it refers to {kind!r}")
-        return _Storage(str(key), dtype)
+
+def _called(function: Any, arguments: Any) -> Any:
+    """What the few functions that a file may name make of their arguments."""
+    if function == _Name(_DICTIONARY):
+        return {}
+    if function == _Name(_PARAMETER):
+        return arguments[0]
+    if function != _Name(_TENSOR):
+        raise pickle.UnpicklingError("it calls what is no function")
+    storage, offset, shape, strides, *_ = arguments
+    sound = isinstance(storage, _Storage) and len(shape) == len(strides)
+    if not sound or any(type(n) is not int or n < 0 for n in (offset, *shape, *strides)):
+        raise pickle.UnpicklingError("it has a tensor of no shape")
+    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _stored(pid: Any) -> _Storage:
+    kind, numbers, key, *_ = pid
+    if kind != "storage" or not isinstance(numbers, _Name) or not isinstance(key, str):
+        raise pickle.UnpicklingError("it refers to something else than numbers")
+    return _Storage(key, np.dtype(_STORAGES[numbers.text.removeprefix("torch ")]))
+
+
+def _filled(container: Any, items: list[Any]) -> None:
+    """Puts items into a list; or into a dictionary, whose keys and values they are in turn."""
+    if isinstance(container, list):
+        container += items
+        return
+    if not isinstance(container, dict) or not all(isinstance(key, str) for key in items[::2]):
+        raise pickle.UnpicklingError("it has a dictionary whose keys are not text")
+    container.update(zip(items[::2], items[1::2], strict=True))
+
+
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+}
+_VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def _unpickled(file: Any) -> Any:
+    """The object whose pickle begins where ``file`` is; the file is behind it then.
+
+    It is made of dictionaries with text for keys, lists, tuples, constants and tensors. An instruction that PyTorch
+    does not write is refused, and one out of place raises whatever it raises.
+    """
+    stack: list[Any] = []
+    marked: list[list[Any]] = []  # what lies under each mark
+    memo: dict[int, Any] = {}
+    value: Any
+    for instruction, value, _ in pickletools.genops(file):
+        match instruction.name:
+            case "PROTO" | "FRAME":
+                pass
+            case name if name in _CONSTANTS:
+                stack.append(_CONSTANTS[name]())
+            case name if name in _VALUES:
+                stack.append(value)
+            case name if name in _TUPLES:
+                stack[-_TUPLES[name] :] = [tuple(stack[-_TUPLES[name] :])]
+            case "BINPUT" | "LONG_BINPUT":
+                memo[value] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[value])
+            case "MARK":
+                marked.append(stack)
+                stack = []
+            case "TUPLE":
+                stack = [*marked.pop(), tuple(stack)]
+            case "SETITEMS" | "APPENDS":
+                items, stack = stack, marked.pop()
+                _filled(stack[-1], items)
+            case "SETITEM" | "APPEND" as name:
+                count = 2 if name == "SETITEM" else 1
+                items = [stack.pop() for _ in range(count)][::-1]
+                _filled(stack[-1], items)
+            case "GLOBAL":
+                stack.append(_named(*value.split(" ", 1)))
+            case "STACK_GLOBAL":
+                stack[-2:] = [_named(*stack[-2:])]
+            case "BINPERSID":
+                stack[-1] = _stored(stack[-1])
+            case "REDUCE":
+                stack[-2:] = [_called(*stack[-2:])]
+            case "BUILD":  # attributes of a dictionary, such as module versions
+                stack.pop()
+            case "STOP":
+                return stack.pop()
+            case name:
+                raise pickle.UnpicklingError(f"it has the instruction {name}, of no tensor")
+    raise pickle.UnpicklingError("it ends early")
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -80,59 +186,84 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
       UserError: if the file is missing, damaged, or holds anything else than a dictionary of tensors.
     """
-    path = pathlib.Path(path)
     try:
-        with path.open("rb") as file:
-            tensors, load = _open_zip(file) if zipfile.is_zipfile(file) else _open_legacy(file)
+        with _opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            tensors, load = (_open_zip if zipfile.is_zipfile(file) else _open_legacy)(file, size)
             if not isinstance(tensors, dict):
                 raise pickle.UnpicklingError(f"it holds a {type(tensors).__name__}, no state dict")
             # Such as module versions; in both formats attributes of the dictionary, never values of it.
             others = [key for key, value in tensors.items() if not isinstance(value, _Tensor)]
             if others:
-                raise pickle.UnpicklingError(f"{others[0]!r} is no tensor")
-            return {str(key): _array(tensor, load) for key, tensor in tensors.items()}
+                raise pickle.UnpicklingError(f"{others[0]!r:.60} is no tensor")
+            needed = sum(math.prod(t.shape) * t.storage.dtype.itemsize for t in tensors.values())
+            if needed > _TIMES * size:
+                raise ValueError(f"its tensors would take {needed:,} bytes, and it has {size:,}")
+            return {key: _array(tensor, load) for key, tensor in tensors.items()}
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except UserError:
+        raise
     except Exception as error:  # a damaged pickle raises anything
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: is no file of PyTorch weights ({first})") from None
 
 
-def _open_zip(file: Any) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
+def _opened(path: str | os.PathLike) -> io.BufferedReader:
+    """The file, open. Raises UserError if it cannot be read, or may never end, as a pipe."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"{path}: is no regular file")
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _open_zip(file: BinaryIO, size: int) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
     archive = zipfile.ZipFile(file)
     names = archive.namelist()
     index = next((name for name in names if name.endswith("/data.pkl")), None)
     if index is None:
         raise pickle.UnpicklingError("it has no data.pkl")
     root = index.removesuffix("data.pkl")
-    order = archive.read(f"{root}byteorder") if f"{root}byteorder" in names else b"little"
-    tensors = _Unpickler(io.BytesIO(archive.read(index))).load()
+
+    def member(name: str) -> bytes:
+        found = archive.getinfo(name)
+        if found.compress_type != zipfile.ZIP_STORED or found.file_size > size:
+            raise ValueError(f"{name} is compressed, which PyTorch does not do")
+        return archive.read(found)
+
+    order = member(f"{root}byteorder") if f"{root}byteorder" in names else b"little"
+    tensors = _unpickled(io.BytesIO(member(index)))
     arrays: dict[str, np.ndarray] = {}
 
     def load(storage: _Storage) -> np.ndarray:
         if storage.key not in arrays:
             dtype = storage.dtype.newbyteorder(">" if order == b"big" else "<")
-            arrays[storage.key] = np.frombuffer(archive.read(f"{root}data/{storage.key}"), dtype)
+            arrays[storage.key] = np.frombuffer(member(f"{root}data/{storage.key}"), dtype)
         return arrays[storage.key]
 
     return tensors, load
 
 
-def _open_legacy(file: Any) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
-    file.seek(0)
-    if _Unpickler(file).load() != _LEGACY:
-        raise pickle.UnpicklingError("its first bytes are of no such file")
-    _Unpickler(file).load()  # version of the protocol
-    _Unpickler(file).load()  # sizes of C types
-    tensors = _Unpickler(file).load()
-    keys = _Unpickler(file).load()
-    values = tensors.values() if isinstance(tensors, dict) else ()
-    dtypes = {t.storage.key: t.storage.dtype for t in values if isinstance(t, _Tensor)}
-    arrays = {}
-    for key in map(str, keys):
-        (count,) = struct.unpack("<q", file.read(8))
-        raw = file.read(count * dtypes[key].itemsize)
-        arrays[key] = np.frombuffer(raw, dtypes[key].newbyteorder("<"), count)
+def _open_legacy(file: BinaryIO, size: int) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
+    # Read from memory: of a file, Python makes room for as many bytes as are asked for, before it looks.
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        if _unpickled(view) != _LEGACY:
+            raise pickle.UnpicklingError("its first bytes are of no such file")
+        _unpickled(view)  # version of the protocol
+        _unpickled(view)  # sizes of C types
+        tensors = _unpickled(view)
+        keys = _unpickled(view)
+        values = tensors.values() if isinstance(tensors, dict) else ()
+        dtypes = {t.storage.key: t.storage.dtype for t in values if isinstance(t, _Tensor)}
+        arrays = {}
+        for key in keys:
+            (count,) = struct.unpack("<q", view.read(8))
+            if not 0 <= count <= size:
+                raise ValueError(f"{count:,} numbers in a file of {size:,} bytes")
+            raw = view.read(count * dtypes[key].itemsize)
+            arrays[key] = np.frombuffer(raw, dtypes[key].newbyteorder("<"), count)
     return tensors, lambda storage: arrays[storage.key]
 
 
@@ -155,7 +286,7 @@ def sha256(path: str | os.PathLike) -> str:
       UserError: if it cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with _opened(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
@@ -191,7 +322,7 @@ def download(url: str, path: str | os.PathLike, prefix: str) -> pathlib.Path:
         if not (found := sha256(temporary)).startswith(prefix):
             raise UserError(f"{url}: sha256 is {found[:12]}..., must begin with {prefix}")
         os.replace(temporary, path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise UserError(f"{url}: cannot be downloaded to {path} ({reason})") from None
     finally:
