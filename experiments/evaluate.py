@@ -25,7 +25,6 @@ import functools
 import hashlib
 import itertools
 import json
-import math
 import os
 import pathlib
 import statistics
