@@ -6,6 +6,7 @@ manifest is for. It says which run the checkpoint is of, its step, the metric by
 CRC-32 of every array, and ends with a CRC-32 of itself.
 """
 
+import asyncio
 import concurrent.futures
 import errno
 import json
@@ -53,6 +54,26 @@ NEWEST = Keep()
 """The three newest."""
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that what comes too late finds closed, and leaves.
+
+    When one array cannot be read, or written, orbax closes its loop. tensorstore's threads come back with the others,
+    and each would print a traceback.
+    """
+
+    def call_soon_threadsafe(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().call_soon_threadsafe(*args, **kwargs)
+        except RuntimeError:
+            if not self.is_closed():
+                raise
+
+
+class _Loops(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return _Loop()
+
+
 class _Unsound(Exception):
     """Why a checkpoint cannot be used, as what follows its name."""
 
@@ -86,6 +107,8 @@ class Checkpoints:
 
         # orbax logs every save, and what it finds in a damaged checkpoint before raising.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        if type(asyncio.get_event_loop_policy()) is asyncio.DefaultEventLoopPolicy:
+            asyncio.set_event_loop_policy(_Loops())
         self._ocp, self._keep, self._closed, self._asked = ocp, keep, False, 0
         self._read_only, self._run = read_only, run
         self._directory = pathlib.Path(directory).absolute()
