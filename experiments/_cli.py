@@ -41,6 +41,7 @@ import numpy as np
 from absl import flags
 
 from bpgan.measures import mean_and_deviation
+from bpgan.runtime import limits
 from bpgan.types import Algorithm, Source, UserError, stream
 
 DONE, UNEXPECTED, BAD_INPUT, ANOMALY, INTERRUPTED, CANCELLED = 0, 1, 2, 3, 75, 130
@@ -572,11 +573,14 @@ def run(
             print(help_text(config_class, presets, module))
             return DONE
         cfg = resolve(config_class, presets, argv)
-        if isinstance(cfg, RunConfig):
-            idle = without_effect(config_class, presets, argv)
-            return _train(name, cfg, typing.cast(Callable[..., Experiment], build), presets, idle)
-        build(dataclasses.replace(cfg, workdir=_workdir(name, cfg, presets)))
-        return DONE
+        workdir = _workdir(name, cfg, presets)
+        with limits.tidied(workdir), limits.disk_errors(), limits.memory_errors():
+            if isinstance(cfg, RunConfig):
+                idle = without_effect(config_class, presets, argv)
+                make = typing.cast(Callable[..., Experiment], build)
+                return _train(name, cfg, make, presets, idle)
+            build(dataclasses.replace(cfg, workdir=workdir))
+            return DONE
     except UserError as error:
         return fail(error)
     except Interrupted:
@@ -595,7 +599,8 @@ def main(
 def leave(program: Callable[[], int]) -> NoReturn:
     """Exits with the code that ``program`` returns, or that of what it raises; no traceback for what is no bug."""
     try:
-        code = program()
+        with limits.disk_errors(), limits.memory_errors():
+            code = program()
         sys.stdout.flush()
     except UserError as error:
         code = fail(error)
@@ -823,7 +828,9 @@ def restored(
     keep = _kept(cfg, experiment)
     if which == "best" and not keep.metric:
         raise UserError(f"{path}: keeps no best checkpoint (--eval_every and --keep do)")
-    checkpoints = checkpoint.Checkpoints(path / "checkpoints", keep=keep, read_only=True)
+    checkpoints = checkpoint.Checkpoints(
+        path / "checkpoints", run=record.get("run", ""), keep=keep, read_only=True
+    )
     step = int(which) if which.isdecimal() else None
     found = checkpoints.restore(program.abstract, best=which == "best", step=step)
     checkpoints.close()

@@ -152,16 +152,17 @@ def jobs_of(
     """
     units: dict[Any, list[int]] = {}
     fresh: dict[Any, list[int]] = {}
+    ids = {run.workdir: _record(run).get("run") for run in runs}
     trained = {run.workdir for run in runs if any(run.workdir.glob("checkpoints/[0-9]*"))}
-    here = {run.workdir for run in runs}
     for index, run in enumerate(runs):
-        group = {*map(pathlib.Path, (_record(run).get("group") or {}).get("members", ()))}
+        members = {*(_record(run).get("group") or {}).get("members", ())}
+        group = {workdir for workdir, identity in ids.items() if identity in members}
         pmap = vectorize == "auto" and run.config.get("parallel") == "pmap"  # no program of a group
         if run.workdir in queued:
             units.setdefault(queued[run.workdir], []).append(index)
         elif vectorize == "off" or pmap or (run.workdir in trained and not group):
             units[index] = [index]
-        elif group <= here and group & trained:
+        elif len(group) == len(members) and group & trained:
             units.setdefault(frozenset(group), []).append(index)
         else:
             fresh.setdefault(run.code, []).append(index)

@@ -72,20 +72,80 @@ def test_what_was_ranked_by_another_metric_comes_last(tmp_path):
     assert on_disk(tmp_path) == [3, 5]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"fid": \xff}', b"[1]", b"{}"])
+def rewritten(path, content=None, **changes):
+    """Another manifest: other bytes, or other values under the old checksum."""
+    file = path / "manifest/metadata"
+    manifest = json.loads(file.read_text()) | changes
+    file.write_bytes(json.dumps(manifest).encode() if content is None else content)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(content=c) for c in (b"", b"{", b'{"fid": \xff}', b"[1]", b"{}", b"[" * 10**5)]
+    + [dict(rank={"fid": 9.0}), dict(rank=None), dict(step=2), dict(run="x"), dict(crc=None)]
+    + [dict(format=1), dict(format=3), dict(log=[0, 0]), dict(leaves={})],
+)
 @pytest.mark.parametrize("read_only", [False, True])
-def test_a_damaged_rank_is_none(tmp_path, content, read_only):
-    checkpoints = Checkpoints(tmp_path, keep=Keep.parse("9,min:fid"))
-    for step in (1, 2):
+def test_a_manifest_with_another_rank_is_noticed(tmp_path, capsys, change, read_only):
+    """Emptied, cut, or edited: never in silence another best one."""
+    keep = Keep.parse("9,min:fid")
+    checkpoints = Checkpoints(tmp_path, keep=keep)
+    for step in (1, 2, 3):
         checkpoints.save(step, tree(step), {"fid": float(step)})
     checkpoints.close()
-    (tmp_path / "1/metrics/metrics").write_bytes(content)
-    checkpoints = Checkpoints(tmp_path, keep=Keep.parse("9,min:fid"), read_only=read_only)
+    rewritten(tmp_path / "1", **change)
+    checkpoints = Checkpoints(tmp_path, keep=keep, read_only=read_only)
     assert checkpoints.restore(ABSTRACT, best=True)[0] == 2
-    assert checkpoints.restore(ABSTRACT, step=1)[0] == 1
+    said = capsys.readouterr().out
+    assert f"{tmp_path / '1'} is damaged: checksum mismatch in its manifest" in said
+    assert checkpoints.restore(ABSTRACT, step=1) is None
     if not read_only:
-        checkpoints.save(3, tree(3), {"fid": 3.0})
+        checkpoints.save(4, tree(4), {"fid": 4.0})
+        assert (tmp_path / "1.damaged").exists()
     checkpoints.close()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, None])
+def test_what_is_not_finite_ranks_no_checkpoint(tmp_path, value):
+    checkpoints = Checkpoints(tmp_path, keep=Keep.parse("1,max:fid"))
+    for step, fid in ((1, 3.0), (2, value), (3, 2.0)):
+        checkpoints.save(step, tree(step), {} if fid is None else {"fid": fid})
+    checkpoints.close()
+    assert on_disk(tmp_path) == [1, 3]
+
+
+def test_a_checkpoint_of_another_step_or_run_is_not_used(tmp_path, capsys):
+    """A copy under a greater number would end the run before its time; that of another seed is not what was trained."""
+    for run in "ab":
+        checkpoints = Checkpoints(tmp_path / run, run=run)
+        checkpoints.save(12, tree(12))
+        checkpoints.close()
+    shutil.copytree(tmp_path / "a/12", tmp_path / "a/20")
+    shutil.copytree(tmp_path / "b/12", tmp_path / "a/30")
+    reader = Checkpoints(tmp_path / "a", run="a", read_only=True)
+    assert reader.restore(ABSTRACT, step=20) is None
+    assert reader.restore(ABSTRACT)[0] == 12
+    checkpoints = Checkpoints(tmp_path / "a", run="a")
+    capsys.readouterr()
+    assert checkpoints.restore(ABSTRACT)[0] == 12
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'a/30'} is not used: it is of run b, and this is run a" in said
+    assert f"{tmp_path / 'a/20'} is not used: it is of step 12" in said
+    checkpoints.close()
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {"12", "20.damaged", "30.damaged"}
+    with pytest.raises(UserError, match="none of the 1 checkpoints can be read"):
+        Checkpoints(tmp_path / "b", run="a").restore(ABSTRACT)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_by_name(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, tree(step))
+    checkpoints.close()
+    rewritten(tmp_path / "1", content=b'{"format": 1, "leaves": {}}')
+    with pytest.raises(UserError, match="1: was saved by another version of bpgan"):
+        Checkpoints(tmp_path).restore(ABSTRACT)
+    assert on_disk(tmp_path) == [1, 2]
 
 
 def test_one_that_is_asked_for_and_damaged_is_none(tmp_path, capsys):
@@ -131,6 +191,9 @@ def test_manifest_has_type_shape_and_checksum_of_every_array(tmp_path):
     (file,) = (tmp_path / "7/manifest").glob("metadata")
     leaves = json.loads(file.read_text())["leaves"]
     expected = np.array([1.0, -0.0, np.nan], "<f4").tobytes()
+    manifest = json.loads(file.read_text())
+    crc = manifest.pop("crc")
+    assert crc == zlib.crc32(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode())
     assert leaves == {
         "a": ["float32", [3], zlib.crc32(expected)],
         "b/c": ["int8", [1, 2], zlib.crc32(bytes(2))],

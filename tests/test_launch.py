@@ -234,9 +234,9 @@ def test_gpus_count_if_jax_can_use_them(monkeypatch, plugin):
 def leave(run, group=(), trained=False, **result):
     """What a run leaves on the disk."""
     run.workdir.mkdir(parents=True, exist_ok=True)
-    record = {"experiment": "mnist_gan", "config": dict(run.config)}
+    record = {"experiment": "mnist_gan", "config": dict(run.config), "run": run.workdir.name}
     if group:
-        record["group"] = {"lowering": "map", "members": [str(each.workdir) for each in group]}
+        record["group"] = {"lowering": "map", "members": [each.workdir.name for each in group]}
     (run.workdir / "config.json").write_text(json.dumps(record))
     if trained:
         (run.workdir / "checkpoints" / "4").mkdir(parents=True, exist_ok=True)

@@ -154,7 +154,8 @@ def fit(folder, steps, members=MEMBERS, **plan):
 
 def saved(folder, step):
     """Checksums of everything in a checkpoint."""
-    return json.loads((folder / "checkpoints" / str(step) / "manifest" / "metadata").read_text())
+    file = folder / "checkpoints" / str(step) / "manifest" / "metadata"
+    return json.loads(file.read_text())["leaves"]
 
 
 @pytest.mark.slow
@@ -218,6 +219,35 @@ def test_a_group_killed_between_two_saves_goes_on_bit_for_bit(tmp_path, lowering
         logs = [(tmp_path / f / str(i) / "metrics.jsonl").read_text() for f in ("cut", "whole")]
         steps = [[json.loads(line)["step"] for line in log.splitlines()] for log in logs]
         assert steps[0] == steps[1]
+
+
+def killed_while_it_records(monkeypatch, *args, **plan):
+    """The group ends after the record of its first member."""
+    write, written = train.run.write_record, []
+
+    def killed(*args):
+        if written:
+            raise KeyboardInterrupt
+        written.append(write(*args))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.run, "write_record", killed)
+        fit(*args, **plan)
+
+
+@pytest.mark.medium
+def test_a_group_killed_while_its_records_are_written_stays_one(tmp_path, monkeypatch):
+    """At its start, and when it goes on after all of it was moved; vmap gives other bits to a part of it."""
+    fit(tmp_path / "whole", 8, lowering="vmap")
+    killed_while_it_records(monkeypatch, tmp_path / "cut", 4, lowering="vmap")
+    fit(tmp_path / "cut", 4, lowering="vmap")
+    shutil.move(tmp_path / "cut", tmp_path / "moved")
+    killed_while_it_records(monkeypatch, tmp_path / "moved", 8)
+    fit(tmp_path / "moved", 8)
+    groups = [train.run.group_of(tmp_path / "moved" / str(i)) for i in range(3)]
+    assert groups[0] == groups[1] == groups[2] and len(groups[0]["members"]) == 3
+    for i in range(3):
+        assert saved(tmp_path / "moved" / str(i), 8) == saved(tmp_path / "whole" / str(i), 8)
 
 
 @pytest.mark.slow

@@ -3,9 +3,11 @@
 import errno
 import fcntl
 import json
+import os
 import pathlib
 import shutil
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,7 @@ from bpgan.nets import dcgan, linen_net
 from bpgan.penalties import PENALTIES, lecam
 from bpgan.runtime import parallel, records, run, train
 from bpgan.runtime.checkpoint import Checkpoints, Keep
-from bpgan.types import UserError
+from bpgan.types import Algorithm, UserError
 
 SHAPE = (8, 8, 1)
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, *SHAPE), dtype=np.uint8)
@@ -560,3 +562,242 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fcntl, "flock", flock)
     assert fit(tmp_path / "run", 2).status == "done"
     assert "cannot be locked (Function not implemented); see to it that" in capsys.readouterr().out
+
+
+class Tiny(NamedTuple):
+    step: jax.Array
+    w: jax.Array
+
+
+def tiny():
+    """A system that compiles in no time and depends on its seed."""
+
+    def step(state, batch, key):
+        del batch, key
+        return Tiny(state.step + 1, state.w * 0.9), {"loss": jnp.sum(state.w**2)}
+
+    return Algorithm(lambda key: Tiny(jnp.int32(0), jax.random.normal(key, (3,))), step)
+
+
+def fit_tiny(workdir, steps, **options):
+    return fit(workdir, steps, **{"algorithm": tiny(), "log_every": 1} | options)
+
+
+@pytest.fixture(scope="module")
+def short(optimised, no_curves, tmp_path_factory):
+    """A run of 9 steps, saved at 3, 6 and 9."""
+    path = tmp_path_factory.mktemp("short") / "run"
+    fit_tiny(path, 9)
+    return path
+
+
+def bits(workdir, step):
+    (file,) = (workdir / f"checkpoints/{step}/manifest").glob("metadata")
+    return json.loads(file.read_text())["leaves"]
+
+
+def test_a_checkpoint_under_another_step_or_of_another_run_is_not_used(short, tmp_path, capsys):
+    """Not even of a run with the same flags: it may have trained otherwise. Moved as a whole, a run goes on."""
+    run = shutil.copytree(short, tmp_path / "run")
+    fit_tiny(tmp_path / "seed", 9, seed=4)
+    fit_tiny(tmp_path / "same", 9)
+    shutil.copytree(run / "checkpoints/9", run / "checkpoints/12")
+    shutil.copytree(tmp_path / "seed/checkpoints/9", run / "checkpoints/10")
+    shutil.rmtree(run / "checkpoints/6")
+    shutil.copytree(tmp_path / "same/checkpoints/9", run / "checkpoints/11")
+    capsys.readouterr()
+    result = fit_tiny(run, 12)
+    said = capsys.readouterr().out
+    assert "checkpoints/12 is not used: it is of step 9" in said
+    assert "checkpoints/11 is not used: it is of run " in said
+    assert "checkpoints/10 is not used: it is of run " in said
+    assert "resuming at step 9" in said and result.step == 12
+    assert [line["step"] for line in logged(run)] == list(range(1, 13))
+    fit_tiny(tmp_path / "same", 12)
+    assert bits(run, 12) == bits(tmp_path / "same", 12)
+
+
+def test_another_record_makes_the_checkpoints_those_of_another_run(short, tmp_path):
+    run = shutil.copytree(short, tmp_path / "run")
+    fit_tiny(tmp_path / "other", 3)
+    shutil.copy(tmp_path / "other/config.json", run / "config.json")
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="none of the 3 checkpoints can be read"):
+        fit_tiny(run, 12)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_the_result_of_another_run_is_none(short, tmp_path):
+    """Of a run that was stopped: it would stop this one for ever, where runs train together."""
+    run = shutil.copytree(short, tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"run": "0" * 16}))
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="the run has been saved, and its checkpoints are gone"):
+        fit_tiny(run, 12)
+
+
+LOGS = {
+    "of another run": lambda log, other: log.write_bytes(other.read_bytes()),
+    "edited": lambda log, _: log.write_bytes(log.read_bytes().replace(b'"step": 2', b'"step": 1')),
+    "without a line": lambda log, _: log.write_bytes(log.read_bytes().split(b"\n", 1)[1]),
+    "truncated": lambda log, _: log.write_bytes(log.read_bytes()[:-300]),
+    "emptied": lambda log, _: log.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("change", LOGS)
+def test_another_log_is_refused_and_nothing_is_changed(short, tmp_path, change):
+    run = shutil.copytree(short, tmp_path / "run")
+    (tmp_path / "other").write_bytes((run / "metrics.jsonl").read_bytes().replace(b"loss", b"lost"))
+    LOGS[change](run / "metrics.jsonl", tmp_path / "other")
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+    with pytest.raises(UserError, match="metrics.jsonl does not begin with what this run had .* 9"):
+        fit_tiny(run, 12)
+    after = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert after == before
+
+
+def test_a_log_that_is_gone_is_said(short, tmp_path, capsys):
+    run = shutil.copytree(short, tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
+    fit_tiny(run, 12)
+    assert "metrics.jsonl is gone; the run goes on without what was" in capsys.readouterr().out
+    assert [line["step"] for line in logged(run)] == [10, 11, 12]
+    fit_tiny(run, 15)  # its log is this one now
+    assert "warning" not in capsys.readouterr().out
+    assert [line["step"] for line in logged(run)] == [10, 11, 12, 13, 14, 15]
+
+
+def test_lines_that_were_not_there_when_it_was_saved_go(short, tmp_path):
+    """Whatever step they claim to be of."""
+    run = shutil.copytree(short, tmp_path / "run")
+    log = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(log + b'{"step": 2, "loss": 1e9}\n')
+    fit_tiny(run, 9)
+    assert (run / "metrics.jsonl").read_bytes() == log
+
+
+IN_THE_WAY = {
+    ".lock is a directory": (lambda p: (p / ".lock").mkdir(), ".lock must be a file"),
+    ".lock is a link": (
+        lambda p: (p / ".lock").symlink_to(p.parent / "precious"), ".lock must not be a link",
+    ),
+    ".lock is a pipe": (lambda p: os.mkfifo(p / ".lock"), ".lock must be a file"),
+    "config.json.tmp is a directory": (
+        lambda p: (p / "config.json.tmp").mkdir(), "config.json.tmp must be a file",
+    ),
+    "config.json.tmp is a link": (
+        lambda p: (p / "config.json.tmp").symlink_to(p.parent / "precious"), "must not be a link",
+    ),
+    "checkpoints is a file": (lambda p: (p / "checkpoints").touch(), "checkpoints must be a folder"),
+    "checkpoints is a dangling link": (
+        lambda p: (p / "checkpoints").symlink_to("nowhere"), "checkpoints must be a folder",
+    ),
+    "samples is a file": (lambda p: (p / "samples").touch(), "samples must be a folder"),
+    "result.json is a directory": (lambda p: (p / "result.json").mkdir(), "result.json must be a file"),
+    "metrics.jsonl is a directory": (lambda p: (p / "metrics.jsonl").mkdir(), "must be a file"),
+    "report.html is a directory": (lambda p: (p / "report.html").mkdir(), "must be a file"),
+    "curves.png is a directory": (lambda p: (p / "curves.png").mkdir(), "must be a file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", IN_THE_WAY)
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_is_in_the_way_is_named_and_stays(short, tmp_path, what, trained):
+    (tmp_path / "precious").write_text("precious")
+    path = tmp_path / "run"
+    if trained:
+        shutil.copytree(short, path, ignore=lambda *_: {what.split()[0]})
+    else:
+        path.mkdir()
+    put, message = IN_THE_WAY[what]
+    put(path)
+    before = sorted(path.rglob("*"))
+    with pytest.raises(UserError, match=f"workdir={path}: .*{message}"):
+        fit_tiny(path, 12)
+    assert sorted(path.rglob("*")) == before
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_lock_that_is_somebodys_file_is_not_emptied(tmp_path):
+    (tmp_path / ".lock").write_text("precious")
+    fit_tiny(tmp_path, 1)
+    assert (tmp_path / ".lock").read_text() == "precious"
+
+
+def test_a_lock_that_was_removed_by_its_owner_is_none(tmp_path):
+    """The next process would make a new one, and train beside this one."""
+    flock = fcntl.flock
+
+    def removed(*args):
+        flock(*args)
+        (tmp_path / ".lock").unlink()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fcntl, "flock", removed)
+        with pytest.raises(UserError, match="another process is training here"):
+            fit_tiny(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    "workdir, message",
+    [("link", "a link to nowhere, which is not there"), ("x" * 300, "File name too long")],
+)
+def test_a_workdir_that_cannot_be_is_one_line(tmp_path, workdir, message):
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UserError, match=f"cannot be used .*{message}"):
+        fit_tiny(tmp_path / workdir, 1)
+
+
+@pytest.mark.parametrize("made", ["", "a", "a/b"])
+def test_a_refused_command_leaves_no_directory(tmp_path, made):
+    (tmp_path / made).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(UserError, match="not logged by this run"):
+        fit_tiny(tmp_path / "a/b", 4, keep=Keep.parse("3,min:nothing"))
+    assert [p.relative_to(tmp_path) for p in sorted(tmp_path.rglob("*"))] == [
+        pathlib.Path(p) for p in ("a", "a/b") if made.startswith(p)
+    ]
+
+
+@pytest.mark.parametrize("name", ["EFBIG", "ESTALE", "EDQUOT", "EROFS", "ENOTCONN"])
+def test_a_log_that_cannot_be_written_is_one_line(short, tmp_path, monkeypatch, name):
+    """What was saved is kept, and the same command goes on to the same bits."""
+    run = shutil.copytree(short, tmp_path / "run")
+    number = getattr(errno, name)
+
+    def write(*_):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.run.Log, "write", write)
+        with pytest.raises(UserError) as caught:
+            fit_tiny(run, 12)
+    said = str(caught.value)
+    assert said.startswith(f"workdir={run}: cannot be written ({os.strerror(number)})")
+    assert "the checkpoints there are kept" in said
+    assert fit_tiny(run, 12).status == "done"
+    assert [line["step"] for line in logged(run)] == list(range(1, 13))
+
+
+def test_a_directory_that_is_removed_under_a_run_is_one_line(tmp_path, monkeypatch):
+    write = run.Log.write
+
+    def removed(log, step, *line):
+        if step == 2:
+            shutil.rmtree(tmp_path / "run")
+        return write(log, step, *line)
+
+    monkeypatch.setattr(run.Log, "write", removed)
+    with pytest.raises(UserError, match=f"workdir={tmp_path / 'run'}: .*No such file or directory"):
+        fit_tiny(tmp_path / "run", 9)
+
+
+def test_memory_that_is_spent_is_one_line(tmp_path, monkeypatch):
+    def compiled(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(parallel, "compile", compiled)
+    with pytest.raises(UserError, match="^batch_size=16: the device's memory is spent .*9 bytes"):
+        fit_tiny(tmp_path / "run", 9)
+    assert not (tmp_path / "run").exists()

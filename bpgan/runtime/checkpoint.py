@@ -1,18 +1,23 @@
 """Checkpoints of a whole run over orbax: the only module that knows the format.
 
-A checkpoint is the run's carry and a manifest with the type, shape and CRC-32 of every array in it. orbax commits a
-checkpoint by renaming its directory, so a killed process leaves none that is half written; it does not notice what
-happens to the files afterwards, and that is what the manifest is for.
+A checkpoint is the run's carry and a manifest. orbax commits a checkpoint by renaming its directory, so a killed
+process leaves none that is half written; it does not notice what happens to the files afterwards, and that is what the
+manifest is for. It says which run the checkpoint is of, its step, the metric by which it ranks, and the type, shape and
+CRC-32 of every array, and ends with a CRC-32 of itself.
 """
 
+import asyncio
 import concurrent.futures
+import errno
+import json
 import logging
+import math
 import operator
 import pathlib
 import re
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +54,34 @@ NEWEST = Keep()
 """The three newest."""
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that what comes too late finds closed, and leaves.
+
+    When one array cannot be read, or written, orbax closes its loop. tensorstore's threads come back with the others,
+    and each would print a traceback.
+    """
+
+    def call_soon_threadsafe(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().call_soon_threadsafe(*args, **kwargs)
+        except RuntimeError:
+            if not self.is_closed():
+                raise
+
+
+class _Loops(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return _Loop()
+
+
+class _Unsound(Exception):
+    """Why a checkpoint cannot be used, as what follows its name."""
+
+
+_FORMAT = 2
+"""Of the manifest. Format 1 did not say which run and step it was of."""
+
+
 class Checkpoints:
     """The checkpoints of one run directory.
 
@@ -57,19 +90,27 @@ class Checkpoints:
 
     Args:
       directory: created if need be; belongs to this object, leftovers of killed saves in it are removed.
+      run: what tells this run from every other; the checkpoints of others are not used. None: of any run.
       keep: which checkpoints stay; the newest always does.
       read_only: only restore, and change nothing in the directory, which another process may be writing to.
     """
 
     def __init__(
-        self, directory: str | pathlib.Path, *, keep: Keep = NEWEST, read_only: bool = False
+        self,
+        directory: str | pathlib.Path,
+        *,
+        run: str | None = None,
+        keep: Keep = NEWEST,
+        read_only: bool = False,
     ):
         import orbax.checkpoint as ocp
 
         # orbax logs every save, and what it finds in a damaged checkpoint before raising.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        if type(asyncio.get_event_loop_policy()) is asyncio.DefaultEventLoopPolicy:
+            asyncio.set_event_loop_policy(_Loops())
         self._ocp, self._keep, self._closed, self._asked = ocp, keep, False, 0
-        self._read_only = read_only
+        self._read_only, self._run = read_only, run
         self._directory = pathlib.Path(directory).absolute()
         policies = ocp.checkpoint_managers.preservation_policy
         policy: list[Any] = [policies.LatestN(keep.newest)]
@@ -83,17 +124,13 @@ class Checkpoints:
                 keep_checkpoints_without_metrics=False,
             )
             policy.append(best)
-            # Without these orbax would not write the metrics, and could not rank old checkpoints after a restart.
-            options = {"best_fn": rank, "best_mode": keep.mode}
+            # The manifest has the rank; orbax's own file of it could be changed unseen.
+            options = {"best_fn": rank, "best_mode": keep.mode, "prevent_write_metrics": True}
+        ranked = self._ranked
 
         class Manager(ocp.CheckpointManager):
             def metrics(self, step: int) -> Any:
-                """None, as without a rank, for a damaged one and for that by the metric of an earlier ``keep``."""
-                try:
-                    found = super().metrics(step) or {}
-                    return {keep.metric: float(found[keep.metric])}
-                except (ValueError, TypeError, KeyError):
-                    return None
+                return ranked(step)
 
         try:
             self._manager = Manager(
@@ -112,43 +149,57 @@ class Checkpoints:
                 f"--workdir: {self._directory}: cannot be used ({error.strerror})"
             ) from None
 
-    def save(self, step: int, tree: Any, metrics: Mapping[str, float] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        tree: Any,
+        metrics: Mapping[str, float] | None = None,
+        log: Sequence[int] = (),
+    ) -> None:
         """Starts saving ``tree``; returns once its values are safe from later changes of the buffers.
 
         Args:
           step: later than any before.
           tree: arrays.
-          metrics: values by name, by one of which the best checkpoints are told; without it, this is none of them.
+          metrics: values by name, by one of which the best checkpoints are told; without it, or where it is not finite,
+            this is none of them.
+          log: what ``log`` is to say of this step.
 
         Raises:
           UserError: if this or the save before it cannot be written.
         """
         # The caller goes on to donate these buffers, and on CPU orbax may write from them directly.
         copy = jax.block_until_ready(parallel.copy(tree))
-        # Asked beforehand: when the disk fills up amid a save, tensorstore's threads fill the terminal with tracebacks.
-        needed = (1 << 20) + 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(copy))
+        value = (metrics or {}).get(self._keep.metric, math.nan)
+        rank = {self._keep.metric: float(value)} if math.isfinite(value) else None
+        manifest = {"format": _FORMAT, "run": self._run, "step": step, "rank": rank}
+        manifest |= {"log": list(log), "leaves": _checksums(copy)}
+        args = self._ocp.args.Composite(
+            carry=self._ocp.args.StandardSave(copy),
+            manifest=self._ocp.args.JsonSave(manifest | {"crc": _checksum(manifest)}),
+        )
+        try:
+            self._check_room(copy)
+            self._manager.save(step, args=args, metrics=rank, force=True)
+        except Exception as error:
+            raise self._cannot_write(step, error) from None
+
+    def _check_room(self, tree: Any) -> None:
+        """When the disk fills up amid a save, tensorstore's threads fill the terminal with tracebacks."""
+        needed = (1 << 20) + 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
         free = shutil.disk_usage(self._directory).free
         if free < needed:
             short = f"No space left: {needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free"
-            raise self._cannot_write(step, OSError(short))
-        args = self._ocp.args.Composite(
-            carry=self._ocp.args.StandardSave(copy),
-            manifest=self._ocp.args.JsonSave({"format": 1, "leaves": _checksums(copy)}),
-        )
-        name = self._keep.metric
-        ranked = {name: metrics[name]} if metrics and name in metrics else None
-        try:
-            self._manager.save(step, args=args, metrics=ranked, force=True)
-        except Exception as error:
-            raise self._cannot_write(step, error) from None
+            raise OSError(errno.ENOSPC, short)
 
     def restore(
         self, abstract: Any, *, best: bool = False, step: int | None = None
     ) -> tuple[int, Any] | None:
         """The newest sound checkpoint as ``(step, tree)``, or None if there is none.
 
-        A checkpoint is sound if it can be read and every array has the checksum it had when it was saved. Others are
-        reported and set aside as ``<step>.damaged``, unless this only reads.
+        A checkpoint is sound if it is of this run and of the step that it is named after, can be read, and every array
+        has the checksum it had when it was saved. Others are reported and set aside as ``<step>.damaged``, unless this
+        only reads.
 
         Args:
           abstract: shapes, types and shardings of the tree; devices may be others than those it was saved from.
@@ -157,29 +208,21 @@ class Checkpoints:
 
         Raises:
           UserError: if the newest is asked for, there are checkpoints, and none is sound; they are left where they are.
+            If one was saved by a version of bpgan with another format.
         """
-        damaged, steps = [], self.steps()[::-1]
+        self._finish_saving()
+        damaged: list[pathlib.Path] = []
+        steps = self._with_sound_manifest(damaged, self.steps() if step is None else [step])
         if best:
             first = self._manager.best_step() if self._keep.metric else None
-            steps = [] if first is None else [first]
-        elif step is not None:
-            steps = [step] if step in steps else []
-        for at in steps:
+            steps = [at for at in steps if at == first]
+        for at in steps[::-1]:
             tree, reason = self._read(at, abstract)
             # What one process cannot read, none uses: they must go on from the same step.
             if parallel.agree(not reason).all():
-                if self._read_only:
-                    return at, tree
-                if damaged and parallel.is_lead():
-                    for path in damaged:
-                        path.rename(_unused(path.with_name(f"{path.name}.damaged")))
-                if damaged:
-                    parallel.agree(True)  # the directories have their new names before anyone looks
-                    self._manager.reload()
+                self._set_aside(damaged)
                 return at, tree
-            damaged.append(self._directory / str(at))
-            if parallel.is_lead():
-                print(f"warning: checkpoint {damaged[-1]} is damaged: {reason or 'see above'}")
+            self._report(damaged, at, reason)
         if damaged and not best and step is None:
             away = f"; move {self._directory.parent} away to start afresh"
             raise UserError(
@@ -187,6 +230,44 @@ class Checkpoints:
                 + away * (not self._read_only)
             )
         return None
+
+    def log(self, step: int) -> list[int]:
+        """What ``save`` was told of the log, of a sound checkpoint."""
+        return self._manifest(step)["log"]
+
+    def _with_sound_manifest(self, damaged: list[pathlib.Path], steps: list[int]) -> list[int]:
+        """Those of ``steps`` whose manifest is sound for every process; the others are reported as ``damaged``.
+
+        All are looked at, not only the newest: one whose rank cannot be read may have been the best.
+        """
+        steps, reasons = [at for at in steps if at in self.steps()], []
+        if not steps:
+            return []
+        for at in steps:
+            try:
+                self._manifest(at)
+                reasons.append("")
+            except _Unsound as error:
+                reasons.append(str(error))
+        agreed = parallel.agree([not reason for reason in reasons])
+        sound = {at for i, at in enumerate(steps) if agreed[:, i].all()}
+        for at, reason in zip(steps[::-1], reasons[::-1], strict=True):
+            if at not in sound:
+                self._report(damaged, at, reason)
+        return [at for at in steps if at in sound]
+
+    def _report(self, damaged: list[pathlib.Path], step: int, reason: str) -> None:
+        damaged.append(self._directory / str(step))
+        if parallel.is_lead():
+            print(f"warning: checkpoint {damaged[-1]} {reason or 'is damaged: see above'}")
+
+    def _set_aside(self, damaged: Sequence[pathlib.Path]) -> None:
+        if self._read_only or not damaged:
+            return
+        for path in damaged if parallel.is_lead() else ():
+            path.rename(_unused(path.with_name(f"{path.name}.damaged")))
+        parallel.agree(True)  # the directories have their new names before anyone looks
+        self._manager.reload()
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, sound or not."""
@@ -197,20 +278,61 @@ class Checkpoints:
         for later in [s for s in self.steps() if s > step]:
             self._manager.delete(later)
 
+    def _manifest(self, step: int) -> dict[str, Any]:
+        """What a checkpoint says of itself.
+
+        Raises:
+          _Unsound: if that is damaged, or not of this run or this step.
+          UserError: if another version of bpgan wrote it.
+        """
+        path = self._directory / str(step)
+        try:
+            manifest = json.loads((path / "manifest/metadata").read_bytes())
+            form = manifest["format"]
+            first = form == 1 and "crc" not in manifest  # format 1 had no checksum of its own
+            sound = first or manifest.pop("crc") == _checksum(manifest)
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            sound, form = False, None
+        if not sound:
+            raise _Unsound("is damaged: checksum mismatch in its manifest")
+        if form != _FORMAT:
+            raise UserError(
+                f"{path}: was saved by another version of bpgan (format {form}, not {_FORMAT}); go on with that version"
+                " or begin the run anew in another directory"
+            )
+        if self._run is not None and manifest["run"] != self._run:
+            other = f"it is of run {manifest['run']}, and this is run {self._run or '(unknown)'}"
+            raise _Unsound(f"is not used: {other}")
+        if manifest["step"] != step:
+            raise _Unsound(f"is not used: it is of step {manifest['step']}")
+        return manifest
+
+    def _ranked(self, step: int) -> dict[str, float] | None:
+        """The value by which one ranks; None without one, and for that by the metric of an earlier ``keep``."""
+        try:
+            rank = self._manifest(step)["rank"]
+        except (_Unsound, UserError):
+            return None
+        return rank if rank and self._keep.metric in rank else None
+
     def _read(self, step: int, abstract: Any) -> tuple[Any, str]:
         """The tree of one checkpoint, and what is wrong with it or ''."""
         args = self._ocp.args
-        wanted = args.Composite(carry=args.StandardRestore(abstract), manifest=args.JsonRestore())
         try:
-            read = self._manager.restore(step, args=wanted)
-            tree, saved = read["carry"], read["manifest"]["leaves"]
+            saved = self._manifest(step)["leaves"]
+            wanted = args.Composite(carry=args.StandardRestore(abstract))
+            tree = self._manager.restore(step, args=wanted)["carry"]
+        except UserError:
+            raise
         except Exception as error:  # orbax raises many types, bare Exception among them
-            return None, _first_line(error)
+            return None, f"is damaged: {_first_line(error)}"
         found = _checksums(tree)
         wrong = [name for name in saved if saved[name] != found.get(name)]
         if wrong or len(found) != len(saved):
-            return None, f"checksum mismatch in {', '.join(wrong[:3]) or 'its manifest'}" + (
-                f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            return (
+                None,
+                f"is damaged: checksum mismatch in {', '.join(wrong[:3]) or 'its manifest'}"
+                + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""),
             )
         return tree, ""
 
@@ -231,22 +353,27 @@ class Checkpoints:
             return
         self._closed = True
         try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._cannot_write(None, error) from None
+            self._finish_saving()
         finally:
             self._manager.close()
 
+    def _finish_saving(self) -> None:
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._cannot_write(None, error) from None
+
     def _cannot_write(self, step: int | None, error: Exception) -> Exception:
-        disk = isinstance(error, OSError) or re.search("space|quota|PERMISSION|I/O", str(error))
-        if jax.process_count() > 1 and not disk:  # orbax could not talk with another process
-            return jax.errors.JaxRuntimeError(_first_line(error))
+        if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+            return error  # orbax could not talk with another process
         which = "the last checkpoint" if step is None else f"the checkpoint of step {step}"
         newest = max(self.complete(), default=None)
         kept = f"that of step {newest} is kept" if newest is not None else "there is none before it"
         return UserError(
-            f"--workdir: {which} could not be written to {self._directory} ({_first_line(error)});"
-            f" {kept}. Make room or mend the disk, and repeat the command"
+            f"{which} could not be written to {self._directory} ({_first_line(error)}); {kept}."
+            " Make room or mend the disk, and repeat the command",
+            argument="workdir",
+            value=self._directory.parent,
         )
 
     def complete(self) -> list[int]:
@@ -266,6 +393,12 @@ def _checksums(tree: Any) -> dict[str, list]:
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
     with concurrent.futures.ThreadPoolExecutor() as pool:  # zlib lets other threads run
         return dict(zip(names, pool.map(describe, leaves), strict=True))
+
+
+def _checksum(manifest: Mapping[str, Any]) -> int:
+    """CRC-32 of a manifest as JSON in its shortest form, keys in order."""
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    return zlib.crc32(text.encode())
 
 
 def _first_line(error: Exception) -> str:

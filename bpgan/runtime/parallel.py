@@ -18,6 +18,7 @@ from jax._src import distributed  # only to ask where the coordinator is
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bpgan.runtime import programs
 from bpgan.runtime.peers import Peers
 from bpgan.types import PRNG, Algorithm, Metrics, Source, UserError, stream
 
@@ -113,9 +114,10 @@ def setup(precision: str = "float32") -> None:
     """Process-wide JAX settings: several processes, 64-bit types if asked for, the persistent compilation cache.
 
     The cache lives in ``$JAX_COMPILATION_CACHE_DIR``, else ``$XDG_CACHE_HOME/bpgan/jax``, else ``~/.cache/bpgan/jax``.
-    An unwritable directory turns it off. Raises what ``join`` raises.
+    Where there can be no such directory there is no cache; one that is read-only is read. Raises what ``join`` raises.
     """
     join()
+    programs.check_entries()
     if precision == "float64":
         jax.config.update("jax_enable_x64", True)
     if not jax.config.values["jax_compilation_cache_dir"]:
@@ -123,10 +125,9 @@ def setup(precision: str = "float32") -> None:
         path = pathlib.Path(base, "bpgan", "jax")
         try:
             path.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return
-        if os.access(path, os.W_OK):
             jax.config.update("jax_compilation_cache_dir", str(path))
+        except OSError:
+            pass
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 

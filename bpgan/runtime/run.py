@@ -9,13 +9,16 @@ import json
 import os
 import pathlib
 import platform
+import re
+import secrets
 import shlex
 import signal
 import subprocess
 import sys
 import time
 import types
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -23,11 +26,21 @@ import jax
 import numpy as np
 
 from bpgan.files import write_json
-from bpgan.runtime import anomaly, records
+from bpgan.runtime import anomaly, parallel, records
 from bpgan.types import Source, UserError
 from bpgan.version import __version__
 
-_LOCK, _RECORD = ".lock", "config.json"
+_LOCK, _RECORD, _CHECKPOINTS = ".lock", "config.json", "checkpoints"
+_FOLDERS = {_CHECKPOINTS, "samples", "hparams"}
+_FILES = {
+    _LOCK,
+    _RECORD,
+    "metrics.jsonl",
+    "result.json",
+    "report.html",
+    "curves.png",
+    "samples.gif",
+}
 CLOCK = ("time/elapsed", "time/steps_per_s", "time/images_per_s")
 """The names of what every log line says of time."""
 
@@ -45,6 +58,7 @@ def open_run(
 
     Layout: ``config.json``, ``metrics.jsonl``, ``events.*``, ``samples/``, ``checkpoints/``, ``curves.png``,
     ``report.html``, ``result.json``, and ``result_at_STEP.json`` for a pause that it had passed when it was asked for.
+    It may be moved or copied as a whole.
 
     Raises:
       UserError: if the directory cannot be written, holds something else than a run of experiment ``name``, or a run
@@ -57,13 +71,17 @@ def open_run(
         path.mkdir(parents=True, exist_ok=True)
         entries = os.listdir(path)
     except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot be used ({error.strerror})") from None
+        reason = error.strerror
+        if os.path.islink(path) and isinstance(error, FileExistsError):
+            reason = f"a link to {os.readlink(path)}, which is not there"
+        raise UserError(f"cannot be used ({reason})", argument="workdir", value=workdir) from None
+    _check_layout(path, entries)
     if not os.access(path, os.W_OK):
         raise UserError(f"--workdir={workdir}: is not writable")
     old = records.read_run(path / _RECORD)
     if old is None:
         # What a process killed before its first step may leave behind.
-        if set(entries) - {_LOCK, f"{_RECORD}.tmp", "checkpoints"}:
+        if set(entries) - {_LOCK, f"{_RECORD}.tmp", _CHECKPOINTS}:
             raise UserError(
                 f"--workdir={workdir}: is not empty and holds no bpgan run; name a new or empty directory"
             )
@@ -99,6 +117,35 @@ def open_run(
     return path
 
 
+def _check_layout(path: pathlib.Path, entries: Sequence[str]) -> None:
+    """Refuses a directory, pipe or device where bpgan is to write a file, and anything else where it needs a folder.
+
+    Seen before anything is trained or changed, it costs nothing. A temporary file, or the lock, that is a link would
+    lead bpgan to write elsewhere.
+    """
+    for entry in sorted(entries):
+        base = entry.removesuffix(".tmp")
+        file = path / entry
+        if entry in _FOLDERS and not file.is_dir():
+            raise UserError(f"{entry} must be a folder", argument="workdir", value=path)
+        if base in _FILES and file.is_symlink() and (entry != base or entry == _LOCK):
+            raise UserError(f"{entry} must not be a link", argument="workdir", value=path)
+        if base in _FILES and not file.is_file():
+            raise UserError(f"{entry} must be a file", argument="workdir", value=path)
+
+
+def identity(path: pathlib.Path) -> str:
+    """What tells a run from every other, and its checkpoints from theirs: as its record says, or new, 16 hex digits.
+
+    It is random, as two runs of the same flags need not be the same: one may have trained alone, on another machine or
+    towards another end. No number of the run depends on it. Several processes that train one run ask together.
+    """
+    old = records.read_run(path / _RECORD)
+    known = old and re.fullmatch("[0-9a-f]{16}", old.run)
+    raw = bytes.fromhex(old.run) if old and known else secrets.token_bytes(8)
+    return parallel.agree(np.frombuffer(raw, np.uint8))[0].tobytes().hex()
+
+
 def write_record(
     path: pathlib.Path,
     name: str,
@@ -106,16 +153,23 @@ def write_record(
     source: Source,
     group: Mapping[str, Any] | None = None,
     measure: Mapping[str, str] = types.MappingProxyType({}),
+    run: str = "",
 ) -> None:
     """Writes ``config.json``: the experiment, every field, the data, versions, devices, revision and command.
 
-    ``group``: of a run that is trained together with others, who they are and how. ``measure``: what it is evaluated
-    with while it trains.
+    Args:
+      path: the run directory.
+      name, config: see ``open_run``.
+      source: the batches.
+      group: of a run that is trained together with others, who they are and how.
+      measure: what it is evaluated with while it trains.
+      run: its ``identity``.
     """
     versions = {"bpgan": __version__, "python": platform.python_version()}
     versions |= {p: metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax", "numpy")}
     description = {
         "experiment": name,
+        "run": run,
         "config": dict(config),
         "data": source.fingerprint,
         "images_per_step": source.batch_size,
@@ -144,20 +198,56 @@ def group_of(path: pathlib.Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path) -> Iterator[None]:
-    """One process per run directory, where its disk has locks. The kernel gives it back however the process ends."""
+    """One process per run directory, where its disk has locks. The kernel gives it back however the process ends.
+
+    If the run does not come to its record, the lock and an empty folder of checkpoints are removed again.
+    """
     import fcntl
 
-    with (path / _LOCK).open("w") as file:
+    lock = path / _LOCK
+    # What the lock holds, if it is somebody's file after all, stays; a pipe does not block.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    with open(os.open(lock, flags, 0o666), "rb+", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise UserError(f"--workdir={path}: another process is training here") from None
+            if not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                raise BlockingIOError  # one that was removed by who had it
+        except (BlockingIOError, PermissionError, FileNotFoundError):
+            raise UserError(
+                "another process is training here", argument="workdir", value=path
+            ) from None
         except OSError as error:  # Lustre without -o flock, some NFS
             print(
                 f"warning: --workdir={path}: cannot be locked ({error.strerror});"
                 " see to it that no second process trains here"
             )
-        yield
+        try:
+            yield
+        except BaseException:
+            if not (path / _RECORD).exists():
+                with contextlib.suppress(OSError):  # another process may have begun to fill it
+                    lock.unlink()
+                    (path / _CHECKPOINTS).rmdir()
+            raise
+
+
+def log_prefix(
+    path: pathlib.Path, size: int | None, known: tuple[int, int] = (0, 0)
+) -> tuple[int, int]:
+    """Length and CRC-32 of the beginning of a log.
+
+    Args:
+      path: of the log; there may be none.
+      size: how many bytes, or as many as there are; None: all.
+      known: what this found before, of a beginning that is as it was.
+    """
+    length, crc = known
+    if path.exists():
+        with path.open("rb") as file:
+            file.seek(length)
+            raw = file.read(-1 if size is None else max(0, size - length))
+        length, crc = length + len(raw), zlib.crc32(raw, crc)
+    return length, crc
 
 
 def _git_revision() -> str | None:

@@ -5,7 +5,6 @@ in the compiled program and its carry; this file only chooses how many steps the
 """
 
 import contextlib
-import errno
 import functools
 import json
 import math
@@ -23,7 +22,7 @@ import jax
 import numpy as np
 
 from bpgan.files import write_json
-from bpgan.runtime import anomaly, parallel, records, report, run, sweep
+from bpgan.runtime import anomaly, limits, parallel, records, report, run, sweep
 from bpgan.runtime.checkpoint import NEWEST, Checkpoints, Keep
 from bpgan.types import Algorithm, Source, UserError
 
@@ -260,17 +259,19 @@ def _has_trained(member: Member) -> bool:
 def _groups(members: Sequence[Member], lowering: str) -> list[tuple[list[int], str]]:
     """Members that go on together, as they did before: with others their numbers would not be bitwise the same.
 
-    Those that have trained in a group are with it again, those that have trained alone are alone, the rest is new.
+    Those of a group of which one has trained are together again, those that have trained alone are alone, the rest is
+    new. A group that was killed before it had trained is none: not all of its members may have been told of it.
     """
+    records = [run.group_of(pathlib.Path(member.workdir)) for member in members]
+    keys = [json.dumps(group) for group in records]
+    begun = {key for key, member in zip(keys, members, strict=True) if _has_trained(member)}
     groups: dict[Any, tuple[list[int], str]] = {}
-    for i, member in enumerate(members):
-        group = run.group_of(pathlib.Path(member.workdir))
-        key: Any = json.dumps(group)
-        if not _has_trained(member):
-            key, group = ("", group) if group is None else (key, group)
-        elif group is None:
-            key = i
-        groups.setdefault(key, ([], group["lowering"] if group else lowering))[0].append(i)
+    for i, (key, group) in enumerate(zip(keys, records, strict=True)):
+        if group is not None and key in begun:
+            groups.setdefault(key, ([], group["lowering"]))[0].append(i)
+        else:
+            alone = i if _has_trained(members[i]) else "new"
+            groups.setdefault(alone, ([], lowering))[0].append(i)
     return list(groups.values())
 
 
@@ -323,6 +324,8 @@ class _Run:
             fingerprint=source.fingerprint,
             measure=member.measure,
         )
+        self.id = run.identity(self.path)
+        self.logged = (0, 0)
 
     def open(self, abstract: parallel.Carry) -> tuple[int, parallel.Carry] | None:
         """Finds the newest sound checkpoint.
@@ -330,9 +333,9 @@ class _Run:
         Raises:
           UserError: if there is none, though there has been one: the run would begin anew, over its log.
         """
-        self.checkpoints = Checkpoints(self.path / "checkpoints", keep=self.plan.keep)
+        self.checkpoints = Checkpoints(self.path / "checkpoints", run=self.id, keep=self.plan.keep)
         found = self.checkpoints.restore(abstract)
-        result = records.sound(records.read_result, self.path / "result.json")
+        result = self._result()
         ended = result if result and result.status in ("done", "paused", "interrupted") else None
         if found is None and (ended or (self.path / _SAVED).exists()):
             came = f"the run came to step {ended.step}" if ended else "the run has been saved"
@@ -344,7 +347,7 @@ class _Run:
 
     def ended_before(self) -> bool:
         """Whether the run was stopped by an anomaly that stops it still; then that is its result."""
-        old = records.sound(records.read_result, self.path / "result.json")
+        old = self._result()
         stopping = ("non-finite", "anomaly") if self.plan.on_anomaly == "stop" else ("non-finite",)
         if old is None or old.status not in stopping:
             return False
@@ -352,12 +355,46 @@ class _Run:
         self._record(run.group_of(self.path))
         return True
 
+    def _result(self) -> records.ResultRecord | None:
+        """How the run ended before; that of another run is none."""
+        result = records.sound(records.read_result, self.path / "result.json")
+        return result if result and result.run == self.id else None
+
     def _record(self, group: Mapping[str, Any] | None) -> None:
         if parallel.is_lead():
             member = self.member
             run.write_record(
-                self.path, self.plan.name, member.config, self.source, group, member.measure
+                self.path,
+                self.plan.name,
+                member.config,
+                self.source,
+                group,
+                member.measure,
+                self.id,
             )
+
+    def find_log(self, step: int) -> None:
+        """Makes sure, before anything is changed, that the log is the one that the checkpoint of this step was told of.
+
+        Raises:
+          UserError: if it is another one, or a part of it was changed. If there is none, that is a warning.
+        """
+        size, crc = self.checkpoints.log(step)
+        file = self.path / "metrics.jsonl"
+        if size and not file.exists():
+            if parallel.is_lead():
+                print(
+                    f"warning: {file} is gone; the run goes on without what was logged by step {step}"
+                )
+        elif run.log_prefix(file, size) != (size, crc):
+            raise UserError(
+                f"metrics.jsonl does not begin with what this run had logged by step {step} ({size} bytes with CRC-32"
+                f" {crc:08x}); put that log back, or move this one away to go on without it",
+                argument="workdir",
+                value=self.path,
+            )
+        else:
+            self.logged = (size, crc)
 
     def begin(self, step: int, resumed: bool, group: Mapping[str, Any] | None) -> None:
         """Begins, or goes on, at a step."""
@@ -372,6 +409,9 @@ class _Run:
             if parallel.is_lead():  # before the record: the result beside it is of these flags
                 (self.path / "result.json").unlink(missing_ok=True)
             self._record(group)
+        file = self.path / "metrics.jsonl"
+        if parallel.is_lead() and file.exists():
+            os.truncate(file, self.logged[0])  # what was logged since will be logged again
         self.log = run.Log(
             self.path,
             step,
@@ -405,7 +445,9 @@ class _Run:
         ranks = {k: v for k, v in known if not k.startswith(_EVAL)} | dict(evaluated)
         if keep.metric.startswith(_EVAL) and evaluated and keep.metric not in evaluated:
             raise _not_logged(keep, evaluated)
-        self.checkpoints.save(step, carry, ranks)
+        file = self.path / "metrics.jsonl"
+        self.logged = run.log_prefix(file, None, self.logged)
+        self.checkpoints.save(step, carry, ranks, log=self.logged)
         self.saved = step
 
     def mark(self) -> None:
@@ -420,7 +462,7 @@ class _Run:
         values, anomalies = self.log.values, self.log.anomalies
         if status == "non-finite":
             values, anomalies = {}, [str(error)]
-        _finish(self.path, status, step, values, seconds, anomalies, self.quiet)
+        self._finish(status, step, values, seconds, anomalies)
         if self.quiet:
             print(error, flush=True)
 
@@ -436,7 +478,7 @@ class _Run:
         if status == "done" and evaluate is not None:
             with seconds("evaluate"):
                 found = {k: float(v) for k, v in evaluate(carry.state).items()}
-                best = _best(self.path, keep, abstract) if keep.metric and found else None
+                best = self._best(abstract) if keep.metric and found else None
                 if best is not None:
                     again = found if best[0] == steps else evaluate(best[1].state)
                     found |= {f"best/{k}": float(v) for k, v in again.items()}
@@ -446,11 +488,45 @@ class _Run:
         if status == "done" and not self.finished_before:
             self.log.hyperparameters(self.member.config, values)
         if not self.past:
-            _finish(self.path, status, at, values, seconds, self.log.anomalies, self.quiet)
+            self._finish(status, at, values, seconds, self.log.anomalies)
         elif parallel.is_lead():
             view = {"config": dict(self.member.config), "status": status, "step": at}
             write_json(self.path / f"result_at_{at}.json", view | {"metrics": values})
         self.result = Result(status, at, values, found)
+
+    def _best(self, abstract: Any) -> tuple[int, Any] | None:
+        """The best checkpoint, read back from the disk; None if none was ranked."""
+        checkpoints = Checkpoints(
+            self.path / "checkpoints", run=self.id, keep=self.plan.keep, read_only=True
+        )
+        try:
+            return checkpoints.restore(abstract, best=True)
+        finally:
+            checkpoints.close()
+
+    def _finish(
+        self,
+        status: str,
+        step: int,
+        values: Mapping[str, float],
+        seconds: _Timings,
+        anomalies: Sequence[str],
+    ) -> None:
+        """Writes result and report."""
+        if not parallel.is_lead():
+            return
+        result = {
+            "run": self.id,
+            "status": status,
+            "step": step,
+            "metrics": values,
+            "anomalies": anomalies,
+            "timings": {f"{k}_s": round(v, 3) for k, v in seconds.items()},
+        }
+        write_json(self.path / "result.json", result)
+        page = report.update_report(self.path)
+        if not self.quiet:
+            print(f"{status} at step {step}" + (f"; report: {page}" if page else ""))
 
 
 def _fit(
@@ -462,11 +538,14 @@ def _fit(
     lead, several, steps = parallel.is_lead(), len(members) > 1, plan.steps
     if several:  # one that was saved when the others were not can then go back to where they are
         plan = plan._replace(keep=plan.keep._replace(newest=max(plan.keep.newest, 2)))
-    runs = [_Run(member, plan, source, quiet=several) for member in members]
-    first = runs[0]
+    workdirs = [member.workdir for member in members]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_disk_errors(first.path))
+        stack.enter_context(limits.tidied(*workdirs))
+        stack.enter_context(limits.disk_errors(*workdirs, kept="the checkpoints there are kept"))
+        runs = [_Run(member, plan, source, quiet=several) for member in members]
+        first = runs[0]
         stack.enter_context(_lost_processes(first.path))
+        stack.enter_context(limits.memory_errors(source.batch_size))
         for each in runs if lead else ():
             stack.enter_context(run.locked(each.path))
         if several and all([each.ended_before() for each in runs]):
@@ -482,7 +561,10 @@ def _fit(
         step, carry = _start(runs, found, program)
         group = None
         if several:
-            group = {"lowering": program.lowering, "members": [str(each.path) for each in runs]}
+            group = {"lowering": program.lowering, "members": [each.id for each in runs]}
+        for each in runs:
+            if each.result is None and step is not None:
+                each.find_log(step)
         for each in runs:
             if each.result is None:
                 each.begin(step or 0, step is not None, group)
@@ -663,29 +745,6 @@ def _not_logged(keep: Keep, known: Iterable[str]) -> UserError:
     return UserError(f"--keep: {keep.metric} is not logged by this run; known: {', '.join(known)}")
 
 
-def _best(path: pathlib.Path, keep: Keep, abstract: Any) -> tuple[int, Any] | None:
-    """The best checkpoint, read back from the disk; None if none was ranked."""
-    checkpoints = Checkpoints(path / "checkpoints", keep=keep, read_only=True)
-    try:
-        return checkpoints.restore(abstract, best=True)
-    finally:
-        checkpoints.close()
-
-
-@contextlib.contextmanager
-def _disk_errors(path: pathlib.Path) -> Iterator[None]:
-    """A disk that is full or fails is the user's to mend; what was saved before stays, and the run goes on from it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES):
-            raise
-        raise UserError(
-            f"--workdir={path}: cannot be written ({error.strerror}: {error.filename or 'the log'});"
-            " the checkpoints there are kept. Make room or mend the disk, and repeat the command"
-        ) from None
-
-
 @contextlib.contextmanager
 def _lost_processes(path: pathlib.Path) -> Iterator[None]:
     """Of several processes, turns what the others see when one has ended into one error."""
@@ -706,25 +765,6 @@ def _is_lost(kind: type[BaseException] | None) -> bool:
         and issubclass(kind, jax.errors.JaxRuntimeError)
         and jax.process_count() > 1
     )
-
-
-def _finish(
-    path: pathlib.Path, status: str, step: int, values, seconds, anomalies, quiet: bool
-) -> None:
-    if not parallel.is_lead():
-        return
-    timings = {f"{k}_s": round(v, 3) for k, v in seconds.items()}
-    result = {
-        "status": status,
-        "step": step,
-        "metrics": values,
-        "anomalies": anomalies,
-        "timings": timings,
-    }
-    write_json(path / "result.json", result)
-    page = report.update_report(path)
-    if not quiet:
-        print(f"{status} at step {step}" + (f"; report: {page}" if page else ""))
 
 
 def _stop_at(step: int, anomalies: list[str], saved: int, path: pathlib.Path) -> Anomaly:

@@ -123,8 +123,8 @@ def test_damage_to_any_file_is_noticed(saved, tmp_path, capsys, damage):
         checkpoints = Checkpoints(copy, keep=Keep(2))
         found = checkpoints.restore(program.abstract)
         checkpoints.close()
-        said = capsys.readouterr().out
-        assert found is not None
+        said, complained = capsys.readouterr()
+        assert found is not None and "Traceback" not in complained
         step, carry = found
         assert [np.asarray(x).tobytes() for x in jax.tree.leaves(carry)] == values[step], file
         if step == 2:
@@ -152,7 +152,7 @@ def test_one_flipped_bit_of_a_parameter_is_named(saved, tmp_path, capsys, monkey
             bits = np.array(leaves[large])
             bits.view(np.uint8).reshape(-1)[3] ^= 1
             leaves[large] = bits
-            return {"carry": jax.tree.unflatten(tree, leaves), "manifest": read["manifest"]}
+            return {"carry": jax.tree.unflatten(tree, leaves)}
         return read
 
     monkeypatch.setattr(checkpoints._manager, "restore", flipped)

@@ -1,0 +1,110 @@
+"""Where a machine ends: a disk that is full or fails, memory that is spent. Each is one line and the user's to mend."""
+
+import contextlib
+import errno
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from bpgan.types import UserError
+
+_OF_A_DISK = {
+    getattr(errno, name)
+    for name in (
+        "ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE", "ENOTCONN", "ENXIO", "ENODEV", "EREMOTEIO",
+        "EHOSTDOWN", "ETIMEDOUT", "ENOLCK", "EMFILE", "ENFILE",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
+"""What goes wrong with a file however right the program is: no room, a limit, a server that is away."""
+
+
+def is_of_a_disk(error: BaseException) -> bool:
+    """Whether an error says that a disk is full, fails, or reached a limit of the system's."""
+    return isinstance(error, OSError) and error.errno in _OF_A_DISK
+
+
+@contextlib.contextmanager
+def disk_errors(*folders: str | os.PathLike, kept: str = "") -> Iterator[None]:
+    """Raises what goes wrong with files as a ``UserError``.
+
+    In ``folders``, which bpgan alone writes, that is every ``OSError``: a file in the place of a folder, a folder that
+    was removed or is not permitted, are no different from a disk that is full. Of other files it is what
+    ``is_of_a_disk``; the rest, as that a file of the user's code is not there, is raised as it is.
+
+    Args:
+      folders: the run directories.
+      kept: what is safe nevertheless; for the message.
+    """
+    try:
+        yield
+    except OSError as error:
+        files = [_path(name) for name in (error.filename2, error.filename) if _is_a_name(name)]
+        homes = [(os.fspath(f), _path(f)) for f in folders]
+        inside = [given for given, home in homes for f in files if home in (f, *f.parents)]
+        if not inside and not is_of_a_disk(error):
+            raise
+        reason = f"{error.strerror or error}: {files[0]}" if files else str(error.strerror or error)
+        again = f"{kept and f'; {kept}'}. Make room or mend that, and repeat the command"
+        # A file that is open has no name any more in an error; bpgan writes into its own only.
+        where = inside[0] if inside else homes[0][0] if homes and not files else ""
+        if not where:
+            raise UserError(f"a file cannot be used ({reason}){again}") from None
+        raise UserError(
+            f"cannot be written ({reason}){again}", argument="workdir", value=where
+        ) from None
+
+
+def _is_a_name(name: Any) -> bool:
+    return isinstance(name, str | bytes | os.PathLike)
+
+
+def _path(name: Any) -> pathlib.Path:
+    return pathlib.Path(os.path.abspath(os.fsdecode(name)))
+
+
+@contextlib.contextmanager
+def memory_errors(batch_size: int | None = None) -> Iterator[None]:
+    """Raises as a ``UserError`` that the memory of a device, or of the machine, is spent.
+
+    Args:
+      batch_size: of the run, if it is one.
+    """
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        # JAX gives the status of XLA no other form than the first word of the message.
+        device = isinstance(error, jax.errors.JaxRuntimeError)
+        if device and not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        whose = "the device's" if device else "the machine's"
+        said = (str(error).strip().splitlines() or ["out of memory"])[0][:200]
+        lower = "must be lower, or the networks smaller"
+        if not device:
+            lower = "must be lower, or the data read from disk (feed=stream)"
+        if batch_size is None:
+            raise UserError(f"{whose} memory is spent ({said})") from None
+        raise UserError(
+            f"{whose} memory is spent ({said}); {lower}", argument="batch_size", value=batch_size
+        ) from None
+
+
+@contextlib.contextmanager
+def tidied(*paths: str | os.PathLike) -> Iterator[None]:
+    """Of folders that are made in vain, nothing stays: on an error, those that are new and empty are removed."""
+    new = [
+        folder
+        for path in paths
+        for folder in (pathlib.Path(path), *pathlib.Path(path).parents)
+        if not os.path.lexists(folder)
+    ]
+    try:
+        yield
+    except BaseException:
+        for folder in sorted(set(new), key=lambda folder: len(folder.parts), reverse=True):
+            with contextlib.suppress(OSError, ValueError):
+                folder.rmdir()
+        raise

@@ -1,0 +1,98 @@
+"""Disks that fail and memory that is spent: one line each, and nothing else is taken for one of them."""
+
+import errno
+import os
+
+import jax
+import pytest
+
+from bpgan.runtime import limits
+from bpgan.types import UserError
+
+GONE = ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE", "ENOTCONN", "EMFILE"]
+
+
+def failing(number, *files):
+    return OSError(number, os.strerror(number), *files)
+
+
+@pytest.mark.parametrize("name", [*GONE, "ENOENT", "EACCES", "EISDIR", "ENOTDIR", "ENAMETOOLONG"])
+def test_whatever_goes_wrong_in_a_run_directory_is_one_line(tmp_path, name):
+    number = getattr(errno, name)
+    for folder, file in ((tmp_path, tmp_path / "a/b"), (str(tmp_path), os.fsencode(tmp_path))):
+        with pytest.raises(UserError) as caught, limits.disk_errors("elsewhere", folder, kept="K"):
+            raise failing(number, file)
+        said = str(caught.value)
+        assert said.startswith(f"workdir={tmp_path}: cannot be written ({os.strerror(number)}: ")
+        assert "; K. " in said and "\n" not in said and caught.value.value == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_a_disk_that_fails_is_one_line_wherever_it_is(tmp_path, name):
+    """A file that is open has no name in the error; one without a folder is named itself."""
+    number = getattr(errno, name)
+    with pytest.raises(UserError, match=f"workdir=run: cannot be written .{os.strerror(number)}"):
+        with limits.disk_errors("run"):
+            raise failing(number)
+    for folders in ((), ("run",)):
+        with pytest.raises(UserError, match=f"a file cannot be used .{os.strerror(number)}: /x/y"):
+            with limits.disk_errors(*folders):
+                raise failing(number, "/x/y")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        failing(errno.ENOENT, "/x/y"),
+        failing(errno.EACCES, "/x"),
+        failing(errno.EPIPE),
+        OSError("?"),
+    ],
+)
+def test_what_is_no_disk_stays_what_it_is(error):
+    """A file that the user's own code did not find, or nobody who reads on."""
+    with pytest.raises(OSError) as caught, limits.disk_errors("run"):
+        raise error
+    assert caught.value is error
+
+
+def test_the_directory_that_a_file_moved_into_counts(tmp_path):
+    with pytest.raises(UserError, match=f"workdir={tmp_path}: .*Is a directory: .*result.json"):
+        with limits.disk_errors(tmp_path):
+            (tmp_path / "result.json").mkdir()
+            (tmp_path / "new").touch()
+            os.replace(tmp_path / "new", tmp_path / "result.json")
+
+
+@pytest.mark.parametrize(
+    "error, whose",
+    [
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmany\nlines"), "device"),
+        (MemoryError("Unable to allocate 4 GiB"), "machine"),
+        (MemoryError(), "machine"),
+    ],
+)
+def test_memory_that_is_spent_says_what_to_lower(error, whose):
+    with pytest.raises(UserError) as caught, limits.memory_errors(64):
+        raise error
+    said = str(caught.value)
+    assert said.startswith(f"batch_size=64: the {whose}'s memory is spent") and "\n" not in said
+    assert "must be lower" in said and ("feed=stream" in said) == (whose == "machine")
+    with pytest.raises(UserError, match=f"^the {whose}'s memory is spent"), limits.memory_errors():
+        raise error
+
+
+def test_other_errors_of_the_device_stay_what_they_are():
+    error = jax.errors.JaxRuntimeError("UNAVAILABLE: RESOURCE_EXHAUSTED is not the status here")
+    with pytest.raises(jax.errors.JaxRuntimeError), limits.memory_errors(64):
+        raise error
+
+
+def test_new_folders_that_stay_empty_are_removed(tmp_path):
+    (tmp_path / "old").mkdir()
+    with pytest.raises(KeyError), limits.tidied(tmp_path / "old/a/b", tmp_path / "c", tmp_path):
+        (tmp_path / "old/a/b").mkdir(parents=True)
+        (tmp_path / "c").mkdir()
+        (tmp_path / "c/file").touch()
+        raise KeyError
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["c", "file", "old"]
