@@ -6,7 +6,6 @@ in the compiled program and its carry; this file only chooses how many steps the
 
 import contextlib
 import errno
-import functools
 import json
 import math
 import os
@@ -101,7 +100,16 @@ def _signals() -> Iterator[Callable[[], str | None]]:
 
 
 class _Timings(dict):
-    """Seconds by activity."""
+    """Seconds by activity, from now on."""
+
+    def __init__(self):
+        super().__init__()
+        self._start = time.perf_counter()
+
+    def until_now(self) -> dict[str, float]:
+        """The seconds of each activity, of all ``other`` ones and their ``total``."""
+        total = time.perf_counter() - self._start
+        return {**self, "other": total - sum(self.values()), "total": total}
 
     @contextlib.contextmanager
     def __call__(self, activity: str) -> Iterator[None]:
@@ -119,7 +127,7 @@ class Member(NamedTuple):
       config, workdir: see ``run.open_run``.
       seed: root seed.
       values: the other arguments of ``sweep.Make``, by name.
-      validate, evaluate: see ``fit``.
+      validate, evaluate, command: see ``fit``.
     """
 
     config: Mapping[str, Any]
@@ -128,6 +136,7 @@ class Member(NamedTuple):
     values: Mapping[str, float] = types.MappingProxyType({})
     validate: Callable[[Any], Mapping[str, float]] | None = None
     evaluate: Callable[[Any], Mapping[str, float]] | None = None
+    command: str = ""
 
 
 def fit(
@@ -140,6 +149,7 @@ def fit(
     mode: str = "jit",
     validate: Callable[[Any], Mapping[str, float]] | None = None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    command: str = "",
     **plan: Any,
 ) -> Result:
     """Trains until ``steps``, from the newest sound checkpoint in ``workdir`` if there is one.
@@ -157,6 +167,7 @@ def fit(
       validate: ``state -> {name: value}`` on the host, logged as ``eval/name``; ``keep`` may rank by one of them.
       evaluate: ``state -> {name: value}`` on the host, after the last step; of the best checkpoint, too, if ``keep``
         ranks them.
+      command: what a shell repeats the run with, for config.json and report; empty if it was not begun by one.
       **plan: the fields of ``Plan``.
 
     Raises:
@@ -169,7 +180,7 @@ def fit(
     def compiled() -> sweep.Group:
         return sweep.alone(parallel.compile(algorithm, source, seed=seed, mode=mode), mode)
 
-    member = Member(config, workdir, seed, validate=validate, evaluate=evaluate)
+    member = Member(config, workdir, seed, validate=validate, evaluate=evaluate, command=command)
     (result,) = _fit([member], source, compiled, Plan(**plan))
     if isinstance(result, Anomaly):
         raise result
@@ -277,7 +288,8 @@ class Plan(NamedTuple):
       name, restart_safe: see ``run.open_run``.
       steps: the step at which a run is done.
       pause: if not 0, the step to stop at for now: there, too, a run is logged, validated and saved.
-      log_every: metrics are averaged over this many steps and written.
+      log_every: metrics are averaged over this many steps and written; at the end and at a pause, what is less is
+        averaged together with the whole window before it. If there is none before it, over all steps so far.
       sample_every: a grid of ``GRID`` samples, always of the same latents, and how diverse they are.
       checkpoint_every: besides the checkpoint at the end and on SIGTERM or SIGINT.
       eval_every: how often ``validate`` is called; a checkpoint is saved each time, so that the best can be kept.
@@ -350,7 +362,10 @@ class _Run:
 
     def _record(self, group: Mapping[str, Any] | None) -> None:
         if parallel.is_lead():
-            run.write_record(self.path, self.plan.name, self.member.config, self.source, group)
+            member = self.member
+            run.write_record(
+                self.path, self.plan.name, member.config, self.source, group, member.command
+            )
 
     def begin(self, step: int, resumed: bool, group: Mapping[str, Any] | None) -> None:
         """Begins, or goes on, at a step."""
@@ -359,7 +374,6 @@ class _Run:
                 f"--workdir={self.path}: the run is at step {step} already, past {self.plan.steps}"
             )
         self.saved = step if resumed else -1
-        self.finished_before = resumed and step == self.plan.steps
         self.past = 0 < self.plan.pause < step
         if not self.past:
             if parallel.is_lead():  # before the record: the result beside it is of these flags
@@ -370,6 +384,7 @@ class _Run:
             step,
             self.plan.steps,
             self.source,
+            every=self.plan.log_every,
             tensorboard=self.plan.tensorboard,
             lead=parallel.is_lead(),
             speak=not self.quiet,
@@ -380,8 +395,9 @@ class _Run:
         samples = report.to_bytes(samples)
         grid = report.image_grid(samples)
         if parallel.is_lead():
-            report.save_png(self.path / "samples" / f"step_{step:08d}.png", grid)
-        self.log.image(step, grid)
+            file = self.path / "samples" / f"step_{step:08d}.png"
+            report.save_png(file, grid)
+            self.log.image(step, file)
         if np.shape(self.source.examples)[1:] != samples.shape[1:]:
             return {}
         return anomaly.diversity(samples, report.to_bytes(self.source.examples))
@@ -413,6 +429,7 @@ class _Run:
         values, anomalies = self.log.values, self.log.anomalies
         if status == "non-finite":
             values, anomalies = {}, [str(error)]
+        self.log.end_progress()
         _finish(self.path, status, step, values, seconds, anomalies, self.quiet)
         if self.quiet:
             print(error, flush=True)
@@ -422,6 +439,7 @@ class _Run:
 
         Its own result stays as it is, then; ``result_at_STEP.json`` says how it was there, and by which flags.
         """
+        self.log.end_progress()
         found: dict[str, float] = {}
         steps, keep, evaluate = self.plan.steps, self.plan.keep, self.member.evaluate
         at = min(step, self.plan.pause or steps)
@@ -436,7 +454,7 @@ class _Run:
                     found["best/step"] = float(best[0])
         logged = run.values_by(self.path, at) if self.past else self.log.values
         values = logged | found
-        if status == "done" and not self.finished_before:
+        if status == "done":
             self.log.hyperparameters(self.member.config, values)
         if not self.past:
             _finish(self.path, status, at, values, seconds, self.log.anomalies, self.quiet)
@@ -450,7 +468,6 @@ def _fit(
     members: Sequence[Member], source: Source, compiled: Callable[[], sweep.Group], plan: Plan
 ) -> list[Result | Anomaly]:
     """The loop, of one run or of a group."""
-    start = time.perf_counter()
     seconds = _Timings()
     lead, several, steps = parallel.is_lead(), len(members) > 1, plan.steps
     if several:  # one that was saved when the others were not can then go back to where they are
@@ -483,7 +500,7 @@ def _fit(
         resumed, step = step is not None, step or 0
         stopped = stack.enter_context(_signals())
         where = first.path.parent if several else first.path
-        say = functools.partial(print, flush=True) if several else first.log.say
+        say = (lambda line: print(run.fitted(line), flush=True)) if several else first.log.say
         say(
             f"{plan.name}: {'resuming at step ' + str(step) if resumed else 'starting'}, {steps} steps"
             f" ({steps / source.steps_per_epoch:.4g} epochs) on {program.devices}"
@@ -520,6 +537,9 @@ def _fit(
             active = np.array([each.result is None for each in runs])
             with seconds("train" if "first_call" in seconds else "first_call"):
                 carry, finite = program.run(carry, k, active)
+            if "train" not in seconds:
+                for _, each in alive():
+                    each.log.compiled(step + k)
             step += k
             for i, each in alive():
                 if not finite[i]:
@@ -534,8 +554,8 @@ def _fit(
             if last or (plan.log_every and step % plan.log_every == 0):
                 with seconds("log"):
                     windows = program.windows(carry)
-                    # Not for a pause, which the run will not remember.
-                    if step == steps or (plan.log_every and step % plan.log_every == 0):
+                    # Not for the end or a pause, which the run will not remember when it goes on.
+                    if plan.log_every and step % plan.log_every == 0:
                         carry = program.clear(carry)
             if step == steps or (plan.sample_every and step % plan.sample_every == 0):
                 with seconds("sample"):
@@ -549,7 +569,7 @@ def _fit(
             lines = []
             for i, each in alive():
                 line = (
-                    windows[i].means() if windows else {},
+                    each.log.means(windows[i]) if windows else {},
                     drawn.get(i, {}),
                     evaluated.get(i, {}),
                 )
@@ -574,7 +594,6 @@ def _fit(
             each.checkpoints.close()
         if step < until and alive():
             say(f"{stopped() or 'preempted'}: saved at step {step}; the same command continues")
-        seconds["total"] = time.perf_counter() - start
         for i, each in alive():
             each.end(step, program.member(carry, i), seconds, program.abstract)
     parallel.leave()
@@ -626,17 +645,13 @@ def _summary(step: int, steps: int, lines: Sequence[Mapping[str, float]]) -> str
     if not lines:
         return f"step {step}/{steps}  no run is left"
     names = [k for k in lines[0] if "norm" not in k and not k.startswith("time/")]
-    shown = []
+    shown = {}
     for name in names:
         values = [line[name] for line in lines if name in line]
         low, mid, high = min(values), statistics.median(values), max(values)
-        shown.append(f"{name} {mid:.4g} ({low:.3g} to {high:.3g})")
-    rate = lines[0]["time/steps_per_s"]
-    left = run.clock((steps - step) / max(rate, 1e-9))
-    return (
-        f"step {step}/{steps}  {len(lines)} runs  {'  '.join(shown)}  {rate * len(lines):.4g} steps/s in all"
-        f"  {left} left"
-    )
+        shown[name] = f"{mid:.4g} ({low:.3g} to {high:.3g})"
+    speed = run.left(steps - step, lines[0], runs=len(lines))
+    return "  ".join((run.pairs({"step": f"{step}/{steps}", "runs": len(lines), **shown}), speed))
 
 
 def _check_rank(plan: Plan, program: sweep.Group, source: Source) -> None:
@@ -706,7 +721,7 @@ def _finish(
 ) -> None:
     if not parallel.is_lead():
         return
-    timings = {f"{k}_s": round(v, 3) for k, v in seconds.items()}
+    timings = {f"{k}_s": round(v, 3) for k, v in seconds.until_now().items()}
     result = {
         "status": status,
         "step": step,

@@ -30,6 +30,7 @@ def test_every_signal_in_turn(undisturbed, tmp_path):
         process = start(tmp_path / "run")
         wait_for_step(process, step)
         if number == signal.SIGKILL:
+            process.send_signal(signal.SIGSTOP)  # it would be done before the second one has started
             record = (tmp_path / "run/config.json").read_bytes()
             said = finish(start(tmp_path / "run"), code=2)
             assert "another process is training here" in said and "Traceback" not in said
