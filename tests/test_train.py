@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from bpgan.nets import dcgan, linen_net
 from bpgan.penalties import PENALTIES, lecam
 from bpgan.runtime import parallel, report, run, train
 from bpgan.runtime.checkpoint import Checkpoints, Keep
-from bpgan.types import UserError
+from bpgan.types import Algorithm, UserError
 
 SHAPE = (8, 8, 1)
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, *SHAPE), dtype=np.uint8)
@@ -115,6 +116,118 @@ def test_resume_from_every_checkpoint_is_bitwise(straight, tmp_path, trees_equal
         trees_equal(expected, final_state(run, 13))
         assert logged(run) == log
         assert (run / "samples/step_00000013.png").read_bytes() == grid
+
+
+class Counted(NamedTuple):
+    step: jax.Array
+
+
+def counting():
+    """The metric of a step is its number, so every mean is known."""
+
+    def step(state, batch, key):
+        now = Counted(state.step + 1)
+        return now, {"at": now.step.astype(jnp.float32), "squared": 1.0 * now.step**2}
+
+    return Algorithm(init=lambda key: Counted(jnp.int32(0)), step=step)
+
+
+def count(workdir, steps, **options):
+    return fit(workdir, steps, algorithm=counting(), checkpoint_every=0, **options)
+
+
+def mean_steps(workdir):
+    """Of each log line, its step and the first and last step that its means are over."""
+    found = []
+    for line in logged(workdir):
+        first, last = 2 * line["at"] - line["step"], line["step"]
+        squares = [n**2 for n in range(round(first), last + 1)]
+        assert line["squared"] == pytest.approx(sum(squares) / len(squares), rel=1e-6)
+        found.append((last, round(first), last))
+    return found
+
+
+@pytest.mark.medium
+def test_means_are_over_whole_windows(tmp_path):
+    """What is left of one at the end or at a pause is joined to the one before, and nothing remembers it."""
+    whole = [(4, 1, 4), (8, 5, 8), (12, 9, 12)]
+    result = count(tmp_path / "a", 13)
+    assert mean_steps(tmp_path / "a") == [*whole, (13, 9, 13)]
+    assert result.metrics["at"] == 11 and result.metrics["squared"] == pytest.approx(123)
+    count(tmp_path / "a", 15)  # longer, after all
+    count(tmp_path / "a", 21)
+    longer = [*whole, (13, 9, 13), (15, 9, 15), (16, 13, 16), (20, 17, 20), (21, 17, 21)]
+    assert mean_steps(tmp_path / "a") == longer
+    paused = [count(tmp_path / "b", 12, pause=at).metrics["at"] for at in (2, 3, 4, 7, 9)]
+    assert paused == [1.5, 2, 2.5, 4, 7]
+    count(tmp_path / "b", 12)
+    pauses = [(2, 1, 2), (3, 1, 3), whole[0], (7, 1, 7), whole[1], (9, 5, 9), whole[2]]
+    assert mean_steps(tmp_path / "b") == pauses
+    assert mean_steps(tmp_path / "a")[:3] == whole
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("every", [0, 100])
+def test_a_run_shorter_than_a_window_is_averaged_as_a_whole(tmp_path, every):
+    assert count(tmp_path, 6, log_every=every, pause=3).metrics["at"] == 2
+    assert count(tmp_path, 6, log_every=every).metrics["at"] == 3.5
+    assert count(tmp_path, 9, log_every=every).metrics["at"] == 5
+
+
+def test_what_is_left_of_a_window_is_averaged_with_the_one_before(tmp_path):
+    def means(log, count, total):
+        return log.means(parallel.Window(np.int32(count), {"at": np.float32(total)}))
+
+    log = run.Log(tmp_path, 0, 30, source(), every=4, speak=False, tensorboard=False)
+    assert means(log, 2, 6.0) == {"at": 3.0}  # there is none before
+    log.write(2, {"at": 3.0}, {}, {})  # a pause
+    assert means(log, 4, 20.0) == {"at": 5.0}
+    log.write(4, {"at": 5.0}, {}, {})
+    log.write(5, {}, {"samples/variance": 1.0, "samples/duplicates": 0.0}, {})
+    log.write(7, {"at": 100.0}, {}, {})
+    for _ in range(2):  # now, and read back from the file
+        assert means(log, 1, 10.0) == {"at": (4 * 5 + 10) / 5}
+        log.close()
+        log = run.Log(tmp_path, 7, 30, source(), every=4, speak=False, tensorboard=False)
+    log.close()
+
+
+def test_seconds_add_up_to_those_of_the_process(tmp_path):
+    """With the evaluation, of a process that begins and of one that goes on."""
+
+    def slow(_):
+        time.sleep(0.3)
+        return {"slow": 1.0}
+
+    for steps in (6, 9):
+        begin = time.perf_counter()
+        count(tmp_path, steps, evaluate=slow)
+        took = time.perf_counter() - begin
+        seconds = json.loads((tmp_path / "result.json").read_text())["timings"]
+        total = seconds.pop("total_s")
+        assert seconds["evaluate_s"] >= 0.3
+        assert sum(seconds.values()) == pytest.approx(total, abs=0.01) and total < took
+
+
+def test_the_speed_leaves_out_compilation_and_elapsed_time_no_step(tmp_path, monkeypatch):
+    """Also not the steps between the last line and the checkpoint that the run goes on from."""
+    seconds = iter(range(0, 10**6, 10))
+    monkeypatch.setattr(run.time, "perf_counter", lambda: float(next(seconds)))
+    log = run.Log(tmp_path, 0, 30, source(), every=4, speak=False, tensorboard=False)
+    log.compiled(1)
+    log.write(1, {"at": 1.0}, {}, {})
+    assert "time/steps_per_s" not in log.values  # it was all compilation
+    for step in (4, 8, 12, 13):
+        log.write(step, {"at": 1.0}, {}, {})
+    log.close()
+    lines = report.read_metrics(tmp_path / "metrics.jsonl")
+    times = {line["step"]: line["time/elapsed"] for line in lines}
+    speeds = {line["step"]: line.get("time/steps_per_s") for line in lines}
+    # Every reading of the clock takes ten seconds here, two to a line.
+    assert speeds == {1: None, 4: 0.1, 8: 0.2, 12: 0.2, 13: round(5 / 40, 3)}
+    log = run.Log(tmp_path, 11, 30, source(), every=4, speak=False, tensorboard=False)
+    log.close()
+    assert log._before == times[8] + 3 / 0.2
 
 
 def test_longer_run_continues_a_finished_one(straight, tmp_path, trees_equal):
