@@ -2,9 +2,11 @@
 
 import errno
 import fcntl
+import io
 import json
 import pathlib
 import shutil
+import sys
 import time
 from typing import NamedTuple
 
@@ -228,6 +230,47 @@ def test_the_speed_leaves_out_compilation_and_elapsed_time_no_step(tmp_path, mon
     log = run.Log(tmp_path, 11, 30, source(), every=4, speak=False, tensorboard=False)
     log.close()
     assert log._before == times[8] + 3 / 0.2
+
+
+class Terminal(io.StringIO):
+    """Of 40 columns; ``lines()`` are what stands there in the end."""
+
+    def isatty(self):
+        return True
+
+    def lines(self):
+        return [line.rpartition("\r")[2] for line in self.getvalue().split("\n")]
+
+
+def test_a_terminal_gets_whole_words_and_a_bar_of_its_own(tmp_path, monkeypatch):
+    """The bar begins after the first call, so that the time left does not count the compilation, and ends in time."""
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    calls = []
+    advance = run.Log.compiled
+    monkeypatch.setattr(run.Log, "compiled", lambda *args: calls.append(args) or advance(*args))
+    count(tmp_path, 8)
+    assert [step for _, step in calls] == [1]
+    lines = terminal.lines()
+    text = [line for line in lines if "%|" not in line and str(tmp_path) not in line]
+    assert max(map(len, text)) <= 40, lines
+    words = " ".join(lines).split()
+    pairs = zip(words, words[1:], strict=False)
+    assert {"at", "squared", "epoch"} <= {name for name, value in pairs if value[0].isdigit()}
+    for name in ("at ", "squared ", "epoch "):
+        assert not any(line.endswith(name) or line.endswith(name.strip()) for line in lines)
+    (bar,) = [line for line in lines if "100%" in line]
+    assert "8/8" in bar and bar.endswith("]")
+    assert lines[lines.index(bar) + 1].startswith("done at step 8")
+
+
+def test_what_is_no_terminal_gets_one_line(tmp_path, capsys):
+    count(tmp_path, 4)
+    said = capsys.readouterr().out
+    (line,) = [line for line in said.splitlines() if line.startswith("step ")]
+    assert line.isascii() and line.startswith("step 4/4  epoch 1.28  at 2.5  squared 7.5  ")
 
 
 def test_longer_run_continues_a_finished_one(straight, tmp_path, trees_equal):
