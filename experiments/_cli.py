@@ -649,20 +649,21 @@ def _train(
 ) -> int:
     # Heavy, and of no use to --help or a mistaken flag.
     from bpgan.runtime import parallel, train
+    from bpgan.runtime.run import fitted
 
-    changed = [
-        f"--{flag.name}={show(getattr(cfg, flag.name))}"
-        for flag in flags_of(type(cfg)).values()
-        if getattr(cfg, flag.name) != flag.default
-    ]
+    changed = _changed(cfg)
     parallel.setup(precision=cfg.precision)
-    say = print if parallel.is_lead() else lambda *_, **__: None
-    say(" ".join([name, *changed]), flush=True)
+
+    def say(text: str) -> None:
+        if parallel.is_lead():
+            print(fitted(text), flush=True)
+
+    say(" ".join([name, *changed]))
     for flag, why in idle.items():
-        say(f"warning: --{flag}={show(getattr(cfg, flag))} {why}", flush=True)
+        say(f"warning: --{flag}={show(getattr(cfg, flag))} {why}")
     experiment = build(cfg, axis_name=parallel.axis_name(cfg.parallel))
     if experiment.title:
-        say(experiment.title, flush=True)
+        say(experiment.title)
     try:
         result = train.fit(
             experiment.algorithm,
@@ -674,6 +675,7 @@ def _train(
             validate=experiment.validate,
             evaluate=experiment.evaluate,
             measure=experiment.measure,
+            command=command_of(cfg, _workdir(name, cfg, presets)),
             **plan_of(name, cfg, experiment),
         )
     except train.Anomaly as error:
@@ -685,6 +687,35 @@ def _train(
     if result.evaluated:
         say("\n".join(columns(_rows(result.evaluated))))
     return INTERRUPTED if result.status == "interrupted" else DONE
+
+
+def _changed(cfg: Config) -> list[str]:
+    """The flags that make a config of the defaults."""
+    return [
+        f"--{flag.name}={show(getattr(cfg, flag.name))}"
+        for flag in flags_of(type(cfg)).values()
+        if getattr(cfg, flag.name) != flag.default
+    ]
+
+
+def command_of(cfg: RunConfig, workdir: str) -> str:
+    """What a shell repeats a run with, however it was begun: by its flags, a preset, a launcher or a notebook.
+
+    Empty if the experiment is in no file.
+    """
+    import jax
+
+    module = sys.modules[type(cfg).__module__]
+    file, processes = getattr(module, "__file__", None), jax.process_count()
+    if module.__spec__ is None:
+        program = ["python", file] if file else []
+    elif processes > 1 and module.__spec__.parent == "experiments":
+        program = ["python", "-m", "launch", f"--experiment={_experiment_name(module)}"]
+        program += [f"--processes={processes}"]
+    else:
+        program = ["python", "-m", module.__spec__.name]
+    flags = _changed(dataclasses.replace(cfg, workdir=workdir))
+    return shlex.join([*program, *flags]) if program else ""
 
 
 def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]:

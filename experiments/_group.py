@@ -67,6 +67,7 @@ def run(argv: Sequence[str]) -> int:
             cfg.seed,
             {field: getattr(cfg, field) for field in numbers},
             *measures(cfg),
+            cli.command_of(cfg, cfg.workdir),
         )
         for cfg in cfgs
     ]

@@ -68,7 +68,7 @@ RESERVED = {
     "array_record": {"bpgan/data/cache.py"},
     "grain": {"bpgan/data/sources.py"},
     "requests": {"bpgan/data/builders.py"},
-    "tensorboardX": {"bpgan/runtime/run.py"},
+    "tensorboardX": {"bpgan/runtime/events.py"},
     "tqdm": {"bpgan/runtime/run.py", "bpgan/data"},
     "matplotlib": {"bpgan/runtime/report.py"},
     "submitit": {"experiments/_slurm.py"},

@@ -1,13 +1,17 @@
 """experiments/_cli.py: fields to flags, precedence, messages, exit codes."""
 
 import dataclasses
+import importlib
+import shlex
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 
 import bpgan.runtime
+import launch
 from bpgan.types import Algorithm, Source, UserError
 from experiments import _cli as cli
 
@@ -278,6 +282,36 @@ def test_run_hands_the_loop_steps_not_epochs(fit):
     assert run("--steps=7", "--workdir=a/b", "--precision=float64") == 0
     assert (fit.kwargs["steps"], str(fit.kwargs["workdir"])) == (7, "a/b")
     assert fit.setup == {"precision": "float64"}
+
+
+@pytest.mark.parametrize("name", launch.names())
+def test_the_command_of_a_run_repeats_it(name):
+    """However it was begun: here by pytest, whose own command is another."""
+    module = importlib.import_module(f"experiments.{name}")
+    if not issubclass(module.Config, cli.RunConfig):
+        return
+    for preset in ("", *module.PRESETS):
+        given = ["--seed=7", *[f"--preset={preset}"] * bool(preset)]
+        cfg = cli.resolve(module.Config, module.PRESETS, given)
+        for chosen in (cfg, dataclasses.replace(cfg, pause_at=1 / 3, tensorboard=False)):
+            python, option, what, *flags = shlex.split(cli.command_of(chosen, "a folder/'run'"))
+            assert (python, option, what) == ("python", "-m", f"experiments.{name}")
+            again = cli.resolve(module.Config, module.PRESETS, flags)
+            assert again == dataclasses.replace(chosen, workdir="a folder/'run'")
+
+
+def test_so_does_that_of_several_processes_or_of_a_script(fit, monkeypatch):
+    from experiments import mnist_gan
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    command = cli.command_of(mnist_gan.Config(), "here")
+    assert command == "python -m launch --experiment=mnist_gan --processes=2 --workdir=here"
+    assert cli.command_of(Config(lr=0.2), "x") == f"python -m {__name__} --lr=0.2 --workdir=x"
+    monkeypatch.setattr(sys.modules[__name__], "__spec__", None)
+    assert cli.command_of(Config(), "x") == f"python {__file__} --workdir=x"
+    monkeypatch.setattr(sys.modules[__name__], "__file__", None)
+    assert cli.command_of(Config(), "x") == ""  # python -c, a cell of a notebook
+    assert run("--workdir=a") == 0 and fit.kwargs["command"] == ""
 
 
 def test_a_run_warns_of_flags_without_effect(fit, capsys):

@@ -2,10 +2,12 @@
 
 import errno
 import fcntl
+import io
 import json
 import os
 import pathlib
 import shutil
+import sys
 import time
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tensorboard_points import assert_says_the_log, points_of, reader
 
 from bpgan import data
 from bpgan.algorithms import gan
@@ -116,6 +119,159 @@ def test_resume_from_every_checkpoint_is_bitwise(straight, tmp_path, trees_equal
         trees_equal(expected, final_state(run, 13))
         assert logged(run) == log
         assert (run / "samples/step_00000013.png").read_bytes() == grid
+
+
+class Counted(NamedTuple):
+    step: jax.Array
+
+
+def counting():
+    """The metric of a step is its number, so every mean is known."""
+
+    def step(state, batch, key):
+        now = Counted(state.step + 1)
+        return now, {"at": now.step.astype(jnp.float32), "squared": 1.0 * now.step**2}
+
+    return Algorithm(init=lambda key: Counted(jnp.int32(0)), step=step)
+
+
+def count(workdir, steps, **options):
+    return fit(workdir, steps, algorithm=counting(), checkpoint_every=0, **options)
+
+
+def mean_steps(workdir):
+    """Of each log line, its step and the first and last step that its means are over."""
+    found = []
+    for line in logged(workdir):
+        first, last = 2 * line["at"] - line["step"], line["step"]
+        squares = [n**2 for n in range(round(first), last + 1)]
+        assert line["squared"] == pytest.approx(sum(squares) / len(squares), rel=1e-6)
+        found.append((last, round(first), last))
+    return found
+
+
+@pytest.mark.medium
+def test_means_are_over_whole_windows(tmp_path):
+    """What is left of one at the end or at a pause is joined to the one before, and nothing remembers it."""
+    whole = [(4, 1, 4), (8, 5, 8), (12, 9, 12)]
+    result = count(tmp_path / "a", 13)
+    assert mean_steps(tmp_path / "a") == [*whole, (13, 9, 13)]
+    assert result.metrics["at"] == 11 and result.metrics["squared"] == pytest.approx(123)
+    count(tmp_path / "a", 15)  # longer, after all
+    count(tmp_path / "a", 21)
+    longer = [*whole, (13, 9, 13), (15, 9, 15), (16, 13, 16), (20, 17, 20), (21, 17, 21)]
+    assert mean_steps(tmp_path / "a") == longer
+    paused = [count(tmp_path / "b", 12, pause=at).metrics["at"] for at in (2, 3, 4, 7, 9)]
+    assert paused == [1.5, 2, 2.5, 4, 7]
+    count(tmp_path / "b", 12)
+    pauses = [(2, 1, 2), (3, 1, 3), whole[0], (7, 1, 7), whole[1], (9, 5, 9), whole[2]]
+    assert mean_steps(tmp_path / "b") == pauses
+    assert mean_steps(tmp_path / "a")[:3] == whole
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("every", [0, 100])
+def test_a_run_shorter_than_a_window_is_averaged_as_a_whole(tmp_path, every):
+    assert count(tmp_path, 6, log_every=every, pause=3).metrics["at"] == 2
+    assert count(tmp_path, 6, log_every=every).metrics["at"] == 3.5
+    assert count(tmp_path, 9, log_every=every).metrics["at"] == 5
+
+
+def test_what_is_left_of_a_window_is_averaged_with_the_one_before(tmp_path):
+    def means(log, count, total):
+        return log.means(parallel.Window(np.int32(count), {"at": np.float32(total)}))
+
+    log = run.Log(tmp_path, 0, 30, source(), every=4, speak=False, tensorboard=False)
+    assert means(log, 2, 6.0) == {"at": 3.0}  # there is none before
+    log.write(2, {"at": 3.0}, {}, {})  # a pause
+    assert means(log, 4, 20.0) == {"at": 5.0}
+    log.write(4, {"at": 5.0}, {}, {})
+    log.write(5, {}, {"samples/variance": 1.0, "samples/duplicates": 0.0}, {})
+    log.write(7, {"at": 100.0}, {}, {})
+    for _ in range(2):  # now, and read back from the file
+        assert means(log, 1, 10.0) == {"at": (4 * 5 + 10) / 5}
+        log.close()
+        log = run.Log(tmp_path, 7, 30, source(), every=4, speak=False, tensorboard=False)
+    log.close()
+
+
+def test_seconds_add_up_to_those_of_the_process(tmp_path):
+    """With the evaluation, of a process that begins and of one that goes on."""
+
+    def slow(_):
+        time.sleep(0.3)
+        return {"slow": 1.0}
+
+    for steps in (6, 9):
+        begin = time.perf_counter()
+        count(tmp_path, steps, evaluate=slow)
+        took = time.perf_counter() - begin
+        seconds = json.loads((tmp_path / "result.json").read_text())["timings"]
+        total = seconds.pop("total_s")
+        assert seconds["evaluate_s"] >= 0.3
+        assert sum(seconds.values()) == pytest.approx(total, abs=0.01) and total < took
+
+
+def test_the_speed_leaves_out_compilation_and_elapsed_time_no_step(tmp_path, monkeypatch):
+    """Also not the steps between the last line and the checkpoint that the run goes on from."""
+    seconds = iter(range(0, 10**6, 10))
+    monkeypatch.setattr(run.time, "perf_counter", lambda: float(next(seconds)))
+    log = run.Log(tmp_path, 0, 30, source(), every=4, speak=False, tensorboard=False)
+    log.compiled(1)
+    log.write(1, {"at": 1.0}, {}, {})
+    assert "time/steps_per_s" not in log.values  # it was all compilation
+    for step in (4, 8, 12, 13):
+        log.write(step, {"at": 1.0}, {}, {})
+    log.close()
+    lines = report.read_metrics(tmp_path / "metrics.jsonl")
+    times = {line["step"]: line["time/elapsed"] for line in lines}
+    speeds = {line["step"]: line.get("time/steps_per_s") for line in lines}
+    # Every reading of the clock takes ten seconds here, two to a line.
+    assert speeds == {1: None, 4: 0.1, 8: 0.2, 12: 0.2, 13: round(5 / 40, 3)}
+    log = run.Log(tmp_path, 11, 30, source(), every=4, speak=False, tensorboard=False)
+    log.close()
+    assert log._before == times[8] + 3 / 0.2
+
+
+class Terminal(io.StringIO):
+    """Of 40 columns; ``lines()`` are what stands there in the end."""
+
+    def isatty(self):
+        return True
+
+    def lines(self):
+        return [line.rpartition("\r")[2] for line in self.getvalue().split("\n")]
+
+
+def test_a_terminal_gets_whole_words_and_a_bar_of_its_own(tmp_path, monkeypatch):
+    """The bar begins after the first call, so that the time left does not count the compilation, and ends in time."""
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    calls = []
+    advance = run.Log.compiled
+    monkeypatch.setattr(run.Log, "compiled", lambda *args: calls.append(args) or advance(*args))
+    count(tmp_path, 8)
+    assert [step for _, step in calls] == [1]
+    lines = terminal.lines()
+    text = [line for line in lines if "%|" not in line and str(tmp_path) not in line]
+    assert max(map(len, text)) <= 40, lines
+    words = " ".join(lines).split()
+    pairs = zip(words, words[1:], strict=False)
+    assert {"at", "squared", "epoch"} <= {name for name, value in pairs if value[0].isdigit()}
+    for name in ("at ", "squared ", "epoch "):
+        assert not any(line.endswith(name) or line.endswith(name.strip()) for line in lines)
+    (bar,) = [line for line in lines if "100%" in line]
+    assert "8/8" in bar and bar.endswith("]")
+    assert lines[lines.index(bar) + 1].startswith("done at step 8")
+
+
+def test_what_is_no_terminal_gets_one_line(tmp_path, capsys):
+    count(tmp_path, 4)
+    said = capsys.readouterr().out
+    (line,) = [line for line in said.splitlines() if line.startswith("step ")]
+    assert line.isascii() and line.startswith("step 4/4  epoch 1.28  at 2.5  squared 7.5  ")
 
 
 def test_longer_run_continues_a_finished_one(straight, tmp_path, trees_equal):
@@ -418,22 +574,19 @@ def test_run_directory(straight):
 
 
 @pytest.mark.medium
-@pytest.mark.filterwarnings("ignore")
 def test_tensorboard_reads_scalars_grids_and_hyperparameters(tmp_path):
-    """By TensorBoard's own reader, after a resume: every step once."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run = tmp_path / "run"
-    fit(run, 6, tensorboard=True, sample_every=4)
-    fit(run, 12, tensorboard=True, sample_every=4)
-    events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
-    log = {line["step"]: line["d/loss"] for line in records.read_log(run / "metrics.jsonl")}
-    read = {event.step: event.value for event in events.Scalars("d/loss")}
-    assert read.keys() == log.keys() == {4, 6, 8, 12}
-    np.testing.assert_allclose([read[s] for s in log], list(log.values()), rtol=1e-6)
-    assert [event.step for event in events.Images("samples")] == [0, 4, 6, 8, 12]
-    hyperparameters = EventAccumulator(str(run / "hparams")).Reload()
-    assert "final/d/loss" in hyperparameters.Tags()["scalars"]
+    """By TensorBoard's own reader, after a resume and after one from an earlier checkpoint: every step once."""
+    path = tmp_path / "run"
+    fit(path, 6, tensorboard=True, sample_every=4, evaluate=lambda _: {"test": 1.0})
+    fit(path, 12, tensorboard=True, sample_every=4)
+    assert_says_the_log(path, grids=(0, 4, 6, 8, 12))
+    (path / "result.json").unlink()
+    for step in ("9", "12"):
+        shutil.rmtree(path / "checkpoints" / step)
+    fit(path, 13, tensorboard=True, sample_every=4, evaluate=lambda _: {"test": 2.0})
+    assert_says_the_log(path, grids=(0, 4, 6, 8, 12, 13))
+    row = points_of(reader(path / "hparams"))
+    assert row["final/test"] == [(0, np.float32(2).tobytes())] and "final/d/loss" in row
 
 
 def test_shorter_run_than_the_one_there_is_refused(straight):

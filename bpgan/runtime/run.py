@@ -5,16 +5,18 @@ Everything in it is either replaced as a whole or, the log, cut back to the chec
 
 import collections
 import contextlib
+import heapq
 import json
 import os
 import pathlib
 import platform
 import re
 import secrets
-import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import types
 import zlib
@@ -23,10 +25,10 @@ from importlib import metadata
 from typing import Any
 
 import jax
-import numpy as np
 
 from bpgan.files import write_json
-from bpgan.runtime import anomaly, parallel, records
+from bpgan.runtime import anomaly, events, parallel, records
+from bpgan.runtime.parallel import Window
 from bpgan.types import Source, UserError
 from bpgan.version import __version__
 
@@ -154,6 +156,7 @@ def write_record(
     group: Mapping[str, Any] | None = None,
     measure: Mapping[str, str] = types.MappingProxyType({}),
     run: str = "",
+    command: str = "",
 ) -> None:
     """Writes ``config.json``: the experiment, every field, the data, versions, devices, revision and command.
 
@@ -164,6 +167,7 @@ def write_record(
       group: of a run that is trained together with others, who they are and how.
       measure: what it is evaluated with while it trains.
       run: its ``identity``.
+      command: what a shell repeats the run with; empty if it was not begun by one.
     """
     versions = {"bpgan": __version__, "python": platform.python_version()}
     versions |= {p: metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax", "numpy")}
@@ -176,7 +180,7 @@ def write_record(
         "versions": versions,
         "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()],
         "git": _git_revision(),
-        "command": shlex.join(sys.argv),
+        "command": command,
     }
     if group is not None:
         description["group"] = dict(group)
@@ -267,6 +271,7 @@ class Log:
       path: the run directory. What was logged after ``step`` is dropped.
       step, total: where the run goes on, and where it ends.
       source: for epochs and images per second.
+      every: steps of a whole window; 0 if there is only one.
       tensorboard: also write event files.
       lead: of several processes that train one run, only the lead writes and speaks; all keep the history.
       speak: also print; not if this is one of many runs.
@@ -279,34 +284,62 @@ class Log:
         total: int,
         source: Source,
         *,
+        every: int = 0,
         tensorboard: bool = True,
         lead: bool = True,
         speak: bool = True,
     ):
-        from tqdm import tqdm
-
-        self._total, self._source = total, source
+        self._total, self._source, self._every = total, source, every
         metrics = path / "metrics.jsonl"
         if lead:
             records.truncate_log(metrics, step)
         lines = [line for line in records.read_log(metrics) if line["step"] <= step]
         self.values: dict[str, float] = {}
+        self._whole: Mapping[str, Any] = {}
         for line in lines:
             self.values |= {k: v for k, v in line.items() if k not in _NO_VALUES}
+            if CLOCK[0] in line and self._ends_window(line["step"]):
+                self._whole = line
         self.anomalies = [f"step {at['step']}: {at['anomaly']}" for at in lines if "anomaly" in at]
         self.history = collections.deque(lines, 2 * anomaly.HISTORY)
-        self._before = self.values.get("time/elapsed", 0.0)
-        self._start = self._window_start = time.perf_counter()
-        self._window_step = step
-        self._file = metrics.open("a") if lead else None
-        self._speak = lead and speak
+        self._before = _elapsed_by(step, lines)
+        self._start = time.perf_counter()
+        self._marks = [(step, self._start)]
+        self._path, self._speak = path, lead and speak
+        self._bar: Any = None
+        # Points that are made of elapsed time: the curves have no gap where the run was interrupted, and a clock that
+        # goes back does not tangle them.
+        self._begun = time.time() - self._before
         self._events = None
         if tensorboard and lead:
-            from tensorboardX import SummaryWriter
+            self._events = events.Writer(path, _events_of(path, lines, step, self._begun))
+        self._file = metrics.open("a") if lead else None
 
-            self._events = SummaryWriter(str(path), purge_step=step + bool(step))
+    def _ends_window(self, step: int) -> bool:
+        """Whether windows end at this step; the end and a pause of a run may come amid one."""
+        return self._every > 0 and step % self._every == 0
+
+    def _elapsed(self) -> float:
+        return self._before + time.perf_counter() - self._start
+
+    def means(self, window: Window) -> dict[str, float]:
+        """Means over a window; what is less than a whole one is averaged together with the whole one before it."""
+        count, means = int(window.count), window.means()
+        if count >= self._every or not self._whole:
+            return means
+        total = self._every + count
+        return {
+            k: (self._every * self._whole[k] + count * v) / total if k in self._whole else v
+            for k, v in means.items()
+        }
+
+    def compiled(self, step: int) -> None:
+        """Starts the clock of the speed, and the progress bar: the first call, which compiles, is over."""
+        from tqdm import tqdm
+
+        self._marks = [(step, time.perf_counter())]
         self._bar = tqdm(
-            total=total,
+            total=self._total,
             initial=step,
             unit="step",
             dynamic_ncols=True,
@@ -314,7 +347,9 @@ class Log:
         )
 
     def progress(self, step: int) -> None:
-        """Moves the progress bar."""
+        """Moves the progress bar, if it has begun."""
+        if self._bar is None:
+            return
         self._bar.update(step - self._bar.n)
         rate = self._bar.format_dict["rate"]
         if rate:
@@ -339,26 +374,20 @@ class Log:
             "step": step,
             "epoch": round(step / self._source.steps_per_epoch, 4),
         }
+        at = pairs({"step": f"{step}/{self._total}"})
         found = anomaly.loss_spikes(self.history, window)
         # A generator that has only begun to learn draws the same image everywhere.
         if samples and step >= self._source.steps_per_epoch:
             found += anomaly.collapse(samples)
         values = {**window, **samples, **evaluated}
         if window:
-            now = time.perf_counter()
-            rate = (step - self._window_step) / max(now - self._window_start, 1e-9)
-            self._window_start, self._window_step = now, step
-            speed = rate * self._source.batch_size
-            shown = "  ".join(f"{k} {v:.4g}" for k, v in window.items() if "norm" not in k)
-            self.say(
-                f"step {step}/{self._total}  epoch {line['epoch']:.4g}  {shown}  {rate:.4g} steps/s"
-                f"  {speed:,.0f} images/s  {clock((self._total - step) / rate)} left"
-            )
-            elapsed = self._before + now - self._start
-            values |= zip(CLOCK, (round(elapsed, 3), round(rate, 3), round(speed, 1)), strict=True)
+            timed = self._timed(step)
+            values |= timed
+            shown = {k: v for k, v in window.items() if "norm" not in k}
+            shown = pairs({"epoch": line["epoch"], **shown})
+            self.say("  ".join((at, shown, left(self._total - step, timed))))
         if evaluated:
-            shown = "  ".join(f"{k} {v:.4g}" for k, v in evaluated.items())
-            self.say(f"step {step}/{self._total}  {shown}")
+            self.say(f"{at}  {pairs(evaluated)}")
         line |= values
         if found:
             line["anomaly"] = "; ".join(found)
@@ -366,32 +395,50 @@ class Log:
             self.say(f"anomaly at step {step}: {line['anomaly']}")
         self.history.append(line)
         self.values |= values
+        if window and self._ends_window(step):
+            self._whole = line
         if self._file:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         if self._events:
-            for key, value in {"epoch": line["epoch"], **values}.items():
-                self._events.add_scalar(key, value, step)
+            self._events.write(_scalars_of(line, self._begun + self._elapsed()))
         return found
 
-    def image(self, step: int, grid: np.ndarray) -> None:
+    def _timed(self, step: int) -> dict[str, float]:
+        """The time and the speed over a window, without the first call, which compiles; no speed if it was all."""
+        now = time.perf_counter()
+        timed = {CLOCK[0]: round(self._elapsed(), 3)}
+        if self._ends_window(step):
+            begin, start = self._marks[-1]
+            self._marks = [self._marks[-1], (step, now)]
+        else:  # less than a window, and the one before it
+            begin, start = self._marks[0]
+        if step > begin:
+            rate = (step - begin) / max(now - start, 1e-9)
+            speed = rate * self._source.batch_size
+            timed |= zip(CLOCK[1:], (round(rate, 3), round(speed, 1)), strict=True)
+        return timed
+
+    def image(self, step: int, png: pathlib.Path) -> None:
         """Hands a sample grid to TensorBoard."""
         if self._events:
-            self._events.add_image("samples", grid, step, dataformats="HWC")
+            at = self._begun + self._elapsed()
+            self._events.write(events.image(step, "samples", png.read_bytes(), at))
 
     def hyperparameters(self, config: Mapping[str, Any], values: Mapping[str, float]) -> None:
-        """Makes the run a row of TensorBoard's table of hyper-parameters."""
+        """Makes the run a row of TensorBoard's table of hyper-parameters, in the place of what it was there before."""
         if self._events:
-            self._events.add_hparams(
-                dict(config), {f"final/{k}": v for k, v in values.items()}, name="hparams"
-            )
+            final = {f"final/{k}": v for k, v in values.items()}
+            row = events.hyperparameters(config, final, self._begun + self._elapsed())
+            events.Writer(self._path / "hparams", row).close()
 
     def say(self, line: str) -> None:
         """Prints a line without disturbing the progress bar. If nobody reads on, the terminal has hung up."""
         if not self._speak:
             return
         try:
-            self._bar.write(line, file=sys.stdout)
+            write = self._bar.write if self._bar is not None else print
+            write(fitted(line), file=sys.stdout)
             sys.stdout.flush()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -401,14 +448,21 @@ class Log:
         """Returns when what was logged is on the disk; a checkpoint must not be ahead of its log."""
         if self._file:
             os.fsync(self._file.fileno())
+        if self._events:
+            self._events.sync()
+
+    def end_progress(self) -> None:
+        """Ends the progress bar: whatever is printed from now on has lines of its own."""
+        if self._bar is not None:
+            self._bar.close()
 
     def close(self) -> None:
         """Closes the files."""
-        self._bar.close()
-        if self._file:
-            self._file.close()
-        if self._events:
-            self._events.close()
+        with contextlib.ExitStack() as stack:  # all of them, though a full disk may fail each
+            for file in (self._file, self._events):
+                if file:
+                    stack.callback(file.close)
+            self.end_progress()
 
 
 _NO_VALUES = ("step", "epoch", "anomaly")
@@ -418,6 +472,79 @@ def values_by(path: pathlib.Path, step: int) -> dict[str, float]:
     """The metrics of a run as last logged by a step."""
     lines = [x for x in records.read_log(path / "metrics.jsonl") if x["step"] <= step]
     return {k: v for line in lines for k, v in line.items() if k not in _NO_VALUES}
+
+
+def _elapsed_by(step: int, lines: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds that a run had taken by a step: as last logged, and from there on at the speed logged there."""
+    line = next((line for line in reversed(lines) if CLOCK[0] in line), {})
+    speed = line.get(CLOCK[1])
+    return line.get(CLOCK[0], 0.0) + ((step - line["step"]) / speed if speed else 0.0)
+
+
+def _events_of(
+    path: pathlib.Path, lines: Sequence[Mapping[str, Any]], step: int, begun: float
+) -> Iterator[events.Event]:
+    """What was logged and drawn by a step, in the order in which it was."""
+    grids = []
+    for file in path.glob("samples/step_*.png"):
+        match = re.fullmatch(r"step_(\d+)\.png", file.name)
+        if match and int(match[1]) <= step:
+            grids.append((int(match[1]), file))
+    seconds = 0.0
+    logged = [(line["step"], line) for line in lines]
+    for at, thing in heapq.merge(sorted(grids), logged, key=lambda pair: pair[0]):
+        if not isinstance(thing, pathlib.Path):
+            seconds = thing.get(CLOCK[0], seconds)
+            yield _scalars_of(thing, begun + seconds)
+        elif png := _png(thing):
+            yield events.image(at, "samples", png, begun + seconds)
+
+
+def _png(file: pathlib.Path) -> bytes:
+    """The content of a picture; empty if it is none or cannot be read."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return b""
+    return content if content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 32 else b""
+
+
+def _scalars_of(line: Mapping[str, Any], time: float) -> events.Event:
+    """All numbers of a log line; TensorBoard has the step itself."""
+    return events.scalars(line["step"], {k: v for k, v in line.items() if k != "step"}, time)
+
+
+def pairs(values: Mapping[str, Any]) -> str:
+    """Names with their values, four digits of each; ``fitted`` breaks no pair."""
+    shown = ((k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in values.items())
+    return "  ".join(f"{k}{_TIED}{v}" for k, v in shown)
+
+
+def left(steps: int, timed: Mapping[str, float], *, runs: int = 1) -> str:
+    """The speed of ``runs`` together, and the time that ``steps`` more take; nothing while the speed is not known."""
+    if not timed.get(CLOCK[1]):
+        return ""
+    rate, speed = (timed[k] for k in CLOCK[1:])
+    shown = [f"{rate * runs:.4g} steps/s" + " in all" * (runs > 1)]
+    shown += [f"{speed:,.0f} images/s"] * (runs == 1)
+    shown += [f"{clock(steps / rate)} left"]
+    return "  ".join(word.replace(" ", _TIED) for word in shown)
+
+
+_TIED = "\N{NO-BREAK SPACE}"
+
+
+def fitted(text: str) -> str:
+    """Text for stdout: on a terminal, lines are broken to its width between words, and never within a pair."""
+    if sys.stdout.isatty():
+        wrapper = textwrap.TextWrapper(
+            width=max(20, shutil.get_terminal_size().columns),
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        text = "\n".join(map(wrapper.fill, text.split("\n")))
+    return text.replace(_TIED, " ")
 
 
 def clock(seconds: float) -> str:

@@ -5,7 +5,6 @@ in the compiled program and its carry; this file only chooses how many steps the
 """
 
 import contextlib
-import functools
 import json
 import math
 import os
@@ -101,7 +100,16 @@ def _signals() -> Iterator[Callable[[], str | None]]:
 
 
 class _Timings(dict):
-    """Seconds by activity."""
+    """Seconds by activity, from now on."""
+
+    def __init__(self):
+        super().__init__()
+        self._start = time.perf_counter()
+
+    def until_now(self) -> dict[str, float]:
+        """The seconds of each activity, of all ``other`` ones and their ``total``."""
+        total = time.perf_counter() - self._start
+        return {**self, "other": total - sum(self.values()), "total": total}
 
     @contextlib.contextmanager
     def __call__(self, activity: str) -> Iterator[None]:
@@ -119,7 +127,7 @@ class Member(NamedTuple):
       config, workdir: see ``run.open_run``.
       seed: root seed.
       values: the other arguments of ``sweep.Make``, by name.
-      validate, evaluate, measure: see ``fit``.
+      validate, evaluate, measure, command: see ``fit``.
     """
 
     config: Mapping[str, Any]
@@ -129,6 +137,7 @@ class Member(NamedTuple):
     validate: Callable[[Any], Mapping[str, float]] | None = None
     evaluate: Callable[[Any], Mapping[str, float]] | None = None
     measure: Mapping[str, str] = types.MappingProxyType({})
+    command: str = ""
 
 
 def fit(
@@ -142,6 +151,7 @@ def fit(
     validate: Callable[[Any], Mapping[str, float]] | None = None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     measure: Mapping[str, str] = types.MappingProxyType({}),
+    command: str = "",
     **plan: Any,
 ) -> Result:
     """Trains until ``steps``, from the newest sound checkpoint in ``workdir`` if there is one.
@@ -160,6 +170,7 @@ def fit(
       evaluate: ``state -> {name: value}`` on the host, after the last step; of the best checkpoint, too, if ``keep``
         ranks them.
       measure: see ``run.open_run``.
+      command: what a shell repeats the run with, for config.json and report; empty if it was not begun by one.
       **plan: the fields of ``Plan``.
 
     Raises:
@@ -172,7 +183,15 @@ def fit(
     def compiled() -> sweep.Group:
         return sweep.alone(parallel.compile(algorithm, source, seed=seed, mode=mode), mode)
 
-    member = Member(config, workdir, seed, validate=validate, evaluate=evaluate, measure=measure)
+    member = Member(
+        config,
+        workdir,
+        seed,
+        validate=validate,
+        evaluate=evaluate,
+        measure=measure,
+        command=command,
+    )
     (result,) = _fit([member], source, compiled, Plan(**plan))
     if isinstance(result, Anomaly):
         raise result
@@ -282,7 +301,8 @@ class Plan(NamedTuple):
       name, restart_safe: see ``run.open_run``.
       steps: the step at which a run is done.
       pause: if not 0, the step to stop at for now: there, too, a run is logged, validated and saved.
-      log_every: metrics are averaged over this many steps and written.
+      log_every: metrics are averaged over this many steps and written; at the end and at a pause, what is less is
+        averaged together with the whole window before it. If there is none before it, over all steps so far.
       sample_every: a grid of ``GRID`` samples, always of the same latents, and how diverse they are.
       checkpoint_every: besides the checkpoint at the end and on SIGTERM or SIGINT.
       eval_every: how often ``validate`` is called; a checkpoint is saved each time, so that the best can be kept.
@@ -369,8 +389,9 @@ class _Run:
                 member.config,
                 self.source,
                 group,
-                member.measure,
-                self.id,
+                measure=member.measure,
+                run=self.id,
+                command=member.command,
             )
 
     def find_log(self, step: int) -> None:
@@ -403,7 +424,6 @@ class _Run:
                 f"--workdir={self.path}: the run is at step {step} already, past {self.plan.steps}"
             )
         self.saved = step if resumed else -1
-        self.finished_before = resumed and step == self.plan.steps
         self.past = 0 < self.plan.pause < step
         if not self.past:
             if parallel.is_lead():  # before the record: the result beside it is of these flags
@@ -417,6 +437,7 @@ class _Run:
             step,
             self.plan.steps,
             self.source,
+            every=self.plan.log_every,
             tensorboard=self.plan.tensorboard,
             lead=parallel.is_lead(),
             speak=not self.quiet,
@@ -427,8 +448,9 @@ class _Run:
         samples = report.to_bytes(samples)
         grid = report.image_grid(samples)
         if parallel.is_lead():
-            report.save_png(self.path / "samples" / f"step_{step:08d}.png", grid)
-        self.log.image(step, grid)
+            file = self.path / "samples" / f"step_{step:08d}.png"
+            report.save_png(file, grid)
+            self.log.image(step, file)
         if np.shape(self.source.examples)[1:] != samples.shape[1:]:
             return {}
         return anomaly.diversity(samples, report.to_bytes(self.source.examples))
@@ -462,6 +484,7 @@ class _Run:
         values, anomalies = self.log.values, self.log.anomalies
         if status == "non-finite":
             values, anomalies = {}, [str(error)]
+        self.log.end_progress()
         self._finish(status, step, values, seconds, anomalies)
         if self.quiet:
             print(error, flush=True)
@@ -471,6 +494,7 @@ class _Run:
 
         Its own result stays as it is, then; ``result_at_STEP.json`` says how it was there, and by which flags.
         """
+        self.log.end_progress()
         found: dict[str, float] = {}
         steps, keep, evaluate = self.plan.steps, self.plan.keep, self.member.evaluate
         at = min(step, self.plan.pause or steps)
@@ -485,7 +509,7 @@ class _Run:
                     found["best/step"] = float(best[0])
         logged = run.values_by(self.path, at) if self.past else self.log.values
         values = logged | found
-        if status == "done" and not self.finished_before:
+        if status == "done":
             self.log.hyperparameters(self.member.config, values)
         if not self.past:
             self._finish(status, at, values, seconds, self.log.anomalies)
@@ -521,7 +545,7 @@ class _Run:
             "step": step,
             "metrics": values,
             "anomalies": anomalies,
-            "timings": {f"{k}_s": round(v, 3) for k, v in seconds.items()},
+            "timings": {f"{k}_s": round(v, 3) for k, v in seconds.until_now().items()},
         }
         write_json(self.path / "result.json", result)
         page = report.update_report(self.path)
@@ -533,7 +557,6 @@ def _fit(
     members: Sequence[Member], source: Source, compiled: Callable[[], sweep.Group], plan: Plan
 ) -> list[Result | Anomaly]:
     """The loop, of one run or of a group."""
-    start = time.perf_counter()
     seconds = _Timings()
     lead, several, steps = parallel.is_lead(), len(members) > 1, plan.steps
     if several:  # one that was saved when the others were not can then go back to where they are
@@ -572,7 +595,7 @@ def _fit(
         resumed, step = step is not None, step or 0
         stopped = stack.enter_context(_signals())
         where = first.path.parent if several else first.path
-        say = functools.partial(print, flush=True) if several else first.log.say
+        say = (lambda line: print(run.fitted(line), flush=True)) if several else first.log.say
         say(
             f"{plan.name}: {'resuming at step ' + str(step) if resumed else 'starting'}, {steps} steps"
             f" ({steps / source.steps_per_epoch:.4g} epochs) on {program.devices}"
@@ -609,6 +632,9 @@ def _fit(
             active = np.array([each.result is None for each in runs])
             with seconds("train" if "first_call" in seconds else "first_call"):
                 carry, finite = program.run(carry, k, active)
+            if "train" not in seconds:
+                for _, each in alive():
+                    each.log.compiled(step + k)
             step += k
             for i, each in alive():
                 if not finite[i]:
@@ -623,8 +649,8 @@ def _fit(
             if last or (plan.log_every and step % plan.log_every == 0):
                 with seconds("log"):
                     windows = program.windows(carry)
-                    # Not for a pause, which the run will not remember.
-                    if step == steps or (plan.log_every and step % plan.log_every == 0):
+                    # Not for the end or a pause, which the run will not remember when it goes on.
+                    if plan.log_every and step % plan.log_every == 0:
                         carry = program.clear(carry)
             if step == steps or (plan.sample_every and step % plan.sample_every == 0):
                 with seconds("sample"):
@@ -638,7 +664,7 @@ def _fit(
             lines = []
             for i, each in alive():
                 line = (
-                    windows[i].means() if windows else {},
+                    each.log.means(windows[i]) if windows else {},
                     drawn.get(i, {}),
                     evaluated.get(i, {}),
                 )
@@ -663,7 +689,6 @@ def _fit(
             each.checkpoints.close()
         if step < until and alive():
             say(f"{stopped() or 'preempted'}: saved at step {step}; the same command continues")
-        seconds["total"] = time.perf_counter() - start
         for i, each in alive():
             each.end(step, program.member(carry, i), seconds, program.abstract)
     parallel.leave()
@@ -715,17 +740,13 @@ def _summary(step: int, steps: int, lines: Sequence[Mapping[str, float]]) -> str
     if not lines:
         return f"step {step}/{steps}  no run is left"
     names = [k for k in lines[0] if "norm" not in k and not k.startswith("time/")]
-    shown = []
+    shown = {}
     for name in names:
         values = [line[name] for line in lines if name in line]
         low, mid, high = min(values), statistics.median(values), max(values)
-        shown.append(f"{name} {mid:.4g} ({low:.3g} to {high:.3g})")
-    rate = lines[0]["time/steps_per_s"]
-    left = run.clock((steps - step) / max(rate, 1e-9))
-    return (
-        f"step {step}/{steps}  {len(lines)} runs  {'  '.join(shown)}  {rate * len(lines):.4g} steps/s in all"
-        f"  {left} left"
-    )
+        shown[name] = f"{mid:.4g} ({low:.3g} to {high:.3g})"
+    speed = run.left(steps - step, lines[0], runs=len(lines))
+    return "  ".join((run.pairs({"step": f"{step}/{steps}", "runs": len(lines), **shown}), speed))
 
 
 def _check_rank(plan: Plan, program: sweep.Group, source: Source) -> None:

@@ -9,6 +9,7 @@ import sys
 
 import jax
 import numpy as np
+from tensorboard_points import assert_says_the_log
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 STEPS = 400
@@ -86,6 +87,8 @@ def logged(workdir):
 def assert_same(a, b, step=STEPS):
     """Parameters, optimisers, averages, statistics, metric window, log and sample grids: bit for bit.
 
+    And TensorBoard shows of the second what its log says.
+
     Returns how many bytes were compared.
     """
     first, second = arrays(a, step), arrays(b, step)
@@ -94,6 +97,7 @@ def assert_same(a, b, step=STEPS):
         assert first[name].dtype == second[name].dtype
         assert first[name].tobytes() == second[name].tobytes(), name
     assert logged(a) == logged(b)
+    assert_says_the_log(b)
     grids = sorted(p.name for p in (a / "samples").iterdir())
     assert grids == sorted(p.name for p in (b / "samples").iterdir() if p.suffix == ".png")
     for name in grids:

@@ -1,15 +1,17 @@
 """Disks that fill up, cannot be written, or change what they hold."""
 
+import contextlib
 import gc
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 
 import jax
 import numpy as np
 import pytest
-from harness import assert_same, finish, start
+from harness import assert_same, finish, start, wait_for_step
 from test_train import small_gan, source
 
 from bpgan.runtime import parallel
@@ -54,6 +56,27 @@ def test_full_disk(undisturbed, disk, size):
     assert "No space left" in errors[0]
     disk("size=200m")
     finish(start(run))
+    assert_same(undisturbed, run)
+
+
+@pytest.mark.slow
+def test_disk_that_fills_up_while_a_run_trains(undisturbed, disk):
+    """Whatever is written next says so, in one line and at once; no thread waits, and none says more."""
+    run, flags = disk("size=40m") / "run", ["--checkpoint_every=1000"]  # log and events are next
+    process = start(run, *flags)
+    wait_for_step(process, 20)
+    process.send_signal(signal.SIGSTOP)
+    with contextlib.suppress(OSError), (run.parent / "rest").open("wb") as file:
+        while True:
+            file.write(bytes(4096))
+            file.flush()
+    process.send_signal(signal.SIGCONT)
+    said = finish(process, code=2)
+    errors = [line for line in said.splitlines() if not line.startswith("step ")]
+    assert len(errors) == 1 and errors[0].startswith("error: --workdir"), said
+    assert "No space left" in errors[0]
+    (run.parent / "rest").unlink()
+    finish(start(run, *flags))
     assert_same(undisturbed, run)
 
 

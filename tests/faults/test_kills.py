@@ -1,6 +1,8 @@
 """A training process that is killed again and again, and repeated by the same command, ends in the same bits."""
 
+import json
 import re
+import shlex
 import signal
 import sys
 import time
@@ -30,6 +32,9 @@ def test_every_signal_in_turn(undisturbed, tmp_path):
         process = start(tmp_path / "run")
         wait_for_step(process, step)
         if number == signal.SIGKILL:
+            process.send_signal(
+                signal.SIGSTOP
+            )  # it would be done before the second one has started
             record = (tmp_path / "run/config.json").read_bytes()
             said = finish(start(tmp_path / "run"), code=2)
             assert "another process is training here" in said and "Traceback" not in said
@@ -46,7 +51,10 @@ def test_every_signal_in_turn(undisturbed, tmp_path):
     wait_for_step(process, 350)
     process.stdout.close()
     assert process.wait(harness.LIMIT) == 75
-    said = finish(start(tmp_path / "run"))
+    recorded = json.loads((tmp_path / "run/config.json").read_text())["command"]
+    python, *words = shlex.split(recorded)  # it is the same command
+    assert python == "python"
+    said = finish(start(tmp_path, argv=[sys.executable, *words]))
     assert "resuming at step" in said
     assert assert_same(undisturbed, tmp_path / "run") > 10**6
 
