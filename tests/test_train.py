@@ -223,7 +223,7 @@ def test_the_speed_leaves_out_compilation_and_elapsed_time_no_step(tmp_path, mon
     for step in (4, 8, 12, 13):
         log.write(step, {"at": 1.0}, {}, {})
     log.close()
-    lines = report.read_metrics(tmp_path / "metrics.jsonl")
+    lines = records.read_log(tmp_path / "metrics.jsonl")
     times = {line["step"]: line["time/elapsed"] for line in lines}
     speeds = {line["step"]: line.get("time/steps_per_s") for line in lines}
     # Every reading of the clock takes ten seconds here, two to a line.

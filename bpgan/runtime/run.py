@@ -25,6 +25,7 @@ from importlib import metadata
 from typing import Any
 
 import jax
+import numpy as np
 
 from bpgan.files import write_json
 from bpgan.runtime import anomaly, events, parallel, records
