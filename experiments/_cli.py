@@ -113,6 +113,7 @@ def field(
     exclusive_low: bool = False,
     restart_safe: bool = False,
     sweepable: bool = False,
+    locates_data: bool = False,
     check: Callable[[Any], object] | None = None,
 ) -> Any:
     """A dataclass field that becomes a flag, annotated ``bool``, ``int``, ``float`` or ``str``.
@@ -126,6 +127,8 @@ def field(
       low, high: bounds, both allowed values themselves unless ``exclusive_low``.
       restart_safe: an interrupted run may be resumed with another value.
       sweepable: ``build`` never branches on it in Python, so it may be a tracer.
+      locates_data: it only says where the data are: an interrupted run may be resumed with another value if they are
+        the same there.
       check: called with the value; raises ValueError("must be ...") to refuse it.
     """
     given = dict(
@@ -136,6 +139,7 @@ def field(
         exclusive_low=exclusive_low,
         restart_safe=restart_safe,
         sweepable=sweepable,
+        locates_data=locates_data,
         check=check,
     )
     metadata = {k: v for k, v in given.items() if v is not None and v is not False and v != ""}
@@ -271,6 +275,7 @@ class Flag(NamedTuple):
     exclusive_low: bool = False
     restart_safe: bool = False
     sweepable: bool = False
+    locates_data: bool = False
     check: Callable[[Any], object] | None = None
 
     def parse(self, text: str) -> Any:
@@ -378,6 +383,11 @@ def shortened(name: str, limit: int) -> str:
 def restart_safe(config_class: type[Config]) -> frozenset[str]:
     """Names of the fields that may change when a run is resumed."""
     return frozenset(f.name for f in flags_of(config_class).values() if f.restart_safe)
+
+
+def locates_data(config_class: type[Config]) -> frozenset[str]:
+    """Names of the fields that may change when a run is resumed on the same data in another place."""
+    return frozenset(f.name for f in flags_of(config_class).values() if f.locates_data)
 
 
 def resolve(
@@ -699,6 +709,7 @@ def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]
     return dict(
         name=name,
         restart_safe=restart_safe(type(cfg)),
+        locates_data=locates_data(type(cfg)),
         steps=steps,
         log_every=duration(cfg.log_every, per_epoch),
         sample_every=duration(cfg.sample_every, per_epoch),
@@ -772,7 +783,7 @@ def restored(
 
     Raises:
       UserError: if there is no run or no sound checkpoint, the run's flags are not those of this version or have values
-        that are not allowed, or a changed ``dataset`` holds other data.
+        that are not allowed, or where a change says that the data are there are others.
     """
     from bpgan.runtime import checkpoint, parallel
 
@@ -791,7 +802,8 @@ def restored(
             values[flag] = specs[flag].validate(value)
         except ValueError as error:
             raise UserError(f"{path}: --{flag}={show(value)} (config.json): {error}") from None
-    may_change = sorted(f for f, spec in specs.items() if spec.restart_safe or f == "dataset")
+    located = locates_data(module.Config)
+    may_change = sorted(restart_safe(module.Config) | located)
     for text in changes:
         flag, _, value = text.partition("=")
         if flag not in may_change:
@@ -806,12 +818,13 @@ def restored(
     try:
         experiment = build(cfg)
     except UserError as error:
-        hint = "; if the data have moved, --flags=dataset=... says where to"
-        moved = hint * str(error).startswith("--dataset=")
-        raise UserError(f"{path}: {error}{moved}") from None
+        message = message_of(error)
+        hints = (f for f in sorted(located) if message.startswith(f"--{f}="))
+        moved = "".join(f"; if the data have moved, --flags={f}=... says where to" for f in hints)
+        raise UserError(f"{path}: {message}{moved}") from None
     before, now = record.get("data"), experiment.source.fingerprint
     for text in changes:
-        if text.startswith("dataset=") and (not now or now != before):
+        if text.partition("=")[0] in located and now != before:
             raise UserError(f"--flags={text}: other data than those of the run {path}")
     program = parallel.compile(experiment.algorithm, experiment.source, seed=cfg.seed)
     if not (path / "checkpoints").is_dir():

@@ -288,7 +288,12 @@ def mixture(cfg: Config, steps: int) -> cli.Experiment:
         }
 
     draw = lambda key, n: target.draw(key, n, dtype)  # noqa: E731
-    source = toys.fresh(draw, seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps)
+    source = toys.fresh(
+        draw,
+        definition=target.definition,
+        seed=cfg.seed,
+        batch_size=cfg.batch_size * cfg.d_steps,
+    )
     return cli.Experiment(inner._replace(sample=sample), source, evaluate, cfg.problem)
 
 
@@ -358,7 +363,12 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
             found |= {"logit_error": float(jnp.std(logits[0] - ratio)), "logit_error/known": 0.0}
         return found
 
-    source = toys.fresh(draw, seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps)
+    source = toys.fresh(
+        draw,
+        definition=f"N({MU}, {SIGMA}^2)",
+        seed=cfg.seed,
+        batch_size=cfg.batch_size * cfg.d_steps,
+    )
     return cli.Experiment(inner._replace(sample=sample), source, evaluate, cfg.problem)
 
 
@@ -422,7 +432,9 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
         return {name: float(value) for name, value in found.items()}
 
     draw = lambda key, n: jnp.zeros((n, 1), dtype)  # noqa: E731
-    source = toys.fresh(draw, seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps)
+    source = toys.fresh(
+        draw, definition="the number 0", seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps
+    )
     return cli.Experiment(Algorithm(init, step, sample), source, evaluate, cfg.problem)
 
 
@@ -478,7 +490,10 @@ def lqg(cfg: Config, steps: int) -> cli.Experiment:
         return {name: float(value) for name, value in found.items()}
 
     source = toys.fresh(
-        lambda key, n: jnp.zeros((n, 1), dtype), seed=cfg.seed, batch_size=cfg.batch_size
+        lambda key, n: jnp.zeros((n, 1), dtype),
+        definition=f"N(0, diag{SPECTRUM.tolist()}), of which no samples are drawn",
+        seed=cfg.seed,
+        batch_size=cfg.batch_size,
     )
     return cli.Experiment(inner._replace(sample=sample), source, evaluate, cfg.problem)
 

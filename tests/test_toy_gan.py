@@ -51,12 +51,15 @@ def measured(cfg):
 
 
 def test_fresh_batches_are_functions_of_the_step():
-    source = toys.fresh(MIXTURES["ring8"].draw, seed=3, batch_size=16)
+    fresh = functools.partial(toys.fresh, MIXTURES["ring8"].draw, batch_size=16)
+    source = fresh(definition=MIXTURES["ring8"].definition, seed=3)
     at = lambda step: np.asarray(source.batch_at(source.data, step)["x"])  # noqa: E731
     np.testing.assert_array_equal(at(5), at(5))
     assert not np.array_equal(at(5), at(6))
-    other = toys.fresh(MIXTURES["ring8"].draw, seed=4, batch_size=16)
+    other = fresh(definition=toys.ring(std=0.02).definition, seed=4)
     assert not np.array_equal(at(5), other.batch_at(other.data, 5)["x"])
+    assert source.fingerprint != other.fingerprint
+    assert source.fingerprint == fresh(definition=toys.ring().definition, seed=5).fingerprint
 
 
 # Two parameters
@@ -131,7 +134,8 @@ def alone(d, loss, real, fake, tx, steps, penalties=(), batch=4096):
     algorithm = gan.make(
         g, d, loss, optax.set_to_zero(), tx, latents=fake, data_shape=(1,), penalties=penalties
     )
-    experiment = cli.Experiment(algorithm, toys.fresh(real, seed=1, batch_size=batch))
+    source = toys.fresh(real, definition="test", seed=1, batch_size=batch)
+    experiment = cli.Experiment(algorithm, source)
     return trained(experiment, steps)
 
 
