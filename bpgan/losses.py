@@ -169,7 +169,9 @@ def began(gamma: float = 0.5, rate: float = 1e-3) -> AdversarialLoss:
 
     Berthelot et al. 2017, arXiv:1703.10717, Sec. 3.3 and 3.4: D minimises ``L(x) - k L(G(z))``, G ``L(G(z))``, and
     ``k <- clip(k + rate (gamma L(x) - L(G(z))), 0, 1)`` from k = 0 holds the ratio ``L(G(z)) / L(x)`` at gamma.
-    k is the loss's memory. ``nets.energy`` makes such a D of an autoencoder; with another D the loss has no bound.
+    k is the loss's memory, and moves with D's update, by the fakes of that update; the paper takes those of G's, which
+    are as many draws of the same distribution. ``nets.energy`` makes such a D of an autoencoder; with another D the
+    loss has no bound.
 
     Args:
       gamma: diversity ratio in (0, 1]; rate: step of k.
@@ -214,7 +216,8 @@ def balances_at_zero(loss: AdversarialLoss) -> bool:
     # Hinge is flat between -1 and 1, so it is asked beyond. Concrete numbers, also where a step is being traced.
     with jax.ensure_compile_time_eval():
         low, zero, high = undecided(-3.0), undecided(0.0), undecided(3.0)
-    return low == high > zero
+    rise, rounding = min(low, high) - zero, 1e-5 * max(abs(low), abs(zero), abs(high))
+    return abs(high - low) <= rounding < rise
 
 
 def data_to_data_cross_entropy(

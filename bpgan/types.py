@@ -97,21 +97,21 @@ class Source(NamedTuple):
       batch_at: ``batch_at(data, step) -> {"x": ..., "y": ...}``, traceable; axis 0 is the global batch.
       length: examples per epoch.
       batch_size: rows of one batch.
+      fingerprint: of the content of the data, never empty; a run is not resumed on data with another one.
       window: steps per window; 0 if ``data`` serves every step. Window ``i`` serves the steps from ``i * window`` on.
       windows: ``windows(i, rows)`` iterates over the windows from the i-th on, as NumPy arrays that hold only the rows
         ``rows``, a slice, of each batch.
       examples: a few examples spread over the data, on the host, as they are stored.
-      fingerprint: of the content of the data; a run is not resumed on data with another one. Empty: unknown.
     """
 
     data: PyTree
     batch_at: Callable[[Any, Any], Batch]
     length: int
     batch_size: int
+    fingerprint: str
     window: int = 0
     windows: Callable[[int, slice], Iterator[PyTree]] | None = None
     examples: Any = ()
-    fingerprint: str = ""
 
     @property
     def steps_per_epoch(self) -> float:

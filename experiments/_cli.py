@@ -115,6 +115,7 @@ def field(
     exclusive_low: bool = False,
     restart_safe: bool = False,
     sweepable: bool = False,
+    locates_data: bool = False,
     check: Callable[[Any], object] | None = None,
 ) -> Any:
     """A dataclass field that becomes a flag, annotated ``bool``, ``int``, ``float`` or ``str``.
@@ -128,6 +129,8 @@ def field(
       low, high: bounds, both allowed values themselves unless ``exclusive_low``.
       restart_safe: an interrupted run may be resumed with another value.
       sweepable: ``build`` never branches on it in Python, so it may be a tracer.
+      locates_data: it only says where the data are: an interrupted run may be resumed with another value if they are
+        the same there.
       check: called with the value; raises ValueError("must be ...") to refuse it.
     """
     given = dict(
@@ -138,6 +141,7 @@ def field(
         exclusive_low=exclusive_low,
         restart_safe=restart_safe,
         sweepable=sweepable,
+        locates_data=locates_data,
         check=check,
     )
     metadata = {k: v for k, v in given.items() if v is not None and v is not False and v != ""}
@@ -273,6 +277,7 @@ class Flag(NamedTuple):
     exclusive_low: bool = False
     restart_safe: bool = False
     sweepable: bool = False
+    locates_data: bool = False
     check: Callable[[Any], object] | None = None
 
     def parse(self, text: str) -> Any:
@@ -380,6 +385,11 @@ def shortened(name: str, limit: int) -> str:
 def restart_safe(config_class: type[Config]) -> frozenset[str]:
     """Names of the fields that may change when a run is resumed."""
     return frozenset(f.name for f in flags_of(config_class).values() if f.restart_safe)
+
+
+def locates_data(config_class: type[Config]) -> frozenset[str]:
+    """Names of the fields that may change when a run is resumed on the same data in another place."""
+    return frozenset(f.name for f in flags_of(config_class).values() if f.locates_data)
 
 
 def resolve(
@@ -737,6 +747,7 @@ def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]
     return dict(
         name=name,
         restart_safe=restart_safe(type(cfg)),
+        locates_data=locates_data(type(cfg)),
         steps=steps,
         log_every=duration(cfg.log_every, per_epoch),
         sample_every=duration(cfg.sample_every, per_epoch),
@@ -810,7 +821,7 @@ def restored(
 
     Raises:
       UserError: if there is no run or no sound checkpoint, the run's flags are not those of this version or have values
-        that are not allowed, or a changed ``dataset`` holds other data.
+        that are not allowed, or where a change says that the data are there are others.
     """
     from bpgan.runtime import checkpoint, parallel, records
 
@@ -831,7 +842,8 @@ def restored(
             values[flag] = specs[flag].validate(value)
         except ValueError as error:
             raise UserError(f"{path}: --{flag}={show(value)} (config.json): {error}") from None
-    may_change = sorted(f for f, spec in specs.items() if spec.restart_safe or f == "dataset")
+    located = locates_data(module.Config)
+    may_change = sorted(restart_safe(module.Config) | located)
     for text in changes:
         flag, _, value = text.partition("=")
         if flag not in may_change:
@@ -846,12 +858,12 @@ def restored(
     try:
         experiment = build(cfg)
     except UserError as error:
-        hint = "; if the data have moved, --flags=dataset=... says where to"
-        moved = hint * (error.argument == "dataset")
+        hint = f"; if the data have moved, --flags={error.argument}=... says where to"
+        moved = hint * (error.argument in located)
         raise UserError(f"{path}: {message_of(error)}{moved}") from None
     before, now = record.data, experiment.source.fingerprint
     for text in changes:
-        if text.startswith("dataset=") and (not now or now != before):
+        if text.partition("=")[0] in located and now != before:
             raise UserError(f"--flags={text}: other data than those of the run {path}")
     program = parallel.compile(experiment.algorithm, experiment.source, seed=cfg.seed)
     if not (path / "checkpoints").is_dir():
@@ -860,7 +872,7 @@ def restored(
     if which == "best" and not keep.metric:
         raise UserError(f"{path}: keeps no best checkpoint (--eval_every and --keep do)")
     checkpoints = checkpoint.Checkpoints(
-        path / "checkpoints", run=record.get("run", ""), keep=keep, read_only=True
+        path / "checkpoints", run=record.run, keep=keep, read_only=True
     )
     step = int(which) if which.isdecimal() else None
     found = checkpoints.restore(program.abstract, best=which == "best", step=step)

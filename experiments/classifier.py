@@ -34,7 +34,7 @@ CHUNK = 500
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
-    dataset: str = cli.field("mnist10k", data.FORMS)
+    dataset: str = cli.field("mnist10k", data.FORMS, locates_data=True)
     net: str = cli.field("cnn", "architecture", choices=NETS)
     gradients: str = cli.field(
         "autodiff", "who computes the gradients", choices=("autodiff", "manual")

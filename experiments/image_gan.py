@@ -231,7 +231,7 @@ _SCALAR = "a number or a schedule such as cosine:2e-4:5e-5"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
-    dataset: str = cli.field("mnist10k", data.FORMS)
+    dataset: str = cli.field("mnist10k", data.FORMS, locates_data=True)
     flip: bool = cli.field(False, "mirror images left to right with probability 1/2")
     net: str = cli.field("lite:24", f"G, or G/D: {', '.join(NETS)}, with :N a width", check=_nets)
     latents: str = cli.field(

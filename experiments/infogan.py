@@ -56,7 +56,7 @@ def _metrics(text: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
-    dataset: str = cli.field("mnist10k", data.FORMS)
+    dataset: str = cli.field("mnist10k", data.FORMS, locates_data=True)
     model: str = cli.field("ns", "what is trained", choices=MODELS)
     lr: float = cli.field(2e-4, "Adam step size", low=0, exclusive_low=True, sweepable=True)
     b1: float = cli.field(

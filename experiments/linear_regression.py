@@ -18,7 +18,7 @@ descent converges whatever their units; coefficients are reported in the units o
 import csv
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ from experiments import _cli as cli
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
-    csv: str = cli.field("", "data file with a header line; empty: x = y = 1..5")
+    csv: str = cli.field("", "data file with a header line; empty: x = y = 1..5", locates_data=True)
     target: str = cli.field("", "the column of --csv to predict from all others")
     lr: float = cli.field(0.01, "step size of gradient descent", low=0, exclusive_low=True)
     gradients: str = cli.field(
@@ -50,37 +50,68 @@ PRESETS = {"smoke": dict(epochs=20.0, log_every="10ep", checkpoint_every="10ep")
 
 
 class Table(NamedTuple):
-    """Features ``(x[n, f] - mean[f]) / scale[f]`` with their names, and targets ``y[n, 1]``."""
+    """Targets ``y[n, 1]`` and features ``x[n, f] = (raw[n, f] / 2^exponent[f] - mean[f]) / scale[f]``.
+
+    ``names[f]`` are those of the features; the fingerprint is that of all that was read.
+    """
 
     names: list[str]
     x: np.ndarray
     y: np.ndarray
     mean: np.ndarray
     scale: np.ndarray
+    exponent: np.ndarray
+    fingerprint: str
+
+
+def standardise(
+    raw: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """``x, mean, scale, exponent`` of ``Table`` for columns ``raw[n, f]``.
+
+    Each column is first divided by the power of two that brings its greatest number to between 1/2 and 1: squares of
+    large and of small numbers would leave the range of floats. A column that is constant to rounding becomes zero,
+    with scale 1.
+    """
+    _, exponent = np.frexp(np.abs(raw).max(axis=0))
+    x = np.ldexp(raw, -exponent)
+    # From the first row on, what is constant is exactly 0; the mean of equal numbers may be another number.
+    x, first = x - x[0], x[0]
+    mean = x.mean(axis=0)
+    x = x - mean
+    scale = np.sqrt(np.mean(np.square(x), axis=0))
+    constant = scale <= 8 * np.finfo(x.dtype).eps
+    scale = np.where(constant, 1, scale)
+    return np.where(constant, 0, x / scale), first + mean, scale, exponent
 
 
 def read_csv(path: str, target: str) -> Table:
-    """Reads a table of numbers and standardises its features (a constant one becomes zero).
+    """Reads a table of numbers and standardises its features.
 
     Raises:
       UserError: naming file, line and column of what is wrong.
     """
+
+    def refuse(reason: str) -> NoReturn:
+        raise UserError(reason, argument="csv", value=path) from None
+
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             rows = [(reader.line_num, row) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--csv={path}: cannot be read ({reason})") from None
+        refuse(f"cannot be read ({reason})")
     if len(rows) < 3:
-        raise UserError(f"--csv={path}: needs a header line and at least two lines of numbers")
+        refuse("needs a header line and at least two lines of numbers")
     names = [name.strip() for name in rows[0][1]]
     if len(set(names)) < len(names) or "" in names:
-        raise UserError(f"--csv={path}: line 1: columns need names that differ, found {names}")
+        refuse(f"line 1: columns need names that differ, found {names}")
     if target not in names:
-        raise UserError(f"--target={target}: must be a column of {path}: {', '.join(names)}")
+        reason = f"must be a column of {path}: {', '.join(names)}"
+        raise UserError(reason, argument="target", value=target)
     if len(names) < 2:
-        raise UserError(f"--csv={path}: has no column but the target {target!r}")
+        refuse(f"has no column but the target {target!r}")
 
     def number(line: int, name: str, text: str) -> float:
         try:
@@ -88,14 +119,12 @@ def read_csv(path: str, target: str) -> Table:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise UserError(f"--csv={path}: line {line}, column {name!r}: {text!r} is no number")
+            refuse(f"line {line}, column {name!r}: {text!r} is no number")
         return value
 
     for line, row in rows:
         if len(row) != len(names):
-            raise UserError(
-                f"--csv={path}: line {line}: {len(row)} cells, the header has {len(names)}"
-            )
+            refuse(f"line {line}: {len(row)} cells, the header has {len(names)}")
     table = np.array(
         [
             [number(line, name, cell) for name, cell in zip(names, row, strict=True)]
@@ -104,18 +133,35 @@ def read_csv(path: str, target: str) -> Table:
     )
     column = names.index(target)
     x, y = np.delete(table, column, axis=1), table[:, column, None]
-    mean, scale = x.mean(axis=0), x.std(axis=0)
-    scale[scale == 0] = 1
-    return Table(names[:column] + names[column + 1 :], (x - mean) / scale, y, mean, scale)
+    features, mean, scale, exponent = standardise(x)
+    fingerprint = data.fingerprint_of(*names, table)
+    return Table(
+        names[:column] + names[column + 1 :], features, y, mean, scale, exponent, fingerprint
+    )
 
 
 def read(cfg: Config) -> Table:
     if cfg.csv:
         return read_csv(cfg.csv, cfg.target)
     if cfg.target:
-        raise UserError(f"--target={cfg.target}: names a column of --csv, which is not given")
+        reason = "names a column of --csv, which is not given"
+        raise UserError(reason, argument="target", value=cfg.target)
     x = np.arange(1.0, 6.0)[:, None]
-    return Table(["x"], x, x, np.zeros(1), np.ones(1))
+    plain = np.zeros(1), np.ones(1), np.zeros(1, int)
+    return Table(["x"], x, x, *plain, data.fingerprint_of("x", x))
+
+
+def _check_range(y: np.ndarray, cfg: Config) -> None:
+    """Raises UserError if squares of targets leave the range of the floats that train."""
+    numbers, top = np.finfo(cfg.precision), np.abs(y).max()
+    low, high = np.sqrt(numbers.tiny) * 1024, np.sqrt(numbers.max) / 1024
+    if top and not low < top < high:
+        raise UserError(
+            f"its largest number is {top:.4g} in size; with --precision={cfg.precision} that must be"
+            f" between {low:.2g} and {high:.2g}, or 0",
+            argument="target",
+            value=cfg.target,
+        )
 
 
 def _zeros(key, x):
@@ -137,14 +183,18 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     table = read(cfg)
     n, features = table.x.shape
     if cfg.batch_size > n:
-        raise UserError(f"--batch_size={cfg.batch_size}: there are only {n} examples")
+        reason = f"there are only {n} examples"
+        raise UserError(reason, argument="batch_size", value=cfg.batch_size)
+    _check_range(table.y, cfg)
     batch_size = cfg.batch_size or n
     design = np.concatenate([table.x, np.ones((n, 1))], axis=1)
     curvature, axes = np.linalg.eigh(2 / n * design.T @ design)
     if batch_size == n and cfg.lr >= 2 / curvature[-1]:
         raise UserError(
-            f"--lr={cfg.lr}: diverges on this data; must be < {2 / curvature[-1]:.4g}, which is"
-            " 2 / the largest curvature of the loss"
+            f"diverges on this data; must be < {2 / curvature[-1]:.4g}, which is"
+            " 2 / the largest curvature of the loss",
+            argument="lr",
+            value=cfg.lr,
         )
 
     if cfg.gradients == "manual":
@@ -165,6 +215,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         seed=cfg.seed,
         batch_size=batch_size,
         dtype=dtype,
+        fingerprint=table.fingerprint,
     )
 
     def evaluate(state: backprop.State) -> dict[str, float]:
@@ -179,9 +230,10 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         optimum = np.linalg.lstsq(design, table.y[:, 0], rcond=None)[0]
         report = {}
         for suffix, fit in (("", found), ("/lstsq", optimum)):
-            w = fit[:-1] / table.scale
+            scaled = fit[:-1] / table.scale
+            w = np.ldexp(scaled, -table.exponent)
             report |= {f"w[{name}]{suffix}": v for name, v in zip(table.names, w, strict=True)}
-            report[f"b{suffix}"] = fit[-1] - w @ table.mean
+            report[f"b{suffix}"] = fit[-1] - scaled @ table.mean
             report[f"train_mse{suffix}"] = np.mean((design @ fit - table.y[:, 0]) ** 2)
         report["distance"] = np.linalg.norm(found - optimum)
         if batch_size == n:

@@ -78,7 +78,7 @@ def monitored(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
-    dataset: str = cli.field("mnist10k", data.FORMS)
+    dataset: str = cli.field("mnist10k", data.FORMS, locates_data=True)
     net: str = cli.field("dcgan:32", "both players: mlp, or dcgan:WIDTH (channels)", check=_width)
     latents: str = cli.field(
         "normal:64",

@@ -43,7 +43,7 @@ RANK = 2
 """The covariance of ``lqg``, and G's rank."""
 SAMPLES = 2500
 """For the measures of mixtures, as in the literature."""
-_PIXELS, _TRAIL, _TINY = 240, 512, 1e-35
+_PIXELS, _TRAIL = 240, 512
 _IDLE = {
     # D of the game is solved exactly.
     "lqg": ("rule", "loss", "penalty", "gamma", "ema", "width"),
@@ -288,7 +288,12 @@ def mixture(cfg: Config, steps: int) -> cli.Experiment:
         }
 
     draw = lambda key, n: target.draw(key, n, dtype)  # noqa: E731
-    source = toys.fresh(draw, seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps)
+    source = toys.fresh(
+        draw,
+        definition=target.definition,
+        seed=cfg.seed,
+        batch_size=cfg.batch_size * cfg.d_steps,
+    )
     return cli.Experiment(inner._replace(sample=sample), source, evaluate, cfg.problem)
 
 
@@ -358,14 +363,17 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
             found |= {"logit_error": float(jnp.std(logits[0] - ratio)), "logit_error/known": 0.0}
         return found
 
-    source = toys.fresh(draw, seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps)
+    source = toys.fresh(
+        draw,
+        definition=f"N({MU}, {SIGMA}^2)",
+        seed=cfg.seed,
+        batch_size=cfg.batch_size * cfg.d_steps,
+    )
     return cli.Experiment(inner._replace(sample=sample), source, evaluate, cfg.problem)
 
 
-def dirac(cfg: Config, steps: int) -> cli.Experiment:
-    """dirac and bilinear: two numbers, from (1, -1), with the path that they take."""
-    if cfg.problem == "bilinear" and cfg.loss != "wasserstein":
-        raise UserError(f"--loss={cfg.loss}: --problem=bilinear is that of wasserstein")
+def _two_numbers(cfg: Config, steps: int) -> tuple[Algorithm, Callable]:
+    """The algorithm of dirac and bilinear, and ``moved(state, where[2]) -> where[2]``, a step from another point."""
     dtype = jnp.dtype(cfg.precision)
     g = Net(
         lambda key, z: {"params": jnp.ones((), dtype)},
@@ -375,29 +383,67 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
         lambda key, x: {"params": -jnp.ones((), dtype)},
         lambda v, x, train: (v["params"] * x[:, 0], {}),
     )
-    inner = _gan(cfg, g, d, steps, (1,))
+    algorithm = _gan(cfg, g, d, steps, (1,))
     batch = {"x": jnp.zeros((cfg.batch_size * cfg.d_steps, 1), dtype)}
 
-    def point(state: Any) -> jax.Array:
-        return jnp.stack([state.g.params, state.d.params])
-
-    def at(state: Any, where: jax.Array) -> Any:
-        return state._replace(
-            g=state.g._replace(params=where[0].astype(dtype)),
-            d=state.d._replace(params=where[1].astype(dtype)),
-        )
-
     def moved(state: Any, where: jax.Array) -> jax.Array:
-        return point(inner.step(at(state, where), batch, jax.random.key(0))[0])
+        theta, psi = where.astype(dtype)
+        there = state._replace(g=state.g._replace(params=theta), d=state.d._replace(params=psi))
+        return point_of(algorithm.step(there, batch, jax.random.key(0))[0])
+
+    return algorithm, moved
+
+
+def point_of(state: Any) -> jax.Array:
+    """``(theta, psi)`` of a game in the plane."""
+    return jnp.stack([state.g.params, state.d.params])
+
+
+def _growth(sizes: np.ndarray) -> float:
+    """The factor of each step, by least squares on the logarithms."""
+    return math.exp(np.polyfit(np.arange(len(sizes)), np.log(sizes), 1)[0])
+
+
+def linear_factor(points: np.ndarray, moved: np.ndarray, jacobian: np.ndarray) -> dict[str, float]:
+    """The factor of each step in the norm in which the step at the equilibrium has it exactly, and what it is there.
+
+    With the eigenvalue l of ``jacobian`` that is largest in absolute value and its left eigenvector w, a linear step
+    multiplies ``|w x|`` by ``|l|``, the spectral radius, wherever x is: no period, transient or polynomial factor of a
+    double eigenvalue comes in. Measured is what the last run of up to 101 points has of it, of those from where the
+    step is linear and ``w x`` is not lost in the rounding of x. Empty if these are fewer than five.
+
+    Args:
+      points: ``[n, 2]``, as the game was played; moved: a step from each of them, exactly.
+      jacobian: of the step at the equilibrium, 0.
+    """
+    values, left = np.linalg.eig(jacobian.T)
+    top = np.abs(values).argmax()
+    along, after = points @ left[:, top], moved @ left[:, top]
+    counts = np.abs(after - values[top] * along) <= 1e-5 * np.abs(along)
+    counts &= np.abs(along) >= 1e-3 * np.linalg.norm(points, axis=1)
+    runs = [run[counts[run]] for run in np.split(np.arange(len(points)), np.flatnonzero(~counts))]
+    long = [run[-101:] for run in runs if len(run) >= 5]
+    if not long:
+        return {}
+    return {"factor": _growth(np.abs(along[long[-1]])), "factor/known": abs(values[top])}
+
+
+def dirac(cfg: Config, steps: int) -> cli.Experiment:
+    """dirac and bilinear: two numbers, from (1, -1), with the path that they take."""
+    if cfg.problem == "bilinear" and cfg.loss != "wasserstein":
+        reason = "--problem=bilinear is that of wasserstein"
+        raise UserError(reason, argument="loss", value=cfg.loss)
+    dtype = jnp.dtype(cfg.precision)
+    inner, moved = _two_numbers(cfg, steps)
 
     def init(key: PRNG) -> Trail:
         state = inner.init(key)
-        points = jnp.zeros((_TRAIL, 2), dtype).at[-1].set(point(state))
+        points = jnp.zeros((_TRAIL, 2), dtype).at[-1].set(point_of(state))
         return Trail(jnp.zeros((), jnp.int32), state, points)
 
     def step(trail: Trail, batch: Any, key: PRNG) -> tuple[Trail, Any]:
         state, values = inner.step(trail.state, batch, key)
-        points = jnp.concatenate([trail.points[1:], point(state)[None]])
+        points = jnp.concatenate([trail.points[1:], point_of(state)[None]])
         return Trail(trail.step + 1, state, points), values
 
     def sample(trail: Trail, key: PRNG, n: int) -> jax.Array:
@@ -406,23 +452,34 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
         return picture_of_path(trail.points, trail.step, plain, 2.0)
 
     def evaluate(trail: Trail) -> dict[str, float]:
-        """Per-step factor of the distance to the equilibrium, and the spectral radius of the step there."""
-        norms = np.linalg.norm(np.asarray(trail.points, np.float64), axis=1)
+        """Distance to the equilibrium and its factor of each step; known, the spectral radius of the step there.
+
+        Known is only what the points at the end are near enough to the equilibrium to have.
+        """
+        points = np.asarray(trail.points, np.float64)
+        norms = np.linalg.norm(points, axis=1)
         found = {"distance": norms[-1]}
-        # Not from points before the first one, nor from where float32 ends.
-        norms = norms[norms > _TINY][-101:]
+        # Not from points before the first one, nor from where the floats end.
+        there = norms > 1e3 * np.finfo(dtype).tiny
+        points, norms = points[there], norms[there][-101:]
         if len(norms) > 1:
-            found["factor"] = (norms[-1] / norms[0]) ** (1 / (len(norms) - 1))
-        fixed = not callable(optim.schedule(cfg.lr))
-        # Else the step is no function of the point alone, or the origin no equilibrium.
-        centred = not {"wgan_gp", "dragan"} & set(penalties_of(cfg.penalty))
-        if cfg.optimizer == "sgd" and cfg.rule != "optimistic" and fixed and centred:
-            jacobian = jax.jacobian(lambda w: moved(trail.state, w))(jnp.zeros(2, dtype))
-            found["factor/known"] = max(abs(np.linalg.eigvals(np.asarray(jacobian, np.float64))))
+            found["factor"] = _growth(norms)
+        fixed = not callable(optim.schedule(cfg.lr)) and trail.state.memory is None
+        # Else the step is no function of the point alone.
+        if cfg.optimizer == "sgd" and cfg.rule != "optimistic" and fixed and len(points):
+            with jax.enable_x64(
+                True
+            ):  # of a double eigenvalue float32 finds the first three digits
+                _, exactly = _two_numbers(dataclasses.replace(cfg, precision="float64"), steps)
+                step = functools.partial(exactly, trail.state)
+                after = np.asarray(jax.vmap(step)(jnp.asarray(points)))
+                found |= linear_factor(points, after, np.asarray(jax.jacobian(step)(jnp.zeros(2))))
         return {name: float(value) for name, value in found.items()}
 
     draw = lambda key, n: jnp.zeros((n, 1), dtype)  # noqa: E731
-    source = toys.fresh(draw, seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps)
+    source = toys.fresh(
+        draw, definition="the number 0", seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps
+    )
     return cli.Experiment(Algorithm(init, step, sample), source, evaluate, cfg.problem)
 
 
@@ -478,7 +535,10 @@ def lqg(cfg: Config, steps: int) -> cli.Experiment:
         return {name: float(value) for name, value in found.items()}
 
     source = toys.fresh(
-        lambda key, n: jnp.zeros((n, 1), dtype), seed=cfg.seed, batch_size=cfg.batch_size
+        lambda key, n: jnp.zeros((n, 1), dtype),
+        definition=f"N(0, diag{SPECTRUM.tolist()}), of which no samples are drawn",
+        seed=cfg.seed,
+        batch_size=cfg.batch_size,
     )
     return cli.Experiment(inner._replace(sample=sample), source, evaluate, cfg.problem)
 

@@ -39,7 +39,7 @@ from experiments.mnist_gan import images_of, monitored
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
-    dataset: str = cli.field("mnist10k", data.FORMS)
+    dataset: str = cli.field("mnist10k", data.FORMS, locates_data=True)
     likelihood: str = cli.field("continuous-bernoulli", "of a pixel", choices=vae.LIKELIHOODS)
     net: str = cli.field("conv", "encoder and decoder", choices=("conv", "mlp"))
     latents: int = cli.field(50, "dimension of z", low=1)

@@ -257,7 +257,7 @@ def fit(monkeypatch):
 
 def build(cfg, axis_name=None):
     source = Source(
-        {}, lambda data, step: {"x": np.zeros((cfg.batch_size, 2))}, 9000, cfg.batch_size
+        {}, lambda data, step: {"x": np.zeros((cfg.batch_size, 2))}, 9000, cfg.batch_size, "zeros"
     )
     algorithm = Algorithm(init=axis_name, step=cfg)  # type: ignore[arg-type]
     return cli.Experiment(algorithm, source, lambda state: {state + "/fid": 12.3456789}, "A title")

@@ -634,10 +634,57 @@ def test_arnoldi_in_single_precision():
 
 def test_largest_stable_step():
     """By hand: 2/l for real l; 2 a / (a^2 + b^2) for a +- bi; the smallest counts; none without damping."""
-    assert game.largest_stable_step(np.array([4.0])) == 0.5
-    assert game.largest_stable_step(np.array([4.0, 1 + 3j, 1 - 3j])) == pytest.approx(0.2)
-    for unstable in (1j, 0.0, -1.0, -0.5 + 1j):
-        assert game.largest_stable_step(np.array([4.0, unstable])) == 0.0
+    step_of = lambda *values: game.largest_stable_step(np.array(values)).step  # noqa: E731
+    assert step_of(4.0) == 0.5
+    assert step_of(4.0, 1 + 3j, 1 - 3j) == pytest.approx(0.2)
+    for unstable in (1j, 1e-17 + 1j, -1e-17 + 1j, -1.0, -0.5 + 1j, -1e-9):
+        assert step_of(4.0, unstable) == 0.0
+    for tiny in (1e-200, 1e200):  # whose squares are no floats
+        assert step_of(tiny, (1 + 3j) * tiny) == pytest.approx(0.2 / tiny)
+    assert step_of(4.0, 1e-9) == 0.5  # slow, and not neutral
+    for bad in ([], [np.nan], [1.0, np.inf]):
+        with pytest.raises(ValueError, match="eigenvalues must be finite numbers, at least one"):
+            step_of(*bad)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_neutral_directions_are_named_and_do_not_decide(x64, precision):
+    """A rotated zero is an eigenvalue of the size of rounding, of either sign: the answer was 0 or that of the rest."""
+    found = []
+    for seed in range(8):
+        random = np.random.default_rng(seed)
+        q, _ = np.linalg.qr(random.normal(size=(25, 25)))
+        skew = random.normal(size=(25, 25))
+        core = np.diag(np.linspace(0.1, 0.5, 25)) + 0.02 * (skew - skew.T)
+        core[0], core[:, 0] = 0, 0
+        expected = np.linalg.eigvals(core[1:, 1:])
+        j = jnp.asarray(q @ core @ q.T, precision)
+        values = np.linalg.eigvals(np.asarray(j))
+        step, neutral = game.largest_stable_step(values)
+        assert neutral.tolist() == [np.abs(values).argmin()]
+        np.testing.assert_allclose(step, (2 * expected.real / abs(expected) ** 2).min(), rtol=1e-3)
+        found.append(values[neutral[0]].real > 0)
+    assert 0 < sum(found) < 8  # both signs
+    assert game.largest_stable_step(np.zeros(3)).step == np.inf
+    assert game.largest_stable_step(np.array([1.0, 1e-6])).neutral.size == 0
+    assert game.largest_stable_step(np.array([1.0, 1e-6]), tolerance=1e-5).neutral.tolist() == [1]
+
+
+def test_a_loss_of_differences_leaves_the_bias_of_d_neutral():
+    """Relativistic: D's bias shifts real and fake alike. The others are those of the game without it."""
+
+    def losses(params):
+        theta, (psi, bias) = params
+        real, fake = bias, psi * theta + bias
+        pair = LOSSES["relativistic"]
+        return (pair.g(real, fake), pair.d(real, fake) + psi**2 / 2), {}
+
+    params = jnp.full((), 1e-3), (jnp.full((), 1e-3), jnp.full((), 0.3))
+    values = game.spectrum(losses, params)
+    assert values.dtype == np.complex64
+    step, neutral = game.largest_stable_step(values)
+    assert neutral.size == 1 and abs(values[neutral[0]]) < 1e-6
+    np.testing.assert_allclose(step, 4.0, rtol=1e-2)  # 2 / l, the eigenvalue 1/2 being double
 
 
 SHARP = {
@@ -654,8 +701,8 @@ def test_largest_stable_step_is_sharp(x64, name):
     """One percent below the prediction simultaneous descent converges, one percent above it does not."""
     losses, params = SHARP[name]()
     eigenvalues = game.spectrum(losses, params)
-    h = game.largest_stable_step(eigenvalues)
-    assert h > 0
+    h, neutral = game.largest_stable_step(eigenvalues)
+    assert h > 0 and not neutral.size
 
     def last_move(factor):
         points = trajectory(game.simultaneous, losses, optax.sgd(factor * h), params, 4000)
@@ -672,4 +719,4 @@ def test_documented_example():
     block, _ = re.findall(r"```python\n(.*?)```", page, re.S)
     exec(compile(block, "games.md", "exec"), names)
     np.testing.assert_allclose(sort(names["eigenvalues"])[1], 0.05 + 0.99875j, atol=1e-4)
-    assert names["game"].largest_stable_step(names["eigenvalues"]) == pytest.approx(0.1)
+    assert names["game"].largest_stable_step(names["eigenvalues"]).step == pytest.approx(0.1)

@@ -59,7 +59,7 @@ def test_the_game_of_networks_has_the_gradients_of_the_step():
 def test_the_predicted_step_is_the_largest_stable_one(x64, gamma):
     """One per cent below it the project's trainer converges, one above it does not."""
     values = game.spectrum(*dirac_game("nonsaturating", gamma))
-    h = game.largest_stable_step(values)
+    h = game.largest_stable_step(values).step
     far = {}
     for scale in (0.99, 1.01):
         algorithm = dirac(

@@ -64,7 +64,7 @@ MUTANTS = {
                                                  "matrix = kernel.reshape(-1, kernel.shape[-1])  # W^T",
                                                  "matrix = kernel.reshape(kernel.shape[0], -1)", "spectral"),
     "spectral norm one iteration late": (bpgan.nets.layers, "_product(v, _product(matrix, u))",
-                                         "_product(v, _product(matrix, _unit(jnp.ones_like(u))))", "spectral"),
+                                         "_product(v, _product(matrix, unit(jnp.ones_like(u))))", "spectral"),
     "G does not move": (bpgan.algorithms.gan, "return GANState(before.step + 1, g, d, ema, memory), metrics",
                         "return GANState(before.step + 1, before.g, d, ema, memory), metrics", "dirac"),
 }  # fmt: skip

@@ -30,7 +30,14 @@ def feeds(batch_size=16, seed=0, dtype=jnp.float32, **options):
     """The same data from memory and from a stream."""
     memory = data.in_memory(IMAGES, LABELS, seed=seed, batch_size=batch_size, dtype=dtype)
     stream = data.streamed(
-        read, length=LENGTH, shape=SHAPE, seed=seed, batch_size=batch_size, dtype=dtype, **options
+        read,
+        length=LENGTH,
+        shape=SHAPE,
+        seed=seed,
+        batch_size=batch_size,
+        fingerprint=memory.fingerprint,
+        dtype=dtype,
+        **options,
     )
     return memory, stream
 
@@ -151,7 +158,9 @@ def test_an_error_of_the_reader_reaches_the_user(tmp_path):
             raise UserError("images.array_record: record 7 is damaged")
         return read(indices)
 
-    stream = data.streamed(broken, length=LENGTH, shape=SHAPE, seed=0, batch_size=16)
+    stream = data.streamed(
+        broken, length=LENGTH, shape=SHAPE, seed=0, batch_size=16, fingerprint="broken"
+    )
     with pytest.raises(UserError, match="record 7 is damaged"):
         fit(tmp_path / "run", stream, 2)
 

@@ -41,6 +41,13 @@ def test_every_experiment_that_trains_can_be_swept():
     assert all("seed" in sweepable(module_of(name)) for name in EXPERIMENTS)
 
 
+def test_every_flag_that_names_data_may_follow_them():
+    """Other data are refused by their fingerprint, the same data in another place are not."""
+    named = {name: cli.locates_data(module_of(name).Config) for name in EXPERIMENTS}
+    assert named.pop("toy_gan") == set() and named.pop("linear_regression") == {"csv"}
+    assert all(fields == {"dataset"} for fields in named.values())
+
+
 def test_the_readme_says_which_flags_group():
     text = (pathlib.Path(launch.__file__).parent / "README.md").read_text()
     rows = text.split("| experiment | flags |\n|---|---|\n")[1].split("\n\n")[0].splitlines()
@@ -53,13 +60,14 @@ def test_the_readme_says_which_flags_group():
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_build_takes_tracers(case):
-    """It never branches on what is sweepable."""
+    """It never branches on what is sweepable; and its data have a fingerprint, whatever the problem."""
     name, *flags = case
     module = module_of(name)
     cfg = cli.resolve(module.Config, module.PRESETS, flags)
 
     def one_step(values):
         built = module.build(dataclasses.replace(cfg, **values))
+        assert re.fullmatch("[0-9a-f]{64}", built.source.fingerprint)
         root = jax.random.key(values["seed"])
         state = built.algorithm.init(stream(root, "init"))
         batch = built.source.batch_at(built.source.data, state.step)

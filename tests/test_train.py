@@ -532,13 +532,18 @@ def test_a_run_follows_its_data_to_another_path(tmp_path):
     def open_run(path, dataset, lr, fingerprint):
         config = {"dataset": dataset, "lr": lr}
         return run.open_run(
-            path, name="test", config=config, restart_safe=frozenset(), fingerprint=fingerprint
+            path,
+            name="test",
+            config=config,
+            restart_safe=frozenset(),
+            locates_data=frozenset({"dataset"}),
+            fingerprint=fingerprint,
         )
 
     for data_of_run, now, refused in (
-        ("abc", "abc", False), ("abc", "abd", True), ("", "", True), ("abc", "", True),
+        ("abc", "abc", False), ("abc", "abd", True), ("", "abc", True),
     ):  # fmt: skip
-        path = open_run(tmp_path / f"{data_of_run}-{now}", "folder:a", 1, data_of_run)
+        path = open_run(tmp_path / f"{data_of_run}-{now}", "folder:a", 1, data_of_run or "unknown")
         record = {"experiment": "test", "config": {"dataset": "folder:a", "lr": 1}}
         (path / "config.json").write_text(json.dumps(record | {"data": data_of_run}))
         (path / "metrics.jsonl").write_text('{"step": 1}\n')
@@ -549,6 +554,9 @@ def test_a_run_follows_its_data_to_another_path(tmp_path):
             assert open_run(path, "folder:b", 1, now) == path
             with pytest.raises(UserError, match="--lr was 1, now 2"):
                 open_run(path, "folder:b", 2, now)
+    with pytest.raises(ValueError, match="fingerprint must not be empty"):
+        open_run(tmp_path / "none", "folder:a", 1, "")
+    assert not (tmp_path / "none").exists()
 
 
 def test_workdir_that_is_a_file_is_refused(tmp_path):

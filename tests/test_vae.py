@@ -59,7 +59,7 @@ def test_a_linear_autoencoder_finds_the_likelihood_of_probabilistic_pca(x64, opt
         dtype="float64",
     )
     data = jnp.asarray(x)
-    source = Source({"x": data}, lambda d, step: {"x": d["x"]}, 300, 300)
+    source = Source({"x": data}, lambda d, step: {"x": d["x"]}, 300, 300, "test")
     program = parallel.compile(algorithm, source, seed=0, devices=1)
     carry, _ = program.run(program.init(), 4000)
     bound = jax.jit(lambda key: jnp.mean(vae.iwae_bound(model, carry.state, data, key, 1)))
@@ -95,7 +95,7 @@ def small(likelihood="bernoulli-threshold", pixels=6, latents=2):
 def trained(algorithm, steps=150, seed=0):
     rng = np.random.default_rng(1)
     codes = rng.normal(size=(128, 2)) @ rng.normal(size=(2, 6))
-    source = Source({"x": np.tanh(2 * codes)}, lambda d, step: {"x": d["x"]}, 128, 128)
+    source = Source({"x": np.tanh(2 * codes)}, lambda d, step: {"x": d["x"]}, 128, 128, "test")
     program = parallel.compile(algorithm, source, seed=seed, devices=1)
     carry, finite = program.run(program.init(), steps)
     assert finite
@@ -236,7 +236,7 @@ def test_devices_agree(x64):
     model, _ = small()
     options = dict(latents=2, data_shape=(6,), dtype="float64")
     x = np.tanh(np.random.default_rng(0).normal(size=(16, 6)))
-    source = Source({"x": x}, lambda d, step: {"x": d["x"]}, 16, 16)
+    source = Source({"x": x}, lambda d, step: {"x": d["x"]}, 16, 16, "test")
     states = []
     for mode in ("jit", "pmap"):
         algorithm = vae.make(model, optax.sgd(1e-2), axis_name=parallel.axis_name(mode), **options)

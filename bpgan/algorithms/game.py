@@ -339,9 +339,23 @@ def jacobian(losses: Losses, params: Pair) -> Float[Array, "p p"]:
     return jax.jacfwd(xi)(flat)
 
 
+def _eigenvalues(matrix: np.ndarray) -> np.ndarray:
+    """Complex numbers as precise as the matrix, whose type says how far they are to be trusted."""
+    found = np.linalg.eigvals(matrix)
+    return found.astype(np.result_type(found, np.complex64))
+
+
+def _rounding(size: int, dtype: Any) -> float:
+    """How far rounding moves what is computed of vectors of so many numbers, as a share of the largest."""
+    return 10 * math.sqrt(size) * float(jnp.finfo(dtype).eps)
+
+
 def spectrum(losses: Losses, params: Pair) -> Complex[np.ndarray, " p"]:
-    """The eigenvalues of ``jacobian(losses, params)``, in no order, on the host; stable if all have Re > 0."""
-    return np.linalg.eigvals(np.asarray(jacobian(losses, params))).astype(complex)
+    """The eigenvalues of ``jacobian(losses, params)``, in no order, on the host; stable if all have Re > 0.
+
+    Complex64 where the parameters are float32.
+    """
+    return _eigenvalues(np.asarray(jacobian(losses, params)))
 
 
 def arnoldi(losses: Losses, params: Pair, key: PRNG, iterations: int) -> Complex[np.ndarray, " k"]:
@@ -367,7 +381,7 @@ def arnoldi(losses: Losses, params: Pair, key: PRNG, iterations: int) -> Complex
     basis = jnp.zeros((iterations + 1, flat.size), flat.dtype)
     basis = basis.at[0].set(start / jnp.linalg.norm(start))
     dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-    rounding = 10 * np.sqrt(flat.size) * jnp.finfo(flat.dtype).eps
+    rounding = _rounding(flat.size, flat.dtype)
 
     def extend(carry, j):
         basis, largest = carry
@@ -386,14 +400,49 @@ def arnoldi(losses: Losses, params: Pair, key: PRNG, iterations: int) -> Complex
     _, columns = lax.scan(extend, (basis, jnp.zeros((), flat.dtype)), jnp.arange(iterations))
     hessenberg = np.asarray(columns).T
     k = np.append(np.flatnonzero(np.diagonal(hessenberg, -1) == 0), iterations - 1)[0] + 1
-    return np.linalg.eigvals(hessenberg[:k, :k]).astype(complex)
+    return _eigenvalues(hessenberg[:k, :k])
 
 
-def largest_stable_step(eigenvalues: Complex[np.ndarray, " k"]) -> float:
+class StableStep(NamedTuple):
+    """How large a step of simultaneous gradient descent may be.
+
+    Attributes:
+      step: below it descent contracts to the equilibrium in all directions that are not neutral; 0 if no step does,
+        infinite if all are neutral.
+      neutral: int ``[m]``, which of the eigenvalues are 0 to rounding: along these directions nothing moves, and
+        nothing contracts. The bias of a D in a loss of differences is one, whatever the step size.
+    """
+
+    step: float
+    neutral: np.ndarray
+
+
+def largest_stable_step(
+    eigenvalues: Complex[np.ndarray, " k"], tolerance: float | None = None
+) -> StableStep:
     """The step size below which simultaneous gradient descent contracts to an equilibrium: ``min 2 Re(l) / |l|^2``.
 
-    ``|1 - h l| < 1`` for every eigenvalue l of J at the equilibrium; 0 if one has Re <= 0, for then no step size does.
-    Mescheder et al. 2017, arXiv:1705.10461. Ritz values give an estimate.
+    ``|1 - h l| < 1`` for every eigenvalue l of J at the equilibrium that is not neutral; 0 if one of these has
+    Re <= 0 to rounding, for then no step size does. Mescheder et al. 2017, arXiv:1705.10461. Ritz values give an
+    estimate.
+
+    Args:
+      eigenvalues: of J, in the precision in which J was computed.
+      tolerance: eigenvalues up to so many times the largest, in absolute value, are neutral. Default: as far as
+        rounding moves a simple eigenvalue, ten times the square root of their number times the machine epsilon. It
+        moves a double one farther, as far as the square root of the epsilon.
+
+    Raises:
+      ValueError: if there are no eigenvalues, or one is not finite.
     """
-    real = np.real(eigenvalues)
-    return float(np.min(2 * real / np.abs(eigenvalues) ** 2)) if np.all(real > 0) else 0.0
+    values = np.atleast_1d(eigenvalues)
+    values = values.astype(np.result_type(values, np.complex64))
+    if not values.size or not np.isfinite(values).all():
+        raise ValueError("eigenvalues must be finite numbers, at least one")
+    size = np.abs(values).astype(float)
+    bound = size.max() * (_rounding(values.size, values.dtype) if tolerance is None else tolerance)
+    neutral = size <= bound
+    real, size = values.real[~neutral].astype(float), size[~neutral]
+    # Not over |l|^2, which leaves the range of floats before l does.
+    steps = np.where(real > bound, 2 * (real / size) / size, 0.0)
+    return StableStep(float(steps.min(initial=np.inf)), np.flatnonzero(neutral))

@@ -205,6 +205,7 @@ def make(
     if rule is not None:
         g_tx, d_tx = rule.optimiser(g_tx), rule.optimiser(d_tx)
     sampler, sample_latents = sampler or g_net, sample_latents or latents
+    stored = jnp.promote_types(dtype, jnp.float32)  # of averages and of what is remembered
 
     def regs(entries: Any, prefix: str, every: int) -> dict[str, Reg]:
         return {
@@ -475,9 +476,11 @@ def make(
         ema = None if ema_decay is None else jax.tree.map(jnp.copy, variables(g))
         memory = {name: reg.penalty.memory for name, reg in (d_regs | g_regs).items()}
         memory["loss"] = loss.memory
-        memory["augment"] = jnp.asarray(augment.p, jnp.float32) if augment and adaptive else None
+        memory["augment"] = augment.p if augment and adaptive else None
         memory = {
-            name: jax.tree.map(jnp.copy, kept) for name, kept in memory.items() if kept is not None
+            name: jax.tree.map(lambda x: jnp.array(x, stored), kept)
+            for name, kept in memory.items()
+            if kept is not None
         }
         return GANState(jnp.zeros((), jnp.int32), g, d, ema, memory or None)
 
@@ -518,7 +521,7 @@ def make(
             )
         ema = state.ema
         if ema_decay is not None:
-            t = state.step.astype(jnp.float32)
+            t = state.step.astype(stored)
             decay = (
                 ema_decay(t) if callable(ema_decay) else jnp.minimum(ema_decay, (1 + t) / (10 + t))
             )

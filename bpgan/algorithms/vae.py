@@ -55,7 +55,8 @@ def _away(eta: Array) -> Array:
 def log_normaliser(eta: Float[Array, "..."]) -> Float[Array, "..."]:
     """``log int_0^1 e^(eta u) du = log((e^eta - 1) / eta)``; near 0 ``eta/2 + eta^2/24 - eta^4/2880 + ...``."""
     far = jnp.abs(_away(eta))
-    exact = far + jnp.log(-jnp.expm1(-far) / far) + jnp.minimum(_away(eta), 0.0)
+    # Not far + ... + min(eta, 0): of a large negative eta the logarithm alone is left, and would lose its digits.
+    exact = jnp.log(-jnp.expm1(-far) / far) + jnp.maximum(_away(eta), 0.0)
     series = eta / 2 + eta**2 / 24 - eta**4 / 2880 + eta**6 / 181440
     return jnp.where(jnp.abs(eta) < _NEAR, series, exact)
 
@@ -150,7 +151,7 @@ class State(NamedTuple):
 
 def kl(mean: Float[Array, "b z"], log_variance: Float[Array, "b z"]) -> Float[Array, " b"]:
     """``KL(N(m, s^2) | N(0, 1)) = (m^2 + s^2 - 1 - log s^2) / 2``, summed over z, in nats."""
-    return 0.5 * jnp.sum(jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance, axis=-1)
+    return 0.5 * jnp.sum(jnp.square(mean) + (jnp.expm1(log_variance) - log_variance), axis=-1)
 
 
 def reparametrise(mean: Latents, log_variance: Latents, noise: Latents) -> Latents:

@@ -5,13 +5,21 @@ A batch is a pure function of ``(seed, step)``: no iterator, nothing to checkpoi
 
 from bpgan.data.datasets import DATASETS, FORMS, Dataset, hold_out, load, of_arrays
 from bpgan.data.order import epoch_order
-from bpgan.data.sources import in_memory, mirrored, parse_feed, source, streamed
+from bpgan.data.sources import (
+    fingerprint_of,
+    in_memory,
+    mirrored,
+    parse_feed,
+    source,
+    streamed,
+)
 
 __all__ = [
     "DATASETS",
     "FORMS",
     "Dataset",
     "epoch_order",
+    "fingerprint_of",
     "hold_out",
     "in_memory",
     "load",

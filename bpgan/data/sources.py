@@ -4,6 +4,7 @@ Both show the same examples in the same order: row ``j`` of batch ``t`` is place
 sequence of shuffled epochs (``order.py``). Neither has a state, so there is nothing to checkpoint and nothing to lose.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -53,7 +54,13 @@ def source(
         reason = f"{memory.compared(size, free)} for this dataset; stream reads it from disk"
         raise UserError(reason, argument="feed", value=feed)
     if kind == "memory" or (kind == "auto" and size <= _MEMORY):
-        result = in_memory(*dataset.arrays(), seed=seed, batch_size=batch_size, dtype=dtype)
+        result = in_memory(
+            *dataset.arrays(),
+            seed=seed,
+            batch_size=batch_size,
+            dtype=dtype,
+            fingerprint=dataset.sha256,
+        )
     else:
         result = streamed(
             dataset.read,
@@ -61,11 +68,11 @@ def source(
             shape=dataset.shape,
             seed=seed,
             batch_size=batch_size,
+            fingerprint=dataset.sha256,
             dtype=dtype,
             workers=workers,
         )
-    result = mirrored(result, seed=seed) if flip else result
-    return result._replace(fingerprint=dataset.sha256)
+    return mirrored(result, seed=seed) if flip else result
 
 
 def mirrored(source: Source, *, seed: int) -> Source:
@@ -94,8 +101,24 @@ def parse_feed(text: str) -> tuple[str, int]:
     return kind, int(workers or 0)
 
 
+def fingerprint_of(*parts: np.ndarray | str) -> str:
+    """The SHA-256 of arrays (types, shapes and bytes) and texts, in this order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        array = np.frombuffer(part.encode(), np.uint8) if isinstance(part, str) else part
+        digest.update(f"{array.dtype.str} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
 def in_memory(
-    x: np.ndarray, y: np.ndarray, *, seed: int, batch_size: int, dtype: Any = jnp.float32
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    seed: int,
+    batch_size: int,
+    dtype: Any = jnp.float32,
+    fingerprint: str = "",
 ) -> Source:
     """A source over arrays that stay on the device.
 
@@ -107,6 +130,7 @@ def in_memory(
       seed: of the order.
       batch_size: rows of the global batch.
       dtype: of the examples in a batch.
+      fingerprint: of the content; empty: that of x and y.
 
     Raises:
       ValueError: if there are no examples.
@@ -125,7 +149,8 @@ def in_memory(
             "y": jnp.take(data["y"], rows, axis=0, mode="clip"),
         }
 
-    return Source(data, batch_at, length, batch_size, examples=x[_spread(length)])
+    fingerprint = fingerprint or fingerprint_of(x, y)
+    return Source(data, batch_at, length, batch_size, fingerprint, examples=x[_spread(length)])
 
 
 def streamed(
@@ -135,6 +160,7 @@ def streamed(
     shape: tuple[int, ...],
     seed: int,
     batch_size: int,
+    fingerprint: str,
     dtype: Any = jnp.float32,
     workers: int = 0,
 ) -> Source:
@@ -146,6 +172,7 @@ def streamed(
       length: examples per epoch.
       shape: of one example.
       seed, batch_size, dtype: as for ``in_memory``.
+      fingerprint: of the content, which is not read for it here.
       workers: processes that read; 0 for threads, which suffice unless ``read`` holds the interpreter's lock.
     """
     _check_size(length, batch_size)
@@ -166,9 +193,8 @@ def streamed(
     def windows(first: int, rows: slice) -> Iterator[dict[str, np.ndarray]]:
         return _read_ahead(_Windows(read, keys, length, batch_size, steps, rows), first, workers)
 
-    return Source(
-        spec, batch_at, length, batch_size, steps, windows, examples=read(_spread(length))[0]
-    )
+    examples = read(_spread(length))[0]
+    return Source(spec, batch_at, length, batch_size, fingerprint, steps, windows, examples)
 
 
 class _Windows:

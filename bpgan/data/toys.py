@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bpgan.data.sources import fingerprint_of
 from bpgan.types import PRNG, Source, stream
 
 LENGTH = 100_000
@@ -24,6 +25,12 @@ class Mixture(NamedTuple):
 
     centres: np.ndarray
     std: float
+
+    @property
+    def definition(self) -> str:
+        """All of it as text; to nine digits, for the last ones of a cosine differ between machines."""
+        centres = (np.round(self.centres, 9) + 0.0).tolist()
+        return f"Gaussians of standard deviation {self.std:.9g} at {centres}"
 
     def draw(self, key: PRNG, n: int, dtype: Any = jnp.float32) -> jax.Array:
         """``n`` samples ``[n, d]``."""
@@ -53,12 +60,18 @@ def grid(
 
 
 def fresh(
-    draw: Callable[[PRNG, int], jax.Array], *, seed: int, batch_size: int, length: int = LENGTH
+    draw: Callable[[PRNG, int], jax.Array],
+    *,
+    definition: str,
+    seed: int,
+    batch_size: int,
+    length: int = LENGTH,
 ) -> Source:
     """Batches that never come again: ``draw(key, batch_size)`` with a key of the seed and the step.
 
     Args:
       draw: ``(key, n) -> x[n, ...]``, traceable.
+      definition: a text that says all of what ``draw`` draws from; the fingerprint is its hash.
       seed: of all batches; may be traced.
       batch_size: rows of one.
       length: what to call an epoch.
@@ -69,4 +82,4 @@ def fresh(
         key = jax.random.fold_in(jax.random.wrap_key_data(data["key"]), step)
         return {"x": draw(key, batch_size), "y": jnp.zeros(batch_size, jnp.int32)}
 
-    return Source({"key": root}, batch_at, length, batch_size)
+    return Source({"key": root}, batch_at, length, batch_size, fingerprint_of(definition))

@@ -20,10 +20,9 @@ from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 from jaxtyping import Array, Float
 
-from bpgan.nets.layers import Dense, Embed, check_labels, storage_dtype
+from bpgan.nets.layers import Dense, Embed, check_labels, storage_dtype, unit
 from bpgan.types import Labels, Logits
 
 Kind = Literal["projection", "acgan", "d2d"]
@@ -32,10 +31,6 @@ Scores = (
     | tuple[Logits, Float[Array, "b k"]]
     | tuple[Logits, tuple[Float[Array, "b f"], Float[Array, "b f"]]]
 )
-
-
-def _unit_rows(x: Float[Array, "n f"]) -> Float[Array, "n f"]:
-    return x * lax.rsqrt(jnp.sum(jnp.square(x), -1, keepdims=True) + 1e-12)
 
 
 def score(
@@ -88,4 +83,4 @@ def score(
     place = Dense(embedding, name="embedding0", **layer)(features, train=train).astype(stored)
     proxies = Embed(classes, embedding, embedding_init=init, name="proxies0", **table)
     rows = proxies(labels, train=train).astype(stored)
-    return logits, (_unit_rows(place), _unit_rows(rows))
+    return logits, (unit(place, -1), unit(rows, -1))

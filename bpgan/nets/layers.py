@@ -513,8 +513,21 @@ def equalised(parameter: Array, rate: float | None, fan_in: int = 1) -> Array:
     return parameter if rate is None else rate / math.sqrt(fan_in) * parameter
 
 
-def _unit(x: Array) -> Array:
-    return x * lax.rsqrt(jnp.sum(jnp.square(x)) + 1e-12)
+def _scale(x: Array, axis: int | None = None) -> Array:
+    """The power of two that brings the greatest number of x, along an axis or of all, to between 2 and 4; of zeros, 1.
+
+    Squares of the product stay in the range of floats, so that no epsilon is needed, which would be a scale of its own.
+    A constant to differentiation, and exact, so that it changes no digit of a quotient.
+    """
+    top = jnp.max(jnp.abs(lax.stop_gradient(x)), axis, keepdims=True)
+    return jnp.where(top > 0, 4 * jnp.frexp(top)[0] / jnp.where(top > 0, top, 1), 1)
+
+
+def unit(x: Array, axis: int | None = None) -> Array:
+    """``x / |x|`` along an axis, or of all of x, whatever its size; zeros have no direction and stay."""
+    x = x * _scale(x, axis)
+    square = jnp.sum(jnp.square(x), axis, keepdims=True)
+    return x * lax.rsqrt(jnp.where(square > 0, square, 1))
 
 
 def _product(a: Array, b: Array) -> Array:
@@ -527,7 +540,7 @@ def spectral_norm(module: nn.Module, kernel: Array, *, train: bool) -> Array:
     Miyato et al. 2018, arXiv:1802.05957, Alg. 1: ``sigma = u^T W v`` with ``v`` along ``W^T u`` and ``u`` along
     ``W v``, which near convergence is the largest singular value. Of a convolution it is that of the reshaped
     kernel, not the norm of the operator. u and v are constants to differentiation, W is not:
-    ``d sigma / d W = u v^T``.
+    ``d sigma / d W = u v^T``. A kernel of zeros stays as it is, and so does u.
 
     Args:
       module: keeps ``u[out]`` in its collection ``"spectral"``, at the start one iteration from a normal vector.
@@ -538,20 +551,23 @@ def spectral_norm(module: nn.Module, kernel: Array, *, train: bool) -> Array:
     fixed = lax.stop_gradient(matrix)
 
     def iterate(u: Array) -> tuple[Array, Array]:
-        v = _unit(_product(fixed, u))
-        return v, _unit(_product(v, fixed))
+        v = unit(_product(fixed, u))
+        new = unit(_product(v, fixed))
+        return v, jnp.where(jnp.any(new != 0), new, u)
 
     def start() -> Array:
         # Of a kernel of low rank, such as that of a single channel, a random u may see nothing; one iteration mends it.
         key = module.make_rng("params")
-        return iterate(_unit(jax.random.normal(key, matrix.shape[1:], kernel.dtype)))[1]
+        return iterate(unit(jax.random.normal(key, matrix.shape[1:], kernel.dtype)))[1]
 
     kept = module.variable("spectral", "u", start)
-    u = _unit(kept.value)  # an average over steps is shorter
+    u = unit(kept.value)  # an average over steps is shorter
     v, new = iterate(u)
     if train:
         kept.value = u = new
-    return kernel / _product(v, _product(matrix, u))
+    sigma = _product(v, _product(matrix, u))
+    scale = _scale(sigma)  # for the derivative, which has the square of sigma
+    return kernel * scale / jnp.where(sigma == 0, 1, sigma * scale)
 
 
 def biased(y: Array, bias: Array) -> Array:

@@ -54,7 +54,8 @@ def open_run(
     name: str,
     config: Mapping[str, Any],
     restart_safe: frozenset[str],
-    fingerprint: str = "",
+    locates_data: frozenset[str] = frozenset(),
+    fingerprint: str,
     measure: Mapping[str, str] = types.MappingProxyType({}),
 ) -> pathlib.Path:
     """Makes a run directory, or accepts the one that is there; ``write_record`` then makes it this run's.
@@ -66,9 +67,12 @@ def open_run(
     Raises:
       UserError: if the directory cannot be written, holds something else than a run of experiment ``name``, or a run
         whose config differs in a field that is not ``restart_safe``, whose data had another ``fingerprint`` or whose
-        evaluations another ``measure``, or if its record or log is damaged. Nothing in it is changed then. Another
-        ``dataset`` is no difference if the fingerprint is the same: the data have moved.
+        evaluations another ``measure``, or if its record or log is damaged. Nothing in it is changed then. A field that
+        only ``locates_data`` may differ if the fingerprint is the same: the data have moved.
+      ValueError: if the fingerprint is empty, with which no change would be seen.
     """
+    if not fingerprint:
+        raise ValueError("fingerprint must not be empty")
     path = pathlib.Path(workdir)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -92,7 +96,7 @@ def open_run(
         old_config, before = old.config, old.data
         if old.experiment != name:
             raise UserError(f"--workdir={workdir}: holds a run of {old.experiment}, not of {name}")
-        free = restart_safe | {"dataset"} if fingerprint and fingerprint == before else restart_safe
+        free = restart_safe | locates_data if fingerprint == before else restart_safe
         changed = [
             f"--{field} was {old_config.get(field)!r}, now {config.get(field)!r}"
             for field in sorted(set(config) | set(old_config))
@@ -104,12 +108,12 @@ def open_run(
                 f"--workdir={workdir}: holds a run with another configuration ({'; '.join(changed)});"
                 " use the same flags to resume it or another workdir"
             )
-        if trained and fingerprint and before and before != fingerprint:
+        if trained and before and before != fingerprint:  # older records may have none
             raise UserError(
                 f"--workdir={workdir}: the data have changed since this run began (sha256 was {before[:12]}, now"
                 f" {fingerprint[:12]}); use another workdir for the new data"
             )
-        measured = old.get("measure") or measure
+        measured = old.measure or measure
         if trained and measured != measure:
             raise UserError(
                 f"was evaluated with {_said(measured)} so far, and would be with {_said(measure)} from here on, whose"

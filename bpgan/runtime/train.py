@@ -298,7 +298,7 @@ class Plan(NamedTuple):
     """What happens when in a run, or in all runs of a group.
 
     Attributes:
-      name, restart_safe: see ``run.open_run``.
+      name, restart_safe, locates_data: see ``run.open_run``.
       steps: the step at which a run is done.
       pause: if not 0, the step to stop at for now: there, too, a run is logged, validated and saved.
       log_every: metrics are averaged over this many steps and written; at the end and at a pause, what is less is
@@ -322,6 +322,7 @@ class Plan(NamedTuple):
     keep: Keep = NEWEST
     on_anomaly: str = "flag"
     tensorboard: bool = True
+    locates_data: frozenset[str] = frozenset()
 
 
 class _Run:
@@ -341,6 +342,7 @@ class _Run:
             name=plan.name,
             config=member.config,
             restart_safe=plan.restart_safe,
+            locates_data=plan.locates_data,
             fingerprint=source.fingerprint,
             measure=member.measure,
         )
