@@ -351,6 +351,80 @@ def test_the_csv_holds_every_number_in_full(folder):
     assert row["note"] == 'a,"b"\nc' and float(row["lr"]) == 1e-7 and len(rows) == 7
 
 
+def test_evaluations_are_columns_that_say_what_they_are(folder, capsys):
+    """Best, newest and older checkpoints, other flags and another net are other columns; seeds share one."""
+    for lr in (0.1, 0.01):
+        for seed in range(3):
+            row = {"metric": "FD-n", "n": 300, "reference": "mnist10k test", "seed": 0}
+            row |= {"features": "n", "features_sha256": "ab" * 32}
+            found = [
+                row | {"value": lr + seed, "checkpoint": "newest", "step": 30},
+                row | {"value": 7.0, "checkpoint": "newest", "step": 20},
+                row | {"value": 5.0, "checkpoint": "best", "step": 10 * (seed + 1)},
+                row | {"value": 4.0, "checkpoint": "best", "step": 10, "flags": "truncation=<b>"},
+                row | {"value": 3.0, "checkpoint": "best", "step": 10, "features_sha256": "cd"},
+                row | {"value": 2.0, "checkpoint": "20", "step": 20, "metric": "KD-n"},
+            ]
+            (folder / f"a/{lr}_{seed}/metrics.json").write_text(json.dumps(found))
+    groups = compare.settings(runs := compare.read([folder]))
+    rest = "300 samples, mnist10k test, seed 0, net abababab)"
+    names = compare.evaluated_metrics(runs)
+    assert names == [
+        f"FD-n (newest checkpoint, {rest}",
+        f"FD-n (step 20, {rest}",
+        f"FD-n (best checkpoint, {rest}",
+        f"FD-n (best checkpoint, truncation=<b>, {rest}",
+        f"FD-n (best checkpoint, {rest}".replace("abababab", "cd"),
+        f"KD-n (step 20, {rest}",
+    ]
+    assert [s.mean(names[0])[0] for s in groups] == pytest.approx(
+        [1 + s.values["lr"] for s in groups]
+    )
+    assert [groups[0].mean(name)[::2] for name in names[1:]] == [(v, 3) for v in (7, 5, 4, 3, 2)]
+    page = compare.write(runs, "", folder).read_text()
+    assert f"<h3>Evaluated: best checkpoint, truncation=&lt;b&gt;, {rest[:-1]}</h3>" in page
+    with (folder / "comparison.csv").open(newline="") as file:
+        assert {row[names[3]] for row in csv.DictReader(file)} == {"4.0"}
+    assert launch.run([f"--report={folder}", "--report_metric=FD-n"]) == 0
+    assert names[0] in capsys.readouterr().out
+    (folder / "a/0.1_1/metrics.json").write_text("{torn")
+    assert len(compare.read([folder])) == 6
+    assert f"{folder / 'a/0.1_1/metrics.json'}: is damaged" in capsys.readouterr().err
+
+
+def test_no_cell_of_the_csv_is_a_formula(folder):
+    config = {"lr": -0.5, "seed": 0, "dataset": '=HYPERLINK("http://x")', "@flag": "-1e3"}
+    make_run(folder / "c", config, [-1.0, -2.0], status="+done", metric="=m")
+    compare.write(compare.read([folder]), "", folder)
+    with (folder / "comparison.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert not [
+        cell for row in rows for cell in (*row, *row.values()) if cell[:1] in "=@\t\r" and cell
+    ]
+    row = next(row for row in rows if row["run"] == str(folder / "c"))
+    assert (
+        row["dataset"] == '\'=HYPERLINK("http://x")'
+        and row["status"] == "'+done"
+        and row["lr"] == "-0.5"
+    )
+    assert row["'@flag"] == "-1e3" and row["'=m"] == "-2.0"
+
+
+def test_damaged_grids_are_left_out_of_a_comparison(folder, capsys):
+    for i, run in enumerate(sorted((folder / "a").iterdir())):
+        grid = run / "samples/step_00000030.png"
+        report.save_png(grid, np.zeros((8, 8, 1), np.uint8))
+        if i == 0:
+            grid.write_bytes(grid.read_bytes()[:-20])
+        if i == 3:
+            grid.unlink()
+            grid.mkdir()
+    page = compare.write(compare.read([folder]), "", folder).read_text()
+    assert "<img" not in page  # of each setting the first run's is shown
+    said = capsys.readouterr().err
+    assert "is damaged; it is left out" in said and "is a directory and must be a file" in said
+
+
 def test_thinned_curves_keep_their_mean():
     steps, values = np.arange(50_000), np.random.default_rng(0).normal(size=50_000)
     short, means = compare._thinned(steps, values)
