@@ -392,6 +392,25 @@ def test_evaluations_are_columns_that_say_what_they_are(folder, capsys):
     assert f"{folder / 'a/0.1_1/metrics.json'}: is damaged" in capsys.readouterr().err
 
 
+def test_a_terminal_obeys_no_text_of_a_run(folder, capsys):
+    """Escape sequences and lines in names and values are written out, in the table and in warnings."""
+    config = {"lr": 0.5, "seed": 0, "name\x1b[2J": "\x1b]0;title\x07\u202eevil\nline"}
+    make_run(folder / "b/x", config, [1.0, 2.0], metric="m\x9b31m")
+    record = json.loads((folder / "b/x/config.json").read_text()) | {"experiment": "x\x1b[31m"}
+    (folder / "b/x/config.json").write_text(json.dumps(record))
+    make_run(folder / "b/y", {"lr": 0.5, "seed": 1}, [1.0], metric="m\x9b31m")
+    (folder / "b/y/config.json").write_text(json.dumps(record | {"config": {"lr": 1, "seed": 1}}))
+    (folder / "b/z\x1b[3m").mkdir()
+    (folder / "b/z\x1b[3m/config.json").write_text('{"experiment": 1}')
+    launch.run([f"--report={folder / 'b'}"])
+    said = capsys.readouterr()
+    assert not [c for c in said.out + said.err if not c.isprintable() and c != "\n"]
+    assert r"\x1b]0;title\x07\u202eevil\nline" in said.out and r"x\x1b[31m: 2 runs" in said.out
+    with pytest.raises(UserError) as error:
+        launch.run([f"--report={folder / 'b'}", "--report_metric=FD"])
+    assert str(error.value).isprintable()
+
+
 def test_no_cell_of_the_csv_is_a_formula(folder):
     config = {"lr": -0.5, "seed": 0, "dataset": '=HYPERLINK("http://x")', "@flag": "-1e3"}
     make_run(folder / "c", config, [-1.0, -2.0], status="+done", metric="=m")
@@ -455,7 +474,7 @@ def test_the_launcher_prints_and_refuses_in_one_line(folder, capsys):
         ([f"--report={folder / 'nope'}"], "there is no such folder"),
         (
             [f"--report={folder}", "--report_metric=FID"],
-            "--report_metric=FID: is not logged by these",
+            "report_metric=FID: is not logged by these",
         ),
         ([f"--report={folder / 'a/0.1_0/config.json'}"], "there is no such folder"),
     ):

@@ -23,7 +23,7 @@ from bpgan import files
 from bpgan.files import Damaged, replaced
 from bpgan.measures import direction, mean_and_deviation
 from bpgan.runtime import records, report
-from bpgan.runtime.records import EvaluationRow
+from bpgan.runtime.records import EvaluationRow, printable
 from bpgan.types import UserError
 
 _POINTS = 200  # of a curve
@@ -126,7 +126,7 @@ def read(folders: Iterable[str | os.PathLike]) -> list[Run]:
     folders = [pathlib.Path(folder) for folder in folders]
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"--report={folder}: there is no such folder")
+            raise UserError("there is no such folder", argument="report", value=folder)
         for record in sorted(folder.rglob("config.json")):
             if record.parent in found:
                 continue
@@ -134,7 +134,8 @@ def read(folders: Iterable[str | os.PathLike]) -> list[Run]:
             if run is not None:
                 found[record.parent] = run
     if not found:
-        raise UserError(f"--report={', '.join(map(str, folders))}: holds no run")
+        names = ", ".join(map(str, folders))
+        raise UserError("holds no run", argument="report", value=names)
     return list(found.values())
 
 
@@ -258,7 +259,9 @@ def check_metric(runs: Sequence[Run], wanted: str) -> None:
     known = _metrics(runs)
     if wanted and not _named(wanted, known):
         raise UserError(
-            f"--report_metric={wanted}: is not logged by these runs; known: {', '.join(known)}"
+            f"is not logged by these runs; known: {printable(', '.join(known))}",
+            argument="report_metric",
+            value=wanted,
         )
 
 
@@ -294,7 +297,7 @@ def ranked(groups: Sequence[Setting], metric: str) -> list[Setting]:
 
 
 def rows(groups: Sequence[Setting], metrics: Sequence[str]) -> list[dict[str, str]]:
-    """A table, its cells as text."""
+    """A table, its cells as text that may be printed."""
     table = []
     for setting in groups:
         runs = setting.runs
@@ -316,7 +319,7 @@ def rows(groups: Sequence[Setting], metrics: Sequence[str]) -> list[dict[str, st
                 row[metric] += f" (best {best})"
             if lost := sum(not math.isfinite(run.final.get(metric, 0)) for run in setting.ended):
                 row[metric] += f" ({lost} not finite)"
-        table.append(row)
+        table.append({printable(name): printable(cell) for name, cell in row.items()})
     return table
 
 
@@ -371,7 +374,8 @@ def write(runs: Sequence[Run], metric: str, folder: pathlib.Path) -> pathlib.Pat
             whole = template.replace("$BODY", "".join(body))
             temporary.write_text(whole, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise UserError(f"--report_to={folder}: cannot be written ({error.strerror})") from None
+        reason = f"cannot be written ({error.strerror})"
+        raise UserError(reason, argument="report_to", value=folder) from None
     return page
 
 
@@ -429,7 +433,8 @@ def _evaluations(groups: Sequence[Setting], names: Sequence[str]) -> str:
     parts = []
     for found, columns in tables.items():
         table = rows(groups, list(columns))
-        renamed = [{columns.get(k, k): cell for k, cell in row.items()} for row in table]
+        short = {printable(name): metric for name, metric in columns.items()}
+        renamed = [{short.get(k, k): cell for k, cell in row.items()} for row in table]
         parts.append(f"<h3>Evaluated: {html.escape(found)}</h3>{_table(renamed)}")
     return "".join(parts)
 

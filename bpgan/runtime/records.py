@@ -35,6 +35,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """``config.json``: which run this is. See ``run.write_record``."""
 
     experiment: str
+    run: str = ""
     config: dict[str, Scalar] = {}
     data: str = ""
     images_per_step: Count | None = None
@@ -211,4 +212,9 @@ def sound(read: Callable[[pathlib.Path], _T], path: pathlib.Path) -> _T | None:
 @functools.cache
 def warn(text: str) -> None:
     """Prints a warning, once."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Text of a file for a terminal: in one line, and what a terminal would obey is written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -534,7 +534,7 @@ def _page(
         config=_section("Configuration", "wide", _rows(run.config)),
         metrics=_section("Final metrics", "", _rows(metrics)),
         origin=_section("Versions", "", _rows(origin)),
-        command=_text(run.command),
+        command=_command(run.command),
         # Numbers only: nothing in it can end the element that holds it.
         data=json.dumps(data, separators=(",", ":"), allow_nan=False),
     )
@@ -708,6 +708,14 @@ def _evaluation(rows: Sequence[EvaluationRow]) -> str:
         f"<h3>{_text(title[:1].upper() + title[1:])}</h3>"
         f'<div class="scroll"><table><tr><th></th>{head}</tr>{body}</table></div><p>{"<br>".join(notes)}</p>'
     )
+
+
+def _command(command: str) -> str:
+    """What a shell repeats the run with, if it was begun by one."""
+    return (
+        f'<section class="command"><h2>Command</h2><pre>{_text(command)}</pre>'
+        "<p>The same command resumes the run.</p></section>"
+    ) * bool(command)
 
 
 def _section(title: str, kind: str, content: str) -> str:
