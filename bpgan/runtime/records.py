@@ -24,7 +24,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
       lowering: see ``sweep.compile``.
-      members: run directories of all, in order.
+      members: identities of all, in order.
     """
 
     lowering: str
@@ -35,8 +35,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """``config.json``: which run this is. See ``run.write_record``."""
 
     experiment: str
-    run: str = ""
     config: dict[str, Scalar] = {}
+    run: str = ""
     data: str = ""
     images_per_step: Count | None = None
     versions: dict[str, str] = {}
@@ -59,6 +59,7 @@ class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     status: str
     step: Count
+    run: str = ""
     metrics: dict[str, float] = {}
     anomalies: list[str] = []
     timings: dict[str, float] = {}
