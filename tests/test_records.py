@@ -227,6 +227,14 @@ def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path):
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.json", "[\n  1\n]\n")]
 
 
+def test_a_link_in_the_way_leads_to_no_other_file(tmp_path):
+    (tmp_path / "theirs").write_text("kept")
+    (tmp_path / "a.json.tmp").symlink_to("theirs")
+    (tmp_path / "a.json").symlink_to("theirs")
+    files.write_json(tmp_path / "a.json", 1)
+    assert (tmp_path / "theirs").read_text() == "kept" and (tmp_path / "a.json").read_text() == "1\n"
+
+
 def test_no_cell_of_a_table_is_a_formula(tmp_path):
     """What a spreadsheet would compute is text; numbers stay numbers, in full."""
     rows = [
