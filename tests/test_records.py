@@ -232,7 +232,9 @@ def test_a_link_in_the_way_leads_to_no_other_file(tmp_path):
     (tmp_path / "a.json.tmp").symlink_to("theirs")
     (tmp_path / "a.json").symlink_to("theirs")
     files.write_json(tmp_path / "a.json", 1)
-    assert (tmp_path / "theirs").read_text() == "kept" and (tmp_path / "a.json").read_text() == "1\n"
+    assert (tmp_path / "theirs").read_text() == "kept" and (
+        tmp_path / "a.json"
+    ).read_text() == "1\n"
 
 
 def test_no_cell_of_a_table_is_a_formula(tmp_path):
