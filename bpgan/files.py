@@ -150,6 +150,7 @@ def replaced(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)  # a link there would lead to another file
     try:
         yield temporary
         os.replace(temporary, path)

@@ -50,7 +50,8 @@ ALLOWED = {
                            "experiments._processes"},
     "experiments._sweep": {"bpgan.types", "bpgan.files", "bpgan.runtime.records", "bpgan.runtime.report",
                            "experiments._cli", "experiments._processes", "experiments._search", "experiments._slurm"},
-    "launch": {"bpgan.types", "bpgan.measures", "bpgan.runtime", "experiments", "experiments._cli",
+    "launch": {"bpgan.types", "bpgan.measures", "bpgan.runtime", "bpgan.runtime.records", "experiments",
+               "experiments._cli",
                "experiments._processes", "experiments._search", "experiments._slurm", "experiments._sweep"},
 }  # fmt: skip
 

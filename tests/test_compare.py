@@ -351,6 +351,99 @@ def test_the_csv_holds_every_number_in_full(folder):
     assert row["note"] == 'a,"b"\nc' and float(row["lr"]) == 1e-7 and len(rows) == 7
 
 
+def test_evaluations_are_columns_that_say_what_they_are(folder, capsys):
+    """Best, newest and older checkpoints, other flags and another net are other columns; seeds share one."""
+    for lr in (0.1, 0.01):
+        for seed in range(3):
+            row = {"metric": "FD-n", "n": 300, "reference": "mnist10k test", "seed": 0}
+            row |= {"features": "n", "features_sha256": "ab" * 32}
+            found = [
+                row | {"value": lr + seed, "checkpoint": "newest", "step": 30},
+                row | {"value": 7.0, "checkpoint": "newest", "step": 20},
+                row | {"value": 5.0, "checkpoint": "best", "step": 10 * (seed + 1)},
+                row | {"value": 4.0, "checkpoint": "best", "step": 10, "flags": "truncation=<b>"},
+                row | {"value": 3.0, "checkpoint": "best", "step": 10, "features_sha256": "cd"},
+                row | {"value": 2.0, "checkpoint": "20", "step": 20, "metric": "KD-n"},
+            ]
+            (folder / f"a/{lr}_{seed}/metrics.json").write_text(json.dumps(found))
+    groups = compare.settings(runs := compare.read([folder]))
+    rest = "300 samples, mnist10k test, seed 0, net abababab)"
+    names = compare.evaluated_metrics(runs)
+    assert names == [
+        f"FD-n (newest checkpoint, {rest}",
+        f"FD-n (step 20, {rest}",
+        f"FD-n (best checkpoint, {rest}",
+        f"FD-n (best checkpoint, truncation=<b>, {rest}",
+        f"FD-n (best checkpoint, {rest}".replace("abababab", "cd"),
+        f"KD-n (step 20, {rest}",
+    ]
+    assert [s.mean(names[0])[0] for s in groups] == pytest.approx(
+        [1 + s.values["lr"] for s in groups]
+    )
+    assert [groups[0].mean(name)[::2] for name in names[1:]] == [(v, 3) for v in (7, 5, 4, 3, 2)]
+    page = compare.write(runs, "", folder).read_text()
+    assert f"<h3>Evaluated: best checkpoint, truncation=&lt;b&gt;, {rest[:-1]}</h3>" in page
+    with (folder / "comparison.csv").open(newline="") as file:
+        assert {row[names[3]] for row in csv.DictReader(file)} == {"4.0"}
+    assert launch.run([f"--report={folder}", "--report_metric=FD-n"]) == 0
+    assert names[0] in capsys.readouterr().out
+    (folder / "a/0.1_1/metrics.json").write_text("{torn")
+    assert len(compare.read([folder])) == 6
+    assert f"{folder / 'a/0.1_1/metrics.json'}: is damaged" in capsys.readouterr().err
+
+
+def test_a_terminal_obeys_no_text_of_a_run(folder, capsys):
+    """Escape sequences and lines in names and values are written out, in the table and in warnings."""
+    config = {"lr": 0.5, "seed": 0, "name\x1b[2J": "\x1b]0;title\x07\u202eevil\nline"}
+    make_run(folder / "b/x", config, [1.0, 2.0], metric="m\x9b31m")
+    record = json.loads((folder / "b/x/config.json").read_text()) | {"experiment": "x\x1b[31m"}
+    (folder / "b/x/config.json").write_text(json.dumps(record))
+    make_run(folder / "b/y", {"lr": 0.5, "seed": 1}, [1.0], metric="m\x9b31m")
+    (folder / "b/y/config.json").write_text(json.dumps(record | {"config": {"lr": 1, "seed": 1}}))
+    (folder / "b/z\x1b[3m").mkdir()
+    (folder / "b/z\x1b[3m/config.json").write_text('{"experiment": 1}')
+    launch.run([f"--report={folder / 'b'}"])
+    said = capsys.readouterr()
+    assert not [c for c in said.out + said.err if not c.isprintable() and c != "\n"]
+    assert r"\x1b]0;title\x07\u202eevil\nline" in said.out and r"x\x1b[31m: 2 runs" in said.out
+    with pytest.raises(UserError) as error:
+        launch.run([f"--report={folder / 'b'}", "--report_metric=FD"])
+    assert str(error.value).isprintable()
+
+
+def test_no_cell_of_the_csv_is_a_formula(folder):
+    config = {"lr": -0.5, "seed": 0, "dataset": '=HYPERLINK("http://x")', "@flag": "-1e3"}
+    make_run(folder / "c", config, [-1.0, -2.0], status="+done", metric="=m")
+    compare.write(compare.read([folder]), "", folder)
+    with (folder / "comparison.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert not [
+        cell for row in rows for cell in (*row, *row.values()) if cell[:1] in "=@\t\r" and cell
+    ]
+    row = next(row for row in rows if row["run"] == str(folder / "c"))
+    assert (
+        row["dataset"] == '\'=HYPERLINK("http://x")'
+        and row["status"] == "'+done"
+        and row["lr"] == "-0.5"
+    )
+    assert row["'@flag"] == "-1e3" and row["'=m"] == "-2.0"
+
+
+def test_damaged_grids_are_left_out_of_a_comparison(folder, capsys):
+    for i, run in enumerate(sorted((folder / "a").iterdir())):
+        grid = run / "samples/step_00000030.png"
+        report.save_png(grid, np.zeros((8, 8, 1), np.uint8))
+        if i == 0:
+            grid.write_bytes(grid.read_bytes()[:-20])
+        if i == 3:
+            grid.unlink()
+            grid.mkdir()
+    page = compare.write(compare.read([folder]), "", folder).read_text()
+    assert "<img" not in page  # of each setting the first run's is shown
+    said = capsys.readouterr().err
+    assert "is damaged; it is left out" in said and "is a directory and must be a file" in said
+
+
 def test_thinned_curves_keep_their_mean():
     steps, values = np.arange(50_000), np.random.default_rng(0).normal(size=50_000)
     short, means = compare._thinned(steps, values)
@@ -381,7 +474,7 @@ def test_the_launcher_prints_and_refuses_in_one_line(folder, capsys):
         ([f"--report={folder / 'nope'}"], "there is no such folder"),
         (
             [f"--report={folder}", "--report_metric=FID"],
-            "--report_metric=FID: is not logged by these",
+            "report_metric=FID: is not logged by these",
         ),
         ([f"--report={folder / 'a/0.1_0/config.json'}"], "there is no such folder"),
     ):

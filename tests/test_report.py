@@ -371,7 +371,7 @@ def test_every_evaluation_is_shown_apart_with_what_it_depends_on(tmp_path):
     }
     best = row | {"checkpoint": "best", "step": 5, "flags": "truncation=<0.7>", "value": 17.25}
     other = row | {"checkpoint": "newest", "seed": 1, "value": 3.75}
-    kd = best | {"metric": "KD-x", "value": 1.125}
+    kd = best | {"metric": "KD-x", "value": 1.125, "classes": 2, "of_classes": 3}
     (tmp_path / "metrics.json").write_text(json.dumps([row, best, other, kd]))
     text, _, _ = page_of(tmp_path)
     section = text.split('class="evaluation">')[1].split("</section>")[0]
@@ -386,6 +386,7 @@ def test_every_evaluation_is_shown_apart_with_what_it_depends_on(tmp_path):
         ("Best checkpoint, step 5, truncation=&lt;0.7&gt;", ["17.25", "1.125"]),
         ("Newest checkpoint, step 9", ["3.75"]),
     ]
+    assert "KD-x <small>2 of 3 classes</small>" in tables[1][1] and "classes" not in tables[0][1]
     assert "seed 1." in tables[2][2] and "seed 0." in tables[1][2]
 
 
@@ -437,6 +438,7 @@ def test_damaged_pictures_are_named_and_left_out(tmp_path, capsys):
     assert len(said) == len(list(folder.iterdir())) - 2
 
 
+@pytest.mark.medium
 def test_what_is_in_the_way_of_a_report_is_a_warning(tmp_path, capsys):
     """A directory in the place of any of its files; and what can be written still is."""
     for name in ("curves.png", "samples.gif", "report.html", "report.html.tmp", "curves.png.tmp"):

@@ -509,6 +509,15 @@ def test_a_report_that_cannot_be_made_costs_no_result(tmp_path, capsys):
             lambda p: (p / "config.json").write_text('{"experiment": "other", "config": {}}'),
             "holds a run of other, not of test",
         ),
+        (
+            lambda p: [
+                (p / "config.json").write_text(
+                    '{"experiment": "test", "config": {"lr": 0.01, "steps": 1}}'
+                ),
+                (p / "metrics.jsonl").write_text('{"step": 2}\n{"step": 1}\n'),
+            ],
+            r"metrics\.jsonl: line 2 is not a log line \(step 1 after step 2\)",
+        ),
     ],
 )
 def test_foreign_workdir_is_refused_and_untouched(tmp_path, prepare, message):

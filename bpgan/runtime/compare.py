@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
 from bpgan import files
 from bpgan.files import Damaged, replaced
 from bpgan.measures import direction, mean_and_deviation
 from bpgan.runtime import records, report
+from bpgan.runtime.records import EvaluationRow, printable
 from bpgan.types import UserError
 
 _POINTS = 200  # of a curve
@@ -56,6 +58,7 @@ class Run(NamedTuple):
       best: of each metric that is logged and has a known direction, the best value.
       curves: ``(steps, values)`` of each metric, thinned.
       grid: the newest sample grid, if there is one.
+      evaluated: which of the metrics are of evaluations.
     """
 
     path: pathlib.Path
@@ -69,6 +72,7 @@ class Run(NamedTuple):
     best: Mapping[str, float]
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
     grid: pathlib.Path | None
+    evaluated: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -122,7 +126,7 @@ def read(folders: Iterable[str | os.PathLike]) -> list[Run]:
     folders = [pathlib.Path(folder) for folder in folders]
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"--report={folder}: there is no such folder")
+            raise UserError("there is no such folder", argument="report", value=folder)
         for record in sorted(folder.rglob("config.json")):
             if record.parent in found:
                 continue
@@ -130,7 +134,8 @@ def read(folders: Iterable[str | os.PathLike]) -> list[Run]:
             if run is not None:
                 found[record.parent] = run
     if not found:
-        raise UserError(f"--report={', '.join(map(str, folders))}: holds no run")
+        names = ", ".join(map(str, folders))
+        raise UserError("holds no run", argument="report", value=names)
     return list(found.values())
 
 
@@ -175,9 +180,9 @@ def _read(path: pathlib.Path) -> Run | None:
     if result is not None:
         final |= result.metrics
         status = result.status if result.step == step else status
-    for row in records.sound(records.read_evaluations, path / "metrics.json") or ():
-        if row["value"] is not None:
-            final[_column(row, step)] = float(row["value"])
+    rows = records.sound(records.read_evaluations, path / "metrics.json") or ()
+    evaluated = {_column(row, step): row.value for row in rows}
+    final |= evaluated
     best, curves = {}, {}
     for key, pairs in points.items():
         steps, values = (np.array(each) for each in zip(*pairs, strict=True))
@@ -190,17 +195,21 @@ def _read(path: pathlib.Path) -> Run | None:
     seconds = final.get("time/elapsed", math.nan)
     return Run(
         path, record.experiment, record.config, status, step, images, seconds, final, best, curves,
-        grids[-1][1] if grids else None,
+        grids[-1][1] if grids else None, tuple(evaluated),
     )  # fmt: skip
 
 
-def _column(row: Mapping[str, Any], step: int) -> str:
-    """The name of an evaluated metric with all that its number depends on; of a run that has come to ``step``."""
-    if row.get("step") == step:  # of runs of other lengths, too, it is the last one
-        row = {"checkpoint": "newest", **row, "step": None}
-    net = row.get("features_sha256")
-    found = ", ".join(filter(None, (records.circumstances(row), net and f"net {net[:8]}")))
-    return f"{row['metric']} ({found})" if found else row["metric"]
+def _column(row: EvaluationRow, step: int) -> str:
+    """The name of an evaluated metric with all that its number depends on; of a run that has come to ``step``.
+
+    The steps of newest and best checkpoints differ from run to run, and are no part of the name.
+    """
+    if row.checkpoint == "newest" and row.step != step:
+        row = replace(row, checkpoint="")  # the run has gone on since
+    elif row.checkpoint != str(row.step):
+        row = replace(row, step=None)
+    net = row.features_sha256 and f"net {row.features_sha256[:8]}"
+    return f"{row.metric} ({', '.join(filter(None, (records.circumstances(row), net)))})"
 
 
 def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -250,7 +259,9 @@ def check_metric(runs: Sequence[Run], wanted: str) -> None:
     known = _metrics(runs)
     if wanted and not _named(wanted, known):
         raise UserError(
-            f"--report_metric={wanted}: is not logged by these runs; known: {', '.join(known)}"
+            f"is not logged by these runs; known: {printable(', '.join(known))}",
+            argument="report_metric",
+            value=wanted,
         )
 
 
@@ -286,7 +297,7 @@ def ranked(groups: Sequence[Setting], metric: str) -> list[Setting]:
 
 
 def rows(groups: Sequence[Setting], metrics: Sequence[str]) -> list[dict[str, str]]:
-    """A table, its cells as text."""
+    """A table, its cells as text that may be printed."""
     table = []
     for setting in groups:
         runs = setting.runs
@@ -308,7 +319,7 @@ def rows(groups: Sequence[Setting], metrics: Sequence[str]) -> list[dict[str, st
                 row[metric] += f" (best {best})"
             if lost := sum(not math.isfinite(run.final.get(metric, 0)) for run in setting.ended):
                 row[metric] += f" ({lost} not finite)"
-        table.append(row)
+        table.append({printable(name): printable(cell) for name, cell in row.items()})
     return table
 
 
@@ -363,15 +374,25 @@ def write(runs: Sequence[Run], metric: str, folder: pathlib.Path) -> pathlib.Pat
             whole = template.replace("$BODY", "".join(body))
             temporary.write_text(whole, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise UserError(f"--report_to={folder}: cannot be written ({error.strerror})") from None
+        reason = f"cannot be written ({error.strerror})"
+        raise UserError(reason, argument="report_to", value=folder) from None
     return page
 
 
 def shown_metrics(runs: Sequence[Run], first: str) -> list[str]:
-    """Metrics for a table, seven in all: the one ranked by, those of known direction, others but clocks and norms."""
-    known = [n for n in _metrics(runs) if not n.startswith(("time/", "best/")) and "norm" not in n]
-    known.sort(key=lambda name: (name != first, not direction(name)))
-    return known[:7]
+    """Metrics for a table: the one ranked by, then others that are no clock, norm or evaluation, seven in all."""
+    known = dict.fromkeys([first, *_metrics(runs)])
+    others = known.keys() - {"", *evaluated_metrics(runs)} | {first}
+    return [
+        name
+        for name in known
+        if name in others and not name.startswith(("time/", "best/")) and "norm" not in name
+    ][:7]
+
+
+def evaluated_metrics(runs: Sequence[Run]) -> list[str]:
+    """The metrics that ``experiments.evaluate`` found, each with what it depends on in its name."""
+    return list(dict.fromkeys(name for run in runs for name in run.evaluated))
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -391,6 +412,7 @@ def _section(name: str, groups: Sequence[Setting], metric: str) -> str:
         )
     metrics = shown_metrics(runs, metric)
     parts.append(_table(rows(groups, metrics)))
+    parts.append(_evaluations(groups, [n for n in evaluated_metrics(runs) if n not in metrics]))
     plots = [_curves(groups[:_CURVES], each) for each in metrics]
     varied = [n for n in groups[0].values if len({repr(s.values[n]) for s in groups}) > 1]
     plots += [_sensitivity(groups, each, metric) for each in varied]
@@ -399,6 +421,21 @@ def _section(name: str, groups: Sequence[Setting], metric: str) -> str:
     parts.append(f"<div class=plots>{''.join(plots)}</div>")
     grids = [run for setting in groups for run in setting.runs[:1] if run.grid is not None]
     parts.append("<div class=grids>" + "".join(map(_grid, grids[:_GRIDS])) + "</div>")
+    return "".join(parts)
+
+
+def _evaluations(groups: Sequence[Setting], names: Sequence[str]) -> str:
+    """Tables of evaluated metrics: those that depend on the same stand beside each other, under what that is."""
+    tables: dict[str, dict[str, str]] = {}
+    for name in names:
+        metric, _, found = name.partition(" (")
+        tables.setdefault(found.removesuffix(")"), {})[name] = metric
+    parts = []
+    for found, columns in tables.items():
+        table = rows(groups, list(columns))
+        short = {printable(name): metric for name, metric in columns.items()}
+        renamed = [{short.get(k, k): cell for k, cell in row.items()} for row in table]
+        parts.append(f"<h3>Evaluated: {html.escape(found)}</h3>{_table(renamed)}")
     return "".join(parts)
 
 

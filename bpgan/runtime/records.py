@@ -9,7 +9,7 @@ import functools
 import math
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -73,22 +73,26 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 class EvaluationRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What must be right in a row of ``metrics.json``, which has more keys; see ``bpgan.metrics.evaluations``."""
+    """A number of ``metrics.json`` and what it depends on; see ``bpgan.metrics.evaluations``. It may have more keys."""
 
     metric: str
-    value: float | None
+    value: float
     real: float | None = None
     untrained: float | None = None
+    classes: Count | None = None
+    of_classes: Count | None = None
     checkpoint: str = ""
     step: Count | None = None
     flags: str = ""
     features: str = ""
     features_sha256: str = ""
+    preprocessing: str = ""
     n: Count | None = None
-    reference: str | None = None
-    reference_images: Count | None = None
-    reference_sha256: str | None = None
     seed: int | None = None
+    reference: str = ""
+    reference_images: Count | None = None
+    reference_sha256: str = ""
+    train_sha256: str = ""
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,35 +114,26 @@ def read_result(path: pathlib.Path) -> ResultRecord | None:
     return read_json(path, ResultRecord)
 
 
-def read_evaluations(path: pathlib.Path) -> list[dict[str, Any]] | None:
-    """The rows of a ``metrics.json``, with all of their keys; those of ``EvaluationRow`` are checked."""
-    rows = read_json(path, list[dict[str, Any]])
-    try:
-        convert(rows or [], list[EvaluationRow])
-    except ValueError as error:
-        raise Damaged(path, f"is damaged ({error})") from None
-    return rows
+def read_evaluations(path: pathlib.Path) -> list[EvaluationRow] | None:
+    """The rows of a ``metrics.json``."""
+    return read_json(path, list[EvaluationRow])
 
 
-def sampled_from(row: Mapping[str, Any]) -> str:
-    """Whose samples a row of an evaluation is of: ``best checkpoint, step 938, truncation=0.7``."""
-    checkpoint, step = row.get("checkpoint", ""), row.get("step")
-    found = [
-        f"{checkpoint} checkpoint" if checkpoint not in ("", str(step)) else "",
-        "" if step is None else f"step {step}",
-        row.get("flags", ""),
-    ]
-    return ", ".join(filter(None, found))
+def sampled_from(row: EvaluationRow) -> str:
+    """Whose samples a number is of: ``best checkpoint, step 938, truncation=0.7``."""
+    step = "" if row.step is None else f"step {row.step}"
+    checkpoint = "" if row.checkpoint in ("", str(row.step)) else f"{row.checkpoint} checkpoint"
+    return ", ".join(filter(None, (checkpoint, step, row.flags)))
 
 
-def circumstances(row: Mapping[str, Any]) -> str:
-    """What the number in a row depends on beside the feature net: numbers compare only where this is the same."""
-    samples, data, seed = (row.get(key) for key in ("n", "reference", "seed"))
+def circumstances(row: EvaluationRow) -> str:
+    """What a number depends on beside the feature net: numbers compare only where this is the same."""
+    hashes = "/".join(filter(None, (row.reference_sha256[:8], row.train_sha256[:8])))
     found = [
         sampled_from(row),
-        "" if samples is None else f"{samples} samples",
-        " ".join(filter(None, (data, (row.get("reference_sha256") or "")[:8]))),
-        "" if seed is None else f"seed {seed}",
+        "" if row.n is None else f"{row.n} samples",
+        " ".join(filter(None, (row.reference, hashes))),
+        "" if row.seed is None else f"seed {row.seed}",
     ]
     return ", ".join(filter(None, found))
 
@@ -218,4 +213,9 @@ def sound(read: Callable[[pathlib.Path], _T], path: pathlib.Path) -> _T | None:
 @functools.cache
 def warn(text: str) -> None:
     """Prints a warning, once."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Text of a file for a terminal: in one line, and what a terminal would obey is written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -24,7 +24,7 @@ import numpy as np
 
 from bpgan.files import Damaged, read_bytes, replaced
 from bpgan.runtime import records
-from bpgan.runtime.records import ResultRecord, RunRecord
+from bpgan.runtime.records import EvaluationRow, ResultRecord, RunRecord
 from bpgan.types import UserError
 
 _Log = list[dict[str, Any]]
@@ -492,7 +492,7 @@ def _page(
     log: _Log,
     panels: list[_Panel],
     frames: Sequence[_Frame],
-    evaluations: _Log,
+    evaluations: Sequence[EvaluationRow],
     problems: Sequence[str],
 ) -> str:
     last = log[-1] if log else {}
@@ -534,7 +534,7 @@ def _page(
         config=_section("Configuration", "wide", _rows(run.config)),
         metrics=_section("Final metrics", "", _rows(metrics)),
         origin=_section("Versions", "", _rows(origin)),
-        command=_text(run.command),
+        command=_command(run.command),
         # Numbers only: nothing in it can end the element that holds it.
         data=json.dumps(data, separators=(",", ":"), allow_nan=False),
     )
@@ -675,9 +675,9 @@ def _bars(timings: dict[str, Any]) -> str:
     )
 
 
-def _evaluations(rows: _Log) -> str:
+def _evaluations(rows: Sequence[EvaluationRow]) -> str:
     """The tables of ``experiments.evaluate``, one for each checkpoint, flags, data and seed, which stand over it."""
-    groups: dict[str, _Log] = {}
+    groups: dict[str, list[EvaluationRow]] = {}
     for row in rows:
         groups.setdefault(records.circumstances(row), []).append(row)
     tables = "".join(map(_evaluation, groups.values()))
@@ -685,32 +685,37 @@ def _evaluations(rows: _Log) -> str:
     return f'<section class="evaluation"><h2>{title}</h2>{tables}</section>' * bool(groups)
 
 
-def _evaluation(rows: _Log) -> str:
+def _evaluation(rows: Sequence[EvaluationRow]) -> str:
     """The numbers of one evaluation, and what they depend on."""
-    columns = ("value", "real", "untrained")
-    body = "".join(
-        f"<tr><th>{_text(row['metric'])}</th>"
-        + "".join(f"<td>{_number(row.get(column))}</td>" for column in columns)
-        + "</tr>"
-        for row in rows
-    )
-    first = rows[0]
-    nets = {row["features"]: row for row in rows if row.get("features")}
+    head = "".join(f"<th>{column}</th>" for column in ("value", "real", "untrained"))
+    body = ""
+    for row in rows:
+        cells = "".join(f"<td>{_number(v)}</td>" for v in (row.value, row.real, row.untrained))
+        covers = f" <small>{row.classes} of {row.of_classes} classes</small>"
+        body += f"<tr><th>{_text(row.metric)}{covers * (row.classes is not None)}</th>{cells}</tr>"
+    first, nets = rows[0], {(row.features, row.features_sha256): row for row in rows}
     notes = [
-        f"{_text(first.get('n'))} samples against"
-        f" {_text(first.get('reference_images'))} images of {_text(first.get('reference'))};"
-        f" real: training images in the place of the samples; seed {_text(first.get('seed'))}.",
+        f"{_text(first.n)} samples against {_text(first.reference_images)} images of {_text(first.reference)};"
+        f" real: training images in the place of the samples; seed {_text(first.seed)}.",
         *(
-            f"{_text(name)}: {_text(net.get('preprocessing'))}; sha256 {_text(net.get('features_sha256'))}."
-            for name, net in nets.items()
+            f"{_text(net.features)}: {_text(net.preprocessing)}; sha256 {_text(net.features_sha256)}."
+            for net in nets.values()
+            if net.features
         ),
     ]
-    head = "".join(f"<th>{column}</th>" for column in columns)
     title = records.sampled_from(first)
     return (
         f"<h3>{_text(title[:1].upper() + title[1:])}</h3>"
         f'<div class="scroll"><table><tr><th></th>{head}</tr>{body}</table></div><p>{"<br>".join(notes)}</p>'
     )
+
+
+def _command(command: str) -> str:
+    """What a shell repeats the run with, if it was begun by one."""
+    return (
+        f'<section class="command"><h2>Command</h2><pre>{_text(command)}</pre>'
+        "<p>The same command resumes the run.</p></section>"
+    ) * bool(command)
 
 
 def _section(title: str, kind: str, content: str) -> str:
