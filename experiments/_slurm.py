@@ -31,10 +31,11 @@ from typing import Any, NamedTuple, Protocol
 
 from bpgan.types import UserError
 from experiments import _cli as cli
-from experiments import _processes
+from experiments import _ended, _processes
 from experiments._processes import noted  # by name: a task takes it along, but no module
 
-_INTERRUPTED = cli.INTERRUPTED  # as a number: what a task refers to travels with it
+_INTERRUPTED = cli.INTERRUPTED  # as a value, like these: what a task refers to travels with it
+_ATTEMPT, _PARENT = _ended.ATTEMPT, _ended.PARENT
 _NOTICE_SECONDS = 90  # before the time limit; Slurm may give it a minute earlier
 # What submitit sets, or a flag of ours.
 _TAKEN = {
@@ -65,6 +66,12 @@ def _memory(text: str) -> None:
         raise ValueError("must be a size with its unit: 16G")
 
 
+def _one_line(text: str) -> None:
+    """What becomes part of a line of a script must not begin another one there."""
+    if not text.isprintable():
+        raise ValueError("must be one line, without control characters")
+
+
 FLAGS = (
     cli.Flag(
         "slurm",
@@ -74,7 +81,7 @@ FLAGS = (
         " --slurm=local: run the same jobs on this machine, and wait",
         choices=("true", "local"),
     ),
-    cli.Flag("slurm_partition", str, "", "partition; empty: the cluster's default"),
+    cli.Flag("slurm_partition", str, "", "partition; empty: the cluster's default", check=_one_line),
     cli.Flag(
         "slurm_time",
         str,
@@ -125,29 +132,36 @@ def options(chosen: Mapping[str, Any], given: Collection[str]) -> Options | None
     """
     if not chosen["slurm"]:
         if stray := [name for name in given if name.startswith("slurm")]:
-            raise UserError(f"--{stray[0]}: has no effect without --slurm")
+            raise UserError("has no effect without --slurm", argument=stray[0])
         return None
     processes, nodes, gpus = chosen["processes"], chosen["slurm_nodes"], chosen["slurm_gpus"]
     local = chosen["slurm"] == "local"
     if local and (processes > 1 or nodes > 1):
-        flag = f"processes={processes}" if processes > 1 else f"slurm_nodes={nodes}"
-        raise UserError(f"--{flag}: cannot be combined with --slurm=local")
+        flag = "processes" if processes > 1 else "slurm_nodes"
+        raise UserError("cannot be combined with --slurm=local", argument=flag, value=chosen[flag])
     if processes % nodes:
-        raise UserError(f"--processes={processes}: must be a multiple of --slurm_nodes={nodes}")
+        raise UserError(
+            f"must be a multiple of --slurm_nodes={nodes}", argument="processes", value=processes
+        )
     each = processes // nodes
     if (
         gpus and each > 1 and gpus != each
     ):  # under Slurm, JAX gives each of several processes one GPU
         raise UserError(
-            f"--slurm_gpus={gpus}: must be {each}, one for each process of a node, or --processes={nodes}"
+            f"must be {each}, one for each process of a node, or --processes={nodes}",
+            argument="slurm_gpus",
+            value=gpus,
         )
     others: dict[str, Any] = {}
     for text in chosen["slurm_option"]:
         name, equals, value = text.lstrip("-").partition("=")
+        blamed = dict(argument="slurm_option", value=text)
         if not re.fullmatch(r"[a-z][a-z0-9-]+", name) or (equals and not value):
-            raise UserError(f"--slurm_option={text}: must be NAME or NAME=VALUE, as sbatch has it")
+            raise UserError("must be NAME or NAME=VALUE, as sbatch has it", **blamed)
+        if not text.isprintable():
+            raise UserError("must be one line, without control characters", **blamed)
         if name in _TAKEN:
-            raise UserError(f"--slurm_option={text}: the launcher itself sets --{name}")
+            raise UserError(f"the launcher itself sets --{name}", **blamed)
         others[name] = value if equals else True
     parameters = dict(
         time=minutes(chosen["slurm_time"]),
@@ -205,9 +219,13 @@ def submit(
         import submitit
         from submitit.core.utils import FailedJobError
     except ImportError:
-        raise UserError("--slurm: needs the package submitit: pip install submitit") from None
+        raise UserError(
+            "needs the package submitit: pip install submitit", argument="slurm"
+        ) from None
     if not options.local and not shutil.which("sbatch"):
-        raise UserError("--slurm: sbatch is not found; --slurm=local runs the same jobs here")
+        raise UserError(
+            "sbatch is not found; --slurm=local runs the same jobs here", argument="slurm"
+        )
     if options.local:
         environment = {**environment, **_processes.beside_others(jobs)}
     say = functools.partial(_processes.announce, runs)
@@ -217,11 +235,14 @@ def submit(
     queue = _queue() if any(job and _on_slurm(job) for each in before for job in each) else {}
     for i, (run, each) in enumerate(zip(runs, before, strict=True)):
         ids = [job["id"] for job in each if job and _on_slurm(job) and job["id"] in queue]
+        if ids and options.local:
+            reason = f"job {ids[0]} of {run.title} is in the queue of the cluster; use --slurm"
+            raise UserError(reason, argument="slurm", value="local")
         if ids:
             say(i, f"job {ids[0]} is {queue[ids[0]]}, output in {run.log}")
             waiting += 1
         elif all(
-            path.exists() and job and job["command"] == run.command and _code(job) == 0
+            path.exists() and job and job["command"] == run.command and _code_of(job) == 0
             for path, job in zip(run.workdirs, each, strict=True)
         ):
             say(i, "done")
@@ -232,16 +253,27 @@ def submit(
         return None if waiting else (codes, False)
 
     home = runs[0].log.parent / "slurm"
+    if not str(home.absolute()).isprintable():  # it is in the script
+        reason = f"{str(home.absolute())!r} has control characters, which --slurm cannot have"
+        raise UserError(reason, argument="root")
     try:
         home.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=home.absolute())
     except OSError as error:
-        raise UserError(f"--root: {home}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{home}: cannot be written ({error.strerror})", argument="root") from None
     # A task needs nothing of ours on the other machine: the class is sent along, and the functions it calls.
     for module in (sys.modules[__name__], _processes):
         cloudpickle.register_pickle_by_value(module)
+    launcher = os.getpid() if options.local else 0
     tasks = {
-        i: Task(runs[i].command, runs[i].log.absolute(), dict(environment), os.getcwd())
+        i: Task(
+            runs[i].command,
+            runs[i].log.absolute(),
+            dict(environment),
+            os.getcwd(),
+            pathlib.Path(folder),
+            launcher,
+        )
         for i in due
     }
     python = f"{shlex.quote(sys.executable)} -P"
@@ -258,7 +290,8 @@ def submit(
             return job
 
         def ended(i: int, code: int) -> None:
-            say(i, _processes.status_of(code) + _processes.last_line(runs[i].log, code))
+            reason = _processes.reason_of(runs[i].workdirs, environment.get(_ATTEMPT, ""))
+            say(i, _processes.status_of(code) + reason)
 
         found, stopped = _wait(due, jobs, start, ended, affordable)
         return codes | found, stopped
@@ -269,7 +302,9 @@ def submit(
             submitted = [executor.submit(tasks[i]) for i in due]
     except FailedJobError as error:
         shutil.rmtree(folder)
-        raise UserError(f"--slurm: {' '.join(str(error).split())}") from None
+        with contextlib.suppress(OSError):  # others are there
+            home.rmdir()
+        raise UserError(" ".join(str(error).split()), argument="slurm") from None
     for i, job in zip(due, submitted, strict=True):
         _record(runs[i], "slurm", folder, job.job_id)
         say(i, f"job {job.job_id}, output in {runs[i].log}")
@@ -309,9 +344,9 @@ def _wait(
             for i, job in list(active.items()):
                 if job.done():
                     del active[i]
-                    code = _result(job)
-                    if code is None:
-                        code = _INTERRUPTED if told else cli.UNEXPECTED
+                    code = _result(job.paths.folder, job.job_id)
+                    if code is None:  # nobody was left to say it: the memory ran out, say
+                        code = _INTERRUPTED if told else -signal.SIGKILL
                     codes[i] = code
                     ended(i, code)
     return codes, bool(received)
@@ -339,23 +374,19 @@ def _on_slurm(record: Mapping[str, Any]) -> bool:
     return record["cluster"] == "slurm"
 
 
-def _code(record: Mapping[str, Any]) -> int | None:
-    import submitit
-
-    kind = submitit.SlurmJob if _on_slurm(record) else submitit.LocalJob
-    return _result(kind(record["folder"], record["id"]))
+def _code_of(record: Mapping[str, Any]) -> int | None:
+    return _result(pathlib.Path(record["folder"]), record["id"])
 
 
-def _result(job: Any) -> int | None:
-    """The exit code of a run's first process; None if nobody was left to say it."""
-    from submitit.core.utils import UncompletedJobError
+def _result(folder: pathlib.Path, job: str) -> int | None:
+    """The exit code of a run's first process; None if nobody was left to say it.
 
-    if not job.paths.result_pickle.exists():
-        return None
-    try:
-        return job.result()
-    except UncompletedJobError:
-        return cli.UNEXPECTED
+    As the task wrote it, not as submitit did: that is a pickle, which runs whatever who wrote it wants.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        code = json.loads((folder / f"{job}_code.json").read_text())
+        return code if isinstance(code, int) else None
+    return None
 
 
 def _queue() -> dict[str, str]:
@@ -364,9 +395,11 @@ def _queue() -> dict[str, str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except FileNotFoundError:
-        raise UserError("--slurm: squeue is not found, and a run was submitted to Slurm") from None
+        raise UserError(
+            "squeue is not found, and a run was submitted to Slurm", argument="slurm"
+        ) from None
     except subprocess.CalledProcessError as error:
-        raise UserError(f"--slurm: {' '.join(error.stderr.split())}") from None
+        raise UserError(" ".join(error.stderr.split()), argument="slurm") from None
     rows = (line.split() for line in done.stdout.splitlines())
     return {job: state.lower() for job, state in rows}
 
@@ -390,15 +423,30 @@ class Task:
       log: what the first process prints goes there; what others print, to submitit's file.
       environment: for the command, on top of the job's.
       cwd: where the command was given.
+      folder: of the job; the first process writes its exit code there.
+      launcher: the process that waits for the job and that it must not outlive; 0: none.
     """
 
     command: list[str]
     log: pathlib.Path
     environment: dict[str, str]
     cwd: str
+    folder: pathlib.Path | None = None
+    launcher: int = 0
 
     def __call__(self) -> int:
         """Runs the command; returns its exit code, or does not return if the job was put back into the queue."""
+        code = self._run()
+        if self.folder is not None and os.environ.get("SLURM_PROCID", "0") == "0":
+            import submitit
+
+            file = self.folder / f"{submitit.JobEnvironment().job_id}_code.json"
+            temporary = file.with_suffix(".tmp")
+            temporary.write_text(f"{code}\n")
+            os.replace(temporary, file)
+        return code
+
+    def _run(self) -> int:
         lead = os.environ.get("SLURM_PROCID", "0") == "0"
         with contextlib.ExitStack() as stack:
             received = stack.enter_context(noted((signal.SIGTERM, signal.SIGUSR2)))
@@ -411,13 +459,14 @@ class Task:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT if lead else None,
-                    env={**os.environ, **self.environment},
+                    env={**os.environ, **self.environment, **self._own(lead)},
                     cwd=self.cwd,
                 )
             told = 0
             while (code := child.poll()) is None:
-                if len(received) > told:
-                    told = len(received)
+                causes = len(received) + self._is_left()
+                if causes > told:
+                    told = causes
                     child.terminate()
                 time.sleep(0.05)
         if not received or code not in (_INTERRUPTED, -signal.SIGTERM):
@@ -425,6 +474,22 @@ class Task:
         if lead:
             _requeue(received[0])
         return _INTERRUPTED
+
+    def _own(self, lead: bool) -> dict[str, str]:
+        """Variables of one process: it must not outlive us, and only the first one says how the run ended."""
+        return {_PARENT: str(os.getpid())} | ({} if lead else {_ATTEMPT: ""})
+
+    def _is_left(self) -> bool:
+        """Whether the launcher that waited for this job has ended."""
+        if not self.launcher:
+            return False
+        try:
+            os.kill(self.launcher, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # another process has its number now
+            return True
+        return False
 
 
 def _requeue(number: int) -> None:

@@ -339,7 +339,9 @@ def of_run(
     run = cli.restored(path, checkpoint, changes)
     algorithm, dataset = run.experiment.algorithm, vars(run.config).get("dataset", "")
     if algorithm.sample is None or not dataset:
-        raise UserError(f"--run={path}: must be of a model of images, and is of {run.name}")
+        raise UserError(
+            f"must be of a model of images, and is of {run.name}", argument="run", value=path
+        )
     y = labels_of(algorithm, dataset, n, seed)
     x = cli.drawn(algorithm, run.state, seed=seed, n=n, labels=y)
     start = cli.trained(run.experiment, seed=run.config.seed, steps=0)
@@ -415,7 +417,9 @@ def _classifier(dataset: str, seed: int) -> Extractor:
     train = data.load(dataset, "train")
     if train.classes < 2:
         raise UserError(
-            f"--features=classifier: {dataset} has no labels to train it on; effnet needs none"
+            f"{dataset} has no labels to train it on; effnet needs none",
+            argument="features",
+            value="classifier",
         )
     epochs, halving = (12.0, 3.0) if train.length < 20_000 else (4.0, 1.0)
     flags = [f"--epochs={epochs}", f"--lr_half_life={halving}", f"--seed={seed}", "--notensorboard"]
@@ -435,7 +439,11 @@ def _classifier(dataset: str, seed: int) -> Extractor:
             if code == cli.INTERRUPTED:
                 raise cli.Interrupted
             if code != cli.DONE:
-                raise UserError(f"--features=classifier: the net could not be trained on {dataset}")
+                raise UserError(
+                    f"the net could not be trained on {dataset}",
+                    argument="features",
+                    value="classifier",
+                )
     accuracy = report.read_json(result)["metrics"]["test_accuracy"]
     state = cli.restored(folder, changes=[f"dataset={dataset}"]).state  # then under another name
     print(f"feature net of seed {seed}: accuracy {accuracy:.4f} on the test split")
@@ -511,8 +519,9 @@ def monitors(
     for length, what in ((validation.length, "held out"), (test, "in the test split")):
         if length < needed:
             raise UserError(
-                f"--eval_every: must be 0 for --dataset={dataset}: {length} images are {what},"
-                f" {','.join(names)} need {needed}"
+                f"must be 0 for --dataset={dataset}: {length} images are {what},"
+                f" {','.join(names)} need {needed}",
+                argument="eval_every",
             )
     labelled = data.load(dataset, "train").classes > 1
     extractor = _classifier(dataset, SEEDS[0]) if labelled else effnet.extractor()
@@ -652,19 +661,25 @@ def run(cfg: Config) -> None:
     if bool(cfg.run) == bool(cfg.samples):
         raise UserError("--run or --samples is needed, and not both")
     if cfg.samples and cfg.checkpoint != Config.checkpoint:
-        raise UserError(f"--checkpoint={cfg.checkpoint}: of --run only; has no effect on --samples")
+        raise UserError(
+            "of --run only; has no effect on --samples", argument="checkpoint", value=cfg.checkpoint
+        )
     if cfg.samples and cfg.flags:
-        raise UserError(f"--flags={cfg.flags}: of --run only; must be empty with --samples")
+        raise UserError(
+            "of --run only; must be empty with --samples", argument="flags", value=cfg.flags
+        )
     if cfg.samples and not cfg.dataset:
-        raise UserError("--dataset: is needed with --samples")
+        raise UserError("is needed with --samples", argument="dataset")
     if cfg.save and len(runs_of(cfg.run)) > 1:
-        raise UserError(f"--save={cfg.save}: holds the samples of one run; --run must name one")
-    out = cli.writable(cfg.workdir, f"--workdir={cfg.workdir}")
+        raise UserError(
+            "holds the samples of one run; --run must name one", argument="save", value=cfg.save
+        )
+    out = cli.writable(cfg.workdir, "workdir", cfg.workdir)
     file = pathlib.Path(cfg.save).expanduser()
     if cfg.save:
-        cli.writable(file.parent, f"--save={cfg.save}")
+        cli.writable(file.parent, "save", cfg.save)
         if file.is_dir():
-            raise UserError(f"--save={cfg.save}: cannot be written (Is a directory)")
+            raise UserError("cannot be written (Is a directory)", argument="save", value=cfg.save)
     if cfg.run:
         options = cfg.checkpoint, cfg.n, cfg.seed, cli.assignments(cfg.flags)
         turn = "accuracy" in names_of(cfg.metrics)
@@ -672,7 +687,8 @@ def run(cfg: Config) -> None:
         candidates, trained_on = [pair[0] for pair in pairs], {pair[1] for pair in pairs}
         if not cfg.dataset and len(trained_on) > 1:
             raise UserError(
-                f"--run: trained on different data ({', '.join(sorted(trained_on))}); name one by --dataset"
+                f"trained on different data ({', '.join(sorted(trained_on))}); name one by --dataset",
+                argument="run",
             )
         dataset = cfg.dataset or trained_on.pop()
     else:
@@ -685,7 +701,7 @@ def run(cfg: Config) -> None:
         rows += evaluate(candidates, dataset, extractor, names, cfg.seed)
         names = [name for name in names if name not in PIXELS]
     if not rows:
-        raise UserError(f"--metrics={cfg.metrics}: none can be had of these images")
+        raise UserError("none can be had of these images", argument="metrics", value=cfg.metrics)
     first = rows[0]
     print(
         f"{first['samples']:,} samples against {first['reference_images']:,} images of {first['reference']};"
@@ -718,7 +734,9 @@ def save(path: pathlib.Path, samples: Candidate) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"--save={path}: cannot be written ({error.strerror})") from None
+        raise UserError(
+            f"cannot be written ({error.strerror})", argument="save", value=path
+        ) from None
     print(f"wrote {len(samples.x):,} samples to {path}", flush=True)
 
 

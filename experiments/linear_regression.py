@@ -71,16 +71,22 @@ def read_csv(path: str, target: str) -> Table:
             rows = [(reader.line_num, row) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--csv={path}: cannot be read ({reason})") from None
+        raise UserError(f"cannot be read ({reason})", argument="csv", value=path) from None
     if len(rows) < 3:
-        raise UserError(f"--csv={path}: needs a header line and at least two lines of numbers")
+        raise UserError(
+            "needs a header line and at least two lines of numbers", argument="csv", value=path
+        )
     names = [name.strip() for name in rows[0][1]]
     if len(set(names)) < len(names) or "" in names:
-        raise UserError(f"--csv={path}: line 1: columns need names that differ, found {names}")
+        raise UserError(
+            f"line 1: columns need names that differ, found {names}", argument="csv", value=path
+        )
     if target not in names:
-        raise UserError(f"--target={target}: must be a column of {path}: {', '.join(names)}")
+        raise UserError(
+            f"must be a column of {path}: {', '.join(names)}", argument="target", value=target
+        )
     if len(names) < 2:
-        raise UserError(f"--csv={path}: has no column but the target {target!r}")
+        raise UserError(f"has no column but the target {target!r}", argument="csv", value=path)
 
     def number(line: int, name: str, text: str) -> float:
         try:
@@ -88,13 +94,17 @@ def read_csv(path: str, target: str) -> Table:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise UserError(f"--csv={path}: line {line}, column {name!r}: {text!r} is no number")
+            raise UserError(
+                f"line {line}, column {name!r}: {text!r} is no number", argument="csv", value=path
+            )
         return value
 
     for line, row in rows:
         if len(row) != len(names):
             raise UserError(
-                f"--csv={path}: line {line}: {len(row)} cells, the header has {len(names)}"
+                f"line {line}: {len(row)} cells, the header has {len(names)}",
+                argument="csv",
+                value=path,
             )
     table = np.array(
         [
@@ -113,7 +123,12 @@ def read(cfg: Config) -> Table:
     if cfg.csv:
         return read_csv(cfg.csv, cfg.target)
     if cfg.target:
-        raise UserError(f"--target={cfg.target}: names a column of --csv, which is not given")
+        raise UserError(
+            "names a column of --csv, which is not given",
+            argument="target",
+            value=cfg.target,
+            beside=["csv"],
+        )
     x = np.arange(1.0, 6.0)[:, None]
     return Table(["x"], x, x, np.zeros(1), np.ones(1))
 
@@ -137,14 +152,16 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     table = read(cfg)
     n, features = table.x.shape
     if cfg.batch_size > n:
-        raise UserError(f"--batch_size={cfg.batch_size}: there are only {n} examples")
+        raise UserError(f"there are only {n} examples", argument="batch_size", value=cfg.batch_size)
     batch_size = cfg.batch_size or n
     design = np.concatenate([table.x, np.ones((n, 1))], axis=1)
     curvature, axes = np.linalg.eigh(2 / n * design.T @ design)
     if batch_size == n and cfg.lr >= 2 / curvature[-1]:
         raise UserError(
-            f"--lr={cfg.lr}: diverges on this data; must be < {2 / curvature[-1]:.4g}, which is"
-            " 2 / the largest curvature of the loss"
+            f"diverges on this data; must be < {2 / curvature[-1]:.4g}, which is"
+            " 2 / the largest curvature of the loss",
+            argument="lr",
+            value=cfg.lr,
         )
 
     if cfg.gradients == "manual":

@@ -365,7 +365,12 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
 def dirac(cfg: Config, steps: int) -> cli.Experiment:
     """dirac and bilinear: two numbers, from (1, -1), with the path that they take."""
     if cfg.problem == "bilinear" and cfg.loss != "wasserstein":
-        raise UserError(f"--loss={cfg.loss}: --problem=bilinear is that of wasserstein")
+        raise UserError(
+            "--problem=bilinear is that of wasserstein",
+            argument="loss",
+            value=cfg.loss,
+            beside=["problem"],
+        )
     dtype = jnp.dtype(cfg.precision)
     g = Net(
         lambda key, z: {"params": jnp.ones((), dtype)},
@@ -486,15 +491,23 @@ def lqg(cfg: Config, steps: int) -> cli.Experiment:
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The problem that ``cfg`` names."""
     if axis_name:
-        raise UserError("--parallel=pmap: must be jit for toy_gan")
+        raise UserError("must be jit for toy_gan", argument="parallel", value="pmap")
     if cfg.problem in _NO_KERNELS and "orthogonal" in penalties_of(cfg.penalty):
         raise UserError(
-            f"--penalty={cfg.penalty}: orthogonal has no part in --problem={cfg.problem}, whose D has no kernels;"
-            " must be without"
+            f"orthogonal has no part in --problem={cfg.problem}, whose D has no kernels;"
+            " must be without",
+            argument="penalty",
+            value=cfg.penalty,
+            beside=["problem"],
         )
     if cfg.d_steps > 1 and (cfg.rule != "none" or cfg.problem == "lqg"):
         why = "problem" if cfg.problem == "lqg" else "rule"
-        raise UserError(f"--d_steps={cfg.d_steps}: must be 1 with --{why}={getattr(cfg, why)}")
+        raise UserError(
+            f"must be 1 with --{why}={getattr(cfg, why)}",
+            argument="d_steps",
+            value=cfg.d_steps,
+            beside=[why],
+        )
     steps = cfg.steps or max(1, round(cfg.epochs * toys.LENGTH / (cfg.batch_size * cfg.d_steps)))
     makers = {"gaussian1d": gaussian1d, "dirac": dirac, "bilinear": dirac, "lqg": lqg}
     return makers.get(cfg.problem, mixture)(cfg, steps)

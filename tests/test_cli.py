@@ -39,7 +39,7 @@ def message(*argv):
     with pytest.raises(UserError) as caught:
         resolve(*argv)
     assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return cli.message_of(caught.value)
 
 
 def test_precedence_is_default_preset_explicit_whatever_the_order():
@@ -151,7 +151,7 @@ def test_a_flag_does_not_swallow_the_next_one():
 def test_a_preset_is_held_to_the_same_bounds_unless_a_flag_overrides_it():
     presets = {"bad": dict(lr=-1)}
     with pytest.raises(
-        UserError, match=r"^--lr=-1 \(from the preset or default\): must be a number"
+        UserError, match=r"^lr=-1: must be a number > 0 \(the value is that of the preset"
     ):
         cli.resolve(Config, presets, ["--preset=bad"])
     assert cli.resolve(Config, presets, ["--preset=bad", "--lr=1"]).lr == 1.0

@@ -114,7 +114,7 @@ def refused(name, *messages, split="train"):
     with pytest.raises(UserError) as caught:
         data.load(name, split)
     text = str(caught.value)
-    assert "\n" not in text and text.startswith(f"--dataset={name}: "), text
+    assert "\n" not in text and text.startswith(f"dataset={name}: "), text
     for message in messages:
         assert message in text, text
     return text

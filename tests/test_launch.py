@@ -110,7 +110,7 @@ def refused(*sweeps, argv=()):
     with pytest.raises(UserError) as caught:
         plan(*sweeps, argv=argv)
     assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return cli.message_of(caught.value)
 
 
 def test_a_sweep_is_every_combination_in_order():
@@ -222,7 +222,7 @@ def test_gpus_count_if_jax_can_use_them(monkeypatch, plugin):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name == plugin else None)
     if plugin:
-        with pytest.raises(UserError, match="--processes=2: 3 GPUs cannot be shared out evenly"):
+        with pytest.raises(UserError, match="processes=2: 3 GPUs cannot be shared out evenly"):
             processes.together(["true"], 2)
     else:
         assert processes.together(["true"], 2) == 0
@@ -292,7 +292,7 @@ def pretend(monkeypatch):
     def result(cfg):
         return {"status": "done", "step": 9, "metrics": {"d/loss": cfg.g_lr + cfg.seed / 1e6}}
 
-    def execute(jobs, slots, affordable=lambda: True):
+    def execute(jobs, slots, affordable=lambda: True, attempt=""):
         codes = {}
         for index, job in enumerate(jobs):
             started.append(job)
@@ -505,7 +505,7 @@ def test_seconds_of_a_budget_are_written_down_as_they_pass(tmp_path, pretend, mo
     now = [0.0]
     monkeypatch.setattr(sweeping.time, "monotonic", lambda: now[0])
 
-    def killed(jobs, slots, affordable):
+    def killed(jobs, slots, affordable, attempt):
         while affordable():
             now[0] += 2
             if now[0] % 100 == 0:
@@ -542,9 +542,9 @@ def test_what_the_next_rung_did_not_reach_is_as_the_last_one_left_it(
     whole, calls = pretend.result, []
     pretend.result = lambda cfg: whole(cfg) | {"status": "paused" if cfg.pause_at < 1 else "done"}
 
-    def execute(jobs, slots, affordable):
+    def execute(jobs, slots, *rest):
         calls.append(jobs)
-        return pretend(jobs[:1] if len(calls) == 2 else jobs, slots, affordable)
+        return pretend(jobs[:1] if len(calls) == 2 else jobs, slots, *rest)
 
     monkeypatch.setattr(processes, "execute", execute)
     argv = ["--search=halving", "--sweep=g_lr=1e-5,1e-4,1e-3", "--sweep=seed=0:2"]
@@ -592,7 +592,7 @@ def test_the_table_says_of_runs_of_a_halving_that_they_are_paused(tmp_path, pret
 def test_searches_that_cannot_work_are_refused(tmp_path, pretend, argv, said):
     with pytest.raises(UserError) as caught:
         launched(tmp_path, *argv)
-    assert str(caught.value) == said and not pretend.started
+    assert cli.message_of(caught.value) == said and not pretend.started
 
 
 def test_the_home_folder_is_that_of_every_file(tmp_path, pretend, monkeypatch, capsys):
@@ -628,7 +628,8 @@ def home(tmp_path):
     home = tmp_path / "clone"
     (home / "experiments").mkdir(parents=True)
     shutil.copy(ROOT / "launch.py", home)
-    for name in ("__init__.py", "_cli.py", "_processes.py", "_search.py", "_slurm.py", "_sweep.py"):
+    ours = ("cli", "ended", "processes", "search", "slurm", "sweep")
+    for name in ("__init__.py", *(f"_{each}.py" for each in ours)):
         shutil.copy(ROOT / "experiments" / name, home / "experiments")
     (home / "experiments" / "fake.py").write_text(FAKE)
     (home / "experiments" / "_hidden.py").write_text("")

@@ -89,14 +89,14 @@ def test_more_draws_and_more_axes_move_none():
      "g_lr=log:1:nan"],
 )  # fmt: skip
 def test_ranges_that_are_empty_are_refused(text):
-    with pytest.raises(UserError, match=f"--sweep={text}: must be (log|uniform):LOW:HIGH with"):
+    with pytest.raises(UserError, match=f"sweep={text}: must be (log|uniform):LOW:HIGH with"):
         axis(text)
 
 
 def test_samples_and_draws_need_each_other():
     with pytest.raises(UserError, match="--samples=N must say"):
         search.combinations([axis("g_lr=log:1e-5:1e-2")], 0, 0)
-    with pytest.raises(UserError, match="--samples=3: no --sweep draws"):
+    with pytest.raises(UserError, match="samples=3: no --sweep draws"):
         search.combinations([axis("seed=0:2")], 3, 0)
 
 

@@ -266,7 +266,7 @@ def open_prepared(name: str, *, mirror: str = "") -> Prepared:
             raise UserError("must be NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION")
         return _open(name, *parts.group(1, 2, 3), mirror=mirror)
     except UserError as error:
-        raise UserError(f"--dataset=tfds:{name}: {error}") from None
+        raise UserError(str(error), argument="dataset", value=f"tfds:{name}") from None
 
 
 def _open(
@@ -461,7 +461,8 @@ def _check_mirror(mirror: str) -> None:
     except ValueError:
         good = False
     if not good or re.search(r"[\s?#\x00-\x1f]", mirror):
-        raise UserError(f"--mirror={' '.join(mirror.split())}: must be an http or https URL")
+        given = " ".join(mirror.split())
+        raise UserError("must be an http or https URL", argument="mirror", value=given)
 
 
 def _prepare(root: pathlib.Path, name: str, spec: Spec, mirror: str) -> None:

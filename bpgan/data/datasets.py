@@ -94,7 +94,8 @@ class Dataset(NamedTuple):
         except cache.Damaged:
             fresh = _load(self.name, self.split, deep=True)
         if fresh.sha256 != self.sha256:
-            raise UserError(f"--dataset={self.name}: the cache is damaged and the source changed")
+            reason = "the cache is damaged and the source changed"
+            raise UserError(reason, argument="dataset", value=self.name)
         self.read.close()
         return self.read.arrays(self.sha256)
 
@@ -143,11 +144,12 @@ def _load(name: str, split: str, *, mirror: str = "", deep: bool = False) -> Dat
             raise UserError(f"must be {FORMS}")
         return DATASETS[kind](name, split, mirror=mirror, deep=deep)
     except UserError as error:
-        text = str(error)
-        text = text if text.startswith("--") else f"--dataset={name}: {text}"
-        raise UserError(" ".join(text.split("\n"))) from None
+        argument, value = (error.argument, error.value) if error.argument else ("dataset", name)
+        reason = " ".join(error.reason.split("\n"))
+        raise UserError(reason, argument=argument, value=value, beside=error.beside) from None
     except OSError as error:
-        raise UserError(f"--dataset={name}: {error.filename}: {error.strerror}") from None
+        reason = f"{error.filename}: {error.strerror}"
+        raise UserError(reason, argument="dataset", value=name) from None
 
 
 def of_arrays(name: str, split: str, x: np.ndarray, y: np.ndarray, classes: int) -> Dataset:
@@ -168,7 +170,8 @@ def hold_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
     """
     n = dataset.length
     if n < 20:
-        raise UserError(f"--dataset={dataset.name}: {n} examples are too few to hold some out")
+        reason = f"{n} examples are too few to hold some out"
+        raise UserError(reason, argument="dataset", value=dataset.name)
     chosen = np.zeros(n, bool)
     chosen[np.random.RandomState(0).permutation(n)[: min(n // 10, 10_000)]] = True
     held, rest = np.flatnonzero(chosen), np.flatnonzero(~chosen)
