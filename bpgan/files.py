@@ -61,8 +61,23 @@ def convert(value: Any, kind: type[_T]) -> _T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        reason, _, key = str(error).replace("`", "").partition(" - at $")
-        raise ValueError(f"{key.lstrip('.')}: {reason}" if key else reason) from None
+        reason, _, at = str(error).replace("`", "").partition(" - at $")
+        key = _full_key(value, kind, at.lstrip("."))
+        raise ValueError(f"{key}: {reason}" if key else reason) from None
+
+
+def _full_key(value: Any, kind: Any, key: str) -> str:
+    """``metrics['loss']`` for msgspec's ``metrics[...]``: which entry of a dictionary it is that does not fit."""
+    name, dots, rest = key.partition("[...]")
+    whole = value if isinstance(value, dict) else {}
+    entries = whole.get(name) if name else whole
+    for each in entries if dots and isinstance(entries, dict) else ():
+        one = {each: entries[each]}
+        try:
+            msgspec.convert({**whole, name: one} if name else one, kind)
+        except msgspec.ValidationError:
+            return f"{name}[{each[:60]!r}]{rest}"
+    return key
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

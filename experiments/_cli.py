@@ -24,7 +24,6 @@ import dataclasses
 import difflib
 import importlib
 import inspect
-import json
 import math
 import os
 import pathlib
@@ -841,15 +840,17 @@ def restored(
       UserError: if there is no run or no sound checkpoint, the run's flags are not those of this version or have values
         that are not allowed, or a changed ``dataset`` holds other data.
     """
-    from bpgan.runtime import checkpoint, parallel
+    from bpgan.runtime import checkpoint, parallel, records
 
     path = pathlib.Path(workdir).expanduser()
+    record = records.read_run(path / "config.json")
+    if record is None:
+        raise UserError(f"{path}: holds no run of an experiment (config.json)")
+    name, values = record.experiment, dict(record.config)
     try:
-        record = json.loads((path / "config.json").read_text())
-        name, values = record["experiment"], dict(record["config"])
         module = importlib.import_module(f"experiments.{name}")
         build, specs = module.build, flags_of(module.Config)
-    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError):
+    except (ValueError, TypeError, ImportError, AttributeError):
         raise UserError(f"{path}: holds no run of an experiment (config.json)") from None
     if unknown := sorted(set(values) - set(specs)):
         raise UserError(f"{path}: was made by another version, with --{unknown[0]}")
@@ -878,7 +879,7 @@ def restored(
         hint = "; if the data have moved, --flags=dataset=... says where to"
         moved = hint * (error.argument == "dataset")
         raise UserError(f"{path}: {message_of(error)}{moved}") from None
-    before, now = record.get("data"), experiment.source.fingerprint
+    before, now = record.data, experiment.source.fingerprint
     for text in changes:
         if text.startswith("dataset=") and (not now or now != before):
             reason = f"other data than those of the run {path}"

@@ -6,7 +6,6 @@ import fcntl
 import functools
 import importlib.util
 import itertools
-import json
 import os
 import pathlib
 import shlex
@@ -18,7 +17,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, NamedTuple, Protocol
 
 from bpgan.types import UserError
 from experiments import _cli as cli
@@ -103,14 +102,6 @@ def open_file(path: pathlib.Path, mode: str) -> IO[str]:
         return path.open(mode, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})", argument="root") from None
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a file that a reader sees as a whole, or as it was."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open_file(temporary, "w") as file:
-        json.dump(value, file)
-    os.replace(temporary, path)
 
 
 class _Child:

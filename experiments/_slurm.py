@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import functools
 import io
-import json
 import math
 import os
 import pathlib
@@ -29,6 +28,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from bpgan.files import Damaged, read_json, write_json
+from bpgan.runtime import records
 from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import _ended, _processes
@@ -357,17 +358,15 @@ def _job_file(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def _recorded(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """As which job a run was last submitted."""
-    try:
-        return json.loads(_job_file(workdir).read_text())
-    except (OSError, ValueError):
-        return None
+    """As which job a run was last submitted. Raises ``Damaged``: submitted again it might be trained twice."""
+    job = records.read_job(_job_file(workdir))
+    return None if job is None else records.fields(job)
 
 
 def _record(run: Submittable, cluster: str, folder: str, job: str) -> None:
     record = {"cluster": cluster, "folder": folder, "id": job, "command": run.command}
     for path in run.workdirs:
-        _job_file(path).write_text(json.dumps(record) + "\n")
+        write_json(_job_file(path), record)
 
 
 def _on_slurm(record: Mapping[str, Any]) -> bool:
@@ -383,10 +382,10 @@ def _result(folder: pathlib.Path, job: str) -> int | None:
 
     As the task wrote it, not as submitit did: that is a pickle, which runs whatever who wrote it wants.
     """
-    with contextlib.suppress(OSError, ValueError):
-        code = json.loads((folder / f"{job}_code.json").read_text())
-        return code if isinstance(code, int) else None
-    return None
+    try:
+        return read_json(folder / f"{job}_code.json", int)
+    except Damaged:
+        return None
 
 
 def _queue() -> dict[str, str]:

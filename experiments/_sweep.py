@@ -18,7 +18,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from bpgan.runtime import report
+from bpgan.files import Damaged, write_json
+from bpgan.runtime import records
 from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import _ended as ended
@@ -173,7 +174,7 @@ def jobs_of(
     trained = {run.workdir for run in runs if any(run.workdir.glob("checkpoints/[0-9]*"))}
     here = {run.workdir for run in runs}
     for index, run in enumerate(runs):
-        group = {*map(pathlib.Path, _record(run).get("group", {}).get("members", ()))}
+        group = {*map(pathlib.Path, (_record(run).get("group") or {}).get("members", ()))}
         pmap = vectorize == "auto" and run.config.get("parallel") == "pmap"  # no program of a group
         if run.workdir in queued:
             units.setdefault(queued[run.workdir], []).append(index)
@@ -266,7 +267,7 @@ class Sweep:
           UserError: if one is, or what the sweep remembers cannot be written.
         """
         with processes.alone(self._path, *others):
-            self.ledger = report.read_json(self._path)
+            self.ledger = records.read_ledger(self._path) or {}
             self._before, self._start = float(self.ledger.get("seconds", 0.0)), time.monotonic()
             try:
                 yield
@@ -349,7 +350,15 @@ class Sweep:
     def note(self, **values: Any) -> None:
         """Writes values into what the sweep remembers."""
         self.ledger |= values
-        processes.write_json(self._path, self.ledger)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._path, self.ledger)
+        except OSError as error:
+            raise UserError(f"--root: {self._path}: cannot be written ({error.strerror})") from None
+
+    def damaged(self, reason: str) -> Damaged:
+        """The error that what the sweep remembers cannot be."""
+        return Damaged(self._path, f"is damaged ({reason})")
 
     def over(self, runs: Sequence[Run] = ()) -> bool:
         """Whether nothing more is to be trained, for now.
@@ -402,15 +411,21 @@ class Sweep:
 
 
 def _record(run: Run) -> dict[str, Any]:
-    return report.read_json(run.workdir / "config.json")
+    """What is known of the run; nothing, with a warning, if that is damaged: its process will refuse it."""
+    return records.fields(records.sound(records.read_run, run.workdir / "config.json"))
 
 
 def _result_of(run: Run) -> dict[str, Any]:
     """The result of a run with exactly these flags; none if it has none yet, or went on with others."""
     if _record(run).get("config") == run.config:
-        return report.read_json(run.workdir / "result.json")
-    earlier = map(report.read_json, run.workdir.glob("result_at_*.json"))  # of a run past its pause
+        return _result_in(run.workdir / "result.json")
+    earlier = map(_result_in, run.workdir.glob("result_at_*.json"))  # of a run past its pause
     return next((result for result in earlier if result.get("config") == run.config), {})
+
+
+def _result_in(path: pathlib.Path) -> dict[str, Any]:
+    """A result; none, with a warning, if it is damaged: the run comes to its end again, and writes it anew."""
+    return records.fields(records.sound(records.read_result, path))
 
 
 def _is_finished(run: Run) -> bool:
@@ -420,12 +435,12 @@ def _is_finished(run: Run) -> bool:
 
 def _images(run: Run) -> int:
     """Real images that a run has seen, by its log."""
-    step = int(report.read_json(run.workdir / "result.json").get("step", 0))
+    step = _result_in(run.workdir / "result.json").get("step", 0)
     with contextlib.suppress(OSError, ValueError, LookupError):
         with (run.workdir / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16)))
-            step = max(step, int(json.loads(file.read().split(b"\n")[-2])["step"]))
-    return step * int(_record(run).get("images_per_step", 0))
+            step = max(step, records.read_log_line(file.read().split(b"\n")[-2])["step"])
+    return step * (_record(run).get("images_per_step") or 0)
 
 
 def _concluded(run: Run, code: int, attempt: str, alone: bool) -> int:
@@ -518,6 +533,8 @@ def halve(sweep: Sweep, runs: Sequence[Run], aim: search.Aim) -> None:
         part = [_paused(runs[i], share) for i in indices]
         if rung < len(past):
             scores = past[rung]
+            if len(scores) != len(left):
+                raise sweep.damaged(f"{name}: {len(scores)} scores of {len(left)} settings")
             sweep.recall(part)
         else:
             results = dict(zip(indices, sweep.train(part), strict=True))
@@ -613,7 +630,7 @@ def summarise(runs: Sequence[Run], codes: Mapping[int, int], csv_path: pathlib.P
         if codes.get(index) in (cli.DONE, cli.INTERRUPTED):
             result = _result_of(run)
         elif index not in codes:  # not trained this time; it may have been before
-            result = report.read_json(run.workdir / "result.json")
+            result = _result_in(run.workdir / "result.json")
             result = result if result.get("status") in ("paused", "interrupted") else {}
         values = {name: cli.show(value) for name, value in run.values.items()}
         status = result.get("status") or processes.status_of(codes.get(index))  # paused is no code

@@ -23,6 +23,7 @@ import dataclasses
 import fcntl
 import functools
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -412,7 +413,7 @@ def _named(metric: str, extractor: Extractor) -> str:
 def _classifier(dataset: str, seed: int) -> Extractor:
     """The features of a run of the classifier experiment, kept by the content of its data and its settings."""
     from bpgan.metrics.features import classifier as features
-    from bpgan.runtime import report
+    from bpgan.runtime import records
 
     train = data.load(dataset, "train")
     if train.classes < 2:
@@ -430,7 +431,8 @@ def _classifier(dataset: str, seed: int) -> Extractor:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:  # the runs of a sweep ask for it together
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if report.read_json(result).get("status") != "done":  # or damaged
+        found = records.sound(records.read_result, result)
+        if found is None or found.status != "done":
             print(
                 f"training the feature net of seed {seed} on {dataset}, once: {folder}", flush=True
             )
@@ -444,7 +446,8 @@ def _classifier(dataset: str, seed: int) -> Extractor:
                     argument="features",
                     value="classifier",
                 )
-    accuracy = report.read_json(result)["metrics"]["test_accuracy"]
+    found = records.read_result(result)
+    accuracy = found.metrics.get("test_accuracy", math.nan) if found else math.nan
     state = cli.restored(folder, changes=[f"dataset={dataset}"]).state  # then under another name
     print(f"feature net of seed {seed}: accuracy {accuracy:.4f} on the test split")
     name = f"classifier{seed}"

@@ -4,6 +4,7 @@ import csv
 import html.parser
 import json
 import math
+import pathlib
 import re
 import statistics
 
@@ -233,23 +234,27 @@ def test_damaged_files_are_no_traceback(folder, capsys):
         "0.1_1": "damaged",
         "0.1_2": "damaged",
         "0.01_0": "damaged",
-        "0.01_1": "done",
         "0.01_2": "done",
     }
-    assert f"{folder / 'junk/config.json'} is damaged" in capsys.readouterr().out
+    said = capsys.readouterr().err.splitlines()
+    files = ("a/0.01_0/metrics.jsonl", "a/0.01_1/config.json", "a/0.1_0/metrics.jsonl", "a/0.1_1/result.json",
+             "a/0.1_2/result.json", "junk/config.json")  # fmt: skip
+    for line, file in zip(said, files, strict=True):
+        assert line.startswith(f"warning: {folder / file}: ")
+    assert "config['lr']: Expected" in said[1] and "its run is left out" in said[1]
     compare.write(runs, "", folder)
     report.write_report(folder / "a/0.1_2")
 
 
 def test_a_log_that_may_not_be_read_is_no_traceback(folder, monkeypatch):
-    read = report.read_metrics
+    read = pathlib.Path.read_bytes
 
     def denied(path):
-        if path.parent.name == "0.1_0":
+        if path == folder / "a/0.1_0/metrics.jsonl":
             raise PermissionError(13, "Permission denied", str(path))
         return read(path)
 
-    monkeypatch.setattr(report, "read_metrics", denied)
+    monkeypatch.setattr(pathlib.Path, "read_bytes", denied)
     (folder / "a/0.1_0/result.json").unlink()
     states = {run.path.name: run.status for run in compare.read([folder])}
     assert states.pop("0.1_0") == "damaged" and set(states.values()) == {"done"}

@@ -390,11 +390,11 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, flags, message):
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"config": {"batch_size": "x"}}, "--batch_size=x (config.json): must be a whole number"),
-        ({"config": {"net": 4}}, "--net=4 (config.json): must be text"),
-        ({"config": {"keep": "no"}}, "--keep=no (config.json): must be N or N,best=M"),
-        ({"experiment": "evaluate"}, "holds no run of an experiment (config.json)"),
-        ({"experiment": 4}, "holds no run of an experiment (config.json)"),
+        ({"config": {"batch_size": "x"}}, ": --batch_size=x (config.json): must be a whole number"),
+        ({"config": {"net": 4}}, ": --net=4 (config.json): must be text"),
+        ({"config": {"keep": "no"}}, ": --keep=no (config.json): must be N or N,best=M"),
+        ({"experiment": "evaluate"}, ": holds no run of an experiment (config.json)"),
+        ({"experiment": 4}, "/config.json: is damaged (experiment: Expected str, got int)"),
     ],
 )
 def test_damaged_records_are_one_line(gan, tmp_path, capsys, change, said):
@@ -402,7 +402,7 @@ def test_damaged_records_are_one_line(gan, tmp_path, capsys, change, said):
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert run(f"--run={tmp_path}", f"--workdir={tmp_path / 'out'}") == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {tmp_path}: {said}") and error.count("\n") == 1
+    assert error.startswith(f"error: {tmp_path}{said}") and error.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -234,7 +234,7 @@ def test_gpus_count_if_jax_can_use_them(monkeypatch, plugin):
 def leave(run, group=(), trained=False, **result):
     """What a run leaves on the disk."""
     run.workdir.mkdir(parents=True, exist_ok=True)
-    record = {"config": dict(run.config)}
+    record = {"experiment": "mnist_gan", "config": dict(run.config)}
     if group:
         record["group"] = {"lowering": "map", "members": [str(each.workdir) for each in group]}
     (run.workdir / "config.json").write_text(json.dumps(record))
@@ -305,7 +305,8 @@ def pretend(monkeypatch):
                     continue
                 folder = pathlib.Path(cfg.workdir)
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / "config.json").write_text(json.dumps({"config": dataclasses.asdict(cfg)}))
+                record = {"experiment": "mnist_gan", "config": dataclasses.asdict(cfg)}
+                (folder / "config.json").write_text(json.dumps(record))
                 (folder / "result.json").write_text(json.dumps(left))
             codes[index] = execute.code(cfg) if callable(execute.code) else execute.code
         return codes, False

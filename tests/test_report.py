@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bpgan.runtime import report
+from bpgan.runtime import records, report
 from bpgan.types import UserError
 
 
@@ -49,20 +49,20 @@ def test_truncation_keeps_bytes_and_drops_a_torn_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     kept = b'{"step": 1, "a": 1.50}\n{"a":2,  "step": 2}\n'
     path.write_bytes(kept + b'{"step": 3}\n{"step": 4, "a')
-    assert [line["step"] for line in report.read_metrics(path)] == [1, 2, 3]
-    report.truncate_metrics(path, 2)
+    assert [line["step"] for line in records.read_log(path)] == [1, 2, 3]
+    records.truncate_log(path, 2)
     assert path.read_bytes() == kept
-    report.truncate_metrics(path, 0)
+    records.truncate_log(path, 0)
     assert path.read_bytes() == b""
-    report.truncate_metrics(tmp_path / "none", 3)
-    assert report.read_metrics(tmp_path / "none") == []
+    records.truncate_log(tmp_path / "none", 3)
+    assert records.read_log(tmp_path / "none") == []
 
 
 @pytest.mark.parametrize("line", ["nonsense", '{"step": "9"}', '{"step": 1e400}', "[]", "{}"])
 def test_damaged_log_is_named(tmp_path, line):
     (tmp_path / "m.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
     with pytest.raises(UserError, match=r"m.jsonl: line 2 is not a log line"):
-        report.read_metrics(tmp_path / "m.jsonl")
+        records.read_log(tmp_path / "m.jsonl")
 
 
 class Page(html.parser.HTMLParser):
@@ -315,23 +315,25 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 def test_a_damaged_record_is_refused_and_nothing_is_written(tmp_path):
     (tmp_path / "config.json").write_text('{"experiment": "te')
-    with pytest.raises(UserError, match=r"holds no run .*config\.json is damaged") as error:
+    with pytest.raises(UserError, match=r"config\.json: is damaged") as error:
         report.write_report(tmp_path)
     assert "\n" not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_an_evaluation_is_a_table_of_the_report(tmp_path):
+def test_an_evaluation_is_a_table_of_the_report(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"experiment": "gan", "config": {}}')
     row = {"metric": "FD-<net>", "value": 41.5, "real": 7.34, "untrained": None, "step": 9}
     net = {"name": "<net>", "sha256": "ab", "preprocessing": "x / 255"}
     row |= {"samples": 300, "reference": "mnist10k test", "reference_images": 1000, "features": net}
-    (tmp_path / "metrics.json").write_text(json.dumps([row, "nonsense", {"metric": 1}]))
+    (tmp_path / "metrics.json").write_text(json.dumps([row]))
     page = report.write_report(tmp_path).read_text()
     assert "<th>FD-&lt;net&gt;</th><td>41.5</td><td>7.34</td><td>–</td>" in page
     assert "300 samples against 1000 images of mnist10k test" in page and "sha256 ab" in page
-    (tmp_path / "metrics.json").write_text("{torn")
-    assert "Evaluation" not in report.write_report(tmp_path).read_text()
+    for damaged in ("{torn", json.dumps([row, "nonsense"]), json.dumps([row, {"metric": 1}])):
+        (tmp_path / "metrics.json").write_text(damaged)
+        assert "Evaluation" not in report.write_report(tmp_path).read_text()
+        assert f"{tmp_path / 'metrics.json'}: is damaged (" in capsys.readouterr().err
 
 
 def test_samples_become_a_moving_picture(tmp_path):

@@ -18,7 +18,7 @@ from bpgan.algorithms import gan
 from bpgan.losses import LOSSES
 from bpgan.nets import dcgan, linen_net
 from bpgan.penalties import PENALTIES, lecam
-from bpgan.runtime import parallel, report, run, train
+from bpgan.runtime import parallel, records, run, train
 from bpgan.runtime.checkpoint import Checkpoints, Keep
 from bpgan.types import UserError
 
@@ -81,7 +81,7 @@ def final_state(workdir, step=None):
 
 def logged(workdir):
     """The log without its clock."""
-    lines = report.read_metrics(pathlib.Path(workdir) / "metrics.jsonl")
+    lines = records.read_log(pathlib.Path(workdir) / "metrics.jsonl")
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
 
 
@@ -325,8 +325,8 @@ def test_later_changes_do_not_reach_a_checkpoint(tmp_path, trees_equal):
     "prepare,message",
     [
         (lambda p: (p / "thesis.tex").write_text("x"), "is not empty and holds no bpgan run"),
-        (lambda p: (p / "config.json").write_text("{}"), "is not a bpgan record"),
-        (lambda p: (p / "config.json").write_text("not json"), "is not a bpgan record"),
+        (lambda p: (p / "config.json").write_text("{}"), r"config\.json: is damaged"),
+        (lambda p: (p / "config.json").write_text("not json"), r"config\.json: is damaged"),
         (
             lambda p: (p / "config.json").write_text('{"experiment": "other", "config": {}}'),
             "holds a run of other, not of test",
@@ -405,7 +405,7 @@ def test_tensorboard_reads_scalars_grids_and_hyperparameters(tmp_path):
     fit(run, 6, tensorboard=True, sample_every=4)
     fit(run, 12, tensorboard=True, sample_every=4)
     events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
-    log = {line["step"]: line["d/loss"] for line in report.read_metrics(run / "metrics.jsonl")}
+    log = {line["step"]: line["d/loss"] for line in records.read_log(run / "metrics.jsonl")}
     read = {event.step: event.value for event in events.Scalars("d/loss")}
     assert read.keys() == log.keys() == {4, 6, 8, 12}
     np.testing.assert_allclose([read[s] for s in log], list(log.values()), rtol=1e-6)
@@ -511,7 +511,7 @@ def test_keep_by_what_is_not_logged_is_refused_before_the_first_step(tmp_path):
         UserError, match="keep: accuracy is not logged by this run; known: d/fake, .*d/loss"
     ):
         fit(tmp_path / "run", 4, keep=Keep.parse("3,best=1,max:accuracy"))
-    assert not report.read_metrics(tmp_path / "run/metrics.jsonl")
+    assert not records.read_log(tmp_path / "run/metrics.jsonl")
 
 
 @pytest.mark.parametrize(

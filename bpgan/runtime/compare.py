@@ -7,6 +7,7 @@ Everything is read from run directories as they are, of finished, killed and tra
 """
 
 import base64
+import contextlib
 import csv
 import html
 import math
@@ -19,7 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bpgan.runtime import report
+from bpgan.files import Damaged, read_json
+from bpgan.runtime import records
 from bpgan.types import UserError
 
 # Of the last two 1 is best, and what goes wrong makes them smaller.
@@ -138,26 +140,40 @@ def read(folders: Iterable[str | os.PathLike]) -> list[Run]:
             run = _read(record.parent)
             if run is not None:
                 found[record.parent] = run
-            elif not report.read_json(record):  # else it is another program's
-                print(f"warning: {record} is damaged; its run is left out")
     if not found:
         raise UserError(f"--report={', '.join(map(str, folders))}: holds no run")
     return list(found.values())
 
 
-def _read(path: pathlib.Path) -> Run | None:
-    record = report.read_json(path / "config.json")
-    name, config = record.get("experiment"), record.get("config")
-    if not isinstance(name, str) or not isinstance(config, dict):
+def _record(path: pathlib.Path) -> records.RunRecord | None:
+    """A run's record; None, with a warning, if it is damaged, and without one if it is another program's."""
+    try:
+        return records.read_run(path)
+    except Damaged as error:
+        with contextlib.suppress(Damaged):
+            if "experiment" not in (read_json(path, dict) or {}):
+                return None
+        records.warn(f"{error}; its run is left out")
         return None
-    result = report.read_result(path)
-    damaged = not result and (path / "result.json").exists()
+
+
+def _read(path: pathlib.Path) -> Run | None:
+    record = _record(path / "config.json")
+    if record is None:
+        return None
+    damaged, result, log = False, None, []
+    try:
+        result = records.read_result(path / "result.json")
+    except Damaged as error:
+        records.warn(str(error))
+        damaged = True
     points: dict[str, list[tuple[int, float]]] = {}
     final: dict[str, float] = {}
     try:
-        log = report.read_metrics(path / "metrics.jsonl")
-    except (UserError, OSError):
-        log, damaged = [], True
+        log = records.read_log(path / "metrics.jsonl")
+    except Damaged as error:
+        records.warn(str(error))
+        damaged = True
     for line in log:
         step = line["step"]
         for key, value in line.items():
@@ -165,24 +181,22 @@ def _read(path: pathlib.Path) -> Run | None:
                 final[key] = float(value)
                 if math.isfinite(value):
                     points.setdefault(key, []).append((step, float(value)))
-    step = max(log[-1]["step"] if log else 0, result.get("step", 0))
+    step = max(log[-1]["step"] if log else 0, result.step if result else 0)
     status = "damaged" if damaged else "unfinished"
-    if result.get("step") == step:
-        status = result.get("status", status)
-    final |= {
-        k: float(v) for k, v in result.get("metrics", {}).items() if isinstance(v, int | float)
-    }
+    if result is not None:
+        final |= result.metrics
+        status = result.status if result.step == step else status
     best, curves = dict(final), {}
     for key, pairs in points.items():
         steps, values = (np.array(each) for each in zip(*pairs, strict=True))
         best[key] = float(values.max() if more_is_better(key) else values.min())
         curves[key] = _thinned(steps, values)
     grids = sorted((path / "samples").glob("step_*.png"))
-    each = record.get("images_per_step")
-    images = step * each if isinstance(each, int) else None
+    each = record.images_per_step
+    images = None if each is None else step * each
     seconds = final.get("time/elapsed", math.nan)
     return Run(
-        path, name, config, str(status), step, images, seconds, final, best, curves,
+        path, record.experiment, record.config, status, step, images, seconds, final, best, curves,
         grids[-1] if grids else None,
     )  # fmt: skip
 

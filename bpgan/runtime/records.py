@@ -5,6 +5,8 @@ a ``UserError``, where the file is not what was written. Who resumes from a file
 in one line. Who only shows it says ``sound(read_result, path)``: a warning, and as if there were no file.
 """
 
+import functools
+import math
 import pathlib
 import sys
 from collections.abc import Callable
@@ -76,7 +78,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EvaluationRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What must be right in a row of ``metrics.json``; see ``experiments.evaluate``. Others of its keys are not read."""
+    """What must be right in a row of ``metrics.json``; see ``experiments.evaluate``. It may have other keys."""
 
     metric: str
     value: float | None
@@ -116,11 +118,19 @@ def read_evaluations(path: pathlib.Path) -> list[dict[str, Any]] | None:
 
 
 def read_ledger(path: pathlib.Path) -> dict[str, Any] | None:
-    """What a sweep remembers: ``seconds``, and scores of settings by rung under ``rungs ...``."""
-    ledger = read_json(path, dict[str, float | list[list[float]]])
-    seconds = (ledger or {}).get("seconds", 0.0)
-    if not isinstance(seconds, float) or not 0 <= seconds < float("inf"):
-        raise Damaged(path, f"is damaged (seconds: {seconds!r} is no time)")
+    """What a sweep remembers: ``seconds``, and scores of settings by rung under ``rungs ...``.
+
+    It decides what is trained: of a damaged one that is not guessed.
+    """
+    ledger = read_json(path, dict[str, Any])
+    try:
+        for key, value in (ledger or {}).items():
+            if key == "seconds" and not 0 <= convert(value, float) < math.inf:
+                raise ValueError(f"{value} seconds is no time")
+            if key.startswith("rungs "):
+                convert(value, list[list[float]])
+    except ValueError as error:
+        raise Damaged(path, f"is damaged ({error})") from None
     return ledger
 
 
@@ -162,10 +172,21 @@ def _lines(path: pathlib.Path) -> list[tuple[dict[str, Any], int]]:
     return lines
 
 
+def fields(record: msgspec.Struct | None) -> dict[str, Any]:
+    """A record as a dictionary, and so the records in it; empty if there is none."""
+    return {} if record is None else msgspec.to_builtins(record)
+
+
 def sound(read: Callable[[pathlib.Path], _T], path: pathlib.Path) -> _T | None:
     """What a reader finds in a file, for who only shows it: None, and a warning, if it is damaged."""
     try:
         return read(path)
     except Damaged as error:
-        print(f"warning: {error}; it is left out", file=sys.stderr, flush=True)
+        warn(f"{error}; it is left out")
         return None
+
+
+@functools.cache
+def warn(text: str) -> None:
+    """Prints a warning, once."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)

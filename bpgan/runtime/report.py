@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bpgan.runtime import records
+from bpgan.runtime.records import ResultRecord, RunRecord
 from bpgan.types import UserError
 
 _Log = list[dict[str, Any]]
@@ -78,43 +80,6 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
     os.replace(temporary, path)
 
 
-def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; none if there is no file. A torn last line is left out.
-
-    Raises:
-      UserError: if any other line is not a JSON object with a step, a whole number.
-    """
-    return [line for line, _ in _lines(pathlib.Path(path))]
-
-
-def truncate_metrics(path: str | os.PathLike, step: int) -> None:
-    """Drops the lines after ``step`` and a torn last line; what is kept is kept byte for byte."""
-    path = pathlib.Path(path)
-    if path.exists():
-        end = max([end for line, end in _lines(path) if line["step"] <= step], default=0)
-        with path.open("rb+") as file:
-            file.truncate(end)
-
-
-def _lines(path: pathlib.Path) -> list[tuple[dict[str, Any], int]]:
-    """Each line of the log with the position of its end."""
-    raw = path.read_bytes() if path.exists() else b""
-    lines, start = [], 0
-    while (end := raw.find(b"\n", start) + 1) > 0:
-        try:
-            line = json.loads(raw[start:end])
-            if type(line["step"]) is not int:
-                raise ValueError
-        except (ValueError, TypeError, KeyError):
-            number = len(lines) + 1
-            raise UserError(
-                f"{path}: line {number} is not a log line: {raw[start:end]!r}"
-            ) from None
-        lines.append((line, end))
-        start = end
-    return lines
-
-
 class _Curve(NamedTuple):
     name: str
     colour: int
@@ -142,19 +107,19 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     evaluation; all but the first may be missing. The page is one file that loads nothing.
 
     Raises:
-      UserError: if the directory holds no run or its log is damaged.
+      UserError: if the directory holds no run or its record is damaged.
     """
     path = pathlib.Path(workdir)
-    run = read_json(path / "config.json")
-    if "experiment" not in run:
-        problem = "is damaged" if (path / "config.json").exists() else "is missing"
-        raise UserError(f"{path}: holds no run to report on (config.json {problem})")
-    log = read_metrics(path / "metrics.jsonl")
+    run = records.read_run(path / "config.json")
+    if run is None:
+        raise UserError(f"{path}: holds no run to report on (config.json is missing)")
+    log = records.sound(records.read_log, path / "metrics.jsonl") or []
     panels = _panels(log)
     if panels:
-        _write_curves(path / "curves.png", run["experiment"], panels)
+        _write_curves(path / "curves.png", run.experiment, panels)
     where = "/".join(path.resolve().parts[-2:])
-    result, evaluation = read_result(path), _read_rows(path / "metrics.json")
+    result = records.sound(records.read_result, path / "result.json")
+    evaluation = records.sound(records.read_evaluations, path / "metrics.json") or []
     frames = _frames(path)
     if len(frames) > 1:
         _write_gif(path / "samples.gif", [png for _, png in frames])
@@ -163,33 +128,6 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     temporary.write_text(page, encoding="utf-8")
     os.replace(temporary, path / "report.html")
     return path / "report.html"
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a file, empty if there is none."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def read_result(workdir: pathlib.Path) -> dict[str, Any]:
-    """The ``result.json`` of a run; empty if there is none, or what it says of step and metrics is damaged."""
-    result = read_json(workdir / "result.json")
-    sound = type(result.get("step")) is int and isinstance(result.get("metrics", {}), dict)
-    return result if sound else {}
-
-
-def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The numbers of an evaluation, none if there was no evaluation."""
-    try:
-        rows = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return []
-    if not isinstance(rows, list):
-        return []
-    return [row for row in rows if isinstance(row, dict) and "metric" in row and "value" in row]
 
 
 def _is_finite(value: Any) -> bool:
@@ -429,17 +367,22 @@ def _write_gif(path: pathlib.Path, frames: Sequence[bytes]) -> None:
 
 
 def _page(
-    where: str, run: dict, result: dict, log: _Log, panels: list[_Panel], frames, evaluation: _Log
+    where: str,
+    run: RunRecord,
+    result: ResultRecord | None,
+    log: _Log,
+    panels: list[_Panel],
+    frames,
+    evaluation: _Log,
 ) -> str:
     last = log[-1] if log else {}
-    step = max(last.get("step", 0), result.get("step", 0))
-    if result.get("step") != step:  # left by an earlier part of a run that goes on
-        result = {}
-    status = result.get("status", "unfinished")
-    metrics = {k: v for k, v in last.items() if k not in ("step", "epoch")} | result.get(
-        "metrics", {}
-    )
-    timings = result.get("timings", {})
+    step = max(last.get("step", 0), result.step if result else 0)
+    if result and result.step != step:  # left by an earlier part of a run that goes on
+        result = None
+    status = result.status if result else "unfinished"
+    metrics = {k: v for k, v in last.items() if k not in ("step", "epoch")}
+    metrics |= result.metrics if result else {}
+    timings = result.timings if result else {}
     epochs = (
         last["epoch"] / last["step"] if last.get("step") and _is_finite(last.get("epoch")) else None
     )
@@ -461,9 +404,8 @@ def _page(
         notes.append(f"{curve.name} is not finite at step {curve.bad_since:,}.")
     found = [f"Step {r['step']:,}: {r['anomaly']}." for r in log if r.get("anomaly")]
     notes += found[:5] + [f"{len(found) - 5} more anomalies."] * (len(found) > 5)
-    devices = [str(device) for device in run.get("devices", [])]
-    devices = devices[:4] + [f"… ({len(devices)} in all)"] * (len(devices) > 4)
-    origin = {**run.get("versions", {}), "git": run.get("git"), "devices": ", ".join(devices)}
+    devices = run.devices[:4] + [f"… ({len(run.devices)} in all)"] * (len(run.devices) > 4)
+    origin = {**run.versions, "git": run.git, "devices": ", ".join(devices)}
     right = max([1] + [int(curve.steps[-1]) for panel in panels for curve in panel.curves])
     data = {
         "last": right,
@@ -475,7 +417,7 @@ def _page(
     }
     template = pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     return string.Template(template).substitute(
-        experiment=_text(run["experiment"]),
+        experiment=_text(run.experiment),
         where=_text(where),
         status=_text(status),
         status_class="done" if status == "done" else "",
@@ -485,10 +427,10 @@ def _page(
         timings=_section("Seconds of this process", "bars", _bars(timings)),
         curves=_section("Curves", "curves", "".join(_figure(panel, right) for panel in panels)),
         evaluation=_evaluation(evaluation),
-        config=_section("Configuration", "wide", _rows(run.get("config", {}))),
+        config=_section("Configuration", "wide", _rows(run.config)),
         metrics=_section("Final metrics", "", _rows(metrics)),
         origin=_section("Versions", "", _rows(origin)),
-        command=_text(run.get("command", "")),
+        command=_text(run.command),
         # Numbers only: nothing in it can end the element that holds it.
         data=json.dumps(data, separators=(",", ":"), allow_nan=False),
     )

@@ -21,7 +21,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from bpgan.runtime import anomaly, report
+from bpgan.files import write_json
+from bpgan.runtime import anomaly, records
 from bpgan.types import Source, UserError
 from bpgan.version import __version__
 
@@ -45,8 +46,9 @@ def open_run(
 
     Raises:
       UserError: if the directory cannot be written, holds something else than a run of experiment ``name``, or a run
-        whose config differs in a field that is not ``restart_safe`` or whose data had another ``fingerprint``. Nothing
-        in it is changed then. Another ``dataset`` is no difference if the fingerprint is the same: the data have moved.
+        whose config differs in a field that is not ``restart_safe`` or whose data had another ``fingerprint``, or if
+        its record or log is damaged. Nothing in it is changed then. Another ``dataset`` is no
+        difference if the fingerprint is the same: the data have moved.
     """
     path = pathlib.Path(workdir)
     try:
@@ -56,29 +58,24 @@ def open_run(
         raise UserError(f"--workdir={workdir}: cannot be used ({error.strerror})") from None
     if not os.access(path, os.W_OK):
         raise UserError(f"--workdir={workdir}: is not writable")
-    record = path / _RECORD
-    if not record.exists():
+    old = records.read_run(path / _RECORD)
+    if old is None:
         # What a process killed before its first step may leave behind.
         if set(entries) - {_LOCK, f"{_RECORD}.tmp", "checkpoints"}:
             raise UserError(
                 f"--workdir={workdir}: is not empty and holds no bpgan run; name a new or empty directory"
             )
     else:
-        try:
-            old = json.loads(record.read_text())
-            old_name, old_config = old["experiment"], dict(old["config"])
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"--workdir={workdir}: its config.json is not a bpgan record") from None
-        if old_name != name:
-            raise UserError(f"--workdir={workdir}: holds a run of {old_name}, not of {name}")
-        before = old.get("data", "")
+        old_config, before = old.config, old.data
+        if old.experiment != name:
+            raise UserError(f"--workdir={workdir}: holds a run of {old.experiment}, not of {name}")
         free = restart_safe | {"dataset"} if fingerprint and fingerprint == before else restart_safe
         changed = [
             f"--{field} was {old_config.get(field)!r}, now {config.get(field)!r}"
             for field in sorted(set(config) | set(old_config))
             if field not in free and config.get(field) != old_config.get(field)
         ]
-        trained = report.read_metrics(path / "metrics.jsonl") or any(path.glob("checkpoints/*"))
+        trained = records.read_log(path / "metrics.jsonl") or any(path.glob("checkpoints/*"))
         if changed and trained:
             raise UserError(
                 f"--workdir={workdir}: holds a run with another configuration ({'; '.join(changed)});"
@@ -122,8 +119,8 @@ def write_record(
 
 def group_of(path: pathlib.Path) -> dict[str, Any] | None:
     """The group that a run was trained in, as ``write_record`` noted it; None for a run that was alone."""
-    group = report.read_json(path / _RECORD).get("group")
-    return group if isinstance(group, dict) and "lowering" in group else None
+    record = records.read_run(path / _RECORD)
+    return None if record is None or record.group is None else records.fields(record.group)
 
 
 @contextlib.contextmanager
@@ -154,13 +151,6 @@ def _git_revision() -> str | None:
     return done.stdout.strip() or None
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes ``value`` as JSON so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
 class Log:
     """Log lines to the terminal, ``metrics.jsonl`` and TensorBoard; keeps what later lines are compared with.
 
@@ -189,8 +179,8 @@ class Log:
         self._total, self._source = total, source
         metrics = path / "metrics.jsonl"
         if lead:
-            report.truncate_metrics(metrics, step)
-        lines = [line for line in report.read_metrics(metrics) if line["step"] <= step]
+            records.truncate_log(metrics, step)
+        lines = [line for line in records.read_log(metrics) if line["step"] <= step]
         self.values: dict[str, float] = {}
         for line in lines:
             self.values |= {k: v for k, v in line.items() if k not in _NO_VALUES}
@@ -317,7 +307,7 @@ _NO_VALUES = ("step", "epoch", "anomaly")
 
 def values_by(path: pathlib.Path, step: int) -> dict[str, float]:
     """The metrics of a run as last logged by a step."""
-    lines = [x for x in report.read_metrics(path / "metrics.jsonl") if x["step"] <= step]
+    lines = [x for x in records.read_log(path / "metrics.jsonl") if x["step"] <= step]
     return {k: v for line in lines for k, v in line.items() if k not in _NO_VALUES}
 
 

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bpgan.runtime import anomaly, parallel, report, run, sweep
+from bpgan.files import write_json
+from bpgan.runtime import anomaly, parallel, records, report, run, sweep
 from bpgan.runtime.checkpoint import NEWEST, Checkpoints, Keep
 from bpgan.types import Algorithm, Source, UserError
 
@@ -327,10 +328,10 @@ class _Run:
         """
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep=self.plan.keep)
         found = self.checkpoints.restore(abstract)
-        result = report.read_json(self.path / "result.json")
-        ended = result.get("status") in ("done", "paused", "interrupted")
+        result = records.sound(records.read_result, self.path / "result.json")
+        ended = result if result and result.status in ("done", "paused", "interrupted") else None
         if found is None and (ended or (self.path / _SAVED).exists()):
-            came = f"the run came to step {result['step']}" if ended else "the run has been saved"
+            came = f"the run came to step {ended.step}" if ended else "the run has been saved"
             raise UserError(
                 f"--workdir={self.path}: {came}, and its checkpoints are gone;"
                 " remove the directory to begin it anew, or name another"
@@ -339,12 +340,11 @@ class _Run:
 
     def ended_before(self) -> bool:
         """Whether the run was stopped by an anomaly that stops it still; then that is its result."""
-        old = report.read_json(self.path / "result.json")
-        if old.get("status") != "non-finite" and not (
-            old.get("status") == "anomaly" and self.plan.on_anomaly == "stop"
-        ):
+        old = records.sound(records.read_result, self.path / "result.json")
+        stopping = ("non-finite", "anomaly") if self.plan.on_anomaly == "stop" else ("non-finite",)
+        if old is None or old.status not in stopping:
             return False
-        self.result = Anomaly(str((old.get("anomalies") or ["stopped before"])[-1]))
+        self.result = Anomaly((old.anomalies or ["stopped before"])[-1])
         self._record(run.group_of(self.path))
         return True
 
@@ -442,7 +442,7 @@ class _Run:
             _finish(self.path, status, at, values, seconds, self.log.anomalies, self.quiet)
         elif parallel.is_lead():
             view = {"config": dict(self.member.config), "status": status, "step": at}
-            run.write_json(self.path / f"result_at_{at}.json", view | {"metrics": values})
+            write_json(self.path / f"result_at_{at}.json", view | {"metrics": values})
         self.result = Result(status, at, values, found)
 
 
@@ -715,7 +715,7 @@ def _finish(
         "anomalies": anomalies,
         "timings": timings,
     }
-    run.write_json(path / "result.json", result)
+    write_json(path / "result.json", result)
     report.write_report(path)
     if not quiet:
         print(f"{status} at step {step}; report: {path / 'report.html'}")
