@@ -38,6 +38,8 @@ DIGITS = 4
 MOST_RUNS = 100_000
 """Of one sweep, which is looked at before any is made."""
 
+_CREATE_TRIAL = 4  # in a journal of Optuna
+
 GENERATION = 8
 """Settings that TPE is asked for at a time. Fixed, so that a search does not depend on the number of cores."""
 
@@ -260,9 +262,15 @@ def _mend(path: pathlib.Path) -> None:
         return
     raw = path.read_bytes()
     lines = raw.splitlines(keepends=True)
-    sound = next((i for i, line in enumerate(lines) if not _is_entry(line)), len(lines))
-    if any(map(_is_entry, lines[sound:])):
+    entries = [_entry(line) for line in lines]
+    sound = entries.index(None) if None in entries else len(lines)
+    if any(entries[sound:]):
         raise _damaged(path, f"line {sound + 1} is no entry")
+    trials = 0
+    for i, entry in enumerate(filter(None, entries)):
+        trials += entry["op_code"] == _CREATE_TRIAL
+        if entry.get("trial_id", -1) >= trials:
+            raise _damaged(path, f"line {i + 1} is of a trial that has not begun")
     if sound < len(lines):
         end = sum(map(len, lines[:sound]))
         copy = path.with_name(f"{path.name}.torn-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -272,12 +280,13 @@ def _mend(path: pathlib.Path) -> None:
         print(f"{path}: the last {len(raw) - end} bytes are torn and were cut off; {copy} has them")
 
 
-def _is_entry(line: bytes) -> bool:
-    """Whether a line of a journal is whole."""
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """What a line of a journal says; None if it is not whole."""
     try:
-        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+        entry = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
-        return False
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("op_code"), int) else None
 
 
 def _damaged(path: pathlib.Path, reason: str) -> UserError:
@@ -308,8 +317,8 @@ class Study:
         self._optuna, self._seed = optuna, seed
         self._axes = [axis for axis in axes if axis.kind != "grid"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        _mend(path)
         try:
+            _mend(path)
             self._study = optuna.create_study(
                 study_name="bpgan",
                 storage=JournalStorage(JournalFileBackend(str(path))),
