@@ -273,7 +273,7 @@ def _sweep(
         print(f"--samples={samples}: {different} different settings, the others were drawn twice")
     length = first.config["epochs"], first.config["steps"]
     journal = folder / f"tpe_{swept}_{_digest(settings, axes, seed, aim, length)}.log"
-    with sweep.alone(*[journal] * (kind == "tpe")):
+    with cli.tidied(folder), sweep.alone(*[journal] * (kind == "tpe")):
         if kind == "halving" and aim:
             sweeping.halve(sweep, runs, aim)
         elif kind == "tpe" and aim:

@@ -58,6 +58,7 @@ LAUNCHER_FLAGS = (
     "slurm_option",
 )  # fmt: skip
 _RESERVED = {"help", "preset", "flagfile", "undefok", *LAUNCHER_FLAGS}
+_LONG = 201  # characters of a value, beyond which a message shows no more of it
 _SIGPIPE = 141  # as a shell says it of programs that the signal ends
 _MAX_STEP = 2**31 - 1  # the step is an int32 on the device
 _HELP = re.compile(r"-h|--?help(short|full)?")
@@ -684,6 +685,8 @@ def message_of(error: Exception) -> str:
     """What an error says on a command line, where an argument is a flag: ``--argument=value: reason``."""
     if isinstance(error, UserError) and error.argument:
         value = "" if error.value is None else f"={show(error.value)}"
+        if len(value) > _LONG:
+            value = value[:_LONG] + "..."
         return f"--{error.argument}{value}: {error.reason}"
     return str(error)
 
@@ -745,14 +748,23 @@ def _train(
     return INTERRUPTED if result.status == "interrupted" else DONE
 
 
-def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]:
-    """The fields of ``train.Plan`` that the flags ask for."""
-    per_epoch = experiment.source.steps_per_epoch
+def steps_of(cfg: RunConfig, per_epoch: float) -> int:
+    """The steps of a whole run, at least one.
+
+    Raises:
+      UserError: for more than a step counter holds.
+    """
     steps = cfg.steps or cfg.epochs * per_epoch
     if steps > _MAX_STEP:
         reason = f"asks for {steps:.6g} steps; must be at most {_MAX_STEP}"
         raise UserError(reason, argument="epochs", value=cfg.epochs, beside=["batch_size"])
-    steps = max(1, round(steps))
+    return max(1, round(steps))
+
+
+def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]:
+    """The fields of ``train.Plan`` that the flags ask for."""
+    per_epoch = experiment.source.steps_per_epoch
+    steps = steps_of(cfg, per_epoch)
     eval_every = duration(cfg.eval_every, per_epoch)
     if eval_every and experiment.validate is None:
         reason = f"{name} has nothing to evaluate; must be 0"

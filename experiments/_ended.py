@@ -32,7 +32,7 @@ Record = Callable[[str | os.PathLike, int, Exception | None], None]
 """``record(workdir, code, error)`` says how a run ended, and by what."""
 
 
-class Ended(msgspec.Struct, frozen=True, kw_only=True):
+class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a run ended.
 
     Attributes:

@@ -359,14 +359,19 @@ def alone(*paths: pathlib.Path) -> Iterator[None]:
             file = stack.enter_context(open_file(lock, "a"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                reason = f"another launcher is at work on it, and holds {lock}"
-                raise UserError(reason, argument="sweep") from None
+                free = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
+            except (BlockingIOError, PermissionError, FileNotFoundError):
+                free = False  # or it was, and whoever had it has just removed it
             except OSError as error:  # Lustre without -o flock, some NFS
                 print(
                     f"warning: {lock}: cannot be locked ({error.strerror});"
                     " see to it that no second launcher is at work on the same sweep"
                 )
+                free = True
+            if not free:
+                reason = f"another launcher is at work on it, and holds {lock}"
+                raise UserError(reason, argument="sweep")
+            stack.callback(lock.unlink, missing_ok=True)
         yield
 
 

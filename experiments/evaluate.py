@@ -525,6 +525,7 @@ def monitors(
                 f"must be 0 for --dataset={dataset}: {length} images are {what},"
                 f" {','.join(names)} need {needed}",
                 argument="eval_every",
+                beside=["dataset"],
             )
     labelled = data.load(dataset, "train").classes > 1
     extractor = _classifier(dataset, SEEDS[0]) if labelled else effnet.extractor()

@@ -632,7 +632,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         feed=cfg.feed,
         flip=cfg.flip,
     )
-    steps = cfg.steps or round(cfg.epochs * source.steps_per_epoch)
+    steps = cli.steps_of(cfg, source.steps_per_epoch)
     rule = game.rule_of(cfg.rule)
     counts = rule.counts if rule else 1
 

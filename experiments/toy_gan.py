@@ -508,7 +508,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
             value=cfg.d_steps,
             beside=[why],
         )
-    steps = cfg.steps or max(1, round(cfg.epochs * toys.LENGTH / (cfg.batch_size * cfg.d_steps)))
+    steps = cli.steps_of(cfg, toys.LENGTH / (cfg.batch_size * cfg.d_steps))
     makers = {"gaussian1d": gaussian1d, "dirac": dirac, "bilinear": dirac, "lqg": lqg}
     return makers.get(cfg.problem, mixture)(cfg, steps)
 

@@ -580,6 +580,17 @@ def test_a_second_launcher_of_the_same_sweep_is_refused(tmp_path, pretend, monke
     monkeypatch.setattr(processes, "execute", execute)
     assert launched(tmp_path, *argv) == 0
     assert launched(tmp_path, *argv) == 0
+    assert not list(tmp_path.glob("mnist_gan/*.lock"))
+
+
+def test_a_sweep_that_is_refused_leaves_no_directory(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    axis = ["--sweep=g_lr=log:1e-5:1e-2", "--samples=2"]
+    for argv in (["--search=tpe", "--aim=min:d/loss"], ["--slurm=local"]):
+        with pytest.raises(UserError, match="needs"):
+            launched(tmp_path, *axis, *argv)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_is_full_is_one_line_and_costs_nothing(tmp_path, pretend, monkeypatch):
