@@ -123,9 +123,10 @@ def follow_parent() -> None:
 
     Only if that one asked for it. Raises SystemExit if it has ended already: nothing has begun, and nobody waits.
     """
-    parent = int(os.environ.pop(PARENT, "0"))
-    if not parent:
+    given = os.environ.pop(PARENT, "")
+    if not given.isdecimal():
         return
+    parent = int(given)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     else:

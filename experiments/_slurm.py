@@ -37,6 +37,7 @@ from experiments._processes import noted  # by name: a task takes it along, but 
 
 _INTERRUPTED = cli.INTERRUPTED  # as a value, like these: what a task refers to travels with it
 _ATTEMPT, _PARENT = _ended.ATTEMPT, _ended.PARENT
+_PYTHON = f"{shlex.quote(sys.executable)} -P"  # of a job
 _NOTICE_SECONDS = 90  # before the time limit; Slurm may give it a minute earlier
 # What submitit sets, or a flag of ours.
 _TAKEN = {
@@ -217,8 +218,7 @@ def submit(
     """
     try:
         import cloudpickle
-        import submitit
-        from submitit.core.utils import FailedJobError
+        import submitit  # noqa: F401
     except ImportError:
         raise UserError(
             "needs the package submitit: pip install submitit", argument="slurm"
@@ -229,19 +229,43 @@ def submit(
         )
     if options.local:
         environment = {**environment, **_processes.beside_others(jobs)}
+    due, codes = _due(runs, options.local)
+    if not due:
+        return (codes, False) if len(codes) == len(runs) else None
+    folder = _new_folder(runs[0].log.parent / "slurm")
+    # A task needs nothing of ours on the other machine: the class is sent along, and the functions it calls.
+    for module in (sys.modules[__name__], _processes):
+        cloudpickle.register_pickle_by_value(module)
+    launcher = os.getpid() if options.local else 0
+    here, env = os.getcwd(), dict(environment)
+    tasks = {
+        i: Task(runs[i].command, runs[i].log.absolute(), env, here, folder, launcher) for i in due
+    }
+    if not options.local:
+        _submit_to_slurm(runs, options, folder, tasks)
+        return None
+    found, stopped = _train_here(runs, options, folder, tasks, jobs, affordable)
+    return codes | found, stopped
+
+
+def _due(runs: Sequence[Submittable], local: bool) -> tuple[list[int], dict[int, int]]:
+    """Which runs are neither done nor in the queue, and the codes of those that are done; says so of the others.
+
+    Raises:
+      UserError: if one that is to be trained here is in the queue.
+    """
     say = functools.partial(_processes.announce, runs)
+    due: list[int] = []
     codes: dict[int, int] = {}
-    due, waiting = [], 0
     before = [[_recorded(path) for path in run.workdirs] for run in runs]
     queue = _queue() if any(job and _on_slurm(job) for each in before for job in each) else {}
     for i, (run, each) in enumerate(zip(runs, before, strict=True)):
         ids = [job["id"] for job in each if job and _on_slurm(job) and job["id"] in queue]
-        if ids and options.local:
+        if ids and local:
             reason = f"job {ids[0]} of {run.title} is in the queue of the cluster; use --slurm"
             raise UserError(reason, argument="slurm", value="local")
         if ids:
             say(i, f"job {ids[0]} is {queue[ids[0]]}, output in {run.log}")
-            waiting += 1
         elif all(
             path.exists() and job and job["command"] == run.command and _code_of(job) == 0
             for path, job in zip(run.workdirs, each, strict=True)
@@ -250,71 +274,90 @@ def submit(
             codes[i] = 0
         else:
             due.append(i)
-    if not due:
-        return None if waiting else (codes, False)
+    return due, codes
 
-    home = runs[0].log.parent / "slurm"
-    if not str(home.absolute()).isprintable():  # it is in the script
-        reason = f"{str(home.absolute())!r} has control characters, which --slurm cannot have"
+
+def _new_folder(home: pathlib.Path) -> pathlib.Path:
+    """A folder for what submitit keeps of jobs.
+
+    Raises:
+      UserError: if it cannot be made, or be named in a script.
+    """
+    home = home.absolute()
+    if not str(home).isprintable():
+        reason = f"{str(home)!r} has control characters, which --slurm cannot have"
         raise UserError(reason, argument="root")
     try:
         home.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=home.absolute())
+        prefix = time.strftime("%Y%m%d-%H%M%S-")
+        return pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=home))
     except OSError as error:
         raise UserError(f"{home}: cannot be written ({error.strerror})", argument="root") from None
-    # A task needs nothing of ours on the other machine: the class is sent along, and the functions it calls.
-    for module in (sys.modules[__name__], _processes):
-        cloudpickle.register_pickle_by_value(module)
-    launcher = os.getpid() if options.local else 0
-    tasks = {
-        i: Task(
-            runs[i].command,
-            runs[i].log.absolute(),
-            dict(environment),
-            os.getcwd(),
-            pathlib.Path(folder),
-            launcher,
-        )
-        for i in due
-    }
-    python = f"{shlex.quote(sys.executable)} -P"
-    if options.local:
-        executor = submitit.LocalExecutor(folder, python=python)
-        gpus = options.parameters["gpus_per_node"] or 0
-        executor.update_parameters(timeout_min=60 * 24 * 365, gpus_per_node=gpus)
 
-        def start(i: int) -> Any:
-            with _blocked(signal.SIGINT, signal.SIGHUP):  # Ctrl-C reaches the jobs through us
-                job = executor.submit(tasks[i])
-            _record(runs[i], "local", folder, job.job_id)
-            say(i, f"started, output in {runs[i].log}")
-            return job
 
-        def ended(i: int, code: int) -> None:
-            reason = _processes.reason_of(runs[i].workdirs, environment.get(_ATTEMPT, ""))
-            say(i, _processes.status_of(code) + reason)
+def _train_here(
+    runs: Sequence[Submittable],
+    options: Options,
+    folder: pathlib.Path,
+    tasks: Mapping[int, "Task"],
+    jobs: int,
+    affordable: Callable[[], bool],
+) -> tuple[dict[int, int], bool]:
+    """Runs the tasks as processes of this machine; their codes, and whether a signal stopped us."""
+    import submitit
 
-        found, stopped = _wait(due, jobs, start, ended, affordable)
-        return codes | found, stopped
+    say = functools.partial(_processes.announce, runs)
+    executor = submitit.LocalExecutor(folder, python=_PYTHON)
+    gpus = options.parameters["gpus_per_node"] or 0
+    executor.update_parameters(timeout_min=60 * 24 * 365, gpus_per_node=gpus)
+
+    def start(i: int) -> Any:
+        with _blocked(signal.SIGINT, signal.SIGHUP):  # Ctrl-C reaches the jobs through us
+            job = executor.submit(tasks[i])
+        _record(runs[i], "local", str(folder), job.job_id)
+        say(i, f"started, output in {runs[i].log}")
+        return job
+
+    def ended(i: int, code: int) -> None:
+        attempt = tasks[i].environment.get(_ATTEMPT, "")
+        reason = _processes.reason_of(runs[i].workdirs, attempt)
+        say(i, _processes.status_of(code) + reason)
+
+    return _wait(list(tasks), jobs, start, ended, affordable)
+
+
+def _submit_to_slurm(
+    runs: Sequence[Submittable],
+    options: Options,
+    folder: pathlib.Path,
+    tasks: Mapping[int, "Task"],
+) -> None:
+    """Makes the tasks one job array.
+
+    Raises:
+      UserError: if Slurm refuses it.
+    """
+    import submitit
+    from submitit.core.utils import FailedJobError
+
     try:
-        executor = submitit.SlurmExecutor(folder, python=python)
-        executor.update_parameters(**{"array_parallelism": len(due), **options.parameters})
+        executor = submitit.SlurmExecutor(folder, python=_PYTHON)
+        executor.update_parameters(**{"array_parallelism": len(tasks), **options.parameters})
         with contextlib.redirect_stderr(io.StringIO()), executor.batch():
-            submitted = [executor.submit(tasks[i]) for i in due]
+            submitted = [executor.submit(task) for task in tasks.values()]
     except FailedJobError as error:
         shutil.rmtree(folder)
         with contextlib.suppress(OSError):  # others are there
-            home.rmdir()
+            folder.parent.rmdir()
         raise UserError(" ".join(str(error).split()), argument="slurm") from None
-    for i, job in zip(due, submitted, strict=True):
-        _record(runs[i], "slurm", folder, job.job_id)
-        say(i, f"job {job.job_id}, output in {runs[i].log}")
+    for i, job in zip(tasks, submitted, strict=True):
+        _record(runs[i], "slurm", str(folder), job.job_id)
+        _processes.announce(runs, i, f"job {job.job_id}, output in {runs[i].log}")
     array = submitted[0].job_id.partition("_")[0]
     print(
         f"\nsubmitted as job {array}: `squeue --job={array}` shows what waits and runs, `scancel {array}` stops"
         "\nthe same command says how far they are, submits again what failed, and ends with the table when all are done"
     )
-    return None
 
 
 def _wait(
