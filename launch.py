@@ -29,6 +29,7 @@ from typing import Any
 from absl import flags
 
 import experiments
+from bpgan.measures import direction
 from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import _processes as processes
@@ -237,6 +238,9 @@ def _sweep(
             argument="search",
             value=kind,
         )
+    if aim and aim.sign * direction(aim.metric) > 0:
+        less = "more" if aim.sign > 0 else "less"
+        print(f"warning: --aim={chosen['aim']}: {less} of {aim.metric} is better")
     axes = sweeping.axes_of(module, argv, sweeps)
     if kind == "tpe" and not (samples and any(axis.kind != "grid" for axis in axes)):
         raise UserError("needs axes to draw and --samples=N", argument="search", value="tpe")
@@ -290,7 +294,7 @@ def _digest(*values: Any) -> str:
 
 def _report(chosen: Mapping[str, Any]) -> int:
     """Compares runs; returns the exit code."""
-    from bpgan.runtime import compare
+    from bpgan.runtime import compare, records
 
     runs = compare.read(chosen["report"])
     compare.check_metric(runs, chosen["report_metric"])
@@ -298,7 +302,7 @@ def _report(chosen: Mapping[str, Any]) -> int:
         metric = compare.chosen_metric(part, chosen["report_metric"])
         groups = compare.ranked(compare.settings(part), metric)
         table = compare.rows(groups, compare.shown_metrics(part, metric)[:3])
-        print(f"\n{name}: {compare.extent(groups)}")
+        print(f"\n{records.printable(name)}: {compare.extent(groups)}")
         sweeping.print_table(table[:_ROWS])
         if len(table) > _ROWS:
             print(f"... and {len(table) - _ROWS} more settings")

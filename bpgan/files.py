@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -71,8 +71,8 @@ def _full_key(value: Any, kind: Any, key: str) -> str:
     name, dots, rest = key.partition("[...]")
     whole = value if isinstance(value, dict) else {}
     entries = whole.get(name) if name else whole
-    for each in entries if dots and isinstance(entries, dict) else ():
-        one = {each: entries[each]}
+    for each, entry in entries.items() if dots and isinstance(entries, dict) else ():
+        one = {each: entry}
         try:
             msgspec.convert({**whole, name: one} if name else one, kind)
         except msgspec.ValidationError:
@@ -114,8 +114,10 @@ def read_json(path: str | os.PathLike, kind: type[_T]) -> _T | None:
         raise Damaged(path, f"is damaged ({error})") from None
 
 
-def read_bytes(path: str | os.PathLike, *, most: int | None = None) -> bytes | None:
-    """What is in a file; None if there is none.
+def read_bytes(
+    path: str | os.PathLike, *, most: int | None = None, first: int | None = None
+) -> bytes | None:
+    """What is in a file, or the ``first`` bytes of it; None if there is none.
 
     Raises:
       Damaged: if it is no file, has more than ``most`` bytes, or cannot be read.
@@ -128,7 +130,10 @@ def read_bytes(path: str | os.PathLike, *, most: int | None = None) -> bytes | N
             raise Damaged(path, "is no regular file")
         if most is not None and about.st_size > most:
             raise Damaged(path, f"has {about.st_size:,} bytes and must have at most {most:,}")
-        return pathlib.Path(path).read_bytes()
+        if first is None:
+            return pathlib.Path(path).read_bytes()
+        with open(path, "rb") as file:
+            return file.read(first)
     except (FileNotFoundError, NotADirectoryError):
         if os.path.islink(path):
             raise Damaged(path, "is a link to a file that is not there") from None
@@ -160,17 +165,16 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def write_csv(
-    path: str | os.PathLike, names: Sequence[str], rows: Iterable[Mapping[str, Any]]
-) -> None:
-    """Writes a table under its names, whole or not at all; what a row lacks is an empty cell. Raises OSError.
+def write_csv(path: str | os.PathLike, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a table under the names of its columns, whole or not at all. Raises OSError.
 
     Numbers are written in full. Text that a spreadsheet would take for a formula gets an apostrophe before it.
     """
-    with replaced(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([_cell(name) for name in names])
-        writer.writerows([_cell(row.get(name, "")) for name in names] for row in rows)
+    with replaced(path) as temporary:
+        # A path may be no text.
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows(map(_cell, row) for row in (names, *rows))
 
 
 def _cell(value: Any) -> Any:

@@ -29,7 +29,6 @@ import os
 import pathlib
 import re
 import shlex
-import statistics
 import sys
 import tempfile
 import textwrap
@@ -42,6 +41,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import numpy as np
 from absl import flags
 
+from bpgan.measures import mean_and_deviation
 from bpgan.types import Algorithm, Source, UserError, stream
 from experiments import _ended as ended
 
@@ -71,9 +71,8 @@ def mean_of(values: Sequence[float]) -> str:
     """For a table: the mean, and of several finite values their standard deviation; empty if there is none."""
     if not values:
         return ""
-    mean = f"{statistics.fmean(values):.4g}"
-    spread = len(values) > 1 and all(map(math.isfinite, values))
-    return f"{mean} ± {statistics.stdev(values):.2g}" if spread else mean
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:.4g}" if math.isnan(deviation) else f"{mean:.4g} ± {deviation:.2g}"
 
 
 class Interrupted(Exception):

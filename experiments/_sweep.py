@@ -1,7 +1,6 @@
 """Sweeps: the runs of one command, which of them train together, searches among them, and the table at the end."""
 
 import contextlib
-import csv
 import dataclasses
 import hashlib
 import json
@@ -18,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from bpgan.files import Damaged, write_json
+from bpgan.files import Damaged, write_csv, write_json
 from bpgan.runtime import records
 from bpgan.types import UserError
 from experiments import _cli as cli
@@ -350,11 +349,8 @@ class Sweep:
     def note(self, **values: Any) -> None:
         """Writes values into what the sweep remembers."""
         self.ledger |= values
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+        with _told_of_root(self._path):
             write_json(self._path, self.ledger)
-        except OSError as error:
-            raise UserError(f"--root: {self._path}: cannot be written ({error.strerror})") from None
 
     def damaged(self, reason: str) -> Damaged:
         """The error that what the sweep remembers cannot be."""
@@ -408,6 +404,16 @@ class Sweep:
             done = list(codes.values())
         worst = max(done, key=lambda c: _SEVERITY.index(c) if c in _SEVERITY else 99, default=0)
         return worst if worst in _SEVERITY else cli.UNEXPECTED
+
+
+@contextlib.contextmanager
+def _told_of_root(path: pathlib.Path) -> Iterator[None]:
+    """Around what writes a file of the sweep, whose folder is made if need be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(f"--root: {path}: cannot be written ({error.strerror})") from None
 
 
 def _record(run: Run) -> dict[str, Any]:
@@ -637,12 +643,13 @@ def summarise(runs: Sequence[Run], codes: Mapping[int, int], csv_path: pathlib.P
         rows.append(values | {"status": status, "step": result.get("step", "")})
         numbers.append(result.get("metrics", {}))
     keys = list(dict.fromkeys(key for metrics in numbers for key in metrics))
-    with processes.open_file(csv_path, "w") as file:
-        names = [*dict.fromkeys(k for row in rows for k in row), "workdir", *keys]
-        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
-        writer.writeheader()
-        for run, row, metrics in zip(runs, rows, numbers, strict=True):
-            writer.writerow(row | {"workdir": run.workdir} | metrics)
+    names = list(dict.fromkeys(k for row in rows for k in row))
+    table = [
+        [*(row.get(k, "") for k in names), run.workdir, *(metrics.get(k, "") for k in keys)]
+        for run, row, metrics in zip(runs, rows, numbers, strict=True)
+    ]
+    with _told_of_root(csv_path):
+        write_csv(csv_path, [*names, "workdir", *keys], table)
     shown = [key for key in keys if not key.startswith("time/") and not key.endswith("_norm")]
     print()
     print_table(

@@ -1,6 +1,7 @@
 """The comparison of runs: means by hand, hostile names, damaged runs, and a thousand of them."""
 
 import csv
+import fractions
 import html.parser
 import json
 import math
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import launch
+from bpgan.measures import direction, mean_and_deviation
 from bpgan.runtime import anomaly, compare, report
 from bpgan.types import UserError
 from experiments import evaluate, toy_gan
@@ -127,9 +129,15 @@ GREATER = {
     "recall-k3", "density-k5", "coverage-k5",
 }  # fmt: skip
 SMALLER = {
-    "reverse_kl", "samples/duplicates", "eval/FD", "best/test/FD", "FD", "nFD", "KD", "loss", "d/loss", "g/loss",
-    "d_loss", "kl", "reconstruction", "d/penalty", "d/grad_norm", "distance", "factor", "w2", "train_mse",
-    "logit_error",
+    "reverse_kl", "samples/duplicates", "eval/FD", "best/test/FD", "FD", "nFD", "KD", "loss", "distance", "factor",
+    "w2", "train_mse", "logit_error", "FID-Inception-tf1", "KID-Inception-clean", "FD-inf-classifier0-1a2b3c4d",
+    "class-FID-x", "FD-classifier0-1a2b3c4d (best checkpoint, step 9, 300 samples)", "copies-%-EffNetLite0",
+}  # fmt: skip
+NEITHER = {
+    "d/loss", "g/loss", "d_loss", "d/fake", "g/fake", "d/real", "kl", "reconstruction", "d/penalty", "d/grad_norm",
+    "grad_norm", "time/elapsed", "time/images_per_s", "best/step", "test_images", "distance/known", "train_mse/lstsq",
+    "FD-bias-EffNetLite0", "1-NN-accuracy-EffNetLite0", "label-accuracy-swapped-x", "class-FD-worst/mean-x",
+    "Vendi-of-1000-x", "C_T-x", "authentic-%-x", "MS-SSIM-2s11w", "", "-", "precisely",
 }  # fmt: skip
 
 
@@ -141,15 +149,53 @@ def test_it_is_said_of_every_measure_which_is_better():
     found = dict(anomaly.diversity(x, x)) | toy.evaluate(toy.algorithm.init(jax.random.key(0)))
     for name in evaluate.WHILE_TRAINING:
         found |= evaluate.METRICS[name](images, images, images, 0)
-    assert {name for name in found if not name.endswith("/known")} <= GREATER | SMALLER
+    assert {name for name in found if not name.endswith("/known")} <= GREATER | SMALLER | NEITHER
 
 
 def test_more_is_better_for_some(folder):
-    assert all(map(compare.more_is_better, GREATER))
-    assert not any(map(compare.more_is_better, SMALLER))
+    assert {name: direction(name) for name in GREATER | SMALLER | NEITHER} == (
+        dict.fromkeys(GREATER, 1) | dict.fromkeys(SMALLER, -1) | dict.fromkeys(NEITHER, 0)
+    )
     make_run(folder / "b", {"lr": 1.0, "seed": 0}, [0.2, 0.9, 0.4], metric="accuracy")
     run = next(r for r in compare.read([folder]) if r.path.name == "b")
     assert run.best["accuracy"] == 0.9 and run.final["accuracy"] == 0.4
+
+
+def test_a_best_is_only_of_what_has_a_direction(folder):
+    """Neither the least d/fake of a run nor its first second is the best of anything."""
+    for seed in range(2):
+        path = folder / f"b/{seed}"
+        make_run(path, {"lr": 1.0, "seed": seed}, [0.5, -3.0, 0.1], metric="d/fake")
+    runs = [run for run in compare.read([folder / "b"])]
+    assert all(not run.best for run in runs) and runs[0].final["d/fake"] == 0.1
+    (row,) = compare.rows(compare.settings(runs), ["d/fake", "d/loss", "time/elapsed"])
+    assert "best" not in " ".join(row.values()) and row["d/fake"] == "0.1 ± 0"
+    page = compare.write(runs, "d/fake", folder / "b").read_text()
+    assert "The least d/fake first" in page
+    assert "best of" not in (folder / "b/comparison.csv").read_text()
+
+
+def test_means_of_numbers_of_any_size():
+    big, tiny = 1.7e308, 5e-324
+    for values in (
+        [big] * 3,
+        [big, -big],
+        [tiny] * 2,
+        [0.0, 0.0],
+        [1.0, 2.0, 4.0],
+        [-1e-3],
+        [3.0, 1e308, 7.0],
+    ):
+        mean, deviation = mean_and_deviation(values)
+        exact = [fractions.Fraction(v) for v in values]
+        assert mean == pytest.approx(float(sum(exact) / len(exact)), rel=1e-15, abs=0)
+        if len(values) > 1 and max(values) < 1e300:
+            assert deviation == statistics.stdev(values)
+    assert mean_and_deviation([big, -big])[1] == math.inf and mean_and_deviation([big] * 2)[1] == 0
+    assert math.isnan(mean_and_deviation([1.0])[1])
+    for bad in ([], [math.nan, 1.0], [math.inf, -math.inf]):
+        assert all(map(math.isnan, mean_and_deviation(bad)))
+    assert mean_and_deviation([math.inf, 1.0])[0] == math.inf
 
 
 def test_what_is_not_done_is_counted_and_in_no_mean(folder):
@@ -305,6 +351,99 @@ def test_the_csv_holds_every_number_in_full(folder):
     assert row["note"] == 'a,"b"\nc' and float(row["lr"]) == 1e-7 and len(rows) == 7
 
 
+def test_evaluations_are_columns_that_say_what_they_are(folder, capsys):
+    """Best, newest and older checkpoints, other flags and another net are other columns; seeds share one."""
+    for lr in (0.1, 0.01):
+        for seed in range(3):
+            row = {"metric": "FD-n", "n": 300, "reference": "mnist10k test", "seed": 0}
+            row |= {"features": "n", "features_sha256": "ab" * 32}
+            found = [
+                row | {"value": lr + seed, "checkpoint": "newest", "step": 30},
+                row | {"value": 7.0, "checkpoint": "newest", "step": 20},
+                row | {"value": 5.0, "checkpoint": "best", "step": 10 * (seed + 1)},
+                row | {"value": 4.0, "checkpoint": "best", "step": 10, "flags": "truncation=<b>"},
+                row | {"value": 3.0, "checkpoint": "best", "step": 10, "features_sha256": "cd"},
+                row | {"value": 2.0, "checkpoint": "20", "step": 20, "metric": "KD-n"},
+            ]
+            (folder / f"a/{lr}_{seed}/metrics.json").write_text(json.dumps(found))
+    groups = compare.settings(runs := compare.read([folder]))
+    rest = "300 samples, mnist10k test, seed 0, net abababab)"
+    names = compare.evaluated_metrics(runs)
+    assert names == [
+        f"FD-n (newest checkpoint, {rest}",
+        f"FD-n (step 20, {rest}",
+        f"FD-n (best checkpoint, {rest}",
+        f"FD-n (best checkpoint, truncation=<b>, {rest}",
+        f"FD-n (best checkpoint, {rest}".replace("abababab", "cd"),
+        f"KD-n (step 20, {rest}",
+    ]
+    assert [s.mean(names[0])[0] for s in groups] == pytest.approx(
+        [1 + s.values["lr"] for s in groups]
+    )
+    assert [groups[0].mean(name)[::2] for name in names[1:]] == [(v, 3) for v in (7, 5, 4, 3, 2)]
+    page = compare.write(runs, "", folder).read_text()
+    assert f"<h3>Evaluated: best checkpoint, truncation=&lt;b&gt;, {rest[:-1]}</h3>" in page
+    with (folder / "comparison.csv").open(newline="") as file:
+        assert {row[names[3]] for row in csv.DictReader(file)} == {"4.0"}
+    assert launch.run([f"--report={folder}", "--report_metric=FD-n"]) == 0
+    assert names[0] in capsys.readouterr().out
+    (folder / "a/0.1_1/metrics.json").write_text("{torn")
+    assert len(compare.read([folder])) == 6
+    assert f"{folder / 'a/0.1_1/metrics.json'}: is damaged" in capsys.readouterr().err
+
+
+def test_a_terminal_obeys_no_text_of_a_run(folder, capsys):
+    """Escape sequences and lines in names and values are written out, in the table and in warnings."""
+    config = {"lr": 0.5, "seed": 0, "name\x1b[2J": "\x1b]0;title\x07\u202eevil\nline"}
+    make_run(folder / "b/x", config, [1.0, 2.0], metric="m\x9b31m")
+    record = json.loads((folder / "b/x/config.json").read_text()) | {"experiment": "x\x1b[31m"}
+    (folder / "b/x/config.json").write_text(json.dumps(record))
+    make_run(folder / "b/y", {"lr": 0.5, "seed": 1}, [1.0], metric="m\x9b31m")
+    (folder / "b/y/config.json").write_text(json.dumps(record | {"config": {"lr": 1, "seed": 1}}))
+    (folder / "b/z\x1b[3m").mkdir()
+    (folder / "b/z\x1b[3m/config.json").write_text('{"experiment": 1}')
+    launch.run([f"--report={folder / 'b'}"])
+    said = capsys.readouterr()
+    assert not [c for c in said.out + said.err if not c.isprintable() and c != "\n"]
+    assert r"\x1b]0;title\x07\u202eevil\nline" in said.out and r"x\x1b[31m: 2 runs" in said.out
+    with pytest.raises(UserError) as error:
+        launch.run([f"--report={folder / 'b'}", "--report_metric=FD"])
+    assert str(error.value).isprintable()
+
+
+def test_no_cell_of_the_csv_is_a_formula(folder):
+    config = {"lr": -0.5, "seed": 0, "dataset": '=HYPERLINK("http://x")', "@flag": "-1e3"}
+    make_run(folder / "c", config, [-1.0, -2.0], status="+done", metric="=m")
+    compare.write(compare.read([folder]), "", folder)
+    with (folder / "comparison.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert not [
+        cell for row in rows for cell in (*row, *row.values()) if cell[:1] in "=@\t\r" and cell
+    ]
+    row = next(row for row in rows if row["run"] == str(folder / "c"))
+    assert (
+        row["dataset"] == '\'=HYPERLINK("http://x")'
+        and row["status"] == "'+done"
+        and row["lr"] == "-0.5"
+    )
+    assert row["'@flag"] == "-1e3" and row["'=m"] == "-2.0"
+
+
+def test_damaged_grids_are_left_out_of_a_comparison(folder, capsys):
+    for i, run in enumerate(sorted((folder / "a").iterdir())):
+        grid = run / "samples/step_00000030.png"
+        report.save_png(grid, np.zeros((8, 8, 1), np.uint8))
+        if i == 0:
+            grid.write_bytes(grid.read_bytes()[:-20])
+        if i == 3:
+            grid.unlink()
+            grid.mkdir()
+    page = compare.write(compare.read([folder]), "", folder).read_text()
+    assert "<img" not in page  # of each setting the first run's is shown
+    said = capsys.readouterr().err
+    assert "is damaged; it is left out" in said and "is a directory and must be a file" in said
+
+
 def test_thinned_curves_keep_their_mean():
     steps, values = np.arange(50_000), np.random.default_rng(0).normal(size=50_000)
     short, means = compare._thinned(steps, values)
@@ -335,7 +474,7 @@ def test_the_launcher_prints_and_refuses_in_one_line(folder, capsys):
         ([f"--report={folder / 'nope'}"], "there is no such folder"),
         (
             [f"--report={folder}", "--report_metric=FID"],
-            "--report_metric=FID: is not logged by these",
+            "report_metric=FID: is not logged by these",
         ),
         ([f"--report={folder / 'a/0.1_0/config.json'}"], "there is no such folder"),
     ):

@@ -1,5 +1,6 @@
 """Files that are read back: whatever is in them, they are what they must be or one line says what is wrong."""
 
+import contextlib
 import copy
 import csv
 import json
@@ -11,7 +12,8 @@ import pytest
 
 from bpgan import files
 from bpgan.files import Damaged
-from bpgan.runtime import records
+from bpgan.runtime import compare, records, report
+from bpgan.types import UserError
 
 RUN = {
     "experiment": "mnist_gan",
@@ -39,8 +41,10 @@ EVALUATION = {
     "real": 7.25,
     "untrained": None,
     "step": 9,
-    "features": {"name": "net", "sha256": "ab", "preprocessing": "x / 255"},
-    "samples": 300,
+    "flags": "truncation=0.7",
+    "features": "net",
+    "features_sha256": "ab",
+    "n": 300,
 }
 LEDGER = {"seconds": 12.5, "rungs 01ab": [[1.0, math.inf], [2.0]]}
 JOB = {"cluster": "slurm", "folder": "f", "id": "3_1", "command": ["python", "-m", "x"]}
@@ -64,6 +68,20 @@ def places(value, at=()):
     if isinstance(value, dict | list):
         for key in value if isinstance(value, dict) else range(len(value)):
             yield from places(value[key], (*at, key))
+
+
+def listed(value):
+    return value if isinstance(value, list) else [value]
+
+
+def plain(record):
+    return record if isinstance(record, dict) else records.fields(record)
+
+
+def same(found, document):
+    """Whether all of a document is found as it was written, NaN and Infinity, too."""
+    found = plain(found)
+    return repr({key: found[key] for key in document}) == repr(document)
 
 
 def crafted(document, generator):
@@ -118,8 +136,7 @@ def test_what_is_written_is_read(tmp_path, name):
     else:
         files.write_json(path, document)
         found = read(path)
-    found = found if isinstance(found, dict | list) else records.fields(found)
-    assert repr(found) == repr(document)  # NaN and Infinity, too
+    assert all(map(same, listed(found), listed(document)))
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
@@ -138,8 +155,7 @@ def test_any_file_is_read_or_named_in_one_line(tmp_path, name):
             assert str(error).isprintable() and len(str(error)) < len(str(path)) + 250, raw
             assert error.path == path
         else:
-            plain = found if isinstance(found, dict | list) else records.fields(found)
-            json.dumps(plain, ensure_ascii=False).encode()
+            json.dumps([plain(each) for each in listed(found)], ensure_ascii=False).encode()
     assert 100 < refused < 300
 
 
@@ -217,9 +233,35 @@ def test_no_cell_of_a_table_is_a_formula(tmp_path):
         {"=name": "=cmd|' /C calc'!A0", "lr": -1e-7, "b": "-0.5", "c": "+1", "d": "@SUM(A1)", "n": -math.inf},
         {"=name": "-x", "lr": 1 / 3, "b": "1e-4", "c": "\t=1", "d": 'a,"b"\nc', "n": None},
     ]  # fmt: skip
-    files.write_csv(tmp_path / "t.csv", list(rows[0]), rows)
+    files.write_csv(tmp_path / "t.csv", list(rows[0]), [list(row.values()) for row in rows])
     with (tmp_path / "t.csv").open(newline="") as file:
         names, first, second = csv.reader(file)
     assert names == ["'=name", "lr", "b", "c", "d", "n"]
     assert first == ["'=cmd|' /C calc'!A0", "-1e-07", "-0.5", "+1", "'@SUM(A1)", "-inf"]
     assert second == ["'-x", repr(1 / 3), "1e-4", "'\t=1", 'a,"b"\nc', ""]
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("name", [name for name in KINDS if not name.startswith(("sweep", "run."))])
+def test_any_run_directory_has_a_report_and_a_place_in_a_comparison(tmp_path, monkeypatch, name):
+    """Of 300 crafted files of each kind beside sound ones; drawing has its own tests, and takes longer."""
+    monkeypatch.setattr(report, "_write_curves", lambda *arguments: None)
+    monkeypatch.setattr(records, "warn", lambda text: None)
+    for each, (_, document) in KINDS.items():
+        (tmp_path / each).write_text(json.dumps(document) + "\n")
+    reports = 0
+    for raw in many(name):
+        (tmp_path / name).write_bytes(raw)
+        try:
+            page = report.write_report(tmp_path).read_bytes()
+        except Damaged as error:
+            assert name == "config.json" and error.path == tmp_path / name
+            page = b""
+        assert b"<script>alert" not in page and page.count(b"<script") in (0, 2), raw
+        with contextlib.suppress(UserError):  # holds no run
+            runs = compare.read([tmp_path])
+            page = compare.write(runs, "", tmp_path / "out").read_bytes()
+            compare.rows(compare.settings(runs), compare.shown_metrics(runs, ""))
+            assert b"<script" not in page, raw
+            reports += 1
+    assert reports > (50 if name == "config.json" else 299)

@@ -4,8 +4,12 @@ import base64
 import html.parser
 import io
 import json
+import math
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -257,12 +261,31 @@ def test_metrics_of_one_unit_share_a_panel(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "values", [[0.0], [0.25] * 5, [-3.0, -3.0], [1e-30, 1.0], [1e9, 1.0000001e9], [0.0, 3e38]]
+    "values",
+    [
+        [0.0],
+        [0.25] * 5,
+        [-3.0, -3.0],
+        [1e-30, 1.0],
+        [1e9, 1.0000001e9],
+        [0.0, 3e38],
+        [0.0, 5e-324],
+        [1e-310] * 2,
+        [1e308],
+        [-1.7e308, 1.7e308],
+        [1e-320, 1.7e308],
+        [5e-324, 1e-300, 1.0],
+    ],
 )
-def test_axes_of_any_values(tmp_path, values):
-    """Ticks lie inside the axis, rise, and differ when printed."""
+def test_axes_of_any_values(tmp_path, values, capsys):
+    """Ticks lie inside the axis, rise, and differ when printed; both pictures are drawn."""
     make_log(tmp_path, values)
-    text, _, data = page_of(tmp_path)
+    text, page, data = page_of(tmp_path)
+    assert (tmp_path / "curves.png").stat().st_size > 1000 and not capsys.readouterr().err
+    for d in (
+        a["d"] for tag, a in page.tags if tag == "path" and a.get("class", "").startswith("c")
+    ):
+        assert all(0 <= float(at) <= 1000 for at in re.findall(r"[\d.e+-]+", d.replace("h0", "")))
     low, high, *_ = data["panels"][0]
     assert low < high
     ticks = re.findall(r'<span style="bottom:([\d.]+)%">(.*?)</span>', text)
@@ -324,8 +347,8 @@ def test_a_damaged_record_is_refused_and_nothing_is_written(tmp_path):
 def test_an_evaluation_is_a_table_of_the_report(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"experiment": "gan", "config": {}}')
     row = {"metric": "FD-<net>", "value": 41.5, "real": 7.34, "untrained": None, "step": 9}
-    net = {"name": "<net>", "sha256": "ab", "preprocessing": "x / 255"}
-    row |= {"samples": 300, "reference": "mnist10k test", "reference_images": 1000, "features": net}
+    row |= {"features": "<net>", "features_sha256": "ab", "preprocessing": "x / 255"}
+    row |= {"n": 300, "reference": "mnist10k test", "reference_images": 1000}
     (tmp_path / "metrics.json").write_text(json.dumps([row]))
     page = report.write_report(tmp_path).read_text()
     assert "<th>FD-&lt;net&gt;</th><td>41.5</td><td>7.34</td><td>–</td>" in page
@@ -334,6 +357,37 @@ def test_an_evaluation_is_a_table_of_the_report(tmp_path, capsys):
         (tmp_path / "metrics.json").write_text(damaged)
         assert "Evaluation" not in report.write_report(tmp_path).read_text()
         assert f"{tmp_path / 'metrics.json'}: is damaged (" in capsys.readouterr().err
+
+
+def test_every_evaluation_is_shown_apart_with_what_it_depends_on(tmp_path):
+    make_run(tmp_path, grids=0)
+    row = {
+        "metric": "FD-x",
+        "value": 41.5,
+        "step": 9,
+        "n": 300,
+        "reference": "mnist10k test",
+        "seed": 0,
+    }
+    best = row | {"checkpoint": "best", "step": 5, "flags": "truncation=<0.7>", "value": 17.25}
+    other = row | {"checkpoint": "newest", "seed": 1, "value": 3.75}
+    kd = best | {"metric": "KD-x", "value": 1.125, "classes": 2, "of_classes": 3}
+    (tmp_path / "metrics.json").write_text(json.dumps([row, best, other, kd]))
+    text, _, _ = page_of(tmp_path)
+    section = text.split('class="evaluation">')[1].split("</section>")[0]
+    assert section.startswith("<h2>Evaluations</h2>")
+    tables = re.findall(
+        r"<h3>(.*?)</h3>.*?<table>(.*?)</table><p>(.*?)</p>|$", section.replace("</div>", "")
+    )
+    assert [
+        (title, re.findall(r"<td>([\d.]+)</td>", table)) for title, table, _ in tables if title
+    ] == [
+        ("Step 9", ["41.5"]),
+        ("Best checkpoint, step 5, truncation=&lt;0.7&gt;", ["17.25", "1.125"]),
+        ("Newest checkpoint, step 9", ["3.75"]),
+    ]
+    assert "KD-x <small>2 of 3 classes</small>" in tables[1][1] and "classes" not in tables[0][1]
+    assert "seed 1." in tables[2][2] and "seed 0." in tables[1][2]
 
 
 def test_samples_become_a_moving_picture(tmp_path):
@@ -352,3 +406,123 @@ def test_samples_become_a_moving_picture(tmp_path):
             frames.append(np.asarray(gif.convert("RGB")).mean())
         assert gif.size == (12, 8)
     np.testing.assert_allclose(frames, [20, 70, 120], atol=2)
+
+
+def flipped(raw, bit):
+    return raw[: bit // 8] + bytes([raw[bit // 8] ^ 1 << bit % 8]) + raw[bit // 8 + 1 :]
+
+
+def test_damaged_pictures_are_named_and_left_out(tmp_path, capsys):
+    """Any bit of a PNG flipped, cut short, another format, or no file at all; the others are shown."""
+    make_run(tmp_path, grids=3)
+    folder, sound = tmp_path / "samples", tmp_path / "samples/step_00000001.png"
+    raw, last = sound.read_bytes(), tmp_path / "samples/step_00000002.png"
+    gif = io.BytesIO()
+    Image.new("L", (8, 8)).save(gif, format="gif")
+    damaged = [flipped(raw, bit) for bit in range(0, 8 * (len(raw) - 12), 97)]  # but the empty IEND
+    for i, content in enumerate(
+        [*damaged, raw[:-20], raw[:9], b"", gif.getvalue(), gif.getvalue()[:8] + raw[8:]]
+    ):
+        last.with_name(f"step_{i + 2:08d}.png").write_bytes(content)
+    (folder / "step_00000900.png").mkdir()
+    (folder / "step_00000901.png").symlink_to("nowhere")
+    os.mkfifo(folder / "step_00000902.png")
+    _, page, _ = page_of(tmp_path)
+    assert [int(a["data-step"]) for a in pictures(page)] == [0, 1]
+    with Image.open(tmp_path / "samples.gif") as image:
+        assert image.n_frames == 2
+    said = capsys.readouterr().err.splitlines()
+    assert all(
+        line.startswith("warning: ") and "it is left out of the report" in line for line in said
+    )
+    assert len(said) == len(list(folder.iterdir())) - 2
+
+
+@pytest.mark.medium
+def test_what_is_in_the_way_of_a_report_is_a_warning(tmp_path, capsys):
+    """A directory in the place of any of its files; and what can be written still is."""
+    for name in ("curves.png", "samples.gif", "report.html", "report.html.tmp", "curves.png.tmp"):
+        run = tmp_path / name
+        run.mkdir()
+        make_run(run)
+        (run / name / "full").mkdir(parents=True)
+        page = report.update_report(run)
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and said.startswith(
+            f"warning: {run / name.removesuffix('.tmp')}: cannot be"
+        ), said
+        assert (page is None) == name.startswith("report.html")
+        left = {"curves.png", "samples.gif", "report.html"} - {name, name.removesuffix(".tmp")}
+        assert all((run / each).is_file() for each in left)
+        if page is None:
+            with pytest.raises(UserError, match=r"report\.html: cannot be written"):
+                report.write_report(run)
+
+
+def test_a_damaged_log_or_result_is_said_on_the_page(tmp_path, capsys):
+    make_run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 1}\n')
+    (tmp_path / "result.json").write_text("{")
+    _, page, data = page_of(tmp_path)
+    assert data["panels"] == []
+    (note,) = [text for text in page.text if "left out" in text]
+    assert "metrics.jsonl: line 2 is not a log line (step 1 after step 1); it is left out." in note
+    assert "result.json: is damaged (" in note and "No result yet" not in note
+    assert capsys.readouterr().err.count("warning: ") == 2
+
+
+def test_pictures_do_not_depend_on_what_the_user_has_set(tmp_path):
+    """LaTeX, other fonts and sizes in this process; nothing of ours stays in them, and any letters are drawn."""
+    import matplotlib
+
+    make_run(tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text()) | {"experiment": "実験 $x"}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    report.write_report(tmp_path)
+    drawn = (tmp_path / "curves.png").read_bytes()
+    with matplotlib.rc_context({"text.usetex": True, "font.size": 30, "axes.facecolor": "red"}):
+        before = dict(matplotlib.rcParams)
+        report.write_report(tmp_path)
+        assert dict(matplotlib.rcParams) == before
+    assert (tmp_path / "curves.png").read_bytes() == drawn
+
+
+@pytest.mark.medium
+def test_pictures_do_not_depend_on_the_environment(tmp_path):
+    """A notebook's MPLBACKEND, a damaged matplotlibrc, and a configuration folder that is a file, in a new process."""
+    make_run(tmp_path)
+    report.write_report(tmp_path)
+    drawn = (tmp_path / "curves.png").read_bytes()
+    (tmp_path / "curves.png").unlink()
+    (tmp_path / "rc").write_bytes(b"text.usetex: True\n\xff")
+    theirs = {
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "MATPLOTLIBRC": str(tmp_path / "rc"),
+        "MPLCONFIGDIR": str(tmp_path / "rc"),
+    }
+    code = (
+        f"import os; from bpgan.runtime import report; report.write_report({str(tmp_path)!r});"
+        f"assert all(os.environ[k] == v for k, v in {theirs!r}.items() if k != 'MPLCONFIGDIR')"
+    )
+    root = pathlib.Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | theirs,
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "warning: " not in done.stderr, done.stderr
+    assert (tmp_path / "curves.png").read_bytes() == drawn
+
+
+@pytest.mark.parametrize("value", [1e308, 5e-324, math.inf])
+def test_the_other_pictures_take_any_values(tmp_path, value):
+    values = np.array([[1.0, value, 2.0], [value] * 3])
+    report.save_range(
+        tmp_path / "a.png", "日本 $", np.array([1e-9, 1e-3, 1e9]), values, values, {"$x": 1e-3}
+    )
+    report.save_distributions(
+        tmp_path / "b.png", "t", {"$g": {"日": [value, 1.0], "s": []}, "h": {"s": [value]}}
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]

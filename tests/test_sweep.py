@@ -188,6 +188,24 @@ def test_each_run_has_a_directory_as_if_it_had_been_alone(tmp_path):
 
 
 @pytest.mark.medium
+def test_a_report_that_cannot_be_made_costs_no_member_its_result(tmp_path, capsys):
+    fit(tmp_path, 8)
+    grids = [sorted((tmp_path / str(i)).glob("samples/*.png"))[0] for i in range(2)]
+    grids[0].write_bytes(grids[0].read_bytes()[:-40])
+    grids[1].unlink()
+    grids[1].mkdir()
+    (tmp_path / "1/report.html").unlink()
+    (tmp_path / "1/report.html").mkdir()
+    results = fit(tmp_path, 12)
+    assert [r.status for r in results] == ["done"] * 3
+    for i in range(3):
+        assert json.loads((tmp_path / str(i) / "result.json").read_text())["step"] == 12
+    said = capsys.readouterr().err
+    assert f"{grids[0]}: is damaged" in said and f"{grids[1]}: is a directory" in said
+    assert f"{tmp_path / '1/report.html'}: cannot be written" in said
+
+
+@pytest.mark.medium
 @pytest.mark.parametrize("lowering", sweep.LOWERINGS)
 @pytest.mark.parametrize("lost", [(1,), pytest.param((0, 1, 2), marks=pytest.mark.slow)])
 def test_a_group_killed_between_two_saves_goes_on_bit_for_bit(tmp_path, lowering, lost):

@@ -321,6 +321,26 @@ def test_later_changes_do_not_reach_a_checkpoint(tmp_path, trees_equal):
     checkpoints.close()
 
 
+def test_a_report_that_cannot_be_made_costs_no_result(tmp_path, capsys):
+    """A sample grid with a flipped bit, and directories in the place of what a report consists of."""
+    fit(tmp_path, 4, sample_every=2)
+    grid = tmp_path / "samples/step_00000002.png"
+    raw = bytearray(grid.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    grid.write_bytes(raw)
+    for name in ("report.html", "samples.gif", "curves.png"):
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name / "kept").mkdir(parents=True)
+    capsys.readouterr()
+    result = fit(tmp_path, 6, sample_every=2)
+    assert result.status == "done" and result.step == 6
+    assert json.loads((tmp_path / "result.json").read_text())["step"] == 6
+    said = capsys.readouterr()
+    assert f"warning: {grid}: is damaged" in said.err
+    assert f"warning: {tmp_path / 'report.html'}: cannot be written" in said.err
+    assert said.out.splitlines()[-1] == "done at step 6"
+
+
 @pytest.mark.parametrize(
     "prepare,message",
     [

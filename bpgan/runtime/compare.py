@@ -8,28 +8,24 @@ Everything is read from run directories as they are, of finished, killed and tra
 
 import base64
 import contextlib
-import csv
 import html
 import math
 import os
 import pathlib
 import re
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
-from bpgan.files import Damaged, read_json
-from bpgan.runtime import records
+from bpgan import files
+from bpgan.files import Damaged, replaced
+from bpgan.measures import direction, mean_and_deviation
+from bpgan.runtime import records, report
+from bpgan.runtime.records import EvaluationRow, printable
 from bpgan.types import UserError
 
-# Of the last two 1 is best, and what goes wrong makes them smaller.
-_MORE_IS_BETTER = re.compile(
-    "precision|recall|density|coverage|accuracy|IS$|vendi|elbo|iwae|active_units|finite|modes|high_quality"
-    "|std_ratio|samples/variance",
-    re.I,
-)
 _POINTS = 200  # of a curve
 _CURVES, _GRIDS = 10, 12  # settings in a plot, grids side by side
 _COLOURS = (
@@ -58,9 +54,11 @@ class Run(NamedTuple):
       status: ``done``, ``paused``, ``interrupted``, ``non-finite``, ``anomaly``, ``unfinished``: going on or killed, or
         ``damaged`` where its result or, without a result, its log cannot be read.
       step, images, seconds: how far it is; images are None where the record does not say how many a step takes.
-      final, best: of each metric the last value, and the best one logged.
+      final: of each metric the last value, and those of evaluations, each with what it depends on in its name.
+      best: of each metric that is logged and has a known direction, the best value.
       curves: ``(steps, values)`` of each metric, thinned.
       grid: the newest sample grid, if there is one.
+      evaluated: which of the metrics are of evaluations.
     """
 
     path: pathlib.Path
@@ -74,6 +72,7 @@ class Run(NamedTuple):
     best: Mapping[str, float]
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
     grid: pathlib.Path | None
+    evaluated: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -114,13 +113,7 @@ class Setting(NamedTuple):
         """Mean, standard deviation (NaN for one) and number of the runs that have ended."""
         found = [getattr(run, which).get(metric) for run in self.ended]
         values = [v for v in found if _is_number(v)]
-        spread = statistics.stdev(values) if len(values) > 1 else math.nan
-        return (statistics.fmean(values) if values else math.nan), spread, len(values)
-
-
-def more_is_better(metric: str) -> bool:
-    """Whether a greater value is the better one: of precision, recall, accuracy and their like, not of distances."""
-    return bool(_MORE_IS_BETTER.search(metric))
+        return *mean_and_deviation(values), len(values)
 
 
 def read(folders: Iterable[str | os.PathLike]) -> list[Run]:
@@ -133,7 +126,7 @@ def read(folders: Iterable[str | os.PathLike]) -> list[Run]:
     folders = [pathlib.Path(folder) for folder in folders]
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"--report={folder}: there is no such folder")
+            raise UserError("there is no such folder", argument="report", value=folder)
         for record in sorted(folder.rglob("config.json")):
             if record.parent in found:
                 continue
@@ -141,7 +134,8 @@ def read(folders: Iterable[str | os.PathLike]) -> list[Run]:
             if run is not None:
                 found[record.parent] = run
     if not found:
-        raise UserError(f"--report={', '.join(map(str, folders))}: holds no run")
+        names = ", ".join(map(str, folders))
+        raise UserError("holds no run", argument="report", value=names)
     return list(found.values())
 
 
@@ -151,7 +145,7 @@ def _record(path: pathlib.Path) -> records.RunRecord | None:
         return records.read_run(path)
     except Damaged as error:
         with contextlib.suppress(Damaged):
-            if "experiment" not in (read_json(path, dict) or {}):
+            if "experiment" not in (files.read_json(path, dict) or {}):
                 return None
         records.warn(f"{error}; its run is left out")
         return None
@@ -186,19 +180,36 @@ def _read(path: pathlib.Path) -> Run | None:
     if result is not None:
         final |= result.metrics
         status = result.status if result.step == step else status
-    best, curves = dict(final), {}
+    rows = records.sound(records.read_evaluations, path / "metrics.json") or ()
+    evaluated = {_column(row, step): row.value for row in rows}
+    final |= evaluated
+    best, curves = {}, {}
     for key, pairs in points.items():
         steps, values = (np.array(each) for each in zip(*pairs, strict=True))
-        best[key] = float(values.max() if more_is_better(key) else values.min())
+        if better := direction(key):
+            best[key] = better * float((better * values).max())
         curves[key] = _thinned(steps, values)
-    grids = sorted((path / "samples").glob("step_*.png"))
+    grids = report.grids(path)
     each = record.images_per_step
     images = None if each is None else step * each
     seconds = final.get("time/elapsed", math.nan)
     return Run(
         path, record.experiment, record.config, status, step, images, seconds, final, best, curves,
-        grids[-1] if grids else None,
+        grids[-1][1] if grids else None, tuple(evaluated),
     )  # fmt: skip
+
+
+def _column(row: EvaluationRow, step: int) -> str:
+    """The name of an evaluated metric with all that its number depends on; of a run that has come to ``step``.
+
+    The steps of newest and best checkpoints differ from run to run, and are no part of the name.
+    """
+    if row.checkpoint == "newest" and row.step != step:
+        row = replace(row, checkpoint="")  # the run has gone on since
+    elif row.checkpoint != str(row.step):
+        row = replace(row, step=None)
+    net = row.features_sha256 and f"net {row.features_sha256[:8]}"
+    return f"{row.metric} ({', '.join(filter(None, (records.circumstances(row), net)))})"
 
 
 def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -245,27 +256,38 @@ def extent(groups: Sequence[Setting]) -> str:
 
 def check_metric(runs: Sequence[Run], wanted: str) -> None:
     """Raises a UserError if no run logs the metric."""
-    known = list(dict.fromkeys(name for run in runs for name in run.final))
-    if wanted and wanted not in known:
+    known = _metrics(runs)
+    if wanted and not _named(wanted, known):
         raise UserError(
-            f"--report_metric={wanted}: is not logged by these runs; known: {', '.join(known)}"
+            f"is not logged by these runs; known: {printable(', '.join(known))}",
+            argument="report_metric",
+            value=wanted,
         )
 
 
 def chosen_metric(runs: Sequence[Run], wanted: str) -> str:
     """The metric to rank by: the one that is wanted, where it is logged, or the first distance, or the first loss."""
-    known = list(dict.fromkeys(name for run in runs for name in run.final))
-    if wanted in known:
-        return wanted
+    known = _metrics(runs)
+    if found := _named(wanted, known):
+        return found[0]
     for pattern in (r"^(best/)?test/FD", r"^eval/FD", "FD|distance", "accuracy", "loss"):
         if found := [name for name in known if re.search(pattern, name)]:
             return found[0]
     return known[0] if known else ""
 
 
+def _metrics(runs: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for name in run.final))
+
+
+def _named(wanted: str, known: Sequence[str]) -> list[str]:
+    """The metric of that name, or those of evaluations that have it before what they depend on."""
+    return [name for name in known if wanted and wanted in (name, name.partition(" (")[0])]
+
+
 def ranked(groups: Sequence[Setting], metric: str) -> list[Setting]:
-    """Settings, the best first, those without the metric last."""
-    sign = -1 if more_is_better(metric) else 1
+    """Settings, the best first, or those with the least of a metric of no known direction; those without it last."""
+    sign = -1 if direction(metric) > 0 else 1
 
     def key(setting: Setting) -> float:
         value = setting.mean(metric)[0]
@@ -275,7 +297,7 @@ def ranked(groups: Sequence[Setting], metric: str) -> list[Setting]:
 
 
 def rows(groups: Sequence[Setting], metrics: Sequence[str]) -> list[dict[str, str]]:
-    """A table, its cells as text."""
+    """A table, its cells as text that may be printed."""
     table = []
     for setting in groups:
         runs = setting.runs
@@ -289,15 +311,15 @@ def rows(groups: Sequence[Setting], metrics: Sequence[str]) -> list[dict[str, st
         row["runs"] = ", ".join(f"{n} {s}" for s, n in states.items())
         row["step"] = f"{steps[0]:,}" + (f" to {steps[-1]:,}" if len(steps) > 1 else "")
         row["images"] = f"{max(images):,}" if images else ""
-        row["seconds"] = f"{statistics.fmean(seconds):.0f}" if seconds else ""
+        row["seconds"] = f"{mean_and_deviation(seconds)[0]:.0f}" if seconds else ""
         for metric in metrics:
             row[metric] = _spread(setting.mean(metric))
             best = _spread(setting.mean(metric, "best"))
-            if best != row[metric]:
+            if best and best != row[metric]:
                 row[metric] += f" (best {best})"
             if lost := sum(not math.isfinite(run.final.get(metric, 0)) for run in setting.ended):
                 row[metric] += f" ({lost} not finite)"
-        table.append(row)
+        table.append({printable(name): printable(cell) for name, cell in row.items()})
     return table
 
 
@@ -309,23 +331,20 @@ def _spread(found: tuple[float, float, int]) -> str:
 
 
 def write_csv(path: pathlib.Path, runs: Sequence[Run]) -> None:
-    """One row to a run, numbers in full."""
+    """One row to a run, numbers in full. Raises OSError."""
     flags = list(dict.fromkeys(name for run in runs for name in run.config if name != "workdir"))
     metrics = list(dict.fromkeys(name for run in runs for name in run.final))
+    directed = [name for name in metrics if any(name in run.best for run in runs)]
     first = ["run", "experiment", "status", "step", "images", "seconds"]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*first, *flags, *metrics, *(f"best of {name}" for name in metrics)])
-        for run in runs:
-            facts = [run.path, run.experiment, run.status, run.step, run.images, run.seconds]
-            writer.writerow(
-                [
-                    *facts,
-                    *(run.config.get(name, "") for name in flags),
-                    *(run.final.get(name, "") for name in metrics),
-                    *(run.best.get(name, "") for name in metrics),
-                ]
-            )
+    names = [*first, *flags, *metrics, *(f"best of {name}" for name in directed)]
+    table = []
+    for run in runs:
+        facts = [run.path, run.experiment, run.status, run.step, run.images, run.seconds]
+        values: list[Any] = [run.config.get(name, "") for name in flags]
+        values += [run.final.get(name, "") for name in metrics]
+        values += [run.best.get(name, "") for name in directed]
+        table.append([*facts, *values])
+    files.write_csv(path, names, table)
 
 
 def by_experiment(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -351,16 +370,29 @@ def write(runs: Sequence[Run], metric: str, folder: pathlib.Path) -> pathlib.Pat
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(folder / "comparison.csv", runs)
         template = pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-        page.write_text(template.replace("$BODY", "".join(body)), encoding="utf-8")
+        with replaced(page) as temporary:
+            whole = template.replace("$BODY", "".join(body))
+            temporary.write_text(whole, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise UserError(f"--report_to={folder}: cannot be written ({error.strerror})") from None
+        reason = f"cannot be written ({error.strerror})"
+        raise UserError(reason, argument="report_to", value=folder) from None
     return page
 
 
 def shown_metrics(runs: Sequence[Run], first: str) -> list[str]:
-    """Metrics for a table: the one ranked by, then others that are no clock or norm, seven in all."""
-    known = dict.fromkeys([first, *(name for run in runs for name in run.final)])
-    return [n for n in known if n and not n.startswith(("time/", "best/")) and "norm" not in n][:7]
+    """Metrics for a table: the one ranked by, then others that are no clock, norm or evaluation, seven in all."""
+    known = dict.fromkeys([first, *_metrics(runs)])
+    others = known.keys() - {"", *evaluated_metrics(runs)} | {first}
+    return [
+        name
+        for name in known
+        if name in others and not name.startswith(("time/", "best/")) and "norm" not in name
+    ][:7]
+
+
+def evaluated_metrics(runs: Sequence[Run]) -> list[str]:
+    """The metrics that ``experiments.evaluate`` found, each with what it depends on in its name."""
+    return list(dict.fromkeys(name for run in runs for name in run.evaluated))
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -369,8 +401,9 @@ def shown_metrics(runs: Sequence[Run], first: str) -> list[str]:
 def _section(name: str, groups: Sequence[Setting], metric: str) -> str:
     runs = [run for setting in groups for run in setting.runs]
     odd = [run for setting in groups for run in setting.others]
-    parts = [f"<h2>{html.escape(name)}</h2><p>{extent(groups)}. The best {html.escape(metric)} first, mean ± standard"
-             " deviation over the seeds that are done, or paused where none went further.</p>"]  # fmt: skip
+    which = "best" if direction(metric) else "least"
+    parts = [f"<h2>{html.escape(name)}</h2><p>{extent(groups)}. The {which} {html.escape(metric)} first, mean ±"
+             " standard deviation over the seeds that are done, or paused where none went further.</p>"]  # fmt: skip
     if odd:
         names = ", ".join(f"{run.path.name} ({run.status})" for run in odd[:20])
         more = f" and {len(odd) - 20} more" if len(odd) > 20 else ""
@@ -379,6 +412,7 @@ def _section(name: str, groups: Sequence[Setting], metric: str) -> str:
         )
     metrics = shown_metrics(runs, metric)
     parts.append(_table(rows(groups, metrics)))
+    parts.append(_evaluations(groups, [n for n in evaluated_metrics(runs) if n not in metrics]))
     plots = [_curves(groups[:_CURVES], each) for each in metrics]
     varied = [n for n in groups[0].values if len({repr(s.values[n]) for s in groups}) > 1]
     plots += [_sensitivity(groups, each, metric) for each in varied]
@@ -387,6 +421,21 @@ def _section(name: str, groups: Sequence[Setting], metric: str) -> str:
     parts.append(f"<div class=plots>{''.join(plots)}</div>")
     grids = [run for setting in groups for run in setting.runs[:1] if run.grid is not None]
     parts.append("<div class=grids>" + "".join(map(_grid, grids[:_GRIDS])) + "</div>")
+    return "".join(parts)
+
+
+def _evaluations(groups: Sequence[Setting], names: Sequence[str]) -> str:
+    """Tables of evaluated metrics: those that depend on the same stand beside each other, under what that is."""
+    tables: dict[str, dict[str, str]] = {}
+    for name in names:
+        metric, _, found = name.partition(" (")
+        tables.setdefault(found.removesuffix(")"), {})[name] = metric
+    parts = []
+    for found, columns in tables.items():
+        table = rows(groups, list(columns))
+        short = {printable(name): metric for name, metric in columns.items()}
+        renamed = [{short.get(k, k): cell for k, cell in row.items()} for row in table]
+        parts.append(f"<h3>Evaluated: {html.escape(found)}</h3>{_table(renamed)}")
     return "".join(parts)
 
 
@@ -408,8 +457,8 @@ class _Axis(NamedTuple):
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "_Axis":
-        found = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
-        low, high = min(found), max(found)
+        found = report.drawable(np.array([v for v in values if math.isfinite(v)] or [0.0, 1.0]))
+        low, high = float(found.min()), float(found.max())
         log = low > 0 and high > 100 * low
         if log:
             low, high = math.log10(low), math.log10(high)
@@ -417,6 +466,7 @@ class _Axis(NamedTuple):
         return cls(low - margin, high + margin, log)
 
     def at(self, value: float) -> float:
+        value = float(report.drawable(np.array(value)))
         return ((math.log10(value) if self.log else value) - self.low) / (self.high - self.low)
 
     def ends(self) -> tuple[str, str]:
@@ -449,8 +499,9 @@ def _curves(groups: Sequence[Setting], metric: str) -> str:
                 per_step.setdefault(int(step), []).append(float(value))
         most = max(map(len, per_step.values()), default=0)
         steps = sorted(step for step, values in per_step.items() if len(values) == most)
-        means = [statistics.fmean(per_step[s]) for s in steps]
-        spreads = [statistics.stdev(per_step[s]) if most > 1 else 0.0 for s in steps]
+        of_steps = [mean_and_deviation(per_step[s]) for s in steps]
+        means = [mean for mean, _ in of_steps]
+        spreads = [spread if most > 1 else 0.0 for _, spread in of_steps]
         lines.append((setting.title, steps, np.array(means), np.array(spreads)))
     apart = [each for each in apart if len(each[1]) > 1][:_CURVES]
     if not apart and not any(len(steps) > 1 for _, steps, _, _ in lines):
@@ -513,7 +564,7 @@ def _sensitivity(groups: Sequence[Setting], flag: str, metric: str) -> str:
     medians: dict[str, list[tuple[Any, float]]] = {}
     for value, found in runs:
         medians.setdefault(_show(value), []).append((value, found))
-    path = sorted((at(g[0][0]), statistics.median(m for _, m in g)) for g in medians.values())
+    path = sorted((at(g[0][0]), float(np.median([m for _, m in g]))) for g in medians.values())
     line = " ".join(f"{400 * x:.1f},{240 * (1 - y.at(m)):.1f}" for x, m in path)
     return _figure(f"{metric} against {flag}", ends, y.ends(),
                    f"{dots}<polyline points='{line}' class=median />")  # fmt: skip
@@ -545,10 +596,10 @@ def _parallel(groups: Sequence[Setting], flags: Sequence[str], metric: str) -> s
 
 def _grid(run: Run) -> str:
     assert run.grid is not None
-    data = run.grid.read_bytes()
-    if len(data) > 600_000:
+    found = report.read_grid(run.grid)
+    if found is None or len(found[0]) > 600_000:
         return ""
-    picture = base64.b64encode(data).decode()
+    picture = base64.b64encode(found[0]).decode()
     return (
         f"<figure><img src='data:image/png;base64,{picture}' alt=''>"
         f"<figcaption>{html.escape(run.path.name)}, step {run.step:,}</figcaption></figure>"

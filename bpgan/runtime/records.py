@@ -35,6 +35,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """``config.json``: which run this is. See ``run.write_record``."""
 
     experiment: str
+    run: str = ""
     config: dict[str, Scalar] = {}
     data: str = ""
     images_per_step: Count | None = None
@@ -43,6 +44,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     git: str | None = None
     command: str = ""
     group: Group | None = None
+    measure: dict[str, str] = {}
 
 
 class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,23 +71,27 @@ class _Line(msgspec.Struct, frozen=True):
     step: Count
 
 
-class Features(msgspec.Struct, frozen=True, kw_only=True):
-    """The feature net of a metric."""
-
-    name: str
-    sha256: str | None = None
-    preprocessing: str = ""
-
-
 class EvaluationRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What must be right in a row of ``metrics.json``; see ``experiments.evaluate``. It may have other keys."""
+    """A number of ``metrics.json`` and what it depends on; see ``bpgan.metrics.evaluations``. It may have more keys."""
 
     metric: str
-    value: float | None
+    value: float
     real: float | None = None
     untrained: float | None = None
+    classes: Count | None = None
+    of_classes: Count | None = None
+    checkpoint: str = ""
     step: Count | None = None
-    features: Features | None = None
+    flags: str = ""
+    features: str = ""
+    features_sha256: str = ""
+    preprocessing: str = ""
+    n: Count | None = None
+    seed: int | None = None
+    reference: str = ""
+    reference_images: Count | None = None
+    reference_sha256: str = ""
+    train_sha256: str = ""
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,14 +113,28 @@ def read_result(path: pathlib.Path) -> ResultRecord | None:
     return read_json(path, ResultRecord)
 
 
-def read_evaluations(path: pathlib.Path) -> list[dict[str, Any]] | None:
-    """The rows of a ``metrics.json``, with all of their keys; those of ``EvaluationRow`` are checked."""
-    rows = read_json(path, list[dict[str, Any]])
-    try:
-        convert(rows or [], list[EvaluationRow])
-    except ValueError as error:
-        raise Damaged(path, f"is damaged ({error})") from None
-    return rows
+def read_evaluations(path: pathlib.Path) -> list[EvaluationRow] | None:
+    """The rows of a ``metrics.json``."""
+    return read_json(path, list[EvaluationRow])
+
+
+def sampled_from(row: EvaluationRow) -> str:
+    """Whose samples a number is of: ``best checkpoint, step 938, truncation=0.7``."""
+    step = "" if row.step is None else f"step {row.step}"
+    checkpoint = "" if row.checkpoint in ("", str(row.step)) else f"{row.checkpoint} checkpoint"
+    return ", ".join(filter(None, (checkpoint, step, row.flags)))
+
+
+def circumstances(row: EvaluationRow) -> str:
+    """What a number depends on beside the feature net: numbers compare only where this is the same."""
+    hashes = "/".join(filter(None, (row.reference_sha256[:8], row.train_sha256[:8])))
+    found = [
+        sampled_from(row),
+        "" if row.n is None else f"{row.n} samples",
+        " ".join(filter(None, (row.reference, hashes))),
+        "" if row.seed is None else f"seed {row.seed}",
+    ]
+    return ", ".join(filter(None, found))
 
 
 def read_ledger(path: pathlib.Path) -> dict[str, Any] | None:
@@ -165,7 +185,10 @@ def _lines(path: pathlib.Path) -> list[tuple[dict[str, Any], int]]:
     lines, start = [], 0
     while (end := raw.find(b"\n", start) + 1) > 0:
         try:
-            lines.append((read_log_line(raw[start:end]), end))
+            line = read_log_line(raw[start:end])
+            if lines and line["step"] <= lines[-1][0]["step"]:
+                raise ValueError(f"step {line['step']} after step {lines[-1][0]['step']}")
+            lines.append((line, end))
         except ValueError as error:
             raise Damaged(path, f"line {len(lines) + 1} is not a log line ({error})") from None
         start = end
@@ -189,4 +212,9 @@ def sound(read: Callable[[pathlib.Path], _T], path: pathlib.Path) -> _T | None:
 @functools.cache
 def warn(text: str) -> None:
     """Prints a warning, once."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Text of a file for a terminal: in one line, and what a terminal would obey is written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

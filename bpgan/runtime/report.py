@@ -1,10 +1,12 @@
 """What a run left on disk, for people: sample grids, curves, one self-contained HTML page.
 
 Everything here is a function of the run directory (its layout is in ``run.open_run``), so a report can be made again
-at any time, of a finished, running or killed run. Page and script are in ``report.html`` next to this file.
+at any time, of a finished, running or killed run. Page and script are in ``report.html`` next to this file. What is
+damaged in the directory, and what cannot be drawn or written, is named and left out of the page.
 """
 
 import base64
+import contextlib
 import html
 import io
 import json
@@ -14,13 +16,15 @@ import pathlib
 import re
 import statistics
 import string
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from bpgan.files import Damaged, read_bytes, replaced
 from bpgan.runtime import records
-from bpgan.runtime.records import ResultRecord, RunRecord
+from bpgan.runtime.records import EvaluationRow, ResultRecord, RunRecord
 from bpgan.types import UserError
 
 _Log = list[dict[str, Any]]
@@ -75,9 +79,9 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
 
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary, format="png")
-    os.replace(temporary, path)
+    with replaced(path) as temporary:
+        plane = image[..., 0] if image.shape[-1] == 1 else image
+        Image.fromarray(plane).save(temporary, format="png")
 
 
 class _Curve(NamedTuple):
@@ -97,37 +101,82 @@ class _Panel(NamedTuple):
 
     def heights(self, values: np.ndarray) -> np.ndarray:
         """Fractions of the axis, from below."""
+        values = drawable(values)
         return ((np.log10(values) if self.log else values) - self.low) / (self.high - self.low)
+
+
+class _Frame(NamedTuple):
+    """A sample grid: its step, its file as it is, and the picture in it."""
+
+    step: int
+    png: bytes
+    image: Any
 
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     """Writes ``curves.png``, ``samples.gif`` and ``report.html`` into a run directory; returns the path of the last.
 
-    Reads ``config.json``, ``metrics.jsonl``, ``samples/step_*.png``, ``result.json``, and ``metrics.json`` of an
-    evaluation; all but the first may be missing. The page is one file that loads nothing.
+    Reads ``config.json``, ``metrics.jsonl``, ``samples/step_*.png``, ``result.json``, and ``metrics.json`` of its
+    evaluations; all but the first may be missing or damaged. The page is one file that loads nothing.
 
     Raises:
-      UserError: if the directory holds no run or its record is damaged.
+      UserError: if the directory holds no run, its record is damaged, or the page cannot be written.
     """
     path = pathlib.Path(workdir)
     run = records.read_run(path / "config.json")
     if run is None:
         raise UserError(f"{path}: holds no run to report on (config.json is missing)")
-    log = records.sound(records.read_log, path / "metrics.jsonl") or []
-    panels = _panels(log)
+    problems: list[str] = []
+
+    def sound(read: Callable[[pathlib.Path], Any], name: str) -> Any:
+        try:
+            return read(path / name)
+        except Damaged as error:
+            records.warn(f"{error}; it is left out of the report")
+            problems.append(f"{name}: {error.reason}; it is left out.")
+            return None
+
+    log = sound(records.read_log, "metrics.jsonl") or []
+    result = sound(records.read_result, "result.json")
+    evaluations = sound(records.read_evaluations, "metrics.json") or []
+    panels, frames = _panels(log), _frames(path)
     if panels:
-        _write_curves(path / "curves.png", run.experiment, panels)
-    where = "/".join(path.resolve().parts[-2:])
-    result = records.sound(records.read_result, path / "result.json")
-    evaluation = records.sound(records.read_evaluations, path / "metrics.json") or []
-    frames = _frames(path)
+        with _spared(path / "curves.png"):
+            _write_curves(path / "curves.png", run.experiment, panels)
     if len(frames) > 1:
-        _write_gif(path / "samples.gif", [png for _, png in frames])
-    page = _page(where, run, result, log, panels, frames, evaluation)
-    temporary = path / "report.html.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path / "report.html")
+        with _spared(path / "samples.gif"):
+            _write_gif(path / "samples.gif", [frame.image for frame in frames])
+    where = "/".join(path.resolve().parts[-2:])
+    page = _page(where, run, result, log, panels, frames, evaluations, problems)
+    try:
+        with replaced(path / "report.html") as temporary:
+            temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise UserError(f"{path / 'report.html'}: cannot be written ({error.strerror})") from None
     return path / "report.html"
+
+
+def update_report(workdir: str | os.PathLike) -> pathlib.Path | None:
+    """``write_report`` for a run that ends: its result stands, and a report that cannot be made is a warning."""
+    path = pathlib.Path(workdir)
+    with _spared(path / "report.html"):
+        return write_report(path)
+    return None
+
+
+@contextlib.contextmanager
+def _spared(path: pathlib.Path) -> Iterator[None]:
+    """Turns whatever goes wrong with one of the files of a report into a warning.
+
+    Numbers are not at stake, and what matplotlib and Pillow raise has no common type.
+    """
+    try:
+        yield
+    except UserError as error:
+        records.warn(str(error))
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        records.warn(f"{path}: cannot be made ({' '.join(reason.split())[:200]})")
 
 
 def _is_finite(value: Any) -> bool:
@@ -165,6 +214,12 @@ def _title(group: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def drawable(values: np.ndarray) -> np.ndarray:
+    """The values that a picture shows for these: on the way to 1e308, and below 1e-308, axes cannot be computed."""
+    values = np.clip(values, -1e300, 1e300)
+    return np.where(np.abs(values) < 1e-300, 0.0, values)
+
+
 def _curve(name: str, colour: int, steps: Sequence[int], values: Sequence[float]) -> _Curve:
     """Thins to ``_MAX_POINTS`` points. The extremes and a gap of each bucket stay, so no spike goes unseen."""
     x, y = np.asarray(steps), np.asarray(values)
@@ -183,7 +238,7 @@ def _curve(name: str, colour: int, steps: Sequence[int], values: Sequence[float]
 def _panel(title: str, curves: list[_Curve]) -> _Panel:
     """Chooses the axis: logarithmic for positive values over more than two decades."""
     values = np.concatenate([curve.values for curve in curves])
-    values = values[np.isfinite(values)]
+    values = drawable(values[np.isfinite(values)])
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     log = low > 0 and high > 100 * low
     if log:
@@ -204,44 +259,43 @@ def _ticks(low: float, high: float, *, whole: bool) -> list[float]:
 
 def _write_curves(path: pathlib.Path, title: str, panels: Sequence[_Panel]) -> None:
     """``curves.png``: the panels of the report, for slides, papers and terminals that show pictures."""
-    from matplotlib.figure import Figure  # not pyplot: it is slow to import and keeps every figure
-
     rows = 1 + len(panels) // 2
     height = 2.7 * rows + 0.4
-    figure = Figure(figsize=(10, height), dpi=110)
-    figure.suptitle(title, y=1 - 0.1 / height, parse_math=False)
     # Margins in inches that four digits fit into: finding the least ones takes longer than drawing, for every run.
     top, bottom, gap = 0.65, 0.45, 0.6
     axes_height = (height - top - bottom - (rows - 1) * gap) / rows
-    cells = figure.add_gridspec(
-        rows,
-        2,
-        left=0.075,
-        right=0.985,
-        top=1 - top / height,
-        bottom=bottom / height,
-        hspace=gap / axes_height,
-        wspace=0.16,
-    )
-    for i, panel in enumerate(
-        panels, 1
-    ):  # the first over both columns, and so the last if it is alone
-        alone = i == 1 or (i == len(panels) and i % 2 == 0)
-        axes = figure.add_subplot(cells[i // 2, slice(None) if alone else i % 2])
-        for curve in panel.curves:
-            marker = "o" if len(curve.steps) == 1 else None
-            style = {"color": _COLOURS[curve.colour], "linewidth": 1.2, "marker": marker}
-            axes.plot(curve.steps, curve.values, label=curve.name, **style)
-        if panel.log:
-            axes.set_yscale("log")
-        else:
-            axes.ticklabel_format(axis="y", scilimits=(-4, 5))
-        axes.set_title(panel.title, fontsize=10, loc="left", parse_math=False)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        for text in axes.legend(fontsize=8, frameon=False).get_texts():
-            text.set_parse_math(False)
-    _save(figure, path)
+    with _drawing(path, figsize=(10, height), dpi=110) as figure:
+        figure.suptitle(title, y=1 - 0.1 / height, parse_math=False)
+        cells = figure.add_gridspec(
+            rows,
+            2,
+            left=0.075,
+            right=0.985,
+            top=1 - top / height,
+            bottom=bottom / height,
+            hspace=gap / axes_height,
+            wspace=0.16,
+        )
+        for i, panel in enumerate(panels, 1):
+            # The first over both columns, and so the last if it is alone.
+            alone = i == 1 or (i == len(panels) and i % 2 == 0)
+            _draw_panel(figure.add_subplot(cells[i // 2, slice(None) if alone else i % 2]), panel)
+
+
+def _draw_panel(axes: Any, panel: _Panel) -> None:
+    for curve in panel.curves:
+        marker = "o" if len(curve.steps) == 1 else None
+        style = {"color": _COLOURS[curve.colour], "linewidth": 1.2, "marker": marker}
+        axes.plot(curve.steps, drawable(curve.values), label=curve.name, **style)
+    if panel.log:
+        axes.set_yscale("log")
+    else:
+        axes.ticklabel_format(axis="y", scilimits=(-4, 5))
+    axes.set_title(panel.title, fontsize=10, loc="left", parse_math=False)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    for text in axes.legend(fontsize=8, frameon=False).get_texts():
+        text.set_parse_math(False)
 
 
 def save_range(
@@ -253,17 +307,17 @@ def save_range(
     marks: dict[str, float],
 ) -> None:
     """A range test as PNG: loss against the step size, raw ``[seeds, n]`` and smoothed, with step sizes marked."""
-    figure, axes = _figure_of_one(title)
-    for i, (one, mean) in enumerate(zip(raw, smooth, strict=True)):
-        shown = np.isfinite(mean)
-        axes.plot(lrs[shown], one[shown], color=_COLOURS[0], alpha=0.15, linewidth=0.8)
-        axes.plot(lrs, mean, color=_COLOURS[0], linewidth=1.4, label="smoothed" if i == 0 else None)
-    for i, (name, lr) in enumerate(marks.items()):
-        axes.axvline(lr, color=_COLOURS[1 + i], linestyle="--", label=f"{name}: {lr:.2g}")
-    axes.set_xscale("log")
-    axes.set_xlabel("step size")
-    axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    with _drawing_of_one(path, title) as (_, axes):
+        for i, (one, mean) in enumerate(zip(drawable(raw), drawable(smooth), strict=True)):
+            shown = np.isfinite(mean)
+            axes.plot(lrs[shown], one[shown], color=_COLOURS[0], alpha=0.15, linewidth=0.8)
+            label = "smoothed" if i == 0 else None
+            axes.plot(lrs, mean, color=_COLOURS[0], linewidth=1.4, label=label)
+        for i, (name, lr) in enumerate(marks.items()):
+            axes.axvline(lr, color=_COLOURS[1 + i], linestyle="--", label=f"{name}: {lr:.2g}")
+        axes.set_xscale("log")
+        axes.set_xlabel("step size")
+        axes.legend(frameon=False, fontsize=8)
 
 
 def save_distributions(
@@ -278,92 +332,157 @@ def save_distributions(
       title: of the picture, and of its logarithmic axis.
       groups: positive values by group and series; values that are not finite are counted in the margin.
     """
-    from matplotlib.ticker import LogLocator
-
-    figure, axes = _figure_of_one(title)
     series = list(dict.fromkeys(name for group in groups.values() for name in group))
-    for row, group in enumerate(groups.values()):
-        axes.axhline(row, color="0.9", linewidth=26, zorder=0)
-        for i, name in enumerate(series):
-            fine = [value for value in group.get(name, ()) if math.isfinite(value)]
-            height = row + 0.24 * (i - (len(series) - 1) / 2)
-            axes.scatter(fine, [height] * len(fine), 22, _COLOURS[i], alpha=0.75, linewidths=0,
-                         label=name if row == 0 else None)  # fmt: skip
-        if broken := sum(not math.isfinite(v) for values in group.values() for v in values):
-            axes.annotate(
-                f"{broken} broken",
-                (1.01, row),
-                xycoords=("axes fraction", "data"),
-                fontsize=8,
-                va="center",
-            )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
-    axes.xaxis.set_minor_formatter("")
-    axes.set_yticks(range(len(groups)), list(groups))
-    axes.set_ylim(len(groups) - 0.5, -0.5)
-    figure.legend(loc="outside lower center", ncols=len(series), frameon=False, fontsize=8)
-    _save(figure, path)
+    with _drawing_of_one(path, title) as (figure, axes):
+        from matplotlib.ticker import LogLocator
+
+        for row, group in enumerate(groups.values()):
+            axes.axhline(row, color="0.9", linewidth=26, zorder=0)
+            for i, name in enumerate(series):
+                fine = [value for value in group.get(name, ()) if math.isfinite(value)]
+                height = row + 0.24 * (i - (len(series) - 1) / 2)
+                axes.scatter(drawable(np.array(fine)), [height] * len(fine), 22, _COLOURS[i], alpha=0.75, linewidths=0,
+                             label=name if row == 0 else None)  # fmt: skip
+            if broken := sum(not math.isfinite(v) for values in group.values() for v in values):
+                at, frame = (1.01, row), ("axes fraction", "data")
+                axes.annotate(f"{broken} broken", at, xycoords=frame, fontsize=8, va="center")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
+        axes.xaxis.set_minor_formatter("")
+        axes.set_yticks(range(len(groups)), list(groups))
+        axes.set_ylim(len(groups) - 0.5, -0.5)
+        figure.legend(loc="outside lower center", ncols=len(series), frameon=False, fontsize=8)
 
 
-def _figure_of_one(title: str) -> Any:
-    """A figure and its only axes."""
-    from matplotlib.figure import Figure
+@contextlib.contextmanager
+def _drawing_of_one(path: str | os.PathLike, title: str) -> Iterator[tuple[Any, Any]]:
+    """As ``_drawing``: a figure and its only axes."""
+    with _drawing(path, figsize=(8, 4.5), dpi=110, layout="constrained") as figure:
+        axes = figure.add_subplot()
+        axes.set_title(title, fontsize=10, loc="left", parse_math=False)
+        axes.spines[["top", "right"]].set_visible(False)
+        yield figure, axes
 
-    figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, fontsize=10, loc="left", parse_math=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
+@contextlib.contextmanager
+def _drawing(path: str | os.PathLike, **figure: Any) -> Iterator[Any]:
+    """A matplotlib figure; once the block has drawn it, it is written as PNG, whole or not at all.
 
-def _save(figure: Any, path: str | os.PathLike) -> None:
-    """Writes a figure as PNG, whole or not at all."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    It does not depend on what the user has set for matplotlib. MPLBACKEND of a notebook names a module that our
+    processes may not have; a matplotlibrc may ask for LaTeX, or be damaged. So the package is imported without either,
+    and drawn with as it is delivered; it may have been imported before.
 
-    temporary = f"{os.fspath(path)}.tmp"
-    FigureCanvasAgg(figure).print_png(temporary)
-    os.replace(temporary, path)
+    Raises:
+      UserError: if matplotlib cannot be imported.
+      OSError: if the picture cannot be written.
+    """
+    ours = {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
+    theirs = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import (
+            Figure,
+        )  # not pyplot: it is slow to import and keeps every figure
+    except (
+        Exception
+    ) as error:  # a matplotlibrc in this directory, which comes before ours, may hold anything
+        raise UserError(
+            f"{path}: cannot be drawn, for matplotlib cannot be imported ({error})"
+        ) from None
+    finally:
+        for name, value in theirs.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that its font does not have
+        delivered: Any = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}
+        with matplotlib.rc_context(delivered):
+            drawn = Figure(**figure)
+            yield drawn
+            with replaced(path) as temporary:
+                FigureCanvasAgg(drawn).print_png(os.fspath(temporary))
 
 
 # --- the page -------------------------------------------------------------------------------------
 
 
-def _frames(path: pathlib.Path) -> list[tuple[int, bytes]]:
-    """The sample grids to show, as (step, PNG): evenly spaced, the first and the last among them."""
-    found = []  # step, bytes, file: a long run may have too many to read them all
-    for file in path.glob("samples/step_*.png"):
-        match = re.fullmatch(r"step_(\d+)\.png", file.name)
-        if match and _is_png(file):
-            found.append((int(match[1]), file.stat().st_size, file))
-    found.sort()
-    chosen = found
-    for count in range(min(len(found), _MAX_GRIDS), 1, -1):
-        chosen = [found[round(i * (len(found) - 1) / (count - 1))] for i in range(count)]
-        if sum(size for _, size, _ in chosen) <= _MAX_GRID_BYTES:
-            break
-    return [(step, file.read_bytes()) for step, _, file in chosen]
+def grids(workdir: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
+    """The sample grids of a run, the newest last: step and file."""
+    found = [
+        (re.fullmatch(r"step_(\d+)\.png", p.name), p) for p in workdir.glob("samples/step_*.png")
+    ]
+    return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def _is_png(file: pathlib.Path) -> bool:
-    with file.open("rb") as start:
-        return start.read(8) == b"\x89PNG\r\n\x1a\n"
-
-
-def _write_gif(path: pathlib.Path, frames: Sequence[bytes]) -> None:
-    """The frames, PNGs of one size, six a second; the last one stays for two seconds."""
+def read_grid(path: pathlib.Path) -> tuple[bytes, Any] | None:
+    """A PNG as it is and as a decoded picture; None, and a warning, if it is damaged or no file."""
     from PIL import Image
 
-    images = [Image.open(io.BytesIO(png)).convert("RGB") for png in frames]
+    try:
+        png = read_bytes(path) or b""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large ones
+            Image.open(io.BytesIO(png), formats=["PNG"]).verify()  # decoding checks no sums
+            return png, Image.open(io.BytesIO(png), formats=["PNG"]).convert("RGB")
+    except Damaged as error:
+        records.warn(f"{error}; it is left out of the report")
+    except Exception:  # Pillow raises what it comes across: struct.error, SyntaxError, ...
+        records.warn(f"{path}: is damaged; it is left out of the report")
+    return None
+
+
+def _frames(path: pathlib.Path) -> list[_Frame]:
+    """The sample grids to show: evenly spaced, the first and the last of those that are sound among them."""
+    found = [(step, file) for step, file in grids(path) if _begins_as_png(file)]
+    read: dict[pathlib.Path, _Frame | None] = {}
+    while (
+        True
+    ):  # until all that are chosen are sound; a long run may have too many to read them all
+        chosen = _thinned([each for each in found if read.get(each[1], True)])
+        if all(file in read for _, file in chosen):
+            return [frame for _, file in chosen if (frame := read[file])]
+        for step, file in chosen:
+            if file not in read:
+                picture = read_grid(file)
+                read[file] = picture and _Frame(step, *picture)
+
+
+def _thinned(files: Sequence[tuple[int, pathlib.Path]]) -> Sequence[tuple[int, pathlib.Path]]:
+    """As many of the grids, evenly spaced, as fit into a report."""
+    chosen, sizes = files, [file.stat().st_size for _, file in files]
+    for count in range(min(len(files), _MAX_GRIDS), 1, -1):
+        at = [round(i * (len(files) - 1) / (count - 1)) for i in range(count)]
+        chosen = [files[i] for i in at]
+        if sum(sizes[i] for i in at) <= _MAX_GRID_BYTES:
+            break
+    return chosen
+
+
+def _begins_as_png(path: pathlib.Path) -> bool:
+    """Whether it is worth reading; if not, with a warning."""
+    try:
+        if read_bytes(path, first=8) == b"\x89PNG\r\n\x1a\n":
+            return True
+        records.warn(f"{path}: is no PNG; it is left out of the report")
+    except Damaged as error:
+        records.warn(f"{error}; it is left out of the report")
+    return False
+
+
+def _write_gif(path: pathlib.Path, images: Sequence[Any]) -> None:
+    """The pictures of one size, six a second; the last one stays for two seconds."""
     images = [image for image in images if image.size == images[-1].size]
-    temporary = path.with_name(path.name + ".tmp")
     times = [167] * (len(images) - 1) + [2000]
-    images[0].save(
-        temporary, format="gif", save_all=True, append_images=images[1:], duration=times, loop=0
-    )
-    os.replace(temporary, path)
+    with replaced(path) as temporary:
+        images[0].save(
+            temporary, format="gif", save_all=True, append_images=images[1:], duration=times, loop=0
+        )
 
 
 def _page(
@@ -372,40 +491,25 @@ def _page(
     result: ResultRecord | None,
     log: _Log,
     panels: list[_Panel],
-    frames,
-    evaluation: _Log,
+    frames: Sequence[_Frame],
+    evaluations: Sequence[EvaluationRow],
+    problems: Sequence[str],
 ) -> str:
     last = log[-1] if log else {}
     step = max(last.get("step", 0), result.step if result else 0)
     if result and result.step != step:  # left by an earlier part of a run that goes on
         result = None
     status = result.status if result else "unfinished"
-    metrics = {k: v for k, v in last.items() if k not in ("step", "epoch")}
+    metrics = {k: v for k, v in last.items() if k not in ("step", "epoch", "anomaly")}
     metrics |= result.metrics if result else {}
     timings = result.timings if result else {}
     epochs = (
         last["epoch"] / last["step"] if last.get("step") and _is_finite(last.get("epoch")) else None
     )
 
-    facts: dict[str, Any] = {"steps": f"{step:,}"}
-    if epochs:
-        facts["epochs"] = _number(round(step * epochs, 2))
-    if _is_finite(seconds := last.get("time/elapsed", timings.get("total_s"))):
-        facts["duration"] = _duration(seconds)
-    speeds = [r["time/images_per_s"] for r in log if _is_finite(r.get("time/images_per_s"))]
-    if speeds:
-        facts["images/s (median)"] = f"{statistics.median(speeds):,.0f}"
-    # What was measured at the end, then the losses.
-    shown = [k for k in metrics if k not in last] + [k for k in last if k.split("/")[-1] == "loss"]
-    facts |= {k: _number(metrics[k]) for k in shown[:6]}
-
-    notes = [] if result else ["No result yet: the run is going on, or was killed."]
-    for curve in (c for panel in panels for c in panel.curves if c.bad_since is not None):
-        notes.append(f"{curve.name} is not finite at step {curve.bad_since:,}.")
-    found = [f"Step {r['step']:,}: {r['anomaly']}." for r in log if r.get("anomaly")]
-    notes += found[:5] + [f"{len(found) - 5} more anomalies."] * (len(found) > 5)
     devices = run.devices[:4] + [f"… ({len(run.devices)} in all)"] * (len(run.devices) > 4)
     origin = {**run.versions, "git": run.git, "devices": ", ".join(devices)}
+    notes = _notes(result, log, panels, problems)
     right = max([1] + [int(curve.steps[-1]) for panel in panels for curve in panel.curves])
     data = {
         "last": right,
@@ -423,28 +527,63 @@ def _page(
         status_class="done" if status == "done" else "",
         note=f'<p class="note">{_text(" ".join(notes))}</p>' if notes else "",
         samples=_samples(frames, epochs),
-        facts=_rows(facts),
+        facts=_rows(_facts(step, epochs, log, metrics, timings)),
         timings=_section("Seconds of this process", "bars", _bars(timings)),
         curves=_section("Curves", "curves", "".join(_figure(panel, right) for panel in panels)),
-        evaluation=_evaluation(evaluation),
+        evaluation=_evaluations(evaluations),
         config=_section("Configuration", "wide", _rows(run.config)),
         metrics=_section("Final metrics", "", _rows(metrics)),
         origin=_section("Versions", "", _rows(origin)),
-        command=_text(run.command),
+        command=_command(run.command),
         # Numbers only: nothing in it can end the element that holds it.
         data=json.dumps(data, separators=(",", ":"), allow_nan=False),
     )
 
 
-def _samples(frames: Sequence[tuple[int, bytes]], epochs_per_step: float | None) -> str:
+def _facts(
+    step: int,
+    epochs: float | None,
+    log: _Log,
+    metrics: Mapping[str, Any],
+    timings: Mapping[str, float],
+) -> dict[str, Any]:
+    """What stands beside the samples: how far the run is, how fast, and its first few numbers."""
+    last = log[-1] if log else {}
+    facts: dict[str, Any] = {"steps": f"{step:,}"}
+    if epochs:
+        facts["epochs"] = _number(round(step * epochs, 2))
+    if _is_finite(seconds := last.get("time/elapsed", timings.get("total_s"))):
+        facts["duration"] = _duration(seconds)
+    speeds = [r["time/images_per_s"] for r in log if _is_finite(r.get("time/images_per_s"))]
+    if speeds:
+        facts["images/s (median)"] = f"{statistics.median(speeds):,.0f}"
+    # What was measured at the end, then the losses.
+    shown = [k for k in metrics if k not in last] + [k for k in last if k.split("/")[-1] == "loss"]
+    return facts | {k: _number(metrics[k]) for k in shown[:6]}
+
+
+def _notes(
+    result: ResultRecord | None, log: _Log, panels: Sequence[_Panel], problems: Sequence[str]
+) -> list[str]:
+    """What a reader must know before the numbers."""
+    notes = list(problems)
+    if not result and not any(problem.startswith("result.json") for problem in problems):
+        notes.append("No result yet: the run is going on, or was killed.")
+    for curve in (c for panel in panels for c in panel.curves if c.bad_since is not None):
+        notes.append(f"{curve.name} is not finite at step {curve.bad_since:,}.")
+    found = [f"Step {r['step']:,}: {r['anomaly']}." for r in log if r.get("anomaly")]
+    return notes + found[:5] + [f"{len(found) - 5} more anomalies."] * (len(found) > 5)
+
+
+def _samples(frames: Sequence[_Frame], epochs_per_step: float | None) -> str:
     """The last grid, large, and the others hidden behind a slider; nothing for runs that draw nothing."""
     images, label = "", ""
-    for i, (step, png) in enumerate(frames, 1):
+    for i, (step, png, image) in enumerate(frames, 1):
         label = f"step {step:,}"
         if epochs_per_step:
             label += f" · epoch {_number(round(step * epochs_per_step, 2))}"
-        width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))  # PNG header
-        scale = max(1, _GRID_WIDTH // max(width, 1))
+        width, height = image.size
+        scale = max(1, _GRID_WIDTH // width)
         kind = ' class="pixels"' if width <= _GRID_WIDTH else ""
         images += (
             f'<img{kind} width="{width * scale}" height="{height * scale}" data-step="{step}" alt="Samples at {label}"'
@@ -536,33 +675,47 @@ def _bars(timings: dict[str, Any]) -> str:
     )
 
 
-def _evaluation(rows: _Log) -> str:
-    """The table of ``experiments.evaluate``, and what its numbers depend on."""
-    if not rows:
-        return ""
-    columns = ("value", "real", "untrained")
-    body = "".join(
-        f"<tr><th>{_text(row['metric'])}</th>"
-        + "".join(f"<td>{_number(row.get(column))}</td>" for column in columns)
-        + "</tr>"
-        for row in rows
-    )
-    first = rows[0]
-    nets = {row["features"]["name"]: row["features"] for row in rows if "features" in row}
+def _evaluations(rows: Sequence[EvaluationRow]) -> str:
+    """The tables of ``experiments.evaluate``, one for each checkpoint, flags, data and seed, which stand over it."""
+    groups: dict[str, list[EvaluationRow]] = {}
+    for row in rows:
+        groups.setdefault(records.circumstances(row), []).append(row)
+    tables = "".join(map(_evaluation, groups.values()))
+    title = "Evaluation" if len(groups) == 1 else "Evaluations"
+    return f'<section class="evaluation"><h2>{title}</h2>{tables}</section>' * bool(groups)
+
+
+def _evaluation(rows: Sequence[EvaluationRow]) -> str:
+    """The numbers of one evaluation, and what they depend on."""
+    head = "".join(f"<th>{column}</th>" for column in ("value", "real", "untrained"))
+    body = ""
+    for row in rows:
+        cells = "".join(f"<td>{_number(v)}</td>" for v in (row.value, row.real, row.untrained))
+        covers = f" <small>{row.classes} of {row.of_classes} classes</small>"
+        body += f"<tr><th>{_text(row.metric)}{covers * (row.classes is not None)}</th>{cells}</tr>"
+    first, nets = rows[0], {(row.features, row.features_sha256): row for row in rows}
     notes = [
-        f"Step {_text(first.get('step'))}, {_text(first.get('samples'))} samples against"
-        f" {_text(first.get('reference_images'))} images of {_text(first.get('reference'))};"
-        f" real: training images in the place of the samples; seed {_text(first.get('seed'))}.",
+        f"{_text(first.n)} samples against {_text(first.reference_images)} images of {_text(first.reference)};"
+        f" real: training images in the place of the samples; seed {_text(first.seed)}.",
         *(
-            f"{_text(net['name'])}: {_text(net['preprocessing'])}; sha256 {_text(net['sha256'])}."
+            f"{_text(net.features)}: {_text(net.preprocessing)}; sha256 {_text(net.features_sha256)}."
             for net in nets.values()
+            if net.features
         ),
     ]
-    head = "".join(f"<td>{column}</td>" for column in columns)
+    title = records.sampled_from(first)
     return (
-        f'<section class="evaluation"><h2>Evaluation</h2><table><tr><th></th>{head}</tr>{body}</table>'
-        f"<p>{'<br>'.join(notes)}</p></section>"
+        f"<h3>{_text(title[:1].upper() + title[1:])}</h3>"
+        f'<div class="scroll"><table><tr><th></th>{head}</tr>{body}</table></div><p>{"<br>".join(notes)}</p>'
     )
+
+
+def _command(command: str) -> str:
+    """What a shell repeats the run with, if it was begun by one."""
+    return (
+        f'<section class="command"><h2>Command</h2><pre>{_text(command)}</pre>'
+        "<p>The same command resumes the run.</p></section>"
+    ) * bool(command)
 
 
 def _section(title: str, kind: str, content: str) -> str:

@@ -716,9 +716,9 @@ def _finish(
         "timings": timings,
     }
     write_json(path / "result.json", result)
-    report.write_report(path)
+    page = report.update_report(path)
     if not quiet:
-        print(f"{status} at step {step}; report: {path / 'report.html'}")
+        print(f"{status} at step {step}" + (f"; report: {page}" if page else ""))
 
 
 def _stop_at(step: int, anomalies: list[str], saved: int, path: pathlib.Path) -> Anomaly:
