@@ -1013,6 +1013,7 @@ def test_no_run_outlives_its_launcher_and_the_next_one_waits_for_it(home, tmp_pa
     assert process.returncode == 0 and "seed=0: done" in output
 
 
+@pytest.mark.medium
 def test_a_process_whose_launcher_is_gone_does_not_begin(tmp_path):
     argv = [sys.executable, "-m", "experiments.linear_regression", f"--workdir={tmp_path / 'a'}"]
     gone = environment(**{ended.PARENT: "1"} if os.getpid() != 1 else {ended.PARENT: "2"})
