@@ -103,7 +103,7 @@ def ignore(workdir: str | os.PathLike, code: int, error: Exception | None = None
 
 
 def _by(error: Exception | None, attempt: str, code: int) -> Ended:
-    if isinstance(error, UserError):
+    if isinstance(error, UserError) and error.argument:
         value = None if error.value is None else shown(error.value)
         reason = " ".join(error.reason.splitlines())
         return Ended(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import bpgan.runtime
+from bpgan.files import Damaged
 from bpgan.types import Algorithm, Source, UserError
 from experiments import _cli as cli
 from experiments import _ended as ended
@@ -355,6 +356,9 @@ def test_a_refusal_is_recorded_with_what_is_at_fault(fit, tmp_path, monkeypatch)
         attempt="first", code=2, reason="is too large", argument="ema", value="true", beside=["lr"]
     )
     assert cli.message_of(found.error) == "--ema=true: is too large"
+    fit.error = Damaged(tmp_path / "x", "is damaged")  # of no argument: all that it says
+    assert run(*argv, record=record) == 2
+    assert ended.read(tmp_path / "a").reason == f"{tmp_path / 'x'}: is damaged"
     for damage in (b"", b"{}", b"[1]", b"\0" * 9, ended.path_of(tmp_path / "a").read_bytes()[:-9]):
         ended.path_of(tmp_path / "a").write_bytes(damage)
         assert ended.read(tmp_path / "a") is None

@@ -145,7 +145,8 @@ def _load(name: str, split: str, *, mirror: str = "", deep: bool = False) -> Dat
         return DATASETS[kind](name, split, mirror=mirror, deep=deep)
     except UserError as error:
         argument, value = (error.argument, error.value) if error.argument else ("dataset", name)
-        reason = " ".join(error.reason.split("\n"))
+        text = error.reason if error.argument else str(error)  # of a file: with its path
+        reason = " ".join(text.split("\n"))
         raise UserError(reason, argument=argument, value=value, beside=error.beside) from None
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}"
