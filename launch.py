@@ -30,6 +30,7 @@ from absl import flags
 
 import experiments
 from bpgan.measures import direction
+from bpgan.runtime import limits
 from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import _processes as processes
@@ -60,7 +61,14 @@ _FLAGS = (
         " NAME=log:LOW:HIGH, NAME=uniform:LOW:HIGH, NAME=choice:V1,V2,...; may be repeated, then every combination is"
         " run",
     ),
-    cli.Flag("samples", int, 0, "how often the drawn axes of a sweep are drawn", low=0),
+    cli.Flag(
+        "samples",
+        int,
+        0,
+        "how often the drawn axes of a sweep are drawn",
+        low=0,
+        high=search.MOST_RUNS,
+    ),
     cli.Flag(
         "search",
         str,
@@ -168,25 +176,31 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(_what_instead(rest))
     if name not in names():
         hint = cli.did_you_mean(name, names())
-        raise UserError(f"--experiment={name}: must be one of {', '.join(names())}{hint}")
+        raise UserError(
+            f"must be one of {', '.join(names())}{hint}", argument="experiment", value=name
+        )
     module = importlib.import_module(f"experiments.{name}")
     if cli.is_help(rest):
         return cli.run(module.Config, _action(module), module.PRESETS, ["--help"])
     if (sweeps or chosen["processes"] > 1) and not issubclass(module.Config, cli.RunConfig):
         raise UserError(
-            f"--experiment={name}: does not train; --sweep and --processes need one that does"
+            "does not train; --sweep and --processes need one that does",
+            argument="experiment",
+            value=name,
         )
     cluster = slurm.options(chosen, given)
     if cluster and not sweeps:
-        raise UserError("--slurm: submits a sweep; a single run is --sweep=seed=0")
+        raise UserError("submits a sweep; a single run is --sweep=seed=0", argument="slurm")
     if sweeps and chosen["processes"] > 1 and not cluster:
-        raise UserError(f"--processes={chosen['processes']}: cannot be combined with --sweep")
+        raise UserError(
+            "cannot be combined with --sweep", argument="processes", value=chosen["processes"]
+        )
     if sweeps:
         return _sweep(name, module, rest, sweeps, chosen, cluster)
     its = cli.flags_of(module.Config)
     for flag in (re.match(r"--?(\w+)", arg) for arg in rest):
         if flag and flag[1] in cli.SWEEP_FLAGS and flag[1] not in its:
-            raise UserError(f"--{flag[1]}: has no effect without --sweep")
+            raise UserError("has no effect without --sweep", argument=flag[1])
     cfg = cli.resolve(module.Config, module.PRESETS, rest, other_flags=cli.LAUNCHER_FLAGS)
     if chosen["root"] != "runs" and not cfg.workdir:
         folder = pathlib.Path(chosen["root"], name, cli.run_name(cfg, module.PRESETS))
@@ -215,19 +229,22 @@ def _sweep(
         slots = max(chosen["jobs"], 1)
         if kind != "all" or chosen["budget"]:
             raise UserError(
-                "--slurm: submits all runs at once; --search and --budget need --slurm=local"
+                "submits all runs at once; --search and --budget need --slurm=local",
+                argument="slurm",
             )
     vectorize = "off" if chosen["processes"] > 1 else chosen["vectorize"]
     if (kind != "all") != (aim is not None):
         raise UserError(
-            f"--search={kind}: --aim=min:METRIC {'must' if kind != 'all' else 'cannot'} be given"
+            f"--aim=min:METRIC {'must' if kind != 'all' else 'cannot'} be given",
+            argument="search",
+            value=kind,
         )
     if aim and aim.sign * direction(aim.metric) > 0:
         less = "more" if aim.sign > 0 else "less"
         print(f"warning: --aim={chosen['aim']}: {less} of {aim.metric} is better")
     axes = sweeping.axes_of(module, argv, sweeps)
     if kind == "tpe" and not (samples and any(axis.kind != "grid" for axis in axes)):
-        raise UserError("--search=tpe: needs axes to draw and --samples=N")
+        raise UserError("needs axes to draw and --samples=N", argument="search", value="tpe")
     # What TPE asks for is not known beforehand: one draw shows whether the flags are right.
     combinations = search.combinations(axes, 1 if kind == "tpe" else samples, seed)
 
@@ -242,14 +259,16 @@ def _sweep(
     if aim and aim.metric.startswith("eval/"):
         for run in runs:
             if not cli.duration(run.config["eval_every"], 1.0):
-                raise UserError(f"--aim={chosen['aim']}: nothing is evaluated with --eval_every=0")
+                raise UserError(
+                    "nothing is evaluated with --eval_every=0", argument="aim", value=chosen["aim"]
+                )
     swept, settings = "_".join(first.values), first.workdir.name.rpartition("_")[2]
     label = f"{swept}_{_digest(settings, axes, samples, seed, kind, aim)}"
     budget, folder = sweeping.budget_of(chosen["budget"]), first.workdir.parent
     sweep = sweeping.Sweep(name, folder, label, vectorize, slots, budget, cluster)
     if chosen["dry_run"]:
         if kind == "tpe":
-            raise UserError("--dry_run: what --search=tpe runs is not known beforehand")
+            raise UserError("what --search=tpe runs is not known beforehand", argument="dry_run")
         if kind == "halving":  # later rungs are not known beforehand
             runs = sweeping.first_rung(runs)
         processes.dry_run([job.command for job in sweep.jobs(runs)])
@@ -257,17 +276,17 @@ def _sweep(
     different = len(search.draws(axes, samples, seed))
     if kind != "tpe" and different < samples:
         print(f"--samples={samples}: {different} different settings, the others were drawn twice")
-    if kind == "halving" and aim:
-        sweeping.halve(sweep, runs, aim)
-    elif kind == "tpe" and aim:
-        length = first.config["epochs"], first.config["steps"]
-        study = search.Study(
-            folder / f"tpe_{swept}_{_digest(settings, axes, seed, aim, length)}.log", axes, seed
-        )
-        sweeping.ask(sweep, study, axes, samples, aim, planned)
-    else:
-        sweep.train(runs)
-    return sweep.end()
+    length = first.config["epochs"], first.config["steps"]
+    journal = folder / f"tpe_{swept}_{_digest(settings, axes, seed, aim, length)}.log"
+    with limits.tidied(folder), sweep.alone(*[journal] * (kind == "tpe")):
+        if kind == "halving" and aim:
+            sweeping.halve(sweep, runs, aim)
+        elif kind == "tpe" and aim:
+            study = search.Study(journal, axes, seed)
+            sweeping.ask(sweep, study, axes, samples, aim, planned)
+        else:
+            sweep.train(runs)
+        return sweep.end()
 
 
 def _digest(*values: Any) -> str:

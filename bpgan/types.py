@@ -16,7 +16,7 @@ a high logit means "real".
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -132,12 +132,16 @@ class UserError(Exception):
     Args:
       reason: what is wrong and what is allowed.
       argument: the name of the argument that is at fault, which on a command line is a flag; empty if none is.
-      value: its value.
+      value: its value; None if it is the argument itself that is wrong, whatever its value.
+      beside: the names of arguments that it does not go together with: another value of one of them mends it, too.
     """
 
-    def __init__(self, reason: str, *, argument: str = "", value: Any = None):
-        super().__init__(f"{argument}={value}: {reason}" if argument else reason)
-        self.reason, self.argument, self.value = reason, argument, value
+    def __init__(
+        self, reason: str, *, argument: str = "", value: Any = None, beside: Sequence[str] = ()
+    ):
+        given = argument if value is None else f"{argument}={value}"
+        super().__init__(f"{given}: {reason}" if argument else reason)
+        self.reason, self.argument, self.value, self.beside = reason, argument, value, tuple(beside)
 
 
 def stream(key: PRNG, name: str) -> PRNG:

@@ -19,6 +19,7 @@ Every field is a flag. An explicit flag wins over ``--preset=NAME``, which wins 
 Whatever is wrong with a command line is said in one line, before any device is touched.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -43,6 +44,7 @@ from absl import flags
 from bpgan.measures import mean_and_deviation
 from bpgan.runtime import limits
 from bpgan.types import Algorithm, Source, UserError, stream
+from experiments import _ended as ended
 
 DONE, UNEXPECTED, BAD_INPUT, ANOMALY, INTERRUPTED, CANCELLED = 0, 1, 2, 3, 75, 130
 """Exit codes. ``INTERRUPTED`` (EX_TEMPFAIL) promises that the same command continues the run: requeue it."""
@@ -57,14 +59,13 @@ LAUNCHER_FLAGS = (
     "slurm_option",
 )  # fmt: skip
 _RESERVED = {"help", "preset", "flagfile", "undefok", *LAUNCHER_FLAGS}
+_LONG = 201  # characters of a value, beyond which a message shows no more of it
 _SIGPIPE = 141  # as a shell says it of programs that the signal ends
 _MAX_STEP = 2**31 - 1  # the step is an int32 on the device
 _HELP = re.compile(r"-h|--?help(short|full)?")
 
 
-def show(value: Any) -> str:
-    """A flag's value as it is written on the command line."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+show = ended.shown
 
 
 def mean_of(values: Sequence[float]) -> str:
@@ -77,6 +78,10 @@ def mean_of(values: Sequence[float]) -> str:
 
 class Interrupted(Exception):
     """A part of an experiment was interrupted and can be resumed; the same command goes on with it."""
+
+
+class Anomaly(Exception):
+    """A run was stopped by an anomaly, which the message names."""
 
 
 class Experiment(NamedTuple):
@@ -159,10 +164,12 @@ def duration(text: str, steps_per_epoch: float) -> int:
     match = re.fullmatch(r"(\d+)|(\d+\.?\d*|\.\d+)ep", text, re.ASCII)
     if not match:
         raise ValueError("must be steps (500), epochs (2.5ep) or 0 for never")
-    steps, epochs = match.groups()
-    if epochs is None:
-        return int(steps)
-    return max(1, round(float(epochs) * steps_per_epoch)) if float(epochs) else 0
+    number, of_epochs = float(match[1] or match[2]), match[1] is None
+    if number > _MAX_STEP:
+        raise ValueError(f"must be at most {_MAX_STEP}, or 0 for never")
+    if number == 0 or not of_epochs:
+        return int(number)
+    return max(1, round(min(number * steps_per_epoch, _MAX_STEP)))
 
 
 def assignments(text: str) -> list[str]:
@@ -281,7 +288,7 @@ class Flag(NamedTuple):
     check: Callable[[Any], object] | None = None
 
     def parse(self, text: str) -> Any:
-        """The value written as ``text``. Raises ValueError, saying what is allowed."""
+        """The value written as ``text``. Raises UserError, saying what is allowed."""
         value: Any = text
         if self.type is bool:
             value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
@@ -291,13 +298,12 @@ class Flag(NamedTuple):
             except ValueError:
                 value = None
         elif text.startswith("--"):  # `--workdir --epochs=5`: the value was forgotten
-            if self.check is not None:
-                self.check(text)  # can say which
-            raise ValueError("needs a value")
-        return self.validate(value)
+            self._check(text)  # can say which
+            raise UserError("needs a value", argument=self.name, value=text)
+        return self.validate(value, text)
 
-    def validate(self, value: Any) -> Any:
-        """``value`` in the field's type. Raises ValueError, saying what is allowed."""
+    def validate(self, value: Any, text: str | None = None) -> Any:
+        """``value``, or what is made of ``text``, in the field's type. Raises UserError, saying what is allowed."""
         if self.type is float and type(value) is int:
             value = float(value)
         good = type(value) is self.type
@@ -310,11 +316,19 @@ class Flag(NamedTuple):
         if good and self.choices is not None:
             good = value in self.choices
         if not good:
-            hint = did_you_mean(show(value), map(show, self.choices)) if self.choices else ""
-            raise ValueError(f"must be {self.allowed}{hint}")
-        if self.check is not None:
-            self.check(value)
+            given = value if text is None else text
+            hint = did_you_mean(show(given), map(show, self.choices)) if self.choices else ""
+            raise UserError(f"must be {self.allowed}{hint}", argument=self.name, value=given)
+        self._check(value)
         return value
+
+    def _check(self, value: Any) -> None:
+        if self.check is None:
+            return
+        try:
+            self.check(value)
+        except ValueError as error:
+            raise UserError(str(error), argument=self.name, value=value) from None
 
     @property
     def bounds(self) -> str:
@@ -378,8 +392,11 @@ def run_name(config: Config, presets: Presets) -> str:
 
 
 def shortened(name: str, limit: int) -> str:
-    """A file name of at most ``limit`` characters; a checksum stands for what is cut."""
-    return name if len(name) <= limit else f"{name[: limit - 9]}_{zlib.crc32(name.encode()):08x}"
+    """A file name of at most ``limit`` bytes; a checksum stands for what is cut."""
+    raw = name.encode()
+    if len(raw) <= limit:
+        return name
+    return f"{raw[: limit - 9].decode(errors='ignore')}_{zlib.crc32(raw):08x}"
 
 
 def restart_safe(config_class: type[Config]) -> frozenset[str]:
@@ -448,7 +465,8 @@ def _read(
         name = typing.cast(str, values["preset"].value)
         if name not in presets:
             hint = did_you_mean(name, presets)
-            raise UserError(f"--preset={name}: must be one of {', '.join(presets)}{hint}")
+            allowed = ", ".join(presets)
+            raise UserError(f"must be one of {allowed}{hint}", argument="preset", value=name)
         preset = presets[name]
     chosen = {name: spec.default for name, spec in specs.items()}
     for name, value in preset.items():
@@ -462,10 +480,9 @@ def _read(
         if name not in explicit:
             try:
                 chosen[name] = spec.validate(chosen[name])
-            except ValueError as error:
-                raise UserError(
-                    f"--{name}={show(chosen[name])} (from the preset or default): {error}"
-                ) from None
+            except UserError as error:
+                reason = f"{error.reason} (the value is that of the preset or default)"
+                raise UserError(reason, argument=name, value=chosen[name]) from None
     return chosen, explicit
 
 
@@ -477,7 +494,7 @@ def define(values: flags.FlagValues, spec: Flag) -> None:
 
 
 class _Parser(flags.ArgumentParser):
-    """Reads a flag's text; absl puts ``flag --name=text: `` before the ValueError's message."""
+    """Reads a flag's text; absl lets the UserError pass."""
 
     def __init__(self, spec: Flag):
         self._spec = spec
@@ -498,21 +515,27 @@ def parse(
         return values(["", *argv], known_only=known_only)[1:]
     except flags.UnrecognizedFlagError as error:
         hint = did_you_mean(error.flagname, [*values, *other_flags], "--")
-        raise UserError(
-            f"--{error.flagname}: unknown flag{hint or '; --help lists the flags'}"
-        ) from None
+        hint = hint or "; --help lists the flags"
+        raise UserError(f"unknown flag{hint}", argument=error.flagname) from None
     except flags.CantOpenFlagFileError as error:
-        raise UserError(str(error).replace("ERROR:: Unable", "--flagfile: unable")) from None
+        reason = str(error).replace("ERROR:: Unable", "unable")
+        raise UserError(reason, argument="flagfile") from None
     except (flags.Error, ValueError, UnicodeDecodeError) as error:
         message = str(error).removeprefix("flag ")
         if missing := re.fullmatch(r"Missing value for flag -*(.*)", message):
-            message = f"--{missing[1]}: needs a value"
+            raise UserError("needs a value", argument=missing[1]) from None
         raise UserError(message) from None
 
 
 def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
-    """``; did you mean NAME?`` for the nearest of ``names``, or nothing if none is near."""
-    near = difflib.get_close_matches(word.replace("-", "_"), list(names), n=1)
+    """``; did you mean NAME?`` for the nearest of ``names``, or nothing if none is near.
+
+    Names that contain the word come first. Others are near if they are nearly the same, or begin alike and are similar.
+    """
+    word, names = word.replace("-", "_"), list(names)
+    near = sorted((name for name in names if len(word) > 2 and word in name), key=len)
+    near += difflib.get_close_matches(word, names, n=1, cutoff=0.75)
+    near += difflib.get_close_matches(word, [n for n in names if n[:2] == word[:2]], n=1)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
@@ -563,6 +586,7 @@ def run(
     build: Callable[..., Experiment | None],
     presets: Presets,
     argv: Sequence[str],
+    record: ended.Record = ended.ignore,
 ) -> int:
     """Runs the experiment that ``argv`` asks for; returns the exit code.
 
@@ -575,6 +599,7 @@ def run(
       build: ``build(cfg, axis_name) -> Experiment``, or for an experiment that does not train ``run(cfg) -> None``,
         with ``cfg.workdir`` filled in.
       presets, argv: see ``resolve``.
+      record: what is told how the run ended.
     """
     module = sys.modules[config_class.__module__]  # ``build`` may be another experiment's
     name = _experiment_name(module)
@@ -583,37 +608,56 @@ def run(
             print(help_text(config_class, presets, module))
             return DONE
         cfg = resolve(config_class, presets, argv)
-        workdir = _workdir(name, cfg, presets)
-        with limits.tidied(workdir), limits.disk_errors(), limits.memory_errors():
-            if isinstance(cfg, RunConfig):
-                idle = without_effect(config_class, presets, argv)
-                make = typing.cast(Callable[..., Experiment], build)
-                return _train(name, cfg, make, presets, idle)
-            build(dataclasses.replace(cfg, workdir=workdir))
-            return DONE
+        idle = without_effect(config_class, presets, argv)
     except UserError as error:
         return fail(error)
+    workdir = _workdir(name, cfg, presets)
+    code, cause = DONE, None
+    try:
+        with limits.tidied(workdir), limits.disk_errors(), limits.memory_errors():
+            if isinstance(cfg, RunConfig):
+                make = typing.cast(Callable[..., Experiment], build)
+                code = _train(name, cfg, make, presets, idle)
+            else:
+                build(dataclasses.replace(cfg, workdir=workdir))
+    except UserError as error:
+        code, cause = fail(error), error
+    except Anomaly as error:
+        code, cause = fail(error, ANOMALY), error
     except Interrupted:
-        return INTERRUPTED
+        code = INTERRUPTED
     except KeyboardInterrupt:
-        return CANCELLED
+        code = CANCELLED
+    except Exception as error:
+        record(workdir, UNEXPECTED, unexpected(error))
+        raise
+    record(workdir, code, cause)
+    return code
+
+
+def unexpected(error: Exception) -> Exception:
+    """An error that is a bug, as it is recorded: with its kind."""
+    return Exception(f"{type(error).__name__}: {error}")
 
 
 def main(
     config_class: type[AnyConfig], build: Callable[..., Experiment | None], presets: Presets
 ) -> NoReturn:
     """The whole ``__main__`` of an experiment: ``run`` with the process's arguments, then exits."""
-    leave(lambda: run(config_class, build, presets, sys.argv[1:]))
+    leave(lambda: run(config_class, build, presets, sys.argv[1:], ended.recorder()))
 
 
 def leave(program: Callable[[], int]) -> NoReturn:
     """Exits with the code that ``program`` returns, or that of what it raises; no traceback for what is no bug."""
     try:
+        ended.follow_parent()
         with limits.disk_errors(), limits.memory_errors():
             code = program()
         sys.stdout.flush()
     except UserError as error:
         code = fail(error)
+    except Interrupted:
+        code = INTERRUPTED
     except KeyboardInterrupt:
         code = CANCELLED
     except BrokenPipeError:  # nobody reads on, as after `| head`
@@ -635,7 +679,10 @@ def fail(error: Exception, code: int = BAD_INPUT) -> int:
 def message_of(error: Exception) -> str:
     """What an error says on a command line, where an argument is a flag: ``--argument=value: reason``."""
     if isinstance(error, UserError) and error.argument:
-        return f"--{error.argument}={show(error.value)}: {error.reason}"
+        value = "" if error.value is None else f"={show(error.value)}"
+        if len(value) > _LONG:
+            value = value[:_LONG] + "..."
+        return f"--{error.argument}{value}: {error.reason}"
     return str(error)
 
 
@@ -689,7 +736,7 @@ def _train(
             **plan_of(name, cfg, experiment),
         )
     except train.Anomaly as error:
-        return fail(error, ANOMALY)
+        raise Anomaly(str(error)) from None
     except train.Lost as error:
         fail(error, INTERRUPTED)
         # JAX would wait for the others at exit, and then abort with pages of its own.
@@ -726,24 +773,31 @@ def command_of(cfg: RunConfig, workdir: str) -> str:
         program = ["python", "-m", module.__spec__.name]
     flags = _changed(dataclasses.replace(cfg, workdir=workdir))
     return shlex.join([*program, *flags]) if program else ""
+def steps_of(cfg: RunConfig, per_epoch: float) -> int:
+    """The steps of a whole run, at least one.
+
+    Raises:
+      UserError: for more than a step counter holds.
+    """
+    steps = cfg.steps or cfg.epochs * per_epoch
+    if steps > _MAX_STEP:
+        reason = f"asks for {steps:.6g} steps; must be at most {_MAX_STEP}"
+        raise UserError(reason, argument="epochs", value=cfg.epochs, beside=["batch_size"])
+    return max(1, round(steps))
 
 
 def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]:
     """The fields of ``train.Plan`` that the flags ask for."""
     per_epoch = experiment.source.steps_per_epoch
-    steps = cfg.steps or max(1, round(cfg.epochs * per_epoch))
-    if steps > _MAX_STEP:
-        raise UserError(
-            f"--epochs={cfg.epochs}: asks for {steps} steps; must be at most {_MAX_STEP}"
-        )
+    steps = steps_of(cfg, per_epoch)
     eval_every = duration(cfg.eval_every, per_epoch)
     if eval_every and experiment.validate is None:
-        raise UserError(f"--eval_every={cfg.eval_every}: {name} has nothing to evaluate; must be 0")
+        reason = f"{name} has nothing to evaluate; must be 0"
+        raise UserError(reason, argument="eval_every", value=cfg.eval_every)
     keep = _kept(cfg, experiment)
     if keep.metric.startswith("eval/") and not eval_every:
-        raise UserError(
-            f"--keep={cfg.keep}: {keep.metric} is found by --eval_every, which is {cfg.eval_every}; must be > 0"
-        )
+        reason = f"{keep.metric} is found by --eval_every, which is {cfg.eval_every}; must be > 0"
+        raise UserError(reason, argument="keep", value=cfg.keep, beside=["eval_every"])
     return dict(
         name=name,
         restart_safe=restart_safe(type(cfg)),
@@ -783,18 +837,19 @@ def _kept(cfg: RunConfig, experiment: Experiment) -> Any:
     return checkpoint.Keep.parse(f"{cfg.keep},best=1,{experiment.prefers}")
 
 
-def writable(folder: str | os.PathLike, given: str) -> pathlib.Path:
+def writable(folder: str | os.PathLike, argument: str, value: str) -> pathlib.Path:
     """The folder, made if need be. For before anything is computed that is to be written there.
 
     Raises:
-      UserError: that names the flag ``given``, ``--workdir=x``, if no file can be made in it.
+      UserError: of the argument that names it, if no file can be made in it.
     """
     path = pathlib.Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()  # on some disks only a try tells
     except OSError as error:
-        raise UserError(f"{given}: cannot be written ({error.strerror})") from None
+        reason = f"cannot be written ({error.strerror})"
+        raise UserError(reason, argument=argument, value=value) from None
     return path
 
 
@@ -840,19 +895,21 @@ def restored(
     for flag, value in values.items():
         try:
             values[flag] = specs[flag].validate(value)
-        except ValueError as error:
-            raise UserError(f"{path}: --{flag}={show(value)} (config.json): {error}") from None
+        except UserError as error:
+            given = f"--{flag}={show(value)} (config.json)"
+            raise UserError(f"{path}: {given}: {error.reason}") from None
     located = locates_data(module.Config)
     may_change = sorted(restart_safe(module.Config) | located)
     for text in changes:
         flag, _, value = text.partition("=")
         if flag not in may_change:
             allowed = ", ".join(may_change)
-            raise UserError(f"--flags={text}: cannot be changed in a run of {name}; only {allowed}")
+            reason = f"cannot be changed in a run of {name}; only {allowed}"
+            raise UserError(reason, argument="flags", value=text)
         try:
             values[flag] = specs[flag].parse(value)
-        except ValueError as error:
-            raise UserError(f"--flags={text}: {error}") from None
+        except UserError as error:
+            raise UserError(error.reason, argument="flags", value=text) from None
     cfg = module.Config(**values)
     parallel.setup(precision=cfg.precision)
     try:
@@ -864,7 +921,8 @@ def restored(
     before, now = record.data, experiment.source.fingerprint
     for text in changes:
         if text.partition("=")[0] in located and now != before:
-            raise UserError(f"--flags={text}: other data than those of the run {path}")
+            reason = f"other data than those of the run {path}"
+            raise UserError(reason, argument="flags", value=text)
     program = parallel.compile(experiment.algorithm, experiment.source, seed=cfg.seed)
     if not (path / "checkpoints").is_dir():
         raise UserError(f"{path}: has no checkpoint")

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import fcntl
 import functools
 import importlib.util
 import itertools
@@ -15,11 +16,12 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, NamedTuple, Protocol
 
 from bpgan.types import UserError
 from experiments import _cli as cli
+from experiments import _ended
 
 _HOME = pathlib.Path(__file__).resolve().parent.parent
 _GRACE_SECONDS = 40.0
@@ -99,7 +101,7 @@ def open_file(path: pathlib.Path, mode: str) -> IO[str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open(mode, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"--root: {path}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror})", argument="root") from None
 
 
 class _Child:
@@ -121,7 +123,7 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=None if output is None else subprocess.STDOUT,
-                env={**os.environ, **environment},
+                env={**os.environ, **environment, _ended.PARENT: str(os.getpid())},
                 start_new_session=True,
             )
 
@@ -178,18 +180,30 @@ def announce(jobs: Sequence[Titled], index: int, text: str) -> None:
     print(f"[{index + 1:{width}d}/{len(jobs)}] {jobs[index].title}: {text}", flush=True)
 
 
+def reason_of(workdirs: Iterable[pathlib.Path], attempt: str) -> str:
+    """Why an attempt at these runs failed, as its process says: that of the first one that has failed."""
+    said = (_ended.read(workdir) for workdir in workdirs)
+    failed = (each for each in said if each and each.attempt == attempt)
+    reasons = (each.error for each in failed if each.code not in (cli.DONE, cli.INTERRUPTED))
+    return next((f": {cli.message_of(error)}" for error in reasons if error.reason), "")
+
+
 def execute(
-    jobs: Sequence[Job], slots: int, affordable: Callable[[], bool] = lambda: True
+    jobs: Sequence[Job],
+    slots: int,
+    affordable: Callable[[], bool] = lambda: True,
+    attempt: str = "",
 ) -> tuple[dict[int, int], bool]:
     """Runs everything, ``slots`` processes at a time, with a line as each starts and ends.
 
-    No job is started when ``affordable`` says no, and those that run are told to save and stop.
+    No job is started when ``affordable`` says no, and those that run are told to save and stop. The processes know the
+    ``attempt`` that they are, and record by it how they ended.
 
     Returns:
       The exit code of each job that was started, by index, and whether a signal stopped the sweep.
       SIGINT, SIGTERM and SIGHUP are passed on to the children, which save and stop.
     """
-    environment = environment_of_children() | beside_others(slots)
+    environment = environment_of_children() | beside_others(slots) | {_ended.ATTEMPT: attempt}
     shares = _shares(max(1, min(slots, len(jobs))))
     waiting = collections.deque(range(len(jobs)))
     active: dict[int, tuple[int, _Child]] = {}  # slot -> index of the job, process
@@ -224,8 +238,8 @@ def execute(
                     if told and code in _CANCELLED:
                         code = cli.INTERRUPTED  # before training began: nothing to save
                     codes[index] = code
-                    last = last_line(jobs[index].log, code)
-                    say(index, f"{status_of(code)} in {child.took}{last}")
+                    reason = reason_of(jobs[index].workdirs, attempt)
+                    say(index, f"{status_of(code)} in {child.took}{reason}")
         finally:
             for _, child in active.values():  # only if something unexpected was raised
                 child.process.terminate()
@@ -245,7 +259,9 @@ def together(command: Sequence[str], processes: int) -> int:
     gpus = _gpus()
     if gpus % processes:
         raise UserError(
-            f"--processes={processes}: {gpus} GPUs cannot be shared out evenly; must be a divisor of {gpus}"
+            f"{gpus} GPUs cannot be shared out evenly; must be a divisor of {gpus}",
+            argument="processes",
+            value=processes,
         )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -319,8 +335,56 @@ def status_of(code: int | None) -> str:
     if code is None:
         return "not started"
     if code < 0:
-        return f"failed ({signal.Signals(-code).name})"
+        return f"failed ({signal_name(-code)})"
     return {cli.DONE: "done", cli.INTERRUPTED: "interrupted"}.get(code, f"failed (exit {code})")
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time one
+        return f"signal {number}"
+
+
+@contextlib.contextmanager
+def alone(*paths: pathlib.Path) -> Iterator[None]:
+    """One launcher for what is kept in these files, where their disk has locks. The kernel gives them back.
+
+    Raises:
+      UserError: if there is another one.
+    """
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            lock = path.with_suffix(".lock")
+            file = stack.enter_context(open_file(lock, "a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                free = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
+            except (BlockingIOError, PermissionError, FileNotFoundError):
+                free = False  # or it was, and whoever had it has just removed it
+            except OSError as error:  # Lustre without -o flock, some NFS
+                print(
+                    f"warning: {lock}: cannot be locked ({error.strerror});"
+                    " see to it that no second launcher is at work on the same sweep"
+                )
+                free = True
+            if not free:
+                reason = f"another launcher is at work on it, and holds {lock}"
+                raise UserError(reason, argument="sweep")
+            stack.callback(lock.unlink, missing_ok=True)
+        yield
+
+
+def is_trained(workdir: pathlib.Path) -> bool:
+    """Whether a process, of whatever launcher, trains the run in a directory at this moment."""
+    try:
+        with (workdir / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # none has, or the disk has no locks
+        pass
+    return False
 
 
 def last_line(log: pathlib.Path, code: int) -> str:

@@ -16,12 +16,13 @@ Others are drawn ``--samples`` times, together, and each draw is combined with t
 =========================  ===================================================================
 """
 
-import contextlib
 import itertools
+import json
 import math
 import pathlib
 import re
 import statistics
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,6 +34,11 @@ from experiments import _cli as cli
 
 DIGITS = 4
 """Significant digits of a number that is drawn: enough to tell settings apart, few enough to be read in a file name."""
+
+MOST_RUNS = 10_000
+"""Of one sweep, which is looked at before any is made. Checking the flags of so many takes ten seconds."""
+
+_CREATE_TRIAL = 4  # in a journal of Optuna
 
 GENERATION = 8
 """Settings that TPE is asked for at a time. Fixed, so that a search does not depend on the number of cores."""
@@ -92,19 +98,30 @@ def parse(text: str, specs: Mapping[str, cli.Flag]) -> Axis:
     name, equals, values = text.partition("=")
     if not equals or not values:
         raise UserError(
-            f"--sweep={text}: must be NAME=V1,V2,..., NAME=LOW:HIGH or NAME=log:LOW:HIGH (uniform:, choice:)"
+            "must be NAME=V1,V2,..., NAME=LOW:HIGH or NAME=log:LOW:HIGH (uniform:, choice:)",
+            argument="sweep",
+            value=text,
         )
     if name == "workdir":
-        raise UserError(f"--sweep={text}: the launcher names the run directories; use --root")
+        raise UserError(
+            "the launcher names the run directories; use --root", argument="sweep", value=text
+        )
     if name not in specs and name != "preset":
         hint = cli.did_you_mean(name, [*specs, "preset"])
-        raise UserError(f"--sweep={text}: the experiment has no flag --{name}{hint}")
+        raise UserError(f"the experiment has no flag --{name}{hint}", argument="sweep", value=text)
     kind = specs[name].type if name in specs else str
     bounds = re.fullmatch(r"(-?\d+):(-?\d+)", values)
     if bounds and kind is int:
+        # As floating-point numbers first: of those, too, that have thousands of digits, which int() refuses.
+        if float(bounds[2]) - float(bounds[1]) > MOST_RUNS or "inf" in map(
+            str, map(float, bounds.groups())
+        ):
+            raise UserError(f"is more than {MOST_RUNS:,} values", argument="sweep", value=text)
         low, high = map(int, bounds.groups())
         if low >= high:
-            raise UserError(f"--sweep={text}: is an empty range; LOW:HIGH excludes HIGH")
+            raise UserError(
+                "is an empty range; LOW:HIGH excludes HIGH", argument="sweep", value=text
+            )
         return Axis(name, "grid", tuple(str(i) for i in range(low, high)))
     word, _, rest = values.partition(":")
     if word == "choice" and rest:
@@ -118,9 +135,13 @@ def parse(text: str, specs: Mapping[str, cli.Flag]) -> Axis:
             word == "log" and low <= 0
         ):
             positive = "0 < " if word == "log" else ""
-            raise UserError(f"--sweep={text}: must be {word}:LOW:HIGH with {positive}LOW < HIGH")
+            raise UserError(
+                f"must be {word}:LOW:HIGH with {positive}LOW < HIGH", argument="sweep", value=text
+            )
         if kind is int and not (low.is_integer() and high.is_integer()):
-            raise UserError(f"--sweep={text}: LOW and HIGH must be whole numbers, as --{name} is")
+            raise UserError(
+                f"LOW and HIGH must be whole numbers, as --{name} is", argument="sweep", value=text
+            )
         return Axis(name, word, (), low, high, whole=kind is int)
     return Axis(name, "grid", tuple(values.split(",")))
 
@@ -133,10 +154,22 @@ def combinations(axes: Sequence[Axis], samples: int, seed: int) -> list[dict[str
     """
     drawn = [axis for axis in axes if axis.kind != "grid"]
     if drawn and not samples:
-        raise UserError(f"--sweep={drawn[0].name}=...: --samples=N must say how many to draw")
+        reason, given = "--samples=N must say how many to draw", f"{drawn[0].name}=..."
+        raise UserError(reason, argument="sweep", value=given)
     if samples and not drawn:
-        raise UserError(f"--samples={samples}: no --sweep draws; must be 0")
+        raise UserError("no --sweep draws; must be 0", argument="samples", value=samples)
+    check_size(axes, samples)
     return crossed(axes, draws(axes, samples, seed) or [{}])
+
+
+def check_size(axes: Sequence[Axis], samples: int) -> None:
+    """Raises UserError for a sweep of more than ``MOST_RUNS`` runs, of which none is made yet."""
+    grid = [len(axis.values) for axis in axes if axis.kind == "grid"]
+    total = math.prod(grid) * max(samples, 1)
+    if total > MOST_RUNS:
+        factors = " x ".join(f"{n:,}" for n in (*grid, *[samples] * bool(samples)))
+        reason = f"asks for {factors} = {total:,} runs; must be at most {MOST_RUNS:,}"
+        raise UserError(reason, argument="sweep")
 
 
 def draws(axes: Sequence[Axis], samples: int, seed: int) -> list[dict[str, str]]:
@@ -189,7 +222,8 @@ class Aim(NamedTuple):
                 hint = cli.did_you_mean(self.metric, metrics)
                 by = f" by step {result.get('step')}" * (result["status"] == "paused")
                 raise UserError(
-                    f"--aim: {self.metric} is not logged by these runs{by}; known: {known}{hint}"
+                    f"{self.metric} is not logged by these runs{by}; known: {known}{hint}",
+                    argument="aim",
                 )
             values.append(self.sign * float(metrics[self.metric]))
         mean = statistics.fmean(values) if values else math.inf
@@ -215,6 +249,51 @@ def rungs(count: int, factor: int) -> list[tuple[float, int]]:
     return [(float(factor) ** (i - number + 1), max(1, count // factor**i)) for i in range(number)]
 
 
+def _mend(path: pathlib.Path) -> None:
+    """Cuts what is torn off the end of a journal, as by a full disk or a loss of power; a copy of the whole is kept.
+
+    Raises:
+      UserError: if it is damaged before its end.
+      OSError: if it cannot be read, or not be mended.
+    """
+    # Of a process that was killed in the middle of a line. Ours is the only one at work on it; Optuna would wait.
+    path.with_name(path.name + ".lock").unlink(missing_ok=True)
+    if not path.exists():
+        return
+    raw = path.read_bytes()
+    lines = raw.splitlines(keepends=True)
+    entries = [_entry(line) for line in lines]
+    sound = entries.index(None) if None in entries else len(lines)
+    if any(entries[sound:]):
+        raise _damaged(path, f"line {sound + 1} is no entry")
+    trials = 0
+    for i, entry in enumerate(filter(None, entries)):
+        trials += entry["op_code"] == _CREATE_TRIAL
+        if entry.get("trial_id", -1) >= trials:
+            raise _damaged(path, f"line {i + 1} is of a trial that has not begun")
+    if sound < len(lines):
+        end = sum(map(len, lines[:sound]))
+        copy = path.with_name(f"{path.name}.torn-{time.strftime('%Y%m%d-%H%M%S')}")
+        copy.write_bytes(raw)
+        with path.open("rb+") as file:
+            file.truncate(end)
+        print(f"{path}: the last {len(raw) - end} bytes are torn and were cut off; {copy} has them")
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """What a line of a journal says; None if it is not whole."""
+    try:
+        entry = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("op_code"), int) else None
+
+
+def _damaged(path: pathlib.Path, reason: str) -> UserError:
+    after = "without it, the same command begins the search anew and keeps the runs there are"
+    return UserError(f"{path}: the journal of the search is damaged ({reason}); {after}")
+
+
 class Study:
     """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011) over the axes that are drawn.
 
@@ -231,16 +310,24 @@ class Study:
             from optuna.storages import JournalStorage
             from optuna.storages.journal import JournalFileBackend
         except ImportError:
-            raise UserError("--search=tpe: needs Optuna: pip install optuna") from None
+            raise UserError(
+                "needs Optuna: pip install optuna", argument="search", value="tpe"
+            ) from None
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna, self._seed = optuna, seed
         self._axes = [axis for axis in axes if axis.kind != "grid"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(ImportError):
-            self._storage = JournalStorage(JournalFileBackend(str(path)))
-        self._study = optuna.create_study(
-            study_name="bpgan", storage=self._storage, load_if_exists=True
-        )
+        try:
+            _mend(path)
+            self._study = optuna.create_study(
+                study_name="bpgan",
+                storage=JournalStorage(JournalFileBackend(str(path))),
+                load_if_exists=True,
+            )
+            self._study.get_trials()
+        except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+            # Every line is JSON, but Optuna cannot make sense of them: one is lost, say.
+            raise _damaged(path, f"{type(error).__name__}: {error}") from None
 
     def _distribution(self, axis: Axis) -> Any:
         d = self._optuna.distributions
@@ -270,7 +357,7 @@ class Study:
             number = len(self._study.trials)
             # Anew for each trial: the state of a sampler's generator is not in the journal.
             self._study.sampler = self._optuna.samplers.TPESampler(
-                seed=self._seed * 1_000_003 + number, constant_liar=True
+                seed=(self._seed * 1_000_003 + number) % 2**32, constant_liar=True
             )
             self._study.ask({a.name: self._distribution(a) for a in self._axes})
             trial, texts = self._trials()[-1]
@@ -286,8 +373,8 @@ class Study:
         ]
 
     def tell(self, number: int, score: float) -> None:
-        """The value of a trial, the less the better; of one that failed, infinity."""
-        if math.isfinite(score):
-            self._study.tell(number, score)
-        else:
-            self._study.tell(number, state=self._optuna.trial.TrialState.FAIL)
+        """The value of a trial, the less the better; of one that failed, infinity.
+
+        That it failed is no missing value: TPE would not learn from it, and draw its neighbours again.
+        """
+        self._study.tell(number, score)

@@ -28,14 +28,16 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from bpgan.files import write_json
+from bpgan.files import Damaged, read_json, write_json
 from bpgan.runtime import records
 from bpgan.types import UserError
 from experiments import _cli as cli
-from experiments import _processes
+from experiments import _ended, _processes
 from experiments._processes import noted  # by name: a task takes it along, but no module
 
-_INTERRUPTED = cli.INTERRUPTED  # as a number: what a task refers to travels with it
+_INTERRUPTED = cli.INTERRUPTED  # as a value, like these: what a task refers to travels with it
+_ATTEMPT, _PARENT = _ended.ATTEMPT, _ended.PARENT
+_PYTHON = f"{shlex.quote(sys.executable)} -P"  # of a job
 _NOTICE_SECONDS = 90  # before the time limit; Slurm may give it a minute earlier
 # What submitit sets, or a flag of ours.
 _TAKEN = {
@@ -66,6 +68,12 @@ def _memory(text: str) -> None:
         raise ValueError("must be a size with its unit: 16G")
 
 
+def _one_line(text: str) -> None:
+    """What becomes part of a line of a script must not begin another one there."""
+    if not text.isprintable():
+        raise ValueError("must be one line, without control characters")
+
+
 FLAGS = (
     cli.Flag(
         "slurm",
@@ -75,7 +83,7 @@ FLAGS = (
         " --slurm=local: run the same jobs on this machine, and wait",
         choices=("true", "local"),
     ),
-    cli.Flag("slurm_partition", str, "", "partition; empty: the cluster's default"),
+    cli.Flag("slurm_partition", str, "", "partition; empty: the cluster's default", check=_one_line),
     cli.Flag(
         "slurm_time",
         str,
@@ -126,29 +134,36 @@ def options(chosen: Mapping[str, Any], given: Collection[str]) -> Options | None
     """
     if not chosen["slurm"]:
         if stray := [name for name in given if name.startswith("slurm")]:
-            raise UserError(f"--{stray[0]}: has no effect without --slurm")
+            raise UserError("has no effect without --slurm", argument=stray[0])
         return None
     processes, nodes, gpus = chosen["processes"], chosen["slurm_nodes"], chosen["slurm_gpus"]
     local = chosen["slurm"] == "local"
     if local and (processes > 1 or nodes > 1):
-        flag = f"processes={processes}" if processes > 1 else f"slurm_nodes={nodes}"
-        raise UserError(f"--{flag}: cannot be combined with --slurm=local")
+        flag = "processes" if processes > 1 else "slurm_nodes"
+        raise UserError("cannot be combined with --slurm=local", argument=flag, value=chosen[flag])
     if processes % nodes:
-        raise UserError(f"--processes={processes}: must be a multiple of --slurm_nodes={nodes}")
+        raise UserError(
+            f"must be a multiple of --slurm_nodes={nodes}", argument="processes", value=processes
+        )
     each = processes // nodes
     if (
         gpus and each > 1 and gpus != each
     ):  # under Slurm, JAX gives each of several processes one GPU
         raise UserError(
-            f"--slurm_gpus={gpus}: must be {each}, one for each process of a node, or --processes={nodes}"
+            f"must be {each}, one for each process of a node, or --processes={nodes}",
+            argument="slurm_gpus",
+            value=gpus,
         )
     others: dict[str, Any] = {}
     for text in chosen["slurm_option"]:
         name, equals, value = text.lstrip("-").partition("=")
+        blamed = dict(argument="slurm_option", value=text)
         if not re.fullmatch(r"[a-z][a-z0-9-]+", name) or (equals and not value):
-            raise UserError(f"--slurm_option={text}: must be NAME or NAME=VALUE, as sbatch has it")
+            raise UserError("must be NAME or NAME=VALUE, as sbatch has it", **blamed)
+        if not text.isprintable():
+            raise UserError("must be one line, without control characters", **blamed)
         if name in _TAKEN:
-            raise UserError(f"--slurm_option={text}: the launcher itself sets --{name}")
+            raise UserError(f"the launcher itself sets --{name}", **blamed)
         others[name] = value if equals else True
     parameters = dict(
         time=minutes(chosen["slurm_time"]),
@@ -203,83 +218,146 @@ def submit(
     """
     try:
         import cloudpickle
-        import submitit
-        from submitit.core.utils import FailedJobError
+        import submitit  # noqa: F401
     except ImportError:
-        raise UserError("--slurm: needs the package submitit: pip install submitit") from None
+        raise UserError(
+            "needs the package submitit: pip install submitit", argument="slurm"
+        ) from None
     if not options.local and not shutil.which("sbatch"):
-        raise UserError("--slurm: sbatch is not found; --slurm=local runs the same jobs here")
+        raise UserError(
+            "sbatch is not found; --slurm=local runs the same jobs here", argument="slurm"
+        )
     if options.local:
         environment = {**environment, **_processes.beside_others(jobs)}
+    due, codes = _due(runs, options.local)
+    if not due:
+        return (codes, False) if len(codes) == len(runs) else None
+    folder = _new_folder(runs[0].log.parent / "slurm")
+    # A task needs nothing of ours on the other machine: the class is sent along, and the functions it calls.
+    for module in (sys.modules[__name__], _processes):
+        cloudpickle.register_pickle_by_value(module)
+    launcher = os.getpid() if options.local else 0
+    here, env = os.getcwd(), dict(environment)
+    tasks = {
+        i: Task(runs[i].command, runs[i].log.absolute(), env, here, folder, launcher) for i in due
+    }
+    if not options.local:
+        _submit_to_slurm(runs, options, folder, tasks)
+        return None
+    found, stopped = _train_here(runs, options, folder, tasks, jobs, affordable)
+    return codes | found, stopped
+
+
+def _due(runs: Sequence[Submittable], local: bool) -> tuple[list[int], dict[int, int]]:
+    """Which runs are neither done nor in the queue, and the codes of those that are done; says so of the others.
+
+    Raises:
+      UserError: if one that is to be trained here is in the queue.
+    """
     say = functools.partial(_processes.announce, runs)
+    due: list[int] = []
     codes: dict[int, int] = {}
-    due, waiting = [], 0
     before = [[_recorded(path) for path in run.workdirs] for run in runs]
     queue = _queue() if any(job and _on_slurm(job) for each in before for job in each) else {}
     for i, (run, each) in enumerate(zip(runs, before, strict=True)):
         ids = [job["id"] for job in each if job and _on_slurm(job) and job["id"] in queue]
+        if ids and local:
+            reason = f"job {ids[0]} of {run.title} is in the queue of the cluster; use --slurm"
+            raise UserError(reason, argument="slurm", value="local")
         if ids:
             say(i, f"job {ids[0]} is {queue[ids[0]]}, output in {run.log}")
-            waiting += 1
         elif all(
-            path.exists() and job and job["command"] == run.command and _code(job) == 0
+            path.exists() and job and job["command"] == run.command and _code_of(job) == 0
             for path, job in zip(run.workdirs, each, strict=True)
         ):
             say(i, "done")
             codes[i] = 0
         else:
             due.append(i)
-    if not due:
-        return None if waiting else (codes, False)
+    return due, codes
 
-    home = runs[0].log.parent / "slurm"
+
+def _new_folder(home: pathlib.Path) -> pathlib.Path:
+    """A folder for what submitit keeps of jobs.
+
+    Raises:
+      UserError: if it cannot be made, or be named in a script.
+    """
+    home = home.absolute()
+    if not str(home).isprintable():
+        reason = f"{str(home)!r} has control characters, which --slurm cannot have"
+        raise UserError(reason, argument="root")
     try:
         home.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=home.absolute())
+        prefix = time.strftime("%Y%m%d-%H%M%S-")
+        return pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=home))
     except OSError as error:
-        raise UserError(f"--root: {home}: cannot be written ({error.strerror})") from None
-    # A task needs nothing of ours on the other machine: the class is sent along, and the functions it calls.
-    for module in (sys.modules[__name__], _processes):
-        cloudpickle.register_pickle_by_value(module)
-    tasks = {
-        i: Task(runs[i].command, runs[i].log.absolute(), dict(environment), os.getcwd())
-        for i in due
-    }
-    python = f"{shlex.quote(sys.executable)} -P"
-    if options.local:
-        executor = submitit.LocalExecutor(folder, python=python)
-        gpus = options.parameters["gpus_per_node"] or 0
-        executor.update_parameters(timeout_min=60 * 24 * 365, gpus_per_node=gpus)
+        raise UserError(f"{home}: cannot be written ({error.strerror})", argument="root") from None
 
-        def start(i: int) -> Any:
-            with _blocked(signal.SIGINT, signal.SIGHUP):  # Ctrl-C reaches the jobs through us
-                job = executor.submit(tasks[i])
-            _record(runs[i], "local", folder, job.job_id)
-            say(i, f"started, output in {runs[i].log}")
-            return job
 
-        def ended(i: int, code: int) -> None:
-            say(i, _processes.status_of(code) + _processes.last_line(runs[i].log, code))
+def _train_here(
+    runs: Sequence[Submittable],
+    options: Options,
+    folder: pathlib.Path,
+    tasks: Mapping[int, "Task"],
+    jobs: int,
+    affordable: Callable[[], bool],
+) -> tuple[dict[int, int], bool]:
+    """Runs the tasks as processes of this machine; their codes, and whether a signal stopped us."""
+    import submitit
 
-        found, stopped = _wait(due, jobs, start, ended, affordable)
-        return codes | found, stopped
+    say = functools.partial(_processes.announce, runs)
+    executor = submitit.LocalExecutor(folder, python=_PYTHON)
+    gpus = options.parameters["gpus_per_node"] or 0
+    executor.update_parameters(timeout_min=60 * 24 * 365, gpus_per_node=gpus)
+
+    def start(i: int) -> Any:
+        with _blocked(signal.SIGINT, signal.SIGHUP):  # Ctrl-C reaches the jobs through us
+            job = executor.submit(tasks[i])
+        _record(runs[i], "local", str(folder), job.job_id)
+        say(i, f"started, output in {runs[i].log}")
+        return job
+
+    def ended(i: int, code: int) -> None:
+        attempt = tasks[i].environment.get(_ATTEMPT, "")
+        reason = _processes.reason_of(runs[i].workdirs, attempt)
+        say(i, _processes.status_of(code) + reason)
+
+    return _wait(list(tasks), jobs, start, ended, affordable)
+
+
+def _submit_to_slurm(
+    runs: Sequence[Submittable],
+    options: Options,
+    folder: pathlib.Path,
+    tasks: Mapping[int, "Task"],
+) -> None:
+    """Makes the tasks one job array.
+
+    Raises:
+      UserError: if Slurm refuses it.
+    """
+    import submitit
+    from submitit.core.utils import FailedJobError
+
     try:
-        executor = submitit.SlurmExecutor(folder, python=python)
-        executor.update_parameters(**{"array_parallelism": len(due), **options.parameters})
+        executor = submitit.SlurmExecutor(folder, python=_PYTHON)
+        executor.update_parameters(**{"array_parallelism": len(tasks), **options.parameters})
         with contextlib.redirect_stderr(io.StringIO()), executor.batch():
-            submitted = [executor.submit(tasks[i]) for i in due]
+            submitted = [executor.submit(task) for task in tasks.values()]
     except FailedJobError as error:
         shutil.rmtree(folder)
-        raise UserError(f"--slurm: {' '.join(str(error).split())}") from None
-    for i, job in zip(due, submitted, strict=True):
-        _record(runs[i], "slurm", folder, job.job_id)
-        say(i, f"job {job.job_id}, output in {runs[i].log}")
+        with contextlib.suppress(OSError):  # others are there
+            folder.parent.rmdir()
+        raise UserError(" ".join(str(error).split()), argument="slurm") from None
+    for i, job in zip(tasks, submitted, strict=True):
+        _record(runs[i], "slurm", str(folder), job.job_id)
+        _processes.announce(runs, i, f"job {job.job_id}, output in {runs[i].log}")
     array = submitted[0].job_id.partition("_")[0]
     print(
         f"\nsubmitted as job {array}: `squeue --job={array}` shows what waits and runs, `scancel {array}` stops"
         "\nthe same command says how far they are, submits again what failed, and ends with the table when all are done"
     )
-    return None
 
 
 def _wait(
@@ -310,9 +388,9 @@ def _wait(
             for i, job in list(active.items()):
                 if job.done():
                     del active[i]
-                    code = _result(job)
-                    if code is None:
-                        code = _INTERRUPTED if told else cli.UNEXPECTED
+                    code = _result(job.paths.folder, job.job_id)
+                    if code is None:  # nobody was left to say it: the memory ran out, say
+                        code = _INTERRUPTED if told else -signal.SIGKILL
                     codes[i] = code
                     ended(i, code)
     return codes, bool(received)
@@ -338,23 +416,19 @@ def _on_slurm(record: Mapping[str, Any]) -> bool:
     return record["cluster"] == "slurm"
 
 
-def _code(record: Mapping[str, Any]) -> int | None:
-    import submitit
-
-    kind = submitit.SlurmJob if _on_slurm(record) else submitit.LocalJob
-    return _result(kind(record["folder"], record["id"]))
+def _code_of(record: Mapping[str, Any]) -> int | None:
+    return _result(pathlib.Path(record["folder"]), record["id"])
 
 
-def _result(job: Any) -> int | None:
-    """The exit code of a run's first process; None if nobody was left to say it."""
-    from submitit.core.utils import UncompletedJobError
+def _result(folder: pathlib.Path, job: str) -> int | None:
+    """The exit code of a run's first process; None if nobody was left to say it.
 
-    if not job.paths.result_pickle.exists():
-        return None
+    As the task wrote it, not as submitit did: that is a pickle, which runs whatever who wrote it wants.
+    """
     try:
-        return job.result()
-    except UncompletedJobError:
-        return cli.UNEXPECTED
+        return read_json(folder / f"{job}_code.json", int)
+    except Damaged:
+        return None
 
 
 def _queue() -> dict[str, str]:
@@ -363,9 +437,11 @@ def _queue() -> dict[str, str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except FileNotFoundError:
-        raise UserError("--slurm: squeue is not found, and a run was submitted to Slurm") from None
+        raise UserError(
+            "squeue is not found, and a run was submitted to Slurm", argument="slurm"
+        ) from None
     except subprocess.CalledProcessError as error:
-        raise UserError(f"--slurm: {' '.join(error.stderr.split())}") from None
+        raise UserError(" ".join(error.stderr.split()), argument="slurm") from None
     rows = (line.split() for line in done.stdout.splitlines())
     return {job: state.lower() for job, state in rows}
 
@@ -389,15 +465,30 @@ class Task:
       log: what the first process prints goes there; what others print, to submitit's file.
       environment: for the command, on top of the job's.
       cwd: where the command was given.
+      folder: of the job; the first process writes its exit code there.
+      launcher: the process that waits for the job and that it must not outlive; 0: none.
     """
 
     command: list[str]
     log: pathlib.Path
     environment: dict[str, str]
     cwd: str
+    folder: pathlib.Path | None = None
+    launcher: int = 0
 
     def __call__(self) -> int:
         """Runs the command; returns its exit code, or does not return if the job was put back into the queue."""
+        code = self._run()
+        if self.folder is not None and os.environ.get("SLURM_PROCID", "0") == "0":
+            import submitit
+
+            file = self.folder / f"{submitit.JobEnvironment().job_id}_code.json"
+            temporary = file.with_suffix(".tmp")
+            temporary.write_text(f"{code}\n")
+            os.replace(temporary, file)
+        return code
+
+    def _run(self) -> int:
         lead = os.environ.get("SLURM_PROCID", "0") == "0"
         with contextlib.ExitStack() as stack:
             received = stack.enter_context(noted((signal.SIGTERM, signal.SIGUSR2)))
@@ -410,13 +501,14 @@ class Task:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT if lead else None,
-                    env={**os.environ, **self.environment},
+                    env={**os.environ, **self.environment, **self._own(lead)},
                     cwd=self.cwd,
                 )
             told = 0
             while (code := child.poll()) is None:
-                if len(received) > told:
-                    told = len(received)
+                causes = len(received) + self._is_left()
+                if causes > told:
+                    told = causes
                     child.terminate()
                 time.sleep(0.05)
         if not received or code not in (_INTERRUPTED, -signal.SIGTERM):
@@ -424,6 +516,22 @@ class Task:
         if lead:
             _requeue(received[0])
         return _INTERRUPTED
+
+    def _own(self, lead: bool) -> dict[str, str]:
+        """Variables of one process: it must not outlive us, and only the first one says how the run ended."""
+        return {_PARENT: str(os.getpid())} | ({} if lead else {_ATTEMPT: ""})
+
+    def _is_left(self) -> bool:
+        """Whether the launcher that waited for this job has ended."""
+        if not self.launcher:
+            return False
+        try:
+            os.kill(self.launcher, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # another process has its number now
+            return True
+        return False
 
 
 def _requeue(number: int) -> None:

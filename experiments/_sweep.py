@@ -12,6 +12,7 @@ import shlex
 import time
 import types
 import urllib.parse
+import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from bpgan.files import Damaged, write_csv, write_json
 from bpgan.runtime import records
 from bpgan.types import UserError
 from experiments import _cli as cli
+from experiments import _ended as ended
 from experiments import _processes as processes
 from experiments import _search as search
 from experiments import _slurm as slurm
@@ -28,6 +30,12 @@ from experiments._processes import Job
 _SEVERITY = [cli.DONE, cli.INTERRUPTED, cli.BAD_INPUT, cli.ANOMALY]  # anything else is worse
 _FINAL = {"done": cli.DONE, "paused": cli.DONE, "non-finite": cli.ANOMALY, "anomaly": cli.ANOMALY}
 _FACTOR = 3  # of successive halving
+_MOST_KILLS = (
+    3  # in a row, after which the setting is at fault: it needs more memory than there is, say
+)
+_MOST_MEMBERS = 1000  # of a group, whose flags are one command line
+_MOST_BYTES = 100_000  # of a command; Linux takes 131,072 in one argument
+_PATIENCE = 60.0  # seconds in which a process that lost its launcher has saved
 
 
 class Run(NamedTuple):
@@ -40,6 +48,7 @@ class Run(NamedTuple):
       config: the values of all flags.
       code: the values of all flags that no group can vary.
       common, own: flags of the command that others share, and those that are this run's.
+      set_by_sweep: the names of the flags that have their values from the sweep, those of a swept preset, too.
     """
 
     values: dict[str, Any]
@@ -49,6 +58,7 @@ class Run(NamedTuple):
     code: str = ""
     common: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
+    set_by_sweep: frozenset[str] = frozenset()
 
     @property
     def title(self) -> str:
@@ -67,15 +77,19 @@ def axes_of(module: ModuleType, argv: Sequence[str], sweeps: Sequence[str]) -> l
         axis = search.parse(text, specs)
         if axis.name in axes:
             raise UserError(
-                f"--sweep={text}: {axis.name} is swept twice; list its values in one --sweep"
+                f"{axis.name} is swept twice; list its values in one --sweep",
+                argument="sweep",
+                value=text,
             )
         if any(re.match(rf"--?(no)?{axis.name}(=|$)", arg) for arg in argv):
             raise UserError(
-                f"--sweep={text}: --{axis.name} is also given as a flag; drop one of them"
+                f"--{axis.name} is also given as a flag; drop one of them",
+                argument="sweep",
+                value=text,
             )
         axes[axis.name] = axis
     if any(re.match(r"--?workdir(=|$)", arg) for arg in argv):
-        raise UserError("--workdir: cannot be combined with --sweep; use --root")
+        raise UserError("cannot be combined with --sweep; use --root", argument="workdir")
     return list(axes.values())
 
 
@@ -110,6 +124,9 @@ def plan(
         )
         workdir = pathlib.Path(root, name, f"{cli.shortened(label, 200)}_{digest}")
         command = [*processes.python(), f"experiments.{name}", *arguments, f"--workdir={workdir}"]
+        if (size := sum(map(len, map(os.fsencode, command)))) > _MOST_BYTES:
+            reason = f"the command of a run has {size:,} bytes; must have at most {_MOST_BYTES:,}"
+            raise UserError(reason, argument="sweep")
         code = {k: getattr(cfg, k) for k, f in specs.items() if not f.sweepable and k != "workdir"}
         run = Run(
             swept,
@@ -119,9 +136,10 @@ def plan(
             json.dumps(code),
             tuple(argv),
             (*own, f"--workdir={workdir}"),
+            frozenset(swept) | frozenset(module.PRESETS.get(texts.get("preset", ""), ())),
         )
         if workdir in runs:
-            raise UserError(f"--sweep: {run.title} occurs twice")
+            raise UserError(f"{run.title} occurs twice", argument="sweep")
         runs[workdir] = run
     return list(runs.values())
 
@@ -148,7 +166,7 @@ def jobs_of(
 
     Runs whose flags differ only in what ``sweepable`` fields say become groups, each one program; in ``auto``, groups
     are cut so that no slot is idle; with 0 slots, to single runs. Those that have trained before, or wait in a queue,
-    stay with those they were with.
+    stay with those they were with. One that was refused for its own values is by itself: no other waits for it.
     """
     units: dict[Any, list[int]] = {}
     fresh: dict[Any, list[int]] = {}
@@ -162,6 +180,8 @@ def jobs_of(
             units.setdefault(queued[run.workdir], []).append(index)
         elif vectorize == "off" or pmap or (run.workdir in trained and not group):
             units[index] = [index]
+        elif _is_at_fault(run):
+            units[index] = [index]
         elif len(group) == len(members) and group & trained:
             units.setdefault(frozenset(group), []).append(index)
         else:
@@ -170,7 +190,7 @@ def jobs_of(
     parts = -(-slots // max(len(fresh), 1)) if vectorize == "auto" else 1
     cut = list(units.values())
     for members in fresh.values():
-        size = -(-len(members) // min(parts, len(members)))
+        size = min(-(-len(members) // min(parts, len(members))), _MOST_MEMBERS)
         cut += [members[start : start + size] for start in range(0, len(members), size)]
     options = ["--or_alone"] if vectorize == "auto" else []
     return [_job(name, runs, members, options) for members in sorted(cut)]
@@ -236,9 +256,26 @@ class Sweep:
         self.logs: dict[pathlib.Path, pathlib.Path] = {}
         self.interrupted = self.cut = False
         self._path, self._start = folder / f"sweep_{label}.json", time.monotonic()
-        self._counted, self._images = -math.inf, 0
-        self.ledger = records.read_ledger(self._path) or {}
-        self._before = float(self.ledger.get("seconds", 0.0))
+        self._counted, self._images, self._before = -math.inf, 0, 0.0
+        self.ledger: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def alone(self, *others: pathlib.Path) -> Iterator[None]:
+        """Trains only in here, where no other launcher trains the same sweep, or is at work on ``others``.
+
+        Raises:
+          UserError: if one is, or what the sweep remembers cannot be written.
+        """
+        with processes.alone(self._path, *others):
+            self.ledger = records.read_ledger(self._path) or {}
+            self._before, self._start = float(self.ledger.get("seconds", 0.0)), time.monotonic()
+            try:
+                yield
+            except OSError as error:
+                reason = (
+                    f"{error.filename or self.folder}: {error.strerror}; the same command goes on"
+                )
+                raise UserError(reason, argument="root") from None
 
     def affordable(self) -> bool:
         """Whether the budget is not spent; it is looked up once a second, and written down if it is of time."""
@@ -278,21 +315,24 @@ class Sweep:
         if len(self.codes) and not jobs:
             stopped = sum(self.codes.get(run.workdir) == cli.ANOMALY for run in runs)
             print(f"all {len(runs)} runs are done" + f", {stopped} by an anomaly" * bool(stopped))
+        attempt = uuid.uuid4().hex
+        if not self.cluster or self.cluster.local:
+            _wait_for_orphans([runs[i] for job in jobs for i in job.runs])
         if self.cluster:
-            environment = processes.environment_of_children()
+            environment = processes.environment_of_children() | {ended.ATTEMPT: attempt}
             told = slurm.submit(jobs, self.cluster, self.slots, environment, self.affordable)
         else:
-            told = processes.execute(jobs, self.slots, self.affordable)
+            told = processes.execute(jobs, self.slots, self.affordable, attempt)
         self._counted = -math.inf
         if told is None:
             self.submitted = True
             return []
-        ended, interrupted = told
+        codes, interrupted = told
         self.interrupted |= interrupted
-        for at, code in ended.items():
+        for at, code in codes.items():
             for index in jobs[at].runs:
                 path = runs[index].workdir
-                self.codes[path] = code if len(jobs[at].runs) == 1 else _code(runs[index], code)
+                self.codes[path] = _concluded(runs[index], code, attempt, len(jobs[at].runs) == 1)
                 self.logs[path] = jobs[at].log
         self.note(seconds=self._seconds)
         return [_result_of(run) for run in runs]
@@ -303,8 +343,9 @@ class Sweep:
         self._counted = -math.inf
         for run in runs:  # one that came to nothing will not be trained again
             gone_on = _record(run).get("config", run.config) != run.config
-            failed = cli.BAD_INPUT if self._is_at_fault(run) else cli.UNEXPECTED
-            self.codes[run.workdir] = cli.DONE if gone_on else _code(run, failed)
+            said = ended.read(run.workdir)
+            code = _code(run, said.code if said else cli.UNEXPECTED)
+            self.codes[run.workdir] = cli.DONE if gone_on else code
 
     def note(self, **values: Any) -> None:
         """Writes values into what the sweep remembers."""
@@ -319,28 +360,26 @@ class Sweep:
     def over(self, runs: Sequence[Run] = ()) -> bool:
         """Whether nothing more is to be trained, for now.
 
-        After training ``runs`` also if one of them was interrupted, or refused (for want of room, say): the same
-        command trains it, and until then its setting has no score. Whatever crashes, diverges or is refused for a value
-        that the search gave it has one, the worst.
+        After training ``runs`` also if one of them was interrupted or killed, or refused (for want of room, say): the
+        same command trains it, and until then its setting has no score. Whatever crashes, diverges, is killed again
+        and again or is refused for a value that the search gave it has one, the worst.
         """
         refused = [
             run
             for run in runs
-            if self.codes.get(run.workdir) == cli.BAD_INPUT and not self._is_at_fault(run)
+            if self.codes.get(run.workdir) == cli.BAD_INPUT and not _is_at_fault(run)
         ]
-        for run in refused:
-            print(f"the search waits for {run.title}, which was refused")
+        if len(refused) == len(runs) > 1:
+            print(f"the search ends: every run was refused{_reason(refused[0])}")
+        else:
+            for run in refused:
+                print(f"the search waits for {run.title}, which was refused{_reason(run)}")
         passing = [self.codes.get(run.workdir) == cli.INTERRUPTED for run in runs]
         if self.interrupted or refused or any(passing):
             return True
         left = not runs or not all(map(_is_finished, runs))
         self.cut |= left and not self.affordable()
         return self.cut
-
-    def _is_at_fault(self, run: Run) -> bool:
-        """Whether a run was refused for one of its swept values, by name."""
-        said = processes.last_line(self.logs.get(run.workdir, _log(run)), cli.BAD_INPUT)
-        return any(f"--{name}={cli.show(value)}:" in said for name, value in run.values.items())
 
     def end(self) -> int:
         """Reports on all runs; returns the exit code: 0, 75, or the worst of the runs'."""
@@ -351,13 +390,11 @@ class Sweep:
         if runs:
             summarise(runs, codes, self.folder / f"sweep_{self.label}.csv")
         for path, code in self.codes.items():
-            if code not in (cli.DONE, cli.INTERRUPTED):
-                run = self.runs[path]
-                log = self.logs.get(path, _log(run))
-                anomalies = _result_of(run).get("anomalies") if code == cli.ANOMALY else None
-                reason = f": {anomalies[-1]}" if anomalies else processes.last_line(log, code)
-                print(f"{run.title}: {processes.status_of(code)}{reason}")
-                print(f"  {log}")
+            run = self.runs[path]
+            how = _kills(run) or (processes.status_of(code) + _reason(run, code))
+            if code not in (cli.DONE, cli.INTERRUPTED) or _kills(run):
+                print(f"{run.title}: {how}")
+                print(f"  {self.logs.get(path, _log(run))}")
         if self.interrupted:
             print("interrupted; the same command continues")
             return cli.INTERRUPTED
@@ -413,6 +450,75 @@ def _images(run: Run) -> int:
     return step * (_record(run).get("images_per_step") or 0)
 
 
+def _concluded(run: Run, code: int, attempt: str, alone: bool) -> int:
+    """How a run ended, as its process says or, if it was killed or crashed, as it was found; that is then written down.
+
+    A run that was killed counts as interrupted, unless that happens again and again: it is not known who is at fault.
+
+    Args:
+      run: which one.
+      code: the exit code of its process.
+      attempt: which attempt at it has ended.
+      alone: whether it had the process for itself.
+    """
+    said = ended.read(run.workdir)
+    if said is None or said.attempt != attempt:
+        found, before = code if alone else _code(run, code), said
+        said = ended.Ended(attempt=attempt, code=found)
+        if found < 0:
+            step = max((int(path.name) for path in _checkpoints(run)), default=-1)
+            again = before is not None and before.step == step
+            kills = 1 + (before.kills if before is not None and again else 0)
+            said = ended.Ended(attempt=attempt, code=found, kills=kills, step=step)
+        ended.write(run.workdir, said)
+    found = code if alone else said.code
+    passing = 0 < said.kills < _MOST_KILLS or found == cli.CANCELLED
+    return cli.INTERRUPTED if passing else found
+
+
+def _checkpoints(run: Run) -> Iterator[pathlib.Path]:
+    return (path for path in run.workdir.glob("checkpoints/[0-9]*") if path.name.isdecimal())
+
+
+def _kills(run: Run) -> str:
+    """What is to be said of a run that was killed; empty if it was not."""
+    said = ended.read(run.workdir)
+    if said is None or not said.kills:
+        return ""
+    signal = processes.signal_name(-said.code)
+    often = f"{said.kills} of at most {_MOST_KILLS} times without a checkpoint in between"
+    on = "; the same command goes on" * (said.kills < _MOST_KILLS)
+    return f"killed by {signal}, {often}{on}"
+
+
+def _is_at_fault(run: Run) -> bool:
+    """Whether a run was refused for something that the sweep chose for it, alone or together with other flags."""
+    said = ended.read(run.workdir)
+    if said is None or said.code != cli.BAD_INPUT:
+        return False
+    return not run.set_by_sweep.isdisjoint([said.argument, *said.beside])
+
+
+def _reason(run: Run, code: int = cli.BAD_INPUT) -> str:
+    """Why a run failed with this code, as it says."""
+    anomalies = _result_of(run).get("anomalies") if code == cli.ANOMALY else None
+    if anomalies:
+        return f": {anomalies[-1]}"
+    said = ended.read(run.workdir)
+    return f": {cli.message_of(said.error)}" if said and said.reason else ""
+
+
+def _wait_for_orphans(runs: Sequence[Run]) -> None:
+    """Gives those that a launcher that is gone has left behind the time to save; they were told to."""
+    deadline = time.monotonic() + _PATIENCE
+    for run in runs:
+        if not processes.is_trained(run.workdir):
+            continue
+        print(f"{run.title}: another process still trains it; waiting for it to save", flush=True)
+        while processes.is_trained(run.workdir) and time.monotonic() < deadline:
+            time.sleep(0.2)
+
+
 def _code(run: Run, code: int) -> int:
     """How a run ended of which its process, whose code this is, did not say so itself."""
     status = _result_of(run).get("status")
@@ -455,7 +561,9 @@ def halve(sweep: Sweep, runs: Sequence[Run], aim: search.Aim) -> None:
             keep = steps[rung + 1][1]
             left = [left[i] for i in order[:keep] if math.isfinite(scores[i])]
             if not left:
-                raise UserError(f"--search=halving: no setting reached rung {rung + 2}")
+                raise UserError(
+                    f"no setting reached rung {rung + 2}", argument="search", value="halving"
+                )
 
 
 def first_rung(runs: Sequence[Run]) -> list[Run]:

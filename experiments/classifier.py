@@ -71,11 +71,14 @@ def of_data(
         train, held = data.hold_out(train)
     classes = max(train.classes, test.classes)
     if classes < 2:
-        raise UserError(f"--dataset={cfg.dataset}: has no labels, or all of one class")
+        raise UserError("has no labels, or all of one class", argument="dataset", value=cfg.dataset)
     if cfg.net == "cnn" and min(train.shape[:2]) < 4:
         h, w, _ = train.shape
         raise UserError(
-            f"--net=cnn: needs images of at least 4x4, those of {cfg.dataset} are {h}x{w}"
+            f"needs images of at least 4x4, those of {cfg.dataset} are {h}x{w}",
+            argument="net",
+            value="cnn",
+            beside=["dataset"],
         )
     module, layers = NETS[cfg.net]
     net = linen_net(module(classes=classes, dtype=dtype))

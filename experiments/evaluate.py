@@ -356,7 +356,9 @@ def of_run(
     run = cli.restored(path, checkpoint, changes)
     algorithm, dataset = run.experiment.algorithm, vars(run.config).get("dataset", "")
     if algorithm.sample is None or not dataset:
-        raise UserError(f"--run={path}: must be of a model of images, and is of {run.name}")
+        raise UserError(
+            f"must be of a model of images, and is of {run.name}", argument="run", value=path
+        )
     y = labels_of(algorithm, dataset, n, seed)
     x = cli.drawn(algorithm, run.state, seed=seed, n=n, labels=y)
     start = cli.trained(run.experiment, seed=run.config.seed, steps=0)
@@ -604,8 +606,10 @@ def monitors(
     for length, what in ((validation.length, "held out"), (test, "in the test split")):
         if length < needed:
             raise UserError(
-                f"--eval_every: must be 0 for --dataset={dataset}: {length} images are {what},"
-                f" {','.join(names)} need {needed}"
+                f"must be 0 for --dataset={dataset}: {length} images are {what},"
+                f" {','.join(names)} need {needed}",
+                argument="eval_every",
+                beside=["dataset"],
             )
     labelled = data.load(dataset, "train").classes > 1
     extractor = _classifier(dataset, SEEDS[0]) if labelled else effnet.extractor()
@@ -872,17 +876,23 @@ def _checked(cfg: Config) -> tuple[pathlib.Path, pathlib.Path]:
     if bool(cfg.run) == bool(cfg.samples):
         raise UserError("--run or --samples is needed, and not both")
     if cfg.samples and cfg.checkpoint != Config.checkpoint:
-        raise UserError(f"--checkpoint={cfg.checkpoint}: of --run only; has no effect on --samples")
+        raise UserError(
+            "of --run only; has no effect on --samples", argument="checkpoint", value=cfg.checkpoint
+        )
     if cfg.samples and cfg.flags:
-        raise UserError(f"--flags={cfg.flags}: of --run only; must be empty with --samples")
+        raise UserError(
+            "of --run only; must be empty with --samples", argument="flags", value=cfg.flags
+        )
     if cfg.samples and not cfg.dataset:
-        raise UserError("--dataset: is needed with --samples")
+        raise UserError("is needed with --samples", argument="dataset")
     if cfg.save and len(runs_of(cfg.run)) > 1:
-        raise UserError(f"--save={cfg.save}: holds the samples of one run; --run must name one")
-    out = cli.writable(cfg.workdir, f"--workdir={cfg.workdir}")
+        raise UserError(
+            "holds the samples of one run; --run must name one", argument="save", value=cfg.save
+        )
+    out = cli.writable(cfg.workdir, "workdir", cfg.workdir)
     file = pathlib.Path(cfg.save).expanduser()
     if cfg.save:
-        cli.writable(file.parent, f"--save={cfg.save}")
+        cli.writable(file.parent, "save", cfg.save)
         if file.is_dir():
             raise UserError(f"--save={cfg.save}: cannot be written (Is a directory)")
     return out, file
@@ -919,7 +929,9 @@ def save(path: pathlib.Path, samples: Candidate) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"--save={path}: cannot be written ({error.strerror})") from None
+        raise UserError(
+            f"cannot be written ({error.strerror})", argument="save", value=path
+        ) from None
     print(f"wrote {len(samples.x):,} samples to {path}", flush=True)
 
 

@@ -496,13 +496,20 @@ def _networks(
     head, _ = _condition(cfg.condition)
     if (cfg.loss == "began") != (for_d.kind == "autoencoder"):
         raise UserError(
-            f"--loss={cfg.loss}: began and an autoencoder as D (--net=dcgan/autoencoder) need each other"
+            "began and an autoencoder as D (--net=dcgan/autoencoder) need each other",
+            argument="loss",
+            value=cfg.loss,
+            beside=["net"],
         )
     if for_g.kind == "autoencoder":
-        raise UserError(f"--net={cfg.net}: an autoencoder can be D only, as in dcgan/autoencoder")
+        raise UserError(
+            "an autoencoder can be D only, as in dcgan/autoencoder", argument="net", value=cfg.net
+        )
     if classes and for_d.kind == "autoencoder":
         raise UserError(
-            f"--condition={cfg.condition}: an autoencoder takes no labels; must be none"
+            "an autoencoder takes no labels; must be none",
+            argument="condition",
+            value=cfg.condition,
         )
     common: Any = dict(classes=classes, dtype=jnp.dtype(cfg.precision))
     g = _generator(for_g, shape, axis_name, **common)
@@ -513,7 +520,7 @@ def _networks(
             jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(example), *labels)
         except ValueError as error:
             where = f"images of --dataset={cfg.dataset} are {shape[0]}x{shape[1]}"
-            raise UserError(f"--net={cfg.net}: {error} ({where})") from None
+            raise UserError(f"{error} ({where})", argument="net", value=cfg.net) from None
     return g, d
 
 
@@ -527,53 +534,79 @@ def _check(cfg: Config, axis_name: str | None) -> None:
         for option, users in _OPTIONS.items():
             if getattr(net, option) and player not in users[net.kind]:
                 raise UserError(
-                    f"--net={cfg.net}: {option} has no part in {net.kind} as {player.upper()}; must be without"
+                    f"{option} has no part in {net.kind} as {player.upper()}; must be without",
+                    argument="net",
+                    value=cfg.net,
                 )
     if for_g.norm and cfg.condition == "none":
         heads = ", ".join(("concat", "projection", *AUXILIARY))
         raise UserError(
-            f"--net={cfg.net}: norm has no part in --condition=none; must be one of {heads}"
+            f"norm has no part in --condition=none; must be one of {heads}",
+            argument="net",
+            value=cfg.net,
+            beside=["condition"],
         )
     if cfg.batch_size % cfg.accumulate:
-        raise UserError(f"--accumulate={cfg.accumulate}: must divide --batch_size={cfg.batch_size}")
+        raise UserError(
+            f"must divide --batch_size={cfg.batch_size}",
+            argument="accumulate",
+            value=cfg.accumulate,
+            beside=["batch_size"],
+        )
     devices = jax.device_count() if axis_name else 1
     # A step of fewer rows than devices runs on one of them.
     if cfg.batch_size * cfg.d_steps >= devices and cfg.batch_size % (cfg.accumulate * devices):
         raise UserError(
-            f"--batch_size={cfg.batch_size}: must be a multiple of --accumulate={cfg.accumulate} times the"
-            f" {devices} devices of --parallel=pmap"
+            f"must be a multiple of --accumulate={cfg.accumulate} times the"
+            f" {devices} devices of --parallel=pmap",
+            argument="batch_size",
+            value=cfg.batch_size,
+            beside=["accumulate", "parallel"],
         )
     if cfg.rule != "none":
         for name in ("d_steps", "accumulate"):
             if getattr(cfg, name) > 1:
-                raise UserError(f"--{name}={getattr(cfg, name)}: must be 1 with --rule={cfg.rule}")
+                reason, value = f"must be 1 with --rule={cfg.rule}", getattr(cfg, name)
+                raise UserError(reason, argument=name, value=value, beside=["rule"])
         if axis_name:
-            raise UserError(f"--parallel=pmap: must be jit with --rule={cfg.rule}")
+            raise UserError(
+                f"must be jit with --rule={cfg.rule}",
+                argument="parallel",
+                value="pmap",
+                beside=["rule"],
+            )
     if _augment(cfg.augment)[2] is not None and not balances_at_zero(LOSSES[cfg.loss]):
         allowed = ", ".join(name for name, loss in LOSSES.items() if balances_at_zero(loss))
         raise UserError(
-            f"--augment={cfg.augment}: ada goes by the sign of D's logits, which means nothing with"
-            f" --loss={cfg.loss}; must be one of {allowed}"
+            "ada goes by the sign of D's logits, which means nothing with"
+            f" --loss={cfg.loss}; must be one of {allowed}",
+            argument="augment",
+            value=cfg.augment,
+            beside=["loss"],
         )
     for player, name, _, _ in terms:
-        net, flag = players[player], f"--penalty={'g.' * (player == 'g')}{name}"
+        net, blamed = players[player], dict(argument="penalty", value="g." * (player == "g") + name)
         if name == _CLIP and cfg.rule == "optimistic":
             raise UserError(
-                "--penalty=clip: the steps of --rule=optimistic go beyond the bound; another rule keeps it"
+                "the steps of --rule=optimistic go beyond the bound; another rule keeps it",
+                **blamed,
+                beside=["rule"],
             )
         if name == "path_length_w" and for_g.kind != "stylegan2":
-            raise UserError(f"{flag}: --net={for_g.kind} has no mapping, stylegan2 has")
+            reason = f"--net={for_g.kind} has no mapping, stylegan2 has"
+            raise UserError(reason, **blamed, beside=["net"])
         if name in _OF_ONE_EXAMPLE[player] and net.kind in _BATCH_NORM[player]:
             if player == "g" or not net.spectral:
                 others = {"d": "cnn,spectral has none", "g": "mlp, r3gan and stylegan2 have none"}
-                raise UserError(
-                    f"{flag}: needs a {player.upper()} that takes each example by itself; --net={net.kind} has"
+                reason = (
+                    f"needs a {player.upper()} that takes each example by itself; --net={net.kind} has"
                     f" batch norm, {others[player]}"
                 )
+                raise UserError(reason, **blamed, beside=["net"])
         if name == "orthogonal" and net.kind in _KERNELS:
-            raise UserError(
-                f"{flag}: needs kernels that are matrices; those of --net={net.kind} are {_KERNELS[net.kind]}"
-            )
+            kernels = f"those of --net={net.kind} are {_KERNELS[net.kind]}"
+            reason = f"needs kernels that are matrices; {kernels}"
+            raise UserError(reason, **blamed, beside=["net"])
 
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
@@ -585,7 +618,10 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     shape, classes = images.shape, images.classes if head != "none" else 0
     if classes == 1:
         raise UserError(
-            f"--condition={cfg.condition}: --dataset={cfg.dataset} has no labels; must be none"
+            f"--dataset={cfg.dataset} has no labels; must be none",
+            argument="condition",
+            value=cfg.condition,
+            beside=["dataset"],
         )
     g_net, d_net = _networks(cfg, shape, classes, axis_name)
     source = data.source(
@@ -596,7 +632,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         feed=cfg.feed,
         flip=cfg.flip,
     )
-    steps = cfg.steps or round(cfg.epochs * source.steps_per_epoch)
+    steps = cli.steps_of(cfg, source.steps_per_epoch)
     rule = game.rule_of(cfg.rule)
     counts = rule.counts if rule else 1
 
@@ -611,7 +647,10 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     elif cfg.truncation:
         if distribution is not gan.normal_latents:
             raise UserError(
-                f"--truncation={cfg.truncation}: --latents={cfg.latents}, must be normal:DIM"
+                f"--latents={cfg.latents}, must be normal:DIM",
+                argument="truncation",
+                value=cfg.truncation,
+                beside=["latents"],
             )
         sample_latents = gan.normal_latents(dim, dtype, cfg.truncation)
 

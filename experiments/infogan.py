@@ -104,13 +104,22 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     shape, dtype = images.shape, jnp.dtype(cfg.precision)
     if shape[0] % 4 or shape[1] % 4:
         raise UserError(
-            f"--dataset={cfg.dataset}: images are {shape[0]}x{shape[1]}; height and width must be multiples of 4"
+            f"images are {shape[0]}x{shape[1]}; height and width must be multiples of 4",
+            argument="dataset",
+            value=cfg.dataset,
         )
     if cfg.model == "vae" and (cfg.d_steps > 1 or cfg.d_norm):
-        raise UserError("--model=vae: has no D; --d_steps must be 1 and --d_norm false")
+        raise UserError(
+            "has no D; --d_steps must be 1 and --d_norm false",
+            argument="model",
+            value="vae",
+            beside=["d_steps", "d_norm"],
+        )
     if cfg.d_norm and cfg.model in PENALTY:
         raise UserError(
-            f"--d_norm: --model={cfg.model} penalises the gradient of each example by itself; must be false"
+            f"--model={cfg.model} penalises the gradient of each example by itself; must be false",
+            argument="d_norm",
+            beside=["model"],
         )
     wide = (cfg.channels, 2 * cfg.channels)
     g = dcgan.Generator(

@@ -144,8 +144,12 @@ def read(cfg: Config) -> Table:
     if cfg.csv:
         return read_csv(cfg.csv, cfg.target)
     if cfg.target:
-        reason = "names a column of --csv, which is not given"
-        raise UserError(reason, argument="target", value=cfg.target)
+        raise UserError(
+            "names a column of --csv, which is not given",
+            argument="target",
+            value=cfg.target,
+            beside=["csv"],
+        )
     x = np.arange(1.0, 6.0)[:, None]
     plain = np.zeros(1), np.ones(1), np.zeros(1, int)
     return Table(["x"], x, x, *plain, data.fingerprint_of("x", x))

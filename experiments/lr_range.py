@@ -100,7 +100,7 @@ def chosen(cfg: Config) -> tuple[Any, cli.RunConfig]:
     for flag in flags:
         instead = ours.get(flag.partition("=")[0])
         if instead is not None:
-            raise UserError(f"--flags={flag}: the range test sets it{instead}")
+            raise UserError(f"the range test sets it{instead}", argument="flags", value=flag)
     argv = [f"--dataset={cfg.dataset}", *system.fixed, *(f"--{flag}" for flag in flags)]
     return module, cli.resolve(module.Config, module.PRESETS, argv)
 
@@ -114,9 +114,11 @@ def run(cfg: Config) -> None:
     from bpgan.runtime import parallel
 
     if cfg.low >= cfg.high:
-        raise UserError(f"--low={cfg.low}: must be < --high={cfg.high}")
+        raise UserError(
+            f"must be < --high={cfg.high}", argument="low", value=cfg.low, beside=["high"]
+        )
     system, (module, flags) = SYSTEMS[cfg.system], chosen(cfg)
-    folder = cli.writable(cfg.workdir, f"--workdir={cfg.workdir}")
+    folder = cli.writable(cfg.workdir, "workdir", cfg.workdir)
     parallel.setup(precision=flags.precision)
     lrs = np.geomspace(cfg.low, cfg.high, cfg.steps)
     algorithm = ramped(module, flags, system.flag, optim.geometric(cfg.low, cfg.high, cfg.steps))
@@ -125,7 +127,9 @@ def run(cfg: Config) -> None:
         source = module.build(dataclasses.replace(flags, seed=seed)).source
         if source.windows:
             raise UserError(
-                f"--dataset={cfg.dataset}: is too large for memory; a smaller one will do"
+                "is too large for memory; a smaller one will do",
+                argument="dataset",
+                value=cfg.dataset,
             )
         return source
 
@@ -134,7 +138,7 @@ def run(cfg: Config) -> None:
     try:
         found = [optim.range_test(lrs, one, decay=cfg.decay) for one in losses]
     except ValueError as error:
-        raise UserError(f"--low={cfg.low}: {error}") from None
+        raise UserError(str(error), argument="low", value=cfg.low) from None
     steepest, tenth = ([getattr(each, name) for each in found] for name in ("steepest", "tenth"))
     marks = {
         "steepest descent": float(np.median(steepest)),
@@ -155,7 +159,9 @@ def run(cfg: Config) -> None:
         title = f"{cfg.system}, {cfg.dataset}: {system.loss}, {cfg.seeds} seeds"
         report.save_range(folder / "lr_range.png", title, lrs, losses, smooth, marks)
     except OSError as error:
-        raise UserError(f"--workdir={folder}: cannot be written ({error.strerror})") from None
+        raise UserError(
+            f"cannot be written ({error.strerror})", argument="workdir", value=folder
+        ) from None
     for (name, value), each in zip(marks.items(), (steepest, tenth), strict=True):
         print(
             f"{name}: {value:.2g} (from {min(each):.2g} to {max(each):.2g} over {cfg.seeds} seeds)"

@@ -134,7 +134,8 @@ def run(cfg: Config) -> None:
         sweep = sweeping.Sweep(
             "infogan", folder / "infogan", label, "auto", slots, (math.inf, "s"), None
         )
-        results = iter(sweep.train(runs))
+        with sweep.alone():
+            results = iter(sweep.train(runs))
         codes = {run.workdir: sweep.codes.get(run.workdir, cli.INTERRUPTED) for run in runs}
         if sweep.interrupted or cli.INTERRUPTED in codes.values():
             raise cli.Interrupted
@@ -142,8 +143,10 @@ def run(cfg: Config) -> None:
         for workdir, code in codes.items():
             if code not in (cli.DONE, cli.ANOMALY):
                 raise UserError(
-                    f"--workdir={cfg.workdir}: {workdir.name} {processes.status_of(code)}; see {sweep.logs[workdir]}."
-                    " The same command goes on"
+                    f"{workdir.name} {processes.status_of(code)}; see {sweep.logs[workdir]}."
+                    " The same command goes on",
+                    argument="workdir",
+                    value=cfg.workdir,
                 )
         return {key: [next(results) for _ in group] for key, group in groups.items()}
 
@@ -163,7 +166,9 @@ def run(cfg: Config) -> None:
         space = min(spaces, key=lambda space: min(scores[space]))
         best = int(np.argmin(scores[space]))
         if not math.isfinite(scores[space][best]):
-            raise UserError(f"--budget={cfg.budget}: no setting of {model} came to an end")
+            raise UserError(
+                f"no setting of {model} came to an end", argument="budget", value=cfg.budget
+            )
         setting = searches[model, space][best].values
         rows[model] = {
             "model": model,

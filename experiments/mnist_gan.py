@@ -160,11 +160,19 @@ def _nets(cfg: Config, shape: tuple[int, int, int], axis_name: str | None) -> tu
     width = _width(cfg.net)
     if width is not None:
         if cfg.gradients == "manual":
-            raise UserError(f"--gradients=manual: --net is {cfg.net}, must be mlp")
+            raise UserError(
+                f"--net is {cfg.net}, must be mlp",
+                argument="gradients",
+                value="manual",
+                beside=["net"],
+            )
         if shape[0] % 4 or shape[1] % 4:
             raise UserError(
-                f"--net={cfg.net}: images of --dataset={cfg.dataset} are {shape[0]}x{shape[1]};"
-                " height and width must be multiples of 4 (--net=mlp takes any size)"
+                f"images of --dataset={cfg.dataset} are {shape[0]}x{shape[1]};"
+                " height and width must be multiples of 4 (--net=mlp takes any size)",
+                argument="net",
+                value=cfg.net,
+                beside=["dataset"],
             )
         return (
             linen_net(

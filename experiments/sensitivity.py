@@ -154,9 +154,13 @@ def look(cfg: Config, extractor: Extractor) -> Sight:
     """
     train, test = (data.load(cfg.dataset, split) for split in ("train", "test"))
     if train.classes < 2:
-        raise UserError(f"--dataset={cfg.dataset}: has no labels, which some of the defects need")
+        raise UserError(
+            "has no labels, which some of the defects need", argument="dataset", value=cfg.dataset
+        )
     if train.length < 4 * cfg.n:
-        raise UserError(f"--n={cfg.n}: must be at most a quarter of the {train.length} images")
+        raise UserError(
+            f"must be at most a quarter of the {train.length} images", argument="n", value=cfg.n
+        )
     names = evaluate.names_of(cfg.metrics)
     rng = np.random.default_rng(cfg.seed)
     rows = rng.permutation(train.length)[: max(8 * cfg.n, 10_000)]
@@ -244,7 +248,7 @@ def run(cfg: Config) -> None:
     Raises:
       UserError: as ``look``; if the directory cannot be written.
     """
-    path = cli.writable(cfg.workdir, f"--workdir={cfg.workdir}") / "sensitivity.md"
+    path = cli.writable(cfg.workdir, "workdir", cfg.workdir) / "sensitivity.md"
     text = []
     for extractor in evaluate.extractors(cfg.features, cfg.dataset):
         sight = look(cfg, extractor)
@@ -260,7 +264,9 @@ def run(cfg: Config) -> None:
     try:
         path.write_text("\n".join(text))
     except OSError as error:
-        raise UserError(f"--workdir={path.parent}: cannot be written ({error.strerror})") from None
+        raise UserError(
+            f"cannot be written ({error.strerror})", argument="workdir", value=path.parent
+        ) from None
     print(f"wrote {path}")
 
 

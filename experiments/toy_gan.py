@@ -546,16 +546,24 @@ def lqg(cfg: Config, steps: int) -> cli.Experiment:
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The problem that ``cfg`` names."""
     if axis_name:
-        raise UserError("--parallel=pmap: must be jit for toy_gan")
+        raise UserError("must be jit for toy_gan", argument="parallel", value="pmap")
     if cfg.problem in _NO_KERNELS and "orthogonal" in penalties_of(cfg.penalty):
         raise UserError(
-            f"--penalty={cfg.penalty}: orthogonal has no part in --problem={cfg.problem}, whose D has no kernels;"
-            " must be without"
+            f"orthogonal has no part in --problem={cfg.problem}, whose D has no kernels;"
+            " must be without",
+            argument="penalty",
+            value=cfg.penalty,
+            beside=["problem"],
         )
     if cfg.d_steps > 1 and (cfg.rule != "none" or cfg.problem == "lqg"):
         why = "problem" if cfg.problem == "lqg" else "rule"
-        raise UserError(f"--d_steps={cfg.d_steps}: must be 1 with --{why}={getattr(cfg, why)}")
-    steps = cfg.steps or max(1, round(cfg.epochs * toys.LENGTH / (cfg.batch_size * cfg.d_steps)))
+        raise UserError(
+            f"must be 1 with --{why}={getattr(cfg, why)}",
+            argument="d_steps",
+            value=cfg.d_steps,
+            beside=[why],
+        )
+    steps = cli.steps_of(cfg, toys.LENGTH / (cfg.batch_size * cfg.d_steps))
     makers = {"gaussian1d": gaussian1d, "dirac": dirac, "bilinear": dirac, "lqg": lqg}
     return makers.get(cfg.problem, mixture)(cfg, steps)
 

@@ -133,8 +133,11 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     shape, dtype = images.shape, jnp.dtype(cfg.precision)
     if cfg.net == "conv" and (shape[0] % 4 or shape[1] % 4):
         raise UserError(
-            f"--net=conv: images of --dataset={cfg.dataset} are {shape[0]}x{shape[1]};"
-            " height and width must be multiples of 4 (--net=mlp takes any size)"
+            f"images of --dataset={cfg.dataset} are {shape[0]}x{shape[1]};"
+            " height and width must be multiples of 4 (--net=mlp takes any size)",
+            argument="net",
+            value="conv",
+            beside=["dataset"],
         )
     nets = networks(cfg.net, shape, cfg.latents, cfg.hidden, dtype)
     model = vae.Model(*nets, vae.LIKELIHOODS[cfg.likelihood])

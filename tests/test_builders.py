@@ -527,7 +527,7 @@ def test_requests_are_left_as_they_were(server, digits):
 def test_mirrors_that_are_no_addresses(root, mirror):
     with pytest.raises(UserError) as caught:
         builders.open_prepared("mnist", mirror=mirror)
-    assert str(caught.value) == f"mirror={mirror}: must be an http or https URL"
+    assert str(caught.value) == f"mirror={mirror.strip()}: must be an http or https URL"
 
 
 # Several processes, and killed ones ---------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def test_refuses_data_it_cannot_classify(tmp_path):
     path, tiny = tmp_path / "one.npz", tmp_path / "tiny.npz"
     np.savez(path, x=np.zeros((20, 8, 8), np.uint8))
     np.savez(tiny, x=np.zeros((20, 3, 8), np.uint8), y=np.arange(20) % 2)
-    with pytest.raises(UserError, match=r"--dataset=npz:.*one\.npz: has no labels"):
+    with pytest.raises(UserError, match=r"dataset=npz:.*one\.npz: has no labels"):
         build(f"--dataset=npz:{path}")
-    with pytest.raises(UserError, match="--net=cnn: needs images of at least 4x4.* 3x8"):
+    with pytest.raises(UserError, match="net=cnn: needs images of at least 4x4.* 3x8"):
         build(f"--dataset=npz:{tiny}")

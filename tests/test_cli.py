@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib
+import os
+import pathlib
 import shlex
 import sys
 import types
@@ -12,8 +14,10 @@ import pytest
 
 import bpgan.runtime
 import launch
+from bpgan.files import Damaged
 from bpgan.types import Algorithm, Source, UserError
 from experiments import _cli as cli
+from experiments import _ended as ended
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,7 @@ def message(*argv):
     with pytest.raises(UserError) as caught:
         resolve(*argv)
     assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return cli.message_of(caught.value)
 
 
 def test_precedence_is_default_preset_explicit_whatever_the_order():
@@ -155,7 +159,7 @@ def test_a_flag_does_not_swallow_the_next_one():
 def test_a_preset_is_held_to_the_same_bounds_unless_a_flag_overrides_it():
     presets = {"bad": dict(lr=-1)}
     with pytest.raises(
-        UserError, match=r"^--lr=-1 \(from the preset or default\): must be a number"
+        UserError, match=r"^lr=-1: must be a number > 0 \(the value is that of the preset"
     ):
         cli.resolve(Config, presets, ["--preset=bad"])
     assert cli.resolve(Config, presets, ["--preset=bad", "--lr=1"]).lr == 1.0
@@ -263,8 +267,8 @@ def build(cfg, axis_name=None):
     return cli.Experiment(algorithm, source, lambda state: {state + "/fid": 12.3456789}, "A title")
 
 
-def run(*argv):
-    return cli.run(Config, build, PRESETS, argv)
+def run(*argv, record=ended.ignore):
+    return cli.run(Config, build, PRESETS, argv, record)
 
 
 def test_run_hands_the_loop_steps_not_epochs(fit):
@@ -355,15 +359,110 @@ def test_what_evaluate_finds_is_shown_and_kept(fit, capsys):
     ],
 )
 def test_exit_codes(fit, capsys, error, status, code, said):
-    fit.error, fit.status = error, status
-    assert run() == code
+    """Which are recorded, each with its cause."""
+    fit.error, fit.status, recorded = error, status, []
+    assert run(record=lambda *how: recorded.append(how)) == code
     assert capsys.readouterr().err == said
+    ((workdir, its_code, cause),) = recorded
+    assert (workdir, its_code) == ("runs/test_cli/default", code)
+    assert str(cause or "") == str(error or "")
 
 
 def test_the_unexpected_is_not_swallowed(fit):
-    fit.error = ZeroDivisionError()
+    fit.error, recorded = ZeroDivisionError("by 0"), []
     with pytest.raises(ZeroDivisionError):
-        run()
+        run(record=lambda *how: recorded.append(how))
+    assert [(code, str(cause)) for _, code, cause in recorded] == [(1, "ZeroDivisionError: by 0")]
+
+
+def test_a_refusal_is_recorded_with_what_is_at_fault(fit, tmp_path, monkeypatch):
+    """Only where a launcher asks for it, and only by the process that it started."""
+    fit.error = UserError("is too\nlarge", argument="ema", value=True, beside=["lr"])
+    argv = [f"--workdir={tmp_path / 'a'}"]
+    monkeypatch.delenv(ended.ATTEMPT, raising=False)
+    assert run(*argv, record=ended.recorder()) == 2 and ended.read(tmp_path / "a") is None
+    monkeypatch.setenv(ended.ATTEMPT, "first")
+    record = ended.recorder()
+    assert ended.ATTEMPT not in os.environ
+    assert run(*argv, record=record) == 2
+    found = ended.read(tmp_path / "a")
+    assert found == ended.Ended(
+        attempt="first", code=2, reason="is too large", argument="ema", value="true", beside=["lr"]
+    )
+    assert cli.message_of(found.error) == "--ema=true: is too large"
+    fit.error = Damaged(tmp_path / "x", "is damaged")  # of no argument: all that it says
+    assert run(*argv, record=record) == 2
+    assert ended.read(tmp_path / "a").reason == f"{tmp_path / 'x'}: is damaged"
+    for damage in (b"", b"{}", b"[1]", b"\0" * 9, ended.path_of(tmp_path / "a").read_bytes()[:-9]):
+        ended.path_of(tmp_path / "a").write_bytes(damage)
+        assert ended.read(tmp_path / "a") is None
+    ended.path_of(tmp_path / "a").unlink()
+    ended.path_of(tmp_path / "a").mkdir()
+    assert run(*argv, record=record) == 2 and ended.read(tmp_path / "a") is None
+
+
+@pytest.mark.parametrize("lock", [False, True])
+def test_a_command_that_is_refused_leaves_no_empty_directory(fit, tmp_path, monkeypatch, lock):
+    def refuse(cfg, axis_name=None):
+        path = pathlib.Path(cfg.workdir)
+        path.mkdir(parents=True, exist_ok=True)
+        if lock:
+            (path / ".lock").touch()
+            (path / "checkpoints").mkdir()
+        raise UserError("is refused")
+
+    (tmp_path / "ours").mkdir()
+    argv = [f"--workdir={tmp_path}/ours/a/b"]
+    assert cli.run(Config, refuse, PRESETS, argv) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]  # was there before
+    assert not list((tmp_path / "ours").iterdir())
+    (tmp_path / "ours" / "a").mkdir()
+    (tmp_path / "ours" / "a" / "thesis").touch()
+    assert cli.run(Config, refuse, PRESETS, argv) == 2
+    assert [path.name for path in (tmp_path / "ours" / "a").iterdir()] == ["thesis"]
+
+
+@pytest.mark.parametrize(
+    "word, names, meant",
+    [
+        ("wgan", "minimax began hinge wasserstein", ""),
+        ("wgan", "began rpgan wgan_gp", "wgan_gp"),
+        ("size", "seed batch_size side", "batch_size"),
+        ("batchsize", "batch_size", "batch_size"),
+        ("hinges", "hinge", "hinge"),
+        ("nonsat", "saturating nonsaturating", "nonsaturating"),
+        ("epohcs", "epochs steps", "epochs"),
+        ("wieght", "height weight", "weight"),
+        ("zz", "fuzzy", ""),
+        ("", "a b", ""),
+        ("x" * 3000, "a b", ""),
+    ],
+)
+def test_only_what_is_near_is_meant(word, names, meant):
+    hint = cli.did_you_mean(word, names.split())
+    assert hint == (f"; did you mean {meant}?" if meant else "")
+
+
+def test_numbers_without_end_are_refused_in_one_line(fit, capsys):
+    for flag in (
+        "--epochs=1e308",
+        "--epochs=1e300",
+        f"--log_every={'9' * 5000}",
+        f"--log_every={'9' * 400}ep",
+        f"--steps={'9' * 5000}",
+        f"--seed={'9' * 5000}",
+        f"--lr={'9' * 5000}",
+    ):
+        assert run(flag) == 2 and fit.kwargs is None
+        assert capsys.readouterr().err.count("\n") == 1
+    assert cli.duration("2147483647ep", 70.0) == 2**31 - 1
+
+
+@pytest.mark.parametrize("letter", ["x", "ä", "漢", "𝄞"])
+def test_a_flag_of_any_length_makes_a_file_name(letter):
+    name = cli.run_name(resolve(f"--csv={letter * 3000}"), PRESETS)
+    assert len(name.encode()) <= 100
+    assert name != cli.run_name(resolve(f"--csv={letter * 2999}"), PRESETS)
 
 
 def test_a_bad_flag_stops_before_anything_starts(fit, capsys):

@@ -116,6 +116,7 @@ def check_split(name, x, y):
 def refused(name, *messages, split="train"):
     with pytest.raises(UserError) as caught:
         data.load(name, split)
+    assert (caught.value.argument, caught.value.value) == ("dataset", name)
     text = str(caught.value)
     assert "\n" not in text and text.startswith(f"dataset={name}: "), text
     for message in messages:

@@ -432,13 +432,13 @@ def test_too_few_images_to_evaluate_with_are_refused_first(
     with pytest.raises(UserError) as caught:
         mnist_gan.build(cli.resolve(mnist_gan.Config, mnist_gan.PRESETS, flags))
     must = f"--eval_every: must be 0 for --dataset={dataset}"
-    assert str(caught.value) == f"{must}: {said}, fd,kd,prdc need 6"
+    assert cli.message_of(caught.value) == f"{must}: {said}, fd,kd,prdc need 6"
 
 
 def test_flags_and_checkpoints_are_of_runs():
     for flag in ("--flags=truncation=0.5", "--checkpoint=best"):
         flags = ["--samples=mnist10k", "--dataset=mnist10k", flag]
-        with pytest.raises(UserError, match=f"{flag}: of --run only"):
+        with pytest.raises(UserError, match=f"{flag[2:]}: of --run only"):
             evaluate.run(cli.resolve(evaluate.Config, evaluate.PRESETS, flags))
 
 

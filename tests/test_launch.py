@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import errno
+import fcntl
 import importlib
 import importlib.util
 import json
@@ -25,6 +27,7 @@ import launch
 from bpgan.runtime import sweep
 from bpgan.types import UserError
 from experiments import _cli as cli
+from experiments import _ended as ended
 from experiments import _processes as processes
 from experiments import _search as search
 from experiments import _sweep as sweeping
@@ -38,10 +41,11 @@ FAKE = '''
 Run: python -m experiments.fake
 """
 
-import dataclasses, json, os, pathlib, signal, sys, time
+import dataclasses, fcntl, json, os, pathlib, signal, sys, time
 from dataclasses import dataclass
 
 from experiments import _cli as cli
+from experiments import _ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +63,13 @@ def build(cfg, axis_name=None):
 
 
 if __name__ == "__main__":
+    _ended.follow_parent()
+    tell = _ended.recorder()
     cfg = cli.resolve(Config, PRESETS, sys.argv[1:])
     workdir = pathlib.Path(cfg.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    lock = (workdir / ".lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
     (workdir / "result.json").unlink(missing_ok=True)
     record = {"experiment": "fake", "config": dataclasses.asdict(cfg), "images_per_step": cfg.batch_size}
     (workdir / "config.json").write_text(json.dumps(record))
@@ -76,7 +84,8 @@ if __name__ == "__main__":
     while time.monotonic() < end and not stopped:
         time.sleep(0.02)
     if cfg.lr == 13:
-        print("error: not finite at step 7", file=sys.stderr)
+        tell(workdir, 3, Exception("not finite at step 7"))
+        print("some library's last word", file=sys.stderr)
         sys.exit(3)
     if cfg.lr == 14:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -110,7 +119,7 @@ def refused(*sweeps, argv=()):
     with pytest.raises(UserError) as caught:
         plan(*sweeps, argv=argv)
     assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return cli.message_of(caught.value)
 
 
 def test_a_sweep_is_every_combination_in_order():
@@ -222,7 +231,7 @@ def test_gpus_count_if_jax_can_use_them(monkeypatch, plugin):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name == plugin else None)
     if plugin:
-        with pytest.raises(UserError, match="--processes=2: 3 GPUs cannot be shared out evenly"):
+        with pytest.raises(UserError, match="processes=2: 3 GPUs cannot be shared out evenly"):
             processes.together(["true"], 2)
     else:
         assert processes.together(["true"], 2) == 0
@@ -292,8 +301,10 @@ def pretend(monkeypatch):
     def result(cfg):
         return {"status": "done", "step": 9, "metrics": {"d/loss": cfg.g_lr + cfg.seed / 1e6}}
 
-    def execute(jobs, slots, affordable=lambda: True):
+    def execute(jobs, slots, affordable=lambda: True, attempt=""):
         codes = {}
+        os.environ[ended.ATTEMPT] = attempt
+        execute.record = ended.recorder()
         for index, job in enumerate(jobs):
             started.append(job)
             flags = [arg for arg in job.command if arg.startswith("--")]
@@ -418,7 +429,7 @@ def test_a_halving_scores_what_crashed_as_nothing(tmp_path, pretend, capsys):
         paused.append(cfg.pause_at)
         return whole(cfg) | {"status": "paused"} if cfg.pause_at < 1 else None
 
-    pretend.result, pretend.code = result, -9
+    pretend.result, pretend.code = result, 1
     assert launched(tmp_path, *argv) == 1
     assert paused == [0.333333] * 4 + [1.0]
     assert (
@@ -450,7 +461,7 @@ def test_a_setting_that_could_not_train_has_no_score_and_is_trained_later(
     pretend.result, pretend.code = result, lambda cfg: code * (cfg.g_lr in seen[1:2])
     assert launched(tmp_path, *argv) == code
     assert len(pretend.started) == 4
-    waits = f"the search waits for g_lr={cli.show(seen[1])}, which was refused"
+    waits = f"the search waits for g_lr={cli.show(seen[1])}, which was refused\n"
     assert (waits in capsys.readouterr().out) == (code == 2)
     del pretend.started[:]
     pretend.result, pretend.code = whole, 0
@@ -460,7 +471,11 @@ def test_a_setting_that_could_not_train_has_no_score_and_is_trained_later(
 
 
 @pytest.mark.parametrize("kind", ["halving", "tpe"])
-def test_a_setting_that_is_refused_for_its_value_has_the_worst_score(tmp_path, pretend, kind):
+@pytest.mark.parametrize("argument, beside", [("g_lr", []), ("batch_size", ["g_lr"])])
+def test_a_setting_that_is_refused_for_its_value_has_the_worst_score(
+    tmp_path, pretend, kind, argument, beside
+):
+    """Alone, or together with a flag that is not swept. What its log says last is another's."""
     if kind == "tpe":
         pytest.importorskip("optuna")
     axis = ["--sweep=g_lr=log:1e-5:1e-2", "--samples=4"]
@@ -474,13 +489,123 @@ def test_a_setting_that_is_refused_for_its_value_has_the_worst_score(tmp_path, p
             return whole(cfg)
         log = pathlib.Path(f"{cfg.workdir}.log")
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(f"error: --g_lr={cli.show(cfg.g_lr)}: is too large for this\n")
+        log.write_text("error: --b1=0.5: is what another one was refused for\n")
+        error = UserError("is too large for this", argument=argument, beside=beside)
+        pretend.record(cfg.workdir, 2, error)
         return None
 
     pretend.result, pretend.code = result, lambda cfg: 2 * (cfg.g_lr == refused[0])
     for _ in range(2):
         assert launched(tmp_path, *argv) == 2
         assert len(pretend.started) == 4 + (kind == "halving")
+
+
+@pytest.mark.parametrize("kind", ["all", "halving", "tpe"])
+def test_a_run_that_is_killed_is_trained_again_but_not_for_ever(tmp_path, pretend, capsys, kind):
+    """By the system for want of memory, say. That it was saved in between makes it no other's fault than theirs."""
+    axis = ["--sweep=g_lr=1e-5,1e-4,1e-3,1e-2"]
+    if kind == "tpe":
+        pytest.importorskip("optuna")
+        axis = ["--sweep=g_lr=log:1e-5:1e-2", "--samples=4"]
+    search_for = [] if kind == "all" else [f"--search={kind}", "--aim=min:d/loss"]
+    argv = [*search_for, *axis, "--vectorize=off"]
+    whole, unlucky, steps = pretend.result, [], iter((5, 5, 6, 6, 6, 6))
+
+    def result(cfg):
+        if not unlucky:
+            unlucky.append(cfg.g_lr)
+        if cfg.g_lr != unlucky[0]:
+            return whole(cfg) | ({"status": "paused"} if cfg.pause_at < 1 else {})
+        saved = pathlib.Path(cfg.workdir, "checkpoints", str(next(steps)))
+        saved.mkdir(parents=True, exist_ok=True)
+
+    pretend.result, pretend.code = result, lambda cfg: -9 * (cfg.g_lr == unlucky[0])
+    for times in (1, 2, 1, 2):
+        assert launched(tmp_path, *argv) == 75
+        assert f"killed by SIGKILL, {times} of at most 3 times" in capsys.readouterr().out
+    assert launched(tmp_path, *argv) == 1  # the third time, without a checkpoint in between
+    said = capsys.readouterr().out
+    assert "killed by SIGKILL, 3 of at most 3 times without a checkpoint in between\n" in said
+    trained = len(pretend.started)
+    assert trained == 4 + 4 + (kind == "halving")
+    assert launched(tmp_path, *argv) == 1
+    assert len(pretend.started) == trained + (kind == "all")
+
+
+def test_a_search_of_which_every_run_is_refused_says_so_and_ends(tmp_path, pretend, capsys):
+    def result(cfg):
+        pretend.record(cfg.workdir, 2, UserError("is not there", argument="dataset", value="x"))
+
+    pretend.result, pretend.code = result, 2
+    axis = ["--sweep=g_lr=1e-5,1e-4,1e-3", "--search=halving", "--aim=min:d/loss"]
+    assert launched(tmp_path, *axis, "--vectorize=off") == 2
+    said = capsys.readouterr().out
+    assert said.count("the search ends: every run was refused: --dataset=x: is not there\n") == 1
+    assert "the search waits" not in said
+
+
+def test_what_a_swept_preset_sets_is_of_the_sweep(tmp_path):
+    runs = plan("preset=smoke,fast", root=tmp_path)
+    for run in runs:
+        ended.write(run.workdir, ended._by(UserError("is refused", argument="lr"), "1", 2))
+    assert list(map(sweeping._is_at_fault, runs)) == [False, True]  # only one of them sets it
+
+
+def test_who_is_refused_for_its_value_does_not_keep_a_group_waiting(tmp_path):
+    runs = plan("seed=0:4", root=tmp_path)
+    error = UserError("is refused", argument="seed", value=2)
+    ended.write(runs[2].workdir, ended._by(error, "1", 2))
+    assert [job.runs for job in sweeping.jobs_of("fake", runs, "auto", 1)] == [[0, 1, 3], [2]]
+
+
+def test_a_group_is_no_longer_than_a_command_line(tmp_path):
+    runs = plan("seed=0:2500", root=tmp_path)
+    assert [len(job.runs) for job in sweeping.jobs_of("fake", runs, "on", 1)] == [1000, 1000, 500]
+
+
+@pytest.mark.parametrize(
+    "argv", [["--sweep=seed=0:2"], ["--search=tpe", "--sweep=g_lr=log:1e-5:1e-2", "--samples=2", "--aim=min:d/loss"]]
+)  # fmt: skip
+def test_a_second_launcher_of_the_same_sweep_is_refused(tmp_path, pretend, monkeypatch, argv):
+    def execute(jobs, slots, *rest):
+        with pytest.raises(UserError, match="sweep: another launcher is at work on it, and holds"):
+            launched(tmp_path, *argv)
+        if "--search=tpe" in argv:  # one journal, however many samples are asked for
+            with pytest.raises(
+                UserError, match="sweep: another launcher is at work on it, and holds"
+            ):
+                launched(tmp_path, *argv, "--samples=3")
+        return pretend(jobs, slots, *rest)
+
+    monkeypatch.setattr(processes, "execute", execute)
+    assert launched(tmp_path, *argv) == 0
+    assert launched(tmp_path, *argv) == 0
+    assert not list(tmp_path.glob("mnist_gan/*.lock"))
+
+
+def test_a_sweep_that_is_refused_leaves_no_directory(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    axis = ["--sweep=g_lr=log:1e-5:1e-2", "--samples=2"]
+    for argv in (["--search=tpe", "--aim=min:d/loss"], ["--slurm=local"]):
+        with pytest.raises(UserError, match="needs"):
+            launched(tmp_path, *axis, *argv)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_is_one_line_and_costs_nothing(tmp_path, pretend, monkeypatch):
+    pytest.importorskip("optuna")
+    argv = ["--search=tpe", "--sweep=g_lr=log:1e-5:1e-2", "--samples=4", "--aim=min:d/loss"]
+
+    def tell(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search.Study, "tell", tell)
+        with pytest.raises(UserError, match="No space left on device; the same command goes on"):
+            launched(tmp_path, *argv)
+    trained = len(pretend.started)
+    assert launched(tmp_path, *argv) == 0 and len(pretend.started) == trained
 
 
 def test_a_search_that_has_gone_on_since_is_done(tmp_path, pretend):
@@ -506,7 +631,7 @@ def test_seconds_of_a_budget_are_written_down_as_they_pass(tmp_path, pretend, mo
     now = [0.0]
     monkeypatch.setattr(sweeping.time, "monotonic", lambda: now[0])
 
-    def killed(jobs, slots, affordable):
+    def killed(jobs, slots, affordable, attempt):
         while affordable():
             now[0] += 2
             if now[0] % 100 == 0:
@@ -543,9 +668,9 @@ def test_what_the_next_rung_did_not_reach_is_as_the_last_one_left_it(
     whole, calls = pretend.result, []
     pretend.result = lambda cfg: whole(cfg) | {"status": "paused" if cfg.pause_at < 1 else "done"}
 
-    def execute(jobs, slots, affordable):
+    def execute(jobs, slots, *rest):
         calls.append(jobs)
-        return pretend(jobs[:1] if len(calls) == 2 else jobs, slots, affordable)
+        return pretend(jobs[:1] if len(calls) == 2 else jobs, slots, *rest)
 
     monkeypatch.setattr(processes, "execute", execute)
     argv = ["--search=halving", "--sweep=g_lr=1e-5,1e-4,1e-3", "--sweep=seed=0:2"]
@@ -593,7 +718,7 @@ def test_the_table_says_of_runs_of_a_halving_that_they_are_paused(tmp_path, pret
 def test_searches_that_cannot_work_are_refused(tmp_path, pretend, argv, said):
     with pytest.raises(UserError) as caught:
         launched(tmp_path, *argv)
-    assert str(caught.value) == said and not pretend.started
+    assert cli.message_of(caught.value) == said and not pretend.started
 
 
 def test_the_home_folder_is_that_of_every_file(tmp_path, pretend, monkeypatch, capsys):
@@ -629,7 +754,8 @@ def home(tmp_path):
     home = tmp_path / "clone"
     (home / "experiments").mkdir(parents=True)
     shutil.copy(ROOT / "launch.py", home)
-    for name in ("__init__.py", "_cli.py", "_processes.py", "_search.py", "_slurm.py", "_sweep.py"):
+    ours = ("cli", "ended", "processes", "search", "slurm", "sweep")
+    for name in ("__init__.py", *(f"_{each}.py" for each in ours)):
         shutil.copy(ROOT / "experiments" / name, home / "experiments")
     (home / "experiments" / "fake.py").write_text(FAKE)
     (home / "experiments" / "_hidden.py").write_text("")
@@ -688,9 +814,9 @@ def test_a_sweep_runs_reports_and_goes_on(home, tmp_path):
     folder = tmp_path / "out" / "fake"
     assert re.search(r"^\[1/4\] lr=0\.5 seed=0: started", done.stdout, re.M)
     assert re.search(r"^\[2/4\] lr=0\.5 seed=1: done in 0:\d\d$", done.stdout, re.M)
-    failure = r"^\[3/4\] lr=13\.0 seed=0: failed \(exit 3\) in 0:\d\d: error: not finite at step 7$"
+    failure = r"^\[3/4\] lr=13\.0 seed=0: failed \(exit 3\) in 0:\d\d: not finite at step 7$"
     assert re.search(failure, done.stdout, re.M)
-    assert re.search(r"^lr=13\.0 seed=1: failed \(exit 3\): error: not finite", done.stdout, re.M)
+    assert re.search(r"^lr=13\.0 seed=1: failed \(exit 3\): not finite", done.stdout, re.M)
 
     lines = [line.split() for line in done.stdout.splitlines()]
     assert ["lr", "seed", "status", "step", "loss", "cores"] in lines
@@ -710,7 +836,7 @@ def test_a_sweep_runs_reports_and_goes_on(home, tmp_path):
     workdir = tmp_path / rows[0]["workdir"]
     assert json.loads((workdir / "result.json").read_text())["status"] == "done"
     names = {p.name for p in workdir.iterdir()}
-    assert names == {"ready", "config.json", "metrics.jsonl", "result.json"}  # ours is outside
+    assert names == {".lock", "ready", "config.json", "metrics.jsonl", "result.json"}
     log = workdir.with_name(workdir.name + ".log")
     assert log.read_text().splitlines()[1] == "training"
 
@@ -752,7 +878,7 @@ def test_what_a_group_refuses_ends_the_sweep_with_2(tmp_path):
     argv = ["--experiment=mnist_gan", "--dataset=idx:/nope", "--sweep=seed=0:2", "--jobs=1"]
     done = start(ROOT, *argv, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stdout.count("failed (exit 2): error: --dataset=idx:/nope") == 2
+    assert done.stdout.count("failed (exit 2): --dataset=idx:/nope") == 2
 
 
 @pytest.mark.slow
@@ -775,8 +901,8 @@ def test_a_longer_sweep_that_is_killed_is_not_done(tmp_path):
         output, _ = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 1
-    assert "seed=0: failed (SIGKILL)" in output and "seed=1: failed (SIGKILL)" in output
+    assert process.returncode == 75
+    assert all(f"seed={i}: killed by SIGKILL, 1 of at most" in output for i in range(2))
     assert not list(tmp_path.glob("runs/mnist_gan/*/result.json"))
     # The same command does not take it for done.
     done = start(ROOT, *argv, "--steps=6", cwd=tmp_path)
@@ -846,10 +972,54 @@ def test_signals_after_the_budget_are_passed_on_as_they_come(tmp_path):
     assert log.read_text().split()[-3:] == [str(int(number)) for number in sent]
 
 
-def test_a_killed_run_fails_the_sweep_with_1(home, tmp_path):
+def test_a_killed_run_is_resumable(home, tmp_path):
     done = start(home, "--experiment=fake", "--sweep=lr=14", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "lr=14.0: failed (SIGKILL)" in done.stdout
+    assert done.returncode == 75
+    assert "lr=14.0: failed (SIGKILL) in 0:0" in done.stdout
+    assert "lr=14.0: killed by SIGKILL, 1 of at most 3 times" in done.stdout
+
+
+@pytest.mark.medium
+def test_no_run_outlives_its_launcher_and_the_next_one_waits_for_it(home, tmp_path):
+    argv = ["--experiment=fake", "--sweep=seed=0", "--pause=60"]
+    process = subprocess.Popen(
+        command(home, *argv), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (ready := list(tmp_path.glob("runs/fake/*/ready"))):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    while processes.is_trained(ready[0].parent):  # it saves, and is gone
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    result = json.loads(ready[0].with_name("result.json").read_text())
+    assert result["status"] == "interrupted"
+    # One that does not go: it is waited for, and said.
+    with ready[0].with_name(".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = subprocess.Popen(
+            command(home, *argv[:2]),
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        assert said == "seed=0: another process still trains it; waiting for it to save\n"
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "seed=0: done" in output
+
+
+@pytest.mark.medium
+def test_a_process_whose_launcher_is_gone_does_not_begin(tmp_path):
+    argv = [sys.executable, "-m", "experiments.linear_regression", f"--workdir={tmp_path / 'a'}"]
+    gone = environment(**{ended.PARENT: "1"} if os.getpid() != 1 else {ended.PARENT: "2"})
+    done = subprocess.run(argv, cwd=ROOT, env=gone, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "", "")
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize(
@@ -1021,4 +1191,4 @@ def test_a_sweep_of_real_runs_is_extended_by_a_longer_one(tmp_path):
         "resuming at step 20"
         in (tmp_path / "runs/linear_regression").joinpath(f"{min(short)}.log").read_text()
     )
-    assert re.search(r"lr=0\.5: failed \(exit 2\).*: error: --lr=0\.5: diverges", output)
+    assert re.search(r"lr=0\.5: failed \(exit 2\).*: --lr=0\.5: diverges", output)

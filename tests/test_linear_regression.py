@@ -151,8 +151,8 @@ def test_stochastic_gradient_descent_comes_near(houses):
     [
         (None, "y", "data.csv: cannot be read .No such file"),
         ("x,y\n1,2\n", "y", "at least two lines"),
-        ("x,y\n1,2\n3,4\n", "", "--target=: must be a column of .*data.csv: x, y"),
-        ("x,y\n1,2\n3,4\n", "z", "--target=z: must be a column of .*data.csv: x, y"),
+        ("x,y\n1,2\n3,4\n", "", "target=: must be a column of .*data.csv: x, y"),
+        ("x,y\n1,2\n3,4\n", "z", "target=z: must be a column of .*data.csv: x, y"),
         ("y\n1\n2\n", "y", "no column but the target 'y'"),
         ("x,x,y\n1,2,3\n4,5,6\n", "y", "line 1: columns need names that differ"),
         ("x,y\n1,2\n\n3\n", "y", "line 4: 1 cells, the header has 2"),
@@ -174,9 +174,9 @@ def test_bad_files_are_named_in_one_line(tmp_path, text, target, message):
 @pytest.mark.parametrize(
     "flag, message",
     [
-        ("--target=y", "--target=y: names a column of --csv, which is not given"),
-        ("--lr=0.1", "--lr=0.1: diverges on this data; must be < 0.0845"),
-        ("--batch_size=6", "--batch_size=6: there are only 5 examples"),
+        ("--target=y", "target=y: names a column of --csv, which is not given"),
+        ("--lr=0.1", "lr=0.1: diverges on this data; must be < 0.0845"),
+        ("--batch_size=6", "batch_size=6: there are only 5 examples"),
     ],
 )
 def test_bad_flags(flag, message):

@@ -111,9 +111,9 @@ def test_the_table_tells_what_broke():
     assert len(heads) == len(cells)
 
 
-@pytest.mark.parametrize("code, ends", [(75, 75), (2, 2), (-9, 2)])
+@pytest.mark.parametrize("code, ends", [(75, 75), (2, 2), (1, 2), (-9, 75)])
 def test_only_an_anomaly_is_a_models_failure(tmp_path, monkeypatch, capsys, code, ends):
-    def execute(jobs, slots, affordable):
+    def execute(jobs, slots, affordable, attempt):
         return dict.fromkeys(range(len(jobs)), code), False
 
     monkeypatch.setattr(processes, "execute", execute)

@@ -1,8 +1,10 @@
 """What a search runs: draws that nothing moves, halving, and TPE that goes on where it stopped."""
 
 import math
+import os
 import pathlib
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -89,14 +91,14 @@ def test_more_draws_and_more_axes_move_none():
      "g_lr=log:1:nan"],
 )  # fmt: skip
 def test_ranges_that_are_empty_are_refused(text):
-    with pytest.raises(UserError, match=f"--sweep={text}: must be (log|uniform):LOW:HIGH with"):
+    with pytest.raises(UserError, match=f"sweep={text}: must be (log|uniform):LOW:HIGH with"):
         axis(text)
 
 
 def test_samples_and_draws_need_each_other():
     with pytest.raises(UserError, match="--samples=N must say"):
         search.combinations([axis("g_lr=log:1e-5:1e-2")], 0, 0)
-    with pytest.raises(UserError, match="--samples=3: no --sweep draws"):
+    with pytest.raises(UserError, match="samples=3: no --sweep draws"):
         search.combinations([axis("seed=0:2")], 3, 0)
 
 
@@ -174,8 +176,111 @@ def test_a_trial_that_came_to_nothing_does_not_stop_the_search(tmp_path):
     study = search.Study(tmp_path / "a.log", AXES, 0)
     for number, _ in study.generation(4):
         study.tell(number, math.inf)
+    study = search.Study(tmp_path / "a.log", AXES, 0)
     assert [score for _, score in study.told()] == [math.inf] * 4
+    assert [trial.value for trial in study._study.get_trials()] == [math.inf] * 4
     assert len(study.generation(4)) == 4
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("seed", [0, 1])
+def test_tpe_learns_where_runs_diverge(tmp_path, seed):
+    """Told that they failed, it drew them more often than chance does (57 %): in 81 to 94 % of its last draws."""
+
+    def diverges(texts):
+        return float(texts["g_lr"]) > 10**-3.3
+
+    study, asked = search.Study(tmp_path / "a.log", AXES[:2], seed), []
+    while len(asked) < 64:
+        for number, texts in study.generation(search.GENERATION):
+            bad = diverges(texts)
+            study.tell(number, math.inf if bad else (math.log10(float(texts["g_lr"])) + 3.5) ** 2)
+            asked.append(bad)
+    chance = np.mean([diverges({"g_lr": AXES[0].draw(seed, i)}) for i in range(400)])
+    assert chance == pytest.approx(0.57, abs=0.08) and np.mean(asked[-32:]) < chance - 0.1
+
+
+def journal(path):
+    """A study of two trials of which one has a value, and the bytes of its journal."""
+    study = search.Study(path, AXES, 0)
+    (number, texts), _ = study.generation(2)
+    study.tell(number, 1.0)
+    return study.told(), [texts for _, texts in study.generation(2)], path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [b"\n\n", b"\0" * 100, b'{"op_code":', b"\n\n\0\n", b"\xff\xfe", b'[1]\n{"a": 1', b"{" * 9999],
+)
+def test_a_journal_with_a_torn_end_is_mended_and_a_copy_kept(tmp_path, capsys, end):
+    path = tmp_path / "a.log"
+    told, waiting, whole = journal(path)
+    path.write_bytes(whole + end)
+    os.symlink(path, tmp_path / "a.log.lock")  # of a process that was killed while it wrote
+    for repeated in (False, True):
+        study = search.Study(path, AXES, 0)
+        assert study.told() == told and [texts for _, texts in study.generation(2)] == waiting
+        # Optuna notes each time that the study was opened.
+        assert path.read_bytes().startswith(whole)
+        assert all(map(search._entry, path.read_bytes().splitlines(keepends=True)))
+        assert ("torn and were cut off" in capsys.readouterr().out) != repeated
+    (copy,) = tmp_path.glob("a.log.torn-*")
+    assert copy.read_bytes() == whole + end
+
+
+def test_a_journal_cut_anywhere_goes_on_from_what_is_whole(tmp_path):
+    path = tmp_path / "a.log"
+    _, _, whole = journal(path)
+    for cut in (1, 7, len(whole.splitlines(True)[-1]), len(whole) // 2, len(whole) - 1, len(whole)):
+        path.write_bytes(whole[:-cut])
+        assert search.Study(path, AXES, 0).generation(2)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda lines: [*lines[:2], b"\0" * 9 + lines[2], *lines[3:]],
+        lambda lines: [b"no journal\n", *lines],
+        lambda lines: [lines[0], *lines[2:]],
+        lambda lines: [b"{}\n", *lines],
+        lambda lines: [
+            *lines[:-1],
+            b'{"op_code": 6, "worker_id": "x", "trial_id": 99}\n',
+            lines[-1],
+        ],
+    ],
+)
+def test_a_journal_damaged_before_its_end_is_refused_as_it_is(tmp_path, damage):
+    path = tmp_path / "a.log"
+    path.write_bytes(b"".join(damage(journal(path)[2].splitlines(keepends=True))))
+    before = path.read_bytes()
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match="a.log: the journal of the search is damaged"
+        ) as caught:
+            search.Study(path, AXES, 0)
+        assert "\n" not in str(caught.value) and path.read_bytes() == before
+
+
+def test_any_seed_is_a_seed_of_tpe(tmp_path):
+    assert search.Study(tmp_path / "a.log", AXES, 10**15).generation(1)
+
+
+@pytest.mark.parametrize(
+    "texts, samples, said",
+    [
+        (["seed=0:99999999999"], 0, "--sweep=seed=0:99999999999: is more than 10,000 values"),
+        ([f"seed=0:{'9' * 5000}"], 0, f"--sweep=seed=0:{'9' * 193}...: is more than"),
+        ([f"seed=-{'9' * 5000}:1"], 0, f"--sweep=seed=-{'9' * 194}...: is more than"),
+        (["seed=0:400", "d_steps=1:400"], 0, "--sweep: asks for 400 x 399 = 159,600 runs; must be"),
+        (["g_lr=log:1e-5:1", "seed=0:2000"], 2000, "--sweep: asks for 2,000 x 2,000 = 4,000,000"),
+    ],
+)
+def test_sizes_are_looked_at_before_they_are_built(texts, samples, said):
+    start = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        search.combinations([axis(text) for text in texts], samples, 0)
+    assert cli.message_of(caught.value).startswith(said) and time.monotonic() - start < 1
 
 
 def test_without_optuna_it_says_what_to_install(tmp_path, monkeypatch):

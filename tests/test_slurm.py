@@ -8,6 +8,7 @@ import csv
 import json
 import os
 import pathlib
+import pickle
 import re
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from faults.harness import assert_same
 
 import launch
 from bpgan.types import UserError
+from experiments import _cli as cli
 from experiments import _slurm
 
 ROOT = pathlib.Path(launch.__file__).parent
@@ -74,6 +76,14 @@ def test_time_limits_in_minutes(text, expected):
         (["--slurm", "--slurm_option=Account=x"], "--slurm_option=Account=x: must be NAME or NAME=VALUE"),
         (["--slurm", "--slurm_option=qos="], "--slurm_option=qos=: must be NAME or NAME=VALUE"),
         (["--slurm", "--slurm_option=signal=INT"], "--slurm_option=signal=INT: the launcher itself sets --signal"),
+        (["--slurm", "--slurm_partition=a\n#SBATCH --uid=0"], "--slurm_partition=a #SBATCH --uid=0: must be one line"),
+        (["--slurm", "--slurm_partition=a\rb"], "--slurm_partition=a b: must be one line, without control"),
+        (["--slurm", "--slurm_partition=a\x00b"], "--slurm_partition=a\x00b: must be one line"),
+        (["--slurm", "--slurm_partition=a\u2028b"], "--slurm_partition=a b: must be one line"),
+        (["--slurm", "--slurm_option=comment=a\nrm -r x"], "--slurm_option=comment=a rm -r x: must be one line"),
+        (["--slurm", "--slurm_option=a\nb"], "--slurm_option=a b: must be NAME or NAME=VALUE"),
+        (["--slurm", "--slurm_memory=1G\n"], "--slurm_memory=1G : must be a size"),
+        (["--slurm", "--slurm_time=90\n"], "--slurm_time=90 : must be minutes"),
         (["--slurm_partition=gpu"], "--slurm_partition: has no effect without --slurm"),
         (["--slurm", "--slurm_partitoin=x"], "--slurm_partitoin: unknown flag; did you mean --slurm_partition?"),
         (["--slurm", "--processes=3", "--slurm_nodes=2"], "--processes=3: must be a multiple of --slurm_nodes=2"),
@@ -85,13 +95,13 @@ def test_time_limits_in_minutes(text, expected):
 def test_mistakes_are_one_line(argv, said):
     with pytest.raises(UserError) as caught:
         launch.run(["--experiment=linear_regression", "--sweep=seed=0:2", "--dry_run", *argv])
-    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+    message = cli.message_of(caught.value)
+    assert " ".join(message.splitlines()).startswith(said)  # as ``cli.fail`` prints it
+    assert len(message.splitlines()) == 1 or not all(map(str.isprintable, argv))
 
 
 def test_a_single_run_is_a_sweep_of_one():
-    with pytest.raises(
-        UserError, match=r"--slurm: submits a sweep; a single run is --sweep=seed=0"
-    ):
+    with pytest.raises(UserError, match=r"slurm: submits a sweep; a single run is --sweep=seed=0"):
         launch.run(["--experiment=linear_regression", "--slurm"])
 
 
@@ -190,9 +200,81 @@ def test_what_slurm_refuses_is_one_line_and_leaves_nothing(tmp_path, scheduler, 
     )
     with pytest.raises(UserError) as caught:
         _slurm.submit(runs(tmp_path, ""), options(), 1, {})
-    assert str(caught.value) == "--slurm: error: invalid partition sbatch: no"
+    assert str(caught.value) == "slurm: error: invalid partition sbatch: no"
     assert capfd.readouterr().err == ""
-    assert not list((tmp_path / "slurm").iterdir()) and not (tmp_path / "run0.job").exists()
+    assert not (tmp_path / "slurm").exists() and not (tmp_path / "run0.job").exists()
+
+
+def test_no_folder_has_control_characters_in_a_script(tmp_path, scheduler):
+    folder = tmp_path / "a\n#SBATCH --uid=0"
+    with pytest.raises(
+        UserError, match="root: .*has control characters, which --slurm cannot have"
+    ):
+        _slurm.submit(runs(folder, ""), options(), 1, {})
+    assert not list(scheduler.glob("sbatch.*")) and not (folder / "slurm").exists()
+
+
+def test_what_waits_in_the_queue_is_not_trained_here(tmp_path, scheduler):
+    todo = runs(tmp_path, "", "")
+    _slurm.submit(todo, options(), 1, {})
+    (scheduler / "queue").write_text("12_1 PENDING\n")
+    with pytest.raises(UserError, match="slurm=local: job 12_1 of x=1 is in the queue"):
+        _slurm.submit(todo, LOCAL, 1, {})
+
+
+class Trap:
+    """Runs when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("code", ["", "0", "[", '"0"', "3"])
+@pytest.mark.parametrize("cluster", ["local", "slurm"])
+def test_what_a_folder_holds_that_a_file_names_is_not_run(tmp_path, scheduler, cluster, code):
+    """Whoever may write beside a run could have had a pickle of his loaded."""
+    (run,), trap = runs(tmp_path, ""), tmp_path / "trapped"
+    folder = tmp_path / "of somebody"
+    folder.mkdir()
+    (folder / "7_0_result.pkl").write_bytes(pickle.dumps(Trap(str(trap))))
+    (folder / "7_code.json").write_text(code)
+    record = {"cluster": cluster, "folder": str(folder), "id": "7", "command": run.command}
+    (tmp_path / "run0.job").write_text(json.dumps(record))
+    said = _slurm.submit([run], options(), 1, {})
+    assert said == (({0: 0}, False) if code == "0" else None) and not trap.exists()
+    assert len(list(scheduler.glob("sbatch.*"))) == (code != "0")
+
+
+@pytest.mark.medium
+def test_a_local_job_does_not_outlive_its_launcher(tmp_path):
+    """Neither does a run its job."""
+    script = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (open('saved', 'w'), sys.exit(75)))\n"
+        "print('ready', flush=True)\ntime.sleep(60)"
+    )
+    driver = (
+        "import pathlib, sys; sys.path.insert(0, 'tests')\n"
+        "from test_slurm import LOCAL, _slurm, runs\n"
+        f"todo = runs(pathlib.Path({str(tmp_path)!r}), {script!r})\n"
+        f"import os; os.chdir({str(tmp_path)!r})\n"
+        "_slurm.submit(todo, LOCAL, 1, {})"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", driver], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    deadline, log = time.monotonic() + 60, tmp_path / "run0.log"
+    while not (log.exists() and "\nready\n" in log.read_text()):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    while not (tmp_path / "saved").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 COUNT = """
@@ -208,11 +290,11 @@ def test_local_jobs_end_with_their_codes_and_are_not_repeated(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     ends = ["print(os.environ['COLOUR'])", "sys.exit(3)", "os.kill(os.getppid(), signal.SIGKILL)"]
     todo = runs(tmp_path / "out", *(COUNT.format(i=i) + end for i, end in enumerate(ends)))
-    expected = ({0: 0, 1: 3, 2: 1}, False)
+    expected = ({0: 0, 1: 3, 2: -signal.SIGKILL}, False)
     assert _slurm.submit(todo, LOCAL, 2, {"COLOUR": "green"}) == expected
     assert todo[0].log.read_text().splitlines()[-2:] == ["try 0", "green"]
     said = capsys.readouterr().out
-    assert "[1/3] x=0: done\n" in said and "[2/3] x=1: failed (exit 3): try 0\n" in said
+    assert "[1/3] x=0: done\n" in said and "[2/3] x=1: failed (exit 3)\n" in said
     # Only what is not done; and nothing counts as done by another command, or if it was removed.
     assert _slurm.submit(todo, LOCAL, 1, {"COLOUR": "green"}) == expected
     tries = [(tmp_path / f"tries{i}").read_text() for i in range(3)]

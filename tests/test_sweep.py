@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import pathlib
 import shutil
 
 import jax
@@ -18,6 +19,7 @@ from bpgan.penalties import PENALTIES
 from bpgan.runtime import parallel, run, sweep, train
 from bpgan.types import UserError
 from experiments import _cli as cli
+from experiments import _ended as ended
 from experiments import _group, classifier, mnist_gan
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -456,10 +458,10 @@ def test_a_directory_of_something_else_stops_all_before_any_is_touched(tmp_path)
     assert not (tmp_path / "0" / "config.json").exists()
 
 
-def group(tmp_path, *members, flags=()):
+def group(tmp_path, *members, flags=(), record=ended.ignore):
     rest = [f"--member={m} --workdir={tmp_path / str(i)}" for i, m in enumerate(members)]
     return _group.run(
-        ["mnist_gan", "--preset=smoke", "--net=mlp", "--notensorboard", *flags, *rest]
+        ["mnist_gan", "--preset=smoke", "--net=mlp", "--notensorboard", *flags, *rest], record
     )
 
 
@@ -479,10 +481,15 @@ def test_the_process_of_a_group(tmp_path, capsys):
 def test_of_a_member_only_its_measures_are_kept(tmp_path, monkeypatch, copies):
     """One copy of the data is trained on, another is the member's that is being built."""
     alive, given = copies(classifier), []
-    monkeypatch.setattr(train, "fit_group", lambda *args, **_: given.extend(args[2]) or [])
+
+    def fit_group(make, source, members, **plan):
+        given.extend(members)
+        return [train.Result("done", 1, {}, {}) for _ in members]
+
+    monkeypatch.setattr(train, "fit_group", fit_group)
     rest = [f"--member=--seed={i} --workdir={tmp_path / str(i)}" for i in range(4)]
     assert _group.run(["classifier", "--net=mlp", *rest]) == 0
-    assert alive == [1, 2, 2, 2, 2]
+    assert alive == [1, 2, 2, 2]
     assert len({member.evaluate for member in given}) == 4
 
 
@@ -495,15 +502,68 @@ def test_an_experiment_that_branches_is_told_to_be_off(tmp_path, monkeypatch, ho
         return build(cfg, axis_name)
 
     monkeypatch.setattr(mnist_gan, "build", branches)
-    with pytest.raises(UserError, match="--vectorize: mnist_gan decides by the value of one of"):
+    with pytest.raises(UserError, match="vectorize: mnist_gan decides by the value of one of"):
         group(tmp_path, "--seed=0 --g_lr=1e-3", "--seed=1 --g_lr=1e-4")
 
 
 def test_pmap_is_not_for_groups(tmp_path):
-    with pytest.raises(UserError, match="--vectorize: must be off with --parallel=pmap"):
+    with pytest.raises(UserError, match="vectorize: must be off with --parallel=pmap"):
         group(tmp_path, "--seed=0", "--seed=1", flags=["--parallel=pmap"])
 
 
+def test_a_member_that_is_refused_does_not_keep_the_others_from_training(
+    tmp_path, monkeypatch, capsys
+):
+    build, trained, recorded = mnist_gan.build, [], {}
+
+    def refuses(cfg, axis_name=None):
+        if cfg.g_lr == 0.5:
+            raise UserError("is too large", argument="g_lr", value=cfg.g_lr)
+        return build(cfg, axis_name)
+
+    def fit_group(make, source, members, **plan):
+        trained.extend(member.seed for member in members)
+        ends = [train.Result("done", 1, {}, {}), train.Anomaly("not finite by step 1")]
+        return ends[: len(members)]
+
+    def record(workdir, code, error=None):
+        recorded[pathlib.Path(workdir).name] = code, str(error or "")
+
+    monkeypatch.setattr(mnist_gan, "build", refuses)
+    monkeypatch.setattr(train, "fit_group", fit_group)
+    members = ["--seed=0 --g_lr=0.5", "--seed=1 --g_lr=1e-4", "--seed=2 --g_lr=1e-3"]
+    assert group(tmp_path, *members, record=record) == 2
+    assert trained == [1, 2]
+    assert "error: --g_lr=0.5: is too large\n" in capsys.readouterr().err
+    refused = 2, "g_lr=0.5: is too large"
+    assert recorded == {"0": refused, "1": (0, ""), "2": (3, "not finite by step 1")}
+    # What is common to all is refused at once, and everyone's end.
+    flags = ["--g_lr=0.5"]
+    with pytest.raises(UserError, match="g_lr=0.5: is too large"):
+        group(tmp_path, "--seed=0", "--seed=1", flags=flags, record=record)
+    assert recorded == {"0": refused, "1": refused, "2": (3, "not finite by step 1")}
+    assert trained == [1, 2] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error, end",
+    [
+        (cli.Interrupted(), (75, "")),
+        (KeyboardInterrupt(), (130, "")),
+        (ZeroDivisionError("by 0"), (1, "ZeroDivisionError: by 0")),
+    ],
+)
+def test_how_a_group_ends_is_recorded_of_each(tmp_path, monkeypatch, error, end):
+    def build(cfg, axis_name=None):
+        raise error
+
+    recorded = []
+    monkeypatch.setattr(mnist_gan, "build", build)
+    with pytest.raises(type(error)):
+        group(tmp_path, "--seed=0", "--seed=1", record=lambda *how: recorded.append(how))
+    assert [(code, str(cause or "")) for _, code, cause in recorded] == [end] * 2
+
+
 def test_members_may_differ_in_sweepable_flags_only(tmp_path):
-    with pytest.raises(UserError, match="--loss: must be the same for all members"):
+    with pytest.raises(UserError, match="loss: must be the same for all members"):
         group(tmp_path, "--loss=hinge", "--loss=nonsaturating")

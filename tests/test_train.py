@@ -424,7 +424,7 @@ def test_devices_and_modes_agree(trees_close, options):
 
 
 def test_uneven_batch_is_refused():
-    with pytest.raises(UserError, match="--batch_size: 20 rows cannot be split over 8 devices"):
+    with pytest.raises(UserError, match="batch_size: 20 rows cannot be split over 8 devices"):
         parallel.compile(small_gan(), source(20), seed=0)
 
 
@@ -700,7 +700,7 @@ def test_a_checkpoint_is_not_ranked_by_the_evaluation_of_another_step(tmp_path):
 
 def test_keep_by_what_is_not_logged_is_refused_before_the_first_step(tmp_path):
     with pytest.raises(
-        UserError, match="--keep: accuracy is not logged by this run; known: d/fake, .*d/loss"
+        UserError, match="keep: accuracy is not logged by this run; known: d/fake, .*d/loss"
     ):
         fit(tmp_path / "run", 4, keep=Keep.parse("3,best=1,max:accuracy"))
     assert not records.read_log(tmp_path / "run/metrics.jsonl")
@@ -710,7 +710,7 @@ def test_keep_by_what_is_not_logged_is_refused_before_the_first_step(tmp_path):
     "metric, every", [("samples/variance", 0), ("samples/colour", 2), ("time/left", 2)]
 )
 def test_so_is_keep_by_samples_that_are_not_drawn(tmp_path, metric, every):
-    with pytest.raises(UserError, match=f"--keep: {metric} is not logged by this run; known: d/"):
+    with pytest.raises(UserError, match=f"keep: {metric} is not logged by this run; known: d/"):
         fit(tmp_path / "run", 4, keep=Keep.parse(f"3,min:{metric}"), sample_every=every)
     assert fit(tmp_path / "run", 4, keep=Keep.parse("3,min:time/elapsed")).status == "done"
 

@@ -466,7 +466,8 @@ def _check_mirror(mirror: str) -> None:
     except ValueError:
         good = False
     if not good or re.search(r"[\s?#\x00-\x1f]", mirror):
-        raise UserError("must be an http or https URL", argument="mirror", value=mirror)
+        given = " ".join(mirror.split())
+        raise UserError("must be an http or https URL", argument="mirror", value=given)
 
 
 def _prepare(root: pathlib.Path, name: str, spec: Spec, mirror: str) -> None:

@@ -179,9 +179,8 @@ def hold_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
     """
     n = dataset.length
     if n < 20:
-        raise UserError(
-            f"{n} examples are too few to hold some out", argument="dataset", value=dataset.name
-        )
+        reason = f"{n} examples are too few to hold some out"
+        raise UserError(reason, argument="dataset", value=dataset.name)
     chosen = np.zeros(n, bool)
     chosen[np.random.RandomState(0).permutation(n)[: min(n // 10, 10_000)]] = True
     held, rest = np.flatnonzero(chosen), np.flatnonzero(~chosen)

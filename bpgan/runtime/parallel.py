@@ -311,13 +311,16 @@ def compile(
     used = jax.devices()[:devices]
     several = jax.process_count() > 1
     if several and mode == "pmap":
-        raise UserError("--parallel=pmap: works in one process only; must be jit with several")
+        raise UserError(
+            "works in one process only; must be jit with several", argument="parallel", value="pmap"
+        )
     if source.batch_size < len(used) and not several:
         used = used[:1]
     if source.batch_size % len(used):
         raise UserError(
-            f"--batch_size: {source.batch_size} rows cannot be split over {len(used)} devices;"
-            f" must be a multiple of {len(used)}"
+            f"{source.batch_size} rows cannot be split over {len(used)} devices;"
+            f" must be a multiple of {len(used)}",
+            argument="batch_size",
         )
     mesh = Mesh(np.array(used), (_AXIS,))
     replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(_AXIS))

@@ -226,7 +226,7 @@ def fit_group(
       jax.errors.JAXTypeError: one of ``TRACED``, without ``or_alone``, if ``make`` branches on its arguments.
     """
     if jax.process_count() > 1:
-        raise UserError("--vectorize: works in one process; must be off with several")
+        raise UserError("works in one process; must be off with several", argument="vectorize")
     results: dict[int, Result | Anomaly] = {}
     waiting = _groups(members, lowering)
     while waiting:
@@ -765,7 +765,8 @@ def _check_rank(plan: Plan, program: sweep.Group, source: Source) -> None:
 
 
 def _not_logged(keep: Keep, known: Iterable[str]) -> UserError:
-    return UserError(f"--keep: {keep.metric} is not logged by this run; known: {', '.join(known)}")
+    reason = f"{keep.metric} is not logged by this run; known: {', '.join(known)}"
+    return UserError(reason, argument="keep")
 
 
 @contextlib.contextmanager
