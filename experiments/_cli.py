@@ -773,6 +773,8 @@ def command_of(cfg: RunConfig, workdir: str) -> str:
         program = ["python", "-m", module.__spec__.name]
     flags = _changed(dataclasses.replace(cfg, workdir=workdir))
     return shlex.join([*program, *flags]) if program else ""
+
+
 def steps_of(cfg: RunConfig, per_epoch: float) -> int:
     """The steps of a whole run, at least one.
 
