@@ -19,7 +19,6 @@ Every field is a flag. An explicit flag wins over ``--preset=NAME``, which wins 
 Whatever is wrong with a command line is said in one line, before any device is touched.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import importlib
