@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import functools
 import itertools
 import os
 import pathlib
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bpgan.data import cache, images, readers
+from bpgan.data import cache, images, memory, readers
 from bpgan.types import UserError
 
 _BLOCK = 4 << 20  # bytes of pixels that a thread makes at once
@@ -53,52 +54,40 @@ def convert(
       The part of the manifest about them: ``class_names`` and ``splits``.
 
     Raises:
-      UserError: if there are fewer than 10 examples, labels are no class numbers, images cannot be read or differ in
-        size.
+      UserError: if there are fewer than 10 examples, labels are no class numbers, images cannot be read, differ in
+        size or are too large for the memory.
       OSError: if the files cannot be written.
     """
     labels = examples.labels
-    if len(labels) < 10:
-        raise UserError(f"{len(labels)} examples, need at least 10")
-    if labels.min() < 0 or labels.max() >= max(len(labels), len(examples.class_names)):
-        raise UserError(
-            f"labels go from {labels.min()} to {labels.max()}, must be class numbers from 0"
-        )
+    _check_labels(examples)
     test = every_tenth(labels) if examples.test is None else examples.test
     classes = max(len(examples.class_names), int(labels.max()) + 1)
     bad: dict[int, str] = {}
+    remarks: dict[str, tuple[int, int]] = {}
     with images.strict():
         shape, form = _scan(examples, form, skip, bad, name)
         size = int(np.prod(shape))
         need, free = len(labels) * (size + 100), shutil.disk_usage(directory).free
         if need > free:
             raise OSError(f"needs {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
-
-        def decode(batch: tuple[tuple[int, Any], ...]) -> list[tuple[int, np.ndarray | str]]:
-            done: list[tuple[int, np.ndarray | str]] = []
-            for i, item in batch:
-                try:
-                    x = examples.decode(item, form)
-                    if x.shape != shape:  # what the header did not tell
-                        x = f"it is {x.shape[0]}x{x.shape[1]}, others {shape[0]}x{shape[1]}"
-                except images.Unreadable as error:
-                    x = str(error)
-                done.append(
-                    (i, x if isinstance(x, np.ndarray) else f"{examples.describe(item)} ({x})")
-                )
-            return done
-
         writers = [
             cache.Writer(directory / f"{s}.array_record", shape, classes) for s in cache.SPLITS
         ]
         batches = _batched(
             (p for p in enumerate(examples.items()) if p[0] not in bad), _BLOCK // size
         )
-        for done in _progress(_ordered(decode, batches), len(labels), f"{name}: converting"):
+        decode = functools.partial(_decode, examples, form, shape)
+        blocks = ordered(decode, batches, _threads_for(max(size, _BLOCK)))
+        for done in progress(blocks, len(labels), f"{name}: converting"):
+            good = {i: x for i, x in done if isinstance(x, images.Decoded)}
             for part, writer in enumerate(writers):
-                rows = [(i, x) for i, x in done if not isinstance(x, str) and test[i] == part]
+                rows = [i for i in good if test[i] == part]
                 if rows:
-                    writer.add(np.stack([x for _, x in rows]), labels[[i for i, _ in rows]])
+                    writer.add(np.stack([good[i].pixels for i in rows]), labels[rows])
+            for x in good.values():
+                for kind, number in x.remarks.items():
+                    count, greatest = remarks.get(kind, (0, 0))
+                    remarks[kind] = count + 1, max(greatest, number)
             bad.update((i, x) for i, x in done if isinstance(x, str))
     if bad and not skip:
         raise _unreadable(bad, len(labels))
@@ -107,11 +96,60 @@ def convert(
     if total < 10:
         raise UserError(f"{total} readable examples, need at least 10")
     general = list(examples.warnings)
+    general += [images.describe_remark(kind, *numbers) for kind, numbers in sorted(remarks.items())]
     if bad:
         general.append(str(_unreadable(bad, len(labels))).partition(";")[0] + "; left out")
     for split in cache.SPLITS:
         found[split]["warnings"] = [*general, *_warnings(split, found, examples)]
     return {"class_names": list(examples.class_names), "splits": found}
+
+
+def _check_labels(examples: readers.Examples) -> None:
+    labels = examples.labels
+    if len(labels) < 10:
+        raise UserError(
+            "; ".join([f"{len(labels)} examples, need at least 10", *examples.warnings])
+        )
+    if labels.min() < 0 or labels.max() >= max(len(labels), len(examples.class_names)):
+        raise UserError(
+            f"labels go from {labels.min()} to {labels.max()}, must be class numbers from 0"
+        )
+
+
+def _decode(
+    examples: readers.Examples,
+    form: images.Form,
+    shape: tuple[int, int, int],
+    batch: tuple[tuple[int, Any], ...],
+) -> list[tuple[int, images.Decoded | str]]:
+    """The images of a batch by their numbers, or what is wrong with them."""
+    done: list[tuple[int, images.Decoded | str]] = []
+    for i, item in batch:
+        try:
+            x = examples.decode(item, form)
+            if x.pixels.shape == shape:
+                done.append((i, x))
+                continue
+            h, w = x.pixels.shape[:2]  # the header did not tell
+            reason = f"it is {h}x{w}, others {shape[0]}x{shape[1]}"
+        except images.Unreadable as error:
+            reason = str(error)
+        done.append((i, f"{examples.describe(item)} ({reason})"))
+    return done
+
+
+def threads() -> int:
+    """How many read and decode."""
+    return min(16, os.cpu_count() or 1)
+
+
+def _threads_for(size: int) -> int:
+    """How many threads may make ``size`` bytes of pixels at once: what they have made waits, and is copied."""
+    free = memory.free()
+    fit = (free // (4 * size) - 1) // 2  # two batches for each thread and one that is written
+    if fit < 1:
+        raise UserError(f"images are too large for the memory: {memory.shortfall(12 * size, free)}")
+    return min(threads(), fit)
 
 
 def _unreadable(bad: dict[int, str], count: int) -> UserError:
@@ -148,7 +186,7 @@ def _scan(
             return seen
 
         batches = _batched(enumerate(examples.items()), 64)
-        for seen in _progress(_ordered(look, batches), count, f"{name}: looking"):
+        for seen in progress(ordered(look, batches, threads()), count, f"{name}: looking"):
             for i, what, found in seen:
                 if isinstance(found, str):
                     bad[i] = f"{what} ({found})"
@@ -167,6 +205,8 @@ def _scan(
                 " of the name makes them one"
             )
         size, channels = size or next(iter(sizes), (1, 1)), channels or most
+    if form.channels is None and form.background and len(set(form.background)) > 1:
+        channels = max(3, channels)
     return (size[0], size[1], channels), form._replace(channels=channels)
 
 
@@ -211,9 +251,8 @@ def _batched(items: Iterable[Any], count: int) -> Iterator[tuple[Any, ...]]:
     return iter(lambda: tuple(itertools.islice(iterator, max(1, min(count, 256)))), ())
 
 
-def _ordered(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+def ordered(function: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Iterator[Any]:
     """``map`` in threads, a bounded number of items ahead."""
-    threads = min(16, os.cpu_count() or 1)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         pending: collections.deque[concurrent.futures.Future] = collections.deque()
         try:
@@ -228,12 +267,14 @@ def _ordered(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[A
                 future.cancel()
 
 
-def _progress(blocks: Iterable[list[Any]], total: int, what: str) -> Iterator[list[Any]]:
+def progress(
+    blocks: Iterable[list[Any]], total: int, what: str, unit: str = "images"
+) -> Iterator[list[Any]]:
     """The blocks, with a bar on a terminal or else two lines, on stderr, if it takes more than two seconds."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(total=total, desc=what, unit=" images", delay=_SOON, file=sys.stderr) as bar:
+        with tqdm(total=total, desc=what, unit=f" {unit}", delay=_SOON, file=sys.stderr) as bar:
             for block in blocks:
                 yield block
                 bar.update(len(block))
@@ -243,6 +284,6 @@ def _progress(blocks: Iterable[list[Any]], total: int, what: str) -> Iterator[li
         yield block
         if not said and time.monotonic() - start > _SOON:
             said = True
-            print(f"{what} {total:,} images", file=sys.stderr, flush=True)
+            print(f"{what} {total:,} {unit}", file=sys.stderr, flush=True)
     if said:
         print(f"{what} took {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)

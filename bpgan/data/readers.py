@@ -4,27 +4,34 @@ A reader only looks at names, sizes and times until its ``examples()`` is called
 Errors are UserErrors that do not name the dataset; ``datasets.load`` puts that before them.
 """
 
+import collections
 import contextlib
 import functools
 import gzip
-import json
 import math
 import os
 import pathlib
 import re
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
-from bpgan.data import images
+from bpgan import files
+from bpgan.data import images, memory
 from bpgan.types import UserError
 
 _BLOCK = 4 << 20  # bytes of an array that are read at once
 _FEW = 3  # names that a message lists
-_TESTS = ("test", "val", "valid", "validation")
+_TRAINS = ("train", "training")
+_TESTS = ("test", "testing", "val", "valid", "validation", "eval", "evaluation", "dev", "holdout")
+_MOST_LABELS = 1 << 28  # bytes of a dataset.json
+_DEFLATE = 1032  # deflate's greatest ratio
+_PER_EXAMPLE = 64  # bytes of memory for each: its label, the order of the labels, its split
 
 
 class Examples(NamedTuple):
@@ -32,7 +39,7 @@ class Examples(NamedTuple):
 
     Attributes:
       items: ``items()`` iterates over the examples in order; cheap, and may be called again.
-      decode: ``decode(item, form)``, uint8 ``[h, w, c]`` in that form, called in threads. Raises images.Unreadable.
+      decode: ``decode(item, form) -> images.Decoded``, called in threads. Raises images.Unreadable.
       labels: integers ``[n]``; zeros for none.
       labelled: whether the labels were given.
       test: bool ``[n]``, which are test examples; None: the dataset has no splits.
@@ -45,7 +52,7 @@ class Examples(NamedTuple):
     """
 
     items: Callable[[], Iterator[Any]]
-    decode: Callable[[Any, images.Form], np.ndarray]
+    decode: Callable[[Any, images.Form], images.Decoded]
     labels: np.ndarray
     labelled: bool = True
     test: np.ndarray | None = None
@@ -58,16 +65,15 @@ class Examples(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """A dataset as it lies on disk: the absolute path, ``(path, size, mtime)`` of its files, and its examples."""
+    """A dataset as it lies on disk: the absolute path, its files as ``images.stamp``, and its examples."""
 
     path: pathlib.Path
-    files: list[tuple[str, int, int]]
+    files: list[tuple[Any, ...]]
     examples: Callable[[], Examples]
 
 
-def _raw(path: pathlib.Path, files: list[pathlib.Path], examples: Callable[[], Examples]) -> Raw:
-    stats = [(str(f), f.stat()) for f in files]
-    return Raw(path, [(name, s.st_size, s.st_mtime_ns) for name, s in stats], examples)
+def _raw(path: pathlib.Path, parts: list[pathlib.Path], examples: Callable[[], Examples]) -> Raw:
+    return Raw(path, [images.stamp(str(f), f.stat()) for f in parts], examples)
 
 
 def _existing(argument: str) -> pathlib.Path:
@@ -100,6 +106,7 @@ def _arrays(
     if any(given) and not all(given):
         raise UserError(f"{what}: labels of {'train' if given[0] else 'test'} only")
     lengths = [s[0] for s, _, _ in parts]
+    memory.require(_PER_EXAMPLE * sum(lengths), f"{what}: {sum(lengths):,} examples")
     labels = [
         y if y is not None else np.zeros(n, np.int64)
         for n, (_, y, _) in zip(lengths, parts, strict=True)
@@ -112,7 +119,7 @@ def _arrays(
 
     return Examples(
         items,
-        images.shaped,
+        lambda image, form: images.Decoded(images.shaped(image, form)),
         np.concatenate([y.reshape(-1) for y in labels]),
         labelled=all(given),
         test=np.repeat([False, True], lengths) if len(parts) == 2 else None,
@@ -136,25 +143,34 @@ def _stream(file: Any, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
         raise EOFError(f"more than {n * row} bytes of pixels")
 
 
-def _check_arrays(shape: Any, dtype: Any, labels: Any, x: str, y: str) -> None:
+class _Array(NamedTuple):
+    """What the beginning of an array in a file says."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fortran: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+def _check_arrays(images: _Array, labels: _Array | None, x: str, y: str) -> None:
     """Raises a UserError unless these are images and their labels."""
+    shape = images.shape
     if (
-        dtype != np.uint8
+        images.dtype != np.uint8
         or len(shape) not in (3, 4)
         or min(shape) < 1
         or (len(shape) == 4 and shape[3] not in (1, 3, 4))
     ):
         raise UserError(
-            f"{x!r} is {dtype}{list(shape)},"
-            " must be uint8 [n, h, w] or [n, h, w, c] with 1, 3 or 4 channels"
+            f"{x!r} is {images}, must be uint8 [n, h, w] or [n, h, w, c] with 1, 3 or 4 channels"
         )
     if labels is not None and (
         labels.shape not in ((shape[0],), (shape[0], 1))
         or not np.issubdtype(labels.dtype, np.integer)
     ):
-        raise UserError(
-            f"{y!r} is {labels.dtype}{list(labels.shape)}, must be integers [{shape[0]}]"
-        )
+        raise UserError(f"{y!r} is {labels}, must be integers [{shape[0]}]")
 
 
 _NPZ = (
@@ -165,49 +181,101 @@ _NPZ = (
 
 
 def npz(argument: str) -> Raw:
-    """Arrays ``x``, ``y``; or ``x_train``, ``y_train``, ``x_test``, ``y_test``; labels may be missing."""
+    """Arrays ``x``, ``y``; or ``x_train``, ``y_train``, ``x_test``, ``y_test``; labels may be missing.
+
+    So may ``class_names``, texts ``[k]`` in the order of the labels.
+    """
     path = _existing(argument)
     return _raw(path, [path], lambda: _npz(path))
 
 
 def _npz(path: pathlib.Path) -> Examples:
+    with _npz_file(path) as archive:
+        inside = [name.removesuffix(".npy") for name in archive.namelist()]
+        found = next((names for names in _NPZ if names[0] in inside), None)
+        if found is None:
+            raise UserError(f"no array 'x' or 'x_train' in it, only {inside[:20]}")
+        parts = []
+        for x, y in zip(found[::2], found[1::2], strict=True):
+            if x in inside:
+                stored, labels = _npy_header(archive, x), None
+                given = _npy_header(archive, y) if y in inside else None
+                _check_arrays(stored, given, x, y)
+                if given is not None:
+                    labels = _npz_array(archive, y, given)
+                parts.append((stored.shape, labels, functools.partial(_npz_blocks, path, x)))
+        names = _npz_names(archive) if "class_names" in inside else ()
+    examples = _arrays(parts, path.name)
+    if names and examples.labelled and examples.labels.max(initial=0) >= len(names):
+        raise UserError(f"{len(names)} 'class_names' for labels up to {examples.labels.max()}")
+    return examples._replace(class_names=names if examples.labelled else ())
+
+
+def _npz_names(archive: zipfile.ZipFile) -> tuple[str, ...]:
+    """``class_names``, a text for each class."""
+    stored = _npy_header(archive, "class_names")
+    if len(stored.shape) != 1 or stored.dtype.kind != "U":
+        raise UserError(f"'class_names' is {stored}, must be a text for each class")
+    return tuple(shown(name) for name in _npz_array(archive, "class_names", stored).tolist())
+
+
+def _npz_array(archive: zipfile.ZipFile, name: str, stored: _Array) -> np.ndarray:
+    """A whole array, if there is memory for it."""
+    n = math.prod(stored.shape)
+    memory.require(n * (_PER_EXAMPLE + 2 * stored.dtype.itemsize), f"{name!r} of {n:,} entries")
+    with archive.open(f"{name}.npy") as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
+
+
+@contextlib.contextmanager
+def _npz_file(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
+    """The archive that an .npz file is. Raises a UserError for damage, also while it is used."""
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            found = next((names for names in _NPZ if names[0] in file), None)
-            if found is None:
-                raise UserError(f"no array 'x' or 'x_train' in it, only {list(file)}")
-            parts = []
-            for x, y in zip(found[::2], found[1::2], strict=True):
-                if x in file:
-                    with file.zip.open(f"{x}.npy") as member:
-                        shape, fortran, dtype = _npy_header(member)
-                    labels = file[y] if y in file else None
-                    _check_arrays(shape, dtype, labels, x, y)
-                    parts.append((shape, labels, functools.partial(_npz_blocks, path, x, fortran)))
+        with zipfile.ZipFile(path) as archive:
+            yield archive
     except UserError:
         raise
-    except Exception as error:  # NumPy raises a dozen types for as many kinds of damage
-        raise UserError(f"not a readable .npz file ({error})") from None
-    return _arrays(parts, path.name)
+    except Exception as error:  # zipfile and NumPy raise a dozen types for as many kinds of damage
+        reason = str(error).strip() or type(error).__name__
+        raise UserError(f"not a readable .npz file ({reason.splitlines()[0]})") from None
 
 
-def _npy_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    if np.lib.format.read_magic(member) == (1, 0):
-        return np.lib.format.read_array_header_1_0(member)
-    return np.lib.format.read_array_header_2_0(member)
+def _npy_header(archive: zipfile.ZipFile, name: str) -> _Array:
+    """What an array in an archive is. Raises a ValueError for one that cannot be as large as it says."""
+    info = archive.getinfo(f"{name}.npy")
+    with archive.open(info) as member:
+        header = _read_npy_header(member)
+        size = math.prod(header.shape) * header.dtype.itemsize
+        if not header.dtype.hasobject and member.tell() + size != info.file_size:
+            raise ValueError(f"{name}: {header} does not take {info.file_size:,} bytes")
+    if info.compress_type == zipfile.ZIP_DEFLATED and size > _DEFLATE * (info.compress_size + 1):
+        raise ValueError(f"{name}: {header} cannot be in {info.compress_size:,} bytes")
+    return header
 
 
-def _npz_blocks(path: pathlib.Path, name: str, fortran: bool) -> Iterator[np.ndarray]:
+def _read_npy_header(member: Any) -> _Array:
+    version = np.lib.format.read_magic(member)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f"an array of version {version}, must be (1, 0) or (2, 0)")
+    shape, fortran, dtype = readers[version](member)
+    return _Array(shape, dtype, fortran)
+
+
+def _npz_blocks(path: pathlib.Path, name: str) -> Iterator[np.ndarray]:
     """The array in pieces, so that it need not fit in memory."""
-    try:
-        if fortran:  # its bytes are not in the order of the examples
-            with np.load(path) as file:
-                yield file[name]
+    with _npz_file(path) as archive, archive.open(f"{name}.npy") as member:
+        shape, _, fortran = _read_npy_header(member)
+        if not fortran:
+            yield from _stream(member, shape)
             return
-        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
-            yield from _stream(member, _npy_header(member)[0])
-    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserError(f"not a readable .npz file ({name}: {error})") from None
+        # Its bytes are not in the order of the examples, so that all must be there before the first is.
+        memory.require(3 * math.prod(shape), f"{name!r}, in Fortran's order")
+        columns = list(_stream(member, (*shape[:0:-1], shape[0])))
+        yield np.concatenate(columns).T
 
 
 _IDX = re.compile(r".*images[-._]idx[34]-ubyte(\.gz)?")
@@ -222,12 +290,12 @@ def idx(argument: str) -> Raw:
         found = sorted(f for f in path.iterdir() if _IDX.fullmatch(f.name))
         pairs = []
         for words in (("train",), ("t10k", "test")):
-            files = [f for f in found if any(word in f.name for word in words)]
-            files = [f for f in files if f.suffix != ".gz" or f.with_suffix("") not in files]
-            if len(files) > 1:
-                names = ", ".join(f.name for f in files[:_FEW])
+            these = [f for f in found if any(word in f.name for word in words)]
+            these = [f for f in these if f.suffix != ".gz" or f.with_suffix("") not in these]
+            if len(these) > 1:
+                names = ", ".join(f.name for f in these[:_FEW])
                 raise UserError(f"several files of {words[0]} images ({names}): name one of them")
-            pairs += [(f, _labels_beside(f)) for f in files]
+            pairs += [(f, _labels_beside(f)) for f in these]
         if not pairs or len(pairs) == 1 and "train" not in pairs[0][0].name:
             raise UserError("no train-images-idx3-ubyte or train-images-idx3-ubyte.gz in it")
     return _raw(path, [f for pair in pairs for f in pair if f is not None], lambda: _idx(pairs))
@@ -237,22 +305,24 @@ def _labels_beside(path: pathlib.Path) -> pathlib.Path | None:
     if "images" not in path.name:
         return None
     name = re.sub(r"idx[34]", "idx1", path.name.replace("images", "labels")).removesuffix(".gz")
-    files = [path.with_name(name), path.with_name(name + ".gz")]
-    return next((f for f in files if f.exists()), None)
+    places = [path.with_name(name), path.with_name(name + ".gz")]
+    return next((f for f in places if f.exists()), None)
 
 
 def _idx(pairs: list[tuple[pathlib.Path, pathlib.Path | None]]) -> Examples:
     parts = []
     for path, beside in pairs:
         with _idx_file(path) as (_, shape):
-            pass
+            stored = _Array(shape, np.dtype(np.uint8))
+            _check_arrays(stored, None, path.name, "")
         labels = None
         if beside is not None:
             with _idx_file(beside) as (file, dims):
                 if len(dims) != 1:
                     raise UserError(f"{beside.name}: {len(dims)} dimensions, labels have one")
+                _check_arrays(stored, _Array(dims, stored.dtype), path.name, beside.name)
+                memory.require(_PER_EXAMPLE * dims[0], f"{beside.name}: {dims[0]:,} examples")
                 labels = np.concatenate([np.zeros(0, np.uint8), *_stream(file, dims)])
-        _check_arrays(shape, np.dtype(np.uint8), labels, path.name, beside.name if beside else "")
         parts.append((shape, labels, functools.partial(_idx_blocks, path)))
     return _arrays(parts, pairs[0][0].name)
 
@@ -271,6 +341,8 @@ def _idx_file(path: pathlib.Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
                 raise UserError(
                     f"{path.name}: elements of type 0x{magic[2]:02x}, must be 0x08 (uint8)"
                 )
+            if magic[3] > 4:
+                raise UserError(f"{path.name}: {magic[3]} dimensions, must be at most 4")
             head = file.read(4 * magic[3])
             dims = tuple(np.frombuffer(head[: len(head) // 4 * 4], ">u4").tolist())
             size, stored = math.prod(dims), path.stat().st_size
@@ -303,83 +375,192 @@ def archive(argument: str) -> Raw:
     return _raw(path, [path], lambda: _examples(images.archive(path)))
 
 
+def _role(folder: str) -> tuple[str, str] | None:
+    """The word in a folder's name that says which split it is, and the name without it: ``seg_train``, ``Test2017``.
+
+    None: there is no such word in it, or there are several.
+    """
+    words = list(re.finditer(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", folder))
+    found = [w for w in words if w[0].lower() in _TRAINS + _TESTS]
+    if len(found) != 1:
+        return None
+    start, end = found[0].span()
+    return found[0][0].lower(), f"{folder[:start]}*{folder[end:]}".casefold()
+
+
+def _splits(tops: Sequence[str]) -> tuple[str, str] | None:
+    """Of the folders the one to train on and the one for the test: their names differ in that word only."""
+    roles = {top: role for top in tops if (role := _role(top))}
+    pairs: dict[str, tuple[list[str], list[str]]] = {}
+    for top, (word, rest) in sorted(roles.items()):
+        pairs.setdefault(rest, ([], []))[word in _TESTS].append(top)
+    pairs = {rest: pair for rest, pair in pairs.items() if all(pair)}
+    if len(pairs) != 1 and "*" not in pairs:
+        return None
+    trains, tests = pairs["*"] if "*" in pairs else next(iter(pairs.values()))
+
+    def usual(top: str) -> tuple[int, bool, str]:
+        return (_TRAINS + _TESTS).index(roles[top][0]), not top.islower(), top
+
+    return min(trains, key=usual), min(tests, key=usual)
+
+
+def _around(paths: Sequence[str], prefix: str = "", labels: Sequence[str] = ()) -> str:
+    """The folders around all images, which are no classes: ``a/b/`` if there are only folders in it, or it is a split.
+
+    Args:
+      paths: of images that begin with ``prefix``.
+      prefix: a folder that is one of several splits; then only one inside it that is called so, too, is around.
+      labels: paths of files with labels; what one refers to is not looked into.
+    """
+    outer = bool(prefix)
+    while True:
+        rest = [p[len(prefix) :] for p in paths]
+        tops = {p.partition("/")[0] for p in rest}
+        inner = f"{prefix}{min(tops, default='')}/"
+        if len(tops) != 1 or f"{prefix}dataset.json" in labels or not all("/" in p for p in rest):
+            return prefix
+        nested = not outer and all(p.count("/") > 1 for p in rest)
+        if not (nested or f"{inner}dataset.json" in labels or _role(min(tops))):
+            return prefix
+        prefix = inner
+
+
 def _examples(tree: images.Tree) -> Examples:
     """Splits and classes by the names of folders, or classes by ``dataset.json``."""
-    paths, warnings = tree.paths, []
-    tops = sorted({p.partition("/")[0] for p in paths if "/" in p})
-    folded = {top.casefold(): top for top in tops}
-    train = folded.get("train")
-    tests = [folded[name] for name in _TESTS if name in folded]
-    prefixes = ("",)
-    if train is not None and tests:
-        prefixes = (f"{train}/", f"{tests[0]}/")
-        other = [p for p in paths if not p.startswith(prefixes)]
-        if other:
-            warnings.append(
-                f"{_images(len(other))} in neither {prefixes[0]} nor {prefixes[1]} left out"
-                f" (first: {shown(other[0])})"
-            )
-            paths = [p for p in paths if p.startswith(prefixes)]
-    elif train is not None and all(p.startswith(f"{train}/") for p in paths):
-        prefixes = (f"{train}/",)
-    if tree.ignored:
-        warnings.append(
-            f"{len(tree.ignored)} hidden {'file' if len(tree.ignored) == 1 else 'files'} or files"
-            f" that are no images left out (first: {shown(tree.ignored[0])})"
-        )
-    inner = [next(p.removeprefix(x) for x in prefixes if p.startswith(x)) for p in paths]
+    root = _around(tree.paths, "", tree.labels)
+    tops = sorted({p[len(root) :].partition("/")[0] for p in tree.paths if "/" in p[len(root) :]})
+    splits = _splits(tops)
+    outer = [f"{root}{split}/" for split in splits] if splits else [root]
+    paths = [p for p in tree.paths if p.startswith(tuple(outer))]
+    prefixes = [_around([p for p in paths if p.startswith(x)], x) if splits else x for x in outer]
+    warnings = _left_out(tree, paths, outer)
+    inner = [next(p[len(x) :] for x in prefixes if p.startswith(x)) for p in paths]
     names: list[str] = []
-    if tree.labelled:
-        labels, more = _json_labels(tree, paths)
-        warnings += more
+    if f"{root}dataset.json" in tree.labels:
+        labels, more = _json_labels(tree, root, paths)
     else:
-        names = sorted({p.partition("/")[0] for p in inner if "/" in p})
-        loose = [p for p, q in zip(paths, inner, strict=True) if "/" not in q]
-        if names and loose:
-            raise UserError(
-                f"{_images(len(loose))} beside the class folders (first: {shown(loose[0])};"
-                f" folders: {', '.join(map(shown, names[:_FEW]))}): every image must be in one"
-            )
-        numbers = {name: i for i, name in enumerate(names)}
-        labels = [numbers[p.partition("/")[0]] for p in inner] if names else None
-        depth = prefixes[0].count("/")  # of class folders
-        inside = [f for f in tree.empty if f.startswith(prefixes) and f.count("/") == depth]
-        empty = sorted({*inside, *(f for f in tree.empty if "/" not in f)})
-        warnings += [f"the folder {shown(f)} has no images in it" for f in empty]
+        labels, names, more = _folder_labels(paths, inner)
+        if not splits:
+            more += _like_splits(names)
+        empty = [f for f in tree.empty if any(_is_in(f, place) for place in ("", root, *prefixes))]
+        more += [f"the folder {shown(f.removeprefix(root))} has no images in it" for f in empty]
     return Examples(
         lambda: iter(paths),
-        lambda path, form: images.decode(tree.read(path), form),
+        tree.decode,
         np.array(labels if labels is not None else [0] * len(paths), np.int64),
         labelled=labels is not None,
-        test=np.array([p.startswith(prefixes[1]) for p in paths]) if len(prefixes) == 2 else None,
+        test=np.array([p.startswith(outer[1]) for p in paths]) if splits else None,
         class_names=tuple(map(shown, names)),
         probe=lambda path: images.header(tree, path),
         describe=shown,
-        warnings=tuple(warnings),
+        warnings=tuple(warnings + more),
     )
 
 
-def _json_labels(tree: images.Tree, paths: list[str]) -> tuple[list[int] | None, list[str]]:
-    """The labels that StyleGAN's ``dataset.json`` gives to images, and warnings."""
+def _is_in(path: str, folder: str) -> bool:
+    return path.startswith(folder) and "/" not in path[len(folder) :]
+
+
+def _left_out(tree: images.Tree, paths: list[str], splits: list[str]) -> list[str]:
+    """Warnings of what is in a tree and not among the examples."""
+    warnings = []
+    if other := sorted(set(tree.paths) - set(paths)):
+        warnings.append(
+            f"{_images(len(other))} in neither {shown(splits[0])} nor {shown(splits[1])} left out"
+            f" (first: {shown(other[0])})"
+        )
+    if tree.unread:
+        ends = collections.Counter(os.path.splitext(name)[1].lower() for name in tree.unread)
+        kinds = ", ".join(f"{count:,} {end}" for end, count in ends.most_common(5))
+        warnings.append(
+            f"{len(tree.unread):,} {'file' if len(tree.unread) == 1 else 'files'} of types that are not read left out:"
+            f" {kinds} (first: {shown(tree.unread[0])})"
+        )
+    if tree.ignored:
+        warnings.append(
+            f"{len(tree.ignored):,} hidden {'file' if len(tree.ignored) == 1 else 'files'} or files"
+            f" that are no images left out (first: {shown(tree.ignored[0])})"
+        )
+    if tree.repeated:
+        warnings.append(
+            f"{_names(tree.repeated)} several times in the archive; the last of each is used"
+        )
+    return warnings
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(map(shown, names[:_FEW])) + ", ..." * (len(names) > _FEW)
+
+
+def _folder_labels(
+    paths: list[str], inner: list[str]
+) -> tuple[list[int] | None, list[str], list[str]]:
+    """Labels by the folders that the images are in, the names of these, and warnings."""
+    names = sorted({p.partition("/")[0] for p in inner if "/" in p})
+    loose = [p for p, q in zip(paths, inner, strict=True) if "/" not in q]
+    if names and loose:
+        raise UserError(
+            f"{_images(len(loose))} beside the class folders (first: {shown(loose[0])};"
+            f" folders: {', '.join(map(shown, names[:_FEW]))}): every image must be in one"
+        )
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(unicodedata.normalize("NFKC", name).casefold().strip(), []).append(name)
+    warnings = [
+        f"the classes {_names([ascii(n) for n in same])} differ only in case, spaces or Unicode form"
+        for same in alike.values()
+        if len(same) > 1
+    ]
+    numbers = {name: i for i, name in enumerate(names)}
+    return [numbers[p.partition("/")[0]] for p in inner] if names else None, names, warnings
+
+
+def _like_splits(names: Sequence[str]) -> list[str]:
+    """A warning of classes whose names are like those of splits."""
+    like = [name for name in names if _role(name)]
+    return [
+        f"taken for {'a class, not for a split' if len(like) == 1 else 'classes, not for splits'}: {_names(like)};"
+        " splits are a folder train and a folder test or val"
+    ] * bool(like)
+
+
+class _Labels(msgspec.Struct):
+    """StyleGAN's ``dataset.json``."""
+
+    labels: list[tuple[str, Any]] | None
+
+
+def _json_labels(
+    tree: images.Tree, root: str, paths: list[str]
+) -> tuple[list[int] | None, list[str]]:
+    """The labels that the ``dataset.json`` in ``root`` gives to images, and warnings."""
+    name = f"{root}dataset.json"
     try:
-        entries = json.loads(tree.read("dataset.json"))["labels"]
-        if entries is None:
-            return None, []
-        labels = {path: label for path, label in entries}
-        bad = [label for label in labels.values() if type(label) is not int]
-        if bad:
-            raise UserError(f"dataset.json: the label {bad[0]!r} is not a class number")
-    except (images.Unreadable, ValueError, LookupError, TypeError) as error:
+        if (size := tree.size(name)) > _MOST_LABELS:
+            raise ValueError(f"of {size:,} bytes")
+        pairs = files.decode(tree.read(name), _Labels).labels
+    except (images.Unreadable, ValueError) as error:
         raise UserError(
             f'dataset.json: must be {{"labels": [[path, class number], ...]}} ({error})'
         ) from None
-    missing = [p for p in paths if p not in labels]
+    if pairs is None:
+        return None, []
+    bad = [label for _, label in pairs if type(label) is not int]
+    if bad:
+        raise UserError(f"dataset.json: the label {str(bad[0])[:60]} is not a class number")
+    labels = dict(pairs)
+    twice = next((path for path, label in pairs if labels[path] != label), None)
+    if twice is not None:
+        raise UserError(f"dataset.json: {shown(twice)} has several labels")
+    inner = [p[len(root) :] for p in paths]
+    missing = [p for p in inner if p not in labels]
     if missing:
         raise UserError(
             f"dataset.json: {_images(len(missing))} without a label (first: {shown(missing[0])})"
         )
-    gone = len(labels.keys() - set(tree.paths))
-    return [labels[p] for p in paths], [
+    gone = len(labels.keys() - {p[len(root) :] for p in tree.paths})
+    return [labels[p] for p in inner], [
         f"dataset.json labels {_images(gone)} that are not there"
     ] * bool(gone)
 
@@ -390,8 +571,8 @@ def tfds(name: str, *, mirror: str = "") -> Raw:
 
     prepared = builders.open_prepared(name, mirror=mirror)
     root = pathlib.Path(prepared.directory).absolute()
-    files = sorted(p for p in root.rglob("*") if p.is_file())
-    return _raw(root, files, lambda: _tfds(prepared))
+    found = sorted(p for p in root.rglob("*") if p.is_file())
+    return _raw(root, found, lambda: _tfds(prepared))
 
 
 def _tfds(prepared: Any) -> Examples:
@@ -404,7 +585,7 @@ def _tfds(prepared: Any) -> Examples:
     for split, i in items:
         record = split[i]
         image, label = np.asarray(record["image"]), record.get("label")
-        _check_arrays((1, *image.shape), image.dtype, None, "image", "label")
+        _check_arrays(_Array((1, *image.shape), image.dtype), None, "image", "label")
         if label is not None and not (
             np.ndim(label) == 0 and np.issubdtype(np.asarray(label).dtype, np.integer)
         ):
@@ -416,7 +597,9 @@ def _tfds(prepared: Any) -> Examples:
         raise UserError(f"{_images(missing)} of {len(labels):,} without a label")
     return Examples(
         lambda: iter(range(len(items))),
-        lambda k, form: images.shaped(np.asarray(items[k][0][items[k][1]]["image"]), form),
+        lambda k, form: images.Decoded(
+            images.shaped(np.asarray(items[k][0][items[k][1]]["image"]), form)
+        ),
         np.array(labels if not missing else [0] * len(labels), np.int64),
         labelled=not missing,
         test=np.repeat([False, True], [len(s) for s in splits]) if len(splits) == 2 else None,
