@@ -1,5 +1,6 @@
 """Users' datasets from file to array, what is said of them, and the cache between."""
 
+import errno
 import gzip
 import hashlib
 import io
@@ -24,8 +25,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpgan import data
-from bpgan.data import builders, cache, convert, images
+from bpgan.data import builders, cache, convert, datasets, images, memory
 from bpgan.types import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -113,8 +116,9 @@ def check_split(name, x, y):
 def refused(name, *messages, split="train"):
     with pytest.raises(UserError) as caught:
         data.load(name, split)
+    assert (caught.value.argument, caught.value.value) == ("dataset", name)
     text = str(caught.value)
-    assert "\n" not in text and text.startswith(f"--dataset={name}: "), text
+    assert "\n" not in text and text.startswith(f"dataset={name}: "), text
     for message in messages:
         assert message in text, text
     return text
@@ -251,6 +255,23 @@ def test_npz_with_splits(tmp_path, names):
     assert train.classes == test.classes == 3
 
 
+def test_npz_with_class_names(tmp_path):
+    x, y = random(20, 4, 4), np.arange(20) % 2
+    np.savez(tmp_path / "a.npz", x=x, y=y, class_names=["cat", "eel\n", "dog"])
+    train = data.load(f"npz:{tmp_path}/a.npz")
+    assert train.class_names == ("cat", r"'eel\n'", "dog") and train.counts == (9, 9, 0)
+    np.savez(tmp_path / "a.npz", x=x, class_names=["cat", "eel"])
+    assert data.load(f"npz:{tmp_path}/a.npz").class_names == ()
+    for names, message in (
+        (["cat"], "1 'class_names' for labels up to 1"),
+        ([1, 2], "'class_names' is int64[2], must be a text for each class"),
+        ([["cat", "eel"]], "'class_names' is <U3[1, 2], must be a text for each class"),
+        (np.array(["cat", None]), "'class_names' is object[2], must be a text for each class"),
+    ):
+        np.savez(tmp_path / "a.npz", x=x, y=y, class_names=names)
+        refused(f"npz:{tmp_path}/a.npz", message)
+
+
 def test_no_labels_are_one_class(tmp_path):
     x = random(20, 4, 4, 1)
     np.savez(tmp_path / "a.npz", x=x)
@@ -309,6 +330,65 @@ def test_folders_that_are_splits(tmp_path, name, kind):
     assert train.warnings == test.warnings == ()
 
 
+def in_classes(*folders):
+    """Images in two classes in each folder, all different."""
+    names = [f"{folder}/{c}/{i}.png" for folder in folders for c in "ab" for i in range(6)]
+    return {name: i for i, name in enumerate(names)}
+
+
+def as_kind(kind, root):
+    return f"folder:{root}" if kind == "folder" else f"zip:{zipped(root, root.with_suffix('.zip'))}"
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+@pytest.mark.parametrize(
+    "train,test",
+    [
+        ("training", "testing"),
+        ("Train", "Test"),
+        ("TRAIN", "VAL"),
+        ("Training", "Validation"),
+        ("seg_train/seg_train", "seg_test/seg_test"),  # as Kaggle packs archives
+        ("training_set/training_set", "test_set/test_set"),
+        ("train2017", "val2017"),
+        ("train-images", "test-images"),
+        ("archive/archive/dataset/train", "archive/archive/dataset/valid"),
+    ],
+)
+def test_splits_in_their_usual_spellings_and_folders(tmp_path, kind, train, test):
+    root = tree(tmp_path / "root", in_classes(train, test))
+    for dataset, values in zip(both(as_kind(kind, root)), (range(12), range(12, 24)), strict=True):
+        assert sorted(dataset.arrays()[0][:, 1, 1, 0]) == list(values)
+        assert dataset.class_names == ("a", "b") and dataset.warnings == ()
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+@pytest.mark.parametrize(
+    "around", ["archive", "archive/archive", "a/b/c/d", "train", "pets/Training", "test"]
+)
+def test_folders_around_everything_are_no_classes(tmp_path, kind, around):
+    root = tree(tmp_path / "root", in_classes(around))
+    dataset = data.load(as_kind(kind, root))
+    assert dataset.class_names == ("a", "b") and dataset.warnings == ()
+
+
+def test_what_is_like_a_split_and_is_none_is_said(tmp_path):
+    cases = {
+        "cycle": (
+            [f"{split}{c}" for split in ("train", "test") for c in "AB"],
+            "taken for classes, not for splits: testA, testB, trainA, ...",
+        ),
+        "vehicles": (["car", "plane", "train"], "taken for a class, not for a split: train"),
+        "both": (["Train", "train", "test"], "left out (first: Train/0.png)"),
+        "case": (["Cat", "cat", "dog"], "classes 'Cat', 'cat' differ only in case"),
+        "forms": (["caf\u00e9", "cafe\u0301"], "differ only in case, spaces or Unicode form"),
+    }
+    for name, (folders, message) in cases.items():
+        files = {f"{folder}/{i}.png": i for folder in folders for i in range(6)}
+        train = data.load(f"folder:{tree(tmp_path / name, files)}")
+        assert any(message in w for w in train.warnings), train.warnings
+
+
 def test_a_third_split_is_left_out_and_said_so(tmp_path):
     files = {f"{s}/a/{i}.png": i for s in ("train", "test", "val") for i in range(6)}
     train, test = both(f"folder:{tree(tmp_path, files)}")
@@ -351,6 +431,18 @@ def test_json_labels(tmp_path):
         json.dumps(
             {"labels": [[n, 0] for n in names[1:]]}
         ): f"1 image without a label (first: {names[0]})",
+        json.dumps({"labels": [[n, i] for i in (0, 1) for n in names]}): "several labels",
+        '{"labels": null, "labels": null}': "the key 'labels' occurs twice",
+        "[" * 100_000: "nested too deeply",
+        '{"labels": ' + '{"a":' * 100_000: "nested too deeply",
+        '{"labels": [["a", ' + "9" * 5000 + "]]}": "more than 64 bits",
+        json.dumps({"labels": [[n, float("nan")] for n in names]}): "nan is not a class number",
+        json.dumps({"labels": [[n, 2**62] for n in names]}): "labels go from 4611686018427387904",
+        '{"labels": [[1, 2]]}': "must be",
+        '{"labels": {}}': "must be",
+        '{"other": null}': "must be",
+        "\ufeff{}": "must be",
+        "": "must be",
     }
     for text, message in cases.items():
         (root / "dataset.json").write_text(text)
@@ -360,6 +452,21 @@ def test_json_labels(tmp_path):
     train = data.load(f"folder:{root}")
     assert train.counts == (4, 4, 3)
     assert any("dataset.json labels 1 image that" in w for w in train.warnings)
+
+
+def test_json_labels_that_are_no_file(tmp_path):
+    root = tree(tmp_path, {f"{i}.png": i for i in range(12)})
+    (root / "dataset.json").symlink_to("nowhere")
+    refused(f"folder:{root}", "dataset.json: must be", "No such file")
+    (root / "dataset.json").unlink()
+    os.mkfifo(root / "dataset.json")  # never read, like any pipe
+    assert data.load(f"folder:{root}").classes == 1
+    (root / "dataset.json").unlink()
+    (root / "dataset.json").mkdir()
+    assert data.load(f"folder:{root}").classes == 1
+    (root / "dataset.json").rmdir()
+    (root / "dataset.json").write_bytes(b"\xff{")
+    refused(f"folder:{root}", "dataset.json: must be")
 
 
 # tfds ----------------------------------------------------------------------------------------------------------------
@@ -517,6 +624,16 @@ def test_bad_options_are_named(tmp_path):
         "size=4,fit=fill": "fit=fill: must be crop or pad or stretch",
         "fit=pad": "needs size=",
         "channels=2": "channels=2: must be 1 or 3 or 4",
+        "background=": "background=: must be white, black, a grey from 0 to 255 or a colour",
+        "background=256": "background=256: must be",
+        "background=-1": "background=-1: must be",
+        "background=12345": "background=12345: must be",
+        "background=pink": "background=pink: must be",
+        "bits=8": "bits=8: must be in 9 to 16",
+        "bits=012": "bits=012: must be in 9 to 16",
+        "bits=17": "bits=17: must be",
+        "size=100000": "size=100000: must be",
+        "size=" + "9" * 3000: "must be H or HxW",
         "skip=all": "skip=all: must be unreadable",
         "sise=4": "no option ',sise=4'; there are size=H",
         "sise=4,fit=pad,size=4": "no option ',sise=4'",
@@ -527,6 +644,7 @@ def test_bad_options_are_named(tmp_path):
     refused("mnist10k,size=32", "mnist10k takes no options")
     np.savez(tmp_path / "a.npz", x=random(10, 4, 4))
     refused(f"npz:{tmp_path}/a.npz,skip=unreadable", "only for folder and zip")
+    refused(f"npz:{tmp_path}/a.npz,bits=12", "only for folder and zip")
 
 
 def test_images_are_grey_only_if_all_are(tmp_path):
@@ -549,6 +667,46 @@ def test_alpha_is_composited(tmp_path):
     white = np.round((x[..., :3] * alpha + 255 * (255 - alpha)) / 255).astype(np.uint8)
     check_split(f"folder:{tmp_path}", white, np.zeros(10, int))
     check_split(f"folder:{tmp_path},channels=4", x, np.zeros(10, int))
+
+
+def test_the_background_is_the_users(tmp_path):
+    """Of transparent parts and of padding; a coloured one makes grey images coloured."""
+    clear = np.zeros((4, 8, 4), np.uint8)
+    for i in range(10):
+        png(clear, tmp_path / "clear" / f"{i}.png")
+        png(np.full((4, 8), 7 + i % 2, np.uint8), tmp_path / "grey" / f"{i}.png")
+    for text, colour in {
+        "": (255, 255, 255), "white": (255, 255, 255), "black": (0, 0, 0), "0": (0, 0, 0),
+        "128": (128, 128, 128), "ff8800": (255, 136, 0), "#FF8800": (255, 136, 0), "000080": (0, 0, 128),
+    }.items():  # fmt: skip
+        option = f",background={text}" if text else ""
+        train = data.load(f"folder:{tmp_path}/clear,size=8,fit=pad{option}")
+        np.testing.assert_array_equal(train.arrays()[0], np.broadcast_to(colour, (9, 8, 8, 3)))
+        said = "10 images with transparent parts, which are made white" in " ".join(train.warnings)
+        assert said == (not text)
+        grey = data.load(f"folder:{tmp_path}/grey,size=8,fit=pad{option}")
+        coloured = len(set(colour)) > 1
+        assert grey.shape == (8, 8, 3 if coloured else 1)
+        assert tuple(grey.arrays()[0][0, 0, 0]) == (colour if coloured else colour[:1])
+    assert data.load(f"folder:{tmp_path}/grey,background=ff8800,channels=1").shape == (4, 8, 1)
+
+
+def test_twelve_bits_in_sixteen_are_said_and_scaled(tmp_path):
+    x = np.random.default_rng(0).integers(0, 4096, (10, 4, 4)).astype(np.uint16)
+    x[0, 0, 0] = 4095
+    for i in range(10):
+        PIL.Image.fromarray(x[i]).save(tmp_path / f"{i}.png")
+    dark = data.load(f"folder:{tmp_path}")
+    assert dark.high == 16 and dark.warnings == (
+        "10 images of 16 bits with values up to 4,095: 65,535 became 255;"
+        " if they hold 12 bits, ,bits=12 makes 4,095 white",
+    )
+    check_split(
+        f"folder:{tmp_path},bits=12",
+        np.round(x / 4095 * 255).astype(np.uint8)[..., None],
+        np.zeros(10, int),
+    )
+    refused(f"folder:{tmp_path},bits=11", "more than 11 bits")
 
 
 def test_sizes_that_differ_are_named(tmp_path):
@@ -625,6 +783,80 @@ def test_bad_npz_files_are_named(tmp_path):
         refused(name, message)
 
 
+def raw_npz(path, **arrays):
+    """An .npz of (shape, dtype, bytes), right or not."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, (shape, dtype, body) in arrays.items():
+            head = io.BytesIO()
+            facts = {"shape": shape, "fortran_order": False, "descr": dtype}
+            np.lib.format.write_array_header_1_0(head, facts)
+            file.writestr(f"{name}.npy", head.getvalue() + body)
+    return f"npz:{path}"
+
+
+def test_sizes_that_cannot_be_are_refused_before_anything_is_built(tmp_path, monkeypatch):
+    """By the sizes of the files, and what they take by the memory that there is."""
+    path, good = tmp_path / "a.npz", ((20, 4, 4), "|u1", bytes(320))
+    refused(raw_npz(path, x=((10**11, 28, 28), "|u1", bytes(99))), "uint8[100000000000, 28, 28]")
+    refused(raw_npz(path, x=((30, 4, 4), "|u1", bytes(320))), "does not take")
+    refused(raw_npz(path, x=good, y=((10**11,), "<i8", bytes(99))), "int64[100000000000]")
+    refused(raw_npz(path, x=good, y=((-20,), "<i8", bytes(160))), "not a readable .npz")
+    for n, head in {1: b"(" * 60_000, 2: b"(" * 60_000, 9: b"{}"}.items():
+        with zipfile.ZipFile(path, "w") as file:
+            size = struct.pack("<H" if n == 1 else "<I", len(head))
+            file.writestr("x.npy", b"\x93NUMPY" + bytes([n, 0]) + size + head)
+        refused(f"npz:{path}", "not a readable .npz")
+    write_idx(tmp_path / "i-images-idx3-ubyte", random(20, 4, 4))
+    many = b"\0\0\x08\x01" + struct.pack(">I", 2**32 - 1)
+    (tmp_path / "i-labels-idx1-ubyte.gz").write_bytes(gzip.compress(many + bytes(5 << 20)))
+    refused(f"idx:{tmp_path}/i-images-idx3-ubyte", "i-labels-idx1-ubyte.gz")
+    (tmp_path / "d-images").write_bytes(b"\0\0\x08\xff" + b"\xff" * 1020)
+    refused(f"idx:{tmp_path}/d-images", "255 dimensions")
+
+    np.savez(path, x=random(20, 40, 40))
+    root = tree(tmp_path / "root", {f"{i}.png": random(40, 40) for i in range(10)})
+    monkeypatch.setattr(memory, "free", lambda: 1000)
+    refused(f"npz:{path}", "20 examples: 0.0 GiB are needed, 0.0 GiB are free")
+    monkeypatch.setattr(memory, "free", lambda: 10 << 20)
+    refused(f"folder:{root},size=9999", "images are too large for the memory: 1.1 GiB are needed")
+    monkeypatch.undo()
+
+
+def test_memory_that_there_is(monkeypatch):
+    import resource
+
+    assert 0 < memory.free() < 1 << 62
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1 << 20, 1 << 20))
+    assert memory.free() == 0  # the interpreter alone takes more
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="^a: 1,048,576.0 GiB are needed, .* GiB are free$"):
+        memory.require(1 << 50, "a")
+
+
+def test_what_does_not_fit_into_memory_is_not_read_into_it(made, monkeypatch):
+    dataset, _, _ = made
+    monkeypatch.setattr(memory, "free", lambda: 1000)
+    with pytest.raises(UserError, match="45 images of 6x5x3 in memory: 0.1 GiB are needed"):
+        dataset.arrays()
+    with pytest.raises(UserError, match="^feed=memory: .* free for this dataset; stream reads it"):
+        data.source(dataset, seed=0, batch_size=4, feed="memory")
+    with pytest.raises(UserError, match="^batch_size=4: 0.0 GiB are needed"):
+        data.source(dataset, seed=0, batch_size=4, feed="stream")
+
+
+def test_nothing_is_unpickled(tmp_path):
+    bomb = f"cos\nmkdir\n(S'{tmp_path}/made'\ntR.".encode()
+    cases = {
+        "x": {"x": ((20,), "|O", bomb)},
+        "y": {"x": ((20, 4, 4), "|u1", random(320).tobytes()), "y": ((20,), "|O", bomb)},
+    }
+    for name, arrays in cases.items():
+        refused(raw_npz(tmp_path / "a.npz", **arrays), f"{name!r} is object[20], must be")
+    (tmp_path / "p.npz").write_bytes(bomb)
+    refused(f"npz:{tmp_path}/p.npz", "not a readable .npz")
+    assert not (tmp_path / "made").exists()
+
+
 def test_bad_idx_files_are_named(tmp_path):
     x = random(20, 6, 5)
     good = write_idx(tmp_path / "good", x).read_bytes()
@@ -692,6 +924,29 @@ def test_names_that_do_not_print(tmp_path):
     refused(f"folder:{root}", r"'\udcff.png'")
     train = data.load(f"folder:{root},skip=unreadable")
     assert train.length == 9 and r"'\udcff.png'" in train.warnings[0]
+
+
+def test_odd_names_in_archives(tmp_path):
+    body = io.BytesIO()
+    PIL.Image.fromarray(random(3, 3)).save(body, "PNG")
+
+    def archive(names):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+            for name in names:
+                file.writestr(zipfile.ZipInfo(name), body.getvalue())
+        return data.load(f"zip:{tmp_path}/a.zip")
+
+    flat = [f"{i}.png" for i in range(12)]
+    assert archive(["", "/", *flat]).length == 11
+    assert archive([f"/etc/{n}" for n in flat]).class_names == ("etc",)
+    assert archive([f"c\\d\\{n}" for n in flat]).class_names == ("d",)
+    with pytest.warns(UserWarning, match="Duplicate"):
+        twice = archive([*flat, *flat[:4]])
+    assert twice.length == 11
+    assert any("0.png, 1.png, 2.png, ... several times in the archive" in w for w in twice.warnings)
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as file:
+        file.write(tmp_path / "a.zip", "inner.zip")
+    refused(f"zip:{tmp_path}/b.zip", "0 examples", "1 file of types that are not read", "1 .zip")
 
 
 def test_encrypted_and_damaged_archives(tmp_path):
@@ -845,6 +1100,27 @@ def test_what_is_left_out_of_a_folder_is_said(tmp_path):
     assert train.class_names == ("a", "b")
 
 
+def test_files_that_may_be_images_are_counted_by_type(tmp_path):
+    root = tree(tmp_path, {f"{'ab'[i % 2]}/{i}.png": i for i in range(20)})
+    for i, suffix in enumerate((".heic", ".HEIC", ".cr2", ".dng", ".svg", ".zip")):
+        (root / "a" / f"{i}{suffix}").write_bytes(b"x")
+    message = "6 files of types that are not read left out: 2 .heic, 1 .cr2, 1 .dng, 1 .svg, 1 .zip"
+    train = data.load(f"folder:{root}")
+    assert train.warnings == (f"{message} (first: a/0.heic)",)
+    for path in root.rglob("*.png"):
+        path.unlink()
+    refused(f"folder:{root}", "0 examples, need at least 10; " + message)
+
+
+def test_first_frames_are_said(tmp_path):
+    for i in range(10):
+        frames = [PIL.Image.fromarray(random(4, 4, 3, seed=2 * i + k)) for k in (0, 1)]
+        frames[0].save(tmp_path / f"{i}.png", save_all=True, append_images=frames[1:])
+    assert data.load(f"folder:{tmp_path}").warnings == (
+        "10 images with several frames or pages, of which the first is used",
+    )
+
+
 def test_summary(tmp_path):
     root = tree(tmp_path / "pets", {f"{'cat' if i % 3 else 'dog'}/{i}.png": i for i in range(30)})
     name = f"folder:{root}"
@@ -884,6 +1160,9 @@ def test_where_caches_lie(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache.directory() == tmp_path / "home" / ".cache" / "bpgan" / "data"
+    monkeypatch.setenv("BPGAN_DATA_DIR", "~nobody-of-that-name/x")
+    with pytest.raises(UserError, match="no such home directory; BPGAN_DATA_DIR"):
+        cache.directory()
 
 
 def test_manifest(made):
@@ -925,6 +1204,104 @@ def test_a_changed_source_is_noticed(made, own_cache):
     np.testing.assert_array_equal(dataset.arrays()[0], x)  # who reads the old one may go on
 
 
+@pytest.mark.parametrize("kind", ["npz", "idx", "folder", "zip"])
+def test_a_source_changed_under_its_old_time_stamp_is_noticed(tmp_path, own_cache, capsys, kind):
+    """Another content of the same size; what only has other permissions, or was copied, is not converted again."""
+    x = random(30, 6, 5, 3)
+
+    def write(x):
+        for i in range(30):
+            (tmp_path / "r").mkdir(exist_ok=True)
+            PIL.Image.fromarray(x[i]).save(
+                tmp_path / "r" / f"{i:02}.bmp"
+            )  # sizes do not depend on it
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:  # stored
+            for f in sorted((tmp_path / "r").iterdir()):
+                archive.write(f, f.name)
+        np.savez(tmp_path / "a.npz", x=x)
+        write_idx(tmp_path / "i-images-idx4-ubyte", x)
+
+    write(x)
+    source = (
+        tmp_path
+        / {"npz": "a.npz", "idx": "i-images-idx4-ubyte", "folder": "r", "zip": "a.zip"}[kind]
+    )
+    files = sorted(source.iterdir()) if kind == "folder" else [source]
+    for f in files:
+        os.utime(f, ns=(10**18, 10**18))
+    name = f"{kind}:{source}"
+    first = data.load(name)
+    (folder,) = own_cache.iterdir()
+    made = (folder / "train.array_record").stat().st_ino
+    for change in (lambda f: f.chmod(0o600), lambda f: shutil.copy2(shutil.move(f, f"{f}.old"), f)):
+        for f in files:
+            change(f)
+        for old in (source if kind == "folder" else tmp_path).glob("*.old"):
+            old.unlink()
+        assert data.load(name).sha256 == first.sha256
+        assert (folder / "train.array_record").stat().st_ino == made
+    assert not capsys.readouterr().err
+    sizes = [f.stat().st_size for f in files]
+    write(x[::-1].copy())
+    for f in files:
+        os.utime(f, ns=(10**18, 10**18))
+    assert sizes == [f.stat().st_size for f in files]
+    assert data.load(name).sha256 != first.sha256
+    assert "its source was changed: making it again" in capsys.readouterr().err
+
+
+def test_stamps_of_a_verified_source_are_kept(made, monkeypatch):
+    """So that it is read once, not by every command; not while another change could have the same time."""
+    dataset, _, folder = made
+    path = dataset.name[4:]
+    read = []
+    real = datasets._bytes_of
+    monkeypatch.setattr(datasets, "_bytes_of", lambda p: (read.append(p), real(p))[1])
+    data.load(dataset.name)
+    data.load(dataset.name)
+    assert len(read) == 2  # made a moment ago
+    monkeypatch.setattr(datasets, "_MOMENT", -(10**18))
+    data.load(dataset.name)
+    data.load(dataset.name)
+    assert len(read) == 3
+    os.chmod(path, 0o640)
+    data.load(dataset.name)
+    data.load(dataset.name)
+    assert len(read) == 4 and json.loads((folder / "manifest.json").read_text())["stamps"]
+
+
+def test_a_cache_made_again_of_another_content_is_not_read_on(made):
+    """By a process that opens it late, of a run that began before the change."""
+    dataset, (x, y), _ = made
+    dataset.read(np.array([0]))
+    late = pickle.loads(pickle.dumps(dataset.read))
+    path = pathlib.Path(dataset.name[4:])
+    stamp = path.stat().st_mtime_ns
+    np.savez(path, x=random(50, 6, 5, 3, seed=1), y=np.arange(50) % 5)
+    os.utime(path, ns=(stamp, stamp))
+    assert data.load(dataset.name).sha256 != dataset.sha256
+    np.testing.assert_array_equal(dataset.read(np.array([3]))[0][0], x[3])  # the file is still open
+    with pytest.raises(UserError, match="the cache is damaged and the source changed"):
+        late(np.array([3]))
+
+
+def test_a_source_that_changes_while_it_is_converted(tmp_path, own_cache, monkeypatch):
+    path = tmp_path / "a.npz"
+    np.savez(path, x=random(20, 4, 4))
+    convert_, changes = convert.convert, iter([True])
+
+    def meanwhile(*arguments):
+        made = convert_(*arguments)
+        if next(changes, False):
+            np.savez(path, x=random(20, 4, 4, seed=1))
+        return made
+
+    monkeypatch.setattr(convert, "convert", meanwhile)
+    refused(f"npz:{path}", "its files were changed while they were read; repeat the command")
+    assert not list(own_cache.iterdir())
+    assert data.load(f"npz:{path}").length == 18
+
+
 @pytest.mark.parametrize("change", ["add", "remove", "rename", "touch", "empty class"])
 def test_a_changed_folder_is_noticed(tmp_path, own_cache, change):
     root = tree(tmp_path / "root", {f"{'ab'[i % 2]}/{i:02}.png": i for i in range(20)})
@@ -956,7 +1333,42 @@ def test_options_and_sources_have_caches_of_their_own(tmp_path, own_cache):
     assert len(list(own_cache.iterdir())) == 5
 
 
+def instead(path, make):
+    """Puts something else where a file or a directory is."""
+    cache._remove(path)
+    make(path)
+
+
+def rewritten(folder, change):
+    """A manifest of a wrong content, whose checksum is right."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    del manifest["sha256"]
+    (folder / "manifest.json").write_text(json.dumps(cache._with_seal(manifest)))
+
+
 DAMAGE = {
+    "nested manifest": lambda folder: (folder / "manifest.json").write_text('{"a":' * 100_000),
+    "double keys": lambda folder: (folder / "manifest.json").write_text(
+        (folder / "manifest.json").read_text().replace("{", '{"sha256": "", ', 1)
+    ),
+    "bytes": lambda folder: (folder / "manifest.json").write_bytes(b"\xff\0"),
+    "a directory as manifest": lambda folder: instead(folder / "manifest.json", os.mkdir),
+    "a pipe as manifest": lambda folder: instead(folder / "manifest.json", os.mkfifo),
+    "a directory as records": lambda folder: instead(folder / "train.array_record", os.mkdir),
+    "a pipe as records": lambda folder: instead(folder / "test.array_record", os.mkfifo),
+    "a link to nowhere": lambda folder: instead(folder, lambda path: path.symlink_to("nowhere")),
+    "a file": lambda folder: instead(folder, lambda path: path.write_text("")),
+    "NaN": lambda folder: rewritten(
+        folder, lambda m: m["splits"]["train"].update(count=float("nan"))
+    ),
+    "a huge shape": lambda folder: rewritten(
+        folder, lambda m: m["splits"]["train"].update(shape=[10**15] * 3)
+    ),
+    "too few": lambda folder: rewritten(folder, lambda m: m["splits"]["test"].update(count=3)),
+    "no split": lambda folder: rewritten(folder, lambda m: m["splits"].pop("test")),
+    "names": lambda folder: rewritten(folder, lambda m: m.update(class_names="abc")),
+    "of another source": lambda folder: rewritten(folder, lambda m: m.update(source="/else")),
     "no manifest": lambda folder: (folder / "manifest.json").unlink(),
     "empty manifest": lambda folder: (folder / "manifest.json").write_text(""),
     "other manifest": lambda folder: (folder / "manifest.json").write_text('{"splits": 3}'),
@@ -994,16 +1406,28 @@ def corrupt(folder):
     path.write_bytes(content)
 
 
-def test_damaged_records_are_made_again_for_arrays_and_named_by_read(made, capsys):
+@pytest.mark.parametrize("by", ["arrays", "read", "a part", "a copy", "threads"])
+def test_damaged_records_are_made_again(made, capsys, by):
+    """Whoever finds the damage, in whatever process, reads on from a new cache and says so once."""
+    import concurrent.futures
+
     dataset, (x, y), folder = made
     corrupt(folder)
     again = data.load(dataset.name)
-    with pytest.raises(UserError, match="damaged") as caught:
-        again.read(np.arange(again.length))
-    assert str(folder) in str(caught.value) and "delete" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    np.testing.assert_array_equal(again.arrays()[0], x)
-    assert "making it again" in capsys.readouterr().err
+    if by == "arrays":
+        found = again.arrays()[0]
+    elif by == "threads":
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            *_, (found, _) = pool.map(again.read, [np.arange(again.length)] * 4)
+    else:
+        moved = pickle.loads(pickle.dumps(again.read))
+        held = data.hold_out(again)[0] if by == "a part" else again
+        read = {"read": again.read, "a part": held.read, "a copy": moved}[by]
+        found = read(np.arange(held.length))[0]
+    if by != "a part":
+        np.testing.assert_array_equal(found, x)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "damaged" in said and "making it again" in said
     check(again, x, y)
     check(data.load(dataset.name), x, y)
     assert not capsys.readouterr().err
@@ -1027,15 +1451,114 @@ def test_a_cache_that_goes_away_while_it_is_used(made):
     dataset.read(np.array([0]))
     shutil.rmtree(folder)
     np.testing.assert_array_equal(dataset.read(np.array([3]))[0][0], x[3])  # the file is still open
-    with pytest.raises(UserError, match="damaged") as caught:
-        moved(np.array([0]))
-    assert str(folder) in str(caught.value)
-    fresh = dataset._replace(read=moved)
+    np.testing.assert_array_equal(moved(np.array([0]))[0][0], x[0])
+    assert folder.is_dir()
+    fresh = dataset._replace(read=pickle.loads(pickle.dumps(moved)))
+    shutil.rmtree(folder)
     np.testing.assert_array_equal(fresh.arrays()[0], x)
     shutil.rmtree(folder)
     os.remove(dataset.name[4:])
     with pytest.raises(UserError, match="no such file"):
         dataset._replace(read=pickle.loads(pickle.dumps(moved))).arrays()
+
+
+@pytest.mark.parametrize("place", range(0, 131072, 4001))
+def test_one_flipped_bit_is_mended_or_changes_nothing(made, place):
+    dataset, (x, y), folder = made
+    content = bytearray((folder / "train.array_record").read_bytes())
+    content[place % len(content)] ^= 1 << place % 8
+    (folder / "train.array_record").write_bytes(content)
+    again = data.load(dataset.name)
+    found = again.read(np.arange(again.length))
+    np.testing.assert_array_equal(found[0], x)
+    np.testing.assert_array_equal(found[1], y)
+
+
+def test_what_stands_where_a_conversion_works(made):
+    """A file, a link, a directory or a pipe in the place of the temporary directory or of its lock."""
+    dataset, (x, _), folder = made
+    temporary = folder.with_name(folder.name + ".tmp")
+    for make in (
+        lambda: temporary.write_text(""),
+        lambda: temporary.symlink_to("nowhere"),
+        lambda: (temporary / "lock").mkdir(parents=True),
+        lambda: (temporary.mkdir(), os.mkfifo(temporary / "lock")),
+    ):
+        shutil.rmtree(folder)
+        make()
+        np.testing.assert_array_equal(data.load(dataset.name).arrays()[0], x)
+        assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_disk_without_locks(made, monkeypatch, capsys):
+    """Conversions go on without, also where another process is faster, and damage is mended."""
+    import fcntl
+
+    dataset, (x, _), folder = made
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    corrupt(folder)
+    np.testing.assert_array_equal(data.load(dataset.name).arrays()[0], x)
+    shutil.move(folder, folder.parent / "elsewhere")
+    convert_ = convert.convert
+
+    def faster(*arguments):
+        made = convert_(*arguments)
+        shutil.copytree(folder.parent / "elsewhere", folder)
+        return made
+
+    monkeypatch.setattr(convert, "convert", faster)
+    np.testing.assert_array_equal(data.load(dataset.name).arrays()[0], x)
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["elsewhere", folder.name]
+
+
+def test_a_cache_that_cannot_be_written_is_read(made, monkeypatch):
+    """All that writes fails, as on a read-only disk; also where the source has other stamps than it had."""
+
+    def read_only(path, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    dataset, (x, y), folder = made
+    for name in ("mkdir", "rename", "unlink", "write_text"):
+        monkeypatch.setattr(pathlib.Path, name, read_only)
+    monkeypatch.setattr(cache, "_write", read_only)
+    monkeypatch.setattr(datasets, "_MOMENT", -(10**18))
+    os.chmod(dataset.name[4:], 0o640)
+    check(data.load(dataset.name), x, y)
+    corrupt(folder)
+    with pytest.raises(UserError, match="cannot write converted data there .read-only file system"):
+        data.load(dataset.name).arrays()
+
+
+def test_a_cache_that_cannot_be_read_is_not_taken_for_damaged(made, monkeypatch):
+    dataset, (x, y), folder = made
+    read_bytes = pathlib.Path.read_bytes
+
+    def failing(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", failing)
+    refused(dataset.name, "manifest.json: cannot be read (Input/output error)")
+    monkeypatch.setattr(pathlib.Path, "read_bytes", read_bytes)
+    check(data.load(dataset.name), x, y)
+
+
+def test_a_damaged_cache_stays_until_there_is_another(made, monkeypatch):
+    dataset, (x, _), folder = made
+    corrupt(folder)
+
+    def failing(*_):
+        raise UserError("no luck")
+
+    monkeypatch.setattr(convert, "convert", failing)
+    again = data.load(dataset.name)
+    with pytest.raises(UserError, match="no luck"):
+        again.arrays()
+    test = data.load(dataset.name, "test")  # is sound
+    assert test.read(np.arange(test.length))[0].shape == (5, 6, 5, 3)
 
 
 def test_threads_share_a_reader(made):
@@ -1146,6 +1669,22 @@ def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path, own_ca
     assert data.load(f"npz:{tmp_path}/b.npz").length == 18
 
 
+def test_what_dead_processes_left_on_a_disk_without_locks_is_swept_away(made):
+    dataset, _, folder = made
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    host = os.uname().nodename
+    names = [f"{host}-{dead.pid}-abc.tmp", f"{host}-{dead.pid}-abc.old", f"{host}-{os.getpid()}-abc.tmp",
+             f"else-{dead.pid}-abc.tmp"]  # fmt: skip
+    for name in names:
+        (folder.parent / f"{folder.name}.{name}").mkdir()
+    (folder.parent / "mine.old").mkdir()
+    shutil.rmtree(folder)
+    data.load(dataset.name)
+    left = {p.name for p in folder.parent.iterdir()}
+    assert left == {folder.name, "mine.old", *(f"{folder.name}.{name}" for name in names[2:])}
+
+
 def test_a_live_conversion_is_not_swept_away(tmp_path, own_cache):
     np.savez(tmp_path / "a.npz", x=random(20, 4, 4))
     np.savez(tmp_path / "b.npz", x=random(20, 4, 4))
@@ -1183,7 +1722,7 @@ def test_order_is_kept_when_threads_finish_out_of_order():
         time.sleep(0.02 if i % 5 == 0 else 0)
         return i
 
-    assert list(convert._ordered(late_first, range(40))) == list(range(40))
+    assert list(convert.ordered(late_first, range(40), 8)) == list(range(40))
     taken = []
 
     def items():
@@ -1191,7 +1730,7 @@ def test_order_is_kept_when_threads_finish_out_of_order():
             taken.append(i)
             yield i
 
-    results = convert._ordered(lambda i: i, items())
+    results = convert.ordered(lambda i: i, items(), 8)
     next(results)
     results.close()
     assert len(taken) <= 16 + 2
@@ -1206,9 +1745,9 @@ def test_progress_speaks_after_two_seconds(monkeypatch, capsys):
             now[0] += seconds
             yield [0] * 5
 
-    assert len(list(convert._progress(blocks(0.4), 20, "a: converting"))) == 4
+    assert len(list(convert.progress(blocks(0.4), 20, "a: converting"))) == 4
     assert capsys.readouterr().err == ""
-    assert len(list(convert._progress(blocks(5), 1234, "a: converting"))) == 4
+    assert len(list(convert.progress(blocks(5), 1234, "a: converting"))) == 4
     assert capsys.readouterr().err == "a: converting 1,234 images\na: converting took 20 s\n"
 
 
@@ -1219,7 +1758,7 @@ def test_progress_on_a_terminal(monkeypatch):
 
     monkeypatch.setattr(convert, "_SOON", 0)
     monkeypatch.setattr(sys, "stderr", Terminal())
-    list(convert._progress([[0] * 5] * 4, 20, "a: converting"))
+    list(convert.progress([[0] * 5] * 4, 20, "a: converting"))
     assert "a: converting: 100%" in sys.stderr.getvalue() and "20/20" in sys.stderr.getvalue()
 
 

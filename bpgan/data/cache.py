@@ -2,76 +2,147 @@
 
 A record is the pixels of one example, ``h * w * c`` bytes, and its label, a little-endian int32. A conversion works in
 a directory that is locked as long as its process lives and renamed at the end: a killed one leaves nothing that looks
-finished, and two processes that want the same convert it once.
+finished, and two processes that want the same convert it once. Where the disk has no locks, each converts it and the
+first to end is used. What is sound is only read, so that a cache may lie on a read-only disk; what is damaged stays
+until a new one is there to take its place.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
+import stat
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, NamedTuple
 
+import msgspec
 import numpy as np
 
+from bpgan import files
+from bpgan.data import memory
 from bpgan.types import UserError
 
-VERSION = 1
-"""Of the format; part of every cache's name."""
+VERSION = 2
+"""Of the format and of what is made of images; part of every cache's name."""
 
 SPLITS = ("train", "test")
 
 _BLOCK = 32 << 20  # bytes of pixels that are read at once
+_LARGEST = 1 << 28  # bytes of a manifest
+_ENTRIES = 1000  # tries to enter a directory that others, of which one is done with each, rename and remove
+
+Pixel = Annotated[int, msgspec.Meta(ge=0, le=255)]
+Side = Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]
 
 
 class Damaged(UserError):
     """A cache that is not what its manifest says."""
 
 
+class Split(msgspec.Struct, frozen=True, kw_only=True):
+    """What a manifest says of a split; see ``Tally.result``. ``bytes``: of the record file."""
+
+    count: files.Count
+    shape: tuple[Side, Side, Side]
+    counts: tuple[files.Count, ...]
+    low: Pixel
+    high: Pixel
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    constant: files.Count
+    identical: bool
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    bytes: files.Count
+    warnings: tuple[str, ...]
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What is read of a ``manifest.json``; beside it, that has the identity of its source and a checksum of itself.
+
+    Attributes:
+      stamps, content: of the source when it was read last; see ``Origin``.
+      class_names: by label.
+      splits: ``train`` and ``test``.
+    """
+
+    stamps: str
+    content: str
+    class_names: tuple[str, ...]
+    splits: dict[str, Split]
+
+
+class Origin(NamedTuple):
+    """The source of a cache as it is now.
+
+    Attributes:
+      identity: of the source and the options, as JSON; another one has a cache of its own.
+      stamps: a digest of what a change of the source would change, with or without its content; empty: unknown.
+      content: gives the digest of the content, which takes as long as reading all of it; None if that is forbidden.
+    """
+
+    identity: Mapping[str, Any]
+    stamps: str
+    content: Callable[[], str | None]
+
+
 def directory() -> pathlib.Path:
-    """Where caches lie: $BPGAN_DATA_DIR, or bpgan/data in $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get("BPGAN_DATA_DIR"):
-        return pathlib.Path(own).expanduser().absolute()
+    """Where caches lie: $BPGAN_DATA_DIR, or bpgan/data in $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+      UserError: for a user without a home directory, as in a container, if neither is set.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    home = pathlib.Path(base) if os.path.isabs(base) else pathlib.Path("~/.cache").expanduser()
-    return home / "bpgan" / "data"
+    default = os.path.join(base if os.path.isabs(base) else "~/.cache", "bpgan", "data")
+    given = os.environ.get("BPGAN_DATA_DIR") or default
+    path = os.path.expanduser(given)
+    if path.startswith("~"):
+        raise UserError(f"{given}: there is no such home directory; BPGAN_DATA_DIR names another")
+    return pathlib.Path(path).absolute()
 
 
-def entry(folder: pathlib.Path, make: Callable[[pathlib.Path], Any], *, deep: bool = False) -> Any:
-    """The manifest of a cache, which is made if it is missing or damaged.
+def entry(
+    folder: pathlib.Path,
+    origin: Origin,
+    make: Callable[[pathlib.Path], Mapping[str, Any]],
+    *,
+    deep: bool = False,
+) -> Manifest:
+    """The manifest of a cache, which is made if it is missing or damaged, or if the content of its source is another.
 
     Args:
       folder: of the cache.
-      make: ``make(directory)`` writes the record files and returns the manifest, with ``splits[name]["bytes"]`` and
-        all else that ``Records`` needs. Called at most once, in one process at a time.
+      origin: of the cache.
+      make: ``make(directory)`` writes the record files and returns ``content``, ``class_names`` and ``splits`` of the
+        manifest. Called at most once, in one process at a time.
       deep: read all of an existing cache and compare checksums, not only the sizes of files.
 
     Raises:
-      UserError: if it cannot be written; whatever ``make`` raises.
+      UserError: if it cannot be read or written; whatever ``make`` raises.
     """
-    if not deep:
-        with contextlib.suppress(FileNotFoundError, Damaged):
-            return _intact(folder, deep=False)
+    with contextlib.suppress(FileNotFoundError, Damaged):
+        return _intact(folder, origin, deep)
     try:
         with _locked(folder) as temporary:
             try:
-                return _intact(folder, deep)
+                return _intact(folder, origin, deep)  # another process made it meanwhile
             except FileNotFoundError:
                 pass
             except Damaged as error:
                 print(f"{error}: making it again", file=sys.stderr, flush=True)
-                shutil.rmtree(folder)
             _sweep(folder.parent)
-            manifest = {"version": VERSION, **make(temporary)}
-            manifest["sha256"] = _sealed(manifest)
-            (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-            temporary.rename(folder)
-            (folder / "lock").unlink()
-            return json.loads(json.dumps(manifest))
+            manifest = {**origin.identity, "stamps": origin.stamps, **make(temporary)}
+            _write(temporary, manifest)
+            with contextlib.suppress(FileNotFoundError, Damaged):  # without locks others are at it
+                return _intact(folder, origin, deep)
+            _replace(temporary, folder)
+        return _checked(json.loads(json.dumps(_with_seal(manifest))), origin.identity)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(
@@ -80,76 +151,226 @@ def entry(folder: pathlib.Path, make: Callable[[pathlib.Path], Any], *, deep: bo
         ) from None
 
 
-def _intact(folder: pathlib.Path, deep: bool) -> Any:
-    """The manifest of a cache. Raises FileNotFoundError if there is none, Damaged if it is not right."""
-    if not folder.is_dir():
-        raise FileNotFoundError(folder)
+def _intact(folder: pathlib.Path, origin: Origin, deep: bool) -> Manifest:
+    """The manifest of a cache.
+
+    Where the source has other stamps its content is compared; if that is the same, the new stamps are kept.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      Damaged: if it is not right, or of another content.
+      UserError: if it cannot be read, which says nothing of whether it is right.
+    """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        if manifest["sha256"] != _sealed(manifest):
-            raise ValueError("manifest.json is not what was written")
-        for name, split in manifest["splits"].items():
+        if not stat.S_ISDIR(folder.stat().st_mode):
+            raise Damaged(f"{folder}: damaged (no directory)")
+        path = folder / "manifest.json"
+        if not 0 < _size(path) < _LARGEST:
+            raise Damaged(f"{path}: damaged ({_size(path)} bytes)")
+        found = files.decode(path.read_bytes(), dict[str, Any])
+        manifest = _checked(found, origin.identity)
+        for name, split in manifest.splits.items():
             path = folder / f"{name}.array_record"
-            if path.stat().st_size != split["bytes"]:
-                raise Damaged(f"{path}: {path.stat().st_size} bytes, must be {split['bytes']}")
+            if _size(path) != split.bytes:
+                raise Damaged(f"{path}: {_size(path)} bytes, must be {split.bytes}")
             if deep:
-                Records(path, split["count"], tuple(split["shape"])).arrays(split["sha256"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise Damaged(f"{folder}: damaged ({' '.join(str(error).split())})") from None
+                Records(path, split.count, split.shape, split.sha256).arrays()
+        if not origin.stamps or origin.stamps != manifest.stamps:
+            if origin.content() not in (None, manifest.content):
+                raise Damaged(f"{folder}: its source was changed")
+            if origin.stamps:
+                with contextlib.suppress(OSError):
+                    _write(folder, {**found, "stamps": origin.stamps})
+    except ValueError as error:
+        raise Damaged(f"{folder}: damaged (manifest.json: {error})") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+        if not os.path.lexists(folder):
+            raise FileNotFoundError(folder) from None
+        raise Damaged(f"{folder}: damaged ({error.filename}: {error.strerror})") from None
     return manifest
 
 
-def _sealed(manifest: dict[str, Any]) -> str:
+def _size(path: pathlib.Path) -> int:
+    """Bytes of a file. Raises Damaged for what is none, such as a directory or a pipe."""
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise Damaged(f"{path}: damaged (no regular file)")
+    return about.st_size
+
+
+def _checked(found: dict[str, Any], identity: Mapping[str, Any]) -> Manifest:
+    """A manifest whose checksum is right, which is of that source, and fits together. Raises ValueError."""
+    if found.get("sha256") != _sealed(found):
+        raise ValueError("not what was written")
+    if {key: found.get(key) for key in identity} != json.loads(json.dumps(identity)):
+        raise ValueError("of another source")
+    manifest = files.convert(found, Manifest)
+    if set(manifest.splits) != set(SPLITS):
+        raise ValueError(f"splits {', '.join(manifest.splits)[:60]}")
+    for split in manifest.splits.values():
+        if sum(split.counts) != split.count or len(split.mean) != split.shape[2]:
+            raise ValueError("numbers that contradict each other")
+    return manifest
+
+
+def _write(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
+    files.write_json(folder / "manifest.json", _with_seal(manifest))
+
+
+def _with_seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {**manifest, "sha256": _sealed(manifest)}
+
+
+def _sealed(manifest: Mapping[str, Any]) -> str:
     """The checksum of all else in a manifest."""
     rest = {k: v for k, v in manifest.items() if k != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
+def lock(file: Any, waiting: str) -> bool:
+    """Locks an open file for this process, until it is closed. Says ``waiting`` while another has it.
+
+    Returns:
+      Whether it is locked: not every disk has locks.
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(waiting, file=sys.stderr, flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:  # Lustre without -o flock, some NFS and FUSE
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary directory beside ``folder`` that belongs to this process until it is renamed or removed."""
-    import fcntl
-
-    temporary = folder.with_name(folder.name + ".tmp")
-    while True:
-        temporary.mkdir(parents=True, exist_ok=True)
-        try:
-            file = (temporary / "lock").open("w")
-        except FileNotFoundError:  # renamed or removed this moment
-            continue
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{folder}: another process is writing it; waiting", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if _is(temporary / "lock", file):
-            break
-        file.close()
+    shared = folder.with_name(folder.name + ".tmp")
+    file = _entered(shared, f"{folder}: another process is writing it; waiting")
+    own = file is not None
+    if own:
+        temporary = shared
+    else:
+        temporary = _beside(folder, ".tmp")
     try:
         yield temporary
     finally:
-        if _is(temporary / "lock", file):
+        if not own or _is(temporary / "lock", file):
             shutil.rmtree(temporary, ignore_errors=True)
+        if own:
+            file.close()
+
+
+def _beside(folder: pathlib.Path, suffix: str) -> pathlib.Path:
+    """A new directory that only this process knows, whose name says which process that is."""
+    prefix = f"{folder.name}.{os.uname().nodename}-{os.getpid()}-"
+    return pathlib.Path(tempfile.mkdtemp(suffix=suffix, prefix=prefix, dir=folder.parent))
+
+
+def _entered(shared: pathlib.Path, waiting: str) -> Any:
+    """The open lock of a directory, which is made; None if the disk has no locks."""
+    for _ in range(_ENTRIES):
+        if shared.is_symlink() or shared.exists() and not shared.is_dir():
+            _remove(shared)
+        shared.mkdir(parents=True, exist_ok=True)
+        try:
+            if (shared / "lock").exists() and not (shared / "lock").is_file():
+                _remove(shared)
+                continue
+            file = (shared / "lock").open("w", encoding="utf-8")
+        except FileNotFoundError:  # renamed or removed this moment
+            continue
+        if not lock(file, waiting):
+            file.close()
+            shutil.rmtree(shared, ignore_errors=True)
+            return None
+        if _is(shared / "lock", file):
+            return file
         file.close()
+    raise OSError(errno.EBUSY, "others keep removing it", str(shared))
 
 
 def _is(path: pathlib.Path, file: Any) -> bool:
     """Whether the open file still has that name."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
+def _replace(temporary: pathlib.Path, folder: pathlib.Path) -> None:
+    """Puts a finished cache where it belongs; what is there, which is damaged, goes only then."""
+    old = _beside(folder, ".old")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(old / "damaged")
+    try:
+        temporary.rename(folder)
+    except OSError as error:  # without locks another may have been faster
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    (folder / "lock").unlink(missing_ok=True)
+    _remove(old)
+
+
+def _remove(path: pathlib.Path) -> None:
+    """Removes whatever has that name, if anything has."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _sweep(parent: pathlib.Path) -> None:
-    """Removes what dead processes left behind: temporary directories that nobody has locked."""
+    """Removes what dead processes left behind: temporary directories that nobody has locked, or whose maker is gone."""
     import fcntl
 
-    for lock in parent.glob("*.tmp/lock"):
-        with contextlib.suppress(OSError), lock.open("r+") as file:
+    for place in parent.glob("*.tmp/lock"):
+        with contextlib.suppress(OSError), place.open("r+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is(lock, file):
-                shutil.rmtree(lock.parent)
+            if _is(place, file):
+                shutil.rmtree(place.parent)
+    for place in parent.iterdir():
+        maker = re.fullmatch(r".+-[0-9a-f]{16}\.(.+)-(\d+)-\w+\.(tmp|old)", place.name)
+        if maker and maker[1] == os.uname().nodename and not _lives(int(maker[2])):
+            with contextlib.suppress(OSError):
+                _remove(place)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def read_all(
+    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    indices: np.ndarray,
+    shape: tuple[int, ...],
+) -> tuple[np.ndarray, np.ndarray]:
+    """``read(indices)``, block by block, which takes the memory of the result only once.
+
+    Raises:
+      UserError: if there is not that much; whatever ``read`` raises.
+    """
+    n, size = len(indices), int(np.prod(shape))
+    need = n * (size + 8) + 2 * max(size, _BLOCK)
+    memory.require(need, f"{n:,} images of {'x'.join(map(str, shape))} in memory")
+    x, y = np.empty((n, *shape), np.uint8), np.empty(n, np.int32)
+    step = max(1, min(4096, _BLOCK // size))
+    for start in range(0, n, step):
+        x[start : start + step], y[start : start + step] = read(indices[start : start + step])
+    return x, y
 
 
 class Records:
@@ -159,23 +380,25 @@ class Records:
       path: of the file, which is opened when it is first read.
       count: of the records.
       shape: ``(h, w, c)`` of an example.
+      sha256: of the content; see ``Tally.result``.
     """
 
-    def __init__(self, path: pathlib.Path, count: int, shape: tuple[int, ...]):
-        self._path, self._count, self._shape = path, count, shape
+    def __init__(self, path: pathlib.Path, count: int, shape: tuple[int, ...], sha256: str):
+        self._path, self._count, self._shape, self._sha256 = path, count, shape, sha256
         self._size = int(np.prod(shape))
         self._lock = threading.Lock()
         self._reader: Any = None
 
     def __reduce__(self):
-        return Records, (self._path, self._count, self._shape)
+        return Records, (self._path, self._count, self._shape, self._sha256)
 
     def __call__(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 ``[k, h, w, c]`` and labels int32 ``[k]`` at ``indices`` int ``[k]``.
 
         Raises:
           IndexError: if an index is not in ``range(count)``.
-          UserError: if the file is missing or damaged.
+          Damaged: if the file is missing or not what it should be.
+          UserError: if it cannot be read.
         """
         indices = np.asarray(indices, np.int64).reshape(-1)
         if len(indices) and (indices.min() < 0 or indices.max() >= self._count):
@@ -190,18 +413,18 @@ class Records:
         y = np.ascontiguousarray(rows[:, self._size :]).view("<i4")[:, 0].astype(np.int32)
         return rows[:, : self._size].reshape(len(indices), *self._shape), y
 
-    def arrays(self, sha256: str) -> tuple[np.ndarray, np.ndarray]:
-        """All examples, in order. Raises Damaged if they are not those of the checksum."""
-        x = np.empty((self._count, *self._shape), np.uint8)
-        y = np.empty(self._count, np.int32)
-        step = max(1, min(4096, _BLOCK // self._size))
-        for start in range(0, self._count, step):
-            part = slice(start, min(start + step, self._count))
-            x[part], y[part] = self(np.arange(part.start, part.stop))
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """All examples, in order.
+
+        Raises:
+          Damaged: if they are not those of the checksum.
+          UserError: if there is no memory for them.
+        """
+        x, y = read_all(self, np.arange(self._count), self._shape)
         digest = hashlib.sha256(np.array(self._shape, "<i4").tobytes())
         digest.update(x.data)
         digest.update(y.astype("<i4").tobytes())
-        if digest.hexdigest() != sha256:
+        if digest.hexdigest() != self._sha256:
             raise self._damaged("checksum differs")
         return x, y
 
@@ -214,6 +437,7 @@ class Records:
             if self._reader is None:
                 from array_record.python.array_record_module import ArrayRecordReader
 
+                self._check()
                 # A read-ahead would read megabytes for each record.
                 reader = ArrayRecordReader(str(self._path), options="readahead_buffer_size:0")
                 if reader.num_records() != self._count:
@@ -221,10 +445,28 @@ class Records:
                 self._reader = reader
             return self._reader
 
+    def _check(self) -> None:
+        """Raises the error for a file that is missing, cannot be read, or was made again of another content.
+
+        array_record has one error for all.
+        """
+        try:
+            os.close(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK))
+            raw = self._path.with_name("manifest.json").read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._damaged("missing") from None
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be read ({error.strerror})") from None
+        try:
+            splits = files.decode(raw, Manifest).splits
+        except ValueError as error:
+            raise self._damaged(f"manifest.json: {error}") from None
+        split = splits.get(self._path.stem)
+        if split is None or split.sha256 != self._sha256:
+            raise self._damaged("of another content")
+
     def _damaged(self, why: str) -> Damaged:
-        return Damaged(
-            f"{self._path}: damaged ({why}); delete {self._path.parent} to have it made again"
-        )
+        return Damaged(f"{self._path}: damaged ({why})")
 
 
 class Tally:
