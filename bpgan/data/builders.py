@@ -22,7 +22,6 @@ Nothing is unpickled, and archives are read in memory: no path in them is ever f
 
 import contextlib
 import difflib
-import fcntl
 import fnmatch
 import functools
 import gzip
@@ -47,6 +46,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bpgan.data import cache
 from bpgan.types import UserError
 
 _STALL = 30.0
@@ -266,7 +266,7 @@ def open_prepared(name: str, *, mirror: str = "") -> Prepared:
             raise UserError("must be NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION")
         return _open(name, *parts.group(1, 2, 3), mirror=mirror)
     except UserError as error:
-        raise UserError(f"--dataset=tfds:{name}: {error}") from None
+        raise UserError(str(error), argument="dataset", value=f"tfds:{name}") from None
 
 
 def _open(
@@ -312,7 +312,12 @@ def _data_dir() -> pathlib.Path:
     given = os.environ.get("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets")
     if "://" in given:
         raise UserError(f"TFDS_DATA_DIR={given}: must be a folder of this machine")
-    return pathlib.Path(given).expanduser().absolute()
+    try:
+        return pathlib.Path(given).expanduser().absolute()
+    except RuntimeError:  # no $HOME, and nobody of that name or number
+        raise UserError(
+            f"there is no home directory for {given}; TFDS_DATA_DIR names another folder"
+        ) from None
 
 
 def _find(
@@ -339,16 +344,13 @@ def _find(
 
     formats = {}
     for folder in sorted(versions, key=lambda p: versions[p], reverse=True):
-        try:
+        with _damage(folder):
+            _check_files(folder)
             with contextlib.redirect_stdout(io.StringIO()):  # pages about TensorFlow
                 builder = tfds.builder_from_directory(folder)
-        except ImportError:
-            raise UserError(f"{folder} has features that need TensorFlow, such as videos") from None
-        except Exception as error:  # damaged files of several formats are parsed here
-            raise UserError(f"{folder} is damaged ({_first_line(error)})") from None
-        formats[folder] = {f.value for f in builder.info.available_file_formats()}
-        if "array_record" in formats[folder]:
-            return _opened(folder, builder)
+            formats[folder] = {f.value for f in builder.info.available_file_formats()}
+            if "array_record" in formats[folder]:
+                return _opened(folder, builder)
     folder, found = next(iter(formats.items()))
     advice = (
         "set TFDS_DATA_DIR to another folder and bpgan prepares it there"
@@ -362,6 +364,26 @@ def _find(
     raise UserError(
         f"{folder} is prepared as {' and '.join(sorted(found))}, which cannot be read without TensorFlow; {advice}"
     )
+
+
+@contextlib.contextmanager
+def _damage(folder: pathlib.Path, advice: str = "") -> Iterator[None]:
+    """Whatever is raised within becomes a UserError: TFDS parses files of several formats, and checks none."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except ImportError:
+        raise UserError(f"{folder} has features that need TensorFlow, such as videos") from None
+    except Exception as error:
+        raise UserError(f"{folder} is damaged ({_first_line(error)}){advice}") from None
+
+
+def _check_files(folder: pathlib.Path) -> None:
+    """Raises a UserError for what is neither a file nor a folder; a pipe would be waited for."""
+    for path in folder.rglob("*"):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} is no regular file")
 
 
 def _opened(folder: pathlib.Path, builder: Any) -> Prepared:
@@ -424,13 +446,8 @@ class _Examples(Sequence):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The examples at ``indices``. Raises a UserError if the files are damaged."""
-        try:
-            records = self._records.__getitems__(indices)
-        except RuntimeError as error:
-            raise UserError(
-                f"{self._folder} is damaged ({_first_line(error)}); delete it to have it prepared again"
-            ) from None
-        return [self._decoded(record) for record in records]
+        with _damage(self._folder, "; delete it to have it prepared again"):
+            return [self._decoded(record) for record in self._records.__getitems__(indices)]
 
     def __repr__(self) -> str:
         return repr(self._records)
@@ -461,7 +478,8 @@ def _check_mirror(mirror: str) -> None:
     except ValueError:
         good = False
     if not good or re.search(r"[\s?#\x00-\x1f]", mirror):
-        raise UserError(f"--mirror={' '.join(mirror.split())}: must be an http or https URL")
+        given = " ".join(mirror.split())
+        raise UserError("must be an http or https URL", argument="mirror", value=given)
 
 
 def _prepare(root: pathlib.Path, name: str, spec: Spec, mirror: str) -> None:
@@ -516,17 +534,9 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(path: pathlib.Path, name: str) -> Iterator[None]:
-    """Waits until no other process is in here."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(
-                f"tfds:{name} is being prepared by another process; waiting",
-                file=sys.stderr,
-                flush=True,
-            )
-            fcntl.flock(file, fcntl.LOCK_EX)
+    """Waits until no other process is in here, where the disk has locks."""
+    with path.open("a", encoding="utf-8") as file:
+        cache.lock(file, f"tfds:{name} is being prepared by another process; waiting")
         yield
 
 
@@ -697,7 +707,11 @@ def _unpack(data: bytes, name: str) -> dict[str, bytes]:
     contents = {}
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
         for member in archive:
-            if member.isfile() and (file := archive.extractfile(member)):
+            if not member.isfile():
+                continue
+            if member.size > _LARGEST:  # a sparse one may claim any size
+                raise ValueError(f"{member.name!r} unpacks to more than {_LARGEST} bytes")
+            if file := archive.extractfile(member):
                 contents[member.name.rpartition("/")[2]] = file.read()
     return contents
 
