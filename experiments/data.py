@@ -29,6 +29,9 @@ from experiments import _cli as cli
 ROWS, COLUMNS = 20, 10
 """The grid: this many classes at most, and examples of each."""
 
+SIDE = 512
+"""Pixels of an image in the grid, at most; of larger ones every second, third, ... row and column is shown."""
+
 LISTED = 100
 """Sets of duplicates that dataset.json lists, those with several labels first."""
 
@@ -121,14 +124,22 @@ def grid(dataset: data.Dataset, labels: np.ndarray, seed: int) -> tuple[np.ndarr
     rng = np.random.default_rng(seed)
     if dataset.classes == 1:
         chosen = rng.choice(dataset.length, min(COLUMNS**2, dataset.length), replace=False)
-        return dataset.read(chosen)[0], []
+        return _thumbnails(dataset, chosen), []
     classes = [c for c, count in enumerate(dataset.counts) if count][:ROWS]
-    images = np.zeros((len(classes), COLUMNS, *dataset.shape), np.uint8)
-    for row, c in enumerate(classes):
+    rows = []
+    for c in classes:
         members = np.flatnonzero(labels == c)
         chosen = rng.choice(members, min(COLUMNS, len(members)), replace=False)
-        images[row, : len(chosen)] = dataset.read(chosen)[0]
-    return images.reshape(-1, *dataset.shape), classes
+        images = _thumbnails(dataset, chosen)
+        missing = np.zeros((COLUMNS - len(images), *images.shape[1:]), np.uint8)
+        rows += [images, missing]
+    return np.concatenate(rows), classes
+
+
+def _thumbnails(dataset: data.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Images of a split, with every s-th row and column of pixels so that no side is longer than ``SIDE``."""
+    s = -(-max(dataset.shape[:2]) // SIDE)
+    return np.stack([dataset.read(rows[i : i + 1])[0][0, ::s, ::s] for i in range(len(rows))])
 
 
 def manifest(dataset: data.Dataset) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpgan.data import order
+from bpgan.data import memory, order
 from bpgan.data.datasets import Dataset
 from bpgan.types import Source, UserError, stream
 
@@ -45,10 +45,13 @@ def source(
       flip: see ``mirrored``.
 
     Raises:
-      UserError: if the split is too large for an exact order.
+      UserError: if the split is too large for an exact order or, kept on the device, for the memory.
     """
     kind, workers = parse_feed(feed)
     size = dataset.length * int(np.prod(dataset.shape))
+    if kind == "memory" and size > (free := memory.free()):
+        reason = f"{memory.shortfall(size, free)} for this dataset; stream reads it from disk"
+        raise UserError(reason, argument="feed", value=feed)
     if kind == "memory" or (kind == "auto" and size <= _MEMORY):
         result = in_memory(*dataset.arrays(), seed=seed, batch_size=batch_size, dtype=dtype)
     else:
@@ -146,7 +149,10 @@ def streamed(
       workers: processes that read; 0 for threads, which suffice unless ``read`` holds the interpreter's lock.
     """
     _check_size(length, batch_size)
-    steps = int(np.clip(_WINDOW // (batch_size * int(np.prod(shape))), 1, 256))
+    size = int(np.prod(shape))
+    if (need := 4 * batch_size * size) > (free := memory.free()):  # two are ahead, one is used
+        raise UserError(memory.shortfall(need, free), argument="batch_size", value=batch_size)
+    steps = int(np.clip(_WINDOW // (batch_size * size), 1, 256))
     keys = np.asarray(order.round_keys(seed))
     spec = {
         "x": jax.ShapeDtypeStruct((steps, batch_size, *shape), jnp.uint8),
@@ -213,6 +219,6 @@ def _spread(length: int) -> np.ndarray:
 
 def _check_size(length: int, batch_size: int) -> None:
     if length * batch_size >= 2**32:
-        raise UserError(
-            f"--batch_size={batch_size}: must be at most {(2**32 - 1) // length} for {length} examples"
-        )
+        most = (2**32 - 1) // length
+        reason = f"must be at most {most} for {length} examples"
+        raise UserError(reason, argument="batch_size", value=batch_size)
