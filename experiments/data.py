@@ -124,19 +124,19 @@ def grid(dataset: data.Dataset, labels: np.ndarray, seed: int) -> tuple[np.ndarr
     rng = np.random.default_rng(seed)
     if dataset.classes == 1:
         chosen = rng.choice(dataset.length, min(COLUMNS**2, dataset.length), replace=False)
-        return _thinned(dataset, chosen), []
+        return _thumbnails(dataset, chosen), []
     classes = [c for c, count in enumerate(dataset.counts) if count][:ROWS]
     rows = []
     for c in classes:
         members = np.flatnonzero(labels == c)
         chosen = rng.choice(members, min(COLUMNS, len(members)), replace=False)
-        images = _thinned(dataset, chosen)
+        images = _thumbnails(dataset, chosen)
         missing = np.zeros((COLUMNS - len(images), *images.shape[1:]), np.uint8)
         rows += [images, missing]
     return np.concatenate(rows), classes
 
 
-def _thinned(dataset: data.Dataset, rows: np.ndarray) -> np.ndarray:
+def _thumbnails(dataset: data.Dataset, rows: np.ndarray) -> np.ndarray:
     """Images of a split, with every s-th row and column of pixels so that no side is longer than ``SIDE``."""
     s = -(-max(dataset.shape[:2]) // SIDE)
     return np.stack([dataset.read(rows[i : i + 1])[0][0, ::s, ::s] for i in range(len(rows))])
@@ -156,7 +156,7 @@ def run(cfg: Config) -> None:
     """
     from bpgan.runtime import report
 
-    out = cli.writable(cfg.workdir, "workdir", cfg.workdir)
+    out = cli.writable(cfg.workdir, f"--workdir={cfg.workdir}")
     train, test = (data.load(cfg.dataset, split, mirror=cfg.mirror) for split in ("train", "test"))
     for split in (train, test):
         mean, std = (", ".join(f"{v:.4f}" for v in values) for values in (split.mean, split.std))
@@ -185,7 +185,7 @@ def run(cfg: Config) -> None:
         os.replace(temporary, out / "dataset.json")
     except OSError as error:
         raise UserError(
-            f"cannot write {error.filename}: {error.strerror}", argument="workdir", value=out
+            f"--workdir={out}: cannot write {error.filename}: {error.strerror}"
         ) from None
     names = [train.class_names[c] if train.class_names else str(c) for c in classes]
     print(

@@ -431,6 +431,14 @@ def test_what_unpacks_to_too_much_is_not_unpacked(monkeypatch):
     assert builders._unpack(gzip.compress(bytes(1000)), "a.gz") == {"a": bytes(1000)}
     with pytest.raises(ValueError, match="more than 1000 bytes"):
         builders._unpack(gzip.compress(bytes(1001)), "a.gz")
+    body = io.BytesIO()
+    with tarfile.open(fileobj=body, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        sparse = tarfile.TarInfo("a.bin")  # a hole of any size
+        sparse.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(10**13)}
+        archive.addfile(sparse)
+    monkeypatch.setattr(builders, "_LARGEST", 1 << 20)
+    with pytest.raises(ValueError, match="'a.bin' unpacks to more than 1048576 bytes"):
+        builders._unpack(gzip.compress(body.getvalue()), "a.tar.gz")
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (5, 3, 3), (1, 1, 1)])
@@ -853,10 +861,35 @@ def test_damage(server, digits, root):
     assert f"{directory} holds no dataset; delete it" in refused("mnist")
 
 
+def test_prepared_files_that_contradict_each_other(root):
+    """TFDS checks none of what it reads; whatever it makes of it is one line that names the folder."""
+    image = np.zeros((2, 2, 1), np.uint8)
+    directory = prepare(root, "mine", {"image": a_tensor(2, 2, 1)}, [{"image": image}])
+    info, features = directory / "dataset_info.json", directory / "features.json"
+    for path, change in {
+        info: [('"shardLengths": [', '"shardLengths": ["-7",'), ("{DATASET}", "{DATASED}"),
+               ("{DATASET}", "{"), (info.read_text(), "[]"), (info.read_text(), '{"a":' * 100_000)],
+        features: [('"2"', '"3"'), ('"2"', '"x"'), (features.read_text(), "3")],
+    }.items():  # fmt: skip
+        whole = path.read_text()
+        for old, new in change:
+            assert old in whole
+            path.write_text(whole.replace(old, new, 1))
+            with pytest.raises(UserError, match=f"{directory}.* is (damaged|missing)") as caught:
+                list(builders.open_prepared("mine").splits["train"])
+            assert "\n" not in str(caught.value)
+        path.write_text(whole)
+    assert len(builders.open_prepared("mine").splits["train"]) == 1
+    os.mkfifo(directory / "label.labels.txt")  # would be waited for
+    assert f"{directory}/label.labels.txt is no regular file" in refused("mine")
+
+
 def test_folders_that_cannot_be(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "file" / "data"))
     assert f"cannot write {tmp_path / 'file' / 'data'}: Not a directory" in refused("mnist")
+    monkeypatch.setenv("TFDS_DATA_DIR", "~nobody-of-that-name/data")
+    assert "there is no home directory for ~nobody" in refused("mnist")
     monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket/data")
     assert "TFDS_DATA_DIR=gs://bucket/data: must be a folder" in refused("mnist")
 

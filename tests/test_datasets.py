@@ -255,6 +255,23 @@ def test_npz_with_splits(tmp_path, names):
     assert train.classes == test.classes == 3
 
 
+def test_npz_with_class_names(tmp_path):
+    x, y = random(20, 4, 4), np.arange(20) % 2
+    np.savez(tmp_path / "a.npz", x=x, y=y, class_names=["cat", "eel\n", "dog"])
+    train = data.load(f"npz:{tmp_path}/a.npz")
+    assert train.class_names == ("cat", r"'eel\n'", "dog") and train.counts == (9, 9, 0)
+    np.savez(tmp_path / "a.npz", x=x, class_names=["cat", "eel"])
+    assert data.load(f"npz:{tmp_path}/a.npz").class_names == ()
+    for names, message in (
+        (["cat"], "1 'class_names' for labels up to 1"),
+        ([1, 2], "'class_names' is int64[2], must be a text for each class"),
+        ([["cat", "eel"]], "'class_names' is <U3[1, 2], must be a text for each class"),
+        (np.array(["cat", None]), "'class_names' is object[2], must be a text for each class"),
+    ):
+        np.savez(tmp_path / "a.npz", x=x, y=y, class_names=names)
+        refused(f"npz:{tmp_path}/a.npz", message)
+
+
 def test_no_labels_are_one_class(tmp_path):
     x = random(20, 4, 4, 1)
     np.savez(tmp_path / "a.npz", x=x)
@@ -1144,7 +1161,7 @@ def test_where_caches_lie(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache.directory() == tmp_path / "home" / ".cache" / "bpgan" / "data"
     monkeypatch.setenv("BPGAN_DATA_DIR", "~nobody-of-that-name/x")
-    with pytest.raises(UserError, match="no home directory .* BPGAN_DATA_DIR"):
+    with pytest.raises(UserError, match="no such home directory; BPGAN_DATA_DIR"):
         cache.directory()
 
 
@@ -1251,6 +1268,21 @@ def test_stamps_of_a_verified_source_are_kept(made, monkeypatch):
     data.load(dataset.name)
     data.load(dataset.name)
     assert len(read) == 4 and json.loads((folder / "manifest.json").read_text())["stamps"]
+
+
+def test_a_cache_made_again_of_another_content_is_not_read_on(made):
+    """By a process that opens it late, of a run that began before the change."""
+    dataset, (x, y), _ = made
+    dataset.read(np.array([0]))
+    late = pickle.loads(pickle.dumps(dataset.read))
+    path = pathlib.Path(dataset.name[4:])
+    stamp = path.stat().st_mtime_ns
+    np.savez(path, x=random(50, 6, 5, 3, seed=1), y=np.arange(50) % 5)
+    os.utime(path, ns=(stamp, stamp))
+    assert data.load(dataset.name).sha256 != dataset.sha256
+    np.testing.assert_array_equal(dataset.read(np.array([3]))[0][0], x[3])  # the file is still open
+    with pytest.raises(UserError, match="the cache is damaged and the source changed"):
+        late(np.array([3]))
 
 
 def test_a_source_that_changes_while_it_is_converted(tmp_path, own_cache, monkeypatch):
@@ -1637,6 +1669,22 @@ def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path, own_ca
     assert data.load(f"npz:{tmp_path}/b.npz").length == 18
 
 
+def test_what_dead_processes_left_on_a_disk_without_locks_is_swept_away(made):
+    dataset, _, folder = made
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    host = os.uname().nodename
+    names = [f"{host}-{dead.pid}-abc.tmp", f"{host}-{dead.pid}-abc.old", f"{host}-{os.getpid()}-abc.tmp",
+             f"else-{dead.pid}-abc.tmp"]  # fmt: skip
+    for name in names:
+        (folder.parent / f"{folder.name}.{name}").mkdir()
+    (folder.parent / "mine.old").mkdir()
+    shutil.rmtree(folder)
+    data.load(dataset.name)
+    left = {p.name for p in folder.parent.iterdir()}
+    assert left == {folder.name, "mine.old", *(f"{folder.name}.{name}" for name in names[2:])}
+
+
 def test_a_live_conversion_is_not_swept_away(tmp_path, own_cache):
     np.savez(tmp_path / "a.npz", x=random(20, 4, 4))
     np.savez(tmp_path / "b.npz", x=random(20, 4, 4))
@@ -1697,9 +1745,9 @@ def test_progress_speaks_after_two_seconds(monkeypatch, capsys):
             now[0] += seconds
             yield [0] * 5
 
-    assert len(list(convert._progress(blocks(0.4), 20, "a: converting"))) == 4
+    assert len(list(convert.progress(blocks(0.4), 20, "a: converting"))) == 4
     assert capsys.readouterr().err == ""
-    assert len(list(convert._progress(blocks(5), 1234, "a: converting"))) == 4
+    assert len(list(convert.progress(blocks(5), 1234, "a: converting"))) == 4
     assert capsys.readouterr().err == "a: converting 1,234 images\na: converting took 20 s\n"
 
 
@@ -1710,7 +1758,7 @@ def test_progress_on_a_terminal(monkeypatch):
 
     monkeypatch.setattr(convert, "_SOON", 0)
     monkeypatch.setattr(sys, "stderr", Terminal())
-    list(convert._progress([[0] * 5] * 4, 20, "a: converting"))
+    list(convert.progress([[0] * 5] * 4, 20, "a: converting"))
     assert "a: converting: 100%" in sys.stderr.getvalue() and "20/20" in sys.stderr.getvalue()
 
 

@@ -229,7 +229,7 @@ def test_fewer_bits_than_the_file_has():
         data = encode(PIL.Image.fromarray(x), kind)
         found = images.decode(data, GREY)
         assert found.pixels.max() == 16 and found.remarks == {"deep": 4095}
-        assert ",bits=12 makes 4,095 white" in images.told("deep", 3, 4095)
+        assert ",bits=12 makes 4,095 white" in images.describe_remark("deep", 3, 4095)
         found = images.decode(data, GREY._replace(bits=12))
         np.testing.assert_array_equal(found.pixels[..., 0], expected)
         assert found.remarks == {}
@@ -276,19 +276,24 @@ UPRIGHT = {
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "JPEG"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "JPEG", "AVIF"])
 def test_exif_orientation(kind, orientation, tmp_path):
-    x = random(3, 5, 3)
-    if kind == "JPEG":  # blocks of one colour each, which survive
+    if kind == "AVIF" and not PIL.features.check("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    x, lossy = random(3, 5, 3), kind in ("JPEG", "AVIF")
+    if lossy:  # blocks of one colour each, which survive
         x = np.kron(x // 128 * 255, np.ones((16, 16, 1), np.uint8))
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
-    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {"lossless": True}
+    options = {
+        "JPEG": {"quality": 100, "subsampling": 0},
+        "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+    }.get(kind, {"lossless": True})
     data = encode(PIL.Image.fromarray(x), kind, exif=exif, **options)
     expected = UPRIGHT[orientation](x)
     found = decode(data, RGB)
     assert found.shape == expected.shape
-    assert np.abs(found.astype(int) - expected).max() <= (20 if kind == "JPEG" else 0)
+    assert np.abs(found.astype(int) - expected).max() <= (20 if lossy else 0)
     assert header(data, tmp_path) == (*expected.shape[:2], 3)
     again = decode(data, RGB._replace(size=expected.shape[:2]))
     np.testing.assert_array_equal(again, found)

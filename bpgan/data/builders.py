@@ -344,16 +344,13 @@ def _find(
 
     formats = {}
     for folder in sorted(versions, key=lambda p: versions[p], reverse=True):
-        try:
+        with _damage(folder):
+            _check_files(folder)
             with contextlib.redirect_stdout(io.StringIO()):  # pages about TensorFlow
                 builder = tfds.builder_from_directory(folder)
-        except ImportError:
-            raise UserError(f"{folder} has features that need TensorFlow, such as videos") from None
-        except Exception as error:  # damaged files of several formats are parsed here
-            raise UserError(f"{folder} is damaged ({_first_line(error)})") from None
-        formats[folder] = {f.value for f in builder.info.available_file_formats()}
-        if "array_record" in formats[folder]:
-            return _opened(folder, builder)
+            formats[folder] = {f.value for f in builder.info.available_file_formats()}
+            if "array_record" in formats[folder]:
+                return _opened(folder, builder)
     folder, found = next(iter(formats.items()))
     advice = (
         "set TFDS_DATA_DIR to another folder and bpgan prepares it there"
@@ -367,6 +364,26 @@ def _find(
     raise UserError(
         f"{folder} is prepared as {' and '.join(sorted(found))}, which cannot be read without TensorFlow; {advice}"
     )
+
+
+@contextlib.contextmanager
+def _damage(folder: pathlib.Path, advice: str = "") -> Iterator[None]:
+    """Whatever is raised within becomes a UserError: TFDS parses files of several formats, and checks none."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except ImportError:
+        raise UserError(f"{folder} has features that need TensorFlow, such as videos") from None
+    except Exception as error:
+        raise UserError(f"{folder} is damaged ({_first_line(error)}){advice}") from None
+
+
+def _check_files(folder: pathlib.Path) -> None:
+    """Raises a UserError for what is neither a file nor a folder; a pipe would be waited for."""
+    for path in folder.rglob("*"):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} is no regular file")
 
 
 def _opened(folder: pathlib.Path, builder: Any) -> Prepared:
@@ -429,13 +446,8 @@ class _Examples(Sequence):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The examples at ``indices``. Raises a UserError if the files are damaged."""
-        try:
-            records = self._records.__getitems__(indices)
-        except RuntimeError as error:
-            raise UserError(
-                f"{self._folder} is damaged ({_first_line(error)}); delete it to have it prepared again"
-            ) from None
-        return [self._decoded(record) for record in records]
+        with _damage(self._folder, "; delete it to have it prepared again"):
+            return [self._decoded(record) for record in self._records.__getitems__(indices)]
 
     def __repr__(self) -> str:
         return repr(self._records)
@@ -523,7 +535,7 @@ def _quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(path: pathlib.Path, name: str) -> Iterator[None]:
     """Waits until no other process is in here, where the disk has locks."""
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         cache.lock(file, f"tfds:{name} is being prepared by another process; waiting")
         yield
 
@@ -695,7 +707,11 @@ def _unpack(data: bytes, name: str) -> dict[str, bytes]:
     contents = {}
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
         for member in archive:
-            if member.isfile() and (file := archive.extractfile(member)):
+            if not member.isfile():
+                continue
+            if member.size > _LARGEST:  # a sparse one may claim any size
+                raise ValueError(f"{member.name!r} unpacks to more than {_LARGEST} bytes")
+            if file := archive.extractfile(member):
                 contents[member.name.rpartition("/")[2]] = file.read()
     return contents
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import stat
 import sys
@@ -35,7 +36,7 @@ SPLITS = ("train", "test")
 
 _BLOCK = 32 << 20  # bytes of pixels that are read at once
 _LARGEST = 1 << 28  # bytes of a manifest
-_ENTRIES = 5  # tries to enter a directory that others rename and remove
+_ENTRIES = 1000  # tries to enter a directory that others, of which one is done with each, rename and remove
 
 Pixel = Annotated[int, msgspec.Meta(ge=0, le=255)]
 Side = Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]
@@ -95,19 +96,15 @@ def directory() -> pathlib.Path:
     """Where caches lie: $BPGAN_DATA_DIR, or bpgan/data in $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
-      UserError: if that is under a home directory, and there is none.
+      UserError: for a user without a home directory, as in a container, if neither is set.
     """
-    try:
-        if own := os.environ.get("BPGAN_DATA_DIR"):
-            return pathlib.Path(own).expanduser().absolute()
-        base = os.environ.get("XDG_CACHE_HOME", "")
-        home = pathlib.Path(base) if os.path.isabs(base) else pathlib.Path("~/.cache").expanduser()
-        return home / "bpgan" / "data"
-    except RuntimeError:  # no $HOME, and nobody of that name or number
-        raise UserError(
-            "there is no home directory for converted data;"
-            " the environment variable BPGAN_DATA_DIR names another directory"
-        ) from None
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    default = os.path.join(base if os.path.isabs(base) else "~/.cache", "bpgan", "data")
+    given = os.environ.get("BPGAN_DATA_DIR") or default
+    path = os.path.expanduser(given)
+    if path.startswith("~"):
+        raise UserError(f"{given}: there is no such home directory; BPGAN_DATA_DIR names another")
+    return pathlib.Path(path).absolute()
 
 
 def entry(
@@ -177,7 +174,7 @@ def _intact(folder: pathlib.Path, origin: Origin, deep: bool) -> Manifest:
             if _size(path) != split.bytes:
                 raise Damaged(f"{path}: {_size(path)} bytes, must be {split.bytes}")
             if deep:
-                Records(path, split.count, split.shape).arrays(split.sha256)
+                Records(path, split.count, split.shape, split.sha256).arrays()
         if not origin.stamps or origin.stamps != manifest.stamps:
             if origin.content() not in (None, manifest.content):
                 raise Damaged(f"{folder}: its source was changed")
@@ -261,8 +258,7 @@ def _locked(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     if own:
         temporary = shared
     else:
-        prefix = f"{folder.name}.{os.uname().nodename}-{os.getpid()}-"
-        temporary = pathlib.Path(tempfile.mkdtemp(suffix=".tmp", prefix=prefix, dir=folder.parent))
+        temporary = _beside(folder, ".tmp")
     try:
         yield temporary
     finally:
@@ -270,6 +266,12 @@ def _locked(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         if own:
             file.close()
+
+
+def _beside(folder: pathlib.Path, suffix: str) -> pathlib.Path:
+    """A new directory that only this process knows, whose name says which process that is."""
+    prefix = f"{folder.name}.{os.uname().nodename}-{os.getpid()}-"
+    return pathlib.Path(tempfile.mkdtemp(suffix=suffix, prefix=prefix, dir=folder.parent))
 
 
 def _entered(shared: pathlib.Path, waiting: str) -> Any:
@@ -282,7 +284,7 @@ def _entered(shared: pathlib.Path, waiting: str) -> Any:
             if (shared / "lock").exists() and not (shared / "lock").is_file():
                 _remove(shared)
                 continue
-            file = (shared / "lock").open("w")
+            file = (shared / "lock").open("w", encoding="utf-8")
         except FileNotFoundError:  # renamed or removed this moment
             continue
         if not lock(file, waiting):
@@ -305,9 +307,9 @@ def _is(path: pathlib.Path, file: Any) -> bool:
 
 def _replace(temporary: pathlib.Path, folder: pathlib.Path) -> None:
     """Puts a finished cache where it belongs; what is there, which is damaged, goes only then."""
-    old = folder.with_name(f"{folder.name}.{os.getpid()}.old")
+    old = _beside(folder, ".old")
     with contextlib.suppress(FileNotFoundError):
-        folder.rename(old)
+        folder.rename(old / "damaged")
     try:
         temporary.rename(folder)
     except OSError as error:  # without locks another may have been faster
@@ -326,17 +328,32 @@ def _remove(path: pathlib.Path) -> None:
 
 
 def _sweep(parent: pathlib.Path) -> None:
-    """Removes what dead processes left behind: temporary directories that nobody has locked."""
+    """Removes what dead processes left behind: temporary directories that nobody has locked, or whose maker is gone."""
     import fcntl
 
     for place in parent.glob("*.tmp/lock"):
-        with contextlib.suppress(OSError), place.open("r+") as file:
+        with contextlib.suppress(OSError), place.open("r+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is(place, file):
                 shutil.rmtree(place.parent)
+    for place in parent.iterdir():
+        maker = re.fullmatch(r".+-[0-9a-f]{16}\.(.+)-(\d+)-\w+\.(tmp|old)", place.name)
+        if maker and maker[1] == os.uname().nodename and not _lives(int(maker[2])):
+            with contextlib.suppress(OSError):
+                _remove(place)
 
 
-def gathered(
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def read_all(
     read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     indices: np.ndarray,
     shape: tuple[int, ...],
@@ -363,16 +380,17 @@ class Records:
       path: of the file, which is opened when it is first read.
       count: of the records.
       shape: ``(h, w, c)`` of an example.
+      sha256: of the content; see ``Tally.result``.
     """
 
-    def __init__(self, path: pathlib.Path, count: int, shape: tuple[int, ...]):
-        self._path, self._count, self._shape = path, count, shape
+    def __init__(self, path: pathlib.Path, count: int, shape: tuple[int, ...], sha256: str):
+        self._path, self._count, self._shape, self._sha256 = path, count, shape, sha256
         self._size = int(np.prod(shape))
         self._lock = threading.Lock()
         self._reader: Any = None
 
     def __reduce__(self):
-        return Records, (self._path, self._count, self._shape)
+        return Records, (self._path, self._count, self._shape, self._sha256)
 
     def __call__(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 ``[k, h, w, c]`` and labels int32 ``[k]`` at ``indices`` int ``[k]``.
@@ -395,18 +413,18 @@ class Records:
         y = np.ascontiguousarray(rows[:, self._size :]).view("<i4")[:, 0].astype(np.int32)
         return rows[:, : self._size].reshape(len(indices), *self._shape), y
 
-    def arrays(self, sha256: str) -> tuple[np.ndarray, np.ndarray]:
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """All examples, in order.
 
         Raises:
           Damaged: if they are not those of the checksum.
           UserError: if there is no memory for them.
         """
-        x, y = gathered(self, np.arange(self._count), self._shape)
+        x, y = read_all(self, np.arange(self._count), self._shape)
         digest = hashlib.sha256(np.array(self._shape, "<i4").tobytes())
         digest.update(x.data)
         digest.update(y.astype("<i4").tobytes())
-        if digest.hexdigest() != sha256:
+        if digest.hexdigest() != self._sha256:
             raise self._damaged("checksum differs")
         return x, y
 
@@ -419,18 +437,33 @@ class Records:
             if self._reader is None:
                 from array_record.python.array_record_module import ArrayRecordReader
 
-                try:  # of the reader all errors are one
-                    os.close(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK))
-                except FileNotFoundError:
-                    raise self._damaged("missing") from None
-                except OSError as error:
-                    raise UserError(f"{self._path}: cannot be read ({error.strerror})") from None
+                self._check()
                 # A read-ahead would read megabytes for each record.
                 reader = ArrayRecordReader(str(self._path), options="readahead_buffer_size:0")
                 if reader.num_records() != self._count:
                     raise self._damaged(f"{reader.num_records()} records for {self._count}")
                 self._reader = reader
             return self._reader
+
+    def _check(self) -> None:
+        """Raises the error for a file that is missing, cannot be read, or was made again of another content.
+
+        array_record has one error for all.
+        """
+        try:
+            os.close(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK))
+            raw = self._path.with_name("manifest.json").read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._damaged("missing") from None
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be read ({error.strerror})") from None
+        try:
+            splits = files.decode(raw, Manifest).splits
+        except ValueError as error:
+            raise self._damaged(f"manifest.json: {error}") from None
+        split = splits.get(self._path.stem)
+        if split is None or split.sha256 != self._sha256:
+            raise self._damaged("of another content")
 
     def _damaged(self, why: str) -> Damaged:
         return Damaged(f"{self._path}: damaged ({why})")

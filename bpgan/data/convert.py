@@ -54,8 +54,8 @@ def convert(
       The part of the manifest about them: ``class_names`` and ``splits``.
 
     Raises:
-      UserError: if there are fewer than 10 examples, labels are no class numbers, images cannot be read or differ in
-        size.
+      UserError: if there are fewer than 10 examples, labels are no class numbers, images cannot be read, differ in
+        size or are too large for the memory.
       OSError: if the files cannot be written.
     """
     labels = examples.labels
@@ -76,9 +76,9 @@ def convert(
         batches = _batched(
             (p for p in enumerate(examples.items()) if p[0] not in bad), _BLOCK // size
         )
-        decode = functools.partial(_decoded, examples, form, shape)
+        decode = functools.partial(_decode, examples, form, shape)
         blocks = ordered(decode, batches, _threads_for(max(size, _BLOCK)))
-        for done in _progress(blocks, len(labels), f"{name}: converting"):
+        for done in progress(blocks, len(labels), f"{name}: converting"):
             good = {i: x for i, x in done if isinstance(x, images.Decoded)}
             for part, writer in enumerate(writers):
                 rows = [i for i in good if test[i] == part]
@@ -96,7 +96,7 @@ def convert(
     if total < 10:
         raise UserError(f"{total} readable examples, need at least 10")
     general = list(examples.warnings)
-    general += [images.told(kind, *numbers) for kind, numbers in sorted(remarks.items())]
+    general += [images.describe_remark(kind, *numbers) for kind, numbers in sorted(remarks.items())]
     if bad:
         general.append(str(_unreadable(bad, len(labels))).partition(";")[0] + "; left out")
     for split in cache.SPLITS:
@@ -116,7 +116,7 @@ def _check_labels(examples: readers.Examples) -> None:
         )
 
 
-def _decoded(
+def _decode(
     examples: readers.Examples,
     form: images.Form,
     shape: tuple[int, int, int],
@@ -148,7 +148,7 @@ def _threads_for(size: int) -> int:
     free = memory.free()
     fit = (free // (4 * size) - 1) // 2  # two batches for each thread and one that is written
     if fit < 1:
-        raise UserError(f"images are too large for the memory: {memory.compared(12 * size, free)}")
+        raise UserError(f"images are too large for the memory: {memory.shortfall(12 * size, free)}")
     return min(threads(), fit)
 
 
@@ -186,7 +186,7 @@ def _scan(
             return seen
 
         batches = _batched(enumerate(examples.items()), 64)
-        for seen in _progress(ordered(look, batches, threads()), count, f"{name}: looking"):
+        for seen in progress(ordered(look, batches, threads()), count, f"{name}: looking"):
             for i, what, found in seen:
                 if isinstance(found, str):
                     bad[i] = f"{what} ({found})"
@@ -267,12 +267,14 @@ def ordered(function: Callable[[Any], Any], items: Iterable[Any], threads: int) 
                 future.cancel()
 
 
-def _progress(blocks: Iterable[list[Any]], total: int, what: str) -> Iterator[list[Any]]:
+def progress(
+    blocks: Iterable[list[Any]], total: int, what: str, unit: str = "images"
+) -> Iterator[list[Any]]:
     """The blocks, with a bar on a terminal or else two lines, on stderr, if it takes more than two seconds."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(total=total, desc=what, unit=" images", delay=_SOON, file=sys.stderr) as bar:
+        with tqdm(total=total, desc=what, unit=f" {unit}", delay=_SOON, file=sys.stderr) as bar:
             for block in blocks:
                 yield block
                 bar.update(len(block))
@@ -282,6 +284,6 @@ def _progress(blocks: Iterable[list[Any]], total: int, what: str) -> Iterator[li
         yield block
         if not said and time.monotonic() - start > _SOON:
             said = True
-            print(f"{what} {total:,} images", file=sys.stderr, flush=True)
+            print(f"{what} {total:,} {unit}", file=sys.stderr, flush=True)
     if said:
         print(f"{what} took {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)

@@ -103,7 +103,7 @@ class Dataset(NamedTuple):
         """
         if isinstance(self.read, _Cached):
             return self.read.arrays()
-        return cache.gathered(self.read, np.arange(self.length), self.shape)
+        return cache.read_all(self.read, np.arange(self.length), self.shape)
 
     def summary(self) -> str:
         """A line of facts, and one for each warning."""
@@ -152,7 +152,7 @@ def _load(name: str, split: str, *, mirror: str = "", deep: bool = False) -> Dat
     except UserError as error:
         if error.argument:
             raise
-        reason = " ".join(str(error).splitlines())
+        reason = " ".join(error.reason.splitlines())
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}"
     except MemoryError:
@@ -327,7 +327,7 @@ def _converted(
         content = origin.content()
         made = convert.convert(raw.examples(), *options, directory, name)
         now = reader(argument, **more)
-        if now.files != raw.files and _content(now.path, tuple(now.files)) != content:
+        if now.files != raw.files and _content(now.path, tuple(now.files), name) != content:
             raise UserError("its files were changed while they were read; repeat the command")
         return {"content": content or "", **made}
 
@@ -335,7 +335,8 @@ def _converted(
     found = manifest.splits[split]
     if not found.count:
         raise UserError(f"the {split} split has no examples")
-    records = cache.Records(folder / f"{split}.array_record", found.count, found.shape)
+    path = folder / f"{split}.array_record"
+    records = cache.Records(path, found.count, found.shape, found.sha256)
     read = _Cached(records, name, split, found.sha256)
     return _dataset(name, split, found, manifest.class_names, found.warnings, read)
 
@@ -356,7 +357,8 @@ def _origin(kind: str, raw: readers.Raw, options: Options) -> cache.Origin:
     stamps = _digest(raw.files)
     # What was changed a moment ago may be changed again without another time: some disks count in seconds.
     settled = max((changed for *_, changed in raw.files), default=0) < time.time_ns() - _MOMENT
-    content = functools.partial(_content_once if settled else _content, raw.path, tuple(raw.files))
+    read = _content_once if settled else _content
+    content = functools.partial(read, raw.path, tuple(raw.files), f"{kind}:{raw.path}")
     return cache.Origin(identity, stamps if settled else "", content)
 
 
@@ -367,12 +369,13 @@ def _digest(rows: Iterable[tuple[Any, ...]]) -> str:
     return digest.hexdigest()
 
 
-def _content(root: pathlib.Path, found: tuple[tuple[Any, ...], ...]) -> str | None:
-    """The digest of all bytes of the files; None if one of them may not be read."""
-    paths = [root / name for name, *_ in found if not name.endswith("/")]
+def _content(root: pathlib.Path, found: tuple[tuple[Any, ...], ...], name: str) -> str | None:
+    """The digest of all bytes of the files of a dataset; None if one of them may not be read."""
+    paths = [root / path for path, *_ in found if not path.endswith("/")]
+    digests = ([part] for part in convert.ordered(_bytes_of, paths, convert.threads()))
     digest = hashlib.sha256()
     try:
-        for part in convert.ordered(_bytes_of, paths, convert.threads()):
+        for (part,) in convert.progress(digests, len(paths), f"{name}: checking", "files"):
             digest.update(part)
     except PermissionError:
         return None
@@ -411,7 +414,7 @@ class _Cached:
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """See ``Dataset.arrays``."""
-        return self._sound(lambda: self._records.arrays(self._sha256))
+        return self._sound(lambda: self._records.arrays())
 
     def _sound(self, read: Callable[[], tuple[np.ndarray, np.ndarray]]):
         with contextlib.suppress(cache.Damaged):

@@ -82,7 +82,7 @@ class Decoded(NamedTuple):
     remarks: dict[str, int] = {}
 
 
-def told(kind: str, count: int, greatest: int) -> str:
+def describe_remark(kind: str, count: int, greatest: int) -> str:
     """A remark of one kind about ``count`` images, in words. ``greatest``: of its numbers."""
     images = f"{count:,} image{'' if count == 1 else 's'}"
     bits = greatest.bit_length()
@@ -242,7 +242,7 @@ def _in_turn(size: int) -> Iterator[None]:
         if (need := 16 * size) > (
             free := memory.free()
         ):  # pixels of 4 bytes, and what is made of them
-            raise Unreadable(f"too large for the memory, {memory.compared(need, free)}")
+            raise Unreadable(f"too large for the memory, {memory.shortfall(need, free)}")
         yield
 
 
@@ -471,7 +471,7 @@ def folder(root: pathlib.Path) -> Tree:
 
     return Tree(
         names.images,
-        [stamped(n, found[n]) for n in names.images + names.labels]
+        [stamp(n, found[n]) for n in names.images + names.labels]
         + [(f"{n}/", 0, 0, 0) for n in empty],
         names.labels,
         names.unread,
@@ -483,7 +483,7 @@ def folder(root: pathlib.Path) -> Tree:
     )
 
 
-def stamped(name: str, about: os.stat_result) -> tuple[str, int, int, int]:
+def stamp(name: str, about: os.stat_result) -> tuple[str, int, int, int]:
     """What tells a file from one with another content: its name, size and the times of its last changes.
 
     A program can set the time of modification back, but not the second, that of any change.

@@ -18,10 +18,10 @@ def free() -> int:
 def require(need: int, what: str) -> None:
     """Raises a UserError unless there are ``need`` bytes for ``what``, the beginning of a sentence."""
     if need > (there := free()):
-        raise UserError(f"{what}: {compared(need, there)}")
+        raise UserError(f"{what}: {shortfall(need, there)}")
 
 
-def compared(need: int, there: int) -> str:
+def shortfall(need: int, there: int) -> str:
     """Both numbers of bytes, in words."""
     return f"{need / 2**30:,.1f} GiB are needed, {there / 2**30:,.1f} GiB are free"
 

@@ -65,7 +65,7 @@ class Examples(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """A dataset as it lies on disk: the absolute path, its files as ``images.stamped``, and its examples."""
+    """A dataset as it lies on disk: the absolute path, its files as ``images.stamp``, and its examples."""
 
     path: pathlib.Path
     files: list[tuple[Any, ...]]
@@ -73,7 +73,7 @@ class Raw(NamedTuple):
 
 
 def _raw(path: pathlib.Path, parts: list[pathlib.Path], examples: Callable[[], Examples]) -> Raw:
-    return Raw(path, [images.stamped(str(f), f.stat()) for f in parts], examples)
+    return Raw(path, [images.stamp(str(f), f.stat()) for f in parts], examples)
 
 
 def _existing(argument: str) -> pathlib.Path:
@@ -202,9 +202,7 @@ def _npz(path: pathlib.Path) -> Examples:
                 given = _npy_header(archive, y) if y in inside else None
                 _check_arrays(stored, given, x, y)
                 if given is not None:
-                    memory.require(_PER_EXAMPLE * given.shape[0], f"{y!r} of {path.name}")
-                    with archive.open(f"{y}.npy") as member:
-                        labels = np.lib.format.read_array(member, allow_pickle=False)
+                    labels = _npz_array(archive, y, given)
                 parts.append((stored.shape, labels, functools.partial(_npz_blocks, path, x)))
         names = _npz_names(archive) if "class_names" in inside else ()
     examples = _arrays(parts, path.name)
@@ -218,10 +216,15 @@ def _npz_names(archive: zipfile.ZipFile) -> tuple[str, ...]:
     stored = _npy_header(archive, "class_names")
     if len(stored.shape) != 1 or stored.dtype.kind != "U":
         raise UserError(f"'class_names' is {stored}, must be a text for each class")
-    memory.require(stored.shape[0] * stored.dtype.itemsize, "'class_names'")
-    with archive.open("class_names.npy") as member:
-        names = np.lib.format.read_array(member, allow_pickle=False)
-    return tuple(shown(name) for name in names.tolist())
+    return tuple(shown(name) for name in _npz_array(archive, "class_names", stored).tolist())
+
+
+def _npz_array(archive: zipfile.ZipFile, name: str, stored: _Array) -> np.ndarray:
+    """A whole array, if there is memory for it."""
+    n = math.prod(stored.shape)
+    memory.require(n * (_PER_EXAMPLE + 2 * stored.dtype.itemsize), f"{name!r} of {n:,} entries")
+    with archive.open(f"{name}.npy") as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
 
 
 @contextlib.contextmanager
