@@ -293,7 +293,7 @@ class Log:
             values |= timed
             shown = {k: v for k, v in window.items() if "norm" not in k}
             shown = pairs({"epoch": line["epoch"], **shown})
-            self.say("  ".join((at, shown, left(self._total - step, timed))))
+            self.say(f"{at}  {shown}  {left(self._total - step, timed)}")
         if evaluated:
             self.say(f"{at}  {pairs(evaluated)}")
         line |= values
@@ -453,7 +453,7 @@ def fitted(text: str) -> str:
             break_on_hyphens=False,
         )
         text = "\n".join(map(wrapper.fill, text.split("\n")))
-    return text.replace(_TIED, " ")
+    return text.replace(_TIED, " ").rstrip(" ")
 
 
 def clock(seconds: float) -> str:
