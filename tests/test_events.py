@@ -68,6 +68,7 @@ def test_a_line_is_in_the_files_once_it_is_logged_and_after_whatever_happens(
     assert_says_the_log(path, grids=(5, 10, 15, 20))
     write(path, 13, 14)  # what was drawn later is a thing of the past, too
     assert_says_the_log(path, grids=(5, 10))
+    assert not (path / "samples/step_00000015.png").exists()  # nor has the report it
 
     *_, events_file = files(path)
     events_file.write_bytes(events_file.read_bytes()[:-7])  # torn
@@ -83,7 +84,7 @@ def test_a_line_is_in_the_files_once_it_is_logged_and_after_whatever_happens(
     for file in files(path):
         file.unlink()
     (path / "samples/step_00000010.png").write_text("no picture")
-    (path / "samples/step_00000015.png").unlink()
+    (path / "samples/step_00000015.png").unlink()  # nor is this one
     (path / "samples/step_00000015.png").mkdir()
     write(path, 28, 29)
     assert_says_the_log(path, grids=(5, 20, 25))

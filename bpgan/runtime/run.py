@@ -1,6 +1,7 @@
 """A run directory and its log: who may use it, what is written when, and what survives a kill.
 
-Everything in it is either replaced as a whole or, the log, cut back to the checkpoint that a run goes on from.
+Everything in it is either replaced as a whole or, the log and its grids, cut back to the checkpoint that a run goes on
+from. What TensorBoard reads is made of the log (``events``).
 """
 
 import collections
@@ -273,7 +274,7 @@ class Log:
     """Log lines to the terminal, ``metrics.jsonl`` and TensorBoard; keeps what later lines are compared with.
 
     Args:
-      path: the run directory. What was logged after ``step`` is dropped.
+      path: the run directory. What was logged or drawn after ``step`` is dropped.
       step, total: where the run goes on, and where it ends.
       source: for epochs and images per second.
       every: steps of a whole window; 0 if there is only one.
@@ -298,6 +299,9 @@ class Log:
         metrics = path / "metrics.jsonl"
         if lead:
             records.truncate_log(metrics, step)
+            for drawn, grid in _grids(path):
+                if drawn > step and grid.is_file():
+                    grid.unlink()
         lines = [line for line in records.read_log(metrics) if line["step"] <= step]
         self.values: dict[str, float] = {}
         self._whole: Mapping[str, Any] = {}
@@ -317,7 +321,7 @@ class Log:
         self._begun = time.time() - self._before
         self._events = None
         if tensorboard and lead:
-            self._events = events.Writer(path, _events_of(path, lines, step, self._begun))
+            self._events = events.Writer(path, _events_of(path, lines, self._begun))
         self._file = metrics.open("a") if lead else None
 
     def _ends_window(self, step: int) -> bool:
@@ -390,7 +394,7 @@ class Log:
             values |= timed
             shown = {k: v for k, v in window.items() if "norm" not in k}
             shown = pairs({"epoch": line["epoch"], **shown})
-            self.say("  ".join((at, shown, left(self._total - step, timed))))
+            self.say(f"{at}  {shown}  {left(self._total - step, timed)}")
         if evaluated:
             self.say(f"{at}  {pairs(evaluated)}")
         line |= values
@@ -487,22 +491,23 @@ def _elapsed_by(step: int, lines: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _events_of(
-    path: pathlib.Path, lines: Sequence[Mapping[str, Any]], step: int, begun: float
+    path: pathlib.Path, lines: Sequence[Mapping[str, Any]], begun: float
 ) -> Iterator[events.Event]:
-    """What was logged and drawn by a step, in the order in which it was."""
-    grids = []
-    for file in path.glob("samples/step_*.png"):
-        match = re.fullmatch(r"step_(\d+)\.png", file.name)
-        if match and int(match[1]) <= step:
-            grids.append((int(match[1]), file))
+    """What was logged and drawn, in the order in which it was."""
     seconds = 0.0
     logged = [(line["step"], line) for line in lines]
-    for at, thing in heapq.merge(sorted(grids), logged, key=lambda pair: pair[0]):
+    for at, thing in heapq.merge(_grids(path), logged, key=lambda pair: pair[0]):
         if not isinstance(thing, pathlib.Path):
             seconds = thing.get(CLOCK[0], seconds)
             yield _scalars_of(thing, begun + seconds)
         elif png := _png(thing):
             yield events.image(at, "samples", png, begun + seconds)
+
+
+def _grids(path: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
+    """The sample grids of a run by their steps, in order."""
+    files = [(re.fullmatch(r"step_(\d+)\.png", p.name), p) for p in path.glob("samples/*.png")]
+    return sorted((int(match[1]), file) for match, file in files if match)
 
 
 def _png(file: pathlib.Path) -> bytes:
@@ -549,7 +554,7 @@ def fitted(text: str) -> str:
             break_on_hyphens=False,
         )
         text = "\n".join(map(wrapper.fill, text.split("\n")))
-    return text.replace(_TIED, " ")
+    return text.replace(_TIED, " ").rstrip(" ")
 
 
 def clock(seconds: float) -> str:

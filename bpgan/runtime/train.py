@@ -748,7 +748,7 @@ def _summary(step: int, steps: int, lines: Sequence[Mapping[str, float]]) -> str
         low, mid, high = min(values), statistics.median(values), max(values)
         shown[name] = f"{mid:.4g} ({low:.3g} to {high:.3g})"
     speed = run.left(steps - step, lines[0], runs=len(lines))
-    return "  ".join((run.pairs({"step": f"{step}/{steps}", "runs": len(lines), **shown}), speed))
+    return f"{run.pairs({'step': f'{step}/{steps}', 'runs': len(lines), **shown})}  {speed}"
 
 
 def _check_rank(plan: Plan, program: sweep.Group, source: Source) -> None:
