@@ -663,6 +663,9 @@ IN_THE_WAY = {
     ".lock is a link": (
         lambda p: (p / ".lock").symlink_to(p.parent / "precious"), ".lock must not be a link",
     ),
+    ".saved is a link": (
+        lambda p: (p / ".saved").symlink_to(p.parent / "new"), ".saved must not be a link",
+    ),
     ".lock is a pipe": (lambda p: os.mkfifo(p / ".lock"), ".lock must be a file"),
     "config.json.tmp is a directory": (
         lambda p: (p / "config.json.tmp").mkdir(), "config.json.tmp must be a file",
