@@ -424,8 +424,10 @@ def _record(run: Run) -> dict[str, Any]:
 
 def _result_of(run: Run) -> dict[str, Any]:
     """The result of a run with exactly these flags; none if it has none yet, or went on with others."""
-    if _record(run).get("config") == run.config:
-        return _result_in(run.workdir / "result.json")
+    record = _record(run)
+    if record.get("config") == run.config:
+        result = _result_in(run.workdir / "result.json")
+        return result if result.get("run") == record.get("run") else {}  # else it is another run's
     earlier = map(_result_in, run.workdir.glob("result_at_*.json"))  # of a run past its pause
     return next((result for result in earlier if result.get("config") == run.config), {})
 

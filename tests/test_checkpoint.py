@@ -79,29 +79,61 @@ def rewritten(path, content=None, **changes):
     file.write_bytes(json.dumps(manifest).encode() if content is None else content)
 
 
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory):
+    """Three checkpoints, of which the first is the best."""
+    folder = tmp_path_factory.mktemp("ranked")
+    checkpoints = Checkpoints(folder, keep=Keep.parse("9,min:fid"))
+    for step in (1, 2, 3):
+        checkpoints.save(step, tree(step), {"fid": float(step)})
+    checkpoints.close()
+    return folder
+
+
 @pytest.mark.parametrize(
     "change",
     [dict(content=c) for c in (b"", b"{", b'{"fid": \xff}', b"[1]", b"{}", b"[" * 10**5)]
     + [dict(rank={"fid": 9.0}), dict(rank=None), dict(step=2), dict(run="x"), dict(crc=None)]
     + [dict(format=1), dict(format=3), dict(log=[0, 0]), dict(leaves={})],
 )
-@pytest.mark.parametrize("read_only", [False, True])
-def test_a_manifest_with_another_rank_is_noticed(tmp_path, capsys, change, read_only):
+def test_a_manifest_with_another_rank_is_noticed(ranked, tmp_path, capsys, change):
     """Emptied, cut, or edited: never in silence another best one."""
-    keep = Keep.parse("9,min:fid")
+    folder, keep = shutil.copytree(ranked, tmp_path / "copy"), Keep.parse("9,min:fid")
+    rewritten(folder / "1", **change)
+    for read_only in (True, False):
+        checkpoints = Checkpoints(folder, keep=keep, read_only=read_only)
+        assert checkpoints.restore(ABSTRACT, best=True)[0] == 2
+        said = capsys.readouterr().out
+        assert f"{folder / '1'} is damaged: checksum mismatch in its manifest" in said
+        assert checkpoints.restore(ABSTRACT, step=1) is None
+        assert (folder / "1.damaged").exists() != read_only
+        checkpoints.close()
+
+
+@pytest.mark.parametrize("gone, said", [("1", False), ("2", True), ("2.damaged", False)])
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_best_checkpoint_that_is_gone_is_said(tmp_path, capsys, gone, said, read_only):
+    """Until another is saved: then it is the best of what there is."""
+    keep = Keep.parse("9,best=1,min:fid")
     checkpoints = Checkpoints(tmp_path, keep=keep)
-    for step in (1, 2, 3):
-        checkpoints.save(step, tree(step), {"fid": float(step)})
+    for step, fid in ((1, 1.0), (2, 1.0), (3, 3.0)):
+        checkpoints.save(step, tree(step), {"fid": fid})
     checkpoints.close()
-    rewritten(tmp_path / "1", **change)
+    if gone == "2.damaged":
+        rewritten(tmp_path / "2", rank=None)
+    else:
+        shutil.rmtree(tmp_path / gone)
+    for other in ("9,best=1,max:fid", "9"):
+        Checkpoints(tmp_path, keep=Keep.parse(other), read_only=True).restore(ABSTRACT)
+    assert "the best one" not in capsys.readouterr().out
     checkpoints = Checkpoints(tmp_path, keep=keep, read_only=read_only)
-    assert checkpoints.restore(ABSTRACT, best=True)[0] == 2
-    said = capsys.readouterr().out
-    assert f"{tmp_path / '1'} is damaged: checksum mismatch in its manifest" in said
-    assert checkpoints.restore(ABSTRACT, step=1) is None
+    assert checkpoints.restore(ABSTRACT)[0] == 3
+    warned = f"{tmp_path / '2'}, the best one, is gone" in capsys.readouterr().out
+    assert warned == said
     if not read_only:
         checkpoints.save(4, tree(4), {"fid": 4.0})
-        assert (tmp_path / "1.damaged").exists()
+        assert checkpoints.restore(ABSTRACT)[0] == 4
+        assert "the best one" not in capsys.readouterr().out
     checkpoints.close()
 
 

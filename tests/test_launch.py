@@ -250,6 +250,7 @@ def leave(run, group=(), trained=False, **result):
     if trained:
         (run.workdir / "checkpoints" / "4").mkdir(parents=True, exist_ok=True)
     if result:
+        result = {"run": run.workdir.name} | result
         (run.workdir / "result.json").write_text(json.dumps(result))
 
 
@@ -286,6 +287,9 @@ def test_only_a_result_of_the_same_flags_counts(tmp_path):
     """A longer run that was killed has the record of its flags, and no result yet."""
     (run,), (longer,) = (plan("seed=0", argv=[f"--steps={n}"], root=tmp_path) for n in (10, 20))
     assert run.workdir == longer.workdir
+    leave(run)
+    (run.workdir / "result.json").write_text('{"run": "of another", "status": "done", "step": 10}')
+    assert not sweeping._is_finished(run)
     leave(run, status="done", step=10)
     assert sweeping._is_finished(run) and sweeping._code(run, 1) == 0
     assert not sweeping._is_finished(longer)

@@ -655,7 +655,7 @@ def test_a_best_checkpoint_that_is_damaged_costs_its_own_numbers_only(tmp_path, 
     fit(tmp_path / "run", 12, **EVALUATED)
     (tmp_path / "run/result.json").unlink()
     for file in (tmp_path / "run/checkpoints/6").rglob("*"):
-        if file.is_file() and file.name != "metrics":  # else it is not ranked
+        if file.is_file() and file.parent.name != "manifest":  # else it is not ranked
             file.write_bytes(b"")
     result = fit(tmp_path / "run", 12, **EVALUATED)
     assert result.status == "done" and result.evaluated == {"test": 12}
@@ -852,6 +852,9 @@ IN_THE_WAY = {
     ".lock is a directory": (lambda p: (p / ".lock").mkdir(), ".lock must be a file"),
     ".lock is a link": (
         lambda p: (p / ".lock").symlink_to(p.parent / "precious"), ".lock must not be a link",
+    ),
+    ".saved is a link": (
+        lambda p: (p / ".saved").symlink_to(p.parent / "new"), ".saved must not be a link",
     ),
     ".lock is a pipe": (lambda p: os.mkfifo(p / ".lock"), ".lock must be a file"),
     "config.json.tmp is a directory": (

@@ -111,6 +111,7 @@ class Checkpoints:
             asyncio.set_event_loop_policy(_Loops())
         self._ocp, self._keep, self._closed, self._asked = ocp, keep, False, 0
         self._read_only, self._run = read_only, run
+        self._ranks: dict[int, float] = {}
         self._directory = pathlib.Path(directory).absolute()
         policies = ocp.checkpoint_managers.preservation_policy
         policy: list[Any] = [policies.LatestN(keep.newest)]
@@ -173,7 +174,7 @@ class Checkpoints:
         value = (metrics or {}).get(self._keep.metric, math.nan)
         rank = {self._keep.metric: float(value)} if math.isfinite(value) else None
         manifest = {"format": _FORMAT, "run": self._run, "step": step, "rank": rank}
-        manifest |= {"log": list(log), "leaves": _checksums(copy)}
+        manifest |= {"best": self._best(step, rank), "log": list(log), "leaves": _checksums(copy)}
         args = self._ocp.args.Composite(
             carry=self._ocp.args.StandardSave(copy),
             manifest=self._ocp.args.JsonSave(manifest | {"crc": _checksum(manifest)}),
@@ -183,6 +184,17 @@ class Checkpoints:
             self._manager.save(step, args=args, metrics=rank, force=True)
         except Exception as error:
             raise self._cannot_write(step, error) from None
+
+    def _best(self, step: int, rank: Mapping[str, float] | None) -> list[Any] | None:
+        """By what they rank, and the step of the best once there is that of this step; of equals the newest."""
+        if not self._keep.best:
+            return None
+        ranks = {at: self._ranks[at] for at in self.steps() if at in self._ranks}
+        if rank:
+            ranks[step] = self._ranks[step] = rank[self._keep.metric]
+        sign = -1.0 if self._keep.mode == "min" else 1.0
+        best = max(ranks, key=lambda at: (sign * ranks[at], at), default=None)
+        return None if best is None else [self._keep.mode, self._keep.metric, best]
 
     def _check_room(self, tree: Any) -> None:
         """When the disk fills up amid a save, tensorstore's threads fill the terminal with tracebacks."""
@@ -213,6 +225,8 @@ class Checkpoints:
         self._finish_saving()
         damaged: list[pathlib.Path] = []
         steps = self._with_sound_manifest(damaged, self.steps() if step is None else [step])
+        if steps and step is None:
+            self._miss_best(steps, damaged)
         if best:
             first = self._manager.best_step() if self._keep.metric else None
             steps = [at for at in steps if at == first]
@@ -255,6 +269,18 @@ class Checkpoints:
             if at not in sound:
                 self._report(damaged, at, reason)
         return [at for at in steps if at in sound]
+
+    def _miss_best(self, steps: Sequence[int], damaged: Sequence[pathlib.Path]) -> None:
+        """Says it if the best checkpoint is gone: from now on another one is."""
+        *by, at = self._manifest(steps[-1])["best"] or [None]
+        path = self._directory / str(at)
+        gone = (
+            by == [self._keep.mode, self._keep.metric] and at not in steps and path not in damaged
+        )
+        if gone and parallel.is_lead():
+            print(
+                f"warning: checkpoint {path}, the best one, is gone; the best of the others counts"
+            )
 
     def _report(self, damaged: list[pathlib.Path], step: int, reason: str) -> None:
         damaged.append(self._directory / str(step))
@@ -313,7 +339,10 @@ class Checkpoints:
             rank = self._manifest(step)["rank"]
         except (_Unsound, UserError):
             return None
-        return rank if rank and self._keep.metric in rank else None
+        if not rank or self._keep.metric not in rank:
+            return None
+        self._ranks[step] = rank[self._keep.metric]
+        return rank
 
     def _read(self, step: int, abstract: Any) -> tuple[Any, str]:
         """The tree of one checkpoint, and what is wrong with it or ''."""

@@ -38,6 +38,7 @@ _LOCK, _RECORD, _CHECKPOINTS = ".lock", "config.json", "checkpoints"
 _FOLDERS = {_CHECKPOINTS, "samples", "hparams"}
 _FILES = {
     _LOCK,
+    ".saved",
     _RECORD,
     "metrics.jsonl",
     "result.json",
@@ -128,15 +129,15 @@ def open_run(
 def _check_layout(path: pathlib.Path, entries: Sequence[str]) -> None:
     """Refuses a directory, pipe or device where bpgan is to write a file, and anything else where it needs a folder.
 
-    Seen before anything is trained or changed, it costs nothing. A temporary file, or the lock, that is a link would
-    lead bpgan to write elsewhere.
+    Seen before anything is trained or changed, it costs nothing. A hidden or temporary file that is a link would lead
+    bpgan to write elsewhere.
     """
     for entry in sorted(entries):
         base = entry.removesuffix(".tmp")
         file = path / entry
         if entry in _FOLDERS and not file.is_dir():
             raise UserError(f"{entry} must be a folder", argument="workdir", value=path)
-        if base in _FILES and file.is_symlink() and (entry != base or entry == _LOCK):
+        if base in _FILES and file.is_symlink() and (entry != base or entry.startswith(".")):
             raise UserError(f"{entry} must not be a link", argument="workdir", value=path)
         if base in _FILES and not file.is_file():
             raise UserError(f"{entry} must be a file", argument="workdir", value=path)

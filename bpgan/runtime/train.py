@@ -346,8 +346,12 @@ class _Run:
             fingerprint=source.fingerprint,
             measure=member.measure,
         )
-        self.id = run.identity(self.path)
         self.logged = (0, 0)
+
+    @functools.cached_property
+    def id(self) -> str:
+        """See ``run.identity``; asked for once the directory is locked, so that nobody else makes one meanwhile."""
+        return run.identity(self.path)
 
     def open(self, abstract: parallel.Carry) -> tuple[int, parallel.Carry] | None:
         """Finds the newest sound checkpoint.
