@@ -721,7 +721,7 @@ def _matched(
     except ValueError as error:
         others = ",".join(name for name in METRICS if name not in COVERED)
         raise UserError(
-            f"{candidate.name}: {error} {split.name}; --metrics={others} need no classes"
+            f"{candidate.name}: {error}, {split.name}; --metrics={others} need no classes"
         ) from None
     if found.doubt:
         print(f"warning: {candidate.name}: classes are {found.doubt}", file=sys.stderr, flush=True)

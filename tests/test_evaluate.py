@@ -435,6 +435,19 @@ def test_too_few_images_to_evaluate_with_are_refused_first(
     assert cli.message_of(caught.value) == f"--dataset={dataset}: {said}, {need}"
 
 
+def test_images_too_small_for_a_feature_net(tmp_path, capsys):
+    """Are refused by name; a metric that trains a classifier on them is left out of the others."""
+    x, y = np.random.default_rng(0).integers(0, 256, (40, 3, 3), np.uint8), np.arange(40) % 2
+    np.savez(tmp_path / "x.npz", x=x, y=y)
+    name = f"npz:{tmp_path / 'x.npz'}"
+    argv = [f"--samples={name}", f"--dataset={name}", f"--workdir={tmp_path / 'out'}"]
+    assert run(*argv, "--metrics=fd") == 2
+    said = f"error: --features=classifier: the net could not be trained on {name} (--net=cnn: needs"
+    assert capsys.readouterr().err.startswith(said)
+    assert run(*argv, FLAGS[0], "--metrics=fd,cas") == 0
+    assert f"{name}: cas left out: --net=cnn: needs images" in capsys.readouterr().out
+
+
 def test_flags_and_checkpoints_are_of_runs():
     for flag in ("--flags=truncation=0.5", "--checkpoint=best"):
         flags = ["--samples=mnist10k", "--dataset=mnist10k", flag]
@@ -501,6 +514,10 @@ def no_width(images):
     return np.zeros((len(images), 0))
 
 
+def fails(images):
+    return images / (1 // 0)
+
+
 def other_widths(images):
     return np.zeros((len(images), len(images)))
 
@@ -530,6 +547,7 @@ def test_a_plug_must_return_a_matrix():
         "no_numbers": r"gave <U1\[3, 2\] for 3 images",
         "no_width": r"gave float64\[3, 0\] for 3 images",
         "other_widths": r"gave 2 features of an image, and 3 of one before",
+        "fails": r"failed \(ZeroDivisionError: .*by zero, .*test_evaluate.py:\d+\)",
     }
     for name, message in said.items():
         extractor = features.plug(f"{__name__}:{name}")

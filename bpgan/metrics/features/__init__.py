@@ -5,6 +5,7 @@ A number is comparable with another one only if both came from the same net on t
 """
 
 import importlib
+import traceback
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -59,7 +60,7 @@ def plug(path: str) -> Extractor:
     """A user's own ``images uint8 [n, h, w, c] -> features [n, f]``, by import path ``package.module:function``.
 
     Raises:
-      UserError: if there is no such function, or it cannot be imported; later, if it returns something else.
+      UserError: if there is no such function, or it cannot be imported; later, if it fails or returns something else.
     """
     module, colon, name = path.partition(":")
     if not colon or not module or not name:
@@ -75,7 +76,14 @@ def plug(path: str) -> Extractor:
     widths: set[int] = set()
 
     def checked(images: np.ndarray) -> np.ndarray:
-        features = np.asarray(function(images))
+        try:
+            features = np.asarray(function(images))
+        except Exception as error:  # whatever the function does
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UserError(
+                f"{path}: failed ({reason}, {where.filename}:{where.lineno})"
+            ) from error
         matrix = features.ndim == 2 and len(features) == len(images) and features.shape[1] > 0
         if not matrix or features.dtype.kind not in "fiub":
             raise UserError(
