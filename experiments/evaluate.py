@@ -968,7 +968,7 @@ def _read(path: pathlib.Path) -> tuple[list[evaluations.Row], str]:
 def _write(path: pathlib.Path, rows: Sequence[evaluations.Row]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n")
+        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):
