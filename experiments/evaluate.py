@@ -126,7 +126,7 @@ class Config(cli.Config):
     )
     save: str = cli.field(
         "",
-        "FILE.npz for the samples that are evaluated: x, uint8 [n, h, w, c], and y where they have labels",
+        "FILE.npz for the samples: x, uint8 [n, h, w, c], and y and class_names where they have labels",
         restart_safe=True,
         check=_save,
     )

@@ -156,18 +156,9 @@ def look(cfg: Config, extractor: Extractor) -> Sight:
       UserError: if the dataset has no labels or too few images, or their features have no distance.
     """
     train, test = (data.load(cfg.dataset, split) for split in ("train", "test"))
-    if train.classes < 2:
-        reason = "has no labels, which some of the defects need"
-        raise UserError(reason, argument="dataset", value=cfg.dataset)
-    if train.length < 4 * cfg.n:
-        reason = f"must be at most a quarter of the {train.length} images"
-        raise UserError(reason, argument="n", value=cfg.n)
     names = evaluate.names_of(cfg.metrics)
     rng = np.random.default_rng(cfg.seed)
-    rows = rng.permutation(train.length)[: max(8 * cfg.n, 10_000)]
-    x, y = train.read(rows)
-    half = len(x) // 2
-    seen, pool = Sample(x[:half], y[:half]), Sample(x[half:], y[half:])
+    seen, pool = _halves(cfg, train, rng)
 
     def embed(sample: Sample) -> Images:
         return evaluate.embed(sample.x, sample.y, extractor, "is" in names)
@@ -217,6 +208,19 @@ def look(cfg: Config, extractor: Extractor) -> Sight:
     shown = {key: value for key, value in real.items() if key in defects["blurred"]}
     floor = real["FD"][0], real["FD-bias"][0]
     return Sight(shown, defects, floor, ladders, covered)
+
+
+def _halves(cfg: Config, train: data.Dataset, rng: np.random.Generator) -> tuple[Sample, Sample]:
+    """Images that count as those of the training, and where fresh ones come from. Raises a UserError as ``look``."""
+    if train.classes < 2:
+        reason = "has no labels, which some of the defects need"
+        raise UserError(reason, argument="dataset", value=cfg.dataset)
+    if train.length < 4 * cfg.n:
+        reason = f"must be at most a quarter of the {train.length} images"
+        raise UserError(reason, argument="n", value=cfg.n)
+    x, y = train.read(rng.permutation(train.length)[: max(8 * cfg.n, 10_000)])
+    half = len(x) // 2
+    return Sample(x[:half], y[:half]), Sample(x[half:], y[half:])
 
 
 def _spread(draws: list[dict[str, float]], share: float) -> dict[str, tuple[float, float]]:
