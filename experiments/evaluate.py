@@ -126,7 +126,7 @@ class Config(cli.Config):
     )
     save: str = cli.field(
         "",
-        "FILE.npz for the samples that are evaluated: x, uint8 [n, h, w, c], and y where they have labels",
+        "FILE.npz for the samples: x, uint8 [n, h, w, c], and y and class_names where they have labels",
         restart_safe=True,
         check=_save,
     )
@@ -356,9 +356,8 @@ def of_run(
     run = cli.restored(path, checkpoint, changes)
     algorithm, dataset = run.experiment.algorithm, vars(run.config).get("dataset", "")
     if algorithm.sample is None or not dataset:
-        raise UserError(
-            f"must be of a model of images, and is of {run.name}", argument="run", value=path
-        )
+        reason = f"must be of a model of images, and is of {run.name}"
+        raise UserError(reason, argument="run", value=path)
     y = labels_of(algorithm, dataset, n, seed)
     x = cli.drawn(algorithm, run.state, seed=seed, n=n, labels=y)
     start = cli.trained(run.experiment, seed=run.config.seed, steps=0)
@@ -605,12 +604,9 @@ def monitors(
     test = data.load(dataset, "test").length
     for length, what in ((validation.length, "held out"), (test, "in the test split")):
         if length < needed:
-            raise UserError(
-                f"must be 0 for --dataset={dataset}: {length} images are {what},"
-                f" {','.join(names)} need {needed}",
-                argument="eval_every",
-                beside=["dataset"],
-            )
+            need = f"{','.join(names)} need {needed}"
+            reason = f"{length} images are {what}, {need}; --eval_every must be 0"
+            raise UserError(reason, argument="dataset", value=dataset, beside=["eval_every"])
     labelled = data.load(dataset, "train").classes > 1
     extractor = _classifier(dataset, SEEDS[0]) if labelled else effnet.extractor()
 
@@ -725,7 +721,7 @@ def _matched(
     except ValueError as error:
         others = ",".join(name for name in METRICS if name not in COVERED)
         raise UserError(
-            f"{candidate.name}: {error} {split.name}; --metrics={others} need no classes"
+            f"{candidate.name}: {error}, {split.name}; --metrics={others} need no classes"
         ) from None
     if found.doubt:
         print(f"warning: {candidate.name}: classes are {found.doubt}", file=sys.stderr, flush=True)
@@ -772,8 +768,8 @@ def _measured(
         values = METRICS[name](sets.fake, sets.real, sets.train, seed)
         floor = METRICS[name](best, against, sets.train, seed)
         ceiling = METRICS[name](worst, sets.real, sets.train, seed)
-    except ValueError as error:  # too few images, features that are not finite, ...
-        print(f"  {of}: {name} left out: {error}", flush=True)
+    except (ValueError, UserError) as error:  # too few images, or small ones; features not finite
+        print(f"  {of}: {name} left out: {cli.message_of(error)}", flush=True)
         return []
     took = time.perf_counter() - begin
     print(f"  {of}: {name} with {extractor.name} in {took:.1f} s", flush=True)
@@ -838,7 +834,7 @@ def run(cfg: Config) -> None:
         rows += evaluate(candidates, dataset, extractor, names, cfg.seed)
         names = [name for name in names if name not in PIXELS]
     if not rows:
-        raise UserError(f"--metrics={cfg.metrics}: none can be had of these images")
+        raise UserError("none can be had of these images", argument="metrics", value=cfg.metrics)
     first = rows[0]
     for row in {row["of"]: row for row in rows if row["checkpoint"]}.values():
         flags = f", {row['flags']}" if row["flags"] else ""
@@ -876,25 +872,22 @@ def _checked(cfg: Config) -> tuple[pathlib.Path, pathlib.Path]:
     if bool(cfg.run) == bool(cfg.samples):
         raise UserError("--run or --samples is needed, and not both")
     if cfg.samples and cfg.checkpoint != Config.checkpoint:
-        raise UserError(
-            "of --run only; has no effect on --samples", argument="checkpoint", value=cfg.checkpoint
-        )
+        reason = "of --run only; has no effect on --samples"
+        raise UserError(reason, argument="checkpoint", value=cfg.checkpoint)
     if cfg.samples and cfg.flags:
-        raise UserError(
-            "of --run only; must be empty with --samples", argument="flags", value=cfg.flags
-        )
+        reason = "of --run only; must be empty with --samples"
+        raise UserError(reason, argument="flags", value=cfg.flags)
     if cfg.samples and not cfg.dataset:
         raise UserError("is needed with --samples", argument="dataset")
     if cfg.save and len(runs_of(cfg.run)) > 1:
-        raise UserError(
-            "holds the samples of one run; --run must name one", argument="save", value=cfg.save
-        )
+        reason = "holds the samples of one run; --run must name one"
+        raise UserError(reason, argument="save", value=cfg.save)
     out = cli.writable(cfg.workdir, "workdir", cfg.workdir)
     file = pathlib.Path(cfg.save).expanduser()
     if cfg.save:
         cli.writable(file.parent, "save", cfg.save)
         if file.is_dir():
-            raise UserError(f"--save={cfg.save}: cannot be written (Is a directory)")
+            raise UserError("cannot be written (Is a directory)", argument="save", value=cfg.save)
     return out, file
 
 
@@ -911,9 +904,10 @@ def _candidates(cfg: Config) -> tuple[list[Candidate], str]:
     pairs = [of_run(path, *options, turn=turn) for path in runs_of(cfg.run)]
     trained_on = {dataset for _, dataset in pairs}
     if not cfg.dataset and len(trained_on) > 1:
-        raise UserError(
-            f"--run: trained on different data ({', '.join(sorted(trained_on))}); name one by --dataset"
+        reason = (
+            f"trained on different data ({', '.join(sorted(trained_on))}); name one by --dataset"
         )
+        raise UserError(reason, argument="run", value=cfg.run)
     return [candidate for candidate, _ in pairs], cfg.dataset or trained_on.pop()
 
 
@@ -928,10 +922,10 @@ def save(path: pathlib.Path, samples: Candidate) -> None:
             np.savez(file, **arrays)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot be written ({error.strerror})", argument="save", value=path
-        ) from None
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        reason = f"cannot be written ({error.strerror})"
+        raise UserError(reason, argument="save", value=path) from None
     print(f"wrote {len(samples.x):,} samples to {path}", flush=True)
 
 
@@ -974,7 +968,7 @@ def _read(path: pathlib.Path) -> tuple[list[evaluations.Row], str]:
 def _write(path: pathlib.Path, rows: Sequence[evaluations.Row]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n")
+        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):

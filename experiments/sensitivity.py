@@ -23,7 +23,7 @@ from bpgan.metrics.features import Extractor
 from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import evaluate
-from experiments.evaluate import METRICS, Images
+from experiments.evaluate import COVERED, METRICS, Images
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,17 +130,20 @@ class Sight(NamedTuple):
       defects: value of each metric by defect.
       floor: Fréchet distance of real images, the mean, and what ``frechet_bias`` says it is.
       ladders: Fréchet distances by ladder, of undamaged images first.
+      covered: by defect, of how many classes of how many the metrics of classes are.
     """
 
     real: dict[str, tuple[float, float]]
     defects: dict[str, dict[str, float]]
     floor: tuple[float, float]
     ladders: dict[str, list[float]]
+    covered: dict[str, tuple[int, int]]
 
     def sees(self, defect: str, metric: str) -> bool:
         """Whether the metric moves by more than five standard deviations."""
         mean, deviation = self.real[metric]
-        return not abs(self.defects[defect][metric] - mean) <= 5 * deviation + 1e-9 * abs(mean)
+        value = self.defects[defect].get(metric, np.nan)
+        return not abs(value - mean) <= 5 * deviation + 1e-9 * abs(mean)
 
 
 def look(cfg: Config, extractor: Extractor) -> Sight:
@@ -150,33 +153,26 @@ def look(cfg: Config, extractor: Extractor) -> Sight:
     is the test split.
 
     Raises:
-      UserError: if the dataset has no labels or too few images.
+      UserError: if the dataset has no labels or too few images, or their features have no distance.
     """
     train, test = (data.load(cfg.dataset, split) for split in ("train", "test"))
-    if train.classes < 2:
-        raise UserError(
-            "has no labels, which some of the defects need", argument="dataset", value=cfg.dataset
-        )
-    if train.length < 4 * cfg.n:
-        raise UserError(
-            f"must be at most a quarter of the {train.length} images", argument="n", value=cfg.n
-        )
     names = evaluate.names_of(cfg.metrics)
     rng = np.random.default_rng(cfg.seed)
-    rows = rng.permutation(train.length)[: max(8 * cfg.n, 10_000)]
-    x, y = train.read(rows)
-    half = len(x) // 2
-    seen, pool = Sample(x[:half], y[:half]), Sample(x[half:], y[half:])
+    seen, pool = _halves(cfg, train, rng)
 
     def embed(sample: Sample) -> Images:
         return evaluate.embed(sample.x, sample.y, extractor, "is" in names)
 
     reference, training = embed(Sample(*test.arrays())), embed(seen)
+    left_out: dict[str, str] = {}
 
     def measure(sample: Sample, families: list[str]) -> dict[str, float]:
         found, fake = {}, embed(sample)
         for name in families:
-            found |= METRICS[name](fake, reference, training, cfg.seed)
+            try:
+                found |= METRICS[name](fake, reference, training, cfg.seed)
+            except (ValueError, UserError) as error:  # images too few or too small, ...
+                left_out.setdefault(name, cli.message_of(error))
         return found
 
     def progress(what: str, start: float) -> None:
@@ -187,43 +183,73 @@ def look(cfg: Config, extractor: Extractor) -> Sight:
         start, chosen = time.perf_counter(), rng.permutation(len(pool.x))[: cfg.n]
         draws.append(measure(Sample(pool.x[chosen], pool.y[chosen]), [*names, "fd", "bias"]))
         progress(f"real images, draw {i + 1} of {cfg.draws},", start)
-    defects = {}
+    if "fd" in left_out or "bias" in left_out:
+        raise UserError(next(iter(left_out.values())), argument="features", value=cfg.features)
+    defects, covered = {}, {}
     for name, defect in DEFECTS.items():
-        start = time.perf_counter()
-        defects[name] = measure(defect(pool, seen, cfg.n, rng), names)
+        start, sample = time.perf_counter(), defect(pool, seen, cfg.n, rng)
+        defects[name] = measure(sample, names)
+        covered[name] = len(COVERED["class_fd"](sample.y, reference.y)), train.classes
         progress(name, start)
     ladders = {}
-    undamaged = measure(Sample(pool.x[: cfg.n], pool.y[: cfg.n]), ["fd"])["FD"]
+
+    def distance(sample: Sample) -> float:
+        return measure(sample, ["fd"]).get("FD", np.nan)
+
+    undamaged = distance(Sample(pool.x[: cfg.n], pool.y[: cfg.n]))
     for name, (rungs, make) in LADDERS.items():
         start = time.perf_counter()
         rungs = [rung for rung in rungs if name != "classes dropped" or rung < train.classes]
-        distances = [measure(make(pool, rung, cfg.n), ["fd"])["FD"] for rung in rungs]
-        ladders[name] = [undamaged, *distances]
+        ladders[name] = [undamaged, *(distance(make(pool, rung, cfg.n)) for rung in rungs)]
         progress(name, start)
-    of = {key: np.array([draw[key] for draw in draws]) for key in draws[0]}
+    for name, why in left_out.items():
+        print(f"  {extractor.name}: {name} left out: {why}", flush=True)
+    real = _spread(draws, cfg.n / len(pool.x))
+    shown = {key: value for key, value in real.items() if key in defects["blurred"]}
+    floor = real["FD"][0], real["FD-bias"][0]
+    return Sight(shown, defects, floor, ladders, covered)
+
+
+def _halves(cfg: Config, train: data.Dataset, rng: np.random.Generator) -> tuple[Sample, Sample]:
+    """Images that count as those of the training, and where fresh ones come from. Raises a UserError as ``look``."""
+    if train.classes < 2:
+        reason = "has no labels, which some of the defects need"
+        raise UserError(reason, argument="dataset", value=cfg.dataset)
+    if train.length < 4 * cfg.n:
+        reason = f"must be at most a quarter of the {train.length} images"
+        raise UserError(reason, argument="n", value=cfg.n)
+    x, y = train.read(rng.permutation(train.length)[: max(8 * cfg.n, 10_000)])
+    half = len(x) // 2
+    return Sample(x[:half], y[:half]), Sample(x[half:], y[half:])
+
+
+def _spread(draws: list[dict[str, float]], share: float) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of what all draws have; each of them is this share of the images they are from."""
+    common = [key for key in draws[0] if all(key in draw for draw in draws)]
+    of = {key: np.array([draw[key] for draw in draws]) for key in common}
     # The draws share images: without the correction they would vary too little.
-    shared = np.sqrt(1 - cfg.n / len(pool.x))
-    real = {key: (float(v.mean()), float(v.std(ddof=1) / shared)) for key, v in of.items()}
-    measured = defects["blurred"]
-    return Sight(
-        {key: value for key, value in real.items() if key in measured},
-        defects,
-        (real["FD"][0], real["FD-bias"][0]),
-        ladders,
-    )
+    corrected = np.sqrt(1 - share)
+    return {key: (float(v.mean()), float(v.std(ddof=1) / corrected)) for key, v in of.items()}
 
 
 def table(sight: Sight) -> list[str]:
-    """Markdown: a row for each metric, a column for each defect; what a metric does not see is in brackets."""
+    """Markdown: a row for each metric, a column for each defect; what a metric does not see is in brackets.
+
+    Over a defect that lacks classes stands how many the metrics of classes cover.
+    """
+    names = [
+        name + f" ({some} of {whole})" * (some < whole)
+        for name, (some, whole) in sight.covered.items()
+    ]
     lines = [
-        f"| metric | real | {' | '.join(sight.defects)} |",
+        f"| metric | real | {' | '.join(names)} |",
         "|---" * (len(sight.defects) + 2) + "|",
     ]
     for metric, (mean, deviation) in sight.real.items():
-        cells = [
-            f"{found[metric]:.3g}" if sight.sees(name, metric) else f"({found[metric]:.3g})"
-            for name, found in sight.defects.items()
-        ]
+        cells = []
+        for name, found in sight.defects.items():
+            value = f"{found[metric]:.3g}" if metric in found else "-"
+            cells.append(value if sight.sees(name, metric) else f"({value})")
         lines.append(f"| {metric} | {mean:.3g} ± {deviation:.1g} | {' | '.join(cells)} |")
     return lines
 
@@ -262,7 +288,7 @@ def run(cfg: Config) -> None:
         ]
     print("\n".join(text))
     try:
-        path.write_text("\n".join(text))
+        path.write_text("\n".join(text), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"cannot be written ({error.strerror})", argument="workdir", value=path.parent

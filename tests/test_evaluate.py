@@ -431,15 +431,29 @@ def test_too_few_images_to_evaluate_with_are_refused_first(
     flags = ["--preset=smoke", "--net=mlp", "--eval_every=1ep", f"--dataset={dataset}"]
     with pytest.raises(UserError) as caught:
         mnist_gan.build(cli.resolve(mnist_gan.Config, mnist_gan.PRESETS, flags))
-    must = f"--eval_every: must be 0 for --dataset={dataset}"
-    assert cli.message_of(caught.value) == f"{must}: {said}, fd,kd,prdc need 6"
+    need = "fd,kd,prdc need 6; --eval_every must be 0"
+    assert cli.message_of(caught.value) == f"--dataset={dataset}: {said}, {need}"
+
+
+def test_images_too_small_for_a_feature_net(tmp_path, capsys):
+    """Are refused by name; a metric that trains a classifier on them is left out of the others."""
+    x, y = np.random.default_rng(0).integers(0, 256, (40, 3, 3), np.uint8), np.arange(40) % 2
+    np.savez(tmp_path / "x.npz", x=x, y=y)
+    name = f"npz:{tmp_path / 'x.npz'}"
+    argv = [f"--samples={name}", f"--dataset={name}", f"--workdir={tmp_path / 'out'}"]
+    assert run(*argv, "--metrics=fd") == 2
+    said = f"error: --features=classifier: the net could not be trained on {name} (--net=cnn: needs"
+    assert capsys.readouterr().err.startswith(said)
+    assert run(*argv, FLAGS[0], "--metrics=fd,cas") == 0
+    assert f"{name}: cas left out: --net=cnn: needs images" in capsys.readouterr().out
 
 
 def test_flags_and_checkpoints_are_of_runs():
     for flag in ("--flags=truncation=0.5", "--checkpoint=best"):
         flags = ["--samples=mnist10k", "--dataset=mnist10k", flag]
-        with pytest.raises(UserError, match=f"{flag[2:]}: of --run only"):
+        with pytest.raises(UserError) as error:
             evaluate.run(cli.resolve(evaluate.Config, evaluate.PRESETS, flags))
+        assert cli.message_of(error.value).startswith(f"{flag}: of --run only")
 
 
 @pytest.mark.slow
@@ -492,6 +506,22 @@ def wrong_shape(images):
     return images
 
 
+def no_numbers(images):
+    return np.full((len(images), 2), "x")
+
+
+def no_width(images):
+    return np.zeros((len(images), 0))
+
+
+def fails(images):
+    return images / (1 // 0)
+
+
+def other_widths(images):
+    return np.zeros((len(images), len(images)))
+
+
 @pytest.mark.parametrize(
     "path, message",
     [
@@ -499,17 +529,31 @@ def wrong_shape(images):
         ("no_such_module:f", "cannot be imported"),
         ("math:pi", "is not a function"),
         ("math:nothing", "cannot be imported"),
+        (".relative:f", "cannot be imported"),
+        ("broken_module:f", r"cannot be imported \(invalid syntax"),
     ],
 )
-def test_a_plug_that_does_not_fit(path, message):
+def test_a_plug_that_does_not_fit(tmp_path, monkeypatch, path, message):
+    (tmp_path / "broken_module.py").write_text("def f(:")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=message):
         features.plug(path)
 
 
 def test_a_plug_must_return_a_matrix():
-    extractor = features.plug(f"{__name__}:wrong_shape")
-    with pytest.raises(UserError, match=r"gave an array of shape \(3, 4, 4, 1\)"):
-        extractor.function(np.zeros((3, 4, 4, 1), np.uint8))
+    images = np.zeros((3, 4, 4, 1), np.uint8)
+    said = {
+        "wrong_shape": r"gave float64\[3, 4, 4, 1\] for 3 images",
+        "no_numbers": r"gave <U1\[3, 2\] for 3 images",
+        "no_width": r"gave float64\[3, 0\] for 3 images",
+        "other_widths": r"gave 2 features of an image, and 3 of one before",
+        "fails": r"failed \(ZeroDivisionError: .*by zero, .*test_evaluate.py:\d+\)",
+    }
+    for name, message in said.items():
+        extractor = features.plug(f"{__name__}:{name}")
+        with pytest.raises(UserError, match=message):
+            extractor.function(images.astype(np.float64))
+            extractor.function(images[:2])
 
 
 @pytest.mark.parametrize(

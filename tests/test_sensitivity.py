@@ -73,7 +73,19 @@ def test_tables(sight):
     assert len(table) == 2 + len(sight.real)
     labels = next(line for line in table if line.startswith("| FD |")).split(" | ")[-1]
     assert labels.startswith("(")  # not seen
+    assert "| half of the classes (5 of 10) | shuffled labels |" in table[0]
     assert len(sensitivity.ladder_lines(sight)) == 3 + len(sensitivity.LADDERS)
+
+
+def test_a_metric_that_cannot_be_had_is_left_out(tmp_path, capsys):
+    """MS-SSIM of images smaller than its window, and classes of which hardly any has two images."""
+    x, y = np.random.default_rng(0).integers(0, 256, (900, 8, 8), np.uint8), np.arange(900) % 89
+    np.savez(tmp_path / "x.npz", x=x, y=y)
+    argv = ["--preset=smoke", f"--dataset=npz:{tmp_path / 'x.npz'}", f"--workdir={tmp_path}"]
+    argv += ["--metrics=fd,msssim,class_fd", "--n=100"]
+    assert cli.run(sensitivity.Config, sensitivity.run, sensitivity.PRESETS, argv) == 0
+    said = capsys.readouterr().out
+    assert "pixels: msssim left out: images of 8x8" in said and "| FD |" in said
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ A number is comparable with another one only if both came from the same net on t
 """
 
 import importlib
+import traceback
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -59,23 +60,41 @@ def plug(path: str) -> Extractor:
     """A user's own ``images uint8 [n, h, w, c] -> features [n, f]``, by import path ``package.module:function``.
 
     Raises:
-      UserError: if there is no such function, or it cannot be imported.
+      UserError: if there is no such function, or it cannot be imported; later, if it fails or returns something else.
     """
     module, colon, name = path.partition(":")
     if not colon or not module or not name:
         raise UserError(f"{path}: must be MODULE:FUNCTION")
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be imported ({error})") from None
+    except Exception as error:  # whatever the module does when it is imported
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: cannot be imported ({reason})") from None
     if not callable(function):
         raise UserError(f"{path}: is not a function")
 
+    widths: set[int] = set()
+
     def checked(images: np.ndarray) -> np.ndarray:
-        features = np.asarray(function(images))
-        if features.ndim != 2 or len(features) != len(images):
+        try:
+            features = np.asarray(function(images))
+        except Exception as error:  # whatever the function does
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UserError(
-                f"{path}: gave an array of shape {features.shape} for {len(images)} images; must be [n, f]"
+                f"{path}: failed ({reason}, {where.filename}:{where.lineno})"
+            ) from error
+        matrix = features.ndim == 2 and len(features) == len(images) and features.shape[1] > 0
+        if not matrix or features.dtype.kind not in "fiub":
+            raise UserError(
+                f"{path}: gave {features.dtype}{list(features.shape)} for {len(images)} images;"
+                " must be numbers [n, f]"
+            )
+        widths.add(features.shape[1])
+        if len(widths) > 1:
+            first = next(iter(widths - {features.shape[1]}))
+            raise UserError(
+                f"{path}: gave {features.shape[1]} features of an image, and {first} of one before"
             )
         return features
 

@@ -54,10 +54,12 @@ def extractor(params: Any, *, classes: int, name: str) -> Extractor:
 def load(path: pathlib.Path, shape: tuple[int, ...], *, classes: int) -> Any | None:
     """The parameters that ``save`` kept; None unless they are whole, and of a net for images ``[h, w, c]``."""
     arrays = kept.load(path)
+    if arrays is None:
+        return None
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     wanted = jax.eval_shape(dcgan.Classifier(classes).init, jax.random.key(0), image)["params"]
     sizes = {name: np.shape(leaf) for name, leaf in _flat(wanted).items()}
-    if arrays is None or {name: array.shape for name, array in arrays.items()} != sizes:
+    if {name: array.shape for name, array in arrays.items()} != sizes:
         return None
     return traverse_util.unflatten_dict(arrays, sep="/")
 
