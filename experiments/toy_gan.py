@@ -166,9 +166,15 @@ def _plane(reach: float, n: int = _PIXELS) -> jax.Array:
 def _centred(logits: jax.Array) -> jax.Array:
     """D's share of "real", its logits centred, for losses of differences leave their mean open, and over their spread:
 
-    the colours of a D that is nearly flat are as strong as any.
+    the colours of a D that is nearly flat are as strong as any; not those of one that is flat to rounding.
     """
-    return jax.nn.sigmoid(4 * (logits - jnp.median(logits)) / (jnp.std(logits) + 1e-6))
+    spread = jnp.maximum(jnp.std(logits), 1e-6 * jnp.max(jnp.abs(logits)))
+    return jax.nn.sigmoid(4 * _share(logits - jnp.median(logits), spread))
+
+
+def _share(part: jax.Array, whole: jax.Array) -> jax.Array:
+    """``part / whole``; all of what is 0 has no share of it."""
+    return part / jnp.where(whole > 0, whole, 1)
 
 
 def picture_of_points(
@@ -207,12 +213,12 @@ def picture_of_path(
     """The players' last points (theta to the right, psi upwards; the newest large) over the speed of the game."""
     speed = jax.vmap(field)(_plane(reach))
     fast = jnp.sqrt(jnp.sum(jnp.square(speed), 1)).reshape(_PIXELS, _PIXELS)
-    canvas = _canvas(0.5 - 0.5 * fast / (jnp.max(fast) + 1e-6))
+    canvas = _canvas(0.5 - 0.5 * _share(fast, jnp.max(fast)))
     starts = _plane(reach, 15)
     flow = jax.vmap(field)(starts)
-    length = jnp.sqrt(jnp.sum(jnp.square(flow), 1, keepdims=True)) + 1e-6
+    length = jnp.linalg.norm(flow, axis=1, keepdims=True)
     for t in range(10):  # short lines along the flow, from where they are thick
-        at = starts - flow / length * reach * 0.009 * t
+        at = starts - _share(flow, length) * reach * 0.009 * t
         canvas = _dots(canvas, at, reach, 0.4 * _BLACK, size=2 if t == 0 else 1)
     # Points that are not there yet lie out of the picture.
     seen = jnp.arange(_TRAIL).reshape(-1, 1) >= _TRAIL - jnp.minimum(count + 1, _TRAIL)

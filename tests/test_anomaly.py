@@ -93,8 +93,14 @@ def test_collapse_is_named():
 
 
 def test_constant_data_do_not_divide_by_zero():
-    flat = np.zeros((10, *SHAPE), np.uint8)
-    assert anomaly.diversity(flat, flat) == {"samples/variance": 1.0, "samples/duplicates": 0.0}
+    """Whatever the constant: seventeen times 26 / 255 has another mean, and so had a variance."""
+    for value in (0, 26, 199, 255):
+        flat = np.full((17, *SHAPE), value, np.uint8)
+        varied = np.arange(17, dtype=np.uint8).reshape(-1, 1, 1, 1) * np.ones(SHAPE, np.uint8)
+        for samples in (flat, varied):
+            found = anomaly.diversity(samples, flat)
+            assert found == {"samples/variance": 1.0, "samples/duplicates": 0.0}
+        assert anomaly.diversity(flat, varied) == {"samples/variance": 0, "samples/duplicates": 1}
 
 
 def collapsed_gan():

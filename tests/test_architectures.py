@@ -385,6 +385,43 @@ def test_power_iteration_finds_the_largest_singular_value():
     check_spectral_norm(layers.spectral_norm)
 
 
+def test_a_normalised_kernel_knows_no_scale():
+    """From an epsilon under the root, 1.5e-6 gave 1.5 times the norm, and 0 gave NaN."""
+    kernel, weights = normal(0, 6, 5, dtype=np.float32), normal(1, 6, 5, dtype=np.float32)
+    net = linen_net(Normed())
+
+    @jax.jit
+    def normed(kernel):
+        variables = net.init(jax.random.key(0), kernel)
+        for _ in range(3):
+            variables |= net.apply(variables, kernel, train=True)[1]
+        value = lambda k: jnp.sum(weights * net.apply(variables, k, train=False)[0])  # noqa: E731
+        return *jax.value_and_grad(value)(kernel), variables["spectral"]["u"]
+
+    value, gradient, _ = normed(kernel)
+    for scale in np.float32([1e-30, 1.5e-8, 1.5e-6, 1e25]):
+        found, slope, _ = normed(scale * kernel)
+        np.testing.assert_allclose(found, value, rtol=1e-5)
+        np.testing.assert_allclose(scale * slope, gradient, rtol=1e-4, atol=1e-5)
+    found, slope, u = normed(0 * kernel)
+    assert found == 0 and np.isfinite(slope).all()
+    np.testing.assert_allclose(np.linalg.norm(u), 1, rtol=1e-6)  # or it would be 0 for ever
+
+
+def test_a_direction_knows_no_scale():
+    x = normal(0, 4, 7, dtype=np.float32)
+    weights = normal(1, 4, 7, dtype=np.float32)
+    rows = x / np.linalg.norm(x, axis=1, keepdims=True)
+    scale = np.float32([[1e-30], [1e-7], [1e4], [1e30]])
+    value = lambda x: jnp.sum(weights * layers.unit(x, -1))  # noqa: E731
+    np.testing.assert_allclose(layers.unit(scale * x, -1), rows, rtol=1e-6)
+    np.testing.assert_allclose(
+        scale * jax.grad(value)(scale * x), jax.grad(value)(x), rtol=1e-4, atol=1e-5
+    )
+    assert np.isfinite(jax.grad(value)(jnp.zeros((4, 7)))).all()
+    assert (layers.unit(jnp.zeros((4, 7)), -1) == 0).all()
+
+
 @pytest.mark.medium
 def test_the_gradient_is_that_of_the_largest_singular_value(x64):
     kernel = normal(0, 2, 2, 3, 5)

@@ -217,6 +217,36 @@ def test_average_of_g():
     assert mlp_gan().init(jax.random.key(0)).ema is None
 
 
+@pytest.mark.medium
+def test_averages_and_memories_are_as_precise_as_the_players(x64):
+    """An average in float64 whose decay is 0.999 in float32 is off by 1e-5; nor may LeCam's or k be float32."""
+    decay = 0.999
+    batch = {"x": jnp.ones((8, 2), jnp.float64)}
+    g, d = (
+        net.clone(dtype="float64") for net in (mlp.Generator((2,), (4,)), mlp.Discriminator((4,)))
+    )
+    algorithm = gan.make(
+        linen_net(g),
+        linen_net(d),
+        LOSSES["began"],
+        *(optax.sgd(0.1),) * 2,
+        latents=gan.normal_latents(3, "float64"),
+        data_shape=(2,),
+        dtype="float64",
+        penalties=[(1.0, PENALTIES["lecam"])],
+        g_penalties=[(1.0, path_length())],
+        ema_decay=decay,
+    )
+    state = algorithm.init(jax.random.key(0))
+    late = state._replace(step=jnp.int32(20_000))
+    moved, _ = jax.jit(algorithm.step)(late, batch, jax.random.key(1))
+    for each in (state, moved):
+        assert {x.dtype.name for x in jax.tree.leaves((each.memory, each.ema))} == {"float64"}
+    kernel = lambda tree: np.asarray(jax.tree.leaves(tree)[-1])  # noqa: E731
+    expected = decay * kernel(late.ema) + (1 - decay) * kernel(moved.g.params)
+    np.testing.assert_allclose(kernel(moved.ema) - expected, 0, atol=1e-15)
+
+
 def test_step_is_a_function_of_state_batch_and_key(trees_equal):
     batch = {"x": jnp.ones((8, 2))}
     a, b = (run(mlp_gan(), 3, batch)[0] for _ in range(2))

@@ -319,3 +319,9 @@ def test_what_adaptive_augmentation_can_go_by():
     expected = {"minimax", "nonsaturating", "least_squares_pearson", "hinge"}
     assert {name for name, loss in LOSSES.items() if balances_at_zero(loss)} == expected
     jax.jit(lambda x: x * balances_at_zero(LOSSES["hinge"]))(1.0)
+    # The logistic loss by another formula, which differs at 3 and -3 by rounding.
+    log1p_exp = lambda t: jnp.log1p(jnp.exp(t))  # noqa: E731
+    other = AdversarialLoss(lambda r, f: log1p_exp(-r) + f + log1p_exp(-f), LOSSES["minimax"].g)
+    assert balances_at_zero(other)
+    flat = AdversarialLoss(lambda r, f: (f + 100.1) - (r * 1.0000001), LOSSES["minimax"].g)
+    assert not balances_at_zero(flat)

@@ -442,7 +442,7 @@ def largest_stable_step(
     size = np.abs(values).astype(float)
     bound = size.max() * (_rounding(values.size, values.dtype) if tolerance is None else tolerance)
     neutral = size <= bound
-    real, size = values.real[~neutral].astype(float), size[~neutral]
+    real, size = np.real(values[~neutral]).astype(float), size[~neutral]
     # Not over |l|^2, which leaves the range of floats before l does.
     steps = np.where(real > bound, 2 * (real / size) / size, 0.0)
     return StableStep(float(steps.min(initial=np.inf)), np.flatnonzero(neutral))

@@ -60,10 +60,11 @@ def vendi_score(features: Float[np.ndarray, "n f"]) -> float:
       ValueError: unless ``features`` is a finite matrix without zero rows.
     """
     features = _checked(features, "features").astype(np.float64)
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    if not norms.all():
+    largest = np.abs(features).max(axis=1, keepdims=True)
+    if not largest.all():
         raise ValueError("a row of zeros has no cosine similarity; every row must have a norm")
-    rows = features / norms
+    rows = features / largest  # squares of very small and of very large numbers are no floats
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     gram = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
     eigenvalues = np.linalg.eigvalsh(gram / len(rows))
     eigenvalues = eigenvalues[eigenvalues > 0]
