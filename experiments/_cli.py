@@ -33,6 +33,7 @@ import statistics
 import sys
 import tempfile
 import textwrap
+import traceback
 import typing
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,6 +43,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import numpy as np
 from absl import flags
 
+from bpgan.runtime import environment, peers
 from bpgan.types import Algorithm, Source, UserError, stream
 
 DONE, UNEXPECTED, BAD_INPUT, ANOMALY, INTERRUPTED, CANCELLED = 0, 1, 2, 3, 75, 130
@@ -592,7 +594,11 @@ def main(
 
 
 def leave(program: Callable[[], int]) -> NoReturn:
-    """Exits with the code that ``program`` returns, or that of what it raises; no traceback for what is no bug."""
+    """Exits with the code that ``program`` returns, or that of what it raises; no traceback for what is no bug.
+
+    If it is one of several processes that train a run, the others then end with the same code.
+    """
+    environment.open_streams()
     try:
         code = program()
         sys.stdout.flush()
@@ -600,19 +606,27 @@ def leave(program: Callable[[], int]) -> NoReturn:
         code = fail(error)
     except KeyboardInterrupt:
         code = CANCELLED
+        peers.end(INTERRUPTED, "was interrupted")
     except BrokenPipeError:  # nobody reads on, as after `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        environment.close_broken_streams()
         code = _SIGPIPE
-    if code == CANCELLED:  # the threads of a compilation would crash the interpreter's own exit
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    except Exception as error:
+        if not peers.is_joined():
+            raise
+        traceback.print_exc()
+        code = UNEXPECTED
+        peers.end(code, f"{type(error).__name__}: {error}")
+    decided = peers.end(code)
+    if decided or code == CANCELLED:  # then the threads of a compilation would crash an ordinary exit
+        peers.leave_at_once(decided or code)
     sys.exit(code)
 
 
 def fail(error: Exception, code: int = BAD_INPUT) -> int:
-    """Prints ``error: ...`` as one line on stderr; returns ``code``."""
-    print("error:", " ".join(message_of(error).splitlines()), file=sys.stderr)
+    """Prints ``error: ...`` as one line on stderr, and tells the other processes of the run; returns ``code``."""
+    reason = " ".join(message_of(error).splitlines())
+    environment.complain(f"error: {reason}")
+    peers.end(code, reason)
     return code
 
 
@@ -672,9 +686,7 @@ def _train(
     except train.Anomaly as error:
         return fail(error, ANOMALY)
     except train.Lost as error:
-        fail(error, INTERRUPTED)
-        # JAX would wait for the others at exit, and then abort with pages of its own.
-        os._exit(INTERRUPTED)
+        return fail(error, INTERRUPTED)
     if result.evaluated:
         say("\n".join(columns(_rows(result.evaluated))))
     return INTERRUPTED if result.status == "interrupted" else DONE

@@ -89,10 +89,9 @@ def _signals() -> Iterator[Callable[[], str | None]]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     handled = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
-    if jax.process_count() > 1:
-        # JAX's preemption service hears it, and tells the other processes.
-        handled.remove(signal.SIGTERM)
-    previous = {s: signal.signal(s, handler) for s in handled}
+    # What the process was told to ignore, as nohup does of SIGHUP, is none.
+    heard = [s for s in handled if signal.getsignal(s) != signal.SIG_IGN]
+    previous = {s: signal.signal(s, handler) for s in heard}
     try:
         yield lambda: received[0] if received else None
     finally:
@@ -471,7 +470,7 @@ def _fit(
         for each in runs:
             found.append(each.open(program.abstract))
             close = each.checkpoints.close
-            stack.push(lambda kind, *_, close=close: None if _is_lost(kind) else close())
+            stack.push(lambda kind, *_, close=close: None if _is_alone(kind) else close())
         step, carry = _start(runs, found, program)
         group = None
         if several:
@@ -501,8 +500,7 @@ def _fit(
 
         def decide(k: int) -> tuple[int, bool]:
             """Steps of the next call, which is the lead's word, and whether to stop, which is anyone's."""
-            preempted = any([each.checkpoints.preempted() for each in runs])
-            wishes = parallel.agree([k, bool(stopped()) or preempted])
+            wishes = parallel.agree([k, bool(stopped())])
             return int(wishes[0, 0]), bool(wishes[:, 1].any())
 
         if step == 0:
@@ -573,7 +571,7 @@ def _fit(
         for each in runs:
             each.checkpoints.close()
         if step < until and alive():
-            say(f"{stopped() or 'preempted'}: saved at step {step}; the same command continues")
+            say(f"{stopped() or 'another process was told to stop'}: saved at step {step}; the same command continues")
         seconds["total"] = time.perf_counter() - start
         for i, each in alive():
             each.end(step, program.member(carry, i), seconds, program.abstract)
@@ -685,7 +683,7 @@ def _lost_processes(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if not _is_lost(type(error)):
+        if jax.process_count() == 1 or error.error_code_string == "RESOURCE_EXHAUSTED":
             raise
         raise Lost(
             f"another process of this run has ended or cannot be reached ({str(error).splitlines()[0][:200]});"
@@ -693,12 +691,9 @@ def _lost_processes(path: pathlib.Path) -> Iterator[None]:
         ) from None
 
 
-def _is_lost(kind: type[BaseException] | None) -> bool:
-    return (
-        kind is not None
-        and issubclass(kind, jax.errors.JaxRuntimeError)
-        and jax.process_count() > 1
-    )
+def _is_alone(kind: type[BaseException] | None) -> bool:
+    """Whether an error ends one of several processes: then it does not wait for them to complete a save together."""
+    return kind is not None and jax.process_count() > 1
 
 
 def _finish(
