@@ -19,6 +19,7 @@ Every field is a flag. An explicit flag wins over ``--preset=NAME``, which wins 
 Whatever is wrong with a command line is said in one line, before any device is touched.
 """
 
+import ast
 import dataclasses
 import difflib
 import importlib
@@ -197,7 +198,10 @@ class Config:
     """What flags are made of, and the one that every experiment has."""
 
     workdir: str = field(
-        "", "run directory; empty: runs/<experiment>/<preset and changed flags>", restart_safe=True
+        "",
+        "run directory; empty: runs/<experiment>/<preset and changed flags>",
+        restart_safe=True,
+        check=environment.check_path,
     )
 
     def idle(self) -> dict[str, str]:
@@ -520,11 +524,19 @@ def help_text(config_class: type[Config], presets: Presets, module: ModuleType) 
     for name, preset in presets.items():
         own.append(("", f"{name}: " + " ".join(f"--{k}={show(v)}" for k, v in preset.items())))
     general.append(("--flagfile=FILE", "read flags from a file, one a line"))
-    lines = [inspect.cleandoc(module.__doc__ or ""), "", "Flags of this experiment:", *columns(own)]
+    lines = [docstring_of(module), "", "Flags of this experiment:", *columns(own)]
     lines += ["", "Flags of every experiment:", *columns(general), ""]
     lines += ["Values shown are defaults."]
     lines[-1] += " * may differ when an interrupted run is resumed." * trains
     return "\n".join(lines)
+
+
+def docstring_of(module: ModuleType) -> str:
+    """The docstring of a module, which under ``python -OO`` is in its source only; empty if there is none."""
+    try:
+        return ast.get_docstring(ast.parse(inspect.getsource(module))) or ""
+    except OSError:  # no source: python -c
+        return inspect.cleandoc(module.__doc__ or "")
 
 
 def is_help(argv: Sequence[str]) -> bool:
@@ -611,15 +623,28 @@ def leave(program: Callable[[], int]) -> NoReturn:
         environment.close_broken_streams()
         code = _SIGPIPE
     except Exception as error:
-        if not peers.is_joined():
-            raise
-        traceback.print_exc()
-        code = UNEXPECTED
-        peers.end(code, f"{type(error).__name__}: {error}")
+        code = _unexpected(error)
     decided = peers.end(code)
     if decided or code == CANCELLED:  # then the threads of a compilation would crash an ordinary exit
         peers.leave_at_once(decided or code)
     sys.exit(code)
+
+
+def _unexpected(error: Exception) -> int:
+    """The exit code of an error of which nobody knows, with a traceback; unless the environment is at fault."""
+    from bpgan.runtime import parallel
+
+    if isinstance(error, OSError) and error.errno in environment.FAULTS:
+        where = error.filename or "a file or the output"
+        return fail(UserError(f"{where}: {error.strerror}; the same command goes on once that is mended"))  # fmt: skip
+    try:
+        parallel.find_devices()  # what does not train asks for them when it needs them
+    except UserError as cause:
+        return fail(cause)
+    traceback.print_exc()
+    code = ANOMALY if isinstance(error, FloatingPointError) else UNEXPECTED  # of JAX_DEBUG_NANS
+    peers.end(code, f"{type(error).__name__}: {error}")
+    return code
 
 
 def fail(error: Exception, code: int = BAD_INPUT) -> int:
@@ -790,7 +815,7 @@ def restored(
 
     path = pathlib.Path(workdir).expanduser()
     try:
-        record = json.loads((path / "config.json").read_text())
+        record = json.loads((path / "config.json").read_text(encoding="utf-8"))
         name, values = record["experiment"], dict(record["config"])
         module = importlib.import_module(f"experiments.{name}")
         build, specs = module.build, flags_of(module.Config)

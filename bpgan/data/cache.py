@@ -33,12 +33,18 @@ class Damaged(UserError):
 
 
 def directory() -> pathlib.Path:
-    """Where caches lie: $BPGAN_DATA_DIR, or bpgan/data in $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get("BPGAN_DATA_DIR"):
-        return pathlib.Path(own).expanduser().absolute()
+    """Where caches lie: $BPGAN_DATA_DIR, or bpgan/data in $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+      UserError: for a user without a home directory, as in a container, if neither is set.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    home = pathlib.Path(base) if os.path.isabs(base) else pathlib.Path("~/.cache").expanduser()
-    return home / "bpgan" / "data"
+    default = os.path.join(base if os.path.isabs(base) else "~/.cache", "bpgan", "data")
+    given = os.environ.get("BPGAN_DATA_DIR") or default
+    path = os.path.expanduser(given)
+    if path.startswith("~"):
+        raise UserError(f"{given}: there is no such home directory; BPGAN_DATA_DIR names another")
+    return pathlib.Path(path).absolute()
 
 
 def entry(folder: pathlib.Path, make: Callable[[pathlib.Path], Any], *, deep: bool = False) -> Any:

@@ -1,11 +1,19 @@
 """What surrounds a process and is not its flags: its streams, and the variables that other libraries read."""
 
+import errno
 import io
 import os
+import re
 import subprocess
 import sys
 
 from bpgan.types import UserError
+
+FAULTS = frozenset(
+    getattr(errno, name)
+    for name in "ENOSPC EDQUOT EFBIG EROFS EIO ESTALE EACCES EPERM EMFILE ENFILE ENOLCK".split()
+)
+"""Numbers of errors of a disk or a limit, which the user can mend and bpgan cannot."""
 
 _PARSE = "from jaxlib import xla_client; xla_client.CompileOptions()"
 
@@ -43,6 +51,21 @@ def complain(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
     except OSError:
         close_broken_streams()
+
+
+def check_path(text: str) -> None:
+    """Refuses what is no path of this machine, for which ``pathlib`` would make a folder of that name here.
+
+    Raises:
+      ValueError: for a URL, or bytes that are no text in this locale: libraries that take text would not find the file.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise ValueError("must be a folder of this machine; buckets can be mounted as one")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        raise ValueError(f"must be text in {encoding}; PYTHONUTF8=1 reads it as UTF-8") from None
 
 
 def check_compiler_flags() -> None:

@@ -166,8 +166,11 @@ def join() -> None:
     where = _place()
     if where is None:
         return
-    # Signals are heard by each process and agreed on; of JAX's service, the first sign would be at the next step.
+    # Signals are heard by each process and agreed on; JAX's service would keep them from ending one that compiles.
     jax.config.update("jax_enable_preemption_service", False)
+    # Processes of one run speak with each other directly: by a proxy for the world outside they would wait for ever.
+    jax.config.update("jax_check_proxy_envs", False)
+    os.environ.setdefault("grpc_proxy", "")
     try:
         jax.distributed.initialize(**where, initialization_timeout=120)
         find_devices()

@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ from bpgan.types import UserError
 
 _BEAT, _PATIENCE = 5.0, 25.0
 _GRACE = 3.0
-"""Seconds that a process gives the others: to say why one of them vanished, or to end once they are told."""
+"""Seconds for which a process that has lost another one waits for a word of why; those who said it wait longer."""
 _SECRET = 16
 _LONGEST = 1000
 """Characters of a reason, and bytes of a stranger's first line."""
@@ -72,7 +72,8 @@ class Peers:
                 raise UserError(
                     f"the first process of this run cannot be reached at {host}:{port} ({error.strerror})"
                 ) from None
-            self._watch(connection, 0)
+            connection.settimeout(_PATIENCE)
+            self._watch(connection, connection.makefile("rb"), 0)
         _start(self._beat)
 
     def end(self, code: int, reason: str) -> int:
@@ -90,7 +91,7 @@ class Peers:
         for connection in list(self._connections.values()) if first else ():
             with contextlib.suppress(OSError):  # it has ended before us
                 _send(connection, {"code": code, "reason": reason[:_LONGEST]})
-        deadline = time.monotonic() + _GRACE
+        deadline = time.monotonic() + 2 * _GRACE
         for listener in self._listeners if self._code else ():
             listener.join(max(0.0, deadline - time.monotonic()))
         return self._code or 0
@@ -109,26 +110,26 @@ class Peers:
     def _greet(self, connection: socket.socket, secret: str) -> None:
         """Takes a connection for that of a process if it knows the secret."""
         connection.settimeout(_PATIENCE)
+        lines = connection.makefile("rb")  # may have read more than the first line already
         try:
-            with connection.makefile("rb") as lines:
-                said = json.loads(lines.readline(_LONGEST))
+            said = json.loads(lines.readline(_LONGEST))
             index = said["index"]
             known = hmac.compare_digest(said["secret"].encode(), secret.encode())
             if not known or index in self._connections:
                 raise ValueError
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            lines.close()
             connection.close()
             return
-        self._watch(connection, index)
+        self._watch(connection, lines, index)
 
-    def _watch(self, connection: socket.socket, index: int) -> None:
-        connection.settimeout(_PATIENCE)
+    def _watch(self, connection: socket.socket, lines: BinaryIO, index: int) -> None:
         self._connections[index] = connection
-        self._listeners.append(_start(self._listen, connection, index))
+        self._listeners.append(_start(self._listen, lines, index))
 
-    def _listen(self, connection: socket.socket, index: int) -> None:
+    def _listen(self, lines: BinaryIO, index: int) -> None:
         """Hears another process until it hangs up. The first one is not waited for: it waits for this one."""
-        with contextlib.suppress(OSError, ValueError), connection.makefile("rb") as lines:
+        with contextlib.suppress(OSError, ValueError), lines:
             for line in filter(bytes.strip, lines):
                 message = json.loads(line)
                 self._done.add(index)
@@ -153,7 +154,7 @@ class Peers:
             self._end_at_once(code, reason, says=self._index == 0)
 
     def _lost(self, index: int) -> None:
-        time.sleep(_GRACE)
+        await_reason()
         if self._code is None:
             reason = (
                 f"process {index} of {self._count} has ended or cannot be reached;"
@@ -184,6 +185,11 @@ def is_joined() -> bool:
 def end(code: int, reason: str = "") -> int:
     """See ``Peers.end``; of a single process, 0."""
     return _peers.end(code, reason) if _peers else 0
+
+
+def await_reason() -> None:
+    """Gives another process that has ended, as it seems, the time to be heard; then this one ends as it did."""
+    time.sleep(_GRACE)
 
 
 def leave_at_once(code: int) -> NoReturn:

@@ -5,6 +5,7 @@ Everything in it is either replaced as a whole or, the log, cut back to the chec
 
 import collections
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -21,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bpgan.runtime import anomaly, report
+from bpgan.runtime import anomaly, environment, report
 from bpgan.types import Source, UserError
 from bpgan.version import __version__
 
@@ -49,6 +50,10 @@ def open_run(
         in it is changed then. Another ``dataset`` is no difference if the fingerprint is the same: the data have moved.
     """
     path = pathlib.Path(workdir)
+    try:
+        environment.check_path(str(workdir))
+    except ValueError as error:
+        raise UserError(str(error), argument="workdir", value=workdir) from None
     try:
         path.mkdir(parents=True, exist_ok=True)
         entries = os.listdir(path)
@@ -288,14 +293,20 @@ class Log:
             )
 
     def say(self, line: str) -> None:
-        """Prints a line without disturbing the progress bar. If nobody reads on, the terminal has hung up."""
+        """Prints a line without disturbing the progress bar. If nobody reads on, the terminal has hung up.
+
+        Raises:
+          UserError: if the output goes to a file that cannot be written.
+        """
         if not self._speak:
             return
         try:
             self._bar.write(line, file=sys.stdout)
             sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            environment.close_broken_streams()
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise UserError(f"the output cannot be written ({error.strerror})") from None
             signal.raise_signal(signal.SIGHUP)
 
     def flush(self) -> None:

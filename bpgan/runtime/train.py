@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bpgan.runtime import anomaly, parallel, report, run, sweep
+from bpgan.runtime import anomaly, parallel, peers, report, run, sweep
 from bpgan.runtime.checkpoint import NEWEST, Checkpoints, Keep
 from bpgan.types import Algorithm, Source, UserError
 
@@ -685,6 +685,7 @@ def _lost_processes(path: pathlib.Path) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or error.error_code_string == "RESOURCE_EXHAUSTED":
             raise
+        peers.await_reason()
         raise Lost(
             f"another process of this run has ended or cannot be reached ({str(error).splitlines()[0][:200]});"
             f" the checkpoints in {path} are kept, and the same command continues"

@@ -34,7 +34,8 @@ def damage_newest():
 
     def replaced(self, step, abstract):
         read.append(step)
-        return (None, "is damaged") if len(read) == 1 else real(self, step, abstract)
+        found = real(self, step, abstract)  # which processes do together
+        return (None, "is damaged") if len(read) == 1 else found
 
     checkpoint.Checkpoints._read = replaced
 
