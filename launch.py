@@ -107,9 +107,7 @@ _FLAGS = (
         low=1,
         high=1024,
     ),
-    cli.Flag(
-        "root", str, "runs", "runs go to ROOT/EXPERIMENT/NAME", check=environment.check_path
-    ),
+    cli.Flag("root", str, "runs", "runs go to ROOT/EXPERIMENT/NAME", check=environment.check_path),
     cli.Flag("dry_run", bool, False, "print the commands and stop"),
     *slurm.FLAGS,
 )
@@ -162,7 +160,17 @@ def run(argv: Sequence[str]) -> int:
     alone = next((flag for flag in ("list", "report") if chosen[flag]), "")
     if cli.is_help(rest) and (alone or not name):
         rows = [(_usage(spec), spec.help) for spec in _FLAGS]
-        print("\n".join([cli.docstring_of(sys.modules[__name__]), *cli.columns(rows), "", "Experiments:", *_list()]))
+        print(
+            "\n".join(
+                [
+                    cli.docstring_of(sys.modules[__name__]),
+                    *cli.columns(rows),
+                    "",
+                    "Experiments:",
+                    *_list(),
+                ]
+            )
+        )
         return cli.DONE
     if alone and rest:
         hint = _meant(rest[0]) or "; --help lists the flags"

@@ -625,7 +625,9 @@ def leave(program: Callable[[], int]) -> NoReturn:
     except Exception as error:
         code = _unexpected(error)
     decided = peers.end(code)
-    if decided or code == CANCELLED:  # then the threads of a compilation would crash an ordinary exit
+    if (
+        decided or code == CANCELLED
+    ):  # then the threads of a compilation would crash an ordinary exit
         peers.leave_at_once(decided or code)
     sys.exit(code)
 

@@ -324,7 +324,7 @@ def _job_file(workdir: pathlib.Path) -> pathlib.Path:
 def _recorded(workdir: pathlib.Path) -> dict[str, Any] | None:
     """As which job a run was last submitted."""
     try:
-        return json.loads(_job_file(workdir).read_text())
+        return json.loads(_job_file(workdir).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -332,7 +332,7 @@ def _recorded(workdir: pathlib.Path) -> dict[str, Any] | None:
 def _record(run: Submittable, cluster: str, folder: str, job: str) -> None:
     record = {"cluster": cluster, "folder": folder, "id": job, "command": run.command}
     for path in run.workdirs:
-        _job_file(path).write_text(json.dumps(record) + "\n")
+        _job_file(path).write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 def _on_slurm(record: Mapping[str, Any]) -> bool:
@@ -362,7 +362,9 @@ def _queue() -> dict[str, str]:
     """The state of each of our jobs that Slurm has not ended; ``12_3`` is task 3 of array 12."""
     command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i %T"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=True
+        )
     except FileNotFoundError:
         raise UserError("--slurm: squeue is not found, and a run was submitted to Slurm") from None
     except subprocess.CalledProcessError as error:
@@ -402,7 +404,7 @@ class Task:
         lead = os.environ.get("SLURM_PROCID", "0") == "0"
         with contextlib.ExitStack() as stack:
             received = stack.enter_context(noted((signal.SIGTERM, signal.SIGUSR2)))
-            output = stack.enter_context(self.log.open("a")) if lead else None
+            output = stack.enter_context(self.log.open("a", encoding="utf-8")) if lead else None
             print("$", shlex.join(self.command), file=output, flush=True)
             # Slurm may send its notice to every process of the job; a run would die of SIGUSR2.
             with _blocked(signal.SIGUSR2):
@@ -443,7 +445,9 @@ def _requeue(number: int) -> None:
         return
     if number == signal.SIGTERM:
         command = ["squeue", "--noheader", f"--jobs={env.job_id}", "--format=%T"]
-        state = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.strip()
+        state = subprocess.run(
+            command, stdout=subprocess.PIPE, encoding="utf-8", errors="replace"
+        ).stdout.strip()
         if state != "RUNNING":
             return
     if not subprocess.run(["scontrol", "requeue", env.job_id]).returncode:

@@ -424,7 +424,9 @@ def _classifier(dataset: str, seed: int) -> Extractor:
     folder = cache.directory() / "features" / f"{train.sha256[:16]}-{key:08x}"
     result = folder / "result.json"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:  # the runs of a sweep ask for it together
+    with folder.with_suffix(".lock").open(
+        "w", encoding="utf-8"
+    ) as lock:  # the runs of a sweep ask for it together
         fcntl.flock(lock, fcntl.LOCK_EX)
         if report.read_json(result).get("status") != "done":  # or damaged
             print(
@@ -724,7 +726,7 @@ def save(path: pathlib.Path, samples: Candidate) -> None:
 
 def _write(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(rows, indent=1) + "\n")
+    temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 

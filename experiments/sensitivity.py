@@ -258,7 +258,7 @@ def run(cfg: Config) -> None:
         ]
     print("\n".join(text))
     try:
-        path.write_text("\n".join(text))
+        path.write_text("\n".join(text), encoding="utf-8")
     except OSError as error:
         raise UserError(f"--workdir={path.parent}: cannot be written ({error.strerror})") from None
     print(f"wrote {path}")

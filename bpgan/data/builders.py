@@ -517,7 +517,7 @@ def _quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(path: pathlib.Path, name: str) -> Iterator[None]:
     """Waits until no other process is in here."""
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -74,7 +74,9 @@ def entry(folder: pathlib.Path, make: Callable[[pathlib.Path], Any], *, deep: bo
             _sweep(folder.parent)
             manifest = {"version": VERSION, **make(temporary)}
             manifest["sha256"] = _sealed(manifest)
-            (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+            (temporary / "manifest.json").write_text(
+                json.dumps(manifest, indent=1) + "\n", encoding="utf-8"
+            )
             temporary.rename(folder)
             (folder / "lock").unlink()
             return json.loads(json.dumps(manifest))
@@ -91,7 +93,7 @@ def _intact(folder: pathlib.Path, deep: bool) -> Any:
     if not folder.is_dir():
         raise FileNotFoundError(folder)
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if manifest["sha256"] != _sealed(manifest):
             raise ValueError("manifest.json is not what was written")
         for name, split in manifest["splits"].items():
@@ -120,7 +122,7 @@ def _locked(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     while True:
         temporary.mkdir(parents=True, exist_ok=True)
         try:
-            file = (temporary / "lock").open("w")
+            file = (temporary / "lock").open("w", encoding="utf-8")
         except FileNotFoundError:  # renamed or removed this moment
             continue
         try:
@@ -152,7 +154,7 @@ def _sweep(parent: pathlib.Path) -> None:
     import fcntl
 
     for lock in parent.glob("*.tmp/lock"):
-        with contextlib.suppress(OSError), lock.open("r+") as file:
+        with contextlib.suppress(OSError), lock.open("r+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is(lock, file):
                 shutil.rmtree(lock.parent)

@@ -78,7 +78,9 @@ def check_compiler_flags() -> None:
     if not given:
         return
     command = [sys.executable, "-c", _PARSE]
-    parsed = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    parsed = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if parsed.returncode:
         said = (parsed.stderr.strip().splitlines() or ["is not understood"])[-1]
         raise UserError(f"XLA_FLAGS={given}: {said.rpartition('] ')[2]}")

@@ -70,7 +70,7 @@ def open_run(
             )
     else:
         try:
-            old = json.loads(record.read_text())
+            old = json.loads(record.read_text(encoding="utf-8"))
             old_name, old_config = old["experiment"], dict(old["config"])
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"--workdir={workdir}: its config.json is not a bpgan record") from None
@@ -136,7 +136,7 @@ def locked(path: pathlib.Path) -> Iterator[None]:
     """One process per run directory, where its disk has locks. The kernel gives it back however the process ends."""
     import fcntl
 
-    with (path / _LOCK).open("w") as file:
+    with (path / _LOCK).open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -153,8 +153,8 @@ def _git_revision() -> str | None:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     folder = pathlib.Path(__file__).parent
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", timeout=5)
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
 
@@ -162,7 +162,7 @@ def _git_revision() -> str | None:
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes ``value`` as JSON so that a reader sees the old file or the new one, never a part."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -204,7 +204,7 @@ class Log:
         self._before = self.values.get("time/elapsed", 0.0)
         self._start = self._window_start = time.perf_counter()
         self._window_step = step
-        self._file = metrics.open("a") if lead else None
+        self._file = metrics.open("a", encoding="utf-8") if lead else None
         self._speak = lead and speak
         self._events = None
         if tensorboard and lead:

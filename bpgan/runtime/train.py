@@ -571,7 +571,9 @@ def _fit(
         for each in runs:
             each.checkpoints.close()
         if step < until and alive():
-            say(f"{stopped() or 'another process was told to stop'}: saved at step {step}; the same command continues")
+            say(
+                f"{stopped() or 'another process was told to stop'}: saved at step {step}; the same command continues"
+            )
         seconds["total"] = time.perf_counter() - start
         for i, each in alive():
             each.end(step, program.member(carry, i), seconds, program.abstract)

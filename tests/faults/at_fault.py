@@ -49,7 +49,9 @@ full = OSError(errno.ENOSPC, "No space left on device")
 if os.environ.get("JAX_PROCESS_ID") == index:
     {
         "nothing": lambda: None,
-        "data": lambda: fails(toy_gan, "build", UserError("is torn", argument="dataset", value="x")),
+        "data": lambda: fails(
+            toy_gan, "build", UserError("is torn", argument="dataset", value="x")
+        ),
         "log": lambda: fails(run.Log, "write", full, after=2),
         "record": lambda: fails(run, "write_record", full),
         "report": lambda: fails(report, "write_report", full),

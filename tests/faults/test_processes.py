@@ -256,7 +256,9 @@ def listening(pids):
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError), open(f"/proc/net/{table}") as file:
             rows += [line.split() for line in file.readlines()[1:]]
-    own = [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes]
+    own = [
+        row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes
+    ]
     assert own
     return set(own)
 
