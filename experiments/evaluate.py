@@ -424,9 +424,8 @@ def _classifier(dataset: str, seed: int) -> Extractor:
     folder = cache.directory() / "features" / f"{train.sha256[:16]}-{key:08x}"
     result = folder / "result.json"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open(
-        "w", encoding="utf-8"
-    ) as lock:  # the runs of a sweep ask for it together
+    file = folder.with_suffix(".lock")
+    with file.open("w", encoding="utf-8") as lock:  # the runs of a sweep ask for it together
         fcntl.flock(lock, fcntl.LOCK_EX)
         if report.read_json(result).get("status") != "done":  # or damaged
             print(

@@ -132,15 +132,16 @@ def setup(precision: str = "float32") -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def find_devices() -> list[jax.Device]:
-    """The devices that there are.
+def find_devices() -> None:
+    """Starts JAX on the devices that there are.
 
     Raises:
       UserError: if the environment asks for a platform that is not there.
     """
     asked = jax.config.values["jax_platforms"]
     try:
-        return jax.devices()
+        jax.devices()
+        return
     except (RuntimeError, AssertionError):
         if not asked:
             raise

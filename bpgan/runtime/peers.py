@@ -203,8 +203,8 @@ def leave_at_once(code: int) -> NoReturn:
 def interface_of(host: str) -> str:
     """The address to listen at for those who know this machine as ``host``, and for nobody else if that is possible.
 
-    Empty means all interfaces. It is needed where ``host`` is no address of this machine (a proxy stands before it), and
-    where it is a name that only this machine takes for its own loopback (as Debian's ``/etc/hosts`` does).
+    Empty means all interfaces. It is needed where ``host`` is no address of this machine (a relay stands before it),
+    and where it is a name that only this machine takes for its own loopback (as Debian's ``/etc/hosts`` does).
     """
     bare = _bare(host)
     try:

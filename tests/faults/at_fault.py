@@ -5,7 +5,6 @@ The fault is met by process INDEX only. MODULE is run as ``python -m`` would.
 
 import errno
 import os
-import runpy
 import sys
 import time
 

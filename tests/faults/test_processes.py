@@ -29,7 +29,8 @@ FLAGS = [
 ]
 GAN = ["-m", "experiments.mnist_gan", *FLAGS]
 AT_FAULT = str(ROOT / "tests" / "faults" / "at_fault.py")
-TOY = ["--preset=dirac", "--log_every=5", "--sample_every=0", "--checkpoint_every=10", "--tensorboard=false"]  # fmt: skip
+TOY = ["--preset=dirac", "--log_every=5", "--sample_every=0", "--checkpoint_every=10"]
+TOY += ["--tensorboard=false"]
 
 
 def launch(workdir, processes, steps, *flags, experiment="mnist_gan"):
@@ -386,7 +387,8 @@ def test_only_those_who_may_can_connect(host, addresses):
 
 
 def test_a_name_that_is_loopback_here_only_is_for_all_interfaces(monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(socket.AF_INET, 1, 6, "", ("127.0.1.1", 0))])  # fmt: skip
+    where = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [where])
     assert peers.interface_of("node7") == ""
 
 
