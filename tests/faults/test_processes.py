@@ -172,7 +172,7 @@ def meet(fault, index, workdir, *flags, steps=40):
 
 def ends_of(processes):
     """The exit codes of processes and what they said; once one has ended, the others have ten seconds."""
-    deadline = time.monotonic() + LIMIT
+    deadline = time.monotonic() + 2 * LIMIT
     while all(process.poll() is None for process in processes):
         assert time.monotonic() < deadline
         time.sleep(0.05)
