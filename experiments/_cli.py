@@ -618,33 +618,38 @@ def leave(program: Callable[[], int]) -> NoReturn:
         code = fail(error)
     except KeyboardInterrupt:
         code = CANCELLED
-        peers.end(INTERRUPTED, "was interrupted")
     except BrokenPipeError:  # nobody reads on, as after `| head`
-        environment.close_broken_streams()
+        environment.silence(sys.stdout)
         code = _SIGPIPE
     except Exception as error:
-        code = _unexpected(error)
-    decided = peers.end(code)
-    if (
-        decided or code == CANCELLED
-    ):  # then the threads of a compilation would crash an ordinary exit
-        peers.leave_at_once(decided or code)
+        fault = fault_of(error)
+        code = fail(fault) if fault else _trace(error)
+    if code == CANCELLED:  # the threads of a compilation would crash the interpreter's own exit
+        peers.end(INTERRUPTED, "was interrupted")
+        peers.leave_at_once(code)
+    if decided := peers.end(code, "has ended"):
+        peers.leave_at_once(decided)
     sys.exit(code)
 
 
-def _unexpected(error: Exception) -> int:
-    """The exit code of an error of which nobody knows, with a traceback; unless the environment is at fault."""
+def fault_of(error: Exception) -> UserError | None:
+    """What is wrong with the environment, if that is why nobody expected an error; None if it is a bug."""
     from bpgan.runtime import parallel
 
     if isinstance(error, OSError) and error.errno in environment.FAULTS:
         where = error.filename or "a file or the output"
-        return fail(UserError(f"{where}: {error.strerror}; the same command goes on once that is mended"))  # fmt: skip
+        return UserError(f"{where}: {error.strerror}; mend that and repeat the command")
     try:
         parallel.find_devices()  # what does not train asks for them when it needs them
-    except UserError as cause:
-        return fail(cause)
-    traceback.print_exc()
-    code = ANOMALY if isinstance(error, FloatingPointError) else UNEXPECTED  # of JAX_DEBUG_NANS
+    except UserError as fault:
+        return fault
+    return None
+
+
+def _trace(error: Exception) -> int:
+    """Prints the traceback of a bug, or of the NaN that JAX_DEBUG_NANS finds; returns the exit code."""
+    traceback.print_exception(error)
+    code = ANOMALY if isinstance(error, FloatingPointError) else UNEXPECTED
     peers.end(code, f"{type(error).__name__}: {error}")
     return code
 

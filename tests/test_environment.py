@@ -15,7 +15,7 @@ import pytest
 
 import launch
 from bpgan.data import cache
-from bpgan.runtime import environment, parallel, train
+from bpgan.runtime import environment, parallel, peers, train
 from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import _processes as processes
@@ -131,6 +131,16 @@ def test_what_nobody_catches(monkeypatch, capsys, error, code, said):
         cli.leave(program)
     assert left.value.code == code
     assert capsys.readouterr().err.startswith(said)
+
+
+def test_ctrl_c_in_one_process_is_an_interruption_for_the_others(monkeypatch):
+    told = []
+    monkeypatch.setattr(environment, "open_streams", lambda: None)
+    monkeypatch.setattr(peers, "end", lambda *word: told.append(word) or word[0])
+    monkeypatch.setattr(peers, "leave_at_once", sys.exit)
+    with pytest.raises(SystemExit) as left:
+        cli.leave(lambda: cli.CANCELLED)  # what ``run`` makes of KeyboardInterrupt
+    assert left.value.code == 130 and told == [(75, "was interrupted")]
 
 
 def test_a_user_without_a_home(monkeypatch):

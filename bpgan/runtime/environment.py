@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from typing import TextIO
 
 from bpgan.types import UserError
 
@@ -36,13 +37,9 @@ def open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def close_broken_streams() -> None:
-    """Lets what is written from now on be lost where nobody reads on, as after ``| head``."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def silence(stream: TextIO) -> None:
+    """Lets what is written from now on be lost: nobody reads on, as after ``| head`` or when a terminal is closed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def complain(line: str) -> None:
@@ -50,7 +47,7 @@ def complain(line: str) -> None:
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
-        close_broken_streams()
+        silence(sys.stderr)
 
 
 def check_path(text: str) -> None:

@@ -304,7 +304,7 @@ class Log:
             self._bar.write(line, file=sys.stdout)
             sys.stdout.flush()
         except OSError as error:
-            environment.close_broken_streams()
+            environment.silence(sys.stdout)
             if error.errno not in (errno.EPIPE, errno.EIO):
                 raise UserError(f"the output cannot be written ({error.strerror})") from None
             signal.raise_signal(signal.SIGHUP)

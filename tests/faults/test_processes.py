@@ -33,13 +33,13 @@ TOY = ["--preset=dirac", "--log_every=5", "--sample_every=0", "--checkpoint_ever
 TOY += ["--tensorboard=false"]
 
 
-def launch(workdir, processes, steps, *flags, experiment="mnist_gan"):
+def launch(workdir, processes, steps, *flags, experiment="mnist_gan", **environment):
     """The launcher's command, as a user would give it."""
     argv = [
         sys.executable, str(ROOT / "launch.py"), f"--experiment={experiment}", f"--processes={processes}",
         *(FLAGS if experiment == "mnist_gan" else TOY), f"--steps={steps}", f"--workdir={workdir}", *flags,
     ]  # fmt: skip
-    return start(workdir, argv=argv)
+    return start(workdir, argv=argv, **environment)
 
 
 def wait_until(holds):
@@ -267,8 +267,14 @@ def listening(pids):
 @pytest.mark.medium
 @pytest.mark.parametrize("numbers,code", [([signal.SIGTERM] * 2, 75), ([signal.SIGINT] * 2, 130)])
 def test_signals_to_the_launcher_amid_training(tmp_path, numbers, code):
-    """The first one saves; a second Ctrl-C ends at once. Meanwhile no other machine can connect to the processes."""
-    process = launch(tmp_path / "run", 2, 10**6, "--checkpoint_every=0", experiment="toy_gan")
+    """The first one saves; a second Ctrl-C ends at once. Meanwhile no other machine can connect to the processes.
+
+    They connect to each other directly, not by the proxy that leads out of a cluster.
+    """
+    proxy = {"http_proxy": "http://192.0.2.1:3128"}
+    process = launch(
+        tmp_path / "run", 2, 10**6, "--checkpoint_every=0", experiment="toy_gan", **proxy
+    )
     wait_for_step(process, 20)
     everywhere = {"0" * 8, "0" * 32}
     assert not everywhere & listening([child(process, index) for index in (0, 1)])
