@@ -30,7 +30,7 @@ from absl import flags
 
 import experiments
 from bpgan.measures import direction
-from bpgan.runtime import limits
+from bpgan.runtime import environment, limits
 from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import _processes as processes
@@ -52,7 +52,13 @@ _FLAGS = (
         "report", str, "", "compare the runs in a folder, at any depth, and stop; may be repeated"
     ),
     cli.Flag("report_metric", str, "", "what to rank runs by; empty: a distance, else a loss"),
-    cli.Flag("report_to", str, "", "where comparison.html and .csv go; empty: the first --report"),
+    cli.Flag(
+        "report_to",
+        str,
+        "",
+        "where comparison.html and .csv go; empty: the first --report",
+        check=environment.check_path,
+    ),
     cli.Flag(
         "sweep",
         str,
@@ -109,7 +115,7 @@ _FLAGS = (
         low=1,
         high=1024,
     ),
-    cli.Flag("root", str, "runs", "runs go to ROOT/EXPERIMENT/NAME"),
+    cli.Flag("root", str, "runs", "runs go to ROOT/EXPERIMENT/NAME", check=environment.check_path),
     cli.Flag("dry_run", bool, False, "print the commands and stop"),
     *slurm.FLAGS,
 )
@@ -162,7 +168,17 @@ def run(argv: Sequence[str]) -> int:
     alone = next((flag for flag in ("list", "report") if chosen[flag]), "")
     if cli.is_help(rest) and (alone or not name):
         rows = [(_usage(spec), spec.help) for spec in _FLAGS]
-        print("\n".join([str(__doc__), *cli.columns(rows), "", "Experiments:", *_list()]))
+        print(
+            "\n".join(
+                [
+                    cli.docstring_of(sys.modules[__name__]),
+                    *cli.columns(rows),
+                    "",
+                    "Experiments:",
+                    *_list(),
+                ]
+            )
+        )
         return cli.DONE
     if alone and rest:
         hint = _meant(rest[0]) or "; --help lists the flags"

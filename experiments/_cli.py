@@ -19,6 +19,7 @@ Every field is a flag. An explicit flag wins over ``--preset=NAME``, which wins 
 Whatever is wrong with a command line is said in one line, before any device is touched.
 """
 
+import ast
 import dataclasses
 import difflib
 import importlib
@@ -31,6 +32,7 @@ import shlex
 import sys
 import tempfile
 import textwrap
+import traceback
 import typing
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,7 +43,7 @@ import numpy as np
 from absl import flags
 
 from bpgan.measures import mean_and_deviation
-from bpgan.runtime import limits
+from bpgan.runtime import environment, limits, peers
 from bpgan.types import Algorithm, Source, UserError, stream
 from experiments import _ended as ended
 
@@ -207,7 +209,10 @@ class Config:
     """What flags are made of, and the one that every experiment has."""
 
     workdir: str = field(
-        "", "run directory; empty: runs/<experiment>/<preset and changed flags>", restart_safe=True
+        "",
+        "run directory; empty: runs/<experiment>/<preset and changed flags>",
+        restart_safe=True,
+        check=environment.check_path,
     )
 
     def idle(self) -> dict[str, str]:
@@ -552,11 +557,19 @@ def help_text(config_class: type[Config], presets: Presets, module: ModuleType) 
     for name, preset in presets.items():
         own.append(("", f"{name}: " + " ".join(f"--{k}={show(v)}" for k, v in preset.items())))
     general.append(("--flagfile=FILE", "read flags from a file, one a line"))
-    lines = [inspect.cleandoc(module.__doc__ or ""), "", "Flags of this experiment:", *columns(own)]
+    lines = [docstring_of(module), "", "Flags of this experiment:", *columns(own)]
     lines += ["", "Flags of every experiment:", *columns(general), ""]
     lines += ["Values shown are defaults."]
     lines[-1] += " * may differ when an interrupted run is resumed." * trains
     return "\n".join(lines)
+
+
+def docstring_of(module: ModuleType) -> str:
+    """The docstring of a module, which under ``python -OO`` is in its source only; empty if there is none."""
+    try:
+        return ast.get_docstring(ast.parse(inspect.getsource(module))) or ""
+    except OSError:  # no source: python -c
+        return inspect.cleandoc(module.__doc__ or "")
 
 
 def is_help(argv: Sequence[str]) -> bool:
@@ -647,7 +660,11 @@ def main(
 
 
 def leave(program: Callable[[], int]) -> NoReturn:
-    """Exits with the code that ``program`` returns, or that of what it raises; no traceback for what is no bug."""
+    """Exits with the code that ``program`` returns, or that of what it raises; no traceback for what is no bug.
+
+    If it is one of several processes that train a run, the others then end with the same code.
+    """
+    environment.open_streams()
     try:
         ended.follow_parent()
         with limits.disk_errors(), limits.memory_errors():
@@ -660,18 +677,46 @@ def leave(program: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         code = CANCELLED
     except BrokenPipeError:  # nobody reads on, as after `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        environment.silence(sys.stdout)
         code = _SIGPIPE
+    except Exception as error:
+        fault = fault_of(error)
+        code = fail(fault) if fault else _trace(error)
     if code == CANCELLED:  # the threads of a compilation would crash the interpreter's own exit
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        peers.end(INTERRUPTED, "was interrupted")
+        peers.leave_at_once(code)
+    if decided := peers.end(code, "has ended"):
+        peers.leave_at_once(decided)
     sys.exit(code)
 
 
+def fault_of(error: Exception) -> UserError | None:
+    """What is wrong with the environment, if that is why nobody expected an error; None if it is a bug."""
+    from bpgan.runtime import parallel
+
+    if isinstance(error, OSError) and error.errno in environment.FAULTS:
+        where = error.filename or "a file or the output"
+        return UserError(f"{where}: {error.strerror}; mend that and repeat the command")
+    try:
+        parallel.find_devices()  # what does not train asks for them when it needs them
+    except UserError as fault:
+        return fault
+    return None
+
+
+def _trace(error: Exception) -> int:
+    """Prints the traceback of a bug, or of the NaN that JAX_DEBUG_NANS finds; returns the exit code."""
+    traceback.print_exception(error)
+    code = ANOMALY if isinstance(error, FloatingPointError) else UNEXPECTED
+    peers.end(code, f"{type(error).__name__}: {error}")
+    return code
+
+
 def fail(error: Exception, code: int = BAD_INPUT) -> int:
-    """Prints ``error: ...`` as one line on stderr; returns ``code``."""
-    print("error:", " ".join(message_of(error).splitlines()), file=sys.stderr)
+    """Prints ``error: ...`` as one line on stderr, and tells the other processes of the run; returns ``code``."""
+    reason = " ".join(message_of(error).splitlines())
+    environment.complain(f"error: {reason}")
+    peers.end(code, reason)
     return code
 
 
@@ -737,9 +782,7 @@ def _train(
     except train.Anomaly as error:
         raise Anomaly(str(error)) from None
     except train.Lost as error:
-        fail(error, INTERRUPTED)
-        # JAX would wait for the others at exit, and then abort with pages of its own.
-        os._exit(INTERRUPTED)
+        return fail(error, INTERRUPTED)
     if result.evaluated:
         say("\n".join(columns(_rows(result.evaluated))))
     return INTERRUPTED if result.status == "interrupted" else DONE

@@ -6,6 +6,7 @@ import fcntl
 import functools
 import importlib.util
 import itertools
+import math
 import os
 import pathlib
 import shlex
@@ -24,7 +25,7 @@ from experiments import _cli as cli
 from experiments import _ended
 
 _HOME = pathlib.Path(__file__).resolve().parent.parent
-_GRACE_SECONDS = 40.0
+_GRACE_SECONDS = 15.0
 _MEMORY = 3 << 29  # bytes that a process is reckoned to need
 _CANCELLED = (-signal.SIGINT, -signal.SIGTERM, cli.CANCELLED)
 _CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")  # without one, JAX leaves GPUs alone
@@ -76,17 +77,23 @@ def _gpus() -> int:
 
 def python() -> list[str]:
     # Another directory may have an `experiments` of its own: -P keeps it from shadowing ours.
-    here = pathlib.Path.cwd() == _HOME
-    return [sys.executable, "-m"] if here else [sys.executable, "-P", "-m"]
+    return [sys.executable, "-m"] if _here() == _HOME else [sys.executable, "-P", "-m"]
+
+
+def _here() -> pathlib.Path | None:
+    """The current directory; None if it has been removed."""
+    try:
+        return pathlib.Path.cwd()
+    except FileNotFoundError:
+        return None
 
 
 def environment_of_children() -> dict[str, str]:
     """What a child needs on top of our environment to find the experiments from any directory."""
-    home = _HOME
-    if home in (pathlib.Path.cwd(), pathlib.Path(sysconfig.get_path("purelib"))):
+    if _HOME in (_here(), pathlib.Path(sysconfig.get_path("purelib"))):
         return {}
     inherited = os.environ.get("PYTHONPATH")
-    return {"PYTHONPATH": str(home) + (os.pathsep + inherited if inherited else "")}
+    return {"PYTHONPATH": str(_HOME) + (os.pathsep + inherited if inherited else "")}
 
 
 def dry_run(commands: Sequence[Sequence[str]]) -> None:
@@ -249,9 +256,9 @@ def execute(
 def together(command: Sequence[str], processes: int) -> int:
     """Trains one run by several processes of this machine; returns the exit code.
 
-    The first one has our terminal. Signals are passed on to all. When one ends before its time the others cannot go
-    on: they find out by themselves, and are ended if they do not within ``_GRACE_SECONDS``; the code is then 75, for
-    what was saved is kept and the same command goes on.
+    The first one has our terminal. When one ends before its time it tells the others, and the first one says why; those
+    that have not ended ``_GRACE_SECONDS`` later are killed. A signal tells all to save and stop, with code 75; a
+    second Ctrl-C kills them.
 
     Raises:
       UserError: if the machine's GPUs cannot be shared out evenly.
@@ -263,67 +270,101 @@ def together(command: Sequence[str], processes: int) -> int:
             argument="processes",
             value=processes,
         )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
     children: list[_Child] = []
     with tempfile.TemporaryDirectory() as folder, noted() as received:
         logs = [pathlib.Path(folder, str(i)) for i in range(processes)]
         try:
-            for i, cores in enumerate(_shares(processes)):
-                environment = environment_of_children() | {
-                    "JAX_COORDINATOR_ADDRESS": address,
-                    "JAX_NUM_PROCESSES": str(processes),
-                    "JAX_PROCESS_ID": str(i),
-                }
-                share = gpus // processes
-                if share:
-                    ids = range(i * share, (i + 1) * share)
-                    environment["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, ids))
-                with logs[i].open("w") as log:
+            places = _places(processes, gpus // processes)
+            for i, (cores, place) in enumerate(zip(_shares(processes), places, strict=True)):
+                environment = environment_of_children() | place
+                with logs[i].open("w", encoding="utf-8") as log:
                     children.append(_Child(command, cores, environment, log if i else None))
-            codes: list[int | None] = [None] * processes
-            deadline = None
-            while None in codes:
-                time.sleep(0.05)
-                for child in children:
-                    child.forward(received)
-                codes = [child.process.poll() for child in children]
-                ended = [i for i, code in enumerate(codes) if code not in (None, cli.DONE)]
-                if ended and deadline is None and not received:
-                    # One that was killed ended the others, whichever of them is seen first.
-                    i = min(ended, key=lambda i: codes[i] or 0)
-                    code = codes[i] or 0
-                    deadline = time.monotonic() + _GRACE_SECONDS
-                    said = last_line(logs[i], code) if code > 0 else ""
-                    if code < 0:
-                        said = "; the checkpoints are kept, and the same command continues"
-                    print(
-                        f"process {i} of {processes}: {status_of(code)}{said}; ending the others",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                if deadline and time.monotonic() > deadline:
-                    for child in children:
-                        child.process.kill()
+            codes = _wait_for_all(children, received)
+            _say_what_lead_did_not(codes, logs)
         finally:
             for child in children:  # only if something unexpected was raised
                 if child.process.poll() is None:
                     child.process.kill()
-    # A process that was killed, or lost another one, can go on; what a process says of itself counts for more.
-    told = [code for code in codes if code in (cli.BAD_INPUT, cli.ANOMALY, cli.UNEXPECTED)]
-    if received and not told and any(code in _CANCELLED for code in codes):
+    return _code_of_all(codes, received)
+
+
+def _places(processes: int, gpus: int) -> Iterator[dict[str, str]]:
+    """What tells each process its place among all; ``gpus``: of each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    for i in range(processes):
+        place = {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(processes),
+            "JAX_PROCESS_ID": str(i),
+        }
+        if gpus:
+            ids = range(i * gpus, (i + 1) * gpus)
+            place["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, ids))
+        yield place
+
+
+def _wait_for_all(children: Sequence[_Child], received: list[int]) -> list[int]:
+    """The exit codes of processes that train one run; one of them that dies is named at once."""
+    deadline = math.inf
+    while None in (codes := [child.process.poll() for child in children]):
+        ended = [i for i, code in enumerate(codes) if code not in (None, cli.DONE)]
+        if ended and deadline == math.inf:
+            deadline = time.monotonic() + _GRACE_SECONDS
+            # One that was killed ended the others, whichever of them is seen first.
+            i = min(ended, key=lambda i: codes[i] or 0)
+            if (codes[i] or 0) < 0 and not received:
+                _say_of(
+                    i,
+                    codes,
+                    "; the checkpoints are kept, and the same command continues; ending the others",
+                )
+        for child in children:
+            if _is_impatient(received) or time.monotonic() > deadline:
+                child.process.kill()
+            elif received and not child.signals_sent:
+                child.forward([signal.SIGTERM])
+        time.sleep(0.05)
+    return [code for code in codes if code is not None]
+
+
+def _say_what_lead_did_not(codes: Sequence[int], logs: Sequence[pathlib.Path]) -> None:
+    """The last words of a process that failed by itself, before the first one could hear of it."""
+    for i, code in enumerate(codes):
+        if code > 0 and code not in (cli.INTERRUPTED, cli.CANCELLED, codes[0]):
+            _say_of(i, codes, last_line(logs[i], code))
+            return
+
+
+def _say_of(i: int, codes: Sequence[int | None], text: str) -> None:
+    line = f"process {i} of {len(codes)}: {status_of(codes[i])}{text}"
+    print(line, file=sys.stderr, flush=True)
+
+
+def _is_impatient(received: Sequence[int]) -> bool:
+    """Whether Ctrl-C was pressed twice. Other signals come more than once by themselves, as those of ``timeout`` do."""
+    return received.count(signal.SIGINT) > 1
+
+
+def _code_of_all(codes: Sequence[int], received: Sequence[int]) -> int:
+    """A process that was killed, or lost another one, can go on; what a process says of itself counts for more."""
+    for code in codes:
+        if code in (cli.BAD_INPUT, cli.ANOMALY, cli.UNEXPECTED):
+            return code
+    if _is_impatient(received):
         return cli.CANCELLED
-    return told[0] if told else max(cli.INTERRUPTED * bool(code) for code in codes)
+    return cli.INTERRUPTED if any(codes) else cli.DONE
 
 
 @contextlib.contextmanager
 def noted(
     numbers: Sequence[int] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
 ) -> Iterator[list[int]]:
-    """The signals received so far, in place of what they would do."""
+    """The signals received so far, in place of what they would do; one that was ignored still is (nohup)."""
     received: list[int] = []
-    previous = {n: signal.signal(n, lambda n, frame: received.append(n)) for n in numbers}
+    heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]
+    previous = {n: signal.signal(n, lambda n, frame: received.append(n)) for n in heard}
     try:
         yield received
     finally:

@@ -435,7 +435,9 @@ def _queue() -> dict[str, str]:
     """The state of each of our jobs that Slurm has not ended; ``12_3`` is task 3 of array 12."""
     command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i %T"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=True
+        )
     except FileNotFoundError:
         raise UserError(
             "squeue is not found, and a run was submitted to Slurm", argument="slurm"
@@ -492,7 +494,7 @@ class Task:
         lead = os.environ.get("SLURM_PROCID", "0") == "0"
         with contextlib.ExitStack() as stack:
             received = stack.enter_context(noted((signal.SIGTERM, signal.SIGUSR2)))
-            output = stack.enter_context(self.log.open("a")) if lead else None
+            output = stack.enter_context(self.log.open("a", encoding="utf-8")) if lead else None
             print("$", shlex.join(self.command), file=output, flush=True)
             # Slurm may send its notice to every process of the job; a run would die of SIGUSR2.
             with _blocked(signal.SIGUSR2):
@@ -550,7 +552,9 @@ def _requeue(number: int) -> None:
         return
     if number == signal.SIGTERM:
         command = ["squeue", "--noheader", f"--jobs={env.job_id}", "--format=%T"]
-        state = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.strip()
+        state = subprocess.run(
+            command, stdout=subprocess.PIPE, encoding="utf-8", errors="replace"
+        ).stdout.strip()
         if state != "RUNNING":
             return
     if not subprocess.run(["scontrol", "requeue", env.job_id]).returncode:

@@ -181,7 +181,7 @@ def run(cfg: Config) -> None:
     try:
         report.save_png(out / "grid.png", report.image_grid(images, columns=COLUMNS))
         temporary = out / "dataset.json.tmp"
-        temporary.write_text(json.dumps(facts, indent=2) + "\n")
+        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, out / "dataset.json")
     except OSError as error:
         raise UserError(

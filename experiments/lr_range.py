@@ -155,7 +155,7 @@ def run(cfg: Config) -> None:
         "tenth": tenth,
     }
     try:
-        (folder / "lr_range.json").write_text(json.dumps(record, allow_nan=False))
+        (folder / "lr_range.json").write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
         title = f"{cfg.system}, {cfg.dataset}: {system.loss}, {cfg.seeds} seeds"
         report.save_range(folder / "lr_range.png", title, lrs, losses, smooth, marks)
     except OSError as error:

@@ -109,7 +109,7 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         if type(asyncio.get_event_loop_policy()) is asyncio.DefaultEventLoopPolicy:
             asyncio.set_event_loop_policy(_Loops())
-        self._ocp, self._keep, self._closed, self._asked = ocp, keep, False, 0
+        self._ocp, self._keep, self._closed = ocp, keep, False
         self._read_only, self._run = read_only, run
         self._ranks: dict[int, float] = {}
         self._directory = pathlib.Path(directory).absolute()
@@ -364,17 +364,6 @@ class Checkpoints:
                 + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""),
             )
         return tree, ""
-
-    def preempted(self) -> bool:
-        """Whether the scheduler has announced the end of any of the run's processes (SIGTERM); True for all at once.
-
-        Every process must ask equally often: JAX's preemption service, through orbax, counts the questions to find one
-        that all of them have still to ask. Always False for a single process, which can hear the signal itself.
-        """
-        if jax.process_count() == 1:
-            return False
-        self._asked += 1
-        return self._manager.reached_preemption(self._asked)
 
     def close(self) -> None:
         """Waits for the last save to be complete. Raises a UserError if it could not be written. May be repeated."""

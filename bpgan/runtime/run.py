@@ -6,6 +6,7 @@ from. What TensorBoard reads is made of the log (``events``).
 
 import collections
 import contextlib
+import errno
 import heapq
 import json
 import os
@@ -29,7 +30,7 @@ import jax
 import numpy as np
 
 from bpgan.files import write_json
-from bpgan.runtime import anomaly, events, parallel, records
+from bpgan.runtime import anomaly, environment, events, parallel, records
 from bpgan.runtime.parallel import Window
 from bpgan.types import Source, UserError
 from bpgan.version import __version__
@@ -76,6 +77,10 @@ def open_run(
     if not fingerprint:
         raise ValueError("fingerprint must not be empty")
     path = pathlib.Path(workdir)
+    try:
+        environment.check_path(str(workdir))
+    except ValueError as error:
+        raise UserError(str(error), argument="workdir", value=workdir) from None
     try:
         path.mkdir(parents=True, exist_ok=True)
         entries = os.listdir(path)
@@ -265,8 +270,8 @@ def _git_revision() -> str | None:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     folder = pathlib.Path(__file__).parent
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", timeout=5)
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
 
@@ -443,15 +448,21 @@ class Log:
             events.Writer(self._path / "hparams", row).close()
 
     def say(self, line: str) -> None:
-        """Prints a line without disturbing the progress bar. If nobody reads on, the terminal has hung up."""
+        """Prints a line without disturbing the progress bar. If nobody reads on, the terminal has hung up.
+
+        Raises:
+          UserError: if the output goes to a file that cannot be written.
+        """
         if not self._speak:
             return
         try:
             write = self._bar.write if self._bar is not None else print
             write(fitted(line), file=sys.stdout)
             sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            environment.silence(sys.stdout)
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise UserError(f"the output cannot be written ({error.strerror})") from None
             signal.raise_signal(signal.SIGHUP)
 
     def flush(self) -> None:

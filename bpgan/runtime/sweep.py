@@ -121,7 +121,7 @@ def available_memory(root: str | os.PathLike = "/") -> int:
     except (OSError, KeyError):  # no Linux
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError):
-        for line in (proc / "self/cgroup").read_text().splitlines():
+        for line in (proc / "self/cgroup").read_text(encoding="utf-8").splitlines():
             if line.startswith("0::/"):
                 path = groups / line[4:]
                 found += [
@@ -133,7 +133,9 @@ def available_memory(root: str | os.PathLike = "/") -> int:
 def _left(group: pathlib.Path) -> int:
     """Bytes that a control group lets its processes take, its caches of files given up."""
     try:
-        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
+        limit, used = (
+            (group / f"memory.{name}").read_text(encoding="utf-8") for name in ("max", "current")
+        )
         cached = _numbers(group / "memory.stat")
         return int(limit) - int(used) + cached["active_file"] + cached["inactive_file"]
     except (OSError, ValueError, KeyError):  # "max": no limit
@@ -142,7 +144,7 @@ def _left(group: pathlib.Path) -> int:
 
 def _numbers(path: pathlib.Path) -> dict[str, int]:
     """Of lines ``name number ...``."""
-    words = (line.split() for line in path.read_text().splitlines())
+    words = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
     return {name: int(number) for name, number, *_ in words}
 
 

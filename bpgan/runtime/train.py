@@ -5,6 +5,7 @@ in the compiled program and its carry; this file only chooses how many steps the
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -21,7 +22,7 @@ import jax
 import numpy as np
 
 from bpgan.files import write_json
-from bpgan.runtime import anomaly, limits, parallel, records, report, run, sweep
+from bpgan.runtime import anomaly, limits, parallel, peers, records, report, run, sweep
 from bpgan.runtime.checkpoint import NEWEST, Checkpoints, Keep
 from bpgan.types import Algorithm, Source, UserError
 
@@ -88,10 +89,9 @@ def _signals() -> Iterator[Callable[[], str | None]]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     handled = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
-    if jax.process_count() > 1:
-        # JAX's preemption service hears it, and tells the other processes.
-        handled.remove(signal.SIGTERM)
-    previous = {s: signal.signal(s, handler) for s in handled}
+    # What the process was told to ignore, as nohup does of SIGHUP, is none.
+    heard = [s for s in handled if signal.getsignal(s) != signal.SIG_IGN]
+    previous = {s: signal.signal(s, handler) for s in heard}
     try:
         yield lambda: received[0] if received else None
     finally:
@@ -586,7 +586,7 @@ def _fit(
         for each in runs:
             found.append(each.open(program.abstract))
             close = each.checkpoints.close
-            stack.push(lambda kind, *_, close=close: None if _is_lost(kind) else close())
+            stack.push(lambda kind, *_, close=close: None if _is_alone(kind) else close())
         step, carry = _start(runs, found, program)
         group = None
         if several:
@@ -619,8 +619,7 @@ def _fit(
 
         def decide(k: int) -> tuple[int, bool]:
             """Steps of the next call, which is the lead's word, and whether to stop, which is anyone's."""
-            preempted = any([each.checkpoints.preempted() for each in runs])
-            wishes = parallel.agree([k, bool(stopped()) or preempted])
+            wishes = parallel.agree([k, bool(stopped())])
             return int(wishes[0, 0]), bool(wishes[:, 1].any())
 
         if step == 0:
@@ -694,7 +693,8 @@ def _fit(
         for each in runs:
             each.checkpoints.close()
         if step < until and alive():
-            say(f"{stopped() or 'preempted'}: saved at step {step}; the same command continues")
+            who = stopped() or "another process was told to stop"
+            say(f"{who}: saved at step {step}; the same command continues")
         for i, each in alive():
             each.end(step, program.member(carry, i), seconds, program.abstract)
     parallel.leave()
@@ -779,20 +779,18 @@ def _lost_processes(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if not _is_lost(type(error)):
+        if jax.process_count() == 1 or error.error_code_string == "RESOURCE_EXHAUSTED":
             raise
+        peers.await_reason()
         raise Lost(
             f"another process of this run has ended or cannot be reached ({str(error).splitlines()[0][:200]});"
             f" the checkpoints in {path} are kept, and the same command continues"
         ) from None
 
 
-def _is_lost(kind: type[BaseException] | None) -> bool:
-    return (
-        kind is not None
-        and issubclass(kind, jax.errors.JaxRuntimeError)
-        and jax.process_count() > 1
-    )
+def _is_alone(kind: type[BaseException] | None) -> bool:
+    """Whether an error ends one of several processes: then it does not wait for them to complete a save together."""
+    return kind is not None and jax.process_count() > 1
 
 
 def _stop_at(step: int, anomalies: list[str], saved: int, path: pathlib.Path) -> Anomaly:

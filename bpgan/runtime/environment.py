@@ -1,0 +1,83 @@
+"""What surrounds a process and is not its flags: its streams, and the variables that other libraries read."""
+
+import errno
+import io
+import os
+import re
+import subprocess
+import sys
+from typing import TextIO
+
+from bpgan.types import UserError
+
+FAULTS = frozenset(
+    getattr(errno, name)
+    for name in "ENOSPC EDQUOT EFBIG EROFS EIO ESTALE EACCES EPERM EMFILE ENFILE ENOLCK".split()
+)
+"""Numbers of errors of a disk or a limit, which the user can mend and bpgan cannot."""
+
+_PARSE = "from jaxlib import xla_client; xla_client.CompileOptions()"
+
+
+def open_streams() -> None:
+    """Gives the process the three streams that it may count on, whatever it was started with.
+
+    What is written to a closed one is lost: left closed, its number would be that of the next file that is opened, and
+    messages of C++ libraries would be written into a checkpoint. Characters that a terminal does not have are written
+    as ``\\\\u00e9``.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):  # not that of a notebook or a test
+            stream.reconfigure(errors="backslashreplace")
+
+
+def silence(stream: TextIO) -> None:
+    """Lets what is written from now on be lost: nobody reads on, as after ``| head`` or when a terminal is closed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def complain(line: str) -> None:
+    """Prints a line on stderr, if anybody reads it."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
+
+
+def check_path(text: str) -> None:
+    """Refuses what is no path of this machine, for which ``pathlib`` would make a folder of that name here.
+
+    Raises:
+      ValueError: for a URL, or bytes that are no text in this locale: libraries that take text would not find the file.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise ValueError("must be a folder of this machine; buckets can be mounted as one")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        raise ValueError(f"must be text in {encoding}; PYTHONUTF8=1 reads it as UTF-8") from None
+
+
+def check_compiler_flags() -> None:
+    """Finds out in another process what would abort this one.
+
+    Raises:
+      UserError: for ``XLA_FLAGS`` that XLA does not know.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    if not given:
+        return
+    command = [sys.executable, "-c", _PARSE]
+    parsed = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
+    if parsed.returncode:
+        said = (parsed.stderr.strip().splitlines() or ["is not understood"])[-1]
+        raise UserError(f"XLA_FLAGS={given}: {said.rpartition('] ')[2]}")
