@@ -419,7 +419,7 @@ def alone(*paths: pathlib.Path) -> Iterator[None]:
 def is_trained(workdir: pathlib.Path) -> bool:
     """Whether a process, of whatever launcher, trains the run in a directory at this moment."""
     try:
-        with (workdir / ".lock").open() as file:
+        with (workdir / ".lock").open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

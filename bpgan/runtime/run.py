@@ -328,7 +328,7 @@ class Log:
         self._events = None
         if tensorboard and lead:
             self._events = events.Writer(path, _events_of(path, lines, self._begun))
-        self._file = metrics.open("a") if lead else None
+        self._file = metrics.open("a", encoding="utf-8") if lead else None
 
     def _ends_window(self, step: int) -> bool:
         """Whether windows end at this step; the end and a pause of a run may come amid one."""
