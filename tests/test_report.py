@@ -62,7 +62,19 @@ def test_truncation_keeps_bytes_and_drops_a_torn_line(tmp_path):
     assert records.read_log(tmp_path / "none") == []
 
 
-@pytest.mark.parametrize("line", ["nonsense", '{"step": "9"}', '{"step": 1e400}', "[]", "{}"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nonsense",
+        '{"step": "9"}',
+        '{"step": 2, "loss": "x"}',
+        '{"step": 2, "loss": true}',
+        '{"step": 2, "anomaly": 3}',
+        '{"step": 1e400}',
+        "[]",
+        "{}",
+    ],
+)
 def test_damaged_log_is_named(tmp_path, line):
     (tmp_path / "m.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
     with pytest.raises(UserError, match=r"m.jsonl: line 2 is not a log line"):
@@ -203,9 +215,7 @@ def test_curves_are_drawn_where_the_values_are(tmp_path):
 
 
 def test_what_is_not_finite_is_a_gap_and_is_said(tmp_path):
-    make_log(
-        tmp_path, [1.0, 2.0, float("nan"), 3.0, None, 1.0, float("inf")], odd="text", flag=None
-    )
+    make_log(tmp_path, [1.0, 2.0, float("nan"), 3.0, None, 1.0, float("inf")], flag=None)
     text, page, data = page_of(tmp_path)
     panel = next(p for p in data["panels"] if p[3][0][1][0] == 1.0)
     assert panel[3][0][1] == [1.0, 2.0, None, 3.0, None, 1.0, None]

@@ -70,6 +70,7 @@ class _Line(msgspec.Struct, frozen=True):
     """What must be right in a line of the log, whatever else is in it."""
 
     step: Count
+    anomaly: str = ""
 
 
 class EvaluationRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,10 +175,12 @@ def truncate_log(path: pathlib.Path, step: int) -> None:
 
 
 def read_log_line(raw: bytes) -> dict[str, Any]:
-    """One line of a log. Raises ValueError if it is none."""
-    line = decode(raw, dict[str, Scalar])
+    """One line of a log: numbers, of which null is NaN, and the anomaly in words. Raises ValueError if it is none."""
+    line = decode(raw, dict[str, Any])
     convert(line, _Line)
-    return line
+    words = {"anomaly": line.pop("anomaly")} if "anomaly" in line else {}
+    numbers = convert(line, dict[str, int | float | None])
+    return {k: math.nan if v is None else v for k, v in numbers.items()} | words
 
 
 def _lines(path: pathlib.Path) -> list[tuple[dict[str, Any], int]]:
