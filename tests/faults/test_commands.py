@@ -18,12 +18,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.filterwar
 CODES = {0, 2, 3, 75}
 
 JUNK = (
-    "", " ", "0", "-1", "1", "2", "0.5", "1e-3", "1e999", "-1e999", "nan", "inf", "-0.0", "0x10", "1_000", "1e3", "٣",
-    "true", "False", "yes", "none", "all", "--epochs=2", "--", "-", "=", "a=b", "a b", "a,b", ",", ":", "::",
-    "x" * 3000, "9" * 400, "é", "\n", "a\nb", "\t", "\x00", "\udcff", "../..", "/", "~", "~nobody/x", "$HOME", "%s", "{}",
-    "{0.x}", "[]", "null", "1e-400", "2147483648", "-2147483649", "4294967296", "18446744073709551616", "1ep", "0ep", "1e5ep",
-    "-1ep", "1,2", "min:loss", "max:", "3,best=1,min:loss", "normal:0", "normal:99999999999", "r1+r1", "r1+", "+",
-    "cosine:1e-3:0", "linear:", "mlp", "dcgan:", "dcgan:1", "dcgan:3", "lite:0", "stream:0", "stream:-1", "stream:x",
+    "", " ", "0", "-1", "1", "2", "0.5", "1e-3", "1e999", "-1e999", "nan", "inf", "-0.0", "0x10", "1_000",
+    "1e3", "٣", "true", "False", "yes", "none", "all", "--epochs=2", "--", "-", "=", "a=b", "a b", "a,b", ",",
+    ":", "::", "x" * 3000, "9" * 400, "é", "\n", "a\nb", "\t", "\u0000", "\udcff", "../..", "/", "~",
+    "~nobody/x", "$HOME", "%s", "{}", "{0.x}", "[]", "null", "1e-400", "2147483648", "-2147483649",
+    "4294967296", "18446744073709551616", "1ep", "0ep", "1e5ep", "-1ep", "1,2", "min:loss", "max:",
+    "3,best=1,min:loss", "normal:0", "normal:99999999999", "r1+r1", "r1+", "+", "cosine:1e-3:0", "linear:",
+    "mlp", "dcgan:", "dcgan:1", "dcgan:3", "lite:0", "stream:0", "stream:-1", "stream:x",
 )  # fmt: skip
 
 
