@@ -1,0 +1,134 @@
+"""Damages to any file of a run directory or data cache: no tracebacks, and no number changes in silence."""
+
+import collections
+import contextlib
+import importlib
+import os
+import shutil
+import traceback
+
+import damage
+import harness
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import launch
+from bpgan import data
+from bpgan.types import UserError
+from experiments import _cli as cli
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.filterwarnings("ignore")]
+
+RUNS = {
+    "linear_regression": [
+        "--preset=smoke",
+        "--epochs=40",
+        "--checkpoint_every=10ep",
+        "--keep=3,min:loss",
+    ],
+    "mnist_gan": [
+        "--preset=smoke",
+        "--net=mlp",
+        "--steps=8",
+        "--checkpoint_every=2",
+        "--keep=3,min:d/loss",
+    ],
+}
+
+
+def repeat(name, workdir):
+    """The same command again, in this process; its exit code."""
+    module = importlib.import_module(f"experiments.{name}")
+    return cli.run(
+        module.Config, module.build, module.PRESETS, [*RUNS[name], f"--workdir={workdir}"]
+    )
+
+
+def differs(a, b):
+    """What is not the same in two run directories: ``state`` or ``log``; empty if both are."""
+    first, second = cli.restored(a), cli.restored(b)
+    if first.step != second.step or leaves_of(first.state) != leaves_of(second.state):
+        return "state"
+    return "log" * (harness.logged(a) != harness.logged(b))
+
+
+def leaves_of(state):
+    return [
+        (leaf.dtype, leaf.shape, leaf.tobytes()) for leaf in map(np.asarray, jax.tree.leaves(state))
+    ]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_run_directory(name, tmp_path, capfd, no_curves):
+    """The same command, a report, a comparison and the restored state, after each damage."""
+    assert repeat(name, tmp_path / "sound") == 0
+    total = int(os.environ.get("DAMAGES", 600))
+    ends, faults = collections.Counter(), []
+    for seed in range(total):
+        rng, run = np.random.default_rng(seed), tmp_path / "runs" / "run"
+        shutil.copytree(tmp_path / "sound", run)
+        what = damage.strike(run, rng)
+        capfd.readouterr()
+        try:
+            for action in rng.permutation(3):
+                with contextlib.suppress(UserError):
+                    if action == 0:
+                        launch.run([f"--report={run.parent}"])
+                    elif action == 1 and name == "mnist_gan" and rng.random() < 0.3:
+                        cli.restored(run)
+            code = repeat(name, run)
+            out, err = capfd.readouterr()
+            said = "warning" in out + err or "error" in err
+            ends[code] += 1
+            if code not in (0, 2, 3):
+                faults.append(f"{seed} {what}: exit code {code}: {err}")
+            elif code == 0 and not said and (other := differs(tmp_path / "sound", run)):
+                faults.append(f"{seed} {what}: {other} changed in silence")
+            elif code and not err.startswith("error: "):
+                faults.append(f"{seed} {what}: code {code}, said {err[:200]!r}")
+        except (Exception, SystemExit) as error:
+            faults.append(f"{seed} {what}: {error!r} {traceback.format_exc().splitlines()[-3:]}")
+        shutil.rmtree(tmp_path / "runs")
+    capfd.readouterr()
+    with capfd.disabled():
+        print(f"\n{name}: {total} damages, exit codes {dict(ends)}, {len(faults)} faults")
+        for fault in faults:
+            print(" ", fault)
+    assert not faults
+
+
+def test_data_cache(tmp_path, monkeypatch, capfd):
+    """Rebuilt or refused, and never other pixels."""
+    rng = np.random.default_rng(0)
+    monkeypatch.setenv("BPGAN_DATA_DIR", str(tmp_path / "cache"))
+    for label in "ab":
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for i in range(6):
+            pixels = rng.integers(0, 256, (6, 6, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / label / f"{i}.png")
+    spec = f"folder:{tmp_path / 'images'}"
+
+    def read():
+        x, y = data.load(spec).arrays()
+        return x.tobytes() + y.tobytes()
+
+    sound = read()
+    shutil.copytree(tmp_path / "cache", tmp_path / "kept")
+    faults, total = [], int(os.environ.get("DAMAGES", 300))
+    for seed in range(total):
+        what = damage.strike(tmp_path / "cache", np.random.default_rng(seed))
+        try:
+            if read() != sound:
+                faults.append(f"{seed} {what}: other pixels")
+        except UserError:
+            pass
+        except Exception as error:
+            faults.append(f"{seed} {what}: {error!r} {traceback.format_exc().splitlines()[-3:]}")
+        shutil.rmtree(tmp_path / "cache")
+        shutil.copytree(tmp_path / "kept", tmp_path / "cache")
+    capfd.readouterr()
+    with capfd.disabled():
+        print(f"\ndata cache: {total} damages, {len(faults)} faults", *faults, sep="\n  ")
+    assert not faults
