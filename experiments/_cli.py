@@ -641,8 +641,11 @@ def run(
     except KeyboardInterrupt:
         code = CANCELLED
     except Exception as error:
-        record(workdir, UNEXPECTED, unexpected(error))
-        raise
+        cause = _fault_of_devices()
+        if cause is None:
+            record(workdir, UNEXPECTED, unexpected(error))
+            raise
+        code = fail(cause)
     record(workdir, code, cause)
     return code
 
@@ -680,7 +683,7 @@ def leave(program: Callable[[], int]) -> NoReturn:
         environment.silence(sys.stdout)
         code = _SIGPIPE
     except Exception as error:
-        fault = fault_of(error)
+        fault = _fault_of_devices()
         code = fail(fault) if fault else _trace(error)
     if code == CANCELLED:  # the threads of a compilation would crash the interpreter's own exit
         peers.end(INTERRUPTED, "was interrupted")
@@ -690,13 +693,10 @@ def leave(program: Callable[[], int]) -> NoReturn:
     sys.exit(code)
 
 
-def fault_of(error: Exception) -> UserError | None:
-    """What is wrong with the environment, if that is why nobody expected an error; None if it is a bug."""
+def _fault_of_devices() -> UserError | None:
+    """What is wrong with the devices, if that may be why something failed; None if it is a bug."""
     from bpgan.runtime import parallel
 
-    if isinstance(error, OSError) and error.errno in environment.FAULTS:
-        where = error.filename or "a file or the output"
-        return UserError(f"{where}: {error.strerror}; mend that and repeat the command")
     try:
         parallel.find_devices()  # what does not train asks for them when it needs them
     except UserError as fault:

@@ -486,7 +486,7 @@ class Task:
 
             file = self.folder / f"{submitit.JobEnvironment().job_id}_code.json"
             temporary = file.with_suffix(".tmp")
-            temporary.write_text(f"{code}\n")
+            temporary.write_text(f"{code}\n", encoding="utf-8")
             os.replace(temporary, file)
         return code
 

@@ -116,8 +116,8 @@ def test_flags_of_the_compiler(monkeypatch):
 
 @pytest.mark.parametrize(
     "error,code,said",
-    [(OSError(errno.ENOSPC, "No space left on device"), 2, "error: a file or the output: No space left on device"),
-     (OSError(errno.EMFILE, "Too many open files", "x.npz"), 2, "error: x.npz: Too many open files"),
+    [(OSError(errno.ENOSPC, "No space left on device"), 2, "error: a file cannot be used (No space left on device)"),
+     (OSError(errno.EMFILE, "Too many open files", "x.npz"), 2, "error: a file cannot be used (Too many open files: "),
      (FloatingPointError("invalid value (nan)"), 3, "Traceback"),
      (OSError(errno.EBADF, "Bad file descriptor"), 1, "Traceback"),
      (TypeError("a bug"), 1, "Traceback")],

@@ -368,7 +368,7 @@ def test_the_recipe_for_a_cpu_learns(optimised, tmp_path):
     assert 0 < found["test/FD"] < 130 and found["test/recall-k3"] > 0.1
 
 
-MULTIPLE = "^--batch_size=1[26]: must be a multiple of --accumulate=1?[16] times the 8 devices"
+MULTIPLE = "^batch_size=1[26]: must be a multiple of --accumulate=1?[16] times the 8 devices"
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_changed_numbers_are_refused_and_moved_ones_are_not(tmp_path, capsys, no
     assert run(f"--csv={moved}", "--epochs=11") == 0
     moved.write_text("x,y\n10,2\n20,3\n30,5\n")  # equal when standardised, with other weights
     assert run(f"--csv={moved}", "--epochs=12") == 2
-    with pytest.raises(UserError, match="--flags=csv=.*: other data than those of the run"):
+    with pytest.raises(UserError, match="flags=csv=.*: other data than those of the run"):
         cli.restored(tmp_path / "run", changes=[f"csv={moved}"])
     moved.unlink()
     with pytest.raises(UserError, match="--csv=.*moved, --flags=csv=... says where to"):
@@ -181,9 +181,9 @@ def test_bad_files_are_named_in_one_line(tmp_path, text, target, message):
 @pytest.mark.parametrize(
     "flag, message",
     [
-        ("--target=y", "target=y: names a column of --csv, which is not given"),
-        ("--lr=0.1", "lr=0.1: diverges on this data; must be < 0.0845"),
-        ("--batch_size=6", "batch_size=6: there are only 5 examples"),
+        ("--target=y", "--target=y: names a column of --csv, which is not given"),
+        ("--lr=0.1", "--lr=0.1: diverges on this data; must be < 0.0845"),
+        ("--batch_size=6", "--batch_size=6: there are only 5 examples"),
     ],
 )
 def test_bad_flags(flag, message):

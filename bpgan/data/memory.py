@@ -28,7 +28,7 @@ def shortfall(need: int, there: int) -> str:
 
 def _of_machine() -> int:
     with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
+        for line in pathlib.Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) << 10
     return sys.maxsize
@@ -37,9 +37,9 @@ def _of_machine() -> int:
 def _of_group() -> int:
     group = pathlib.Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, ValueError):  # version 2; "max" is no number
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        lines = (group / "memory.stat").read_text().splitlines()
+        limit = int((group / "memory.max").read_text(encoding="utf-8"))
+        used = int((group / "memory.current").read_text(encoding="utf-8"))
+        lines = (group / "memory.stat").read_text(encoding="utf-8").splitlines()
         cached = [int(line.split()[1]) for line in lines if line.startswith("inactive_file ")]
         return limit - used + sum(cached)  # what is kept of files gives way
     return sys.maxsize
@@ -52,6 +52,6 @@ def _of_limits() -> int:
     if limit == resource.RLIM_INFINITY:
         return sys.maxsize
     with contextlib.suppress(OSError, ValueError, IndexError):
-        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+        pages = int(pathlib.Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
         return limit - pages * resource.getpagesize()
     return limit

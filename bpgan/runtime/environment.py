@@ -1,6 +1,5 @@
 """What surrounds a process and is not its flags: its streams, and the variables that other libraries read."""
 
-import errno
 import io
 import os
 import re
@@ -9,12 +8,6 @@ import sys
 from typing import TextIO
 
 from bpgan.types import UserError
-
-FAULTS = frozenset(
-    getattr(errno, name)
-    for name in "ENOSPC EDQUOT EFBIG EROFS EIO ESTALE EACCES EPERM EMFILE ENFILE ENOLCK".split()
-)
-"""Numbers of errors of a disk or a limit, which the user can mend and bpgan cannot."""
 
 _PARSE = "from jaxlib import xla_client; xla_client.CompileOptions()"
 

@@ -15,11 +15,11 @@ _OF_A_DISK = {
     getattr(errno, name)
     for name in (
         "ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE", "ENOTCONN", "ENXIO", "ENODEV", "EREMOTEIO",
-        "EHOSTDOWN", "ETIMEDOUT", "ENOLCK", "EMFILE", "ENFILE",
+        "EHOSTDOWN", "ETIMEDOUT", "ENOLCK", "EMFILE", "ENFILE", "EACCES", "EPERM",
     )
     if hasattr(errno, name)
 }  # fmt: skip
-"""What goes wrong with a file however right the program is: no room, a limit, a server that is away."""
+"""What goes wrong with a file however right the program is: no room, a limit, no permission, a server that is away."""
 
 
 def is_of_a_disk(error: BaseException) -> bool:

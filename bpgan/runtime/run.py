@@ -37,16 +37,7 @@ from bpgan.version import __version__
 
 _LOCK, _RECORD, _CHECKPOINTS = ".lock", "config.json", "checkpoints"
 _FOLDERS = {_CHECKPOINTS, "samples", "hparams"}
-_FILES = {
-    _LOCK,
-    ".saved",
-    _RECORD,
-    "metrics.jsonl",
-    "result.json",
-    "report.html",
-    "curves.png",
-    "samples.gif",
-}
+_FILES = {_LOCK, ".saved", _RECORD, "metrics.jsonl", "result.json"}
 CLOCK = ("time/elapsed", "time/steps_per_s", "time/images_per_s")
 """The names of what every log line says of time."""
 
@@ -109,7 +100,7 @@ def open_run(
             for field in sorted(set(config) | set(old_config))
             if field not in free and config.get(field) != old_config.get(field)
         ]
-        trained = records.read_log(path / "metrics.jsonl") or any(path.glob("checkpoints/*"))
+        trained = any(path.glob("checkpoints/*")) or records.read_log(path / "metrics.jsonl")
         if changed and trained:
             raise UserError(
                 f"--workdir={workdir}: holds a run with another configuration ({'; '.join(changed)});"
