@@ -250,6 +250,7 @@ def fit(monkeypatch):
 
     train = types.SimpleNamespace(fit=fake, Anomaly=Anomaly, Lost=Lost)
     parallel = types.SimpleNamespace(
+        find_devices=lambda: None,
         setup=lambda **kwargs: setattr(record, "setup", kwargs),
         axis_name=lambda mode: "batch" if mode == "pmap" else None,
         is_lead=lambda: True,

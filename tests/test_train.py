@@ -870,8 +870,6 @@ IN_THE_WAY = {
     "samples is a file": (lambda p: (p / "samples").touch(), "samples must be a folder"),
     "result.json is a directory": (lambda p: (p / "result.json").mkdir(), "result.json must be a file"),
     "metrics.jsonl is a directory": (lambda p: (p / "metrics.jsonl").mkdir(), "must be a file"),
-    "report.html is a directory": (lambda p: (p / "report.html").mkdir(), "must be a file"),
-    "curves.png is a directory": (lambda p: (p / "curves.png").mkdir(), "must be a file"),
 }  # fmt: skip
 
 
