@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, NamedTuple, Protocol
 
+from bpgan import memory
 from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import _ended
@@ -49,10 +50,8 @@ def slots_of(jobs: int) -> int:
     """
     if jobs or _accelerated():
         return jobs or 1
-    from bpgan.runtime import sweep
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, sweep.available_memory() // _MEMORY))
+    return max(1, min(cores or 1, memory.available() // _MEMORY))
 
 
 def _accelerated() -> bool:

@@ -24,8 +24,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpgan import data
-from bpgan.data import builders, cache, convert, datasets, images, memory
+from bpgan import data, memory
+from bpgan.data import builders, cache, convert, datasets, images
 from bpgan.types import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -815,9 +815,9 @@ def test_sizes_that_cannot_be_are_refused_before_anything_is_built(tmp_path, mon
 
     np.savez(path, x=random(20, 40, 40))
     root = tree(tmp_path / "root", {f"{i}.png": random(40, 40) for i in range(10)})
-    monkeypatch.setattr(memory, "free", lambda: 1000)
+    monkeypatch.setattr(memory, "available", lambda: 1000)
     refused(f"npz:{path}", "20 examples: 0.0 GiB are needed, 0.0 GiB are free")
-    monkeypatch.setattr(memory, "free", lambda: 10 << 20)
+    monkeypatch.setattr(memory, "available", lambda: 10 << 20)
     refused(f"folder:{root},size=9999", "images are too large for the memory: 1.1 GiB are needed")
     monkeypatch.undo()
 
@@ -825,9 +825,9 @@ def test_sizes_that_cannot_be_are_refused_before_anything_is_built(tmp_path, mon
 def test_memory_that_there_is(monkeypatch):
     import resource
 
-    assert 0 < memory.free() < 1 << 62
+    assert 0 < memory.available() < 1 << 62
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1 << 20, 1 << 20))
-    assert memory.free() == 0  # the interpreter alone takes more
+    assert memory.available() == 0  # the interpreter alone takes more
     monkeypatch.undo()
     with pytest.raises(UserError, match="^a: 1,048,576.0 GiB are needed, .* GiB are free$"):
         memory.require(1 << 50, "a")
@@ -835,7 +835,7 @@ def test_memory_that_there_is(monkeypatch):
 
 def test_what_does_not_fit_into_memory_is_not_read_into_it(made, monkeypatch):
     dataset, _, _ = made
-    monkeypatch.setattr(memory, "free", lambda: 1000)
+    monkeypatch.setattr(memory, "available", lambda: 1000)
     with pytest.raises(UserError, match="45 images of 6x5x3 in memory: 0.1 GiB are needed"):
         dataset.arrays()
     with pytest.raises(UserError, match="^feed=memory: .* free for this dataset; stream reads it"):

@@ -500,7 +500,7 @@ def test_large_images_are_held_one_at_a_time(monkeypatch, tmp_path):
     assert most == [1] * 6
     monkeypatch.undo()
     monkeypatch.setattr(images, "_MANY", 100)
-    monkeypatch.setattr(images.memory, "free", lambda: 40 * 40)
+    monkeypatch.setattr(images.memory, "available", lambda: 40 * 40)
     with pytest.raises(images.Unreadable, match="too large for the memory"):
         tree.decode("0.png", RGB)
 

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 import launch
-from bpgan.runtime import sweep
+from bpgan import memory
 from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import _ended as ended
@@ -235,7 +235,7 @@ def test_gpus_count_if_jax_can_use_them(monkeypatch, plugin):
             processes.together(["true"], 2)
     else:
         assert processes.together(["true"], 2) == 0
-    monkeypatch.setattr(sweep, "available_memory", lambda: 2**40)
+    monkeypatch.setattr(memory, "available", lambda: 2**40)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     assert processes.slots_of(0) == (1 if plugin else 2)
 

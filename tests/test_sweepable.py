@@ -14,6 +14,7 @@ import optax
 import pytest
 
 import launch
+from bpgan import memory
 from bpgan.runtime import sweep
 from bpgan.types import stream
 from experiments import _cli as cli
@@ -175,11 +176,11 @@ MB = 1 << 20
     ],
 )
 def test_available_memory(tmp_path, groups, expected):
-    assert sweep.available_memory(machine(tmp_path, groups)) == expected
+    assert memory.available(machine(tmp_path, groups)) == expected
 
 
 def test_available_memory_of_a_container_and_without_proc(tmp_path):
-    found = sweep.available_memory(machine(tmp_path / "a", {"": (2 * MB, MB, 0)}, own="/"))
+    found = memory.available(machine(tmp_path / "a", {"": (2 * MB, MB, 0)}, own="/"))
     assert found == MB
-    assert sweep.available_memory(tmp_path / "b") > MB
-    assert MB < sweep.available_memory() and sweep.free_memory() > MB
+    assert memory.available(tmp_path / "b") > MB
+    assert MB < memory.available() and sweep.free_memory() > MB

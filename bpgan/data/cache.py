@@ -25,8 +25,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 import numpy as np
 
-from bpgan import files
-from bpgan.data import memory
+from bpgan import files, memory
 from bpgan.types import UserError
 
 VERSION = 2

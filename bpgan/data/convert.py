@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from bpgan.data import cache, images, memory, readers
+from bpgan import memory
+from bpgan.data import cache, images, readers
 from bpgan.types import UserError
 
 _BLOCK = 4 << 20  # bytes of pixels that a thread makes at once
@@ -145,7 +146,7 @@ def threads() -> int:
 
 def _threads_for(size: int) -> int:
     """How many threads may make ``size`` bytes of pixels at once: what they have made waits, and is copied."""
-    free = memory.free()
+    free = memory.available()
     fit = (free // (4 * size) - 1) // 2  # two batches for each thread and one that is written
     if fit < 1:
         raise UserError(f"images are too large for the memory: {memory.shortfall(12 * size, free)}")

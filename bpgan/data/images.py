@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from bpgan.data import memory
+from bpgan import memory
 from bpgan.types import UserError
 
 SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tif",
@@ -240,7 +240,7 @@ def _in_turn(size: int) -> Iterator[None]:
         return
     with _ALONE:
         if (need := 16 * size) > (
-            free := memory.free()
+            free := memory.available()
         ):  # pixels of 4 bytes, and what is made of them
             raise Unreadable(f"too large for the memory, {memory.shortfall(need, free)}")
         yield

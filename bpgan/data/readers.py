@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from bpgan import files
-from bpgan.data import images, memory
+from bpgan import files, memory
+from bpgan.data import images
 from bpgan.types import UserError
 
 _BLOCK = 4 << 20  # bytes of an array that are read at once

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpgan.data import memory, order
+from bpgan import memory
+from bpgan.data import order
 from bpgan.data.datasets import Dataset
 from bpgan.types import Source, UserError, stream
 
@@ -50,7 +51,7 @@ def source(
     """
     kind, workers = parse_feed(feed)
     size = dataset.length * int(np.prod(dataset.shape))
-    if kind == "memory" and size > (free := memory.free()):
+    if kind == "memory" and size > (free := memory.available()):
         reason = f"{memory.shortfall(size, free)} for this dataset; stream reads it from disk"
         raise UserError(reason, argument="feed", value=feed)
     if kind == "memory" or (kind == "auto" and size <= _MEMORY):
@@ -177,7 +178,7 @@ def streamed(
     """
     _check_size(length, batch_size)
     size = int(np.prod(shape))
-    if (need := 4 * batch_size * size) > (free := memory.free()):  # two are ahead, one is used
+    if (need := 4 * batch_size * size) > (free := memory.available()):  # two are ahead, one is used
         raise UserError(memory.shortfall(need, free), argument="batch_size", value=batch_size)
     steps = int(np.clip(_WINDOW // (batch_size * size), 1, 256))
     keys = np.asarray(order.round_keys(seed))

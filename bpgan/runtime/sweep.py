@@ -12,11 +12,7 @@ compute the same:
 Several devices share the members out, whichever the lowering, and never talk.
 """
 
-import contextlib
 import functools
-import os
-import pathlib
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,6 +25,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
+from bpgan import memory
 from bpgan.runtime import parallel
 from bpgan.runtime.parallel import Carry, Program, Window
 from bpgan.types import Algorithm, Source, stream
@@ -104,48 +101,7 @@ def free_memory() -> int:
     stats = jax.devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return available_memory()
-
-
-def available_memory(root: str | os.PathLike = "/") -> int:
-    """Bytes of the machine's memory that this process may still take, within the limits of its control groups (v2).
-
-    What caches files counts as free, for it is given up when it is asked for. Does not start JAX.
-
-    Args:
-      root: of the file system, for tests.
-    """
-    proc, groups = pathlib.Path(root, "proc"), pathlib.Path(root, "sys/fs/cgroup")
-    try:
-        found = [1024 * _numbers(proc / "meminfo")["MemAvailable:"]]
-    except (OSError, KeyError):  # no Linux
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError):
-        for line in (proc / "self/cgroup").read_text(encoding="utf-8").splitlines():
-            if line.startswith("0::/"):
-                path = groups / line[4:]
-                found += [
-                    _left(each) for each in (path, *path.parents) if each.is_relative_to(groups)
-                ]
-    return max(0, min(found))
-
-
-def _left(group: pathlib.Path) -> int:
-    """Bytes that a control group lets its processes take, its caches of files given up."""
-    try:
-        limit, used = (
-            (group / f"memory.{name}").read_text(encoding="utf-8") for name in ("max", "current")
-        )
-        cached = _numbers(group / "memory.stat")
-        return int(limit) - int(used) + cached["active_file"] + cached["inactive_file"]
-    except (OSError, ValueError, KeyError):  # "max": no limit
-        return sys.maxsize
-
-
-def _numbers(path: pathlib.Path) -> dict[str, int]:
-    """Of lines ``name number ...``."""
-    words = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
-    return {name: int(number) for name, number, *_ in words}
+    return memory.available()
 
 
 def compile(
