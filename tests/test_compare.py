@@ -451,6 +451,7 @@ def test_thinned_curves_keep_their_mean():
     assert means.mean() == pytest.approx(values.mean(), abs=1e-12)
 
 
+@pytest.mark.medium
 def test_many_runs_and_long_logs(tmp_path):
     line = '{"step": %d, "epoch": 0.1, "d/loss": 0.5, "g/loss": 0.25}\n'
     for i in range(300):

@@ -130,7 +130,9 @@ def test_options(files, flags):
         assert {a.dtype for a in jax.tree.leaves(player.params)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("net", ["lite:4", "mlp", "stylegan2"])
+@pytest.mark.parametrize(
+    "net", ["lite:4", "mlp", pytest.param("stylegan2", marks=pytest.mark.medium)]
+)
 def test_penalties_of_narrow_networks_are_not_narrow(files, net):
     """With bfloat16, every loss and penalty is float32, of fakes as of reals, of D as of G."""
     lengths = {"mlp": "+g.path_length=2", "stylegan2": "+g.path_length=2+g.path_length_w=2"}
@@ -222,6 +224,7 @@ def test_the_default_is_the_recipe_for_a_cpu():
     assert differing == {"epochs", "log_every", "sample_every", "checkpoint_every"}
 
 
+@pytest.mark.medium
 def test_biggan_has_the_widths_of_studiogan(files):
     """Kang et al. 2023, ``big_resnet.py`` at 32 pixels: 4 x 96 channels in G's blocks, 2 x 96 in D's."""
     cfg = config("--preset=biggan-32", f"--dataset={files(32, 3)}")

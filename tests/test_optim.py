@@ -56,6 +56,7 @@ def by_hand(gradients, lr, b1, b2):
     return w
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "lr,b1,b2",
     [("0.1", "0.5", "0.9"), ("linear:0.1:0", "0.5", "0.9"), ("0.1", "0", "cosine:0.9:0.99:0.5"),

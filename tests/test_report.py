@@ -323,6 +323,7 @@ def test_many_grids_are_thinned_keeping_the_ends(tmp_path, monkeypatch):
     assert set(np.diff(steps)) == {3, 4}
 
 
+@pytest.mark.medium
 def test_large_grids_are_thinned_to_what_can_be_mailed(tmp_path):
     make_run(tmp_path, grids=0)
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)  # 270 kB each

@@ -38,6 +38,7 @@ def affine(features):
     return Net(init, encode), Net(init, decode)
 
 
+@pytest.mark.medium
 def test_a_linear_autoencoder_finds_the_likelihood_of_probabilistic_pca(x64, optimised):
     """Tipping & Bishop 1999, Eq. 4 and 7, at a given noise; Lucas et al. 2019: the ELBO has no gap there."""
     generator, std, q = np.random.default_rng(0), 0.5, 2
