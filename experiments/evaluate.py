@@ -968,10 +968,9 @@ def _read(path: pathlib.Path) -> tuple[list[evaluations.Row], str]:
     if not path.is_file():
         raise UserError(f"{path} is no file")
     try:
-        found = files.decode(path.read_bytes(), Any)
-    except ValueError:
-        return [], "is no JSON"
-    rows = found if isinstance(found, list) else [found]
+        rows = files.decode(path.read_bytes(), list[Any])
+    except ValueError as error:
+        return [], f"is damaged ({error})"
     sound = [row for row in rows if evaluations.is_row(row) and records.is_evaluation(row)]
     return sound, "" if len(sound) == len(rows) else "has rows that this version did not write"
 
