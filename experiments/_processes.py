@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, NamedTuple, Protocol
 
 from bpgan import memory
+from bpgan.runtime import environment
 from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import _ended
@@ -183,7 +184,7 @@ class Titled(Protocol):
 def announce(jobs: Sequence[Titled], index: int, text: str) -> None:
     """A line about one of the jobs."""
     width = len(str(len(jobs)))
-    print(f"[{index + 1:{width}d}/{len(jobs)}] {jobs[index].title}: {text}", flush=True)
+    environment.say(f"[{index + 1:{width}d}/{len(jobs)}] {jobs[index].title}: {text}")
 
 
 def reason_of(workdirs: Iterable[pathlib.Path], attempt: str) -> str:

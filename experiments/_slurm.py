@@ -352,6 +352,7 @@ def _submit_to_slurm(
         raise UserError(" ".join(str(error).split()), argument="slurm") from None
     for i, job in zip(tasks, submitted, strict=True):
         _record(runs[i], "slurm", str(folder), job.job_id)
+    for i, job in zip(tasks, submitted, strict=True):  # of all that are on record
         _processes.announce(runs, i, f"job {job.job_id}, output in {runs[i].log}")
     array = submitted[0].job_id.partition("_")[0]
     print(

@@ -271,6 +271,8 @@ class Sweep:
             self._before, self._start = float(self.ledger.get("seconds", 0.0)), time.monotonic()
             try:
                 yield
+            except BrokenPipeError:  # nobody reads the table
+                raise
             except OSError as error:
                 reason = (
                     f"{error.filename or self.folder}: {error.strerror}; the same command goes on"

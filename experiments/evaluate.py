@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bpgan import data, metrics
+from bpgan import data, files, metrics
 from bpgan.data import cache
 from bpgan.metrics import classes, evaluations
 from bpgan.metrics.features import Extractor, effnet, inception, kept, plug
@@ -79,6 +79,8 @@ def runs_of(text: str) -> list[str]:
     paths = text.split(",") if text else []
     if not all(paths):
         raise ValueError("must be run directories, separated by commas")
+    if len(set(map(os.path.realpath, paths))) < len(paths):  # of which a deviation would be 0
+        raise ValueError("must name every run once")
     return paths
 
 
@@ -771,6 +773,10 @@ def _measured(
     except (ValueError, UserError) as error:  # too few images, or small ones; features not finite
         print(f"  {of}: {name} left out: {cli.message_of(error)}", flush=True)
         return []
+    if not values:
+        lacking = "the samples have no labels" if name in COVERED else "the net is no classifier"
+        print(f"  {of}: {name} left out: {lacking}", flush=True)
+        return []
     took = time.perf_counter() - begin
     print(f"  {of}: {name} with {extractor.name} in {took:.1f} s", flush=True)
     pixels = name in PIXELS
@@ -951,17 +957,21 @@ def _add(path: pathlib.Path, rows: Sequence[evaluations.Row]) -> int:
 
 
 def _read(path: pathlib.Path) -> tuple[list[evaluations.Row], str]:
-    """The sound rows of a ``metrics.json``, and what is wrong with the rest; empty if nothing is."""
+    """The sound rows of a ``metrics.json``, and what is wrong with the rest; empty if nothing is.
+
+    One row that the report cannot read would keep it from showing any.
+    """
+    from bpgan.runtime import records
+
     if not path.exists():
         return [], ""
     if not path.is_file():
         raise UserError(f"{path} is no file")
     try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        return [], "is no JSON"
-    rows = found if isinstance(found, list) else [found]
-    sound = [row for row in rows if evaluations.is_row(row)]
+        rows = files.decode(path.read_bytes(), list[Any])
+    except ValueError as error:
+        return [], f"is damaged ({error})"
+    sound = [row for row in rows if evaluations.is_row(row) and records.is_evaluation(row)]
     return sound, "" if len(sound) == len(rows) else "has rows that this version did not write"
 
 

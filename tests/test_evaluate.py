@@ -15,6 +15,7 @@ from PIL import Image
 
 from bpgan import data
 from bpgan.metrics import evaluations, features
+from bpgan.runtime import records
 from bpgan.types import UserError
 from experiments import _cli as cli
 from experiments import classifier, evaluate, mnist_gan, toy_gan
@@ -63,8 +64,13 @@ def test_a_run_is_evaluated_from_its_checkpoint(gan, tmp_path, capsys):
     assert fd["reference_sha256"] == data.load("mnist10k", "test").sha256
     assert fd["preprocessing"] and fd["versions"].startswith("bpgan ")
     assert not any(isinstance(value, dict | list) for value in fd.values())
-    assert run(*flags[:-1], f"--workdir={tmp_path / 'b'}") == 0  # the same numbers again
+    capsys.readouterr()
+    again = [*flags[:-1], f"--workdir={tmp_path / 'b'}"]
+    assert run(*again, "--metrics=fd,kd,class_fd,is") == 0  # the same numbers again
     assert values(tmp_path / "b") == rows
+    said = capsys.readouterr().out
+    assert "class_fd left out: the samples have no labels\n" in said
+    assert "is left out: the net is no classifier\n" in said
 
 
 @pytest.mark.medium
@@ -116,13 +122,14 @@ def test_only_the_same_evaluation_is_replaced():
 def test_evaluations_that_are_damaged_are_set_aside(tmp_path, capsys):
     """What is sound in them stays, and nothing is lost."""
     file, new = tmp_path / "metrics.json", [a_row(metric="KD")]
-    old = json.dumps([a_row(), {"metric": "FD-old", "value": 1.0}])
+    old = json.dumps([a_row(), {"metric": "FD-old", "value": 1.0}, a_row(metric="IS", real="x")])
     assert evaluate._add(file, [a_row()]) == 1 and not capsys.readouterr().err
     for text, rows in ((old, 2), ("[{", 1), ("[" * 100_000, 1), ("4", 1), ("\0", 1)):
         file.write_text(text)
         assert evaluate._add(file, new) == rows == len(json.loads(file.read_text()))
         assert capsys.readouterr().err.startswith(f"warning: {file} ")
     assert file.with_name("metrics.json.damaged").read_text() == old
+    assert records.read_evaluations(file)
     assert len(list(tmp_path.glob("*.damaged*"))) == 5 and len(list(tmp_path.iterdir())) == 6
     file.unlink()
     os.mkfifo(file)
@@ -567,6 +574,7 @@ def test_a_plug_must_return_a_matrix():
         (["--run=a,b", "--save=x.npz"], "--save=x.npz: holds the samples of one run"),
         (["--run=nowhere", "--save=/proc/x.npz"], "--save=/proc/x.npz: cannot be written"),
         (["--run=a,"], "--run=a,: must be run directories, separated by commas"),
+        (["--run=a,./a/"], "--run=a,./a/: must name every run once"),
         (["--samples=mnist10k"], "--dataset: is needed"),
         (["--samples=npz:none.npz", "--dataset=mnist10k"], "no such file"),
         (["--run=a", "--metrics=fid"], "'fid' is not a metric"),

@@ -976,6 +976,20 @@ def test_signals_after_the_budget_are_passed_on_as_they_come(tmp_path):
     assert log.read_text().split()[-3:] == [str(int(number)) for number in sent]
 
 
+def test_a_sweep_that_nobody_reads_on_is_told_to_save(tmp_path, monkeypatch):
+    """As ``launch.py --sweep=... | head -1``; output on a full disk is an error of its own, of no run directory."""
+    read, write = os.pipe()
+    os.close(read)
+    job = processes.Job("x", ["sleep", "60"], tmp_path / "log", [0], [tmp_path / "run"])
+    with open(write, "w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        assert processes.execute([job], 1) == ({0: cli.INTERRUPTED}, True)
+    with open("/dev/full", "w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        with pytest.raises(UserError, match=r"^the output cannot be written \(No space left"):
+            processes.announce([job], 0, "done")
+
+
 def test_a_killed_run_is_resumable(home, tmp_path):
     done = start(home, "--experiment=fake", "--sweep=lr=14", cwd=tmp_path)
     assert done.returncode == 75

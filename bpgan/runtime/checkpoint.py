@@ -17,7 +17,7 @@ import pathlib
 import re
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -223,7 +223,7 @@ class Checkpoints:
             If one was saved by a version of bpgan with another format.
         """
         self._finish_saving()
-        damaged: list[pathlib.Path] = []
+        damaged: dict[pathlib.Path, str] = {}
         steps = self._with_sound_manifest(damaged, self.steps() if step is None else [step])
         if steps and step is None:
             self._miss_best(steps, damaged)
@@ -239,9 +239,10 @@ class Checkpoints:
             self._report(damaged, at, reason)
         if damaged and not best and step is None:
             away = f"; move {self._directory.parent} away to start afresh"
+            newest = max(damaged, key=lambda path: int(path.name))
             raise UserError(
                 f"{self._directory}: none of the {len(damaged)} checkpoints can be read"
-                + away * (not self._read_only)
+                f" ({newest.name} {damaged[newest]})" + away * (not self._read_only)
             )
         return None
 
@@ -249,7 +250,7 @@ class Checkpoints:
         """What ``save`` was told of the log, of a sound checkpoint."""
         return self._manifest(step)["log"]
 
-    def _with_sound_manifest(self, damaged: list[pathlib.Path], steps: list[int]) -> list[int]:
+    def _with_sound_manifest(self, damaged: dict[pathlib.Path, str], steps: list[int]) -> list[int]:
         """Those of ``steps`` whose manifest is sound for every process; the others are reported as ``damaged``.
 
         All are looked at, not only the newest: one whose rank cannot be read may have been the best.
@@ -270,7 +271,7 @@ class Checkpoints:
                 self._report(damaged, at, reason)
         return [at for at in steps if at in sound]
 
-    def _miss_best(self, steps: Sequence[int], damaged: Sequence[pathlib.Path]) -> None:
+    def _miss_best(self, steps: Sequence[int], damaged: Collection[pathlib.Path]) -> None:
         """Says it if the best checkpoint is gone: from now on another one is."""
         *by, at = self._manifest(steps[-1])["best"] or [None]
         path = self._directory / str(at)
@@ -282,12 +283,13 @@ class Checkpoints:
                 f"warning: checkpoint {path}, the best one, is gone; the best of the others counts"
             )
 
-    def _report(self, damaged: list[pathlib.Path], step: int, reason: str) -> None:
-        damaged.append(self._directory / str(step))
+    def _report(self, damaged: dict[pathlib.Path, str], step: int, reason: str) -> None:
+        path = self._directory / str(step)
+        damaged[path] = reason or "is damaged: see above"
         if parallel.is_lead():
-            print(f"warning: checkpoint {damaged[-1]} {reason or 'is damaged: see above'}")
+            print(f"warning: checkpoint {path} {damaged[path]}")
 
-    def _set_aside(self, damaged: Sequence[pathlib.Path]) -> None:
+    def _set_aside(self, damaged: Collection[pathlib.Path]) -> None:
         if self._read_only or not damaged:
             return
         for path in damaged if parallel.is_lead() else ():

@@ -1,10 +1,13 @@
 """What surrounds a process and is not its flags: its streams, and the variables that other libraries read."""
 
+import errno
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import TextIO
 
 from bpgan.types import UserError
@@ -33,6 +36,27 @@ def open_streams() -> None:
 def silence(stream: TextIO) -> None:
     """Lets what is written from now on be lost: nobody reads on, as after ``| head`` or when a terminal is closed."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def say(line: str, write: Callable[..., object] = print) -> None:
+    """Prints a line on stdout at once. If nobody reads on, that is a SIGHUP, where one is listened to.
+
+    Args:
+      line: what to print.
+      write: prints ``write(line, file=...)``, if not ``print`` does.
+
+    Raises:
+      UserError: if the output goes to a file that cannot be written.
+    """
+    try:
+        write(line, file=sys.stdout)
+        sys.stdout.flush()
+    except OSError as error:
+        silence(sys.stdout)
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise UserError(f"the output cannot be written ({error.strerror})") from None
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_DFL:
+            signal.raise_signal(signal.SIGHUP)
 
 
 def complain(line: str) -> None:

@@ -120,6 +120,15 @@ def read_evaluations(path: pathlib.Path) -> list[EvaluationRow] | None:
     return read_json(path, list[EvaluationRow])
 
 
+def is_evaluation(row: Any) -> bool:
+    """Whether ``read_evaluations`` would read this as a row."""
+    try:
+        convert(row, EvaluationRow)
+    except ValueError:
+        return False
+    return True
+
+
 def sampled_from(row: EvaluationRow) -> str:
     """Whose samples a number is of: ``best checkpoint, step 938, truncation=0.7``."""
     step = "" if row.step is None else f"step {row.step}"

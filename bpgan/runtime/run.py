@@ -6,7 +6,6 @@ from. What TensorBoard reads is made of the log (``events``).
 
 import collections
 import contextlib
-import errno
 import heapq
 import json
 import os
@@ -15,7 +14,6 @@ import platform
 import re
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -439,22 +437,9 @@ class Log:
             events.Writer(self._path / "hparams", row).close()
 
     def say(self, line: str) -> None:
-        """Prints a line without disturbing the progress bar. If nobody reads on, the terminal has hung up.
-
-        Raises:
-          UserError: if the output goes to a file that cannot be written.
-        """
-        if not self._speak:
-            return
-        try:
-            write = self._bar.write if self._bar is not None else print
-            write(fitted(line), file=sys.stdout)
-            sys.stdout.flush()
-        except OSError as error:
-            environment.silence(sys.stdout)
-            if error.errno not in (errno.EPIPE, errno.EIO):
-                raise UserError(f"the output cannot be written ({error.strerror})") from None
-            signal.raise_signal(signal.SIGHUP)
+        """Prints a line without disturbing the progress bar; see ``environment.say``."""
+        if self._speak:
+            environment.say(fitted(line), print if self._bar is None else self._bar.write)
 
     def flush(self) -> None:
         """Returns when what was logged is on the disk; a checkpoint must not be ahead of its log."""
