@@ -228,26 +228,6 @@ def _sealed(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def lock(file: Any, waiting: str) -> bool:
-    """Locks an open file for this process, until it is closed. Says ``waiting`` while another has it.
-
-    Returns:
-      Whether it is locked: not every disk has locks.
-    """
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(waiting, file=sys.stderr, flush=True)
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:  # Lustre without -o flock, some NFS and FUSE
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-        return False
-    return True
-
-
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary directory beside ``folder`` that belongs to this process until it is renamed or removed."""
@@ -261,7 +241,7 @@ def _locked(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     try:
         yield temporary
     finally:
-        if not own or _is(temporary / "lock", file):
+        if not own or files.is_at(file.fileno(), temporary / "lock"):
             shutil.rmtree(temporary, ignore_errors=True)
         if own:
             file.close()
@@ -286,22 +266,14 @@ def _entered(shared: pathlib.Path, waiting: str) -> Any:
             file = (shared / "lock").open("w", encoding="utf-8")
         except FileNotFoundError:  # renamed or removed this moment
             continue
-        if not lock(file, waiting):
+        if files.lock(file, waiting):  # the disk has no locks
             file.close()
             shutil.rmtree(shared, ignore_errors=True)
             return None
-        if _is(shared / "lock", file):
+        if files.is_at(file.fileno(), shared / "lock"):
             return file
         file.close()
     raise OSError(errno.EBUSY, "others keep removing it", str(shared))
-
-
-def _is(path: pathlib.Path, file: Any) -> bool:
-    """Whether the open file still has that name."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except (FileNotFoundError, NotADirectoryError):
-        return False
 
 
 def _replace(temporary: pathlib.Path, folder: pathlib.Path) -> None:
@@ -328,12 +300,9 @@ def _remove(path: pathlib.Path) -> None:
 
 def _sweep(parent: pathlib.Path) -> None:
     """Removes what dead processes left behind: temporary directories that nobody has locked, or whose maker is gone."""
-    import fcntl
-
     for place in parent.glob("*.tmp/lock"):
         with contextlib.suppress(OSError), place.open("r+", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is(place, file):
+            if not files.lock(file) and files.is_at(file.fileno(), place):
                 shutil.rmtree(place.parent)
     for place in parent.iterdir():
         maker = re.fullmatch(r".+-[0-9a-f]{16}\.(.+)-(\d+)-\w+\.(tmp|old)", place.name)

@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bpgan.files import write_json
+from bpgan import files
 from bpgan.runtime import anomaly, environment, events, parallel, records
 from bpgan.runtime.parallel import Window
 from bpgan.types import Source, UserError
@@ -189,7 +189,7 @@ def write_record(
         description["group"] = dict(group)
     if measure:
         description["measure"] = dict(measure)
-    write_json(path / _RECORD, description)
+    files.write_json(path / _RECORD, description)
 
 
 def _said(measure: Any) -> str:
@@ -209,23 +209,16 @@ def locked(path: pathlib.Path) -> Iterator[None]:
 
     If the run does not come to its record, the lock and an empty folder of checkpoints are removed again.
     """
-    import fcntl
-
     lock = path / _LOCK
-    # What the lock holds, if it is somebody's file after all, stays; a pipe does not block.
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-    with open(os.open(lock, flags, 0o666), "rb+", buffering=0) as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                raise BlockingIOError  # one that was removed by who had it
-        except (BlockingIOError, PermissionError, FileNotFoundError):
-            raise UserError(
-                "another process is training here", argument="workdir", value=path
-            ) from None
-        except OSError as error:  # Lustre without -o flock, some NFS
+            unlocked = stack.enter_context(files.locked(lock))
+        except BlockingIOError:
+            reason = "another process is training here"
+            raise UserError(reason, argument="workdir", value=path) from None
+        if unlocked:
             print(
-                f"warning: --workdir={path}: cannot be locked ({error.strerror});"
+                f"warning: --workdir={path}: cannot be locked ({unlocked});"
                 " see to it that no second process trains here"
             )
         try:
