@@ -21,7 +21,6 @@ import json
 import math
 import pathlib
 import re
-import statistics
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bpgan.measures import mean_and_deviation
 from bpgan.types import UserError
 from experiments import _cli as cli
 
@@ -226,7 +226,7 @@ class Aim(NamedTuple):
                     argument="aim",
                 )
             values.append(self.sign * float(metrics[self.metric]))
-        mean = statistics.fmean(values) if values else math.inf
+        mean, _ = mean_and_deviation(values)
         return mean if math.isfinite(mean) else math.inf
 
 
