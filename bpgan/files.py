@@ -200,7 +200,7 @@ def lock(file: int | IO[Any], waiting: str | None = None) -> str:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        return error.strerror
+        return error.strerror or str(error)
     return ""
 
 

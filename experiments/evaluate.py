@@ -39,9 +39,10 @@ import numpy as np
 
 from bpgan import data, metrics
 from bpgan.data import cache
-from bpgan.files import decode, replaced, write_json
+from bpgan.files import convert, decode, replaced, write_json
 from bpgan.metrics import classes, evaluations
 from bpgan.metrics.features import Extractor, effnet, inception, kept, plug
+from bpgan.runtime import records
 from bpgan.types import Algorithm, UserError
 from bpgan.version import __version__
 from experiments import _cli as cli
@@ -950,12 +951,20 @@ def _read(path: pathlib.Path) -> tuple[list[evaluations.Row], str]:
     if not path.is_file():
         raise UserError(f"{path} is no file")
     try:
-        found = decode(path.read_bytes(), Any)
+        rows = decode(path.read_bytes(), list[Any])
     except ValueError as error:
         return [], f"is damaged ({error})"
-    rows = found if isinstance(found, list) else [found]
-    sound = [row for row in rows if evaluations.is_row(row)]
+    sound = [row for row in rows if _is_sound(row)]
     return sound, "" if len(sound) == len(rows) else "has rows that this version did not write"
+
+
+def _is_sound(row: Any) -> bool:
+    """Whether a row can be kept beside others, and the report can read it."""
+    try:
+        convert(row, records.EvaluationRow)
+    except ValueError:
+        return False
+    return evaluations.is_row(row)
 
 
 PRESETS = {

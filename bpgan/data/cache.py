@@ -234,10 +234,7 @@ def _locked(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     shared = folder.with_name(folder.name + ".tmp")
     file = _entered(shared, f"{folder}: another process is writing it; waiting")
     own = file is not None
-    if own:
-        temporary = shared
-    else:
-        temporary = _beside(folder, ".tmp")
+    temporary = shared if own else _beside(folder, ".tmp")
     try:
         yield temporary
     finally:
@@ -458,9 +455,8 @@ class Tally:
         pixels = x.reshape(len(x), -1, self._shape[2])
         self._constant += int((pixels == pixels[:, :1]).all((1, 2)).sum())
         self._low, self._high = min(self._low, int(x.min())), max(self._high, int(x.max()))
-        for c in range(
-            self._shape[2]
-        ):  # a strided pass per channel is several times faster than sums over axes
+        # A strided pass per channel is several times faster than sums over axes.
+        for c in range(self._shape[2]):
             channel = pixels[..., c].astype(np.uint16)
             self._sums[c] += int(channel.sum(dtype=np.int64))
             self._squares[c] += int(np.square(channel).sum(dtype=np.int64))  # 255^2 < 2^16

@@ -81,45 +81,58 @@ def open_run(
             reason = f"a link to {os.readlink(path)}, which is not there"
         raise UserError(f"cannot be used ({reason})", argument="workdir", value=workdir) from None
     _check_layout(path, entries)
+    reason = ""
     if not os.access(path, os.W_OK):
-        raise UserError(f"--workdir={workdir}: is not writable")
-    old = records.read_run(path / _RECORD)
-    if old is None:
-        # What a process killed before its first step may leave behind.
-        if set(entries) - {_LOCK, f"{_RECORD}.tmp", _CHECKPOINTS}:
-            raise UserError(
-                f"--workdir={workdir}: is not empty and holds no bpgan run; name a new or empty directory"
-            )
-    else:
-        old_config, before = old.config, old.data
-        if old.experiment != name:
-            raise UserError(f"--workdir={workdir}: holds a run of {old.experiment}, not of {name}")
-        free = restart_safe | locates_data if fingerprint == before else restart_safe
-        changed = [
-            f"--{field} was {old_config.get(field)!r}, now {config.get(field)!r}"
-            for field in sorted(set(config) | set(old_config))
-            if field not in free and config.get(field) != old_config.get(field)
-        ]
-        trained = any(path.glob("checkpoints/*")) or records.read_log(path / "metrics.jsonl")
-        if changed and trained:
-            raise UserError(
-                f"--workdir={workdir}: holds a run with another configuration ({'; '.join(changed)});"
-                " use the same flags to resume it or another workdir"
-            )
-        if trained and before and before != fingerprint:  # older records may have none
-            raise UserError(
-                f"--workdir={workdir}: the data have changed since this run began (sha256 was {before[:12]}, now"
-                f" {fingerprint[:12]}); use another workdir for the new data"
-            )
-        measured = old.measure or measure
-        if trained and measured != measure:
-            raise UserError(
-                f"was evaluated with {_said(measured)} so far, and would be with {_said(measure)} from here on, whose"
-                " numbers do not compare; bring that back or use another workdir",
-                argument="workdir",
-                value=workdir,
-            )
+        reason = "is not writable"
+    elif (old := records.read_run(path / _RECORD)) is not None:
+        free = restart_safe | locates_data if fingerprint == old.data else restart_safe
+        reason = _difference(path, old, name, config, free, fingerprint, measure)
+    # What a process killed before its first step may leave behind does not count.
+    elif set(entries) - {_LOCK, f"{_RECORD}.tmp", _CHECKPOINTS}:
+        reason = "is not empty and holds no bpgan run; name a new or empty directory"
+    if reason:
+        raise UserError(reason, argument="workdir", value=workdir)
     return path
+
+
+def _difference(
+    path: pathlib.Path,
+    old: records.RunRecord,
+    name: str,
+    config: Mapping[str, Any],
+    free: frozenset[str],
+    fingerprint: str,
+    measure: Mapping[str, str],
+) -> str:
+    """Why the run in a directory does not go on as what ``open_run`` is asked for; empty if it does.
+
+    ``free`` are the fields that may differ; before anything was trained all may, but the experiment.
+    """
+    if old.experiment != name:
+        return f"holds a run of {old.experiment}, not of {name}"
+    if not any(path.glob("checkpoints/*")) and not records.read_log(path / "metrics.jsonl"):
+        return ""
+    changed = [
+        f"--{field} was {old.config.get(field)!r}, now {config.get(field)!r}"
+        for field in sorted(set(config) | set(old.config))
+        if field not in free and config.get(field) != old.config.get(field)
+    ]
+    if changed:
+        return (
+            f"holds a run with another configuration ({'; '.join(changed)});"
+            " use the same flags to resume it or another workdir"
+        )
+    if old.data and old.data != fingerprint:  # older records may have none
+        return (
+            f"the data have changed since this run began (sha256 was {old.data[:12]}, now {fingerprint[:12]});"
+            " use another workdir for the new data"
+        )
+    if old.measure and old.measure != measure:
+        return (
+            f"was evaluated with {_said(old.measure)} so far, and would be with {_said(measure)} from here on, whose"
+            " numbers do not compare; bring that back or use another workdir"
+        )
+    return ""
 
 
 def _check_layout(path: pathlib.Path, entries: Sequence[str]) -> None:
