@@ -27,12 +27,9 @@ Scalar = str | bool | int | float | None
 """What a flag or a log line may hold."""
 
 _MOST_BYTES = 1 << 28  # of one JSON document; bpgan's own are a thousand times smaller
-_NO_LOCKS = (
-    errno.ENOLCK,
-    errno.ENOSYS,
-    errno.EOPNOTSUPP,
-    errno.EINVAL,
-)  # as Lustre without -o flock, some NFS
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""Of a disk without locks: Lustre without ``-o flock``, some NFS."""
+
 _T = TypeVar("_T")
 
 

@@ -30,7 +30,7 @@ import jax
 import numpy as np
 
 from bpgan import files
-from bpgan.runtime import anomaly, environment, events, parallel, records
+from bpgan.runtime import anomaly, environment, events, parallel, records, report
 from bpgan.runtime.parallel import Window
 from bpgan.types import Source, UserError
 from bpgan.version import __version__
@@ -302,7 +302,7 @@ class Log:
         metrics = path / "metrics.jsonl"
         if lead:
             records.truncate_log(metrics, step)
-            for drawn, grid in _grids(path):
+            for drawn, grid in report.grids(path):
                 if drawn > step and grid.is_file():
                     grid.unlink()
         lines = [line for line in records.read_log(metrics) if line["step"] <= step]
@@ -505,18 +505,12 @@ def _events_of(
     """What was logged and drawn, in the order in which it was."""
     seconds = 0.0
     logged = [(line["step"], line) for line in lines]
-    for at, thing in heapq.merge(_grids(path), logged, key=lambda pair: pair[0]):
+    for at, thing in heapq.merge(report.grids(path), logged, key=lambda pair: pair[0]):
         if not isinstance(thing, pathlib.Path):
             seconds = thing.get(CLOCK[0], seconds)
             yield _scalars_of(thing, begun + seconds)
         elif png := _png(thing):
             yield events.image(at, "samples", png, begun + seconds)
-
-
-def _grids(path: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
-    """The sample grids of a run by their steps, in order."""
-    files = [(re.fullmatch(r"step_(\d+)\.png", p.name), p) for p in path.glob("samples/*.png")]
-    return sorted((int(match[1]), file) for match, file in files if match)
 
 
 def _png(file: pathlib.Path) -> bytes:
