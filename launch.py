@@ -241,23 +241,10 @@ def _sweep(
     """Runs a sweep; returns the exit code."""
     kind, samples, seed = chosen["search"], chosen["samples"], chosen["search_seed"]
     aim, slots = _aim(chosen["aim"]), processes.slots_of(chosen["jobs"])
+    _check_search(chosen, aim, cluster)
     if cluster and not cluster.local:  # elsewhere: a group is one job
         slots = max(chosen["jobs"], 1)
-        if kind != "all" or chosen["budget"]:
-            raise UserError(
-                "submits all runs at once; --search and --budget need --slurm=local",
-                argument="slurm",
-            )
     vectorize = "off" if chosen["processes"] > 1 else chosen["vectorize"]
-    if (kind != "all") != (aim is not None):
-        raise UserError(
-            f"--aim=min:METRIC {'must' if kind != 'all' else 'cannot'} be given",
-            argument="search",
-            value=kind,
-        )
-    if aim and aim.sign * direction(aim.metric) > 0:
-        less = "more" if aim.sign > 0 else "less"
-        print(f"warning: --aim={chosen['aim']}: {less} of {aim.metric} is better")
     axes = sweeping.axes_of(module, argv, sweeps)
     if kind == "tpe" and not (samples and any(axis.kind != "grid" for axis in axes)):
         raise UserError("needs axes to draw and --samples=N", argument="search", value="tpe")
@@ -303,6 +290,22 @@ def _sweep(
         else:
             sweep.train(runs)
         return sweep.end()
+
+
+def _check_search(
+    chosen: Mapping[str, Any], aim: search.Aim | None, cluster: slurm.Options | None
+) -> None:
+    """Raises a UserError for a search that makes no sense; warns of one that looks for the worst."""
+    kind = chosen["search"]
+    if cluster and not cluster.local and (kind != "all" or chosen["budget"]):
+        reason = "submits all runs at once; --search and --budget need --slurm=local"
+        raise UserError(reason, argument="slurm")
+    if (kind != "all") != (aim is not None):
+        reason = f"--aim=min:METRIC {'must' if kind != 'all' else 'cannot'} be given"
+        raise UserError(reason, argument="search", value=kind)
+    if aim and aim.sign * direction(aim.metric) > 0:
+        less = "more" if aim.sign > 0 else "less"
+        print(f"warning: --aim={chosen['aim']}: {less} of {aim.metric} is better")
 
 
 def _digest(*values: Any) -> str:

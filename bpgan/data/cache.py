@@ -35,7 +35,7 @@ SPLITS = ("train", "test")
 
 _BLOCK = 32 << 20  # bytes of pixels that are read at once
 _LARGEST = 1 << 28  # bytes of a manifest
-_ENTRIES = 1000  # tries to enter a directory that others, of which one is done with each, rename and remove
+_ENTRIES = 1000  # tries to enter a directory that other processes keep renaming and removing
 
 Pixel = Annotated[int, msgspec.Meta(ge=0, le=255)]
 Side = Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]
@@ -274,7 +274,7 @@ def _entered(shared: pathlib.Path, waiting: str) -> Any:
 
 
 def _replace(temporary: pathlib.Path, folder: pathlib.Path) -> None:
-    """Puts a finished cache where it belongs; what is there, which is damaged, goes only then."""
+    """Puts a finished cache where it belongs, and only then removes the damaged one that is there."""
     old = _beside(folder, ".old")
     with contextlib.suppress(FileNotFoundError):
         folder.rename(old / "damaged")

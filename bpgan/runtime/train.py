@@ -582,22 +582,7 @@ def _fit(
         with seconds("compile"):
             program = compiled()
         _check_rank(plan, program, source)
-        found = []
-        for each in runs:
-            found.append(each.open(program.abstract))
-            close = each.checkpoints.close
-            stack.push(lambda kind, *_, close=close: None if _is_alone(kind) else close())
-        step, carry = _start(runs, found, program)
-        group = None
-        if several:
-            group = {"lowering": program.lowering, "members": [each.id for each in runs]}
-        for each in runs:
-            if each.result is None and step is not None:
-                each.find_log(step)
-        for each in runs:
-            if each.result is None:
-                each.begin(step or 0, step is not None, group)
-                stack.callback(each.log.close)
+        step, carry = _begin(runs, program, stack)
         resumed, step = step is not None, step or 0
         stopped = stack.enter_context(_signals())
         where = first.path.parent if several else first.path
@@ -699,6 +684,29 @@ def _fit(
             each.end(step, program.member(carry, i), seconds, program.abstract)
     parallel.leave()
     return [each.result for each in runs if each.result is not None]
+
+
+def _begin(
+    runs: Sequence[_Run], program: sweep.Group, stack: contextlib.ExitStack
+) -> tuple[int | None, Any]:
+    """Opens all runs, which ``stack`` closes, and begins at the step and with the carry of ``_start``."""
+    found = []
+    for each in runs:
+        found.append(each.open(program.abstract))
+        close = each.checkpoints.close
+        stack.push(lambda kind, *_, close=close: None if _is_alone(kind) else close())
+    step, carry = _start(runs, found, program)
+    group = None
+    if len(runs) > 1:
+        group = {"lowering": program.lowering, "members": [each.id for each in runs]}
+    alive = [each for each in runs if each.result is None]
+    if step is not None:
+        for each in alive:  # all of them, before anything is changed
+            each.find_log(step)
+    for each in alive:
+        each.begin(step or 0, step is not None, group)
+        stack.callback(each.log.close)
+    return step, carry
 
 
 def _start(

@@ -50,7 +50,7 @@ _TENSOR = "torch._utils _rebuild_tensor_v2"
 _PARAMETER = "torch._utils _rebuild_parameter"
 
 _TIMES = 8
-"""The tensors of a file may take so many times its size: some share their numbers, such as tied weights."""
+"""The tensors of a file may take this many times its size, because some share their numbers (tied weights)."""
 
 
 class _Name(NamedTuple):
