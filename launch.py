@@ -71,7 +71,7 @@ _FLAGS = (
         "samples",
         int,
         0,
-        "how often the drawn axes of a sweep are drawn",
+        "number of random draws of a sweep",
         low=0,
         high=search.MOST_RUNS,
     ),
@@ -82,21 +82,21 @@ _FLAGS = (
         "all; halving (one in three of the settings trains three times as long, and so on); tpe (by Optuna)",
         choices=("all", "halving", "tpe"),
     ),
-    cli.Flag("search_seed", int, 0, "of what is drawn", low=0),
+    cli.Flag("search_seed", int, 0, "seed of the random draws", low=0),
     cli.Flag("aim", str, "", "what a search looks for: min:METRIC or max:METRIC", check=_aim),
     cli.Flag(
         "budget",
         str,
         "",
-        "at which no more of a sweep is trained: 90s, 30m, 2h or, in images as they are logged, 5e6img; so that runs"
-        " end one after the other, each is its own process, unless --vectorize=on",
+        "when to stop training the sweep: 90s, 30m, 2h, or 5e6img (real images seen, as logged); each run is then its"
+        " own process, so that runs end one after the other, unless --vectorize=on",
         check=sweeping.budget_of,
     ),
     cli.Flag(
         "vectorize",
         str,
         "auto",
-        "runs that differ in numbers only as one program: auto, on (of all there are), off (a process for each run)",
+        "train runs that differ only in numbers as one program: auto, on (all together), off (a process for each run)",
         choices=("auto", "on", "off"),
     ),
     cli.Flag(
@@ -147,6 +147,44 @@ def describe(name: str) -> tuple[str, list[str]]:
 
 def run(argv: Sequence[str]) -> int:
     """The launcher as a function of its arguments; returns the exit code."""
+    chosen, given, rest = _parse(argv)
+    name, sweeps = chosen["experiment"], chosen["sweep"]
+    alone = next((flag for flag in ("list", "report") if chosen[flag]), "")
+    if cli.is_help(rest) and (alone or not name):
+        print(_help())
+        return cli.DONE
+    if alone and rest:
+        hint = _meant(rest[0]) or "; --help lists the flags"
+        raise UserError(f"{rest[0]}: has no part in --{alone}{hint}")
+    if chosen["list"]:
+        print("\n".join(_list()))
+        return cli.DONE
+    if chosen["report"]:
+        return _report(chosen)
+    if not name:
+        raise UserError(_what_instead(rest))
+    if name not in names():
+        reason = f"must be one of {', '.join(names())}{cli.did_you_mean(name, names())}"
+        raise UserError(reason, argument="experiment", value=name)
+    module = importlib.import_module(f"experiments.{name}")
+    if cli.is_help(rest):
+        return cli.run(module.Config, _action(module), module.PRESETS, ["--help"])
+    if (sweeps or chosen["processes"] > 1) and not issubclass(module.Config, cli.RunConfig):
+        reason = "does not train; --sweep and --processes need one that does"
+        raise UserError(reason, argument="experiment", value=name)
+    cluster = slurm.options(chosen, given)
+    if cluster and not sweeps:
+        raise UserError("submits a sweep; a single run is --sweep=seed=0", argument="slurm")
+    if sweeps and chosen["processes"] > 1 and not cluster:
+        reason = "cannot be combined with --sweep"
+        raise UserError(reason, argument="processes", value=chosen["processes"])
+    if sweeps:
+        return _sweep(name, module, rest, sweeps, chosen, cluster)
+    return _single(name, module, rest, chosen)
+
+
+def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """The values of the launcher's flags, the names of those that are given, and the arguments of the experiment."""
     values = flags.FlagValues()
     sweeps_asked = any(re.match(r"--?sweep(=|$)", arg) for arg in argv)
     for spec in _FLAGS:
@@ -164,55 +202,17 @@ def run(argv: Sequence[str]) -> int:
     expand = os.path.expanduser  # here, for all: no shell does it for the ~ of --root=~/runs
     chosen |= {name: expand(chosen[name]) for name in ("root", "report_to")}
     chosen["report"] = [expand(folder) for folder in chosen["report"]]
-    name, sweeps = chosen["experiment"], values["sweep"].value
-    alone = next((flag for flag in ("list", "report") if chosen[flag]), "")
-    if cli.is_help(rest) and (alone or not name):
-        rows = [(_usage(spec), spec.help) for spec in _FLAGS]
-        print(
-            "\n".join(
-                [
-                    cli.docstring_of(sys.modules[__name__]),
-                    *cli.columns(rows),
-                    "",
-                    "Experiments:",
-                    *_list(),
-                ]
-            )
-        )
-        return cli.DONE
-    if alone and rest:
-        hint = _meant(rest[0]) or "; --help lists the flags"
-        raise UserError(f"{rest[0]}: has no part in --{alone}{hint}")
-    if chosen["list"]:
-        print("\n".join(_list()))
-        return cli.DONE
-    if chosen["report"]:
-        return _report(chosen)
-    if not name:
-        raise UserError(_what_instead(rest))
-    if name not in names():
-        hint = cli.did_you_mean(name, names())
-        raise UserError(
-            f"must be one of {', '.join(names())}{hint}", argument="experiment", value=name
-        )
-    module = importlib.import_module(f"experiments.{name}")
-    if cli.is_help(rest):
-        return cli.run(module.Config, _action(module), module.PRESETS, ["--help"])
-    if (sweeps or chosen["processes"] > 1) and not issubclass(module.Config, cli.RunConfig):
-        raise UserError(
-            "does not train; --sweep and --processes need one that does",
-            argument="experiment",
-            value=name,
-        )
-    cluster = slurm.options(chosen, given)
-    if cluster and not sweeps:
-        raise UserError("submits a sweep; a single run is --sweep=seed=0", argument="slurm")
-    if sweeps and chosen["processes"] > 1 and not cluster:
-        raise UserError(
-            "cannot be combined with --sweep", argument="processes", value=chosen["processes"]
-        )
-    if sweeps:
-        return _sweep(name, module, rest, sweeps, chosen, cluster)
+    return chosen, given, rest
+
+
+def _help() -> str:
+    rows = [(_usage(spec), spec.help) for spec in _FLAGS]
+    docstring = cli.docstring_of(sys.modules[__name__])
+    return "\n".join([docstring, *cli.columns(rows), "", "Experiments:", *_list()])
+
+
+def _single(name: str, module: ModuleType, rest: Sequence[str], chosen: Mapping[str, Any]) -> int:
+    """Runs one experiment; returns the exit code."""
     its = cli.flags_of(module.Config)
     for flag in (re.match(r"--?(\w+)", arg) for arg in rest):
         if flag and flag[1] in cli.SWEEP_FLAGS and flag[1] not in its:
@@ -241,23 +241,10 @@ def _sweep(
     """Runs a sweep; returns the exit code."""
     kind, samples, seed = chosen["search"], chosen["samples"], chosen["search_seed"]
     aim, slots = _aim(chosen["aim"]), processes.slots_of(chosen["jobs"])
+    _check_search(chosen, aim, cluster)
     if cluster and not cluster.local:  # elsewhere: a group is one job
         slots = max(chosen["jobs"], 1)
-        if kind != "all" or chosen["budget"]:
-            raise UserError(
-                "submits all runs at once; --search and --budget need --slurm=local",
-                argument="slurm",
-            )
     vectorize = "off" if chosen["processes"] > 1 else chosen["vectorize"]
-    if (kind != "all") != (aim is not None):
-        raise UserError(
-            f"--aim=min:METRIC {'must' if kind != 'all' else 'cannot'} be given",
-            argument="search",
-            value=kind,
-        )
-    if aim and aim.sign * direction(aim.metric) > 0:
-        less = "more" if aim.sign > 0 else "less"
-        print(f"warning: --aim={chosen['aim']}: {less} of {aim.metric} is better")
     axes = sweeping.axes_of(module, argv, sweeps)
     if kind == "tpe" and not (samples and any(axis.kind != "grid" for axis in axes)):
         raise UserError("needs axes to draw and --samples=N", argument="search", value="tpe")
@@ -303,6 +290,22 @@ def _sweep(
         else:
             sweep.train(runs)
         return sweep.end()
+
+
+def _check_search(
+    chosen: Mapping[str, Any], aim: search.Aim | None, cluster: slurm.Options | None
+) -> None:
+    """Raises a UserError for a search that makes no sense; warns of one that looks for the worst."""
+    kind = chosen["search"]
+    if cluster and not cluster.local and (kind != "all" or chosen["budget"]):
+        reason = "submits all runs at once; --search and --budget need --slurm=local"
+        raise UserError(reason, argument="slurm")
+    if (kind != "all") != (aim is not None):
+        reason = f"--aim=min:METRIC {'must' if kind != 'all' else 'cannot'} be given"
+        raise UserError(reason, argument="search", value=kind)
+    if aim and aim.sign * direction(aim.metric) > 0:
+        less = "more" if aim.sign > 0 else "less"
+        print(f"warning: --aim={chosen['aim']}: {less} of {aim.metric} is better")
 
 
 def _digest(*values: Any) -> str:

@@ -1,4 +1,4 @@
-"""Files that bpgan writes and reads back: replaced as a whole, and read as what they must be or refused by name.
+"""Files that bpgan writes and reads back: replaced as a whole, locked, and read as what they must be or refused.
 
 A reader here never raises anything but ``Damaged``: bytes that are no text, JSON that is torn or nested without end,
 keys that are missing, doubled or of another type, numbers that no 64 bits hold, and a directory, a pipe or a dangling
@@ -7,12 +7,16 @@ link where the file should be are all one kind of error, of one line.
 
 import contextlib
 import csv
+import errno
+import fcntl
 import json
 import os
 import pathlib
+import secrets
 import stat
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import IO, Annotated, Any, TypeVar
 
 import msgspec
 
@@ -23,6 +27,9 @@ Scalar = str | bool | int | float | None
 """What a flag or a log line may hold."""
 
 _MOST_BYTES = 1 << 28  # of one JSON document; bpgan's own are a thousand times smaller
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""Of a disk without locks: Lustre without ``-o flock``, some NFS."""
+
 _T = TypeVar("_T")
 
 
@@ -143,13 +150,18 @@ def read_bytes(
 
 
 @contextlib.contextmanager
-def replaced(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def replaced(path: str | os.PathLike, *, shared: bool = False) -> Iterator[pathlib.Path]:
     """Where to write what takes the place of ``path`` once the block has ended; until then a reader sees the old file.
 
     Of a block that raises, nothing is left.
+
+    Args:
+      path: of the file.
+      shared: whether several processes may write it at the same time; then the last one counts.
     """
     path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    own = f".{os.getpid()}-{secrets.token_hex(4)}.partial"
+    temporary = path.with_name(path.name + (own if shared else ".tmp"))
     temporary.unlink(missing_ok=True)  # a link there would lead to another file
     try:
         yield temporary
@@ -158,6 +170,63 @@ def replaced(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def lock(file: int | IO[Any], waiting: str | None = None) -> str:
+    """Locks an open file for this process, until it is closed or the process ends.
+
+    Args:
+      file: open.
+      waiting: what to say while another process has the lock, before waiting for it. None: do not wait.
+
+    Returns:
+      Why it is not locked, for not every disk has locks; empty if it is.
+
+    Raises:
+      BlockingIOError: if another process has the lock.
+      OSError: if the disk fails.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        if waiting is None:
+            raise BlockingIOError(errno.EAGAIN, "another process has the lock") from None
+        if waiting:
+            print(waiting, file=sys.stderr, flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return error.strerror or str(error)
+    return ""
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike) -> Iterator[str]:
+    """Locks a file, which is made if need be, while the block runs. Its content stays.
+
+    Yields:
+      Why it is not locked; see ``lock``.
+
+    Raises:
+      BlockingIOError: if another process has the lock.
+      OSError: if the file cannot be opened.
+    """
+    # A link would lead to another file, and a pipe would wait for its other end.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    with open(os.open(path, flags, 0o666), "rb+", buffering=0) as file:
+        unlocked = lock(file)
+        if not unlocked and not is_at(file.fileno(), path):
+            raise BlockingIOError(errno.EAGAIN, "whoever had the lock has just removed it")
+        yield unlocked
+
+
+def is_at(descriptor: int, path: str | os.PathLike) -> bool:
+    """Whether an open file still has that name."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

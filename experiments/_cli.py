@@ -942,19 +942,8 @@ def restored(
         except UserError as error:
             given = f"--{flag}={show(value)} (config.json)"
             raise UserError(f"{path}: {given}: {error.reason}") from None
+    cfg = module.Config(**values | _changed_values(name, specs, changes))
     located = locates_data(module.Config)
-    may_change = sorted(restart_safe(module.Config) | located)
-    for text in changes:
-        flag, _, value = text.partition("=")
-        if flag not in may_change:
-            allowed = ", ".join(may_change)
-            reason = f"cannot be changed in a run of {name}; only {allowed}"
-            raise UserError(reason, argument="flags", value=text)
-        try:
-            values[flag] = specs[flag].parse(value)
-        except UserError as error:
-            raise UserError(error.reason, argument="flags", value=text) from None
-    cfg = module.Config(**values)
     parallel.setup(precision=cfg.precision)
     try:
         experiment = build(cfg)
@@ -985,6 +974,22 @@ def restored(
         )
         raise UserError(f"{path}: has no sound {kind}")
     return Restored(name, cfg, experiment, found[1].state, found[0])
+
+
+def _changed_values(name: str, specs: Mapping[str, Flag], changes: Sequence[str]) -> dict[str, Any]:
+    """The values of ``NAME=VALUE``, flags of a run of the experiment ``name`` that may be changed; else UserError."""
+    may_change = sorted(f.name for f in specs.values() if f.restart_safe or f.locates_data)
+    values = {}
+    for text in changes:
+        flag, _, value = text.partition("=")
+        if flag not in may_change:
+            reason = f"cannot be changed in a run of {name}; only {', '.join(may_change)}"
+            raise UserError(reason, argument="flags", value=text)
+        try:
+            values[flag] = specs[flag].parse(value)
+        except UserError as error:
+            raise UserError(error.reason, argument="flags", value=text) from None
+    return values
 
 
 def trained(

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, NamedTuple, Protocol
 
-from bpgan import memory
+from bpgan import files, memory
 from bpgan.runtime import environment
 from bpgan.types import UserError
 from experiments import _cli as cli
@@ -333,7 +333,7 @@ def _say_what_lead_did_not(codes: Sequence[int], logs: Sequence[pathlib.Path]) -
     """The last words of a process that failed by itself, before the first one could hear of it."""
     for i, code in enumerate(codes):
         if code > 0 and code not in (cli.INTERRUPTED, cli.CANCELLED, codes[0]):
-            _say_of(i, codes, last_line(logs[i], code))
+            _say_of(i, codes, _last_line(logs[i]))
             return
 
 
@@ -397,21 +397,20 @@ def alone(*paths: pathlib.Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for path in paths:
             lock = path.with_suffix(".lock")
-            file = stack.enter_context(open_file(lock, "a"))
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                free = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
-            except (BlockingIOError, PermissionError, FileNotFoundError):
-                free = False  # or it was, and whoever had it has just removed it
-            except OSError as error:  # Lustre without -o flock, some NFS
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                unlocked = stack.enter_context(files.locked(lock))
+            except BlockingIOError:
+                reason = f"another launcher is at work on it, and holds {lock}"
+                raise UserError(reason, argument="sweep") from None
+            except OSError as error:
+                reason = f"{lock}: cannot be written ({error.strerror})"
+                raise UserError(reason, argument="root") from None
+            if unlocked:
                 print(
-                    f"warning: {lock}: cannot be locked ({error.strerror});"
+                    f"warning: {lock}: cannot be locked ({unlocked});"
                     " see to it that no second launcher is at work on the same sweep"
                 )
-                free = True
-            if not free:
-                reason = f"another launcher is at work on it, and holds {lock}"
-                raise UserError(reason, argument="sweep")
             stack.callback(lock.unlink, missing_ok=True)
         yield
 
@@ -428,9 +427,8 @@ def is_trained(workdir: pathlib.Path) -> bool:
     return False
 
 
-def last_line(log: pathlib.Path, code: int) -> str:
-    if code in (cli.DONE, cli.INTERRUPTED):
-        return ""
+def _last_line(log: pathlib.Path) -> str:
+    """The last words of a process, for people only."""
     with contextlib.suppress(OSError):
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 4096))

@@ -21,7 +21,6 @@ import json
 import math
 import pathlib
 import re
-import statistics
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bpgan.measures import mean_and_deviation
 from bpgan.types import UserError
 from experiments import _cli as cli
 
@@ -112,10 +112,9 @@ def parse(text: str, specs: Mapping[str, cli.Flag]) -> Axis:
     kind = specs[name].type if name in specs else str
     bounds = re.fullmatch(r"(-?\d+):(-?\d+)", values)
     if bounds and kind is int:
-        # As floating-point numbers first: of those, too, that have thousands of digits, which int() refuses.
-        if float(bounds[2]) - float(bounds[1]) > MOST_RUNS or "inf" in map(
-            str, map(float, bounds.groups())
-        ):
+        # As floats first: int() refuses numbers of thousands of digits.
+        first, last = map(float, bounds.groups())
+        if not last - first <= MOST_RUNS:  # inf - inf is NaN
             raise UserError(f"is more than {MOST_RUNS:,} values", argument="sweep", value=text)
         low, high = map(int, bounds.groups())
         if low >= high:
@@ -226,7 +225,7 @@ class Aim(NamedTuple):
                     argument="aim",
                 )
             values.append(self.sign * float(metrics[self.metric]))
-        mean = statistics.fmean(values) if values else math.inf
+        mean, _ = mean_and_deviation(values)
         return mean if math.isfinite(mean) else math.inf
 
 

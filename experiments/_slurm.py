@@ -146,9 +146,8 @@ def options(chosen: Mapping[str, Any], given: Collection[str]) -> Options | None
             f"must be a multiple of --slurm_nodes={nodes}", argument="processes", value=processes
         )
     each = processes // nodes
-    if (
-        gpus and each > 1 and gpus != each
-    ):  # under Slurm, JAX gives each of several processes one GPU
+    # Under Slurm, JAX gives each of several processes one GPU.
+    if gpus and each > 1 and gpus != each:
         raise UserError(
             f"must be {each}, one for each process of a node, or --processes={nodes}",
             argument="slurm_gpus",

@@ -30,9 +30,8 @@ from experiments._processes import Job
 _SEVERITY = [cli.DONE, cli.INTERRUPTED, cli.BAD_INPUT, cli.ANOMALY]  # anything else is worse
 _FINAL = {"done": cli.DONE, "paused": cli.DONE, "non-finite": cli.ANOMALY, "anomaly": cli.ANOMALY}
 _FACTOR = 3  # of successive halving
-_MOST_KILLS = (
-    3  # in a row, after which the setting is at fault: it needs more memory than there is, say
-)
+# In a row, after which the setting is at fault: it needs more memory than there is, say.
+_MOST_KILLS = 3
 _MOST_MEMBERS = 1000  # of a group, whose flags are one command line
 _MOST_BYTES = 100_000  # of a command; Linux takes 131,072 in one argument
 _PATIENCE = 60.0  # seconds in which a process that lost its launcher has saved
@@ -274,9 +273,8 @@ class Sweep:
             except BrokenPipeError:  # nobody reads the table
                 raise
             except OSError as error:
-                reason = (
-                    f"{error.filename or self.folder}: {error.strerror}; the same command goes on"
-                )
+                where = error.filename or self.folder
+                reason = f"{where}: {error.strerror}; the same command goes on"
                 raise UserError(reason, argument="root") from None
 
     def affordable(self) -> bool:
@@ -416,7 +414,8 @@ def _told_of_root(path: pathlib.Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise UserError(f"--root: {path}: cannot be written ({error.strerror})") from None
+        reason = f"{path}: cannot be written ({error.strerror})"
+        raise UserError(reason, argument="root") from None
 
 
 def _record(run: Run) -> dict[str, Any]:

@@ -16,13 +16,12 @@ Images are duplicates if all their pixels are equal. ``n`` equal images are ``n 
 
 import dataclasses
 import hashlib
-import json
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bpgan import data
+from bpgan.files import write_json
 from bpgan.types import UserError
 from experiments import _cli as cli
 
@@ -180,13 +179,10 @@ def run(cfg: Config) -> None:
     }
     try:
         report.save_png(out / "grid.png", report.image_grid(images, columns=COLUMNS))
-        temporary = out / "dataset.json.tmp"
-        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, out / "dataset.json")
+        write_json(out / "dataset.json", facts)
     except OSError as error:
-        raise UserError(
-            f"--workdir={out}: cannot write {error.filename}: {error.strerror}"
-        ) from None
+        reason = f"cannot write {error.filename}: {error.strerror}"
+        raise UserError(reason, argument="workdir", value=out) from None
     names = [train.class_names[c] if train.class_names else str(c) for c in classes]
     print(
         f"wrote {out / 'dataset.json'} and {out / 'grid.png'}"

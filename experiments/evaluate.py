@@ -24,7 +24,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import json
 import os
 import pathlib
 import statistics
@@ -38,10 +37,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bpgan import data, files, metrics
+from bpgan import data, metrics
 from bpgan.data import cache
+from bpgan.files import decode, replaced, write_json
 from bpgan.metrics import classes, evaluations
 from bpgan.metrics.features import Extractor, effnet, inception, kept, plug
+from bpgan.runtime import records
 from bpgan.types import Algorithm, UserError
 from bpgan.version import __version__
 from experiments import _cli as cli
@@ -488,19 +489,17 @@ def _classifier(dataset: str, seed: int) -> Extractor:
 
     net = found()
     if net is None:
-        with (
-            kept.turn(path.with_suffix(".lock")) if parallel.is_lead() else contextlib.nullcontext()
-        ):
-            net = (
-                found()
-            )  # of the runs of a sweep, which ask for it together, the first one trains it
+        lead = parallel.is_lead()
+        with kept.turn(path.with_suffix(".lock")) if lead else contextlib.nullcontext():
+            # Of the runs of a sweep, which ask for it together, the first one trains it.
+            net = found()
             if net is None:
                 if os.path.lexists(path):
                     say(f"warning: {path} is damaged; it is made again", file=sys.stderr)
                 say(f"training the feature net of seed {seed} on {dataset}, once: {path}")
                 params = _trained(dataclasses.replace(cfg, dataset=dataset))
                 net = features.extractor(params, classes=train.classes, name=f"classifier{seed}")
-                if parallel.is_lead() and (reason := features.save(path, params)):
+                if lead and (reason := features.save(path, params)):
                     say(f"warning: {path} cannot be written ({reason})", file=sys.stderr)
     test = of_dataset(data.load(dataset, "test"), net, logits=True)
     assert test.logits is not None and test.y is not None
@@ -758,9 +757,8 @@ def _measured(
         if not len(covered):
             print(f"  {of}: {name} left out: no class has images enough", flush=True)
             return []
-    if (
-        covered is not None and name != "cas"
-    ):  # else a class that is missing is a fault of the samples
+    # Of cas, a class that is missing is a fault of the samples.
+    if covered is not None and name != "cas":
         best = best.of_classes(covered)
     if name == "memorisation":
         best, against = against.take(slice(0, None, 2)), against.take(slice(1, None, 2))
@@ -855,7 +853,7 @@ def run(cfg: Config) -> None:
     try:
         report.save_png(out / "samples.png", report.image_grid(candidates[0].x[:100]))
         if not kept_there:  # or it would replace all that is kept there
-            _write(out / "metrics.json", rows)
+            write_json(out / "metrics.json", rows)
             where = f"; the numbers are in {out / 'metrics.json'}"
             print(f"wrote {out / 'metrics.json'}", flush=True)
     except OSError as error:
@@ -922,14 +920,10 @@ def save(path: pathlib.Path, samples: Candidate) -> None:
     arrays: dict[str, Any] = {"x": samples.x} | ({} if samples.y is None else {"y": samples.y})
     if samples.y is not None and samples.called.names:
         arrays["class_names"] = np.array(samples.called.names)
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
+        with replaced(path) as temporary, temporary.open("xb") as file:
             np.savez(file, **arrays)
-        os.replace(temporary, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         reason = f"cannot be written ({error.strerror})"
         raise UserError(reason, argument="save", value=path) from None
     print(f"wrote {len(samples.x):,} samples to {path}", flush=True)
@@ -952,7 +946,7 @@ def _add(path: pathlib.Path, rows: Sequence[evaluations.Row]) -> int:
             os.rename(path, aside)
             print(f"warning: {path} {damaged}; it is now {aside}", file=sys.stderr, flush=True)
         rows = evaluations.merged(old, rows)
-        _write(path, rows)
+        write_json(path, rows)
     return len(rows)
 
 
@@ -961,29 +955,17 @@ def _read(path: pathlib.Path) -> tuple[list[evaluations.Row], str]:
 
     One row that the report cannot read would keep it from showing any.
     """
-    from bpgan.runtime import records
 
     if not path.exists():
         return [], ""
     if not path.is_file():
         raise UserError(f"{path} is no file")
     try:
-        rows = files.decode(path.read_bytes(), list[Any])
+        rows = decode(path.read_bytes(), list[Any])
     except ValueError as error:
         return [], f"is damaged ({error})"
-    sound = [row for row in rows if evaluations.is_row(row) and records.is_evaluation(row)]
+    sound = [row for row in rows if records.is_evaluation(row) and evaluations.is_row(row)]
     return sound, "" if len(sound) == len(rows) else "has rows that this version did not write"
-
-
-def _write(path: pathlib.Path, rows: Sequence[evaluations.Row]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 PRESETS = {

@@ -43,7 +43,7 @@ Papers:  Huang et al. 2025, arXiv:2501.05441 (R3GAN); Miyato et al. 2018, arXiv:
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -546,6 +546,21 @@ def _check(cfg: Config, axis_name: str | None) -> None:
             value=cfg.net,
             beside=["condition"],
         )
+    _check_batches(cfg, axis_name)
+    if _augment(cfg.augment)[2] is not None and not balances_at_zero(LOSSES[cfg.loss]):
+        allowed = ", ".join(name for name, loss in LOSSES.items() if balances_at_zero(loss))
+        raise UserError(
+            "ada goes by the sign of D's logits, which means nothing with"
+            f" --loss={cfg.loss}; must be one of {allowed}",
+            argument="augment",
+            value=cfg.augment,
+            beside=["loss"],
+        )
+    _check_penalties(cfg, players, terms)
+
+
+def _check_batches(cfg: Config, axis_name: str | None) -> None:
+    """Raises a UserError for a batch that cannot be split, or is split where the rule or the devices allow none."""
     if cfg.batch_size % cfg.accumulate:
         raise UserError(
             f"must divide --batch_size={cfg.batch_size}",
@@ -575,15 +590,12 @@ def _check(cfg: Config, axis_name: str | None) -> None:
                 value="pmap",
                 beside=["rule"],
             )
-    if _augment(cfg.augment)[2] is not None and not balances_at_zero(LOSSES[cfg.loss]):
-        allowed = ", ".join(name for name, loss in LOSSES.items() if balances_at_zero(loss))
-        raise UserError(
-            "ada goes by the sign of D's logits, which means nothing with"
-            f" --loss={cfg.loss}; must be one of {allowed}",
-            argument="augment",
-            value=cfg.augment,
-            beside=["loss"],
-        )
+
+
+def _check_penalties(
+    cfg: Config, players: Mapping[str, Architecture], terms: Sequence[Any]
+) -> None:
+    """Raises a UserError for a penalty that the networks or the rule do not allow."""
     for player, name, _, _ in terms:
         net, blamed = players[player], dict(argument="penalty", value="g." * (player == "g") + name)
         if name == _CLIP and cfg.rule == "optimistic":
@@ -592,8 +604,8 @@ def _check(cfg: Config, axis_name: str | None) -> None:
                 **blamed,
                 beside=["rule"],
             )
-        if name == "path_length_w" and for_g.kind != "stylegan2":
-            reason = f"--net={for_g.kind} has no mapping, stylegan2 has"
+        if name == "path_length_w" and players["g"].kind != "stylegan2":
+            reason = f"--net={players['g'].kind} has no mapping, stylegan2 has"
             raise UserError(reason, **blamed, beside=["net"])
         if name in _OF_ONE_EXAMPLE[player] and net.kind in _BATCH_NORM[player]:
             if player == "g" or not net.spectral:

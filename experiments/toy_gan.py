@@ -473,9 +473,8 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
         fixed = not callable(optim.schedule(cfg.lr)) and trail.state.memory is None
         # Else the step is no function of the point alone.
         if cfg.optimizer == "sgd" and cfg.rule != "optimistic" and fixed and len(points):
-            with jax.enable_x64(
-                True
-            ):  # of a double eigenvalue float32 finds the first three digits
+            # Of a double eigenvalue float32 finds only the first three digits.
+            with jax.enable_x64(True):
                 _, exactly = _two_numbers(dataclasses.replace(cfg, precision="float64"), steps)
                 step = functools.partial(exactly, trail.state)
                 after = np.asarray(jax.vmap(step)(jnp.asarray(points)))

@@ -122,7 +122,7 @@ def test_only_the_same_evaluation_is_replaced():
 def test_evaluations_that_are_damaged_are_set_aside(tmp_path, capsys):
     """What is sound in them stays, and nothing is lost."""
     file, new = tmp_path / "metrics.json", [a_row(metric="KD")]
-    old = json.dumps([a_row(), {"metric": "FD-old", "value": 1.0}, a_row(metric="IS", real="x")])
+    old = json.dumps([a_row(), a_row(classes="two"), a_row(metric="IS", real="x")])
     assert evaluate._add(file, [a_row()]) == 1 and not capsys.readouterr().err
     for text, rows in ((old, 2), ("[{", 1), ("[" * 100_000, 1), ("4", 1), ("\0", 1)):
         file.write_text(text)

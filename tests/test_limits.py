@@ -4,6 +4,7 @@ import errno
 import os
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from bpgan.runtime import limits
@@ -63,10 +64,21 @@ def test_the_directory_that_a_file_moved_into_counts(tmp_path):
             os.replace(tmp_path / "new", tmp_path / "result.json")
 
 
+class Exhausted(jax.errors.JaxRuntimeError):
+    """As XLA raises it; of an error that is made in Python the status is unknown."""
+
+    error_code_string = "RESOURCE_EXHAUSTED"
+
+
+def test_memory_of_the_device_is_seen_by_the_status_of_the_error():
+    with pytest.raises(UserError, match="^the device's memory is spent"), limits.memory_errors():
+        jax.jit(lambda: jnp.zeros(1 << 50))()
+
+
 @pytest.mark.parametrize(
     "error, whose",
     [
-        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmany\nlines"), "device"),
+        (Exhausted("RESOURCE_EXHAUSTED: Out of memory\nmany\nlines"), "device"),
         (MemoryError("Unable to allocate 4 GiB"), "machine"),
         (MemoryError(), "machine"),
     ],

@@ -965,8 +965,11 @@ def test_a_directory_that_is_removed_under_a_run_is_one_line(tmp_path, monkeypat
 
 
 def test_memory_that_is_spent_is_one_line(tmp_path, monkeypatch):
+    class Exhausted(jax.errors.JaxRuntimeError):
+        error_code_string = "RESOURCE_EXHAUSTED"  # as XLA's
+
     def compiled(*_, **__):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+        raise Exhausted("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
     monkeypatch.setattr(parallel, "compile", compiled)
     with pytest.raises(UserError, match="^batch_size=16: the device's memory is spent .*9 bytes"):

@@ -46,7 +46,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bpgan.data import cache
+from bpgan import files
 from bpgan.types import UserError
 
 _STALL = 30.0
@@ -536,7 +536,7 @@ def _quiet() -> Iterator[None]:
 def _locked(path: pathlib.Path, name: str) -> Iterator[None]:
     """Waits until no other process is in here, where the disk has locks."""
     with path.open("a", encoding="utf-8") as file:
-        cache.lock(file, f"tfds:{name} is being prepared by another process; waiting")
+        files.lock(file, f"tfds:{name} is being prepared by another process; waiting")
         yield
 
 

@@ -35,7 +35,7 @@ SPLITS = ("train", "test")
 
 _BLOCK = 32 << 20  # bytes of pixels that are read at once
 _LARGEST = 1 << 28  # bytes of a manifest
-_ENTRIES = 1000  # tries to enter a directory that others, of which one is done with each, rename and remove
+_ENTRIES = 1000  # tries to enter a directory that other processes keep renaming and removing
 
 Pixel = Annotated[int, msgspec.Meta(ge=0, le=255)]
 Side = Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]
@@ -228,40 +228,17 @@ def _sealed(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def lock(file: Any, waiting: str) -> bool:
-    """Locks an open file for this process, until it is closed. Says ``waiting`` while another has it.
-
-    Returns:
-      Whether it is locked: not every disk has locks.
-    """
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(waiting, file=sys.stderr, flush=True)
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:  # Lustre without -o flock, some NFS and FUSE
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-        return False
-    return True
-
-
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary directory beside ``folder`` that belongs to this process until it is renamed or removed."""
     shared = folder.with_name(folder.name + ".tmp")
     file = _entered(shared, f"{folder}: another process is writing it; waiting")
     own = file is not None
-    if own:
-        temporary = shared
-    else:
-        temporary = _beside(folder, ".tmp")
+    temporary = shared if own else _beside(folder, ".tmp")
     try:
         yield temporary
     finally:
-        if not own or _is(temporary / "lock", file):
+        if not own or files.is_at(file.fileno(), temporary / "lock"):
             shutil.rmtree(temporary, ignore_errors=True)
         if own:
             file.close()
@@ -286,26 +263,18 @@ def _entered(shared: pathlib.Path, waiting: str) -> Any:
             file = (shared / "lock").open("w", encoding="utf-8")
         except FileNotFoundError:  # renamed or removed this moment
             continue
-        if not lock(file, waiting):
+        if files.lock(file, waiting):  # the disk has no locks
             file.close()
             shutil.rmtree(shared, ignore_errors=True)
             return None
-        if _is(shared / "lock", file):
+        if files.is_at(file.fileno(), shared / "lock"):
             return file
         file.close()
     raise OSError(errno.EBUSY, "others keep removing it", str(shared))
 
 
-def _is(path: pathlib.Path, file: Any) -> bool:
-    """Whether the open file still has that name."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
 def _replace(temporary: pathlib.Path, folder: pathlib.Path) -> None:
-    """Puts a finished cache where it belongs; what is there, which is damaged, goes only then."""
+    """Puts a finished cache where it belongs, and only then removes the damaged one that is there."""
     old = _beside(folder, ".old")
     with contextlib.suppress(FileNotFoundError):
         folder.rename(old / "damaged")
@@ -328,12 +297,9 @@ def _remove(path: pathlib.Path) -> None:
 
 def _sweep(parent: pathlib.Path) -> None:
     """Removes what dead processes left behind: temporary directories that nobody has locked, or whose maker is gone."""
-    import fcntl
-
     for place in parent.glob("*.tmp/lock"):
         with contextlib.suppress(OSError), place.open("r+", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is(place, file):
+            if not files.lock(file) and files.is_at(file.fileno(), place):
                 shutil.rmtree(place.parent)
     for place in parent.iterdir():
         maker = re.fullmatch(r".+-[0-9a-f]{16}\.(.+)-(\d+)-\w+\.(tmp|old)", place.name)
@@ -489,9 +455,8 @@ class Tally:
         pixels = x.reshape(len(x), -1, self._shape[2])
         self._constant += int((pixels == pixels[:, :1]).all((1, 2)).sum())
         self._low, self._high = min(self._low, int(x.min())), max(self._high, int(x.max()))
-        for c in range(
-            self._shape[2]
-        ):  # a strided pass per channel is several times faster than sums over axes
+        # A strided pass per channel is several times faster than sums over axes.
+        for c in range(self._shape[2]):
             channel = pixels[..., c].astype(np.uint16)
             self._sums[c] += int(channel.sum(dtype=np.int64))
             self._squares[c] += int(np.square(channel).sum(dtype=np.int64))  # 255^2 < 2^16

@@ -86,11 +86,8 @@ def describe_remark(kind: str, count: int, greatest: int) -> str:
     """A remark of one kind about ``count`` images, in words. ``greatest``: of its numbers."""
     images = f"{count:,} image{'' if count == 1 else 's'}"
     bits = greatest.bit_length()
-    fewer = (
-        f"; if they hold {bits} bits, ,bits={bits} makes {(1 << bits) - 1:,} white"
-        if bits < 15
-        else ""
-    )
+    white = f"; if they hold {bits} bits, ,bits={bits} makes {(1 << bits) - 1:,} white"
+    fewer = white if bits < 15 else ""
     return {
         "frames": f"{images} with several frames or pages, of which the first is used",
         "transparent": f"{images} with transparent parts, which are made white; ,background=black is another colour",
@@ -138,22 +135,14 @@ def _unidentified(file: BinaryIO) -> str:
     file.seek(0)
     head = file.read(64)
     if b"ftypavi" in head[:16] and not features.check("avif"):
-        return (
-            "AVIF, which this Pillow was built without; its packages on PyPI, from 11.3 on, have it"
-        )
-    starts = (
-        head.lstrip().lower(),
-        head,
-        head[4:],
-    )  # the box of an ISO file begins with its length
-    kinds = [
-        kind for start, kind in _BEGINNINGS.items() if any(s.startswith(start) for s in starts)
-    ]
+        return "AVIF, which this Pillow was built without; Pillow 11.3 or newer from PyPI has it"
     if not head:
         return "not an image but an empty file"
-    return (
-        f"not an image but {kinds[0]}" if kinds else f"not an image of type {', '.join(_FORMATS)}"
-    )
+    starts = head.lstrip().lower(), head, head[4:]  # an ISO file begins with a length
+    for beginning, kind in _BEGINNINGS.items():
+        if any(start.startswith(beginning) for start in starts):
+            return f"not an image but {kind}"
+    return f"not an image of type {', '.join(_FORMATS)}"
 
 
 @contextlib.contextmanager
@@ -239,9 +228,8 @@ def _in_turn(size: int) -> Iterator[None]:
         yield
         return
     with _ALONE:
-        if (need := 16 * size) > (
-            free := memory.available()
-        ):  # pixels of 4 bytes, and what is made of them
+        need, free = 16 * size, memory.available()  # pixels of 4 bytes, and what is made of them
+        if need > free:
             raise Unreadable(f"too large for the memory, {memory.shortfall(need, free)}")
         yield
 

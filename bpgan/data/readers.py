@@ -346,10 +346,9 @@ def _idx_file(path: pathlib.Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
             head = file.read(4 * magic[3])
             dims = tuple(np.frombuffer(head[: len(head) // 4 * 4], ">u4").tolist())
             size, stored = math.prod(dims), path.stat().st_size
-            if len(dims) < magic[3] or (size > 1100 * stored if zipped else stored < size):
-                raise EOFError(
-                    f"too short for its header, {list(dims)}"
-                )  # deflate saves at most 1032 fold
+            most = _DEFLATE * (stored + 1) if zipped else stored
+            if len(dims) < magic[3] or size > most:
+                raise EOFError(f"too short for its header, {list(dims)}")
             yield file, dims
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path.name}: damaged or cut short ({error})") from None

@@ -40,7 +40,7 @@ KEY = {
     "reference_sha256": str,
     "train_sha256": str,
 }
-"""What tells one number of a run from another, and its types. Whoever evaluates the same again replaces it."""
+"""What tells one number of a run from another, and its types. The same evaluation again replaces its numbers."""
 
 Row = dict[str, Any]
 

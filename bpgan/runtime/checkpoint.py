@@ -146,9 +146,8 @@ class Checkpoints:
                 ),
             )
         except OSError as error:
-            raise UserError(
-                f"--workdir: {self._directory}: cannot be used ({error.strerror})"
-            ) from None
+            reason = f"{self._directory}: cannot be used ({error.strerror})"
+            raise UserError(reason, argument="workdir") from None
 
     def save(
         self,

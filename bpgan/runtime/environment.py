@@ -34,7 +34,7 @@ def open_streams() -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Lets what is written from now on be lost: nobody reads on, as after ``| head`` or when a terminal is closed."""
+    """Discards what is written from now on: nobody reads it, as after ``| head`` or when a terminal is closed."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

@@ -66,6 +66,11 @@ def _path(name: Any) -> pathlib.Path:
     return pathlib.Path(os.path.abspath(os.fsdecode(name)))
 
 
+def is_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a device is spent."""
+    return getattr(error, "error_code_string", "") == "RESOURCE_EXHAUSTED"
+
+
 @contextlib.contextmanager
 def memory_errors(batch_size: int | None = None) -> Iterator[None]:
     """Raises as a ``UserError`` that the memory of a device, or of the machine, is spent.
@@ -76,19 +81,18 @@ def memory_errors(batch_size: int | None = None) -> Iterator[None]:
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        # JAX gives the status of XLA no other form than the first word of the message.
-        device = isinstance(error, jax.errors.JaxRuntimeError)
-        if device and not str(error).startswith("RESOURCE_EXHAUSTED"):
+        device = is_of_memory(error)
+        if not device and not isinstance(error, MemoryError):
             raise
         whose = "the device's" if device else "the machine's"
+        other = "the networks smaller" if device else "the data read from disk (feed=stream)"
         said = (str(error).strip().splitlines() or ["out of memory"])[0][:200]
-        lower = "must be lower, or the networks smaller"
-        if not device:
-            lower = "must be lower, or the data read from disk (feed=stream)"
         if batch_size is None:
             raise UserError(f"{whose} memory is spent ({said})") from None
         raise UserError(
-            f"{whose} memory is spent ({said}); {lower}", argument="batch_size", value=batch_size
+            f"{whose} memory is spent ({said}); must be lower, or {other}",
+            argument="batch_size",
+            value=batch_size,
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""JAX's cache of compiled programs on disk, of which only what is whole and asked for is used.
+"""JAX's cache of compiled programs on disk: an entry is used only if it is whole and the one that was asked for.
 
 JAX reads whatever lies under the name of a program: of two files that changed places it runs either in the place of the
 other, without a word, and one that is damaged it reports each time, and never replaces. Here each entry begins with a

@@ -384,12 +384,11 @@ def _drawing(path: str | os.PathLike, **figure: Any) -> Iterator[Any]:
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import (
-            Figure,
-        )  # not pyplot: it is slow to import and keeps every figure
-    except (
-        Exception
-    ) as error:  # a matplotlibrc in this directory, which comes before ours, may hold anything
+
+        # Not pyplot: it is slow to import and keeps every figure.
+        from matplotlib.figure import Figure
+    except Exception as error:
+        # A matplotlibrc in this directory, which comes before ours, may hold anything.
         raise UserError(
             f"{path}: cannot be drawn, for matplotlib cannot be imported ({error})"
         ) from None
@@ -441,9 +440,8 @@ def _frames(path: pathlib.Path) -> list[_Frame]:
     """The sample grids to show: evenly spaced, the first and the last of those that are sound among them."""
     found = [(step, file) for step, file in grids(path) if _begins_as_png(file)]
     read: dict[pathlib.Path, _Frame | None] = {}
-    while (
-        True
-    ):  # until all that are chosen are sound; a long run may have too many to read them all
+    # Until all that are chosen are sound; a long run may have too many to read them all.
+    while True:
         chosen = _thinned([each for each in found if read.get(each[1], True)])
         if all(file in read for _, file in chosen):
             return [frame for _, file in chosen if (frame := read[file])]

@@ -27,8 +27,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from bpgan.files import write_json
-from bpgan.runtime import anomaly, environment, events, parallel, records
+from bpgan import files
+from bpgan.runtime import anomaly, environment, events, parallel, records, report
 from bpgan.runtime.parallel import Window
 from bpgan.types import Source, UserError
 from bpgan.version import __version__
@@ -79,45 +79,58 @@ def open_run(
             reason = f"a link to {os.readlink(path)}, which is not there"
         raise UserError(f"cannot be used ({reason})", argument="workdir", value=workdir) from None
     _check_layout(path, entries)
+    reason = ""
     if not os.access(path, os.W_OK):
-        raise UserError(f"--workdir={workdir}: is not writable")
-    old = records.read_run(path / _RECORD)
-    if old is None:
-        # What a process killed before its first step may leave behind.
-        if set(entries) - {_LOCK, f"{_RECORD}.tmp", _CHECKPOINTS}:
-            raise UserError(
-                f"--workdir={workdir}: is not empty and holds no bpgan run; name a new or empty directory"
-            )
-    else:
-        old_config, before = old.config, old.data
-        if old.experiment != name:
-            raise UserError(f"--workdir={workdir}: holds a run of {old.experiment}, not of {name}")
-        free = restart_safe | locates_data if fingerprint == before else restart_safe
-        changed = [
-            f"--{field} was {old_config.get(field)!r}, now {config.get(field)!r}"
-            for field in sorted(set(config) | set(old_config))
-            if field not in free and config.get(field) != old_config.get(field)
-        ]
-        trained = any(path.glob("checkpoints/*")) or records.read_log(path / "metrics.jsonl")
-        if changed and trained:
-            raise UserError(
-                f"--workdir={workdir}: holds a run with another configuration ({'; '.join(changed)});"
-                " use the same flags to resume it or another workdir"
-            )
-        if trained and before and before != fingerprint:  # older records may have none
-            raise UserError(
-                f"--workdir={workdir}: the data have changed since this run began (sha256 was {before[:12]}, now"
-                f" {fingerprint[:12]}); use another workdir for the new data"
-            )
-        measured = old.measure or measure
-        if trained and measured != measure:
-            raise UserError(
-                f"was evaluated with {_said(measured)} so far, and would be with {_said(measure)} from here on, whose"
-                " numbers do not compare; bring that back or use another workdir",
-                argument="workdir",
-                value=workdir,
-            )
+        reason = "is not writable"
+    elif (old := records.read_run(path / _RECORD)) is not None:
+        free = restart_safe | locates_data if fingerprint == old.data else restart_safe
+        reason = _difference(path, old, name, config, free, fingerprint, measure)
+    # What a process killed before its first step may leave behind does not count.
+    elif set(entries) - {_LOCK, f"{_RECORD}.tmp", _CHECKPOINTS}:
+        reason = "is not empty and holds no bpgan run; name a new or empty directory"
+    if reason:
+        raise UserError(reason, argument="workdir", value=workdir)
     return path
+
+
+def _difference(
+    path: pathlib.Path,
+    old: records.RunRecord,
+    name: str,
+    config: Mapping[str, Any],
+    free: frozenset[str],
+    fingerprint: str,
+    measure: Mapping[str, str],
+) -> str:
+    """Why the run in a directory does not go on as what ``open_run`` is asked for; empty if it does.
+
+    ``free`` are the fields that may differ; before anything was trained all may, but the experiment.
+    """
+    if old.experiment != name:
+        return f"holds a run of {old.experiment}, not of {name}"
+    if not any(path.glob("checkpoints/*")) and not records.read_log(path / "metrics.jsonl"):
+        return ""
+    changed = [
+        f"--{field} was {old.config.get(field)!r}, now {config.get(field)!r}"
+        for field in sorted(set(config) | set(old.config))
+        if field not in free and config.get(field) != old.config.get(field)
+    ]
+    if changed:
+        return (
+            f"holds a run with another configuration ({'; '.join(changed)});"
+            " use the same flags to resume it or another workdir"
+        )
+    if old.data and old.data != fingerprint:  # older records may have none
+        return (
+            f"the data have changed since this run began (sha256 was {old.data[:12]}, now {fingerprint[:12]});"
+            " use another workdir for the new data"
+        )
+    if old.measure and old.measure != measure:
+        return (
+            f"was evaluated with {_said(old.measure)} so far, and would be with {_said(measure)} from here on, whose"
+            " numbers do not compare; bring that back or use another workdir"
+        )
+    return ""
 
 
 def _check_layout(path: pathlib.Path, entries: Sequence[str]) -> None:
@@ -187,7 +200,7 @@ def write_record(
         description["group"] = dict(group)
     if measure:
         description["measure"] = dict(measure)
-    write_json(path / _RECORD, description)
+    files.write_json(path / _RECORD, description)
 
 
 def _said(measure: Any) -> str:
@@ -207,23 +220,16 @@ def locked(path: pathlib.Path) -> Iterator[None]:
 
     If the run does not come to its record, the lock and an empty folder of checkpoints are removed again.
     """
-    import fcntl
-
     lock = path / _LOCK
-    # What the lock holds, if it is somebody's file after all, stays; a pipe does not block.
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-    with open(os.open(lock, flags, 0o666), "rb+", buffering=0) as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                raise BlockingIOError  # one that was removed by who had it
-        except (BlockingIOError, PermissionError, FileNotFoundError):
-            raise UserError(
-                "another process is training here", argument="workdir", value=path
-            ) from None
-        except OSError as error:  # Lustre without -o flock, some NFS
+            unlocked = stack.enter_context(files.locked(lock))
+        except BlockingIOError:
+            reason = "another process is training here"
+            raise UserError(reason, argument="workdir", value=path) from None
+        if unlocked:
             print(
-                f"warning: --workdir={path}: cannot be locked ({error.strerror});"
+                f"warning: --workdir={path}: cannot be locked ({unlocked});"
                 " see to it that no second process trains here"
             )
         try:
@@ -294,7 +300,7 @@ class Log:
         metrics = path / "metrics.jsonl"
         if lead:
             records.truncate_log(metrics, step)
-            for drawn, grid in _grids(path):
+            for drawn, grid in report.grids(path):
                 if drawn > step and grid.is_file():
                     grid.unlink()
         lines = [line for line in records.read_log(metrics) if line["step"] <= step]
@@ -484,18 +490,12 @@ def _events_of(
     """What was logged and drawn, in the order in which it was."""
     seconds = 0.0
     logged = [(line["step"], line) for line in lines]
-    for at, thing in heapq.merge(_grids(path), logged, key=lambda pair: pair[0]):
+    for at, thing in heapq.merge(report.grids(path), logged, key=lambda pair: pair[0]):
         if not isinstance(thing, pathlib.Path):
             seconds = thing.get(CLOCK[0], seconds)
             yield _scalars_of(thing, begun + seconds)
         elif png := _png(thing):
             yield events.image(at, "samples", png, begun + seconds)
-
-
-def _grids(path: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
-    """The sample grids of a run by their steps, in order."""
-    files = [(re.fullmatch(r"step_(\d+)\.png", p.name), p) for p in path.glob("samples/*.png")]
-    return sorted((int(match[1]), file) for match, file in files if match)
 
 
 def _png(file: pathlib.Path) -> bytes:

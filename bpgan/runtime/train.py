@@ -366,8 +366,9 @@ class _Run:
         if found is None and (ended or (self.path / _SAVED).exists()):
             came = f"the run came to step {ended.step}" if ended else "the run has been saved"
             raise UserError(
-                f"--workdir={self.path}: {came}, and its checkpoints are gone;"
-                " remove the directory to begin it anew, or name another"
+                f"{came}, and its checkpoints are gone; remove the directory to begin it anew, or name another",
+                argument="workdir",
+                value=self.path,
             )
         return found
 
@@ -426,9 +427,8 @@ class _Run:
     def begin(self, step: int, resumed: bool, group: Mapping[str, Any] | None) -> None:
         """Begins, or goes on, at a step."""
         if step > self.plan.steps:
-            raise UserError(
-                f"--workdir={self.path}: the run is at step {step} already, past {self.plan.steps}"
-            )
+            reason = f"the run is at step {step} already, past {self.plan.steps}"
+            raise UserError(reason, argument="workdir", value=self.path)
         self.saved = step if resumed else -1
         self.past = 0 < self.plan.pause < step
         if not self.past:
@@ -582,22 +582,7 @@ def _fit(
         with seconds("compile"):
             program = compiled()
         _check_rank(plan, program, source)
-        found = []
-        for each in runs:
-            found.append(each.open(program.abstract))
-            close = each.checkpoints.close
-            stack.push(lambda kind, *_, close=close: None if _is_alone(kind) else close())
-        step, carry = _start(runs, found, program)
-        group = None
-        if several:
-            group = {"lowering": program.lowering, "members": [each.id for each in runs]}
-        for each in runs:
-            if each.result is None and step is not None:
-                each.find_log(step)
-        for each in runs:
-            if each.result is None:
-                each.begin(step or 0, step is not None, group)
-                stack.callback(each.log.close)
+        step, carry = _begin(runs, program, stack)
         resumed, step = step is not None, step or 0
         stopped = stack.enter_context(_signals())
         where = first.path.parent if several else first.path
@@ -701,6 +686,29 @@ def _fit(
     return [each.result for each in runs if each.result is not None]
 
 
+def _begin(
+    runs: Sequence[_Run], program: sweep.Group, stack: contextlib.ExitStack
+) -> tuple[int | None, Any]:
+    """Opens all runs, which ``stack`` closes, and begins at the step and with the carry of ``_start``."""
+    found = []
+    for each in runs:
+        found.append(each.open(program.abstract))
+        close = each.checkpoints.close
+        stack.push(lambda kind, *_, close=close: None if _is_alone(kind) else close())
+    step, carry = _start(runs, found, program)
+    group = None
+    if len(runs) > 1:
+        group = {"lowering": program.lowering, "members": [each.id for each in runs]}
+    alive = [each for each in runs if each.result is None]
+    if step is not None:
+        for each in alive:  # all of them, before anything is changed
+            each.find_log(step)
+    for each in alive:
+        each.begin(step or 0, step is not None, group)
+        stack.callback(each.log.close)
+    return step, carry
+
+
 def _start(
     runs: Sequence[_Run], found: Sequence[tuple[int, parallel.Carry] | None], program: sweep.Group
 ) -> tuple[int | None, Any]:
@@ -715,8 +723,9 @@ def _start(
         if any(len(each.checkpoints.steps()) > 1 for each in runs):
             missing = next(r for r, at in zip(runs, steps, strict=True) if at is None)
             raise UserError(
-                f"--workdir={missing.path}: has no checkpoint, and the runs it trains with have; remove the directory"
-                " to begin this one anew"
+                "has no checkpoint, and the runs it trains with have; remove the directory to begin this one anew",
+                argument="workdir",
+                value=missing.path,
             )
     else:
         step, carries = min(step for step in alive if step is not None), []
@@ -728,8 +737,10 @@ def _start(
             at = each.checkpoints.restore(program.abstract, step=step)
             if at is None:
                 raise UserError(
-                    f"--workdir={each.path}: has no checkpoint of step {step}, where the runs it trains with are;"
-                    " --vectorize=off continues each by itself"
+                    f"has no checkpoint of step {step}, where the runs it trains with are;"
+                    " --vectorize=off continues each by itself",
+                    argument="workdir",
+                    value=each.path,
                 )
         if step is None and parallel.is_lead():
             (each.path / _SAVED).unlink(missing_ok=True)
@@ -779,7 +790,7 @@ def _lost_processes(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or error.error_code_string == "RESOURCE_EXHAUSTED":
+        if jax.process_count() == 1 or limits.is_of_memory(error):
             raise
         peers.await_reason()
         raise Lost(

@@ -4,15 +4,15 @@ A cache may lie on a disk that is full, read-only or without locks, and be damag
 """
 
 import contextlib
-import fcntl
 import math
 import os
 import pathlib
-import secrets
 import zipfile
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+
+from bpgan import files
 
 _OF = "of"  # the array that says what the others are of: the file's own name
 
@@ -48,14 +48,8 @@ def save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> str:
     """Keeps arrays for ``load``, whole or not at all. Returns why the disk did not take them, empty if it did."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-        try:
-            with temporary.open("xb") as file:
-                np.savez(file, **{_OF: np.array(path.stem), **arrays})  # type: ignore[arg-type]
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with files.replaced(path, shared=True) as temporary, temporary.open("xb") as file:
+            np.savez(file, **{_OF: np.array(path.stem), **arrays})  # type: ignore[arg-type]
     except OSError as error:
         return error.strerror or str(error)
     return ""
@@ -75,5 +69,5 @@ def turn(path: pathlib.Path) -> Iterator[None]:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             stack.callback(os.close, file)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            files.lock(file, waiting="")
         yield

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from bpgan import files
 from bpgan.types import UserError
 
 _LEGACY = 0x1950A86A20F9469CFC6C
@@ -49,7 +50,7 @@ _TENSOR = "torch._utils _rebuild_tensor_v2"
 _PARAMETER = "torch._utils _rebuild_parameter"
 
 _TIMES = 8
-"""The tensors of a file may take so many times its size: some share their numbers, such as tied weights."""
+"""The tensors of a file may take this many times its size, because some share their numbers (tied weights)."""
 
 
 class _Name(NamedTuple):
@@ -306,28 +307,30 @@ def download(url: str, path: str | os.PathLike, prefix: str) -> pathlib.Path:
     path = pathlib.Path(path)
     if path.exists() and sha256(path).startswith(prefix):
         return path
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=30) as answer, temporary.open("wb") as file:
-            total, done, shown = int(answer.headers.get("Content-Length") or 0), 0, 0
-            while block := answer.read(1 << 20):
-                file.write(block)
-                done += len(block)
-                if done - shown >= 1 << 24:
-                    shown = done
-                    print(f"  {path.name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB", flush=True)
-        if total and done != total:
-            raise UserError(f"{url}: broke off after {done} of {total} bytes")
-        if not (found := sha256(temporary)).startswith(prefix):
-            raise UserError(f"{url}: sha256 is {found[:12]}..., must begin with {prefix}")
-        os.replace(temporary, path)
+        with files.replaced(path, shared=True) as temporary:
+            _fetch(url, temporary, path.name)
+            if not (found := sha256(temporary)).startswith(prefix):
+                raise UserError(f"{url}: sha256 is {found[:12]}..., must begin with {prefix}")
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise UserError(f"{url}: cannot be downloaded to {path} ({reason})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
+
+
+def _fetch(url: str, path: pathlib.Path, name: str) -> None:
+    """Writes what is at a URL into a new file, and says how far it is."""
+    with urllib.request.urlopen(url, timeout=30) as answer, path.open("xb") as file:
+        total, done, shown = int(answer.headers.get("Content-Length") or 0), 0, 0
+        while block := answer.read(1 << 20):
+            file.write(block)
+            done += len(block)
+            if done - shown >= 1 << 24:
+                shown = done
+                print(f"  {name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB", flush=True)
+    if total and done != total:
+        raise UserError(f"{url}: broke off after {done} of {total} bytes")
 
 
 def folded(
