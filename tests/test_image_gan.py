@@ -337,7 +337,7 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path, mo
     assert cut.x.std(0).mean() < 0.8 * plain.x.std(0).mean()
     assert cut.facts["flags"] == "truncation=0.2"
     for text, said in (
-        ("net=lite", "--flags=net=lite: cannot be changed in a run of image_gan; only "),
+        ("net=lite", "flags=net=lite: cannot be changed in a run of image_gan; only "),
         ("truncation=-1", ">= 0"),
     ):
         with pytest.raises(UserError, match=said):

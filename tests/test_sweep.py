@@ -227,10 +227,10 @@ def killed_while_it_records(monkeypatch, *args, **plan):
     """The group ends after the record of its first member."""
     write, written = train.run.write_record, []
 
-    def killed(*args):
+    def killed(*args, **kwargs):
         if written:
             raise KeyboardInterrupt
-        written.append(write(*args))
+        written.append(write(*args, **kwargs))
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train.run, "write_record", killed)

@@ -16,6 +16,7 @@ import operator
 import pathlib
 import re
 import shutil
+import tempfile
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -383,8 +384,9 @@ class Checkpoints:
             raise self._cannot_write(None, error) from None
 
     def _cannot_write(self, step: int | None, error: Exception) -> Exception:
-        if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
-            return error  # orbax could not talk with another process
+        if jax.process_count() > 1 and not isinstance(error, OSError) and self._takes_files():
+            # orbax could not talk with another process
+            return jax.errors.JaxRuntimeError(_first_line(error))
         which = "the last checkpoint" if step is None else f"the checkpoint of step {step}"
         newest = max(self.complete(), default=None)
         kept = f"that of step {newest} is kept" if newest is not None else "there is none before it"
@@ -394,6 +396,16 @@ class Checkpoints:
             argument="workdir",
             value=self._directory.parent,
         )
+
+    def _takes_files(self) -> bool:
+        """Whether the disk takes a file now: what orbax raises does not tell a disk from a process that is gone."""
+        try:
+            with tempfile.TemporaryFile(dir=self._directory) as file:
+                file.write(bytes(1 << 20))
+                file.flush()
+        except OSError:
+            return False
+        return True
 
     def complete(self) -> list[int]:
         """The steps of those on disk; of a save that is under way it is none yet."""

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 
-from bpgan.runtime import checkpoint, report, run, train
+from bpgan.runtime import checkpoint, run, train
 from bpgan.types import UserError
 from experiments import toy_gan
 
@@ -53,7 +53,7 @@ if os.environ.get("JAX_PROCESS_ID") == index:
         ),
         "log": lambda: fails(run.Log, "write", full, after=2),
         "record": lambda: fails(run, "write_record", full),
-        "report": lambda: fails(report, "write_report", full),
+        "result": lambda: fails(train, "write_json", full),
         "bug": lambda: fails(run.Log, "write", TypeError("a bug"), after=2),
         "stop": lambda: fails(run.Log, "write", train.Anomaly("it diverged"), after=2),
         "checkpoint": damage_newest,

@@ -183,7 +183,7 @@ def ends_of(processes):
 FOUND = [
     ("data", 1, 2, "error: process 1 of 2: --dataset=x: is torn"),
     ("log", 0, 2, "cannot be written (No space left on device"),
-    ("report", 0, 2, "cannot be written (No space left on device"),
+    ("result", 0, 2, "cannot be written (No space left on device"),
     ("bug", 1, 1, "error: process 1 of 2: TypeError: a bug"),
     ("data", 0, 2, "error: --dataset=x: is torn"),
     ("record", 0, 2, "cannot be written (No space left on device"),
