@@ -81,13 +81,15 @@ def interrupt(library, run, lives, actions, most, rng):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
-    ("what", "actions", "lives", "late"), [("kills", KILLS, 144, 27), ("errors", ERRORS, 84, 21)]
+    ("what", "actions", "lives", "late", "least"),
+    [("kills", KILLS, 144, 27, 150), ("errors", ERRORS, 84, 21, 50)],
 )
-def test_interrupted_operations(library, tmp_path, capsys, what, actions, lives, late):
+def test_interrupted_operations(library, tmp_path, capsys, what, actions, lives, late, least):
     """The same command ends in the same bits, log, grids and TensorBoard scalars.
 
     Kills strike before an operation, amid a write, and after an operation; errors are those of a disk that fails once,
-    or from then on. The last lives are of a run at its end, which writes its result and its report.
+    or from then on. The last lives are of a run at its end, which writes its result and its report. A life that an
+    error does not harm comes to its end, and then others find less to do.
     """
     rng, run = np.random.default_rng(len(what)), tmp_path / "run"
     finish(start(tmp_path / "alone", *FLAGS))
@@ -98,4 +100,4 @@ def test_interrupted_operations(library, tmp_path, capsys, what, actions, lives,
     compared = assert_same(tmp_path / "alone", run, STEPS)
     with capsys.disabled():
         print(f"\n{struck.total()} {what} survived ({dict(struck)}); {compared:,} bytes equal")
-    assert struck.total() >= 0.85 * (lives + late) and {kind for kind, _ in struck} == set(KINDS)
+    assert struck.total() >= least and {kind for kind, _ in struck} == set(KINDS)
