@@ -374,6 +374,6 @@ class Study:
     def tell(self, number: int, score: float) -> None:
         """The value of a trial, the less the better; of one that failed, infinity.
 
-        That it failed is no missing value: TPE would not learn from it, and draw its neighbours again.
+        That it failed is no missing value: TPE would not learn from it, and draw its neighbors again.
         """
         self._study.tell(number, score)

@@ -388,7 +388,7 @@ class Sweep:
         runs = list(self.runs.values())
         codes = {i: self.codes[r.workdir] for i, r in enumerate(runs) if r.workdir in self.codes}
         if runs:
-            summarise(runs, codes, self.folder / f"sweep_{self.label}.csv")
+            summarize(runs, codes, self.folder / f"sweep_{self.label}.csv")
         for path, code in self.codes.items():
             run = self.runs[path]
             how = _kills(run) or (processes.status_of(code) + _reason(run, code))
@@ -632,7 +632,7 @@ def ask(
             compare(group, score)
 
 
-def summarise(runs: Sequence[Run], codes: Mapping[int, int], csv_path: pathlib.Path) -> None:
+def summarize(runs: Sequence[Run], codes: Mapping[int, int], csv_path: pathlib.Path) -> None:
     """Prints the final metrics of every run, their mean over seeds, and writes them all as CSV."""
     rows, numbers = [], []
     for index, run in enumerate(runs):

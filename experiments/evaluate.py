@@ -1,4 +1,4 @@
-"""Evaluates runs, or images from anywhere, against a dataset: distances, diversity, memorisation.
+"""Evaluates runs, or images from anywhere, against a dataset: distances, diversity, memorization.
 
 Run:     python -m experiments.evaluate --run=runs/mnist_gan/default
          python -m experiments.evaluate --run=runs/a,runs/b,runs/c
@@ -215,10 +215,10 @@ def diversity(fake: Images, real: Images, train: Images, seed: int) -> dict[str,
     return {f"Vendi-of-{n}": metrics.vendi_score(_some(fake.features, n, seed))}
 
 
-def memorisation(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
+def memorization(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
     """Whether samples are nearer to the training images than the reference is."""
     sets = fake.features, train.features, real.features
-    ratio = metrics.neighbour_ratio(*sets)
+    ratio = metrics.neighbor_ratio(*sets)
     as_many = min(len(fake.features), len(real.features))
     pair = (_some(each.features, as_many, seed) for each in (real, fake))
     return {
@@ -295,7 +295,7 @@ METRICS: dict[str, Callable[[Images, Images, Images, int], dict[str, float]]] = 
     "is": score,
     "vendi": diversity,
     "msssim": similarity,
-    "memorisation": memorisation,
+    "memorization": memorization,
     "class_fd": by_class,
     "accuracy": label_accuracy,
     "cas": classification,
@@ -316,7 +316,7 @@ COVERED: dict[str, Callable[[Any, Any], np.ndarray]] = {
 
 WHILE_TRAINING = {"fd": 2, "kd": 2, "prdc": 6}
 """Those of ``--eval_every``: quick ones that need neither labels nor the training images, and how many images they need
-to compare with. Of prdc that is one more than the neighbours it looks for."""
+to compare with. Of prdc that is one more than the neighbors it looks for."""
 
 
 class Candidate(NamedTuple):
@@ -608,8 +608,8 @@ def monitors(
             need = f"{','.join(names)} need {needed}"
             reason = f"{length} images are {what}, {need}; --eval_every must be 0"
             raise UserError(reason, argument="dataset", value=dataset, beside=["eval_every"])
-    labelled = data.load(dataset, "train").classes > 1
-    extractor = _classifier(dataset, SEEDS[0]) if labelled else effnet.extractor()
+    labeled = data.load(dataset, "train").classes > 1
+    extractor = _classifier(dataset, SEEDS[0]) if labeled else effnet.extractor()
 
     @functools.cache
     def reference(split: str) -> Images:
@@ -700,7 +700,7 @@ def evaluate(
             "train_images": len(train.x),
             "train_sha256": splits["train"].sha256,
             "real_images": len(sets.best.x),
-            "quantisation": "uint8",
+            "quantization": "uint8",
             "versions": _versions(),
         }
         for name in names:
@@ -760,7 +760,7 @@ def _measured(
     # Of cas, a class that is missing is a fault of the samples.
     if covered is not None and name != "cas":
         best = best.of_classes(covered)
-    if name == "memorisation":
+    if name == "memorization":
         best, against = against.take(slice(0, None, 2)), against.take(slice(1, None, 2))
     if name == "cas" and sets.fake.y is not None:  # its control: labels that say nothing
         worst = sets.fake._replace(y=rng.permutation(sets.fake.y))

@@ -11,7 +11,7 @@ Run:     python -m experiments.linear_regression
 Expect:  w = 0.9976, b = 0.0087 after the article's 1000 epochs, at distance 0.00903 from the
          least-squares solution w = 1, b = 0, as predicted; 2.3e-06 (float32's limit) after 5000.
 
-FILE has a header line and numeric columns. Its features are standardised while training, so that
+FILE has a header line and numeric columns. Its features are standardized while training, so that
 descent converges whatever their units; coefficients are reported in the units of the file.
 """
 
@@ -64,7 +64,7 @@ class Table(NamedTuple):
     fingerprint: str
 
 
-def standardise(
+def standardize(
     raw: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """``x, mean, scale, exponent`` of ``Table`` for columns ``raw[n, f]``.
@@ -86,7 +86,7 @@ def standardise(
 
 
 def read_csv(path: str, target: str) -> Table:
-    """Reads a table of numbers and standardises its features.
+    """Reads a table of numbers and standardizes its features.
 
     Raises:
       UserError: naming file, line and column of what is wrong.
@@ -133,7 +133,7 @@ def read_csv(path: str, target: str) -> Table:
     )
     column = names.index(target)
     x, y = np.delete(table, column, axis=1), table[:, column, None]
-    features, mean, scale, exponent = standardise(x)
+    features, mean, scale, exponent = standardize(x)
     fingerprint = data.fingerprint_of(*names, table)
     return Table(
         names[:column] + names[column + 1 :], features, y, mean, scale, exponent, fingerprint

@@ -234,7 +234,7 @@ def dcgan_generator(start):
 
 
 def dcgan_discriminator():
-    """``nets.dcgan.Discriminator`` with two convolutions, the second one normalised."""
+    """``nets.dcgan.Discriminator`` with two convolutions, the second one normalized."""
     return bp.sequential(
         *(("conv0", bp.conv(2, 1)), ("leaky0", bp.leaky_relu())),
         *(("conv1", bp.conv(2, 1)), ("norm1", bp.batch_norm()), ("leaky1", bp.leaky_relu())),

@@ -293,7 +293,7 @@ def test_a_part_of_a_dataset_is_of_all_its_classes():
     assert [*evaluate.diversity(real, real, few, 0), *evaluate.diversity(few, real, few, 0)] == [
         "Vendi-of-300"
     ] * 2
-    found = evaluate.memorisation(images(500), real, images(4002), 0)
+    found = evaluate.memorization(images(500), real, images(4002), 0)
     assert abs(found["1-NN-accuracy"] - 0.5) < 0.1
 
 
@@ -727,7 +727,7 @@ def verdicts():
     found = {}
     for name, arrays in sets.items():
         fake, values = images(*arrays), {}
-        for metric in ("fd", "kd", "prdc", "memorisation", "class_fd"):
+        for metric in ("fd", "kd", "prdc", "memorization", "class_fd"):
             call = evaluate.METRICS[metric]
             values |= call(fake, images(held, held_y), images(x[train], y[train]), 0)
         found[name] = values

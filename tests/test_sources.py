@@ -117,7 +117,7 @@ def final_state(workdir):
 @pytest.mark.medium
 @pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_a_streamed_run_is_the_run_from_memory(
-    optimised, tmp_path, trees_close, trees_equal, short_windows, mode
+    optimized, tmp_path, trees_close, trees_equal, short_windows, mode
 ):
     """To float tolerance (the programs differ), on 8 devices; and resumed in mid-window it is the same bits."""
     memory, stream = feeds()

@@ -238,7 +238,7 @@ def batch_norm(momentum: float = 0.9, epsilon: float = 1e-5) -> Layer:
 
         dx = (dn - mean(dn) - n mean(dn n)) / sqrt(var + epsilon):
 
-    normalising removes the directions 1 and n, so no gradient may come back along them (along n up
+    normalizing removes the directions 1 and n, so no gradient may come back along them (along n up
     to epsilon). Parameters ``scale[o], bias[o]``, state ``mean[o], var[o]``.
     """
 

@@ -52,7 +52,7 @@ def value_of(spec, config_class, presets, rng):
 
 
 def arguments(module, rng):
-    """A command line of a few flags, some misspelt or malformed."""
+    """A command line of a few flags, some misspelled or malformed."""
     specs = list(cli.flags_of(module.Config).values())
     argv = []
     if rng.random() < 0.7:
