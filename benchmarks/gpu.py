@@ -134,8 +134,7 @@ def examples(settings: Settings):
 
 def experiment(settings: Settings):
     """The presets themselves, as far as this module's docstring goes."""
-    from bpgan import data
-    from experiments import _cli as cli
+    from bpgan import cli, data
     from experiments import image_gan, mnist_gan
 
     article = mnist_gan.PRESETS["article"]

@@ -68,8 +68,8 @@ def digits():
 
 
 def experiment():
+    from bpgan import cli
     from bpgan.runtime import parallel
-    from experiments import _cli as cli
     from experiments import mnist_gan
 
     parallel.setup()
@@ -79,8 +79,8 @@ def experiment():
 
 def bare_program() -> Work:
     """As many steps as one window of the full loop, in one call."""
+    from bpgan import cli
     from bpgan.runtime import parallel
-    from experiments import _cli as cli
 
     cfg, built = experiment()
     program = parallel.compile(built.algorithm, built.source, seed=0)
@@ -103,9 +103,9 @@ def full_loop() -> Iterator[Answer]:
     log lines with their TensorBoard events. The first one holds the start and all compilation. Between windows the
     run is held up.
     """
+    from bpgan import cli
     from bpgan.runtime import run as run_directory
     from bpgan.runtime import train
-    from experiments import _cli as cli
 
     cfg, built = experiment()
     log_every, sample_every, checkpoint_every = (

@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bpgan import data, metrics
+from bpgan import cli, data, metrics
 from bpgan.data import cache
 from bpgan.files import decode, replaced, write_json
 from bpgan.metrics import classes, evaluations
@@ -45,7 +45,6 @@ from bpgan.metrics.features import Extractor, effnet, inception, kept, plug
 from bpgan.runtime import records
 from bpgan.types import Algorithm, UserError
 from bpgan.version import __version__
-from experiments import _cli as cli
 from experiments import classifier
 
 SEEDS = (0, 1)
@@ -826,7 +825,7 @@ def run(cfg: Config) -> None:
       UserError: for runs or samples that cannot be read, or do not fit the dataset, and for a ``--workdir`` or
         ``--save`` that cannot be written.
     """
-    from bpgan.runtime import report
+    from bpgan.report import page as report
 
     out, file = _checked(cfg)
     candidates, dataset = _candidates(cfg)

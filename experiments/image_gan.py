@@ -50,7 +50,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bpgan import data, optim
+from bpgan import cli, data, optim
 from bpgan.algorithms import game, gan
 from bpgan.augment import Augment, policy
 from bpgan.losses import AUXILIARY, LOSSES, balances_at_zero
@@ -69,7 +69,6 @@ from bpgan.nets import (
 )
 from bpgan.penalties import G_PENALTIES, PENALTIES
 from bpgan.types import Net, UserError
-from experiments import _cli as cli
 from experiments.mnist_gan import images_of, latents_of, monitored
 
 NETS = {

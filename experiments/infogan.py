@@ -21,14 +21,13 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from bpgan import data, optim
+from bpgan import cli, data, optim
 from bpgan.algorithms import gan, vae
 from bpgan.losses import LOSSES, began
 from bpgan.nets import dcgan, energy, linen_net
 from bpgan.nets.vae import Encoder
 from bpgan.penalties import PENALTIES
 from bpgan.types import Algorithm, UserError
-from experiments import _cli as cli
 from experiments.mnist_gan import images_of, monitored
 
 MODELS = {

@@ -25,10 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bpgan import data, losses
-from bpgan.algorithms import backprop
+from bpgan import backprop, cli, data, losses
+from bpgan.algorithms import supervised
 from bpgan.types import Net, UserError
-from experiments import _cli as cli
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,7 +205,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         gradient = backprop.value_and_grad(layers, backprop.squared_error)
     else:
         gradient = backprop.autodiff(Net(_zeros, _affine), losses.mean_squared_error)
-    algorithm = backprop.make(
+    algorithm = supervised.make(
         _zeros,
         gradient,
         optax.sgd(cfg.lr),
@@ -222,7 +221,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         fingerprint=table.fingerprint,
     )
 
-    def evaluate(state: backprop.State) -> dict[str, float]:
+    def evaluate(state: supervised.State) -> dict[str, float]:
         """Parameters beside those of least squares, in the units of the data, and their distance.
 
         Distances are Euclidean norms of the error of ``(w, b)``, as trained. Gradient descent from

@@ -23,10 +23,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bpgan import data, optim
-from bpgan.runtime import report
+from bpgan import cli, data, optim
+from bpgan.report import page as report
 from bpgan.types import Algorithm, Source, UserError
-from experiments import _cli as cli
 
 
 class System(NamedTuple):

@@ -18,10 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bpgan import data
+from bpgan import cli, data
 from bpgan.metrics.features import Extractor
 from bpgan.types import UserError
-from experiments import _cli as cli
 from experiments import evaluate
 from experiments.evaluate import COVERED, METRICS, Images
 

@@ -25,14 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bpgan import metrics, optim
+from bpgan import cli, metrics, optim
 from bpgan.algorithms import game, gan
 from bpgan.data import toys
 from bpgan.losses import LOSSES
 from bpgan.nets import linen_net, mlp
 from bpgan.penalties import PENALTIES
 from bpgan.types import PRNG, Algorithm, Net, UserError
-from experiments import _cli as cli
 from experiments.mnist_gan import penalties_of
 
 PROBLEMS = ("ring8", "grid25", "gaussian1d", "dirac", "bilinear", "lqg")

@@ -28,12 +28,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bpgan import data
+from bpgan import cli, data
 from bpgan.algorithms import vae
 from bpgan.nets import dcgan, linen_net, mlp
 from bpgan.nets.vae import Encoder
 from bpgan.types import UserError, stream
-from experiments import _cli as cli
 from experiments.mnist_gan import images_of, monitored
 
 

@@ -58,7 +58,7 @@ def optimized():
 @pytest.fixture(scope="module")
 def no_curves():
     """Draws no ``curves.png`` in this process: it would take longer than the runs of most tests."""
-    from bpgan.runtime import report
+    from bpgan.report import page as report
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "_write_curves", lambda *_: None)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bpgan import data
-from experiments import _cli as cli
+from bpgan import cli, data
 from experiments import data as experiment
 
 

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bpgan import data
+from bpgan import cli, data
 from bpgan.metrics import evaluations, features
 from bpgan.runtime import records
 from bpgan.types import UserError
-from experiments import _cli as cli
 from experiments import classifier, evaluate, mnist_gan, toy_gan
 
 pytestmark = pytest.mark.usefixtures("no_curves")

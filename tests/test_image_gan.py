@@ -13,11 +13,10 @@ import numpy as np
 import optax
 import pytest
 
-from bpgan import data
+from bpgan import cli, data
 from bpgan.losses import LOSSES
 from bpgan.runtime import parallel
 from bpgan.types import UserError
-from experiments import _cli as cli
 from experiments import evaluate, image_gan
 
 pytestmark = pytest.mark.usefixtures("no_curves")

@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
+from bpgan import cli
 from bpgan.runtime import parallel
 from bpgan.types import UserError
-from experiments import _cli as cli
 from experiments import linear_regression
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bpgan.runtime import records, report
+from bpgan.report import page as report
+from bpgan.runtime import records
 from bpgan.types import UserError
 
 

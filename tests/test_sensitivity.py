@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from bpgan import cli
 from bpgan.metrics.features import plug
-from experiments import _cli as cli
 from experiments import evaluate, mnist_gan, sensitivity
 
 

@@ -20,12 +20,12 @@ import pytest
 import slurm_cluster
 from faults.harness import assert_same
 
-import launch
+from bpgan import cli
+from bpgan.launcher import main as launch
+from bpgan.launcher import slurm as _slurm
 from bpgan.types import UserError
-from experiments import _cli as cli
-from experiments import _slurm
 
-ROOT = pathlib.Path(launch.__file__).parent
+ROOT = pathlib.Path(__file__).parent.parent
 DEFAULTS = {spec.name: spec.default for spec in launch._FLAGS} | {"slurm_option": []}
 
 

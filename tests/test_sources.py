@@ -10,7 +10,8 @@ from test_train import SHAPE, logged, small_gan
 
 from bpgan import data
 from bpgan.data import order
-from bpgan.runtime import parallel, report, train
+from bpgan.report import page as report
+from bpgan.runtime import parallel, train
 from bpgan.runtime.checkpoint import Checkpoints, Keep
 from bpgan.types import UserError
 

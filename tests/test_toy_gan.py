@@ -11,7 +11,7 @@ import optax
 import pytest
 from scipy import stats
 
-from bpgan import metrics
+from bpgan import cli, metrics
 from bpgan.algorithms import gan
 from bpgan.data import toys
 from bpgan.losses import LOSSES
@@ -19,7 +19,6 @@ from bpgan.nets import linen_net, mlp
 from bpgan.penalties import PENALTIES
 from bpgan.runtime import parallel
 from bpgan.types import AdversarialLoss, Net, UserError
-from experiments import _cli as cli
 from experiments import toy_gan
 
 pytestmark = pytest.mark.usefixtures("no_curves")

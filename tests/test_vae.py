@@ -7,13 +7,12 @@ import optax
 import pytest
 from scipy import integrate, stats
 
-from bpgan import data
+from bpgan import cli, data
 from bpgan.algorithms import vae
 from bpgan.nets import linen_net, mlp
 from bpgan.nets.vae import Encoder
 from bpgan.runtime import parallel
 from bpgan.types import Net, Source, stream
-from experiments import _cli as cli
 from experiments import vae as experiment
 
 GRAY = np.linspace(-1, 1, 7)

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-import launch
+from bpgan import cli
+from bpgan.launcher import main as launch
 from bpgan.runtime import train
-from experiments import _cli as cli
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.filterwarnings("ignore")]
 

@@ -17,15 +17,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from bpgan import cli
+from bpgan.cli import ended
 from bpgan.files import Damaged, write_csv, write_json
+from bpgan.launcher import processes, search, slurm
+from bpgan.launcher.processes import Job
 from bpgan.runtime import records
 from bpgan.types import UserError
-from experiments import _cli as cli
-from experiments import _ended as ended
-from experiments import _processes as processes
-from experiments import _search as search
-from experiments import _slurm as slurm
-from experiments._processes import Job
 
 _SEVERITY = [cli.DONE, cli.INTERRUPTED, cli.BAD_INPUT, cli.ANOMALY]  # anything else is worse
 _FINAL = {"done": cli.DONE, "paused": cli.DONE, "non-finite": cli.ANOMALY, "anomaly": cli.ANOMALY}
@@ -204,7 +202,7 @@ def _job(name: str, runs: Sequence[Run], members: list[int], options: Sequence[s
     digest = hashlib.sha256("".join(flags_of_members).encode()).hexdigest()[:6]
     log = first.workdir.with_name(f"group_{'_'.join(first.values)}_{digest}.log")
     flags = [*options, *first.common, *flags_of_members]
-    command = [*processes.python(), "experiments._group", name, *flags]
+    command = [*processes.python(), "bpgan.launcher.group", name, *flags]
     title = f"{len(members)} runs, {first.title} ... {last.title}"
     return Job(title, command, log, members, workdirs)
 

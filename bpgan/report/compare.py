@@ -22,7 +22,8 @@ from msgspec.structs import replace
 from bpgan import files
 from bpgan.files import Damaged, replaced
 from bpgan.measures import direction, mean_and_deviation
-from bpgan.runtime import records, report
+from bpgan.report import page as report
+from bpgan.runtime import records
 from bpgan.runtime.records import EvaluationRow, printable
 from bpgan.types import UserError
 

@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bpgan import cli
 from bpgan.measures import mean_and_deviation
 from bpgan.types import UserError
-from experiments import _cli as cli
 
 DIGITS = 4
 """Significant digits of a number that is drawn: enough to tell settings apart, few enough to be read in a file name."""
