@@ -273,7 +273,7 @@ def classification(fake: Images, real: Images, train: Images, seed: int) -> dict
     if fake.y is None or real.y is None:
         return {}
     count = int(max(fake.y.max(), real.y.max())) + 1
-    cfg = classifier.Config(seed=seed, feed="memory", epochs=10.0)
+    cfg = dataclasses.replace(classifier.Config(), seed=seed, feed="memory", epochs=10.0)
     experiment = classifier.of_data(
         cfg,
         data.of_arrays("samples", "train", fake.x, fake.y, count),

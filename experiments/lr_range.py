@@ -58,8 +58,8 @@ _OURS = {
 class Config(cli.Config):
     system: str = cli.field("classifier", "what is trained", choices=SYSTEMS)
     dataset: str = cli.field("mnist10k", data.FORMS)
-    flags: str = cli.field(
-        "", "more flags of the experiment: net=mlp latents=10", check=cli.assignments
+    flags: cli.Parsed[list[str]] = cli.field(
+        "", "more flags of the experiment: net=mlp latents=10", parse=cli.assignments
     )
     low: float = cli.field(1e-6, "first step size", low=0, exclusive_low=True)
     high: float = cli.field(1.0, "last step size", low=0, exclusive_low=True)
@@ -93,7 +93,7 @@ def chosen(cfg: Config) -> tuple[Any, cli.RunConfig]:
     """
     system = SYSTEMS[cfg.system]
     module = importlib.import_module(f"experiments.{system.experiment}")
-    flags = cli.assignments(cfg.flags)
+    flags = cfg.flags.value
     ours = _OURS | {system.flag: "; use --low and --high"}
     ours |= {text[2:].partition("=")[0]: "" for text in system.fixed}
     for flag in flags:

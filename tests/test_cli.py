@@ -1,9 +1,11 @@
 """bpgan/cli/__init__.py: fields to flags, precedence, messages, exit codes."""
 
+import copy
 import dataclasses
 import importlib
 import os
 import pathlib
+import pickle
 import shlex
 import sys
 import types
@@ -205,7 +207,7 @@ def test_a_config_that_cannot_be_flags_is_a_type_error():
 
     with pytest.raises(TypeError, match="taken by another flag"):
         cli.flags_of(config(jobs=int))
-    with pytest.raises(TypeError, match="must be a bool, int, float or str"):
+    with pytest.raises(TypeError, match=r"must be a bool, int, float, str or Parsed\[...\]"):
         cli.flags_of(config(widths=tuple))
 
 
@@ -214,13 +216,78 @@ def test_a_config_that_cannot_be_flags_is_a_type_error():
     [("0", 0), ("500", 500), ("0ep", 0), ("1ep", 70), ("2.5ep", 176), (".01ep", 1), ("10.ep", 703)],
 )
 def test_durations(text, steps):
-    assert cli.duration(text, 70.3125) == steps  # 9000 examples by 128
+    found = cli.Duration.parse(text)
+    assert found.steps(70.3125) == steps and bool(found) == bool(steps)  # 9000 examples by 128
 
 
 @pytest.mark.parametrize("text", ["", "ep", "-1", "1.5", "1 ep", "1e3", "5epochs", "nanep", "١ep"])
 def test_durations_that_are_none(text):
     with pytest.raises(ValueError, match="must be steps"):
-        cli.duration(text, 10.0)
+        cli.Duration.parse(text)
+
+
+class Terms:
+    """What a grammar of the tests means; without a pickle, and equal to nothing else."""
+
+    def __init__(self, text):
+        self.names, self.unpicklable = text.split("+"), lambda: None
+        if "r9" in self.names:
+            raise ValueError("must be r1 or r2")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Penalized(Config):
+    penalty: cli.Parsed[Terms] = cli.field("r1", "penalty", parse=lambda text: Terms(text))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Redeclared(Penalized):
+    penalty: cli.Parsed["Terms"] = cli.field("r1+r2")
+
+
+def test_a_text_with_a_grammar_is_read_once_wherever_the_config_comes_from():
+    made = Penalized(penalty="r1+r2")
+    asked = cli.resolve(Penalized, {"a": dict(penalty="r1+r2")}, ["--preset=a"])
+    given = cli.resolve(Penalized, {}, ["--penalty=r1+r2"])
+    for cfg in (made, asked, given, Redeclared(), dataclasses.replace(made, lr=0.5)):
+        assert cfg.penalty == "r1+r2" and cfg.penalty.value.names == ["r1", "r2"]
+    assert made == asked and hash(made) == hash(asked)
+    again = dataclasses.replace(made, lr=0.5)
+    assert again.penalty.value is made.penalty.value  # what is not changed is not read again
+    assert dataclasses.replace(made, penalty="r2").penalty.value.names == ["r2"]
+    other = Config(log_every=made.checkpoint_every)
+    assert other.log_every.value is made.checkpoint_every.value  # of the same grammar
+    with pytest.raises(UserError, match="^keep=r1: must be "):
+        Penalized(keep=Penalized().penalty)  # of another
+    tracer = object()
+    assert Penalized(lr=tracer).lr is tracer
+
+
+def test_a_text_with_a_grammar_is_text_to_everybody_else():
+    cfg = Penalized(penalty="r2")
+    assert type(dataclasses.asdict(cfg)["penalty"]) is str
+    assert cli.run_name(cfg, {}) == "default_penalty=r2"
+    for copied in (pickle.loads(pickle.dumps(cfg)), copy.copy(cfg), copy.deepcopy(cfg)):
+        assert copied == cfg and copied.penalty.value.names == ["r2"]
+
+
+def test_what_a_grammar_refuses_is_refused_in_python_and_on_a_command_line():
+    for make in (
+        lambda text: Penalized(penalty=text),
+        lambda text: dataclasses.replace(Penalized(), penalty=text),
+        lambda text: cli.resolve(Penalized, {}, [f"--penalty={text}"]),
+    ):
+        with pytest.raises(UserError) as caught:
+            make("r1+r9")
+        assert cli.message_of(caught.value) == "--penalty=r1+r9: must be r1 or r2"
+    with pytest.raises(UserError, match="^penalty=3: must be text$"):
+        Penalized(penalty=3)
+    bad = dataclasses.make_dataclass(
+        "Bad", [("penalty", cli.Parsed[Terms], dataclasses.field(default=""))], bases=(cli.Config,),
+        frozen=True, kw_only=True,
+    )  # fmt: skip
+    with pytest.raises(TypeError, match="penalty: needs a parse=function"):
+        cli.flags_of(bad)
 
 
 # Running: `fit` is replaced, so these tests see exactly what the loop is asked for.
@@ -451,7 +518,7 @@ def test_numbers_without_end_are_refused_in_one_line(fit, capsys):
     ):
         assert run(flag) == 2 and fit.kwargs is None
         assert capsys.readouterr().err.count("\n") == 1
-    assert cli.duration("2147483647ep", 70.0) == 2**31 - 1
+    assert cli.Duration.parse("2147483647ep").steps(70.0) == 2**31 - 1
 
 
 @pytest.mark.parametrize("letter", ["x", "ä", "漢", "𝄞"])

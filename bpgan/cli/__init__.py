@@ -21,7 +21,7 @@ Whatever is wrong with a command line is said in one line, before any device is 
 
 import ast
 import dataclasses
-import difflib
+import functools
 import importlib
 import inspect
 import math
@@ -31,21 +31,33 @@ import re
 import shlex
 import sys
 import tempfile
-import textwrap
 import traceback
 import typing
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType, ModuleType
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
-from absl import flags
+from absl import flags as absl_flags
 
 from bpgan.cli import ended
+from bpgan.cli.flags import (
+    Flag,
+    Parsed,
+    columns,
+    define,
+    did_you_mean,
+    field,
+    parse,
+    show,
+)
 from bpgan.measures import mean_and_deviation
 from bpgan.runtime import environment, limits, peers
 from bpgan.types import Algorithm, Source, UserError, stream
+
+if TYPE_CHECKING:
+    from bpgan.runtime.checkpoint import Keep
 
 DONE, UNEXPECTED, BAD_INPUT, ANOMALY, INTERRUPTED, CANCELLED = 0, 1, 2, 3, 75, 130
 """Exit codes. ``INTERRUPTED`` (EX_TEMPFAIL) promises that the same command continues the run: requeue it."""
@@ -64,9 +76,6 @@ _LONG = 201  # characters of a value, beyond which a message shows no more of it
 _SIGPIPE = 141  # as a shell says it of programs that the signal ends
 _MAX_STEP = 2**31 - 1  # the step is an int32 on the device
 _HELP = re.compile(r"-h|--?help(short|full)?")
-
-
-show = ended.shown
 
 
 def mean_of(values: Sequence[float]) -> str:
@@ -111,66 +120,42 @@ class Experiment(NamedTuple):
     measure: Mapping[str, str] = MappingProxyType({})
 
 
-def field(
-    default: Any,
-    help: str = "",
-    *,
-    choices: Iterable[Any] | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    exclusive_low: bool = False,
-    restart_safe: bool = False,
-    sweepable: bool = False,
-    locates_data: bool = False,
-    check: Callable[[Any], object] | None = None,
-) -> Any:
-    """A dataclass field that becomes a flag, annotated ``bool``, ``int``, ``float`` or ``str``.
+@dataclasses.dataclass(frozen=True)
+class Duration:
+    """A number of steps, or of epochs; 0 is never, and false.
 
-    What is left out is inherited from the field of the same name in a base class.
-
-    Args:
-      default: the value without flag and preset.
-      help: one sentence for ``--help``.
-      choices: the allowed values.
-      low, high: bounds, both allowed values themselves unless ``exclusive_low``.
-      restart_safe: an interrupted run may be resumed with another value.
-      sweepable: ``build`` never branches on it in Python, so it may be a tracer.
-      locates_data: it only says where the data are: an interrupted run may be resumed with another value if they are
-        the same there.
-      check: called with the value; raises ValueError("must be ...") to refuse it.
+    Attributes:
+      number: how many.
+      in_epochs: whether epochs are counted, and not steps.
     """
-    given = dict(
-        help=help,
-        choices=tuple(choices) if choices is not None else None,
-        low=low,
-        high=high,
-        exclusive_low=exclusive_low,
-        restart_safe=restart_safe,
-        sweepable=sweepable,
-        locates_data=locates_data,
-        check=check,
-    )
-    metadata = {k: v for k, v in given.items() if v is not None and v is not False and v != ""}
-    return dataclasses.field(default=default, metadata=metadata)
+
+    number: float
+    in_epochs: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> "Duration":
+        """Reads ``500`` (steps), ``2.5ep`` (epochs) or ``0`` (never). Raises ValueError for anything else."""
+        match = re.fullmatch(r"(\d+)|(\d+\.?\d*|\.\d+)ep", text, re.ASCII)
+        if not match:
+            raise ValueError("must be steps (500), epochs (2.5ep) or 0 for never")
+        number = float(match[1] or match[2])
+        if number > _MAX_STEP:
+            raise ValueError(f"must be at most {_MAX_STEP}, or 0 for never")
+        return cls(number, match[1] is None)
+
+    def __bool__(self) -> bool:
+        return self.number > 0
+
+    def steps(self, per_epoch: float) -> int:
+        """In steps: epochs are rounded to whole ones, at least one; 0 means never."""
+        if self.number == 0 or not self.in_epochs:
+            return int(self.number)
+        return max(1, round(min(self.number * per_epoch, _MAX_STEP)))
 
 
 def duration(text: str, steps_per_epoch: float) -> int:
-    """How many steps a text asks for; 0 means never.
-
-    ``"500"`` is 500 steps, ``"2.5ep"`` is 2.5 epochs rounded to whole steps, at least one.
-
-    Raises:
-      ValueError: for anything else.
-    """
-    match = re.fullmatch(r"(\d+)|(\d+\.?\d*|\.\d+)ep", text, re.ASCII)
-    if not match:
-        raise ValueError("must be steps (500), epochs (2.5ep) or 0 for never")
-    number, of_epochs = float(match[1] or match[2]), match[1] is None
-    if number > _MAX_STEP:
-        raise ValueError(f"must be at most {_MAX_STEP}, or 0 for never")
-    if number == 0 or not of_epochs:
-        return int(number)
-    return max(1, round(min(number * steps_per_epoch, _MAX_STEP)))
+    """The steps of a duration. Raises ValueError as ``Duration.parse``."""
+    return Duration.parse(text).steps(steps_per_epoch)
 
 
 def assignments(text: str) -> list[str]:
@@ -188,20 +173,20 @@ def assignments(text: str) -> list[str]:
     return parts
 
 
-def _keep(text: str) -> object:
+def _keep(text: str) -> Any:
     from bpgan.runtime.checkpoint import Keep
 
     return Keep.parse(text)
 
 
-def _feed(text: str) -> object:
+def _feed(text: str) -> Any:
     from bpgan.data import parse_feed
 
     return parse_feed(text)
 
 
 def _duration_field(default: str, help: str) -> Any:
-    return field(default, help, restart_safe=True, check=lambda text: duration(text, 1.0))
+    return field(default, help, restart_safe=True, parse=Duration.parse)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,6 +199,15 @@ class Config:
         restart_safe=True,
         check=environment.check_path,
     )
+
+    def __post_init__(self) -> None:
+        """Reads what has a grammar. Raises UserError, naming the argument and its value."""
+        for spec in _grammars(type(self)):
+            object.__setattr__(self, spec.name, spec.validate(getattr(self, spec.name)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A parser's values need no pickle: they are made again."""
+        return functools.partial(type(self), **vars(self)), ()
 
     def idle(self) -> dict[str, str]:
         """Flags that change nothing here, which is worth a warning, and of each the flag whose value is why."""
@@ -238,25 +232,29 @@ class RunConfig(Config):
         restart_safe=True,
     )
     batch_size: int = field(128, "examples per step, over all devices", low=1)
-    log_every: str = _duration_field("1ep", "interval of log lines: 1ep, 500 (steps), 0 (never)")
-    sample_every: str = _duration_field("5ep", "interval of sample grids")
-    checkpoint_every: str = _duration_field("10ep", "interval of checkpoints; the end is saved too")
-    eval_every: str = field(
+    log_every: Parsed[Duration] = _duration_field(
+        "1ep", "interval of log lines: 1ep, 500 (steps), 0 (never)"
+    )
+    sample_every: Parsed[Duration] = _duration_field("5ep", "interval of sample grids")
+    checkpoint_every: Parsed[Duration] = _duration_field(
+        "10ep", "interval of checkpoints; the end is saved too"
+    )
+    eval_every: Parsed[Duration] = field(
         "0",
         "interval of evaluations on a tenth of the training data, then held out of training",
-        check=lambda text: duration(text, 1.0),
+        parse=Duration.parse,
     )
-    keep: str = field(
+    keep: Parsed["Keep"] = field(
         "3",
         "checkpoints to keep: 3 (the newest) or 3,best=1,min:METRIC as last logged (or max:)",
         restart_safe=True,
-        check=_keep,
+        parse=_keep,
     )
-    feed: str = field(
+    feed: Parsed[tuple[str, int]] = field(
         "auto",
         "where the data lie: memory, stream or stream:WORKERS (read from disk ahead of use), auto: by size",
         restart_safe=True,
-        check=_feed,
+        parse=_feed,
     )
     on_anomaly: str = field(
         "flag",
@@ -275,109 +273,42 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 Presets = Mapping[str, Mapping[str, Any]]
 
 
-class Flag(NamedTuple):
-    """One field of a config: its flag, and what it allows."""
-
-    name: str
-    type: type
-    default: Any
-    help: str = ""
-    choices: tuple[Any, ...] | None = None
-    low: float | None = None
-    high: float | None = None
-    exclusive_low: bool = False
-    restart_safe: bool = False
-    sweepable: bool = False
-    locates_data: bool = False
-    check: Callable[[Any], object] | None = None
-
-    def parse(self, text: str) -> Any:
-        """The value written as ``text``. Raises UserError, saying what is allowed."""
-        value: Any = text
-        if self.type is bool:
-            value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
-        elif self.type in (int, float):
-            try:
-                value = self.type(text)
-            except ValueError:
-                value = None
-        elif text.startswith("--"):  # `--workdir --epochs=5`: the value was forgotten
-            self._check(text)  # can say which
-            raise UserError("needs a value", argument=self.name, value=text)
-        return self.validate(value, text)
-
-    def validate(self, value: Any, text: str | None = None) -> Any:
-        """``value``, or what is made of ``text``, in the field's type. Raises UserError, saying what is allowed."""
-        if self.type is float and type(value) is int:
-            value = float(value)
-        good = type(value) is self.type
-        if good and self.type is float:
-            good = math.isfinite(value)
-        if good and self.low is not None:
-            good = value > self.low if self.exclusive_low else value >= self.low
-        if good and self.high is not None:
-            good = value <= self.high
-        if good and self.choices is not None:
-            good = value in self.choices
-        if not good:
-            given = value if text is None else text
-            hint = did_you_mean(show(given), map(show, self.choices)) if self.choices else ""
-            raise UserError(f"must be {self.allowed}{hint}", argument=self.name, value=given)
-        self._check(value)
-        return value
-
-    def _check(self, value: Any) -> None:
-        if self.check is None:
-            return
-        try:
-            self.check(value)
-        except ValueError as error:
-            raise UserError(str(error), argument=self.name, value=value) from None
-
-    @property
-    def bounds(self) -> str:
-        """``> 0``, ``in [1, 10]``, ``one of a, b``; empty where everything is allowed."""
-        if self.choices is not None:
-            return "one of " + ", ".join(map(show, self.choices))
-        if self.low is not None and self.high is not None:
-            return f"in {'(' if self.exclusive_low else '['}{self.low}, {self.high}]"
-        if self.low is not None:
-            return f"{'>' if self.exclusive_low else '>='} {self.low}"
-        return f"<= {self.high}" if self.high is not None else ""
-
-    @property
-    def allowed(self) -> str:
-        """What a value must be, in words."""
-        if self.choices is not None:
-            return self.bounds
-        kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-        bounds = self.bounds or ("that is finite" if self.type is float else "")
-        return f"{kind[self.type]} {bounds}".strip()
-
-
 def flags_of(config_class: type[Config]) -> dict[str, Flag]:
     """The flags of a config class by name, those it declares itself first.
 
     Raises:
       TypeError: for a field no flag can be made of.
     """
-    types = typing.get_type_hints(config_class)
     fields = dataclasses.fields(config_class)
+    types: dict[str, Any] = {f.name: f.type for f in fields}
+    if any(isinstance(annotation, str) for annotation in types.values()):
+        types = typing.get_type_hints(config_class)
     result = {}
     reserved = _RESERVED if issubclass(config_class, RunConfig) else _RESERVED - set(SWEEP_FLAGS)
     for f in sorted(fields, key=lambda f: f.name in RunConfig.__dataclass_fields__):
-        if f.name in reserved or hasattr(flags.FlagValues, f.name):
+        if f.name in reserved or hasattr(absl_flags.FlagValues, f.name):
             raise TypeError(f"{config_class.__name__}.{f.name}: the name is taken by another flag")
-        if types[f.name] not in (bool, int, float, str):
-            raise TypeError(f"{config_class.__name__}.{f.name}: must be a bool, int, float or str")
+        kind = types[f.name]
+        is_parsed = (typing.get_origin(kind) or kind) is Parsed
+        if not is_parsed and kind not in (bool, int, float, str):
+            raise TypeError(
+                f"{config_class.__name__}.{f.name}: must be a bool, int, float, str or Parsed[...]"
+            )
         if f.default is dataclasses.MISSING:
             raise TypeError(f"{config_class.__name__}.{f.name}: needs a default")
         inherited: dict[str, Any] = {}
         for base in reversed(config_class.__mro__):
             declared = base.__dict__.get("__dataclass_fields__", {}).get(f.name)
             inherited |= declared.metadata if declared else {}
-        result[f.name] = Flag(f.name, types[f.name], f.default, **inherited)
+        if is_parsed and "parse" not in inherited:
+            raise TypeError(f"{config_class.__name__}.{f.name}: needs a parse=function")
+        result[f.name] = Flag(f.name, str if is_parsed else kind, f.default, **inherited)
     return result
+
+
+@functools.cache
+def _grammars(config_class: type[Config]) -> list[Flag]:
+    return [spec for spec in flags_of(config_class).values() if spec.parse]
 
 
 def run_name(config: Config, presets: Presets) -> str:
@@ -457,10 +388,10 @@ def _read(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Every field's value by preset or default, and the values of the flags that are given."""
     specs = flags_of(config_class)
-    values = flags.FlagValues()
+    values = absl_flags.FlagValues()
     for spec in specs.values():
         define(values, spec)
-    values["preset"] = flags.Flag(flags.ArgumentParser(), None, "preset", None, "preset")
+    values["preset"] = absl_flags.Flag(absl_flags.ArgumentParser(), None, "preset", None, "preset")
     rest = parse(values, argv, known_only=False, other_flags=other_flags)
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
@@ -488,59 +419,6 @@ def _read(
                 reason = f"{error.reason} (the value is that of the preset or default)"
                 raise UserError(reason, argument=name, value=chosen[name]) from None
     return chosen, explicit
-
-
-def define(values: flags.FlagValues, spec: Flag) -> None:
-    """Adds a flag whose value is None, and whose ``present`` is 0, until it is given."""
-    values[spec.name] = flags.Flag(
-        _Parser(spec), None, spec.name, None, spec.help, boolean=spec.type is bool
-    )
-
-
-class _Parser(flags.ArgumentParser):
-    """Reads a flag's text; absl lets the UserError pass."""
-
-    def __init__(self, spec: Flag):
-        self._spec = spec
-
-    def parse(self, argument: str) -> Any:
-        return self._spec.parse(argument)
-
-
-def parse(
-    values: flags.FlagValues,
-    argv: Sequence[str],
-    *,
-    known_only: bool,
-    other_flags: Iterable[str] = (),
-) -> list[str]:
-    """Sets ``values`` from ``argv`` and returns the arguments left; errors become ``UserError``."""
-    try:
-        return values(["", *argv], known_only=known_only)[1:]
-    except flags.UnrecognizedFlagError as error:
-        hint = did_you_mean(error.flagname, [*values, *other_flags], "--")
-        hint = hint or "; --help lists the flags"
-        raise UserError(f"unknown flag{hint}", argument=error.flagname) from None
-    except flags.CantOpenFlagFileError as error:
-        reason = str(error).replace("ERROR:: Unable", "unable")
-        raise UserError(reason, argument="flagfile") from None
-    except (flags.Error, ValueError, UnicodeDecodeError) as error:
-        message = str(error).removeprefix("flag ")
-        if missing := re.fullmatch(r"Missing value for flag -*(.*)", message):
-            raise UserError("needs a value", argument=missing[1]) from None
-        raise UserError(message) from None
-
-
-def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
-    """``; did you mean NAME?`` for the nearest of ``names``, or nothing if none is near.
-
-    Names that contain the word come first. Others are near if they are nearly the same, or begin alike and are similar.
-    """
-    word, names = word.replace("-", "_"), list(names)
-    near = sorted((name for name in names if len(word) > 2 and word in name), key=len)
-    near += difflib.get_close_matches(word, names, n=1, cutoff=0.75)
-    near += difflib.get_close_matches(word, [n for n in names if n[:2] == word[:2]], n=1)
-    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def help_text(config_class: type[Config], presets: Presets, module: ModuleType) -> str:
@@ -575,22 +453,6 @@ def docstring_of(module: ModuleType) -> str:
 def is_help(argv: Sequence[str]) -> bool:
     """Whether a command line asks for help, wherever in it."""
     return any(_HELP.fullmatch(arg) for arg in argv)
-
-
-def columns(rows: Sequence[tuple[str, str]], width: int = 100) -> list[str]:
-    """Lines with the first texts on the left and the second ones aligned and wrapped."""
-    left = 4 + max((len(first) for first, _ in rows if len(first) <= 36), default=0)
-    lines = []
-    for first, second in rows:
-        start = f"  {first}"
-        if len(start) > left - 2:
-            lines.append(start)
-            start = ""
-        indent = " " * left
-        lines += textwrap.wrap(
-            second or "-", width, initial_indent=start.ljust(left), subsequent_indent=indent
-        )
-    return lines
 
 
 def run(
@@ -834,7 +696,7 @@ def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]
     """The fields of ``train.Plan`` that the flags ask for."""
     per_epoch = experiment.source.steps_per_epoch
     steps = steps_of(cfg, per_epoch)
-    eval_every = duration(cfg.eval_every, per_epoch)
+    eval_every = cfg.eval_every.value.steps(per_epoch)
     if eval_every and experiment.validate is None:
         reason = f"{name} has nothing to evaluate; must be 0"
         raise UserError(reason, argument="eval_every", value=cfg.eval_every)
@@ -847,9 +709,9 @@ def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]
         restart_safe=restart_safe(type(cfg)),
         locates_data=locates_data(type(cfg)),
         steps=steps,
-        log_every=duration(cfg.log_every, per_epoch),
-        sample_every=duration(cfg.sample_every, per_epoch),
-        checkpoint_every=duration(cfg.checkpoint_every, per_epoch),
+        log_every=cfg.log_every.value.steps(per_epoch),
+        sample_every=cfg.sample_every.value.steps(per_epoch),
+        checkpoint_every=cfg.checkpoint_every.value.steps(per_epoch),
         eval_every=eval_every,
         pause=max(1, round(cfg.pause_at * steps)) if cfg.pause_at < 1 else 0,
         keep=keep,
@@ -871,12 +733,12 @@ def _rows(found: Mapping[str, float]) -> list[tuple[str, str]]:
     return rows
 
 
-def _kept(cfg: RunConfig, experiment: Experiment) -> Any:
+def _kept(cfg: RunConfig, experiment: Experiment) -> "Keep":
     """Which checkpoints a run keeps: the best, too, if it is evaluated while it trains."""
     from bpgan.runtime import checkpoint
 
-    keep = checkpoint.Keep.parse(cfg.keep)
-    if keep.metric or not experiment.prefers or not duration(cfg.eval_every, 1.0):
+    keep = cfg.keep.value
+    if keep.metric or not experiment.prefers or not cfg.eval_every.value:
         return keep
     return checkpoint.Keep.parse(f"{cfg.keep},best=1,{experiment.prefers}")
 
@@ -986,7 +848,7 @@ def _changed_values(name: str, specs: Mapping[str, Flag], changes: Sequence[str]
             reason = f"cannot be changed in a run of {name}; only {', '.join(may_change)}"
             raise UserError(reason, argument="flags", value=text)
         try:
-            values[flag] = specs[flag].parse(value)
+            values[flag] = specs[flag].read(value)
         except UserError as error:
             raise UserError(error.reason, argument="flags", value=text) from None
     return values
