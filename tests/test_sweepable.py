@@ -14,6 +14,7 @@ import pytest
 
 from bpgan import cli, memory
 from bpgan.cli import experiments
+from bpgan.launcher import group as grouping
 from bpgan.runtime import sweep
 from bpgan.types import stream
 from experiments import infogan, mnist_gan, toy_gan
