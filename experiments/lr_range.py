@@ -16,7 +16,6 @@ successive halving over the step size of both players (times ``--g_lr`` and ``--
 """
 
 import dataclasses
-import importlib
 import json
 import math
 from typing import Any, NamedTuple
@@ -92,7 +91,7 @@ def chosen(cfg: Config) -> tuple[Any, cli.RunConfig]:
       UserError: for a flag that is wrong, or that the range test sets itself.
     """
     system = SYSTEMS[cfg.system]
-    module = importlib.import_module(f"experiments.{system.experiment}")
+    module = cli.experiments.find(system.experiment).module
     flags = cfg.flags.value
     ours = _OURS | {system.flag: "; use --low and --high"}
     ours |= {text[2:].partition("=")[0]: "" for text in system.fixed}

@@ -9,6 +9,7 @@ import tempfile
 import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NoReturn
 
 from bpgan.cli import ended, experiments
@@ -107,7 +108,9 @@ def unexpected(error: Exception) -> Exception:
 
 
 def main(
-    config_class: type[AnyConfig], build: Callable[..., Experiment | None], presets: Presets
+    config_class: type[AnyConfig],
+    build: Callable[..., Experiment | None],
+    presets: Presets = MappingProxyType({}),
 ) -> NoReturn:
     """The whole ``__main__`` of an experiment: ``run`` with the process's arguments, then exits."""
     leave(lambda: run(config_class, build, presets, sys.argv[1:], ended.recorder()))
