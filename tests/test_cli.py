@@ -77,7 +77,7 @@ def test_precedence_is_default_preset_explicit_whatever_the_order():
 )
 def test_what_changes_nothing_is_named_where_it_is_asked_for(argv, idle):
     found = cli.without_effect(Config, PRESETS, argv)
-    assert found == ({"layers": "has no part in --loss=logistic"} if idle else {})
+    assert found == ({"layers": "has no effect with --loss=logistic"} if idle else {})
 
 
 def test_epochs_that_are_asked_for_beat_the_steps_of_a_preset():
@@ -397,7 +397,7 @@ def test_so_does_that_of_several_processes_or_of_a_script(fit, monkeypatch):
 def test_a_run_warns_of_flags_without_effect(fit, capsys):
     assert run("--loss=logistic", "--layers=3") == 0 and fit.kwargs["config"]["layers"] == 3
     said = capsys.readouterr().out
-    assert "warning: --layers=3 has no part in --loss=logistic\n" in said
+    assert "warning: --layers=3 has no effect with --loss=logistic\n" in said
     assert run("--loss=logistic") == 0 and "warning" not in capsys.readouterr().out
 
 
@@ -429,7 +429,14 @@ def test_what_evaluate_finds_is_shown_and_kept(fit, capsys):
     [
         (None, "done", 0, ""),
         (None, "interrupted", 75, ""),
-        (UserError("--workdir=x:\nis taken"), "", 2, "error: --workdir=x: is taken\n"),
+        (UserError("x:\nis taken"), "", 2, "error: x: is taken\n"),
+        (
+            UserError("must divide `batch_size=7`; see `n`", argument="d", value=3),
+            "",
+            2,
+            "error: --d=3: must divide --batch_size=7; see --n\n",
+        ),
+        (UserError("needs `pip install x`"), "", 2, "error: needs `pip install x`\n"),
         (Anomaly("not finite at step 7: d/loss"), "", 3, "error: not finite at step 7: d/loss\n"),
         (KeyboardInterrupt(), "", 130, ""),
     ],
