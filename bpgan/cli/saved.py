@@ -78,7 +78,7 @@ def _script_of(path: pathlib.Path, name: str) -> experiments.Script:
         reason = f"is a run of an experiment {name!r} (config.json), which cannot be used"
         raise UserError(f"{path}: {reason}: {error.reason}") from None
     if not script.trains:
-        raise UserError(f"{path}: {name} (config.json) is no experiment that trains")
+        raise UserError(f"{path}: holds no run of an experiment (config.json)")
     return script
 
 
