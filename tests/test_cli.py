@@ -1,11 +1,13 @@
 """bpgan/cli/__init__.py: fields to flags, precedence, messages, exit codes."""
 
+import ast
 import copy
 import dataclasses
 import importlib
 import os
 import pathlib
 import pickle
+import re
 import shlex
 import sys
 import types
@@ -20,6 +22,13 @@ from bpgan.cli import ended, experiments
 from bpgan.cli.help import value_rows
 from bpgan.files import Damaged
 from bpgan.types import Algorithm, Source, UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+LIBRARY = sorted(
+    path
+    for path in ROOT.glob("bpgan/**/*.py")
+    if path.relative_to(ROOT / "bpgan").parts[0] not in ("cli", "launcher")
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -422,6 +431,20 @@ def test_what_evaluate_finds_is_shown_and_kept(fit, capsys):
     assert first == "test_cli --lr=0.5 --layers=1 --steps=4"
     assert title == "A title"
     assert values.split() == ["state/fid", "12.3457"]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_the_command_line_writes_flags(path):
+    """Elsewhere an argument is named bare, or in backquotes; docstrings and the arguments of other programs aside."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree))
+    parts = {part for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    texts = {node for node in nodes if isinstance(node, ast.Constant) and " " in str(node.value)}
+    texts |= {part for part in parts if isinstance(part, ast.Constant)}
+    texts -= {node.value for node in nodes if isinstance(node, ast.Expr)}
+    flag = re.compile(r"(?<![\w\"|-])--([a-z]|$)")
+    found = sorted(node.lineno for node in texts if flag.search(str(node.value)))
+    assert not found, f"lines {found}: write `name=value`, which cli.message_of makes a flag"
 
 
 @pytest.mark.parametrize(
