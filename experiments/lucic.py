@@ -32,8 +32,9 @@ from bpgan.launcher import processes, search
 from bpgan.launcher import sweep as sweeping
 from bpgan.report import page as report
 from bpgan.types import UserError
-from experiments import infogan
-from experiments.mnist_gan import images_of
+
+from . import infogan
+from .mnist_gan import images_of
 
 
 class Budget(NamedTuple):
@@ -97,7 +98,9 @@ class Config(cli.Config):
     dataset: str = cli.field("mnist10k", data.FORMS)
     budget: str = cli.field("small", "of every model", choices=BUDGETS)
     images: int = cli.field(0, "real images of every run; 0: as the budget says", low=0)
-    models: str = cli.field("all", "all, or names separated by commas", check=_models)
+    models: cli.Parsed[list[str]] = cli.field(
+        "all", "all, or names separated by commas", parse=_models
+    )
     seed: int = cli.field(0, "of what is drawn", low=0)
 
 
@@ -118,7 +121,7 @@ def run(cfg: Config) -> None:
     common = [f"--dataset={cfg.dataset}", f"--epochs={epochs:.6g}", f"--eval_every={_AT_THE_END}", "--notensorboard",
               "--metrics=fd", "--log_every=0.1ep", "--sample_every=0", "--checkpoint_every=0", "--keep=1",
               *budget.flags]  # fmt: skip
-    models, slots = _models(cfg.models), processes.slots_of(0)
+    models, slots = cfg.models.value, processes.slots_of(0)
     spaces = {name: n for name, n in (("wide", budget.wide), ("narrow", budget.narrow)) if n}
     specs = cli.flags_of(infogan.Config)
 
