@@ -1,11 +1,13 @@
 """bpgan/cli/__init__.py: fields to flags, precedence, messages, exit codes."""
 
+import ast
 import copy
 import dataclasses
 import importlib
 import os
 import pathlib
 import pickle
+import re
 import shlex
 import sys
 import types
@@ -20,6 +22,13 @@ from bpgan.cli import ended, experiments
 from bpgan.cli.help import value_rows
 from bpgan.files import Damaged
 from bpgan.types import Algorithm, Source, UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+LIBRARY = sorted(
+    path
+    for path in ROOT.glob("bpgan/**/*.py")
+    if path.relative_to(ROOT / "bpgan").parts[0] not in ("cli", "launcher")
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +86,7 @@ def test_precedence_is_default_preset_explicit_whatever_the_order():
 )
 def test_what_changes_nothing_is_named_where_it_is_asked_for(argv, idle):
     found = cli.without_effect(Config, PRESETS, argv)
-    assert found == ({"layers": "has no part in --loss=logistic"} if idle else {})
+    assert found == ({"layers": "has no effect with --loss=logistic"} if idle else {})
 
 
 def test_epochs_that_are_asked_for_beat_the_steps_of_a_preset():
@@ -397,7 +406,7 @@ def test_so_does_that_of_several_processes_or_of_a_script(fit, monkeypatch):
 def test_a_run_warns_of_flags_without_effect(fit, capsys):
     assert run("--loss=logistic", "--layers=3") == 0 and fit.kwargs["config"]["layers"] == 3
     said = capsys.readouterr().out
-    assert "warning: --layers=3 has no part in --loss=logistic\n" in said
+    assert "warning: --layers=3 has no effect with --loss=logistic\n" in said
     assert run("--loss=logistic") == 0 and "warning" not in capsys.readouterr().out
 
 
@@ -424,12 +433,33 @@ def test_what_evaluate_finds_is_shown_and_kept(fit, capsys):
     assert values.split() == ["state/fid", "12.3457"]
 
 
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_the_command_line_writes_flags(path):
+    """Elsewhere an argument is named bare, or in backquotes; docstrings and the arguments of other programs aside."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree))
+    parts = {part for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    texts = {node for node in nodes if isinstance(node, ast.Constant) and " " in str(node.value)}
+    texts |= {part for part in parts if isinstance(part, ast.Constant)}
+    texts -= {node.value for node in nodes if isinstance(node, ast.Expr)}
+    flag = re.compile(r"(?<![\w\"|-])--([a-z]|$)")
+    found = sorted(node.lineno for node in texts if flag.search(str(node.value)))
+    assert not found, f"lines {found}: write `name=value`, which cli.message_of makes a flag"
+
+
 @pytest.mark.parametrize(
     "error, status, code, said",
     [
         (None, "done", 0, ""),
         (None, "interrupted", 75, ""),
-        (UserError("--workdir=x:\nis taken"), "", 2, "error: --workdir=x: is taken\n"),
+        (UserError("x:\nis taken"), "", 2, "error: x: is taken\n"),
+        (
+            UserError("must divide `batch_size=7`; see `n`", argument="d", value=3),
+            "",
+            2,
+            "error: --d=3: must divide --batch_size=7; see --n\n",
+        ),
+        (UserError("needs `pip install x`"), "", 2, "error: needs `pip install x`\n"),
         (Anomaly("not finite at step 7: d/loss"), "", 3, "error: not finite at step 7: d/loss\n"),
         (KeyboardInterrupt(), "", 130, ""),
     ],

@@ -277,7 +277,7 @@ def without_effect(
     chosen, explicit = _read(config_class, presets, argv)
     cfg = config_class(**(chosen | explicit))
     return {
-        name: f"has no part in --{why}={show(getattr(cfg, why))}"
+        name: f"has no effect with --{why}={show(getattr(cfg, why))}"
         for name, why in cfg.idle().items()
         if name in explicit and explicit[name] != chosen[name]
     }

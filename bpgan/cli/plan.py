@@ -60,7 +60,7 @@ def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]
         raise UserError(reason, argument="eval_every", value=cfg.eval_every)
     keep = kept(cfg, experiment)
     if keep.metric.startswith("eval/") and not eval_every:
-        reason = f"{keep.metric} is found by --eval_every, which is {cfg.eval_every}; must be > 0"
+        reason = f"{keep.metric} is found by `eval_every`, which is {cfg.eval_every}; must be > 0"
         raise UserError(reason, argument="keep", value=cfg.keep, beside=["eval_every"])
     return dict(
         name=name,

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 import shlex
 import sys
 import tempfile
@@ -176,12 +177,17 @@ def fail(error: Exception, code: int = BAD_INPUT) -> int:
 
 def message_of(error: Exception) -> str:
     """What an error says on a command line, where an argument is a flag: ``--argument=value: reason``."""
-    if isinstance(error, UserError) and error.argument:
-        value = "" if error.value is None else f"={show(error.value)}"
-        if len(value) > _LONG:
-            value = value[:_LONG] + "..."
-        return f"--{error.argument}{value}: {error.reason}"
-    return str(error)
+    if not (isinstance(error, UserError) and error.argument):
+        return _with_flags(str(error))
+    value = "" if error.value is None else f"={show(error.value)}"
+    if len(value) > _LONG:
+        value = value[:_LONG] + "..."
+    return f"--{error.argument}{value}: {_with_flags(error.reason)}"
+
+
+def _with_flags(text: str) -> str:
+    """A text in which the arguments, which are in backquotes, are written as flags."""
+    return re.sub(r"`(\w+(?:=[^`]*)?)`", r"--\1", text)
 
 
 def _train(

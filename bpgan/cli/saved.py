@@ -3,16 +3,19 @@
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from bpgan.cli import experiments
-from bpgan.cli.config import RunConfig, flags_of, locates_data
+from bpgan.cli.config import Config, RunConfig, flags_of, locates_data
 from bpgan.cli.flags import Flag, show
 from bpgan.cli.plan import Experiment, kept
 from bpgan.cli.program import message_of
 from bpgan.types import Algorithm, UserError, stream
+
+if TYPE_CHECKING:
+    from bpgan.runtime.records import RunRecord
 
 
 class Restored(NamedTuple):
@@ -40,62 +43,91 @@ def restore(
       UserError: if there is no run or no sound checkpoint, the run's flags are not those of this version or have values
         that are not allowed, or where a change says that the data are there are others.
     """
-    from bpgan.runtime import checkpoint, parallel, records
+    from bpgan.runtime import parallel
 
     path = pathlib.Path(workdir).expanduser()
+    record = _record_of(path)
+    script = _script_of(path, record.experiment)
+    cfg = _config_of(path, record, script.config, changes)
+    parallel.setup(precision=cfg.precision)
+    experiment = _build(path, script, cfg)
+    located = [text for text in changes if text.partition("=")[0] in locates_data(type(cfg))]
+    if located and experiment.source.fingerprint != record.data:
+        reason = f"other data than those of the run {path}"
+        raise UserError(reason, argument="flags", value=located[0])
+    step, state = _read(path, which, record.run, cfg, experiment)
+    return Restored(script.name, cfg, experiment, state, step)
+
+
+def _record_of(path: pathlib.Path) -> "RunRecord":
+    from bpgan.runtime import records
+
     record = records.read_run(path / "config.json")
     if record is None:
         raise UserError(f"{path}: holds no run of an experiment (config.json)")
-    name, values = record.experiment, dict(record.config)
+    return record
+
+
+def _script_of(path: pathlib.Path, name: str) -> experiments.Script:
+    """The experiment of a run."""
+    if not name:
+        raise UserError(f"{path}: is a run of a notebook, which only the notebook can build again")
     try:
         script = experiments.find(name)
     except UserError as error:
-        reason = f"is a run of {records.printable(name)!r} (config.json), an experiment"
-        raise UserError(f"{path}: {reason} that cannot be used: {error.reason}") from None
+        reason = f"is a run of an experiment {name!r} (config.json), which cannot be used"
+        raise UserError(f"{path}: {reason}: {error.reason}") from None
     if not script.trains:
-        raise UserError(f"{path}: {name} (config.json) is no experiment that trains")
-    config: Any = script.config
-    specs = flags_of(config)
+        raise UserError(f"{path}: holds no run of an experiment (config.json)")
+    return script
+
+
+def _config_of(
+    path: pathlib.Path, record: "RunRecord", config: type[Config], changes: Sequence[str]
+) -> Any:
+    """The config of a run, changed."""
+    specs, values = flags_of(config), dict[str, Any](record.config)
     if unknown := sorted(set(values) - set(specs)):
-        raise UserError(f"{path}: was made by another version, with --{unknown[0]}")
+        raise UserError(f"{path}: was made by another version, with `{unknown[0]}`")
     for flag, value in values.items():
         try:
             values[flag] = specs[flag].validate(value)
         except UserError as error:
-            given = f"--{flag}={show(value)} (config.json)"
+            given = f"`{flag}={show(value)}` (config.json)"
             raise UserError(f"{path}: {given}: {error.reason}") from None
-    cfg = config(**values | _changed_values(name, specs, changes))
-    located = locates_data(config)
-    parallel.setup(precision=cfg.precision)
+    return config(**values | _changed_values(record.experiment, specs, changes))
+
+
+def _build(path: pathlib.Path, script: experiments.Script, cfg: RunConfig) -> Experiment:
     try:
-        experiment = script.action(cfg)
+        return script.action(cfg)
     except UserError as error:
-        hint = f"; if the data have moved, --flags={error.argument}=... says where to"
-        moved = hint * (error.argument in located)
-        raise UserError(f"{path}: {message_of(error)}{moved}") from None
-    before, now = record.data, experiment.source.fingerprint
-    for text in changes:
-        if text.partition("=")[0] in located and now != before:
-            reason = f"other data than those of the run {path}"
-            raise UserError(reason, argument="flags", value=text)
-    program = parallel.compile(experiment.algorithm, experiment.source, seed=cfg.seed)
+        hint = ""
+        if error.argument in locates_data(type(cfg)):
+            hint = f"; if the data have moved, `flags={error.argument}=...` says where to"
+        raise UserError(f"{path}: {message_of(error)}{hint}") from None
+
+
+def _read(
+    path: pathlib.Path, which: str, run: str, cfg: RunConfig, experiment: Experiment
+) -> tuple[int, Any]:
+    """Step and state of a checkpoint."""
+    from bpgan.runtime import checkpoint, parallel
+
     if not (path / "checkpoints").is_dir():
         raise UserError(f"{path}: has no checkpoint")
     keep = kept(cfg, experiment)
     if which == "best" and not keep.metric:
-        raise UserError(f"{path}: keeps no best checkpoint (--eval_every and --keep do)")
-    checkpoints = checkpoint.Checkpoints(
-        path / "checkpoints", run=record.run, keep=keep, read_only=True
-    )
+        raise UserError(f"{path}: keeps no best checkpoint (`eval_every` and `keep` do)")
+    program = parallel.compile(experiment.algorithm, experiment.source, seed=cfg.seed)
+    checkpoints = checkpoint.Checkpoints(path / "checkpoints", run=run, keep=keep, read_only=True)
     step = int(which) if which.isdecimal() else None
     found = checkpoints.restore(program.abstract, best=which == "best", step=step)
     checkpoints.close()
     if found is None:
-        kind = {"newest": "checkpoint", "best": "checkpoint that was evaluated"}.get(
-            which, f"checkpoint of step {which}"
-        )
-        raise UserError(f"{path}: has no sound {kind}")
-    return Restored(name, cfg, experiment, found[1].state, found[0])
+        kinds = {"newest": "checkpoint", "best": "checkpoint that was evaluated"}
+        raise UserError(f"{path}: has no sound {kinds.get(which, f'checkpoint of step {which}')}")
+    return found[0], found[1].state
 
 
 def _changed_values(name: str, specs: Mapping[str, Flag], changes: Sequence[str]) -> dict[str, Any]:

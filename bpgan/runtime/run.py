@@ -230,7 +230,7 @@ def locked(path: pathlib.Path) -> Iterator[None]:
             raise UserError(reason, argument="workdir", value=path) from None
         if unlocked:
             print(
-                f"warning: --workdir={path}: cannot be locked ({unlocked});"
+                f"warning: {path}: cannot be locked ({unlocked});"
                 " see to it that no second process trains here"
             )
         try:

@@ -739,7 +739,7 @@ def _start(
             if at is None:
                 raise UserError(
                     f"has no checkpoint of step {step}, where the runs it trains with are;"
-                    " --vectorize=off continues each by itself",
+                    " `vectorize=off` continues each by itself",
                     argument="workdir",
                     value=each.path,
                 )
@@ -807,8 +807,8 @@ def _is_alone(kind: type[BaseException] | None) -> bool:
 
 def _stop_at(step: int, anomalies: list[str], saved: int, path: pathlib.Path) -> Anomaly:
     return Anomaly(
-        f"--on_anomaly=stop, at step {step}: {'; '.join(anomalies)}; {_kept(saved)} in {path}."
-        " The same command with --on_anomaly=flag goes on"
+        f"`on_anomaly=stop`, at step {step}: {'; '.join(anomalies)}; {_kept(saved)} in {path}."
+        " The same command with `on_anomaly=flag` goes on"
     )
 
 
@@ -822,7 +822,7 @@ def _non_finite(carry: parallel.Carry, step: int, saved: int, path: pathlib.Path
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return Anomaly(
         f"not finite by step {step}: {shown}; {_kept(saved)} in {path}."
-        " Try a lower learning rate or penalty weight in a new --workdir"
+        " Try a lower learning rate or penalty weight in a new `workdir`"
     )
 
 
