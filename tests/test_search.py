@@ -43,7 +43,7 @@ def test_whole_numbers_may_be_drawn_log_uniformly():
     below = sum(x < 32 for x in found) / 400
     assert below == pytest.approx(math.log(32) / math.log(1001), abs=0.07)
     assert {axis("d_steps=log:1:3").draw(0, i) for i in range(100)} == {"1", "2", "3"}
-    with pytest.raises(UserError, match="LOW and HIGH must be whole numbers, as --d_steps is"):
+    with pytest.raises(UserError, match="LOW and HIGH must be whole numbers, as `d_steps` is"):
         axis("d_steps=uniform:1.5:3")
 
 
@@ -97,7 +97,7 @@ def test_ranges_that_are_empty_are_refused(text):
 
 
 def test_samples_and_draws_need_each_other():
-    with pytest.raises(UserError, match="--samples=N must say"):
+    with pytest.raises(UserError, match="`samples=N` must say"):
         search.combine([axis("g_lr=log:1e-5:1e-2")], 0, 0)
     with pytest.raises(UserError, match="samples=3: no --sweep draws"):
         search.combine([axis("seed=0:2")], 3, 0)

@@ -101,7 +101,7 @@ def test_mistakes_are_one_line(argv, said):
 
 
 def test_a_single_run_is_a_sweep_of_one():
-    with pytest.raises(UserError, match=r"slurm: submits a sweep; a single run is --sweep=seed=0"):
+    with pytest.raises(UserError, match=r"slurm: submits a sweep; a single run is `sweep=seed=0`"):
         launch.run(["--experiment=linear_regression", "--slurm"])
 
 
@@ -109,7 +109,7 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
     todo = runs(tmp_path, "")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
-        UserError, match="sbatch is not found; --slurm=local runs the same jobs here"
+        UserError, match="sbatch is not found; `slurm=local` runs the same jobs here"
     ):
         slurm.submit(todo, options(), 1, {})
     monkeypatch.setitem(sys.modules, "submitit", None)
@@ -208,7 +208,7 @@ def test_what_slurm_refuses_is_one_line_and_leaves_nothing(tmp_path, scheduler, 
 def test_no_folder_has_control_characters_in_a_script(tmp_path, scheduler):
     folder = tmp_path / "a\n#SBATCH --uid=0"
     with pytest.raises(
-        UserError, match="root: .*has control characters, which --slurm cannot have"
+        UserError, match="root: .*has control characters, which `slurm` cannot have"
     ):
         slurm.submit(runs(folder, ""), options(), 1, {})
     assert not list(scheduler.glob("sbatch.*")) and not (folder / "slurm").exists()

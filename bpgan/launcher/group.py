@@ -124,7 +124,7 @@ def _find_differing(experiment: experiments.Script, cfgs: Sequence[cli.RunConfig
         if not specs[field].sweepable and field != "workdir":
             raise UserError("must be the same for all members of a group", argument=field)
     if cfgs[0].parallel != "jit":
-        reason = f"must be off with --parallel={cfgs[0].parallel}"
+        reason = f"must be off with `parallel={cfgs[0].parallel}`"
         raise UserError(reason, argument="vectorize")
     return differing
 

@@ -45,8 +45,8 @@ def run(argv: Sequence[str]) -> int:
         print(_help())
         return cli.DONE
     if alone and rest:
-        hint = flags.suggest(rest[0]) or "; --help lists the flags"
-        raise UserError(f"{rest[0]}: has no part in --{alone}{hint}")
+        hint = flags.suggest(rest[0]) or "; `help` lists the flags"
+        raise UserError(f"{rest[0]}: has no part in `{alone}`{hint}")
     if chosen["list"]:
         print("\n".join(_list()))
         return cli.DONE
@@ -80,11 +80,11 @@ def _list() -> list[str]:
 
 def _what_instead(rest: Sequence[str]) -> str:
     if not rest:
-        return "--experiment=NAME is needed; --list describes them"
+        return "`experiment=NAME` is needed; `list` describes them"
     if rest[0] in experiments.names():
-        return f"unexpected argument {rest[0]!r}; did you mean --experiment={rest[0]}?"
-    hint = flags.suggest(rest[0]) or "; --list describes them"
-    return f"--experiment=NAME is needed before {rest[0]!r}{hint}"
+        return f"unexpected argument {rest[0]!r}; did you mean `experiment={rest[0]}`?"
+    hint = flags.suggest(rest[0]) or "; `list` describes them"
+    return f"`experiment=NAME` is needed before {rest[0]!r}{hint}"
 
 
 def _check_combination(
@@ -93,12 +93,12 @@ def _check_combination(
     """Raises UserError for flags of the launcher that do not go together, or not with this experiment."""
     sweeps, several = bool(chosen["sweep"]), chosen["processes"] > 1
     if (sweeps or several) and not experiment.trains:
-        reason = "does not train; --sweep and --processes need one that does"
+        reason = "does not train; `sweep` and `processes` need one that does"
         raise UserError(reason, argument="experiment", value=chosen["experiment"])
     if cluster and not sweeps:
-        raise UserError("submits a sweep; a single run is --sweep=seed=0", argument="slurm")
+        raise UserError("submits a sweep; a single run is `sweep=seed=0`", argument="slurm")
     if sweeps and several and not cluster:
-        reason = "cannot be combined with --sweep"
+        reason = "cannot be combined with `sweep`"
         raise UserError(reason, argument="processes", value=chosen["processes"])
 
 
@@ -107,7 +107,7 @@ def _run_one(experiment: experiments.Script, argv: Sequence[str], chosen: Mappin
     own, of_sweeps = cli.flags_of(experiment.config), {f.name for f in flags.OF_SWEEPS}
     for given in (re.match(r"--?(\w+)", arg) for arg in argv):
         if given and given[1] in of_sweeps and given[1] not in own:
-            raise UserError("has no effect without --sweep", argument=given[1])
+            raise UserError("has no effect without `sweep`", argument=given[1])
     presets = experiment.presets
     cfg = cli.resolve(experiment.config, presets, argv, other_flags=flags.NAMES)
     if chosen["root"] != "runs" and not cfg.workdir:
@@ -173,10 +173,10 @@ def _check_search(chosen: Mapping[str, Any], cluster: slurm.Options | None) -> N
     """Raises a UserError for a search that makes no sense; warns of one that looks for the worst."""
     kind, aim = chosen["search"], chosen["aim"].value
     if cluster and not cluster.local and (kind != "all" or chosen["budget"]):
-        reason = "submits all runs at once; --search and --budget need --slurm=local"
+        reason = "submits all runs at once; `search` and `budget` need `slurm=local`"
         raise UserError(reason, argument="slurm")
     if (kind != "all") != (aim is not None):
-        reason = f"--aim=min:METRIC {'must' if kind != 'all' else 'cannot'} be given"
+        reason = f"`aim=min:METRIC` {'must' if kind != 'all' else 'cannot'} be given"
         raise UserError(reason, argument="search", value=kind)
     if aim and aim.sign * direction(aim.metric) > 0:
         less = "more" if aim.mode == "min" else "less"
@@ -190,7 +190,7 @@ def _combine(
     if kind != "tpe":
         return search.combine(axes, samples, seed)
     if not samples or not any(axis.is_drawn for axis in axes):
-        raise UserError("needs axes to draw and --samples=N", argument="search", value="tpe")
+        raise UserError("needs axes to draw and `samples=N`", argument="search", value="tpe")
     return search.combine(axes, 1, seed)
 
 
@@ -204,7 +204,7 @@ def _check_runs(
     aim = chosen["aim"]
     if aim and aim.value.metric.startswith("eval/"):
         if not all(cli.duration(run.config["eval_every"], 1.0) for run in planned):
-            reason = "nothing is evaluated with --eval_every=0"
+            reason = "nothing is evaluated with `eval_every=0`"
             raise UserError(reason, argument="aim", value=aim)
 
 
@@ -222,7 +222,7 @@ def _count_slots(jobs: int, cluster: slurm.Options | None) -> int:
 
 def _print_jobs(sweep: Sweep, planned: Sequence[runs.Run], kind: str) -> int:
     if kind == "tpe":
-        raise UserError("what --search=tpe runs is not known beforehand", argument="dry_run")
+        raise UserError("what `search=tpe` runs is not known beforehand", argument="dry_run")
     if kind == "halving":  # later rungs are not known beforehand
         planned = strategies.plan_first_rung(planned)
     processes.print_commands([job.command for job in sweep.jobs(planned)])

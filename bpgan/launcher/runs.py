@@ -80,14 +80,14 @@ def parse_axes(
     for text in sweeps:
         axis = search.parse_axis(text, specs)
         if axis.name in axes:
-            reason = f"{axis.name} is swept twice; list its values in one --sweep"
+            reason = f"{axis.name} is swept twice; list its values in one `sweep`"
             raise UserError(reason, argument="sweep", value=text)
         if _is_given(rf"(no)?{axis.name}", argv):
-            reason = f"--{axis.name} is also given as a flag; drop one of them"
+            reason = f"`{axis.name}` is also given as a flag; drop one of them"
             raise UserError(reason, argument="sweep", value=text)
         axes[axis.name] = axis
     if _is_given("workdir", argv):
-        raise UserError("cannot be combined with --sweep; use --root", argument="workdir")
+        raise UserError("cannot be combined with `sweep`; use `root`", argument="workdir")
     return list(axes.values())
 
 

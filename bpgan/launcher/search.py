@@ -109,10 +109,10 @@ def parse_axis(text: str, specs: Mapping[str, cli.Flag]) -> Axis:
         if not equals or not values:
             raise ValueError(_FORMS)
         if name == "workdir":
-            raise ValueError("the launcher names the run directories; use --root")
+            raise ValueError("the launcher names the run directories; use `root`")
         if name not in specs and name != "preset":
             hint = cli.did_you_mean(name, [*specs, "preset"])
-            raise ValueError(f"the experiment has no flag --{name}{hint}")
+            raise ValueError(f"the experiment has no flag `{name}`{hint}")
         return _axis(name, values, of_whole_numbers=name in specs and specs[name].type is int)
     except ValueError as error:
         raise UserError(str(error), argument="sweep", value=text) from None
@@ -126,7 +126,7 @@ def _axis(name: str, values: str, of_whole_numbers: bool) -> Axis:
     if word in ("log", "uniform"):
         low, high = _range(word, rest)
         if of_whole_numbers and not (low.is_integer() and high.is_integer()):
-            raise ValueError(f"LOW and HIGH must be whole numbers, as --{name} is")
+            raise ValueError(f"LOW and HIGH must be whole numbers, as `{name}` is")
         return Axis(name, word, (), low, high, whole=of_whole_numbers)
     if word == "choice" and rest:
         return Axis(name, "choice", split_values(rest))
@@ -198,10 +198,10 @@ def combine(axes: Sequence[Axis], samples: int, seed: int) -> list[dict[str, str
     """
     drawn = [axis for axis in axes if axis.is_drawn]
     if drawn and not samples:
-        reason, given = "--samples=N must say how many to draw", f"{drawn[0].name}=..."
+        reason, given = "`samples=N` must say how many to draw", f"{drawn[0].name}=..."
         raise UserError(reason, argument="sweep", value=given)
     if samples and not drawn:
-        raise UserError("no --sweep draws; must be 0", argument="samples", value=samples)
+        raise UserError("no `sweep` draws; must be 0", argument="samples", value=samples)
     _check_size(axes, samples)
     return cross(axes, draw_settings(axes, samples, seed) or [{}])
 

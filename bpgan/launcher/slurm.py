@@ -139,10 +139,10 @@ def parse_options(chosen: Mapping[str, Any], given: Collection[str], name: str) 
     """
     if not chosen["slurm"]:
         if stray := [name for name in given if name.startswith("slurm")]:
-            raise UserError("has no effect without --slurm", argument=stray[0])
+            raise UserError("has no effect without `slurm`", argument=stray[0])
         return None
     if not name.isprintable():
-        reason = f"{name!r} has control characters, which --slurm cannot have"
+        reason = f"{name!r} has control characters, which `slurm` cannot have"
         raise UserError(reason, argument="experiment")
     local = chosen["slurm"] == "local"
     parameters = dict(
@@ -171,14 +171,14 @@ def _share_processes(chosen: Mapping[str, Any], local: bool) -> int:
     processes, nodes, gpus = chosen["processes"], chosen["slurm_nodes"], chosen["slurm_gpus"]
     if local and (processes > 1 or nodes > 1):
         flag = "processes" if processes > 1 else "slurm_nodes"
-        raise UserError("cannot be combined with --slurm=local", argument=flag, value=chosen[flag])
+        raise UserError("cannot be combined with `slurm=local`", argument=flag, value=chosen[flag])
     if processes % nodes:
-        reason = f"must be a multiple of --slurm_nodes={nodes}"
+        reason = f"must be a multiple of `slurm_nodes={nodes}`"
         raise UserError(reason, argument="processes", value=processes)
     each = processes // nodes
     # Under Slurm, JAX gives each of several processes one GPU.
     if gpus and each > 1 and gpus != each:
-        reason = f"must be {each}, one for each process of a node, or --processes={nodes}"
+        reason = f"must be {each}, one for each process of a node, or `processes={nodes}`"
         raise UserError(reason, argument="slurm_gpus", value=gpus)
     return each
 
@@ -239,7 +239,7 @@ def submit(
         ) from None
     if not options.local and not shutil.which("sbatch"):
         raise UserError(
-            "sbatch is not found; --slurm=local runs the same jobs here", argument="slurm"
+            "sbatch is not found; `slurm=local` runs the same jobs here", argument="slurm"
         )
     if options.local:
         environment = {**environment, **_processes.share_memory(jobs)}
@@ -276,7 +276,7 @@ def _select_due(runs: Sequence[Submittable], local: bool) -> tuple[list[int], di
     for i, (run, each) in enumerate(zip(runs, before, strict=True)):
         ids = [job["id"] for job in each if job and _is_on_slurm(job) and job["id"] in queue]
         if ids and local:
-            reason = f"job {ids[0]} of {run.title} is in the queue of the cluster; use --slurm"
+            reason = f"job {ids[0]} of {run.title} is in the queue of the cluster; use `slurm`"
             raise UserError(reason, argument="slurm", value="local")
         if ids:
             say(i, f"job {ids[0]} is {queue[ids[0]]}, output in {run.log}")
@@ -299,7 +299,7 @@ def _new_folder(home: pathlib.Path) -> pathlib.Path:
     """
     home = home.absolute()
     if not str(home).isprintable():
-        reason = f"{str(home)!r} has control characters, which --slurm cannot have"
+        reason = f"{str(home)!r} has control characters, which `slurm` cannot have"
         raise UserError(reason, argument="root")
     try:
         home.mkdir(parents=True, exist_ok=True)
