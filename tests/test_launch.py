@@ -1110,17 +1110,18 @@ def test_help_and_list(fake, tmp_path):
 
 
 def test_no_experiment_has_a_flag_of_the_launcher():
-    def having(base, **fields):
-        return dataclasses.make_dataclass(
-            "Own", [(k, type(v), v) for k, v in fields.items()], bases=(base,), frozen=True, kw_only=True
-        )  # fmt: skip
+    def having(base, name):
+        own = dataclasses.make_dataclass(
+            "Own", [(name, int, 1)], bases=(base,), frozen=True, kw_only=True
+        )
+        return experiments.Script("own", types.SimpleNamespace(Config=own))  # type: ignore
 
     for name in experiments.names():
-        launcher_flags.check_names(experiments.find(name).config)
-    launcher_flags.check_names(having(cli.Config, samples=1))
+        launcher_flags.check_names(experiments.find(name))
+    launcher_flags.check_names(having(cli.Config, "samples"))
     for base, name in ((cli.RunConfig, "samples"), (cli.RunConfig, "root"), (cli.Config, "sweep")):
-        with pytest.raises(TypeError, match=f"Own.{name}: is a flag of the launcher"):
-            launcher_flags.check_names(having(base, **{name: 1}))
+        with pytest.raises(UserError, match=f"experiment=own: `{name}` is a flag of the launcher"):
+            launcher_flags.check_names(having(base, name))
 
 
 # Values with commas.

@@ -99,7 +99,7 @@ def test_ranges_that_are_empty_are_refused(text):
 def test_samples_and_draws_need_each_other():
     with pytest.raises(UserError, match="`samples=N` must say"):
         search.combine([axis("g_lr=log:1e-5:1e-2")], 0, 0)
-    with pytest.raises(UserError, match="samples=3: no --sweep draws"):
+    with pytest.raises(UserError, match="samples=3: no `sweep` draws"):
         search.combine([axis("seed=0:2")], 3, 0)
 
 

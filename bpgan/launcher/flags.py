@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from bpgan import cli
+from bpgan.cli import experiments
 from bpgan.launcher import search, slurm
 from bpgan.launcher.budget import Budget
 from bpgan.measures import Goal
 from bpgan.runtime import environment
+from bpgan.types import UserError
 
 
 def _parse_aim(text: str) -> Goal | None:
@@ -141,13 +143,15 @@ def parse(argv: Sequence[str]) -> Launch:
     return Launch(values, given, rest)
 
 
-def check_names(config_class: type[cli.Config]) -> None:
-    """Raises TypeError if an experiment has a flag of the launcher's name: it would never see its value."""
-    trains = issubclass(config_class, cli.RunConfig)
-    taken = {flag.name for flag in TABLE if trains or flag not in OF_SWEEPS}
-    for name in cli.flags_of(config_class):
+def check_names(experiment: experiments.Script) -> None:
+    """Raises UserError if an experiment has a flag of the launcher's name: it would never see its value."""
+    taken = {flag.name for flag in TABLE if experiment.trains or flag not in OF_SWEEPS}
+    for name in cli.flags_of(experiment.config):
         if name in taken:
-            raise TypeError(f"{config_class.__name__}.{name}: is a flag of the launcher")
+            reason = (
+                f"`{name}` is a flag of the launcher; the experiment must call its own otherwise"
+            )
+            raise UserError(reason, argument="experiment", value=experiment.name)
 
 
 def suggest(argument: str) -> str:

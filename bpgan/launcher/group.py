@@ -40,7 +40,7 @@ def run(argv: Sequence[str], record: ended.Record = ended.ignore) -> int:
     flags.DEFINE_multi_string("member", [], "flags of one run", flag_values=given)
     flags.DEFINE_bool("or_alone", False, "one by one if need be", flag_values=given)
     common = cli.parse(given, rest, known_only=True)
-    cfgs = [
+    cfgs: list[Any] = [
         cli.resolve(experiment.config, experiment.presets, [*common, *shlex.split(member)])
         for member in given["member"].value or ()
     ]

@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> int:
     experiment = experiments.find(chosen["experiment"])
     if cli.is_help(rest):
         return _act(experiment, ["--help"])
-    flags.check_names(experiment.config)
+    flags.check_names(experiment)
     cluster = slurm.parse_options(chosen, given, experiments.label_of(experiment.name))
     _check_combination(experiment, chosen, cluster)
     if chosen["sweep"]:
@@ -143,11 +143,9 @@ def _sweep(
     planned = plan(_combine(kind, axes, samples, seed))
     _check_runs(experiment, planned, chosen)
 
+    # What the sweep remembers has names of all that it depends on: another sweep begins anew.
     first, swept = planned[0], "_".join(axis.name for axis in axes)
-    settings, length = (
-        first.workdir.name.rpartition("_")[2],
-        [first.config["epochs"], first.config["steps"]],
-    )
+    settings = first.workdir.name.rpartition("_")[2]  # a hash of what is not swept
     label = f"{swept}_{runs.hash_of([settings, axes, samples, seed, kind, aim])[:8]}"
     folder = first.workdir.parent
     vectorize = "off" if chosen["processes"] > 1 else chosen["vectorize"]
@@ -157,6 +155,7 @@ def _sweep(
         return _print_jobs(sweep, planned, kind)
     if kind != "tpe":
         _mention_repeats(samples, len(search.draw_settings(axes, samples, seed)))
+    length = first.config["epochs"], first.config["steps"]
     journal = folder / f"tpe_{swept}_{runs.hash_of([settings, axes, seed, aim, length])[:8]}.log"
     with limits.tidied(folder), sweep.locked(*([journal] if kind == "tpe" else [])):
         if kind == "halving":

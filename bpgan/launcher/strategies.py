@@ -34,7 +34,7 @@ def halve(sweep: Sweep, runs: Sequence[Run], aim: Goal) -> None:
         scores = _score_rung(sweep, name, rung, part, aim)
         if scores is None:
             return
-        order = sorted(range(len(left)), key=lambda i: scores[i])
+        order = sorted(range(len(left)), key=scores.__getitem__)
         best = runs[left[order[0]][0]].name_setting(without={"seed"})
         print(
             f"rung {rung + 1} of {len(steps)}: {len(left)} settings at {share:.3g} of a run;"
