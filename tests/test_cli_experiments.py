@@ -3,6 +3,7 @@
 import os
 import pathlib
 import pickle
+import shutil
 import subprocess
 import sys
 import types
@@ -203,5 +204,19 @@ def test_it_has_the_same_name_from_wherever_it_is_started(own):
         done = subprocess.run(argv, cwd=own, env=env, capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr
         assert f"done at step {epochs}" in done.stdout
-    record = cli.restore(own / "run")
-    assert record.name == path and record.step == 4 and record.config.own == 3
+    saved = cli.restore(own / "run")
+    assert saved.name == path and saved.step == 4 and saved.config.own == 3
+    moved = own / "pack" / "alone.py"
+    os.rename(path, moved)
+    with pytest.raises(UserError, match="there is none; if it has moved, `flags=experiment=...`"):
+        cli.restore(own / "run")
+    saved = cli.restore(own / "run", changes=[f"experiment={moved}"])
+    assert saved.name == str(moved) and saved.step == 4
+    argv = [sys.executable, str(moved), *flags, "--epochs=5"]
+    env["PYTHONPATH"] += os.pathsep + str(own)  # for its sibling
+    done = subprocess.run(argv, cwd=own, env=env, capture_output=True, encoding="utf-8")
+    assert "done at step 5" in done.stdout, done.stderr
+    shutil.copy(moved, path)  # the file of the run is still there: this is another
+    argv = [sys.executable, path, *flags, "--epochs=6"]
+    done = subprocess.run(argv, cwd=own, env=env, capture_output=True, encoding="utf-8")
+    assert done.returncode == 2 and f"holds a run of {moved}, not of {path}" in done.stderr
