@@ -207,7 +207,7 @@ def test_a_config_that_cannot_be_flags_is_a_type_error():
         )
 
     with pytest.raises(TypeError, match="taken by another flag"):
-        cli.flags_of(config(jobs=int))
+        cli.flags_of(config(preset=str))
     with pytest.raises(TypeError, match=r"must be a bool, int, float, str or Parsed\[...\]"):
         cli.flags_of(config(widths=tuple))
 
@@ -385,7 +385,7 @@ def test_so_does_that_of_several_processes_or_of_a_script(fit, monkeypatch):
     command = cli.command_of(mnist_gan.Config(), "here")
     assert (
         command
-        == "python -m bpgan.launcher.main --experiment=mnist_gan --processes=2 --workdir=here"
+        == "python -m bpgan.launcher --experiment=mnist_gan --processes=2 --workdir=here"
     )
     monkeypatch.setattr(jax, "process_count", lambda: 1)
     started = f"python -m bpgan.cli {__file__} --lr=0.2 --workdir=x"  # by another program

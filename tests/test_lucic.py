@@ -79,8 +79,8 @@ def test_clipping_and_the_step_of_k_have_the_papers_defaults():
 @MODELS
 @SPACES
 def test_search_spaces_are_flags_that_the_models_take(model, space):
-    axes = [search.parse(text, SPECS) for text in lucic.ranges(model, space)]
-    for texts in search.combinations(axes, 30, 0):
+    axes = [search.parse_axis(text, SPECS) for text in lucic.ranges(model, space)]
+    for texts in search.combine(axes, 30, 0):
         cfg = config(f"--model={model}", *(f"--{k}={v}" for k, v in texts.items()))
         low, high = (1e-4, 1e-3) if space == "narrow" else (1e-5, 1e-2)
         assert low <= cfg.lr <= high

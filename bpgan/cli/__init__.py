@@ -21,8 +21,6 @@ Whatever is wrong with a command line is said in one line, before any device is 
 
 from bpgan.cli import ended, experiments
 from bpgan.cli.config import (
-    LAUNCHER_FLAGS,
-    SWEEP_FLAGS,
     Config,
     Duration,
     RunConfig,
@@ -68,8 +66,6 @@ __all__ = [
     "CANCELLED",
     "DONE",
     "INTERRUPTED",
-    "LAUNCHER_FLAGS",
-    "SWEEP_FLAGS",
     "UNEXPECTED",
     "Anomaly",
     "Config",

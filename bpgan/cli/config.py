@@ -18,17 +18,8 @@ from bpgan.types import UserError
 if TYPE_CHECKING:
     from bpgan.runtime.checkpoint import Keep
 
-SWEEP_FLAGS = ("samples", "search", "search_seed", "aim", "budget", "vectorize")
-"""Flags of the launcher beside ``--sweep``; an experiment that does not train may have others of these names."""
-
-LAUNCHER_FLAGS = (
-    "experiment", "list", "report", "report_metric", "report_to", "sweep", *SWEEP_FLAGS,
-    "jobs", "processes", "root", "dry_run",
-    "slurm", "slurm_partition", "slurm_time", "slurm_gpus", "slurm_cpus", "slurm_memory", "slurm_nodes",
-    "slurm_option",
-)  # fmt: skip
 MAX_STEP = 2**31 - 1  # the step is an int32 on the device
-_RESERVED = {"help", "preset", "flagfile", "undefok", *LAUNCHER_FLAGS}
+_RESERVED = {"help", "preset", "flagfile", "undefok"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,9 +188,8 @@ def flags_of(config_class: type[Config]) -> dict[str, Flag]:
     if any(isinstance(annotation, str) for annotation in types.values()):
         types = typing.get_type_hints(config_class)
     result = {}
-    reserved = _RESERVED if issubclass(config_class, RunConfig) else _RESERVED - set(SWEEP_FLAGS)
     for f in sorted(fields, key=lambda f: f.name in RunConfig.__dataclass_fields__):
-        if f.name in reserved or hasattr(flags.FlagValues, f.name):
+        if f.name in _RESERVED or hasattr(flags.FlagValues, f.name):
             raise TypeError(f"{config_class.__name__}.{f.name}: the name is taken by another flag")
         kind = types[f.name]
         is_parsed = (typing.get_origin(kind) or kind) is Parsed

@@ -257,7 +257,7 @@ def command_of(cfg: RunConfig, workdir: str) -> str:
     if not name:
         return ""
     if processes > 1:
-        program = ["-m", "bpgan.launcher.main", f"--experiment={name}", f"--processes={processes}"]
+        program = ["-m", "bpgan.launcher", f"--experiment={name}", f"--processes={processes}"]
     elif module.__spec__ is None:  # python my_gan.py
         program = [name]
     elif module.__name__ == "__main__":
