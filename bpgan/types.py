@@ -135,7 +135,8 @@ class UserError(Exception):
     """A mistake that the user can mend, in one line.
 
     Args:
-      reason: what is wrong and what is allowed.
+      reason: what is wrong and what is allowed. Another argument stands in it in backquotes, with or without a value:
+        "must divide `batch_size=64`", for a command line writes it another way.
       argument: the name of the argument that is at fault, which on a command line is a flag; empty if none is.
       value: its value; None if it is the argument itself that is wrong, whatever its value.
       beside: the names of arguments that it does not go together with: another value of one of them mends it, too.

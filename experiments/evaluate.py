@@ -45,7 +45,8 @@ from bpgan.metrics.features import Extractor, effnet, inception, kept, plug
 from bpgan.runtime import records
 from bpgan.types import Algorithm, UserError
 from bpgan.version import __version__
-from experiments import classifier
+
+from . import classifier
 
 SEEDS = (0, 1)
 """Of the classifiers whose features are used: distances change by a third from one to the other."""

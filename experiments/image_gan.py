@@ -69,7 +69,8 @@ from bpgan.nets import (
 )
 from bpgan.penalties import G_PENALTIES, PENALTIES
 from bpgan.types import Net, UserError
-from experiments.mnist_gan import images_of, latents_of, monitored
+
+from .mnist_gan import images_of, latents_of, monitored
 
 NETS = {
     "mlp": 0,

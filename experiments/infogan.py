@@ -28,7 +28,8 @@ from bpgan.nets import dcgan, energy, linen_net
 from bpgan.nets.vae import Encoder
 from bpgan.penalties import PENALTIES
 from bpgan.types import Algorithm, UserError
-from experiments.mnist_gan import images_of, monitored
+
+from .mnist_gan import images_of, monitored
 
 MODELS = {
     "mm": "minimax",

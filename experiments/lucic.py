@@ -32,8 +32,9 @@ from bpgan.launcher import processes, search
 from bpgan.launcher import sweep as sweeping
 from bpgan.report import page as report
 from bpgan.types import UserError
-from experiments import infogan
-from experiments.mnist_gan import images_of
+
+from . import infogan
+from .mnist_gan import images_of
 
 
 class Budget(NamedTuple):

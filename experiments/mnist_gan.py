@@ -68,7 +68,7 @@ def monitored(
     """
     if held is None:
         return experiment
-    from experiments import evaluate
+    from . import evaluate
 
     names = metrics or tuple(evaluate.WHILE_TRAINING)
     found = evaluate.monitors(experiment.algorithm, dataset, held, names)

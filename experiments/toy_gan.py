@@ -32,7 +32,8 @@ from bpgan.losses import LOSSES
 from bpgan.nets import linen_net, mlp
 from bpgan.penalties import PENALTIES
 from bpgan.types import PRNG, Algorithm, Net, UserError
-from experiments.mnist_gan import penalties_of
+
+from .mnist_gan import penalties_of
 
 PROBLEMS = ("ring8", "grid25", "gaussian1d", "dirac", "bilinear", "lqg")
 MU, SIGMA = 2.0, 0.5

@@ -33,7 +33,8 @@ from bpgan.algorithms import vae
 from bpgan.nets import dcgan, linen_net, mlp
 from bpgan.nets.vae import Encoder
 from bpgan.types import UserError, stream
-from experiments.mnist_gan import images_of, monitored
+
+from .mnist_gan import images_of, monitored
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

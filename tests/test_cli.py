@@ -16,9 +16,9 @@ import pytest
 
 import bpgan.runtime
 from bpgan import cli
-from bpgan.cli import ended
+from bpgan.cli import ended, experiments
+from bpgan.cli.help import value_rows
 from bpgan.files import Damaged
-from bpgan.launcher import main as launch
 from bpgan.types import Algorithm, Source, UserError
 
 
@@ -77,15 +77,7 @@ def test_precedence_is_default_preset_explicit_whatever_the_order():
 )
 def test_what_changes_nothing_is_named_where_it_is_asked_for(argv, idle):
     found = cli.without_effect(Config, PRESETS, argv)
-    assert found == ({"layers": "has no part in --loss=logistic"} if idle else {})
-
-
-def test_an_experiment_with_the_build_of_another_has_its_own_name(monkeypatch):
-    from experiments import mnist_gan
-
-    named = []
-    monkeypatch.setattr(cli, "_train", lambda name, *rest: named.append(name) or 0)
-    assert cli.run(Config, mnist_gan.build, PRESETS, []) == 0 and named == [__name__]
+    assert found == ({"layers": "has no effect with --loss=logistic"} if idle else {})
 
 
 def test_epochs_that_are_asked_for_beat_the_steps_of_a_preset():
@@ -345,7 +337,7 @@ def test_run_hands_the_loop_steps_not_epochs(fit):
     call = fit.kwargs
     assert call["steps"] == 1406  # 20 * 9000 / 128 = 1406.25
     assert (call["log_every"], call["sample_every"], call["checkpoint_every"]) == (141, 0, 703)
-    assert (call["name"], call["mode"], call["seed"]) == ("test_cli", "pmap", 0)
+    assert (call["name"], call["mode"], call["seed"]) == (__file__, "pmap", 0)
     assert str(call["workdir"]) == "runs/test_cli/default_batch_size=128"
     assert call["algorithm"].init == "batch"
     assert call["config"] == dataclasses.asdict(resolve(*argv))
@@ -356,7 +348,12 @@ def test_run_hands_the_loop_steps_not_epochs(fit):
     assert fit.setup == {"precision": "float64"}
 
 
-@pytest.mark.parametrize("name", launch.names())
+def test_an_experiment_with_the_build_of_another_has_its_own_name(fit, monkeypatch):
+    monkeypatch.setattr(build, "__module__", "experiments.mnist_gan")
+    assert run() == 0 and fit.kwargs["name"] == __file__
+
+
+@pytest.mark.parametrize("name", experiments.names())
 def test_the_command_of_a_run_repeats_it(name):
     """However it was begun: here by pytest, whose own command is another."""
     module = importlib.import_module(f"experiments.{name}")
@@ -377,11 +374,22 @@ def test_so_does_that_of_several_processes_or_of_a_script(fit, monkeypatch):
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     command = cli.command_of(mnist_gan.Config(), "here")
-    assert command == "python -m launch --experiment=mnist_gan --processes=2 --workdir=here"
-    assert cli.command_of(Config(lr=0.2), "x") == f"python -m {__name__} --lr=0.2 --workdir=x"
-    monkeypatch.setattr(sys.modules[__name__], "__spec__", None)
+    assert (
+        command
+        == "python -m bpgan.launcher.main --experiment=mnist_gan --processes=2 --workdir=here"
+    )
+    monkeypatch.setattr(jax, "process_count", lambda: 1)
+    started = f"python -m bpgan.cli {__file__} --lr=0.2 --workdir=x"  # by another program
+    assert cli.command_of(Config(lr=0.2), "x") == started
+    module = sys.modules[__name__]
+    monkeypatch.setattr(module, "__spec__", None)
     assert cli.command_of(Config(), "x") == f"python {__file__} --workdir=x"
-    monkeypatch.setattr(sys.modules[__name__], "__file__", None)
+    monkeypatch.setattr(module, "__spec__", types.SimpleNamespace(name="my_package.my_gan"))
+    assert cli.command_of(Config(), "x") == "python -m bpgan.cli my_package.my_gan --workdir=x"
+    monkeypatch.setattr(module, "__name__", "__main__")
+    assert cli.command_of(Config(), "x") == "python -m my_package.my_gan --workdir=x"
+    monkeypatch.setattr(module, "__spec__", None)
+    monkeypatch.setattr(module, "__file__", None)
     assert cli.command_of(Config(), "x") == ""  # python -c, a cell of a notebook
     assert run("--workdir=a") == 0 and fit.kwargs["command"] == ""
 
@@ -389,7 +397,7 @@ def test_so_does_that_of_several_processes_or_of_a_script(fit, monkeypatch):
 def test_a_run_warns_of_flags_without_effect(fit, capsys):
     assert run("--loss=logistic", "--layers=3") == 0 and fit.kwargs["config"]["layers"] == 3
     said = capsys.readouterr().out
-    assert "warning: --layers=3 has no part in --loss=logistic\n" in said
+    assert "warning: --layers=3 has no effect with --loss=logistic\n" in said
     assert run("--loss=logistic") == 0 and "warning" not in capsys.readouterr().out
 
 
@@ -402,7 +410,7 @@ def test_keep_by_what_only_evaluations_find_needs_them(fit, capsys):
 
 def test_known_values_stand_beside_measured_ones():
     found = {"modes": 8.0, "modes/known": 8.0, "kl": 0.0012345678, "b/known": 1.0, "best/kl": 2.0}
-    rows = cli._rows(found)
+    rows = value_rows(found)
     assert [name for name, _ in rows] == ["modes", "kl", "b/known", "best/kl"]
     assert rows[0][1].split() == ["8", "known", "8"] and rows[1][1] == "0.00123457"
 
@@ -421,7 +429,14 @@ def test_what_evaluate_finds_is_shown_and_kept(fit, capsys):
     [
         (None, "done", 0, ""),
         (None, "interrupted", 75, ""),
-        (UserError("--workdir=x:\nis taken"), "", 2, "error: --workdir=x: is taken\n"),
+        (UserError("x:\nis taken"), "", 2, "error: x: is taken\n"),
+        (
+            UserError("must divide `batch_size=7`; see `n`", argument="d", value=3),
+            "",
+            2,
+            "error: --d=3: must divide --batch_size=7; see --n\n",
+        ),
+        (UserError("needs `pip install x`"), "", 2, "error: needs `pip install x`\n"),
         (Anomaly("not finite at step 7: d/loss"), "", 3, "error: not finite at step 7: d/loss\n"),
         (KeyboardInterrupt(), "", 130, ""),
     ],

@@ -200,7 +200,7 @@ def test_a_sweep_that_cannot_run_is_refused_as_a_whole(sweeps, argv, expected):
 def test_what_no_run_of_a_sweep_has_a_use_for_is_named(flags, warned, capsys, tmp_path):
     argv = ["--experiment=mnist_gan", *flags, "--dry_run", f"--root={tmp_path}"]
     assert launch.run(argv) == 0
-    warning = "warning: --gamma has no part in --penalty=none\n"
+    warning = "warning: --gamma has no effect with --penalty=none\n"
     assert (warning in capsys.readouterr().out) == warned
 
 

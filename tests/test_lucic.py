@@ -57,7 +57,7 @@ def test_the_architecture_has_the_size_of_the_study():
 )
 def test_flags_of_other_models_are_named(model, flag):
     found = cli.without_effect(infogan.Config, {}, [f"--model={model}", f"--{flag}=0.1"])
-    assert found == {flag: f"has no part in --model={model}"}
+    assert found == {flag: f"has no effect with --model={model}"}
 
 
 @pytest.mark.medium
