@@ -160,14 +160,26 @@ def _network(architecture: Architecture, player: str) -> Network | None:
     return architecture.generator if player == "g" else architecture.discriminator
 
 
-def forms() -> str:
-    """The architectures as they may be written: ``mlp, dcgan:N, ...``."""
-    return ", ".join(f"{name}:N" if a.size else name for name, a in ARCHITECTURES.items())
+def forms() -> list[str]:
+    """The architectures as they may be written, such as ``mlp`` and ``dcgan:N``."""
+    return [f"{name}:N" if a.size else name for name, a in ARCHITECTURES.items()]
 
 
 def names(fact: Callable[[Architecture], Any]) -> list[str]:
     """The names of those for which something is true."""
     return [name for name, architecture in ARCHITECTURES.items() if fact(architecture)]
+
+
+def unmixed(player: Literal["g", "d"]) -> list[str]:
+    """The ways to write networks that take each example of a batch by itself."""
+    found = []
+    for name, architecture in ARCHITECTURES.items():
+        network = _network(architecture, player)
+        if network and not network.mixes_examples:
+            found.append(name)
+        elif network and network.mixes_unless:
+            found.append(f"{name},{network.mixes_unless}")
+    return found
 
 
 def parse(text: str) -> Choices:
@@ -218,7 +230,8 @@ def _sized(text: str) -> tuple[str, Architecture, int]:
         name, rest = f"{name}:{rest[0]}", rest[1:]
     elif name not in ARCHITECTURES:
         raise ValueError(
-            f"must be one of {forms()}, or module:name of your own; for D another one after a slash"
+            f"must be one of {', '.join(forms())}, or module:name of your own; for D another one"
+            " after a slash"
         )
     architecture = own(lookup.find(ARCHITECTURES, name, "an architecture"), name)
     default = architecture.size
