@@ -69,11 +69,16 @@ class AdversarialLoss(NamedTuple):
     Attributes:
       memory: None, or what D's loss remembers at the start, a pytree of float arrays (they are averaged): then
         ``d(real, fake, memory) -> (loss[b], memory)``.
+      energy: whether the logits must be energies, minus the reconstruction error of an autoencoder (``nets.energy``).
+      balances_at_zero: whether a D that cannot tell reals from fakes is best off with logits around 0. Only then does
+        the sign of a logit say what D thinks, as an adaptive augmentation takes it to (``augment.adapt``).
     """
 
     d: Callable[..., Any]
     g: Callable[[Logits, Logits], Logits]
     memory: Any = None
+    energy: bool = False
+    balances_at_zero: bool = False
 
 
 class Auxiliary(NamedTuple):
