@@ -18,8 +18,8 @@ from jax import lax
 from bpgan import backprop as bp
 from bpgan import losses, penalties
 from bpgan.algorithms import gan, supervised
+from bpgan.nets import conv as net_conv
 from bpgan.nets import dcgan as dcgan_nets
-from bpgan.nets import layers as net_layers
 from bpgan.nets import linen_net
 from bpgan.nets import mlp as mlp_nets
 from bpgan.types import UserError
@@ -180,8 +180,8 @@ def test_conv_transpose_is_the_adjoint_of_conv(k, stride, padding, size):
         down_y = down.forward({"kernel": swapped}, {}, y, True)[0]
         settings = {"stride": stride, "padding": padding}
         theirs = (
-            net_layers.conv_transpose(x, kernel, **settings),
-            net_layers.conv(y, swapped, **settings),
+            net_conv.conv_transpose(x, kernel, **settings),
+            net_conv.conv(y, swapped, **settings),
         )
         return (up_x, down_y), theirs, y
 

@@ -238,7 +238,7 @@ def test_gpus_count_if_jax_can_use_them(monkeypatch, plugin):
 def leave(run, group=(), trained=False, **result):
     """What a run leaves on the disk."""
     run.workdir.mkdir(parents=True, exist_ok=True)
-    record = {"experiment": "mnist_gan", "config": dict(run.config), "run": run.workdir.name}
+    record = {"experiment": run.experiment, "config": dict(run.config), "run": run.workdir.name}
     if group:
         record["group"] = {"lowering": "map", "members": [each.workdir.name for each in group]}
     (run.workdir / "config.json").write_text(json.dumps(record))
@@ -290,6 +290,24 @@ def test_only_a_result_of_the_same_flags_counts(tmp_path):
     assert not outcomes.is_finished(longer)
     assert [outcomes.infer_code(longer, code) for code in (0, 3, 75)] == [75] * 3
     assert [outcomes.infer_code(longer, code) for code in (1, 2, -9, 130)] == [1, 2, -9, 130]
+
+
+def test_a_result_of_another_file_of_the_same_name_does_not_count(tmp_path):
+    """But that of one that has moved does."""
+
+    def planned(folder):
+        script = SCRIPT._replace(name=str(tmp_path / folder / "fake.py"))
+        return plan_runs(script, (), [{"seed": "0"}], tmp_path / "runs")[0]
+
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "fake.py").touch()
+    a, b = map(planned, "ab")
+    assert a.workdir == b.workdir
+    leave(a, status="done", step=10)
+    assert outcomes.is_finished(a) and not outcomes.is_finished(b)
+    (tmp_path / "a" / "fake.py").unlink()
+    assert outcomes.is_finished(b)
 
 
 @pytest.fixture

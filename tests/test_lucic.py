@@ -36,7 +36,7 @@ def test_every_model_takes_a_step(model):
 
     state, metrics, drawn = jax.eval_shape(two)
     assert drawn.shape == (3, 28, 28, 1) and state.step.shape == ()
-    assert ("d/penalty" in metrics) == (model in infogan.PENALTY)
+    assert ("d/penalty" in metrics) == (model in ("wgan_gp", "dragan"))
 
 
 def test_the_architecture_has_the_size_of_the_study():
@@ -86,7 +86,7 @@ def test_search_spaces_are_flags_that_the_models_take(model, space):
         assert low <= cfg.lr <= high
         assert cfg.d_steps == 1 or (space == "wide" and cfg.d_steps == 5)
         assert cfg.b1 == 0.5 or space == "wide"
-        assert not (cfg.d_norm and (model in infogan.PENALTY or model in ("began", "vae")))
+        assert not (cfg.d_norm and (model in ("wgan_gp", "dragan", "began", "vae")))
 
 
 def test_the_study_and_its_budgets():

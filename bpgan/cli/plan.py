@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bpgan.cli.config import MAX_STEP, RunConfig, locates_data, restart_safe
+from bpgan.measures import Goal
 from bpgan.types import Algorithm, Source, UserError
 
 if TYPE_CHECKING:
@@ -80,9 +81,7 @@ def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]
 
 def kept(cfg: RunConfig, experiment: Experiment) -> "Keep":
     """Which checkpoints a run keeps: the best, too, if it is evaluated while it trains."""
-    from bpgan.runtime import checkpoint
-
     keep = cfg.keep.value
     if keep.metric or not experiment.prefers or not cfg.eval_every.value:
         return keep
-    return checkpoint.Keep.parse(f"{cfg.keep},best=1,{experiment.prefers}")
+    return keep._replace(best=1, goal=Goal.parse(experiment.prefers))

@@ -20,14 +20,22 @@ _PATIENCE = 60.0  # seconds in which a process that lost its launcher has saved
 
 
 def read_record(run: Run) -> dict[str, Any]:
-    """What is known of the run; nothing, with a warning, if that is damaged: its process will refuse it."""
-    return records.fields(records.sound(records.read_run, run.workdir / "config.json"))
+    """What is known of the run; nothing if its process will refuse it.
+
+    That is so if the record is damaged, which is a warning, or of another experiment, whose file has the same name.
+    """
+    record = records.sound(records.read_run, run.workdir / "config.json")
+    if record is None or not records.is_same_experiment(record.experiment, run.experiment):
+        return {}
+    return records.fields(record)
 
 
 def read_result(run: Run) -> dict[str, Any]:
     """The result of a run with exactly these flags; none if it has none yet, or went on with others."""
     record = read_record(run)
-    if record.get("config") == run.config:
+    if not record:
+        return {}
+    if record["config"] == run.config:
         result = read_newest_result(run)
         return result if result.get("run") == record.get("run") else {}  # else it is another run's
     earlier = map(_read, run.workdir.glob("result_at_*.json"))  # of a run past its pause

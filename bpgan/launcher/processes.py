@@ -19,15 +19,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, NamedTuple, Protocol
 
-import bpgan
 from bpgan import cli, files, memory
 from bpgan.cli import ended as _ended
 from bpgan.runtime import environment
 from bpgan.types import UserError
 
-_HOME = (
-    pathlib.Path(bpgan.__file__).resolve().parent.parent
-)  # of a checkout, or where packages are installed
+# The folder that holds bpgan: of a checkout, or where packages are installed.
+_HOME = pathlib.Path(__file__).resolve().parents[2]
 _GRACE_SECONDS = 15.0
 _MEMORY = 3 << 29  # bytes that a process is reckoned to need
 _CANCELLED = (-signal.SIGINT, -signal.SIGTERM, cli.CANCELLED)

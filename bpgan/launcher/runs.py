@@ -30,6 +30,7 @@ class Run(NamedTuple):
       code: the values of all flags that no group can vary.
       common, own: flags of the command that others share, and those that are this run's.
       set_by_sweep: the names of the flags that have their values from the sweep, those of a swept preset, too.
+      experiment: its canonical name.
     """
 
     values: dict[str, Any]
@@ -40,6 +41,7 @@ class Run(NamedTuple):
     common: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
     set_by_sweep: frozenset[str] = frozenset()
+    experiment: str = ""
 
     @property
     def title(self) -> str:
@@ -154,6 +156,7 @@ def _plan_one(
         common=tuple(argv),
         own=(*own, f"--workdir={workdir}"),
         set_by_sweep=frozenset(swept) | frozenset(presets.get(texts.get("preset", ""), ())),
+        experiment=experiment.name,
     )
 
 

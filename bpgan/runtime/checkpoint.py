@@ -24,17 +24,27 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from bpgan.measures import Goal
 from bpgan.runtime import parallel
 from bpgan.types import UserError
 
 
 class Keep(NamedTuple):
-    """Which checkpoints stay: the ``newest``, and the ``best`` by a metric (the least of it if ``mode`` is ``min``)."""
+    """Which checkpoints stay: the ``newest``, and the ``best`` by a goal."""
 
     newest: int = 3
     best: int = 0
-    metric: str = ""
-    mode: str = "min"
+    goal: Goal | None = None
+
+    @property
+    def metric(self) -> str:
+        """Of the goal; empty if there is none."""
+        return self.goal.metric if self.goal else ""
+
+    @property
+    def mode(self) -> str:
+        """Of the goal: ``min`` if there is none."""
+        return self.goal.mode if self.goal else "min"
 
     @classmethod
     def parse(cls, text: str) -> "Keep":
@@ -43,12 +53,15 @@ class Keep(NamedTuple):
         Raises:
           ValueError: for anything else.
         """
-        match = re.fullmatch(r"(\d+)(?:(?:,best=(\d+))?,(min|max):(\S+))?", text)
-        if not match or int(match[1]) < 1 or match[2] == "0":
-            raise ValueError("must be N or N,best=M,min:METRIC (or max:METRIC), N and M at least 1")
-        if match[4] is None:
-            return cls(int(match[1]))
-        return cls(int(match[1]), int(match[2] or 1), match[4], match[3])
+        match = re.fullmatch(r"(0*[1-9]\d*)(?:(?:,best=(0*[1-9]\d*))?,(.+))?", text, re.ASCII)
+        try:
+            if not match:
+                raise ValueError
+            goal = Goal.parse(match[3]) if match[3] else None
+        except ValueError:
+            form = "must be N or N,best=M,min:METRIC (or max:METRIC), N and M at least 1"
+            raise ValueError(form) from None
+        return cls(int(match[1]), int(match[2] or 1) if goal else 0, goal)
 
 
 NEWEST = Keep()

@@ -107,10 +107,7 @@ def _difference(
 
     ``free`` are the fields that may differ; before anything was trained all may, but the experiment.
     """
-    is_moved = os.path.isabs(name) and not os.path.exists(old.experiment)  # a file of the user's
-    if old.experiment != name and not (
-        is_moved and os.path.basename(name) == os.path.basename(old.experiment)
-    ):
+    if not records.is_same_experiment(old.experiment, name):
         return f"holds a run of {old.experiment}, not of {name}"
     if not any(path.glob("checkpoints/*")) and not records.read_log(path / "metrics.jsonl"):
         return ""
