@@ -20,7 +20,7 @@ state and can be differentiated as functions; for ``sngan`` one of each loss, be
 
 Peers are processes on the same device and cores, asked in turn for two seconds of work each, until the device is done
 with it; ratios are taken within a round, their medians reported. The table's columns: images are real ones that D is
-shown; model FLOP utilisation (MFU) is what a step needs in matrix products and convolutions, over what the card's data
+shown; model FLOP utilization (MFU) is what a step needs in matrix products and convolutions, over what the card's data
 sheet promises for the precision. Those FLOPs are counted in the traced step of bpgan: two for each multiplication, each
 distinct product once, none that nobody uses.
 """
@@ -134,8 +134,7 @@ def examples(settings: Settings):
 
 def experiment(settings: Settings):
     """The presets themselves, as far as this module's docstring goes."""
-    from bpgan import data
-    from experiments import _cli as cli
+    from bpgan import cli, data
     from experiments import image_gan, mnist_gan
 
     article = mnist_gan.PRESETS["article"]
@@ -373,7 +372,7 @@ def torch_players(settings: Settings, fused: bool):
 
 
 class Objectives(NamedTuple):
-    """What the players minimise. ``d`` and ``g`` are functions, ``critic`` and ``generator`` calls of the networks."""
+    """What the players minimize. ``d`` and ``g`` are functions, ``critic`` and ``generator`` calls of the networks."""
 
     generate: Callable
     d: Callable
@@ -674,7 +673,7 @@ def card() -> dict[str, str]:
     return {"card": name, "driver": driver}
 
 
-def summarise(
+def summarize(
     results: dict[str, list[Answer]], settings: Settings, counts: dict[str, Any], name: str
 ) -> dict:
     """Medians over the rounds, ratios being taken within a round. ``name`` is the card's."""
@@ -830,7 +829,7 @@ def main() -> int:
     results = measure("benchmarks.gpu", names, given.rounds, cores, settings.show(), given.device)
     if OURS not in results:
         sys.exit(f"error: nothing to compare: {OURS} did not run")
-    summary = summarise(results, settings, counts, about.get("card", ""))
+    summary = summarize(results, settings, counts, about.get("card", ""))
     summary["rounds"] = given.rounds
     lines, missed = verdicts(summary)
     show(summary, about)

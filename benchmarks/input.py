@@ -152,7 +152,7 @@ def loop_cost(name: str, rounds: int) -> tuple[float, float]:
         program = parallel.compile(built.algorithm, built.source, seed=0)
         programs[feed] = program, program.init()
         window = program.window or window
-    call = max(k for k in range(4, 41, 4) if window % k == 0)  # as many penalised steps in each
+    call = max(k for k in range(4, 41, 4) if window % k == 0)  # as many penalized steps in each
     times: dict[str, list[float]] = {"memory": [], "stream": []}
     for i in range(rounds + 1):  # the first compiles
         for feed in ("memory", "stream") if i % 2 else ("stream", "memory"):

@@ -1,6 +1,6 @@
 """Metrics at their published size, 10,000 images: ours against what others compute them with.
 
-- the nearest neighbours of 10,000 rows among 10,000 others, against scikit-learn's brute force, in float32;
+- the nearest neighbors of 10,000 rows among 10,000 others, against scikit-learn's brute force, in float32;
 - the Fréchet distance of features that are given, against the same with SciPy's ``sqrtm``, as pytorch-fid has it.
 
 The programs take turns on all cores; wall time, medians over the rounds. Needs scikit-learn.

@@ -68,8 +68,8 @@ def digits():
 
 
 def experiment():
+    from bpgan import cli
     from bpgan.runtime import parallel
-    from experiments import _cli as cli
     from experiments import mnist_gan
 
     parallel.setup()
@@ -79,8 +79,8 @@ def experiment():
 
 def bare_program() -> Work:
     """As many steps as one window of the full loop, in one call."""
+    from bpgan import cli
     from bpgan.runtime import parallel
-    from experiments import _cli as cli
 
     cfg, built = experiment()
     program = parallel.compile(built.algorithm, built.source, seed=0)
@@ -103,9 +103,9 @@ def full_loop() -> Iterator[Answer]:
     log lines with their TensorBoard events. The first one holds the start and all compilation. Between windows the
     run is held up.
     """
+    from bpgan import cli
     from bpgan.runtime import run as run_directory
     from bpgan.runtime import train
-    from experiments import _cli as cli
 
     cfg, built = experiment()
     log_every, sample_every, checkpoint_every = (
@@ -238,7 +238,7 @@ def torch_nets():
 
 
 def torch_tutorial() -> Work:
-    """A Dataset of images normalised one by one, DataLoader, BCEWithLogitsLoss, ``.item()`` each step."""
+    """A Dataset of images normalized one by one, DataLoader, BCEWithLogitsLoss, ``.item()`` each step."""
     import torch
 
     images = digits().arrays()[0].reshape(-1, 784)
@@ -278,7 +278,7 @@ def torch_tutorial() -> Work:
 
 
 def torch_modules(compiled: bool) -> Work:
-    """Images in memory, fused Adam or compiled losses and optimisers, D frozen while G learns, no ``.item()``."""
+    """Images in memory, fused Adam or compiled losses and optimizers, D frozen while G learns, no ``.item()``."""
     import torch
     from torch.nn.functional import softplus
 
@@ -414,7 +414,7 @@ PEERS: dict[str, Callable] = {
 }
 
 
-def summarise(results: dict[str, list[Answer]], cores: int) -> dict:
+def summarize(results: dict[str, list[Answer]], cores: int) -> dict:
     """Medians over the rounds, ratios being taken within a round."""
     results = dict(results)
     if compiled := [name for name in (COMPILED, COMPILED_STEP) if name in results]:
@@ -492,7 +492,7 @@ def main() -> int:
     results = measure("benchmarks.mlp_gan", PEERS, arguments.rounds, cores)
     if missing := {FULL, MATMUL} - set(results):
         sys.exit(f"error: nothing to compare with: {', '.join(sorted(missing))} did not run")
-    summary = summarise(results, arguments.cores) | {"rounds": arguments.rounds}
+    summary = summarize(results, arguments.cores) | {"rounds": arguments.rounds}
     lines, missed = verdicts(summary)
     show(summary, about)
     print("\n".join(lines))

@@ -47,7 +47,8 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    from bpgan.runtime import compare, report
+    from bpgan.report import compare
+    from bpgan.report import page as report
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--lines", type=int, default=10_000, help="of the log of the one run")

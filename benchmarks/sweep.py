@@ -33,7 +33,7 @@ def maker(net: str) -> Callable:
     """``make`` of ``bpgan.runtime.sweep``."""
     import dataclasses
 
-    from experiments import _cli as cli
+    from bpgan import cli
     from experiments import mnist_gan
 
     chosen = ["--preset=article"] if net == "mlp" else ["--net=dcgan:8"]

@@ -12,13 +12,13 @@ operation        what it draws for an example                                  s
 ``color``        brightness U(-1/2, 1/2), saturation U(0, 2),                  DiffAugment: Zhao et al. 2020,
                  contrast U(1/2, 3/2)                                          arXiv:2006.10738
 ``translation``  whole pixels, up to 1/8 of the size, zeros enter
-``cutout``       where a square of zeros, half the size, has its centre
+``cutout``       where a square of zeros, half the size, has its center
 ``blit``         mirroring, quarter turns, whole pixels up to 1/8              ADA: Karras et al. 2020,
 ``geom``         scale, rotation, aspect, rotation, translation                arXiv:2006.06676, appendix B
 ``ada_color``    brightness, contrast, luma flip, hue, saturation
 ===============  ============================================================  ================================
 
-Zero is mid-grey. Colours are the first three channels, or the first of fewer; others, such as
+Zero is mid-gray. Colors are the first three channels, or the first of fewer; others, such as
 alpha, keep their values but move with the image. What is drawn is a record of numbers whose defaults are neutral, so
 that an operation is ``draw(key, p, x) -> record``, all of the randomness, and ``transform(x, record) -> x``, which is
 linear in x up to a constant and gives back the bits of x where the record is neutral.
@@ -102,9 +102,9 @@ class Translation(NamedTuple):
 
 
 class Cutout(NamedTuple):
-    """Row and column of the centre; by default so far outside that no square reaches the image."""
+    """Row and column of the center; by default so far outside that no square reaches the image."""
 
-    centre: Vectors = -1e6
+    center: Vectors = -1e6
 
 
 class Blit(NamedTuple):
@@ -126,7 +126,7 @@ class Geom(NamedTuple):
 
 
 class AdaColor(NamedTuple):
-    """``x + brightness``, times ``contrast``, grey axis mirrored if ``flip`` is 1, ``hue`` turned, ``saturation``."""
+    """``x + brightness``, times ``contrast``, gray axis mirrored if ``flip`` is 1, ``hue`` turned, ``saturation``."""
 
     brightness: PerExample = 0.0
     contrast: PerExample = 1.0
@@ -189,9 +189,9 @@ def draw_translation(key: PRNG, p, x: Images) -> Translation:
 
 
 def draw_cutout(key: PRNG, p, x: Images) -> Cutout:
-    """A centre in the image; a square of even side has it between pixels, so there is one place more."""
+    """A center in the image; a square of even side has it between pixels, so there is one place more."""
     last = _size(x) - _cutout_size(x) % 2
-    return _drawn(Cutout, key, centre=(p, _integers(x, 0, last, 2)))
+    return _drawn(Cutout, key, center=(p, _integers(x, 0, last, 2)))
 
 
 def draw_blit(key: PRNG, p, x: Images) -> Blit:
@@ -249,22 +249,22 @@ def _unless_neutral(x: Images, record, changed: Images) -> Images:
     return jnp.where(same, x, changed)
 
 
-def _recolored(x: Images, grey, chroma, turned, offset) -> Images:
-    """``y = grey P x + chroma (I - P) x + turned K x + offset`` of the colours, with all four numbers ``[b]``.
+def _recolored(x: Images, gray, chroma, turned, offset) -> Images:
+    """``y = gray P x + chroma (I - P) x + turned K x + offset`` of the colors, with all four numbers ``[b]``.
 
-    ``P`` projects on the grey axis ``v = (1, 1, 1) / sqrt 3`` and K is the cross product with v. Of one channel it is
-    ``grey x + offset``.
+    ``P`` projects on the gray axis ``v = (1, 1, 1) / sqrt 3`` and K is the cross product with v. Of one channel it is
+    ``gray x + offset``.
     """
     b, *_, channels = x.shape
     if channels not in (1, 3):
         n = 3 if channels > 3 else 1
-        changed = _recolored(x[..., :n], grey, chroma, turned, offset)
+        changed = _recolored(x[..., :n], gray, chroma, turned, offset)
         return jnp.concatenate([changed, x[..., n:]], axis=3)
     p = np.full((channels, channels), 1 / channels)
     k = np.roll(np.eye(3), 1, axis=0) - np.roll(np.eye(3), -1, axis=0)
     k = k / math.sqrt(3) if channels == 3 else np.zeros((1, 1))
     parts = jnp.asarray(np.stack([p, np.eye(channels) - p, k]), x.dtype)
-    amounts = jnp.stack([grey, chroma, turned], axis=1)
+    amounts = jnp.stack([gray, chroma, turned], axis=1)
     matrix = jnp.tensordot(amounts, parts, 1, precision=lax.Precision.HIGHEST)
     # Long rows of pixels: many times as fast on CPU as a product over a last axis of three.
     pixels = x.reshape(b, -1, channels).swapaxes(1, 2)
@@ -273,7 +273,7 @@ def _recolored(x: Images, grey, chroma, turned, offset) -> Images:
 
 
 def color(x: Images, drawn: Color) -> Images:
-    """DiffAugment's three changes of colour in one affine map. Of one channel, saturation changes nothing."""
+    """DiffAugment's three changes of color in one affine map. Of one channel, saturation changes nothing."""
     brightness, saturation, contrast = drawn
     mean = jnp.mean(x[..., : 3 if x.shape[3] >= 3 else 1], axis=(1, 2, 3))
     offset = brightness + (1 - contrast) * mean
@@ -284,7 +284,8 @@ def color(x: Images, drawn: Color) -> Images:
 def translation(x: Images, drawn: Translation) -> Images:
     """``y[i, j] = x[i - rows, j - columns]``, 0 where there is no such pixel."""
     rows, columns = (
-        place + (n - 1) / 2 for place, n in zip(_centred(x, drawn.shift), x.shape[1:3], strict=True)
+        place + (n - 1) / 2
+        for place, n in zip(_centered(x, drawn.shift), x.shape[1:3], strict=True)
     )
     return _unless_neutral(x, drawn, _resampled(x, rows, columns))
 
@@ -298,7 +299,7 @@ def cutout(x: Images, drawn: Cutout) -> Images:
 
     def inside(axis: int):
         size = _cutout_size(x)[0, axis]
-        first = drawn.centre[:, axis, None] - size // 2
+        first = drawn.center[:, axis, None] - size // 2
         place = jnp.arange(x.shape[1 + axis], dtype=x.dtype)[None]
         return (place >= first) & (place < first + size)
 
@@ -320,14 +321,14 @@ def blit(x: Images, drawn: Blit) -> Images:
     rows, columns = (
         _reflected(sign[:, None] * place + (n - 1) / 2, n)
         for sign, place, n in zip(
-            (c - m * s, s + m * c), _centred(x, drawn.shift), x.shape[1:3], strict=True
+            (c - m * s, s + m * c), _centered(x, drawn.shift), x.shape[1:3], strict=True
         )
     )
     return _unless_neutral(x, drawn, _resampled(source, rows, columns))
 
 
 def geom(x: Images, drawn: Geom) -> Images:
-    """One affine map about the centre: output pixels look up where they come from, bilinearly, reflected at borders.
+    """One affine map about the center: output pixels look up where they come from, bilinearly, reflected at borders.
 
     The paper low-pass filters before and after its resampling, with wavelets; this does not, so turned or shrunk images
     are a little less smooth.
@@ -341,7 +342,7 @@ def geom(x: Images, drawn: Geom) -> Images:
     linear = jnp.sum(  # not a matrix product, which accelerators round to fewer digits
         (inverse(drawn.before) * stretch[:, None])[..., None] * inverse(drawn.after)[:, None], 2
     )
-    rows, columns = _centred(x, drawn.shift)
+    rows, columns = _centered(x, drawn.shift)
     place = linear[:, :, 0, None, None] * rows[:, None, :, None]
     place += linear[:, :, 1, None, None] * columns[:, None, None, :]
     rows, columns = (
@@ -353,15 +354,15 @@ def geom(x: Images, drawn: Geom) -> Images:
 
 def ada_color(x: Images, drawn: AdaColor) -> Images:
     """The five in one affine map; all of them commute but for the brightness, which comes first."""
-    grey = drawn.contrast * (1 - 2 * drawn.flip)
+    gray = drawn.contrast * (1 - 2 * drawn.flip)
     chroma = drawn.contrast * drawn.saturation
     turned = chroma * jnp.sin(drawn.hue)
-    y = _recolored(x, grey, chroma * jnp.cos(drawn.hue), turned, grey * drawn.brightness)
+    y = _recolored(x, gray, chroma * jnp.cos(drawn.hue), turned, gray * drawn.brightness)
     return _unless_neutral(x, drawn, y)
 
 
-def _centred(x: Images, shift: Vectors) -> tuple[Float[Array, "b h"], Float[Array, "b w"]]:
-    """Rows and columns of the output as distances from the image's centre, which ``shift`` has moved."""
+def _centered(x: Images, shift: Vectors) -> tuple[Float[Array, "b h"], Float[Array, "b w"]]:
+    """Rows and columns of the output as distances from the image's center, which ``shift`` has moved."""
     h, w = (jnp.arange(n, dtype=x.dtype)[None] - (n - 1) / 2 for n in x.shape[1:3])
     return h - shift[:, 0, None], w - shift[:, 1, None]
 

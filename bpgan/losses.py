@@ -1,10 +1,10 @@
 """Losses as pure, unreduced functions: one value per example. The mean is taken once, by the algorithm.
 
 Conventions of this file: ``real = D(x)`` and ``fake = D(G(z))`` are raw logits, always in that order, high means
-"real", and everything is minimised. With ``sp(t) = log(1 + e^t)`` (softplus, finite for every float):
+"real", and everything is minimized. With ``sp(t) = log(1 + e^t)`` (softplus, finite for every float):
 
 =========================  =============================  ====================  ==================  ================
-name                       D minimises                    G minimises           at D = 0: (D, G)    source
+name                       D minimizes                    G minimizes           at D = 0: (D, G)    source
 =========================  =============================  ====================  ==================  ================
 ``minimax``                sp(-real) + sp(fake)           -sp(fake)             (log 4, -log 2)     Goodfellow 2014
 ``nonsaturating``          sp(-real) + sp(fake)           sp(-fake)             (log 4, log 2)      Goodfellow 2014
@@ -17,7 +17,7 @@ name                       D minimises                    G minimises           
 =========================  =============================  ====================  ==================  ================
 
 The relativistic *average* losses compare each logit with the mean of the other kind, ``u = real - mean(fake)`` and
-``v = fake - mean(real)``; D minimises ``f(u) + f(-v)`` and G ``f(v) + f(-u)`` (Jolicoeur-Martineau 2018):
+``v = fake - mean(real)``; D minimizes ``f(u) + f(-v)`` and G ``f(v) + f(-u)`` (Jolicoeur-Martineau 2018):
 
 ======================================  =====================  ==================
 name                                    f(t)                   at D = 0: (D, G)
@@ -98,7 +98,7 @@ def least_squares_g(real: Logits, fake: Logits) -> Logits:
 def pearson_d(real: Logits, fake: Logits) -> Logits:
     """``((real - 1)^2 + (fake + 1)^2) / 2``. Mao et al. 2017, arXiv:1611.04076, with (a, b, c) = (-1, 1, 0).
 
-    With the G of these targets the game minimises the Pearson divergence between p_data + p_model and 2 p_model.
+    With the G of these targets the game minimizes the Pearson divergence between p_data + p_model and 2 p_model.
     """
     return 0.5 * (jnp.square(real - 1.0) + jnp.square(fake + 1.0))
 
@@ -167,7 +167,7 @@ def relativistic_average(f: Callable[[Logits], Logits]) -> AdversarialLoss:
 def began(gamma: float = 0.5, rate: float = 1e-3) -> AdversarialLoss:
     """Boundary equilibrium: D is an autoencoder with logits ``-L(x)``, minus its reconstruction error.
 
-    Berthelot et al. 2017, arXiv:1703.10717, Sec. 3.3 and 3.4: D minimises ``L(x) - k L(G(z))``, G ``L(G(z))``, and
+    Berthelot et al. 2017, arXiv:1703.10717, Sec. 3.3 and 3.4: D minimizes ``L(x) - k L(G(z))``, G ``L(G(z))``, and
     ``k <- clip(k + rate (gamma L(x) - L(G(z))), 0, 1)`` from k = 0 holds the ratio ``L(G(z)) / L(x)`` at gamma.
     k is the loss's memory, and moves with D's update, by the fakes of that update; the paper takes those of G's, which
     are as many draws of the same distribution. ``nets.energy`` makes such a D of an autoencoder; with another D the
@@ -252,7 +252,7 @@ AUXILIARY = {
     "acgan": Auxiliary(softmax_cross_entropy, on_fakes=True),
     "d2d": Auxiliary(data_to_data_cross_entropy, on_fakes=False),
 }
-"""What conditional players minimise beside the adversarial loss, by the head of D that it needs.
+"""What conditional players minimize beside the adversarial loss, by the head of D that it needs.
 
 ``acgan``: Odena et al. 2017, arXiv:1610.09585, whose D classifies fakes too; StudioGAN's only reals. ``d2d``: Kang et
 al. 2021, arXiv:2111.01118.

@@ -1,4 +1,4 @@
-"""Scalars that change while training, optimisers that follow them, and averages by half-life.
+"""Scalars that change while training, optimizers that follow them, and averages by half-life.
 
 A schedule is written as text, so that it fits in a flag:
 
@@ -87,7 +87,7 @@ def adam(
 ) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015, arXiv:1412.6980) whose step size and decays may each be a number or a ``Schedule``.
 
-    Schedules count this optimiser's own updates. The corrections of the means' bias use the present decays, as
+    Schedules count this optimizer's own updates. The corrections of the means' bias use the present decays, as
     PyTorch's Adam does when its betas are changed.
     """
     if callable(b1) or callable(b2):

@@ -1,4 +1,4 @@
-"""Regularisers of the players, unweighted.
+"""Regularizers of the players, unweighted.
 
 Most are functions ``(critic, real, fake, key) -> penalty[b]``, one value per example. ``critic`` maps samples to logits
 with its parameters already bound, so a penalty differentiates it with respect to its *input*, and the training step
@@ -6,7 +6,7 @@ then differentiates the penalty with respect to the parameters; nothing here may
 gradient is taken of the *sum* of the logits, which equals the per-example gradient whenever a logit depends on its own
 example alone (not with batch norm or minibatch statistics in D).
 
-A ``Regulariser`` sees the whole ``Scene`` of an update, and may remember. What it remembers is part of the run's state,
+A ``Regularizer`` sees the whole ``Scene`` of an update, and may remember. What it remembers is part of the run's state,
 so a resumed run goes on with it.
 
 To add a penalty, write one function and one entry of ``PENALTIES`` (for D) or ``G_PENALTIES`` (for G); the experiments
@@ -28,7 +28,7 @@ Penalty = Callable[[Critic, Samples, Samples, PRNG], Logits]
 
 
 class Scene(NamedTuple):
-    """What a regulariser may look at, at one update of one player.
+    """What a regularizer may look at, at one update of one player.
 
     Attributes:
       params: of the player in training.
@@ -49,7 +49,7 @@ class Scene(NamedTuple):
     key: PRNG
 
 
-class Regulariser(NamedTuple):
+class Regularizer(NamedTuple):
     """A penalty on a scene, with memory.
 
     Attributes:
@@ -61,11 +61,11 @@ class Regulariser(NamedTuple):
     memory: Any = None
 
 
-def regulariser(penalty: Penalty | Regulariser) -> Regulariser:
-    """The same, as a ``Regulariser``."""
-    if isinstance(penalty, Regulariser):
+def regularizer(penalty: Penalty | Regularizer) -> Regularizer:
+    """The same, as a ``Regularizer``."""
+    if isinstance(penalty, Regularizer):
         return penalty
-    return Regulariser(lambda s, memory: (penalty(s.critic, s.real, s.fake, s.key), memory))
+    return Regularizer(lambda s, memory: (penalty(s.critic, s.real, s.fake, s.key), memory))
 
 
 def _squared_gradient_norm(critic: Critic, x: Samples) -> Logits:
@@ -205,7 +205,7 @@ def _nearby(scene: Scene, sigma: float) -> Samples:
     )
 
 
-def latent_consistency_d(sigma: float = 0.05) -> Regulariser:
+def latent_consistency_d(sigma: float = 0.05) -> Regularizer:
     """zCR for D: ``(D(G(z)) - D(G(z + e)))^2``, ``e ~ N(0, sigma^2)``.
 
     Zhao et al. 2020, arXiv:2002.04724 (weight 5, or 20 for BigGAN); for G there is ``latent_consistency_g``.
@@ -214,10 +214,10 @@ def latent_consistency_d(sigma: float = 0.05) -> Regulariser:
     def apply(scene: Scene, memory: Any) -> tuple[Array, Any]:
         return jnp.square(scene.critic(scene.fake) - scene.critic(_nearby(scene, sigma))), memory
 
-    return Regulariser(apply)
+    return Regularizer(apply)
 
 
-def latent_consistency_g(sigma: float = 0.05) -> Regulariser:
+def latent_consistency_g(sigma: float = 0.05) -> Regularizer:
     """zCR for G: ``-(G(z) - G(z + e))^2``, the mean over pixels: G is to tell latents apart that D is not.
 
     Zhao et al. 2020, arXiv:2002.04724 (weight 0.5).
@@ -227,10 +227,10 @@ def latent_consistency_g(sigma: float = 0.05) -> Regulariser:
         change = scene.generator(scene.z) - _nearby(scene, sigma)
         return -jnp.mean(jnp.square(change), axis=tuple(range(1, change.ndim))), memory
 
-    return Regulariser(apply)
+    return Regularizer(apply)
 
 
-def lecam(decay: float = 0.99, start: int = 1000) -> Regulariser:
+def lecam(decay: float = 0.99, start: int = 1000) -> Regularizer:
     """``[real - A_fake]+^2 + [A_real - fake]+^2`` with moving averages A of the mean logits.
 
     Tseng et al. 2021, arXiv:2104.03310 (weight 0.3 for BigGAN on CIFAR-10). The one-sided form of the authors' code;
@@ -258,14 +258,14 @@ def lecam(decay: float = 0.99, start: int = 1000) -> Regulariser:
         )
         return jnp.where(count > start, value, 0.0), new
 
-    return Regulariser(
+    return Regularizer(
         apply, {name: np.zeros((), np.float32) for name in ("count", "real", "fake")}
     )
 
 
 def path_length(
     space: Literal["z", "w"] = "z", decay: float = 0.99, shrink: int = 2
-) -> Regulariser:
+) -> Regularizer:
     """``(|J^T y| - a)^2``, ``J = dG/dw`` and ``y ~ N(0, I)`` scaled by ``(h w)^(-1/2)``: for G.
 
     Karras et al. 2020, arXiv:1912.04958, Eq. 4 (weight 2, every 4 updates). ``a`` is the moving average of the norms
@@ -295,16 +295,16 @@ def path_length(
         new = decay * memory + (1 - decay) * mean
         return jnp.square(lengths - new.astype(lengths.dtype).reshape(1)), new
 
-    return Regulariser(apply, np.zeros((), np.float32))
+    return Regularizer(apply, np.zeros((), np.float32))
 
 
-def orthogonal(off_diagonal: bool = True) -> Regulariser:
+def orthogonal(off_diagonal: bool = True) -> Regularizer:
     """``sum over kernels |W^T W (1 - I)|_F^2``, W reshaped to ``[inputs, outputs]``; a scalar.
 
     Brock et al. 2019, arXiv:1809.11096, Eq. 3 (weight 1e-4); with ``off_diagonal=False`` ``|W^T W - I|_F^2`` of Brock
     et al. 2017, arXiv:1609.07093. BigGAN-PyTorch adds half this gradient: its weight 1e-4 is 5e-5 here. Of the arrays
     called ``kernel``, as they are stored: not for grouped ones (``nets.r3gan``), whose groups never meet, nor for
-    equalised ones (``nets.stylegan2``), which are scaled where they are used.
+    equalized ones (``nets.stylegan2``), which are scaled where they are used.
     """
 
     def apply(scene: Scene, memory: Any) -> tuple[Array, Any]:
@@ -319,10 +319,10 @@ def orthogonal(off_diagonal: bool = True) -> Regulariser:
         values = jax.tree_util.tree_map_with_path(value, scene.params)
         return sum(jax.tree.leaves(values), jnp.zeros(())), memory
 
-    return Regulariser(apply)
+    return Regularizer(apply)
 
 
-PENALTIES: dict[str, Penalty | Regulariser] = {
+PENALTIES: dict[str, Penalty | Regularizer] = {
     "r1": r1,
     "r2": r2,
     "wgan_gp": wgan_gp,
@@ -337,7 +337,7 @@ PENALTIES: dict[str, Penalty | Regulariser] = {
 }
 """Every penalty of D by name."""
 
-G_PENALTIES: dict[str, Regulariser] = {
+G_PENALTIES: dict[str, Regularizer] = {
     "zcr": latent_consistency_g(),
     "path_length": path_length(),
     "path_length_w": path_length("w"),

@@ -64,7 +64,7 @@ class Algorithm(NamedTuple):
 
 
 class AdversarialLoss(NamedTuple):
-    """What the two players minimise, as functions of logits: ``(real[b], fake[b]) -> loss[b]``, unreduced.
+    """What the two players minimize, as functions of logits: ``(real[b], fake[b]) -> loss[b]``, unreduced.
 
     Attributes:
       memory: None, or what D's loss remembers at the start, a pytree of float arrays (they are averaged): then
@@ -77,11 +77,11 @@ class AdversarialLoss(NamedTuple):
 
 
 class Auxiliary(NamedTuple):
-    """What conditional players minimise beside the adversarial loss.
+    """What conditional players minimize beside the adversarial loss.
 
     Attributes:
-      loss: ``loss(head[b, ...], labels[b]) -> loss[b]``, of what D returns beside its logits. G minimises it on fakes.
-      on_fakes: whether D minimises it on fakes as well as on reals.
+      loss: ``loss(head[b, ...], labels[b]) -> loss[b]``, of what D returns beside its logits. G minimizes it on fakes.
+      on_fakes: whether D minimizes it on fakes as well as on reals.
     """
 
     loss: Callable[[Any, Labels], Logits]

@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bpgan import data
-from bpgan.algorithms import backprop
+from bpgan import backprop, cli, data
+from bpgan.algorithms import supervised
 from bpgan.nets import dcgan, linen_net, mlp
 from bpgan.types import UserError
-from experiments import _cli as cli
 
 NETS = {  # name: (Linen module, the same layers by hand)
     "mlp": (mlp.Classifier, backprop.mlp_classifier),
@@ -88,20 +87,20 @@ def of_data(
         gradient = backprop.autodiff(net, backprop.cross_entropy.value)
     # A function of the step alone, so that a run can be made longer.
     halving = cfg.lr_half_life * train.length / cfg.batch_size
-    algorithm = backprop.make(
+    algorithm = supervised.make(
         net.init,
         gradient,
         OPTIMIZERS[cfg.optimizer](lambda step: cfg.lr * 0.5 ** (step / halving)),
         data_shape=train.shape,
         dtype=dtype,
-        metrics={"accuracy": backprop.accuracy},
+        metrics={"accuracy": supervised.accuracy},
         axis_name=axis_name,
     )
     source = data.source(
         train, seed=cfg.seed, batch_size=cfg.batch_size, dtype=dtype, feed=cfg.feed
     )
 
-    def accuracy(state: backprop.State, images: data.Dataset) -> float:
+    def accuracy(state: supervised.State, images: data.Dataset) -> float:
         variables, correct = {**state.stats, "params": state.params}, 0
         for i in range(0, images.length, CHUNK):
             x, labels = images.read(np.arange(i, min(i + CHUNK, images.length)))

@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bpgan import data
+from bpgan import cli, data
 from bpgan.files import write_json
 from bpgan.types import UserError
-from experiments import _cli as cli
 
 ROWS, COLUMNS = 20, 10
 """The grid: this many classes at most, and examples of each."""
@@ -153,7 +152,7 @@ def run(cfg: Config) -> None:
     Raises:
       UserError: if the dataset cannot be loaded or the files cannot be written.
     """
-    from bpgan.runtime import report
+    from bpgan.report import page as report
 
     out = cli.writable(cfg.workdir, "workdir", cfg.workdir)
     train, test = (data.load(cfg.dataset, split, mirror=cfg.mirror) for split in ("train", "test"))

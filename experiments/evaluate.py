@@ -1,4 +1,4 @@
-"""Evaluates runs, or images from anywhere, against a dataset: distances, diversity, memorisation.
+"""Evaluates runs, or images from anywhere, against a dataset: distances, diversity, memorization.
 
 Run:     python -m experiments.evaluate --run=runs/mnist_gan/default
          python -m experiments.evaluate --run=runs/a,runs/b,runs/c
@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bpgan import data, metrics
+from bpgan import cli, data, metrics
 from bpgan.data import cache
 from bpgan.files import decode, replaced, write_json
 from bpgan.metrics import classes, evaluations
@@ -45,7 +45,6 @@ from bpgan.metrics.features import Extractor, effnet, inception, kept, plug
 from bpgan.runtime import records
 from bpgan.types import Algorithm, UserError
 from bpgan.version import __version__
-from experiments import _cli as cli
 from experiments import classifier
 
 SEEDS = (0, 1)
@@ -215,10 +214,10 @@ def diversity(fake: Images, real: Images, train: Images, seed: int) -> dict[str,
     return {f"Vendi-of-{n}": metrics.vendi_score(_some(fake.features, n, seed))}
 
 
-def memorisation(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
+def memorization(fake: Images, real: Images, train: Images, seed: int) -> dict[str, float]:
     """Whether samples are nearer to the training images than the reference is."""
     sets = fake.features, train.features, real.features
-    ratio = metrics.neighbour_ratio(*sets)
+    ratio = metrics.neighbor_ratio(*sets)
     as_many = min(len(fake.features), len(real.features))
     pair = (_some(each.features, as_many, seed) for each in (real, fake))
     return {
@@ -295,7 +294,7 @@ METRICS: dict[str, Callable[[Images, Images, Images, int], dict[str, float]]] = 
     "is": score,
     "vendi": diversity,
     "msssim": similarity,
-    "memorisation": memorisation,
+    "memorization": memorization,
     "class_fd": by_class,
     "accuracy": label_accuracy,
     "cas": classification,
@@ -316,7 +315,7 @@ COVERED: dict[str, Callable[[Any, Any], np.ndarray]] = {
 
 WHILE_TRAINING = {"fd": 2, "kd": 2, "prdc": 6}
 """Those of ``--eval_every``: quick ones that need neither labels nor the training images, and how many images they need
-to compare with. Of prdc that is one more than the neighbours it looks for."""
+to compare with. Of prdc that is one more than the neighbors it looks for."""
 
 
 class Candidate(NamedTuple):
@@ -608,8 +607,8 @@ def monitors(
             need = f"{','.join(names)} need {needed}"
             reason = f"{length} images are {what}, {need}; --eval_every must be 0"
             raise UserError(reason, argument="dataset", value=dataset, beside=["eval_every"])
-    labelled = data.load(dataset, "train").classes > 1
-    extractor = _classifier(dataset, SEEDS[0]) if labelled else effnet.extractor()
+    labeled = data.load(dataset, "train").classes > 1
+    extractor = _classifier(dataset, SEEDS[0]) if labeled else effnet.extractor()
 
     @functools.cache
     def reference(split: str) -> Images:
@@ -700,7 +699,7 @@ def evaluate(
             "train_images": len(train.x),
             "train_sha256": splits["train"].sha256,
             "real_images": len(sets.best.x),
-            "quantisation": "uint8",
+            "quantization": "uint8",
             "versions": _versions(),
         }
         for name in names:
@@ -760,7 +759,7 @@ def _measured(
     # Of cas, a class that is missing is a fault of the samples.
     if covered is not None and name != "cas":
         best = best.of_classes(covered)
-    if name == "memorisation":
+    if name == "memorization":
         best, against = against.take(slice(0, None, 2)), against.take(slice(1, None, 2))
     if name == "cas" and sets.fake.y is not None:  # its control: labels that say nothing
         worst = sets.fake._replace(y=rng.permutation(sets.fake.y))
@@ -826,7 +825,7 @@ def run(cfg: Config) -> None:
       UserError: for runs or samples that cannot be read, or do not fit the dataset, and for a ``--workdir`` or
         ``--save`` that cannot be written.
     """
-    from bpgan.runtime import report
+    from bpgan.report import page as report
 
     out, file = _checked(cfg)
     candidates, dataset = _candidates(cfg)

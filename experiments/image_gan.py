@@ -15,7 +15,7 @@ Presets: each with its --dataset, FASHION being idx:/usr/share/datasets/fashion-
                     11.4, and a classifier agrees with 91.5 % of the labels, one seed; with --steps=2200 FD 19.1 +- 1.2
                     and 88.7 +- 0.4 %, three seeds; and --condition=d2d=1 15.7 and 97.9 %, concat 21.6 and 87.2 %,
                     acgan=1 38.7 and 92.6 %, one seed each.
-         r3-28      FASHION. R3GAN for 28 grey pixels, schedules over a tenth of the run. For a GPU; not measured.
+         r3-28      FASHION. R3GAN for 28 gray pixels, schedules over a tenth of the run. For a GPU; not measured.
          r3-32      tfds:cifar10. R3GAN: gamma 0.05 to 0.005, Adam (0, 0.9 to 0.99), 2e-4 to 5e-5, over 20 of 200
                     million images. The paper's stages have 768 channels each, these 256, 256, 192 and 128, and its
                     augmentation is stronger; its FID is 1.96. For a GPU; not measured.
@@ -50,7 +50,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bpgan import data, optim
+from bpgan import cli, data, optim
 from bpgan.algorithms import game, gan
 from bpgan.augment import Augment, policy
 from bpgan.losses import AUXILIARY, LOSSES, balances_at_zero
@@ -59,7 +59,7 @@ from bpgan.nets import (
     cnn,
     dcgan,
     energy,
-    labelled,
+    labeled,
     linen_net,
     mlp,
     r3gan,
@@ -69,7 +69,6 @@ from bpgan.nets import (
 )
 from bpgan.penalties import G_PENALTIES, PENALTIES
 from bpgan.types import Net, UserError
-from experiments import _cli as cli
 from experiments.mnist_gan import images_of, latents_of, monitored
 
 NETS = {
@@ -462,7 +461,7 @@ def _discriminator(
     if common["head"] == "concat":
         unconditional = common | {"classes": 0, "head": "projection"}
         inner = _discriminator(net, shape, axis_name, **unconditional)
-        return labelled(inner, common["classes"])
+        return labeled(inner, common["classes"])
     if kind == "autoencoder":
         widths = (size, 2 * size)
         return energy(linen_net(dcgan.Autoencoder(widths, dtype=common["dtype"])))

@@ -12,7 +12,7 @@ Differences from the study's code (google/compare_gan): images are in [-1, 1], b
 kernels start as He et al. 2015 has them, there with a standard deviation of 0.02; batch norm has decay 0.9 and epsilon
 1e-5, there 0.999 and 1e-3, and D's is after its second convolution only, there after the dense layer, too; LSGAN is on
 logits, as its paper writes, without a sigmoid before it; BEGAN's k stays in [0, 1]; the VAE has a continuous Bernoulli
-likelihood and draws its mean images, where the study's code puts grey pixels under Bernoulli cross-entropy.
+likelihood and draws its mean images, where the study's code puts gray pixels under Bernoulli cross-entropy.
 """
 
 import dataclasses
@@ -21,14 +21,13 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from bpgan import data, optim
+from bpgan import cli, data, optim
 from bpgan.algorithms import gan, vae
 from bpgan.losses import LOSSES, began
 from bpgan.nets import dcgan, energy, linen_net
 from bpgan.nets.vae import Encoder
 from bpgan.penalties import PENALTIES
 from bpgan.types import Algorithm, UserError
-from experiments import _cli as cli
 from experiments.mnist_gan import images_of, monitored
 
 MODELS = {
@@ -117,7 +116,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         )
     if cfg.d_norm and cfg.model in PENALTY:
         raise UserError(
-            f"--model={cfg.model} penalises the gradient of each example by itself; must be false",
+            f"--model={cfg.model} penalizes the gradient of each example by itself; must be false",
             argument="d_norm",
             beside=["model"],
         )

@@ -11,7 +11,7 @@ Run:     python -m experiments.linear_regression
 Expect:  w = 0.9976, b = 0.0087 after the article's 1000 epochs, at distance 0.00903 from the
          least-squares solution w = 1, b = 0, as predicted; 2.3e-06 (float32's limit) after 5000.
 
-FILE has a header line and numeric columns. Its features are standardised while training, so that
+FILE has a header line and numeric columns. Its features are standardized while training, so that
 descent converges whatever their units; coefficients are reported in the units of the file.
 """
 
@@ -25,10 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bpgan import data, losses
-from bpgan.algorithms import backprop
+from bpgan import backprop, cli, data, losses
+from bpgan.algorithms import supervised
 from bpgan.types import Net, UserError
-from experiments import _cli as cli
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ class Table(NamedTuple):
     fingerprint: str
 
 
-def standardise(
+def standardize(
     raw: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """``x, mean, scale, exponent`` of ``Table`` for columns ``raw[n, f]``.
@@ -86,7 +85,7 @@ def standardise(
 
 
 def read_csv(path: str, target: str) -> Table:
-    """Reads a table of numbers and standardises its features.
+    """Reads a table of numbers and standardizes its features.
 
     Raises:
       UserError: naming file, line and column of what is wrong.
@@ -133,7 +132,7 @@ def read_csv(path: str, target: str) -> Table:
     )
     column = names.index(target)
     x, y = np.delete(table, column, axis=1), table[:, column, None]
-    features, mean, scale, exponent = standardise(x)
+    features, mean, scale, exponent = standardize(x)
     fingerprint = data.fingerprint_of(*names, table)
     return Table(
         names[:column] + names[column + 1 :], features, y, mean, scale, exponent, fingerprint
@@ -206,7 +205,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         gradient = backprop.value_and_grad(layers, backprop.squared_error)
     else:
         gradient = backprop.autodiff(Net(_zeros, _affine), losses.mean_squared_error)
-    algorithm = backprop.make(
+    algorithm = supervised.make(
         _zeros,
         gradient,
         optax.sgd(cfg.lr),
@@ -222,7 +221,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         fingerprint=table.fingerprint,
     )
 
-    def evaluate(state: backprop.State) -> dict[str, float]:
+    def evaluate(state: supervised.State) -> dict[str, float]:
         """Parameters beside those of least squares, in the units of the data, and their distance.
 
         Distances are Euclidean norms of the error of ``(w, b)``, as trained. Gradient descent from

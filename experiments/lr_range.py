@@ -7,7 +7,7 @@ Run:     python -m experiments.lr_range
          python -m experiments.lr_range --system=vae --flags="net=mlp likelihood=bernoulli"
 Papers:  Smith 2017, arXiv:1506.01186.
 
-The step size grows geometrically from step to step, on the experiment's own code, data and optimiser. A recommendation
+The step size grows geometrically from step to step, on the experiment's own code, data and optimizer. A recommendation
 is the median over seeds. The losses of a GAN's pair are no measure of quality: choose for the pair by a metric, here by
 successive halving over the step size of both players (times ``--g_lr`` and ``--d_lr``), Adam's decay and the penalty::
 
@@ -23,10 +23,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bpgan import data, optim
-from bpgan.runtime import report
+from bpgan import cli, data, optim
+from bpgan.report import page as report
 from bpgan.types import Algorithm, Source, UserError
-from experiments import _cli as cli
 
 
 class System(NamedTuple):

@@ -27,13 +27,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bpgan import data
-from bpgan.runtime import report
+from bpgan import cli, data
+from bpgan.launcher import processes, search
+from bpgan.launcher import sweep as sweeping
+from bpgan.report import page as report
 from bpgan.types import UserError
-from experiments import _cli as cli
-from experiments import _processes as processes
-from experiments import _search as search
-from experiments import _sweep as sweeping
 from experiments import infogan
 from experiments.mnist_gan import images_of
 

@@ -15,13 +15,12 @@ import dataclasses
 import jax.numpy as jnp
 import optax
 
-from bpgan import data
-from bpgan.algorithms import backprop, gan
+from bpgan import backprop, cli, data
+from bpgan.algorithms import gan
 from bpgan.losses import LOSSES
 from bpgan.nets import dcgan, linen_net, mlp
 from bpgan.penalties import PENALTIES
 from bpgan.types import Net, UserError
-from experiments import _cli as cli
 
 
 def _width(text: str) -> int | None:

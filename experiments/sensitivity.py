@@ -18,10 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bpgan import data
+from bpgan import cli, data
 from bpgan.metrics.features import Extractor
 from bpgan.types import UserError
-from experiments import _cli as cli
 from experiments import evaluate
 from experiments.evaluate import COVERED, METRICS, Images
 
@@ -31,7 +30,7 @@ class Config(cli.Config):
     dataset: str = cli.field("mnist10k", data.FORMS)
     features: str = evaluate.FEATURES
     metrics: str = cli.field(
-        "fd,kd,prdc,is,vendi,msssim,memorisation,class_fd",
+        "fd,kd,prdc,is,vendi,msssim,memorization,class_fd",
         "names separated by commas, or all: cas trains a classifier on every defect",
         check=lambda text: evaluate.names_of(text),
     )
@@ -51,7 +50,7 @@ class Sample(NamedTuple):
 
 
 def noisy(x: np.ndarray, sd: float, seed: int = 0) -> np.ndarray:
-    """With Gaussian noise of ``sd`` grey levels."""
+    """With Gaussian noise of ``sd`` gray levels."""
     noise = np.random.default_rng(seed).normal(0, sd, x.shape)
     return np.clip(np.rint(x + noise), 0, 255).astype(np.uint8)
 
@@ -64,7 +63,7 @@ def blurred(x: np.ndarray, sd: float) -> np.ndarray:
 
 
 def levels(x: np.ndarray, n: int) -> np.ndarray:
-    """With ``n`` grey levels."""
+    """With ``n`` gray levels."""
     return np.rint(np.rint(x / 255 * (n - 1)) / (n - 1) * 255).astype(np.uint8)
 
 
@@ -105,7 +104,7 @@ DEFECTS: dict[str, Defect] = {
 """``(real images that nothing was trained on, training images, n, rng) -> samples``."""
 
 LADDERS: dict[str, tuple[tuple[float, ...], Callable[[Sample, float, int], Sample]]] = {
-    "noise of sd (grey levels)": (
+    "noise of sd (gray levels)": (
         (8, 16, 32, 64),
         lambda pool, sd, n: Sample(noisy(pool.x[:n], sd), pool.y[:n]),
     ),
@@ -114,7 +113,7 @@ LADDERS: dict[str, tuple[tuple[float, ...], Callable[[Sample, float, int], Sampl
         lambda pool, sd, n: Sample(blurred(pool.x[:n], sd), pool.y[:n]),
     ),
     "classes dropped": ((1, 2, 5, 9), lambda pool, k, n: without_classes(pool, int(k), n)),
-    "grey levels": (
+    "gray levels": (
         (8, 4, 2),
         lambda pool, k, n: Sample(levels(pool.x[:n], int(k)), pool.y[:n]),
     ),

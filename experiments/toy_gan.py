@@ -25,14 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bpgan import metrics, optim
+from bpgan import cli, metrics, optim
 from bpgan.algorithms import game, gan
 from bpgan.data import toys
 from bpgan.losses import LOSSES
 from bpgan.nets import linen_net, mlp
 from bpgan.penalties import PENALTIES
 from bpgan.types import PRNG, Algorithm, Net, UserError
-from experiments import _cli as cli
 from experiments.mnist_gan import penalties_of
 
 PROBLEMS = ("ring8", "grid25", "gaussian1d", "dirac", "bilinear", "lqg")
@@ -60,7 +59,7 @@ he_normal = jax.nn.initializers.he_normal()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
-    problem: str = cli.field("ring8", "what is learnt", choices=PROBLEMS)
+    problem: str = cli.field("ring8", "what is learned", choices=PROBLEMS)
     loss: str = cli.field(
         "relativistic", "adversarial loss", choices=[n for n in LOSSES if n != "began"]
     )
@@ -135,14 +134,14 @@ _WHITE, _RED, _BLUE, _BLACK, _GREEN = np.array(
 
 
 def _canvas(share: jax.Array) -> jax.Array:
-    """``[h, w]`` in [0, 1] as colours: blue where D says fake, white between, red where it says real."""
+    """``[h, w]`` in [0, 1] as colors: blue where D says fake, white between, red where it says real."""
     t = 2 * share[..., None] - 1
     red, blue, white = (c.reshape(1, 1, 3) for c in (_RED, _BLUE, _WHITE))
     return white + jnp.abs(t) * (jnp.where(t > 0, red, blue) - white)
 
 
 def _dots(
-    canvas: jax.Array, points: jax.Array, reach: float, colour: np.ndarray, size: int = 2
+    canvas: jax.Array, points: jax.Array, reach: float, color: np.ndarray, size: int = 2
 ) -> jax.Array:
     """Points of the square ``[-reach, reach]^2`` as small squares, the second coordinate upwards."""
     n = canvas.shape[0]
@@ -152,7 +151,7 @@ def _dots(
             row, column = n - 1 - place[:, 1] + i, place[:, 0] + j
             row = jnp.where(row < 0, n, row)  # out of the picture, and not counted from its end
             column = jnp.where(column < 0, n, column)
-            canvas = canvas.at[row, column].set(colour, mode="drop")
+            canvas = canvas.at[row, column].set(color, mode="drop")
     return canvas
 
 
@@ -163,10 +162,10 @@ def _plane(reach: float, n: int = _PIXELS) -> jax.Array:
     return jnp.stack([x.ravel(), y.ravel()], 1)
 
 
-def _centred(logits: jax.Array) -> jax.Array:
-    """D's share of "real", its logits centred, for losses of differences leave their mean open, and over their spread:
+def _centered(logits: jax.Array) -> jax.Array:
+    """D's share of "real", its logits centered, for losses of differences leave their mean open, and over their spread:
 
-    the colours of a D that is nearly flat are as strong as any; not those of one that is flat to rounding.
+    the colors of a D that is nearly flat are as strong as any; not those of one that is flat to rounding.
     """
     spread = jnp.maximum(jnp.std(logits), 1e-6 * jnp.max(jnp.abs(logits)))
     return jax.nn.sigmoid(4 * _share(logits - jnp.median(logits), spread))
@@ -181,7 +180,7 @@ def picture_of_points(
     real: jax.Array, fake: jax.Array, logits: Callable, reach: float
 ) -> jax.Array:
     """Real (black) and generated (green) points over D's logits."""
-    canvas = _canvas(_centred(logits(_plane(reach))).reshape(_PIXELS, _PIXELS))
+    canvas = _canvas(_centered(logits(_plane(reach))).reshape(_PIXELS, _PIXELS))
     canvas = _dots(canvas, real, reach, _BLACK)
     return _dots(canvas, fake, reach, _GREEN)[None]
 
@@ -192,7 +191,7 @@ def picture_of_line(
     """Histograms of real (black outline) and generated (green) numbers over D's logits."""
     x = jnp.linspace(low, high, _PIXELS)
     canvas = jnp.broadcast_to(
-        _canvas(_centred(logits(x.reshape(-1, 1))).reshape(1, _PIXELS)), (_PIXELS, _PIXELS, 3)
+        _canvas(_centered(logits(x.reshape(-1, 1))).reshape(1, _PIXELS)), (_PIXELS, _PIXELS, 3)
     )
     height = jnp.arange(_PIXELS, 0, -1).reshape(-1, 1) / _PIXELS
 
@@ -230,7 +229,7 @@ def picture_of_path(
 
 
 def _tx(cfg: Config, steps: int, updates: int = 1) -> optax.GradientTransformation:
-    """The optimiser of a player that is updated so many times in a step."""
+    """The optimizer of a player that is updated so many times in a step."""
     rule = game.rule_of(cfg.rule)
     lr = optim.schedule(cfg.lr, steps * updates * (rule.counts if rule else 1))
     return optax.sgd(lr) if cfg.optimizer == "sgd" else optim.adam(lr, cfg.b1, cfg.b2)
@@ -271,7 +270,7 @@ def mixture(cfg: Config, steps: int) -> cli.Experiment:
     )
     inner = _gan(cfg, g, d, steps, (2,))
     assert inner.sample is not None
-    plain, reach = inner.sample, 1.3 * float(np.abs(target.centres).max())
+    plain, reach = inner.sample, 1.3 * float(np.abs(target.centers).max())
 
     def sample(state: Any, key: PRNG, n: int) -> jax.Array:
         del n
@@ -280,8 +279,8 @@ def mixture(cfg: Config, steps: int) -> cli.Experiment:
         return picture_of_points(target.draw(k1, 1000), plain(state, k2, 1000), logits, reach)
 
     def evaluate(state: Any) -> dict[str, float]:
-        found = metrics.modes(_drawn(inner, state, SAMPLES), target.centres, target.std)
-        k = len(target.centres)
+        found = metrics.modes(_drawn(inner, state, SAMPLES), target.centers, target.std)
+        k = len(target.centers)
         return {
             "modes": found.captured,
             "modes/known": k,

@@ -3,14 +3,14 @@
 Run:     python -m experiments.vae
              digits, a density on [0, 1] for every pixel
          python -m experiments.vae --preset=burda
-             digits binarised, and perceptrons of the sizes, as Burda et al. 2016 have them; not trained as theirs
+             digits binarized, and perceptrons of the sizes, as Burda et al. 2016 have them; not trained as theirs
          python -m experiments.evaluate --run=runs/vae/default
              by the metrics of the GANs, of what the run's --samples_of says: mean images, or draws of their pixels
 Papers:  Kingma & Welling 2014, arXiv:1312.6114; Burda et al. 2016, arXiv:1509.00519; Loaiza-Ganem & Cunningham 2019,
          arXiv:1907.06845.
 
 At its end a run says, in nats of an image, the ELBO of the test split, the ELBO and the tighter IWAE bound of its first
-1000 images, and how many latents are in use. Bounds of different likelihoods, or of differently binarised pixels,
+1000 images, and how many latents are in use. Bounds of different likelihoods, or of differently binarized pixels,
 cannot be compared.
 
 With burda, hidden units are leaky ReLUs (slope 0.2), kernels start as He's and LeCun's, and all 100 epochs, in
@@ -28,12 +28,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bpgan import data
+from bpgan import cli, data
 from bpgan.algorithms import vae
 from bpgan.nets import dcgan, linen_net, mlp
 from bpgan.nets.vae import Encoder
 from bpgan.types import UserError, stream
-from experiments import _cli as cli
 from experiments.mnist_gan import images_of, monitored
 
 

@@ -5,8 +5,8 @@ import os
 import pathlib
 import weakref
 
-# Most of the tests' time is compilation. What must hold of optimised programs (bitwise resume above all) asks for the
-# `optimised` fixture.
+# Most of the tests' time is compilation. What must hold of optimized programs (bitwise resume above all) asks for the
+# `optimized` fixture.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 # Programs that several tests (and the processes they start) share are compiled once.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
@@ -46,7 +46,7 @@ def x64():
 
 
 @pytest.fixture(scope="module")
-def optimised():
+def optimized():
     """Compiles as users do, in this process and in those it starts."""
     del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
     jax.config.update("jax_disable_most_optimizations", False)
@@ -58,7 +58,7 @@ def optimised():
 @pytest.fixture(scope="module")
 def no_curves():
     """Draws no ``curves.png`` in this process: it would take longer than the runs of most tests."""
-    from bpgan.runtime import report
+    from bpgan.report import page as report
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "_write_curves", lambda *_: None)

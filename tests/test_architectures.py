@@ -17,7 +17,7 @@ from bpgan.nets import (
     dcgan,
     energy,
     heads,
-    labelled,
+    labeled,
     layers,
     linen_net,
     mlp,
@@ -385,7 +385,7 @@ def test_power_iteration_finds_the_largest_singular_value():
     check_spectral_norm(layers.spectral_norm)
 
 
-def test_a_normalised_kernel_knows_no_scale():
+def test_a_normalized_kernel_knows_no_scale():
     """From an epsilon under the root, 1.5e-6 gave 1.5 times the norm, and 0 gave NaN."""
     kernel, weights = normal(0, 6, 5, dtype=np.float32), normal(1, 6, 5, dtype=np.float32)
     net = linen_net(Normed())
@@ -660,14 +660,14 @@ def test_mapping_and_synthesis_are_the_generator():
     assert w.shape == (3, 16)
     np.testing.assert_allclose(x, whole, rtol=0, atol=1e-6)
     np.testing.assert_allclose(longer, w, atol=1e-4)  # the mapping sees directions only
-    assert set(variables["params"]) == {"mapper", "synthesiser"}
+    assert set(variables["params"]) == {"mapper", "synthesizer"}
 
 
 def test_mapping_parameters_have_their_own_learning_rate():
     module = stylegan2.Generator((8, 8, 1), (8, 8), styles=64, depth=2)
     p = compiled(module.init)(jax.random.key(0), jnp.ones((1, 64)))["params"]
     np.testing.assert_allclose(p["mapper"]["dense1"]["kernel"].std(), 100, rtol=0.05)
-    np.testing.assert_allclose(p["synthesiser"]["conv1"]["kernel"].std(), 1, rtol=0.1)
+    np.testing.assert_allclose(p["synthesizer"]["conv1"]["kernel"].std(), 1, rtol=0.1)
 
 
 def test_downsample1331_is_the_adjoint_of_upsample2(x64):
@@ -735,7 +735,7 @@ def test_labels_as_channels():
         lambda key, x: {"params": jnp.arange(1.0, x.shape[-1] + 1)},
         lambda v, x, train: (jnp.sum(x * v["params"].reshape(1, 1, 1, -1), (1, 2, 3)), {}),
     )
-    net, x, y = labelled(inner, 3), jnp.ones((2, 4, 5, 1)), jnp.array([2, 0])
+    net, x, y = labeled(inner, 3), jnp.ones((2, 4, 5, 1)), jnp.array([2, 0])
     variables = net.init(jax.random.key(0), x, y)
     assert variables["params"].shape == (4,)
     logits, _ = net.apply(variables, x, y, train=True)

@@ -104,8 +104,8 @@ def test_color(x64, channels):
     for i in range(7):
         y = x[i, ..., :colors] + brightness[i]
         if colors == 3:
-            grey = y.sum(axis=2, keepdims=True) / 3
-            y = saturation[i] * y + (1 - saturation[i]) * grey
+            gray = y.sum(axis=2, keepdims=True) / 3
+            y = saturation[i] * y + (1 - saturation[i]) * gray
         expected[i, ..., :colors] = contrast[i] * y + (1 - contrast[i]) * y.mean()
     np.testing.assert_allclose(got, expected, atol=1e-12)
 
@@ -123,10 +123,10 @@ def test_translation(x64):
 def test_cutout(x64, shape):
     h, w = shape
     x = images((h + 1) * (w + 1), h, w, 2)
-    centre = np.stack(np.meshgrid(range(h + 1), range(w + 1)), -1).reshape(-1, 2)
-    got = np.asarray(augment.cutout(x, record(augment.Cutout, centre=centre * 1.0)))
+    center = np.stack(np.meshgrid(range(h + 1), range(w + 1)), -1).reshape(-1, 2)
+    got = np.asarray(augment.cutout(x, record(augment.Cutout, center=center * 1.0)))
     tall, wide = (h + 1) // 2, (w + 1) // 2
-    for i, (row, column) in enumerate(centre):
+    for i, (row, column) in enumerate(center):
         expected = x[i].copy()
         top, left = row - tall // 2, column - wide // 2
         expected[max(top, 0) : max(top + tall, 0), max(left, 0) : max(left + wide, 0)] = 0
@@ -177,19 +177,19 @@ def test_geom_is_scipys_affine_map(x64, shape):
         shift=RNG.normal(0, 2, (b, 2)),
     )
     got = augment.geom(x, drawn)
-    centre = (np.array(shape[:2]) - 1) / 2
+    center = (np.array(shape[:2]) - 1) / 2
     for i in range(b):
         *numbers, shift = (np.asarray(v)[i] for v in drawn)
         inverse = np.linalg.inv(forward_matrix(*numbers))
         for c in range(shape[2]):
             expected = scipy.ndimage.affine_transform(
-                x[i, ..., c], inverse, centre - inverse @ (centre + shift), order=1, mode="mirror"
+                x[i, ..., c], inverse, center - inverse @ (center + shift), order=1, mode="mirror"
             )
             np.testing.assert_allclose(got[i, ..., c], expected, atol=1e-10)
 
 
 def test_geom_of_a_quarter_turn_is_rot90(x64):
-    """Either rotation turns the way ``blit`` does, about the centre; two that cancel are none."""
+    """Either rotation turns the way ``blit`` does, about the center; two that cancel are none."""
     x = images(4, 7, 7, 2)
     quarter = np.pi / 2
     drawn = record(
@@ -203,9 +203,9 @@ def test_geom_of_a_quarter_turn_is_rot90(x64):
 
 
 def test_geom_directions(x64):
-    """Shifts go down and to the right; aspect widens; scale magnifies about the centre."""
+    """Shifts go down and to the right; aspect widens; scale magnifies about the center."""
     x = np.zeros((4, 9, 9, 1))
-    x[:, 4, 4] = 1  # the centre
+    x[:, 4, 4] = 1  # the center
     x[:, 4, 6] = 0.5  # two to its right
     drawn = record(
         augment.Geom,
@@ -215,7 +215,7 @@ def test_geom_directions(x64):
     )
     y = np.asarray(augment.geom(x, drawn))[..., 0]
     assert y[0, 5, 2] == 1 and y[0, 5, 4] == 0.5
-    assert y[1, 4, 4] == 1 and y[1, 4, 8] == 0.5 and y[1, 3, 4] == 0.5  # neighbours, interpolated
+    assert y[1, 4, 4] == 1 and y[1, 4, 8] == 0.5 and y[1, 3, 4] == 0.5  # neighbors, interpolated
     assert y[2, 4, 8] == 0.5 and y[2, 3, 4] == 0
     assert y[3, 4, 5] == 0.5 and y[3, 3, 4] == 0.5
 
@@ -241,7 +241,7 @@ def test_both_ways_to_interpolate_agree(x64, monkeypatch, numbers):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_ada_color(x64, channels):
-    """The paper's 4x4 matrices, one after the other; of one channel, what they do to grey."""
+    """The paper's 4x4 matrices, one after the other; of one channel, what they do to gray."""
     b, x = 8, images(8, 4, 5, channels)
     drawn = augment.draw_ada_color(jax.random.key(0), 1.0, jax.ShapeDtypeStruct(x.shape, x.dtype))
     got = augment.ada_color(x, drawn)
@@ -356,7 +356,7 @@ CONTINUOUS = {
 }
 DISCRETE = {  # values and their probabilities at p = 1, for 16 x 16
     ("translation", "shift"): dict.fromkeys(range(-2, 3), 1 / 5),
-    ("cutout", "centre"): dict.fromkeys(range(17), 1 / 17),
+    ("cutout", "center"): dict.fromkeys(range(17), 1 / 17),
     ("blit", "mirror"): {0: 1 / 2, 1: 1 / 2},
     ("blit", "turns"): dict.fromkeys(range(4), 1 / 4),
     ("blit", "shift"): {-2: 1 / 8, -1: 1 / 4, 0: 1 / 4, 1: 1 / 4, 2: 1 / 8},
@@ -396,7 +396,7 @@ def test_a_rotation_has_probability_p_before_or_after():
 
 @pytest.mark.parametrize("name", augment.OPERATIONS)
 def test_fields_and_examples_are_independent(name):
-    """Ranks of what is drawn, and coins, are uncorrelated between fields and between neighbouring examples."""
+    """Ranks of what is drawn, and coins, are uncorrelated between fields and between neighboring examples."""
     half = draws(name, 0.5)
     columns = [c for field in draws(name, 1.0) for c in field.reshape(20000, -1).T]
     coins = [
@@ -411,10 +411,10 @@ def test_fields_and_examples_are_independent(name):
 
 
 def test_other_sizes():
-    """Odd squares have their centre on a pixel; images that are not square make half turns only."""
+    """Odd squares have their center on a pixel; images that are not square make half turns only."""
     wide = (4000, 9, 22, 1)
-    centre = draws("cutout", 1.0, wide).centre
-    assert (centre.min(0) == 0).all() and centre.max(0).tolist() == [8, 21]  # sides 5 and 11
+    center = draws("cutout", 1.0, wide).center
+    assert (center.min(0) == 0).all() and center.max(0).tolist() == [8, 21]  # sides 5 and 11
     assert abs(draws("translation", 1.0, wide).shift).max(0).tolist() == [1, 3]
     assert set(draws("blit", 1.0, wide).turns) == {0, 2}
     shift = draws("geom", 1.0, wide).shift
@@ -517,7 +517,7 @@ def test_augment_is_a_record():
     assert a.images == 500_000 and augment.Augment(a.apply, 0.5).target is None
 
 
-@pytest.mark.parametrize("text", ["", "colour", "color,", "color, cutout", "bgcf"])
+@pytest.mark.parametrize("text", ["", "color", "color,", "color, cutout", "bgcf"])
 def test_unknown_names(text):
     with pytest.raises(ValueError, match="is not an augmentation; must be .*cutout.*bgc") as caught:
         augment.policy(text)

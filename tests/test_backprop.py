@@ -15,9 +15,9 @@ import optax
 import pytest
 from jax import lax
 
+from bpgan import backprop as bp
 from bpgan import losses, penalties
-from bpgan.algorithms import backprop as bp
-from bpgan.algorithms import gan
+from bpgan.algorithms import gan, supervised
 from bpgan.nets import dcgan as dcgan_nets
 from bpgan.nets import layers as net_layers
 from bpgan.nets import linen_net
@@ -234,7 +234,7 @@ def dcgan_generator(start):
 
 
 def dcgan_discriminator():
-    """``nets.dcgan.Discriminator`` with two convolutions, the second one normalised."""
+    """``nets.dcgan.Discriminator`` with two convolutions, the second one normalized."""
     return bp.sequential(
         *(("conv0", bp.conv(2, 1)), ("leaky0", bp.leaky_relu())),
         *(("conv1", bp.conv(2, 1)), ("norm1", bp.batch_norm()), ("leaky1", bp.leaky_relu())),
@@ -511,8 +511,9 @@ def test_check_gradients_refuses_what_it_cannot_compare():
 
 
 def test_examples_in_docstrings():
-    assert doctest.testmod(bp).failed == 0
-    assert doctest.testmod(bp).attempted > 3
+    found = [doctest.testmod(m) for m in (bp.layers, bp.networks, bp.losses, bp.chain, bp.check)]
+    assert sum(each.failed for each in found) == 0
+    assert sum(each.attempted for each in found) > 3
 
 
 # --- The one-player algorithm ---------------------------------------------------------------------
@@ -521,7 +522,7 @@ def test_examples_in_docstrings():
 def line_fit(axis_name=None, tx=None):
     layers = bp.sequential(("dense0", bp.dense()))
     zeros = {"dense0": {"kernel": jnp.zeros((2, 1)), "bias": jnp.zeros(1)}}
-    return bp.make(
+    return supervised.make(
         lambda key, x: {"params": zeros},
         bp.value_and_grad(layers, bp.squared_error),
         optax.sgd(0.05) if tx is None else tx,
@@ -578,7 +579,7 @@ def test_mapped_step_averages_running_statistics():
     layers = bp.sequential(("dense0", bp.dense()), ("norm0", bp.batch_norm(0.9)))
     w = {"dense0": {"kernel": jnp.eye(2)}, "norm0": {"scale": jnp.ones(2), "bias": jnp.zeros(2)}}
     s = {"norm0": {"mean": jnp.zeros(2), "var": jnp.ones(2)}}
-    algorithm = bp.make(
+    algorithm = supervised.make(
         lambda key, x: {"params": w, "batch_stats": s},
         bp.value_and_grad(layers, bp.squared_error),
         optax.sgd(0.1),
@@ -597,7 +598,7 @@ def test_mapped_step_averages_running_statistics():
 
 def test_accuracy():
     logits = jnp.array([[2.0, 1, 0], [0, 3, 1], [5, 0, 9], [1, 0, 0]])
-    assert bp.accuracy(logits, jnp.array([0, 1, 0, 2])) == 0.5
+    assert supervised.accuracy(logits, jnp.array([0, 1, 0, 2])) == 0.5
 
 
 # --- The two halves joined ------------------------------------------------------------------------

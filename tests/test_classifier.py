@@ -6,10 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from bpgan import data
+from bpgan import cli, data
 from bpgan.runtime import parallel
 from bpgan.types import UserError
-from experiments import _cli as cli
 from experiments import classifier
 
 

@@ -1,4 +1,4 @@
-"""experiments/_cli.py: fields to flags, precedence, messages, exit codes."""
+"""bpgan/cli/__init__.py: fields to flags, precedence, messages, exit codes."""
 
 import dataclasses
 import importlib
@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import bpgan.runtime
-import launch
+from bpgan import cli
+from bpgan.cli import ended
 from bpgan.files import Damaged
+from bpgan.launcher import main as launch
 from bpgan.types import Algorithm, Source, UserError
-from experiments import _cli as cli
-from experiments import _ended as ended
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -482,7 +482,7 @@ def test_help_shows_the_docstring_then_own_flags_then_general_ones(fit, capsys, 
     assert run("--lr=-1", flag) == 0  # help wins over mistakes
     out, err = capsys.readouterr()
     assert err == "" and fit.kwargs is None
-    assert out.startswith("experiments/_cli.py: fields to flags")
+    assert out.startswith("bpgan/cli/__init__.py: fields to flags")
     own, general = out.split("Flags of every experiment:")
     for name in ("lr", "decay", "layers", "loss", "csv", "ema", "preset"):
         assert f"  --{name}=" in own and f"  --{name}=" not in general

@@ -13,9 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-import launch
+from bpgan.launcher import main as launch
 from bpgan.measures import direction, mean_and_deviation
-from bpgan.runtime import anomaly, compare, report
+from bpgan.report import compare
+from bpgan.report import page as report
+from bpgan.runtime import anomaly
 from bpgan.types import UserError
 from experiments import evaluate, toy_gan
 

@@ -43,7 +43,7 @@ def test_epochs_and_seeds_differ():
 
 
 def test_order_is_uniform():
-    """Where an example lands is uniform over places, and neighbours are independent (chi-squared, 400 epochs)."""
+    """Where an example lands is uniform over places, and neighbors are independent (chi-squared, 400 epochs)."""
     length = 20
     rows = rows_of(counting_source(length, length), range(400)).astype(int)
     places = np.zeros((length, length))

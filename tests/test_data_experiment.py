@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bpgan import data
-from experiments import _cli as cli
+from bpgan import cli, data
 from experiments import data as experiment
 
 
@@ -29,7 +28,7 @@ def made(
     folders,
     name="made",
     *,
-    labelled=True,
+    labeled=True,
     seed=0,
     kinds=30,
     train=70,
@@ -43,7 +42,7 @@ def made(
     arrays = {}
     for split, n in (("train", train), ("test", test)):
         arrays[f"x_{split}"] = palette[rng.integers(0, kinds, n)]
-        if labelled:
+        if labeled:
             arrays[f"y_{split}"] = rng.permutation(np.arange(n) % classes)
     np.savez(folders / f"{name}.npz", **arrays)
     return f"npz:{folders / name}.npz", arrays
@@ -72,24 +71,22 @@ def counted(arrays) -> dict:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("labelled", [True, False])
-def test_duplicates_and_their_labels(folders, capsys, labelled, seed):
-    name, arrays = made(folders, labelled=labelled, seed=seed)
+@pytest.mark.parametrize("labeled", [True, False])
+def test_duplicates_and_their_labels(folders, capsys, labeled, seed):
+    name, arrays = made(folders, labeled=labeled, seed=seed)
     assert run(f"--dataset={name}", "--workdir=out") == 0
     facts = json.loads((folders / "out" / "dataset.json").read_text())
     expected = counted(arrays)
     sets = facts["duplicates"].pop("sets")
     assert facts["duplicates"] == expected
-    assert (expected["test_in_train"]["other_label"] > 0) == labelled and expected["train"][
-        "copies"
-    ]
+    assert (expected["test_in_train"]["other_label"] > 0) == labeled and expected["train"]["copies"]
 
     groups = defaultdict(lambda: {"train": [], "test": [], "labels": set()})
     for split in ("train", "test"):
         for i, image in enumerate(arrays[f"x_{split}"]):
             group = groups[image.tobytes()]
             group[split].append(i)
-            group["labels"].add(int(arrays[f"y_{split}"][i]) if labelled else 0)
+            group["labels"].add(int(arrays[f"y_{split}"][i]) if labeled else 0)
     repeated = [g for g in groups.values() if len(g["train"]) + len(g["test"]) > 1]
     as_text = [json.dumps({**g, "labels": sorted(g["labels"])}) for g in repeated]
     assert sorted(map(json.dumps, sets)) == sorted(as_text)
@@ -180,7 +177,7 @@ def test_the_grid_of_many_classes_and_of_none(folders):
         members = {image.tobytes() for image in arrays["x_train"][arrays["y_train"] == c]}
         assert {image.tobytes() for image in grid[c]} <= members
     for n, rows in ((130, 10), (37, 4)):
-        name, arrays = made(folders, "none", labelled=False, train=n, kinds=3000)
+        name, arrays = made(folders, "none", labeled=False, train=n, kinds=3000)
         assert run(f"--dataset={name}", "--workdir=none") == 0
         grid = cells(folders / "none" / "grid.png", 5, 4)
         assert grid.shape[:2] == (rows, 10)

@@ -48,7 +48,7 @@ def png(x, path):
 
 
 def tree(root, files):
-    """Writes images by path; a number is a grey 4x4 image of that value with one pixel that differs."""
+    """Writes images by path; a number is a gray 4x4 image of that value with one pixel that differs."""
     for name, x in files.items():
         if isinstance(x, int):
             x = np.full((4, 4), x, np.uint8)
@@ -72,7 +72,7 @@ def write_idx(path, array, kind=8, magic=b"\0\0"):
 
 
 def every_tenth(labels):
-    """The split spelt out: class after class, the 10th, 20th, ... of that sequence."""
+    """The split spelled out: class after class, the 10th, 20th, ... of that sequence."""
     in_order = [i for c in sorted(set(labels)) for i, label in enumerate(labels) if label == c]
     return {i for place, i in enumerate(in_order) if place % 10 == 9}
 
@@ -160,7 +160,7 @@ def test_mnist10k_is_what_it_was():
 
 
 @st.composite
-def labelled_images(draw, channels=(1, 3, 4), classes=4):
+def labeled_images(draw, channels=(1, 3, 4), classes=4):
     n = draw(st.integers(10, 45))
     shape = draw(st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from(channels)))
     seed = draw(st.integers(0, 999))
@@ -170,7 +170,7 @@ def labelled_images(draw, channels=(1, 3, 4), classes=4):
 
 @settings(max_examples=12, deadline=None)
 @given(
-    labelled_images(), st.sampled_from(["npz", "npz-flat", "fortran", "idx", "idx.gz"]), st.data()
+    labeled_images(), st.sampled_from(["npz", "npz-flat", "fortran", "idx", "idx.gz"]), st.data()
 )
 def test_arrays_come_back(tmp_path_factory, examples, form, more):
     x, y = examples
@@ -196,7 +196,7 @@ def test_arrays_come_back(tmp_path_factory, examples, form, more):
 
 
 @settings(max_examples=10, deadline=None)
-@given(labelled_images(channels=(1, 3)), st.sampled_from(["folder", "zip", "json"]), st.data())
+@given(labeled_images(channels=(1, 3)), st.sampled_from(["folder", "zip", "json"]), st.data())
 def test_image_files_come_back(tmp_path_factory, examples, form, more):
     x, y = examples
     directory = tmp_path_factory.mktemp("files")
@@ -624,7 +624,7 @@ def test_bad_options_are_named(tmp_path):
         "size=4,fit=fill": "fit=fill: must be crop or pad or stretch",
         "fit=pad": "needs size=",
         "channels=2": "channels=2: must be 1 or 3 or 4",
-        "background=": "background=: must be white, black, a grey from 0 to 255 or a colour",
+        "background=": "background=: must be white, black, a gray from 0 to 255 or a color",
         "background=256": "background=256: must be",
         "background=-1": "background=-1: must be",
         "background=12345": "background=12345: must be",
@@ -647,15 +647,15 @@ def test_bad_options_are_named(tmp_path):
     refused(f"npz:{tmp_path}/a.npz,bits=12", "only for folder and zip")
 
 
-def test_images_are_grey_only_if_all_are(tmp_path):
-    grey = tree(tmp_path / "grey", {f"{i}.png": i for i in range(10)})
-    assert data.load(f"folder:{grey}").shape == (4, 4, 1)
-    assert data.load(f"folder:{grey},channels=3").shape == (4, 4, 3)
-    png(random(4, 4, 3), grey / "colour.png")
-    mixed = data.load(f"folder:{grey}")
+def test_images_are_gray_only_if_all_are(tmp_path):
+    gray = tree(tmp_path / "gray", {f"{i}.png": i for i in range(10)})
+    assert data.load(f"folder:{gray}").shape == (4, 4, 1)
+    assert data.load(f"folder:{gray},channels=3").shape == (4, 4, 3)
+    png(random(4, 4, 3), gray / "color.png")
+    mixed = data.load(f"folder:{gray}")
     assert mixed.shape == (4, 4, 3) and mixed.length == 10
-    grey_again = data.load(f"folder:{grey},channels=1")
-    assert grey_again.shape == (4, 4, 1)
+    gray_again = data.load(f"folder:{gray},channels=1")
+    assert gray_again.shape == (4, 4, 1)
 
 
 def test_alpha_is_composited(tmp_path):
@@ -670,25 +670,25 @@ def test_alpha_is_composited(tmp_path):
 
 
 def test_the_background_is_the_users(tmp_path):
-    """Of transparent parts and of padding; a coloured one makes grey images coloured."""
+    """Of transparent parts and of padding; a colored one makes gray images colored."""
     clear = np.zeros((4, 8, 4), np.uint8)
     for i in range(10):
         png(clear, tmp_path / "clear" / f"{i}.png")
-        png(np.full((4, 8), 7 + i % 2, np.uint8), tmp_path / "grey" / f"{i}.png")
-    for text, colour in {
+        png(np.full((4, 8), 7 + i % 2, np.uint8), tmp_path / "gray" / f"{i}.png")
+    for text, color in {
         "": (255, 255, 255), "white": (255, 255, 255), "black": (0, 0, 0), "0": (0, 0, 0),
         "128": (128, 128, 128), "ff8800": (255, 136, 0), "#FF8800": (255, 136, 0), "000080": (0, 0, 128),
     }.items():  # fmt: skip
         option = f",background={text}" if text else ""
         train = data.load(f"folder:{tmp_path}/clear,size=8,fit=pad{option}")
-        np.testing.assert_array_equal(train.arrays()[0], np.broadcast_to(colour, (9, 8, 8, 3)))
+        np.testing.assert_array_equal(train.arrays()[0], np.broadcast_to(color, (9, 8, 8, 3)))
         said = "10 images with transparent parts, which are made white" in " ".join(train.warnings)
         assert said == (not text)
-        grey = data.load(f"folder:{tmp_path}/grey,size=8,fit=pad{option}")
-        coloured = len(set(colour)) > 1
-        assert grey.shape == (8, 8, 3 if coloured else 1)
-        assert tuple(grey.arrays()[0][0, 0, 0]) == (colour if coloured else colour[:1])
-    assert data.load(f"folder:{tmp_path}/grey,background=ff8800,channels=1").shape == (4, 8, 1)
+        gray = data.load(f"folder:{tmp_path}/gray,size=8,fit=pad{option}")
+        colored = len(set(color)) > 1
+        assert gray.shape == (8, 8, 3 if colored else 1)
+        assert tuple(gray.arrays()[0][0, 0, 0]) == (color if colored else color[:1])
+    assert data.load(f"folder:{tmp_path}/gray,background=ff8800,channels=1").shape == (4, 8, 1)
 
 
 def test_twelve_bits_in_sixteen_are_said_and_scaled(tmp_path):
@@ -1078,7 +1078,7 @@ def test_splits_that_differ_are_warned_of(tmp_path):
 def test_odd_pixels_are_warned_of(tmp_path):
     x = random(20, 4, 4, 3)
     x[:4] = (10, 20, 30)
-    assert warnings_of(tmp_path, x) == ("4 of 18 images are of a single colour",)
+    assert warnings_of(tmp_path, x) == ("4 of 18 images are of a single color",)
     assert warnings_of(tmp_path, np.repeat(x[9:10], 20, 0)) == ("all images are identical",)
     assert warnings_of(tmp_path, np.zeros((20, 4, 4), np.uint8)) == ("all images are identical",)
     assert warnings_of(tmp_path, x % 2 | np.eye(4, dtype=np.uint8)[..., None]) == (

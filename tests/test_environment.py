@@ -13,12 +13,12 @@ import types
 import jax
 import pytest
 
-import launch
+from bpgan import cli
 from bpgan.data import cache
+from bpgan.launcher import main as launch
+from bpgan.launcher import processes
 from bpgan.runtime import environment, parallel, peers, train
 from bpgan.types import UserError
-from experiments import _cli as cli
-from experiments import _processes as processes
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("bpgan/**/*.py"), *ROOT.glob("experiments/*.py"), ROOT / "launch.py"])

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bpgan import data
+from bpgan import cli, data
 from bpgan.metrics import evaluations, features
 from bpgan.runtime import records
 from bpgan.types import UserError
-from experiments import _cli as cli
 from experiments import classifier, evaluate, mnist_gan, toy_gan
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -293,7 +292,7 @@ def test_a_part_of_a_dataset_is_of_all_its_classes():
     assert [*evaluate.diversity(real, real, few, 0), *evaluate.diversity(few, real, few, 0)] == [
         "Vendi-of-300"
     ] * 2
-    found = evaluate.memorisation(images(500), real, images(4002), 0)
+    found = evaluate.memorization(images(500), real, images(4002), 0)
     assert abs(found["1-NN-accuracy"] - 0.5) < 0.1
 
 
@@ -727,7 +726,7 @@ def verdicts():
     found = {}
     for name, arrays in sets.items():
         fake, values = images(*arrays), {}
-        for metric in ("fd", "kd", "prdc", "memorisation", "class_fd"):
+        for metric in ("fd", "kd", "prdc", "memorization", "class_fd"):
             call = evaluate.METRICS[metric]
             values |= call(fake, images(held, held_y), images(x[train], y[train]), 0)
         found[name] = values

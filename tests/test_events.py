@@ -12,7 +12,8 @@ import pytest
 from tensorboard_points import assert_says_the_log, logged_points, points_of, reader
 
 from bpgan import data
-from bpgan.runtime import events, report, run
+from bpgan.report import page as report
+from bpgan.runtime import events, run
 
 GRID = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 

@@ -63,7 +63,7 @@ MUTATIONS = {
     "the last block pools by average": ("_max_pool", inception._average_pool),
     "average pools count the padding": ("_average_pool", counted),
     "pixels over 127.5": ("PRESETS", {"tf1": ("tf1", 127.5, 127.5)}),
-    "half-pixel centres": ("PRESETS", {"tf1": ("torch", 128.0, 128.0)}),
+    "half-pixel centers": ("PRESETS", {"tf1": ("torch", 128.0, 128.0)}),
     "bicubic": ("PRESETS", {"tf1": ("clean", 128.0, 128.0)}),
 }
 
@@ -150,7 +150,7 @@ def test_only_the_published_weights_make_an_fid(extractor):
 
 
 @pytest.mark.medium
-def test_an_extractor_takes_grey_and_colour_images_of_any_size(extractor):
+def test_an_extractor_takes_gray_and_color_images_of_any_size(extractor):
     found = extractor("tf1", "6726825d")
     images = make_features.images(40, 36)
     features = found.function(images)

@@ -20,7 +20,7 @@ from bpgan.penalties import PENALTIES
 
 def trajectory(rule, losses, tx, params, steps):
     """The parameters after 0, 1, ..., steps updates, flattened: [steps + 1, p]."""
-    tx = rule.optimiser(tx)
+    tx = rule.optimizer(tx)
     opts = tuple(map(tx.init, params))
 
     def body(carry, _):
@@ -90,12 +90,12 @@ def test_dirac_spectrum_and_radii(x64, loss):
         step = lambda v: trajectory(rule, dirac(loss, gamma), optax.sgd(h), (v[0], v[1]), 1)[1]  # noqa: E731
         return jax.jacobian(step)(jnp.zeros(2))
 
-    def analyse(gamma):
+    def analyze(gamma):
         rules = game.simultaneous, game.alternating
         jacobian = game.jacobian(dirac(loss, gamma), ORIGIN)
         return jacobian, *(multipliers(rule, gamma) for rule in rules)
 
-    matrices = jax.device_get(jax.jit(jax.vmap(analyse))(jnp.array(GAMMAS)))
+    matrices = jax.device_get(jax.jit(jax.vmap(analyze))(jnp.array(GAMMAS)))
     for gamma, j, simultaneous, alternating in zip(GAMMAS, *matrices, strict=True):
         root = np.sqrt(gamma**2 / 4 - 1 / 4 + 0j)
         expected = np.array([gamma / 2 - root, gamma / 2 + root])
@@ -414,7 +414,7 @@ def test_unrolling_against_finite_differences_of_its_surrogate(x64):
 
 
 @pytest.mark.medium
-def test_no_unrolling_is_simultaneous(optimised):
+def test_no_unrolling_is_simultaneous(optimized):
     losses, params = mlp_game(dtype=jnp.float32)
     points = [
         play(rule, losses, optax.adam(1e-2), params, 5)
@@ -522,7 +522,7 @@ def small_game(dtype):
 def test_contract_of_every_rule(x64, trees_close, name):
     """jit, scan and vmap agree; float32 stays, even where float64 is allowed; gradients and aux are of the start."""
     rule, (losses, init) = game.RULES[name], small_game(jnp.float32)
-    txs = rule.optimiser(optax.adam(1e-2)), rule.optimiser(optax.sgd(1e-2))
+    txs = rule.optimizer(optax.adam(1e-2)), rule.optimizer(optax.sgd(1e-2))
 
     def train(key):
         params = init(key)

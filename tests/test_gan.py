@@ -84,7 +84,7 @@ def test_dirac_gan(loss, simultaneous, gamma_index):
     check_dirac(gan, loss, LOSSES[loss], PENALTIES["r1"], simultaneous, gamma_index)
 
 
-def test_penalised_dirac_gan_contracts_as_its_jacobian_says(x64):
+def test_penalized_dirac_gan_contracts_as_its_jacobian_says(x64):
     """WGAN + R1, alternating: D' = (1 - h gamma) psi - h theta, G' = theta + h psi', so det = 1 - h gamma."""
     h, gamma = 0.1, 1.0
     algorithm = dirac(gan, LOSSES["wasserstein"], optax.sgd(h), gamma=gamma)
@@ -131,7 +131,7 @@ def test_bilinear_optimistic_descent_converges_at_the_known_rate(x64):
 
 
 def recorder() -> optax.GradientTransformation:
-    """An optimiser that sums the gradients it is given and never moves."""
+    """An optimizer that sums the gradients it is given and never moves."""
 
     def update(grads, total, params=None):
         del params
@@ -417,7 +417,7 @@ def test_average_by_half_life(trees_equal):
     )
 
 
-def labelled(head, **options):
+def labeled(head, **options):
     loss = {"projection": None}.get(head, (0.5, AUXILIARY.get(head)))
     g = mlp.Generator(shape=(2,), widths=(8,), classes=3)
     d = mlp.Discriminator(widths=(8,), classes=3, head=head, embedding=4)
@@ -440,7 +440,7 @@ def labelled(head, **options):
 def test_conditional_players_heed_labels(head):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)
     y = jnp.asarray(np.arange(8) % 3, jnp.uint8)
-    algorithm = labelled(head, penalties=[(0.1, PENALTIES["r1"])])
+    algorithm = labeled(head, penalties=[(0.1, PENALTIES["r1"])])
     state, metrics = run(algorithm, 2, {"x": x, "y": y})
     other, _ = run(algorithm, 2, {"x": x, "y": (y + 1) % 3})
     assert not np.allclose(state.d.params["dense0"]["kernel"], other.d.params["dense0"]["kernel"])
@@ -457,7 +457,7 @@ def test_auxiliary_loss_is_that_of_the_heads():
     """With D = 0, in closed form: AC-GAN's D classifies reals and fakes, G its fakes."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(9, 2)), jnp.float32)
     y = jnp.asarray(np.arange(9) % 3, jnp.int32)
-    algorithm = labelled("acgan", simultaneous=True)
+    algorithm = labeled("acgan", simultaneous=True)
     state = algorithm.init(jax.random.key(0))
     zero = jax.tree.map(jnp.zeros_like, state.d.params)
     state = state._replace(d=state.d._replace(params=zero))

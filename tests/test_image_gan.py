@@ -13,11 +13,10 @@ import numpy as np
 import optax
 import pytest
 
-from bpgan import data
+from bpgan import cli, data
 from bpgan.losses import LOSSES
 from bpgan.runtime import parallel
 from bpgan.types import UserError
-from experiments import _cli as cli
 from experiments import evaluate, image_gan
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -265,7 +264,7 @@ def test_the_average_is_as_long_as_the_recipe_says(files, preset, images, share,
 
 
 def test_schedules_end_with_the_run_whatever_the_rule(files, monkeypatch):
-    """An extragradient update counts twice in the optimisers' states."""
+    """An extragradient update counts twice in the optimizers' states."""
     found = []
     monkeypatch.setattr(
         image_gan.optim, "adam", lambda lr, *rest, **more: found.append(lr) or optax.sgd(lr)
@@ -277,7 +276,7 @@ def test_schedules_end_with_the_run_whatever_the_rule(files, monkeypatch):
             assert float(lr(count - 1)) == pytest.approx(1 / count) and float(lr(count)) == 0
 
 
-def test_unlabelled_images_have_no_conditions(tmp_path):
+def test_unlabeled_images_have_no_conditions(tmp_path):
     np.savez(tmp_path / "x.npz", x=np.zeros((40, 28, 28, 1), np.uint8))
     with pytest.raises(UserError, match="condition=acgan: --dataset=.* has no labels"):
         image_gan.build(config(f"--dataset=npz:{tmp_path / 'x.npz'}", "--condition=acgan"))
@@ -363,7 +362,7 @@ FASHION = pathlib.Path("/usr/share/datasets/fashion-mnist")
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not FASHION.is_dir(), reason="needs Debian's dataset-fashion-mnist")
-def test_the_recipe_for_a_cpu_learns(optimised, tmp_path):
+def test_the_recipe_for_a_cpu_learns(optimized, tmp_path):
     """T9: 400 steps of lite28 on Fashion-MNIST, FD in classifier features below 130; untrained it is near 400."""
     flags = ["--preset=lite28", f"--dataset=idx:{FASHION}", "--steps=400", "--eval_every=400"]
     assert run(*flags, "--sample_every=0", f"--workdir={tmp_path}") == 0

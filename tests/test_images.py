@@ -20,7 +20,7 @@ from bpgan.data.images import Form
 
 LOSSLESS = ("PNG", "BMP", "TIFF", "WEBP")
 RGB = Form(channels=3)
-GREY = Form(channels=1)
+GRAY = Form(channels=1)
 
 
 def encode(image, kind="PNG", **options):
@@ -42,10 +42,10 @@ def header(data, tmp_path):
     return images.header(images.folder(tmp_path), "image.png")
 
 
-def on_white(colour, alpha):
+def on_white(color, alpha):
     """Exact rational arithmetic, rounded to nearest."""
     alpha = alpha.astype(np.int64)[..., None]
-    return np.round((colour.astype(np.int64) * alpha + 255 * (255 - alpha)) / 255).astype(np.uint8)
+    return np.round((color.astype(np.int64) * alpha + 255 * (255 - alpha)) / 255).astype(np.uint8)
 
 
 @settings(max_examples=40, deadline=None)
@@ -78,37 +78,37 @@ def test_transparency_is_composited_on_white_or_kept(kind):
     np.testing.assert_array_equal(decode(data, Form(channels=4)), x)
 
 
-def test_grey_with_transparency(tmp_path):
+def test_gray_with_transparency(tmp_path):
     x = random(9, 7, 2)
-    data = encode(grey_alpha(x))
-    np.testing.assert_array_equal(decode(data, GREY), on_white(x[..., :1], x[..., 1]))
+    data = encode(gray_alpha(x))
+    np.testing.assert_array_equal(decode(data, GRAY), on_white(x[..., :1], x[..., 1]))
     four = np.concatenate([np.repeat(x[..., :1], 3, 2), x[..., 1:]], 2)
     np.testing.assert_array_equal(decode(data, Form(channels=4)), four)
     assert header(data, tmp_path) == (9, 7, 1)
 
 
-def grey_alpha(x):
+def gray_alpha(x):
     return PIL.Image.merge(
         "LA", [PIL.Image.fromarray(np.ascontiguousarray(x[..., i])) for i in (0, 1)]
     )
 
 
-def test_a_colour_may_be_the_transparent_one():
-    """PNG's tRNS chunk: of grey, of RGB and of palettes."""
-    grey = random(6, 5, high=4)
-    found = decode(encode(PIL.Image.fromarray(grey), transparency=2), GREY)
-    np.testing.assert_array_equal(found[..., 0], np.where(grey == 2, 255, grey))
-    colour = random(6, 5, 3, high=2)
-    found = decode(encode(PIL.Image.fromarray(colour), transparency=(1, 0, 1)), RGB)
-    clear = (colour == (1, 0, 1)).all(2, keepdims=True)
+def test_a_color_may_be_the_transparent_one():
+    """PNG's tRNS chunk: of gray, of RGB and of palettes."""
+    gray = random(6, 5, high=4)
+    found = decode(encode(PIL.Image.fromarray(gray), transparency=2), GRAY)
+    np.testing.assert_array_equal(found[..., 0], np.where(gray == 2, 255, gray))
+    color = random(6, 5, 3, high=2)
+    found = decode(encode(PIL.Image.fromarray(color), transparency=(1, 0, 1)), RGB)
+    clear = (color == (1, 0, 1)).all(2, keepdims=True)
     assert clear.any() and not clear.all()
-    np.testing.assert_array_equal(found, np.where(clear, 255, colour))
+    np.testing.assert_array_equal(found, np.where(clear, 255, color))
 
 
-@pytest.mark.parametrize("grey", [True, False])
-def test_palettes(grey, tmp_path):
+@pytest.mark.parametrize("gray", [True, False])
+def test_palettes(gray, tmp_path):
     table = random(256, 3, seed=1)
-    if grey:
+    if gray:
         table = np.repeat(table[:, :1], 3, 1)
     index = random(8, 9)
     image = PIL.Image.fromarray(index).convert("P")
@@ -116,26 +116,26 @@ def test_palettes(grey, tmp_path):
     image.putpalette(table.tobytes())
     data = encode(image)
     assert PIL.Image.open(io.BytesIO(data)).mode == "P"
-    assert header(data, tmp_path) == (8, 9, 1 if grey else 3)
+    assert header(data, tmp_path) == (8, 9, 1 if gray else 3)
     np.testing.assert_array_equal(decode(data, RGB), table[index])
     alpha = random(256, seed=2)
     found = decode(encode(image, transparency=alpha.tobytes()), RGB)
     np.testing.assert_array_equal(found, on_white(table[index], alpha[index]))
-    if grey:
-        np.testing.assert_array_equal(decode(data, GREY)[..., 0], table[index][..., 0])
+    if gray:
+        np.testing.assert_array_equal(decode(data, GRAY)[..., 0], table[index][..., 0])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "GIF", "BMP"])
-@pytest.mark.parametrize("colours", [2, 4, 16, 256])
-def test_palettes_of_any_format_and_order(kind, colours, tmp_path):
+@pytest.mark.parametrize("colors", [2, 4, 16, 256])
+def test_palettes_of_any_format_and_order(kind, colors, tmp_path):
     """TIFF stores all reds, then all greens; BMP blue first, in four bytes."""
-    for grey in (False, True):
-        x = random(9, 8, 1 if grey else 3, seed=colours)
-        image = PIL.Image.fromarray(x[..., 0] if grey else x).quantize(colours)
+    for gray in (False, True):
+        x = random(9, 8, 1 if gray else 3, seed=colors)
+        image = PIL.Image.fromarray(x[..., 0] if gray else x).quantize(colors)
         data = encode(image, kind)
         with PIL.Image.open(io.BytesIO(data)) as again:
             expected = np.asarray(again.convert("RGB"))
-        assert header(data, tmp_path) == (9, 8, 1 if grey else 3)
+        assert header(data, tmp_path) == (9, 8, 1 if gray else 3)
         np.testing.assert_array_equal(decode(data, RGB), expected)
 
 
@@ -187,7 +187,7 @@ def test_black_and_white(tmp_path):
     x = random(8, 9, high=2).astype(bool)
     data = encode(PIL.Image.fromarray(x))
     assert PIL.Image.open(io.BytesIO(data)).mode == "1" and header(data, tmp_path) == (8, 9, 1)
-    np.testing.assert_array_equal(decode(data, GREY)[..., 0], np.where(x, 255, 0))
+    np.testing.assert_array_equal(decode(data, GRAY)[..., 0], np.where(x, 255, 0))
 
 
 @pytest.mark.parametrize(
@@ -198,12 +198,12 @@ def test_sixteen_bits_are_rounded(kind, dtype, tmp_path):
     data = encode(PIL.Image.fromarray(x.astype(dtype)), kind)
     assert PIL.Image.open(io.BytesIO(data)).mode.startswith("I")
     expected = [(2 * v + 257) // (2 * 257) for v in range(65536)]  # of v / 257, which is never half
-    np.testing.assert_array_equal(decode(data, GREY).ravel(), expected)
+    np.testing.assert_array_equal(decode(data, GRAY).ravel(), expected)
     assert header(data, tmp_path) == (256, 256, 1)
 
 
 def twelve_bit_tiff(values):
-    """Grey TIFF of 12 bits a value, two in three bytes, as microscopes write."""
+    """Gray TIFF of 12 bits a value, two in three bytes, as microscopes write."""
     h, w = values.shape
     pairs = values.reshape(-1, 2).astype(np.uint32)
     joined = pairs[:, 0] << 12 | pairs[:, 1]
@@ -222,44 +222,44 @@ def test_fewer_bits_than_the_file_has():
     x = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     x[0, 0] = 0
     expected = np.array([(510 * v + 4095) // 8190 for v in range(4096)]).reshape(64, 64)
-    found = images.decode(twelve_bit_tiff(x), GREY)
+    found = images.decode(twelve_bit_tiff(x), GRAY)
     np.testing.assert_array_equal(found.pixels[..., 0], expected)
     assert found.remarks == {}
     for kind in ("PNG", "TIFF"):
         data = encode(PIL.Image.fromarray(x), kind)
-        found = images.decode(data, GREY)
+        found = images.decode(data, GRAY)
         assert found.pixels.max() == 16 and found.remarks == {"deep": 4095}
         assert ",bits=12 makes 4,095 white" in images.describe_remark("deep", 3, 4095)
-        found = images.decode(data, GREY._replace(bits=12))
+        found = images.decode(data, GRAY._replace(bits=12))
         np.testing.assert_array_equal(found.pixels[..., 0], expected)
         assert found.remarks == {}
         with pytest.raises(images.Unreadable, match="values from 0 to 4095, more than 11 bits"):
-            decode(data, GREY._replace(bits=11))
+            decode(data, GRAY._replace(bits=11))
 
 
-def test_deep_colour_says_what_is_left_of_it():
+def test_deep_color_says_what_is_left_of_it():
     x = random(4, 5, 3, high=4096, dtype=np.uint16)
     raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in x)
-    data = png_of(5, 4, raw, depth=16, colour=2)
+    data = png_of(5, 4, raw, depth=16, color=2)
     found = images.decode(data, RGB)
     np.testing.assert_array_equal(found.pixels, x >> 8)
-    assert found.remarks == {"deep colour": int(x.max() >> 8) << 8}
-    with pytest.raises(images.Unreadable, match="16-bit colour, which bits=12 cannot scale"):
+    assert found.remarks == {"deep color": int(x.max() >> 8) << 8}
+    with pytest.raises(images.Unreadable, match="16-bit color, which bits=12 cannot scale"):
         decode(data, RGB._replace(bits=12))
 
 
 def test_cmyk(tmp_path):
-    """Adobe's subtractive colours; no ink is white, and each ink takes away its complement."""
+    """Adobe's subtractive colors; no ink is white, and each ink takes away its complement."""
     inks = [(0, 0, 0, 0), (255, 0, 0, 0), (0, 255, 0, 0), (0, 0, 255, 0), (0, 0, 0, 255)]
     light = [(255, 255, 255), (0, 255, 255), (255, 0, 255), (255, 255, 0), (0, 0, 0)]
-    for ink, colour in zip(inks, light, strict=True):
+    for ink, color in zip(inks, light, strict=True):
         data = encode(PIL.Image.new("CMYK", (4, 4), ink), "TIFF")
-        np.testing.assert_array_equal(decode(data, RGB)[0, 0], colour)
+        np.testing.assert_array_equal(decode(data, RGB)[0, 0], color)
         assert header(data, tmp_path) == (4, 4, 3)
         jpeg = encode(
             PIL.Image.new("CMYK", (16, 16), ink), "JPEG", quality=100
         )  # inverted, as Adobe does
-        assert np.abs(decode(jpeg, RGB)[8, 8].astype(int) - colour).max() <= 2
+        assert np.abs(decode(jpeg, RGB)[8, 8].astype(int) - color).max() <= 2
 
 
 # What each EXIF orientation says of the stored rows and columns (the standard's table of 0th row, 0th column).
@@ -281,7 +281,7 @@ def test_exif_orientation(kind, orientation, tmp_path):
     if kind == "AVIF" and not PIL.features.check("avif"):
         pytest.skip("this Pillow was built without AVIF")
     x, lossy = random(3, 5, 3), kind in ("JPEG", "AVIF")
-    if lossy:  # blocks of one colour each, which survive
+    if lossy:  # blocks of one color each, which survive
         x = np.kron(x // 128 * 255, np.ones((16, 16, 1), np.uint8))
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
@@ -299,12 +299,12 @@ def test_exif_orientation(kind, orientation, tmp_path):
     np.testing.assert_array_equal(again, found)
 
 
-def blocks(*colours, side=32):
-    """Squares of these greys from left to right."""
-    return np.kron(np.array([colours], np.uint8), np.ones((side, side), np.uint8))[..., None]
+def blocks(*colors, side=32):
+    """Squares of these grays from left to right."""
+    return np.kron(np.array([colors], np.uint8), np.ones((side, side), np.uint8))[..., None]
 
 
-def test_crop_keeps_the_centre():
+def test_crop_keeps_the_center():
     """Three squares in a row: the middle one is the crop, whichever way they lie."""
     x = blocks(10, 200, 90)
     for lying in (x, x.swapaxes(0, 1)):
@@ -318,20 +318,20 @@ def test_crop_keeps_the_centre():
     np.testing.assert_array_equal(images.shaped(tall, Form((40, 10))), tall[:, 5:15])
 
 
-@pytest.mark.parametrize("colour", [None, (0, 0, 0), (10, 20, 30)])
-def test_padding_and_transparency_have_one_background(colour):
+@pytest.mark.parametrize("color", [None, (0, 0, 0), (10, 20, 30)])
+def test_padding_and_transparency_have_one_background(color):
     """White unless another is asked for; what is left transparent is transparent in the padding, too."""
-    colour_or_white = colour or (255, 255, 255)
+    color_or_white = color or (255, 255, 255)
     x = np.full((32, 96, 3), 200, np.uint8)
-    expected = np.broadcast_to(np.array(colour_or_white, np.uint8), (48, 48, 3)).copy()
+    expected = np.broadcast_to(np.array(color_or_white, np.uint8), (48, 48, 3)).copy()
     expected[16:32] = 200
-    form = Form((48, 48), "pad", background=colour)
+    form = Form((48, 48), "pad", background=color)
     np.testing.assert_array_equal(images.shaped(x, form), expected)
     turned = images.shaped(x.swapaxes(0, 1), form)
     np.testing.assert_array_equal(turned, expected.swapaxes(0, 1))
-    luma = round(float(np.array(colour_or_white) @ [0.299, 0.587, 0.114]))  # ITU-R 601
-    grey = images.shaped(x[..., :1], form)
-    assert abs(int(grey[0, 0, 0]) - luma) <= 1 and (grey[16:32] == 200).all()
+    luma = round(float(np.array(color_or_white) @ [0.299, 0.587, 0.114]))  # ITU-R 601
+    gray = images.shaped(x[..., :1], form)
+    assert abs(int(gray[0, 0, 0]) - luma) <= 1 and (gray[16:32] == 200).all()
     clear = np.zeros((32, 96, 4), np.uint8)
     np.testing.assert_array_equal(
         images.shaped(clear, form._replace(channels=3)),
@@ -348,12 +348,12 @@ def test_stretch_keeps_everything():
     found = images.shaped(blocks(10, 200, 90), Form((48, 48), "stretch"))
     assert found.shape == (48, 48, 1)
     # Away from the edges between squares, three lobes of the filter, nothing has changed.
-    for column, grey in ((3, 10), (23, 200), (44, 90)):
-        np.testing.assert_array_equal(found[:, column], np.full((48, 1), grey))
+    for column, gray in ((3, 10), (23, 200), (44, 90)):
+        np.testing.assert_array_equal(found[:, column], np.full((48, 1), gray))
 
 
 def test_resizing_antialiases():
-    """Stripes finer than the new pixels become grey, not one of the two colours."""
+    """Stripes finer than the new pixels become gray, not one of the two colors."""
     x = np.tile(np.array([0, 255], np.uint8), (64, 32))[..., None]
     found = images.shaped(x, Form((8, 8))).astype(int)
     assert np.abs(found[2:-2, 2:-2] - 127.5).max() < 4
@@ -381,9 +381,9 @@ def test_channels_of_arrays():
     x = random(5, 6, 3)
     np.testing.assert_array_equal(images.shaped(x, Form(channels=4))[..., 3], np.full((5, 6), 255))
     luma = x @ np.array([0.299, 0.587, 0.114])  # ITU-R 601
-    assert np.abs(images.shaped(x, GREY)[..., 0] - luma).max() <= 0.51
-    grey = random(5, 6, 1)
-    np.testing.assert_array_equal(images.shaped(grey, RGB), np.repeat(grey, 3, 2))
+    assert np.abs(images.shaped(x, GRAY)[..., 0] - luma).max() <= 0.51
+    gray = random(5, 6, 1)
+    np.testing.assert_array_equal(images.shaped(gray, RGB), np.repeat(gray, 3, 2))
     four = random(5, 6, 4)
     np.testing.assert_array_equal(images.shaped(four, Form()), four)
     np.testing.assert_array_equal(images.shaped(four, RGB), on_white(four[..., :3], four[..., 3]))
@@ -394,13 +394,13 @@ def png_claiming(width, height):
     return png_of(width, height, b"\0" * 99)
 
 
-def png_of(width, height, rows, depth=8, colour=0):
+def png_of(width, height, rows, depth=8, color=0):
     def chunk(kind, data):
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    ihdr = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    ihdr = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + ihdr + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 

@@ -23,17 +23,15 @@ import types
 import numpy as np
 import pytest
 
-import launch
-from bpgan import memory
+from bpgan import cli, memory
+from bpgan.cli import ended
+from bpgan.launcher import main as launch
+from bpgan.launcher import processes, search
+from bpgan.launcher import sweep as sweeping
 from bpgan.types import UserError
-from experiments import _cli as cli
-from experiments import _ended as ended
-from experiments import _processes as processes
-from experiments import _search as search
-from experiments import _sweep as sweeping
 from experiments import mnist_gan
 
-ROOT = pathlib.Path(launch.__file__).parent
+ROOT = pathlib.Path(__file__).parent.parent
 
 FAKE = '''
 """A stand-in that pretends to train.
@@ -44,8 +42,8 @@ Run: python -m experiments.fake
 import dataclasses, fcntl, json, os, pathlib, signal, sys, time
 from dataclasses import dataclass
 
-from experiments import _cli as cli
-from experiments import _ended
+from bpgan import cli
+from bpgan.cli import ended as _ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +211,7 @@ def test_runs_that_differ_in_numbers_become_groups(monkeypatch):
     on = sweeping.jobs_of("fake", runs, "on", 2)
     assert [job.runs for job in on] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     flags = [f"--member=--loss=hinge --seed={i} --workdir={runs[i].workdir}" for i in range(5)]
-    assert on[0].command[-7:] == ["experiments._group", "fake", *flags]
+    assert on[0].command[-7:] == ["bpgan.launcher.group", "fake", *flags]
     four = sweeping.jobs_of("fake", runs, "auto", 4)  # no slot is idle
     assert [len(job.runs) for job in four] == [3, 2, 3, 2]
     # lr is not marked sweepable.

@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
+from bpgan import cli
 from bpgan.runtime import parallel
 from bpgan.types import UserError
-from experiments import _cli as cli
 from experiments import linear_regression
 
 
@@ -133,7 +133,7 @@ def test_changed_numbers_are_refused_and_moved_ones_are_not(tmp_path, capsys, no
     assert "the data have changed since this run began" in capsys.readouterr().err
     moved.write_text("x , y\r\n1.0,2.0\r\n2.0,3.0\r\n3.0,5.0\r\n")
     assert run(f"--csv={moved}", "--epochs=11") == 0
-    moved.write_text("x,y\n10,2\n20,3\n30,5\n")  # equal when standardised, with other weights
+    moved.write_text("x,y\n10,2\n20,3\n30,5\n")  # equal when standardized, with other weights
     assert run(f"--csv={moved}", "--epochs=12") == 2
     with pytest.raises(UserError, match="flags=csv=.*: other data than those of the run"):
         cli.restored(tmp_path / "run", changes=[f"csv={moved}"])

@@ -9,12 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-import launch
-from bpgan import data, optim
+from bpgan import cli, data, optim
+from bpgan.launcher import main as launch
+from bpgan.launcher import search
 from bpgan.runtime import parallel
 from bpgan.types import stream
-from experiments import _cli as cli
-from experiments import _search as search
 from experiments import lr_range, mnist_gan
 
 LRS = np.geomspace(1e-6, 1e2, 300)

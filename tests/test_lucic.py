@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import _cli as cli
-from experiments import _processes as processes
-from experiments import _search as search
+from bpgan import cli
+from bpgan.launcher import processes, search
 from experiments import infogan, lucic
 
 SPECS = cli.flags_of(infogan.Config)

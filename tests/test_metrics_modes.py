@@ -12,10 +12,10 @@ MIXTURES = {"ring8": toys.ring(), "grid25": toys.grid()}
 PAIR, STD = np.array([[-1.0, 0.0], [1.0, 0.0]]), 0.1
 
 
-def cross(n: int, radius: float, centre=PAIR[0]) -> np.ndarray:
-    """``n`` points at each of ``centre + radius (+-1, 0)`` and ``centre + radius (0, +-1)``."""
+def cross(n: int, radius: float, center=PAIR[0]) -> np.ndarray:
+    """``n`` points at each of ``center + radius (+-1, 0)`` and ``center + radius (0, +-1)``."""
     arms = radius * np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
-    return np.repeat(centre + arms, n, axis=0)
+    return np.repeat(center + arms, n, axis=0)
 
 
 def test_high_quality_ends_at_three_standard_deviations():
@@ -67,10 +67,10 @@ def test_nothing_near_a_mode():
 def test_real_samples_reach_the_known_values(name):
     """The oracle control: all modes, 98.89 %, (k - 1) / 2 n and a ratio of 1."""
     mixture, n = MIXTURES[name], 2500
-    k = len(mixture.centres)
+    k = len(mixture.centers)
     draw = jax.vmap(lambda key: mixture.draw(key, n))
     samples = np.asarray(draw(jax.random.split(jax.random.key(0), 20)))
-    runs = [metrics.modes(x, mixture.centres, mixture.std) for x in samples]
+    runs = [metrics.modes(x, mixture.centers, mixture.std) for x in samples]
     assert all(run.captured == k for run in runs)
     share = 1 - np.exp(-4.5)
     error = np.sqrt(share * (1 - share) / n / 20)
@@ -84,10 +84,10 @@ def test_real_samples_reach_the_known_values(name):
 def test_the_mixtures_of_the_literature():
     """Ring: radius 1, std 0.01. Lattice: {-4, ..., 4}^2, std 0.05, all divided by 2 sqrt 2."""
     ring, grid = MIXTURES["ring8"], MIXTURES["grid25"]
-    np.testing.assert_allclose(np.linalg.norm(ring.centres, axis=1), 1)
-    neighbours = np.linalg.norm(ring.centres - np.roll(ring.centres, 1, axis=0), axis=1)
-    np.testing.assert_allclose(neighbours, 2 * np.sin(np.pi / 8))
+    np.testing.assert_allclose(np.linalg.norm(ring.centers, axis=1), 1)
+    neighbors = np.linalg.norm(ring.centers - np.roll(ring.centers, 1, axis=0), axis=1)
+    np.testing.assert_allclose(neighbors, 2 * np.sin(np.pi / 8))
     ticks = np.array([-4.0, -2, 0, 2, 4]) / np.sqrt(8)
-    lattice = sorted(map(tuple, grid.centres))
+    lattice = sorted(map(tuple, grid.centers))
     np.testing.assert_allclose(lattice, [(x, y) for x in ticks for y in ticks], atol=1e-15)
     np.testing.assert_allclose([ring.std, grid.std], [0.01, 0.05 / np.sqrt(8)])

@@ -212,7 +212,7 @@ def test_derivatives_in_a_scan_stay_plain_convolutions_on_cpu():
     def value(w, x):
         return jnp.sum(jnp.sin(layers.conv(x, w, stride=2, padding=1)))
 
-    def penalised(w, x):
+    def penalized(w, x):
         return value(w, x) + jnp.sum(jnp.square(jax.grad(value, argnums=1)(w, x)))
 
     def loop(gradient):
@@ -221,9 +221,9 @@ def test_derivatives_in_a_scan_stay_plain_convolutions_on_cpu():
         lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
         return len(lines), sum("[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in line for line in lines)
 
-    total, plain = loop(jax.grad(penalised))
+    total, plain = loop(jax.grad(penalized))
     assert total == plain >= 5
-    # The control: what lax's own transposes emit is recognised as something else.
+    # The control: what lax's own transposes emit is recognized as something else.
     naive = jax.grad(lambda w, x: jnp.sum(jnp.sin(lax_conv(x, w, 2, 1))))
     total, plain = loop(naive)
     assert total > plain

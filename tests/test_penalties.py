@@ -15,7 +15,7 @@ from bpgan.penalties import (
     lecam,
     orthogonal,
     path_length,
-    regulariser,
+    regularizer,
 )
 
 RNG = np.random.default_rng(0)
@@ -57,7 +57,7 @@ def check_on_quadratic_critic(name: str, penalty) -> None:
     np.testing.assert_allclose(per_example, 0.5 * (g**2).sum(1), rtol=1e-12)
     np.testing.assert_allclose(value, 0.5 * (g**2).sum(1).mean(), rtol=1e-12)
     np.testing.assert_allclose(db, g.mean(0), rtol=1e-12)
-    # D sees A only through x'Ax, so JAX's dA is symmetric already; compare with the symmetrised closed form.
+    # D sees A only through x'Ax, so JAX's dA is symmetric already; compare with the symmetrized closed form.
     outer = np.einsum("ni,nj->nij", g, x).mean(0)
     da = np.asarray(da)
     np.testing.assert_allclose((da + da.T) / 2, (outer + outer.T) / 2, rtol=1e-12)
@@ -210,9 +210,9 @@ def scene(**changes) -> Scene:
 
 
 @pytest.mark.parametrize("name", PENALTIES)
-def test_every_penalty_is_a_regulariser(name):
+def test_every_penalty_is_a_regularizer(name):
     """Values are finite, [b] or a scalar, and what is remembered keeps its form."""
-    r = regulariser(PENALTIES[name])
+    r = regularizer(PENALTIES[name])
     value, memory = r.apply(scene(params={"dense": {"kernel": jnp.ones((2, 2))}}), r.memory)
     assert value.shape in ((6,), ()) and bool(jnp.isfinite(value).all())
     assert jax.tree.map(jnp.shape, memory) == jax.tree.map(jnp.shape, r.memory)

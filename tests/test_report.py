@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bpgan.runtime import records, report
+from bpgan.report import page as report
+from bpgan.runtime import records
 from bpgan.types import UserError
 
 
@@ -31,7 +32,7 @@ def test_grid_places_and_quantises_every_pixel():
     np.testing.assert_array_equal(report.to_bytes(np.array([-9.0, 9.0])), [0, 255])
 
 
-def test_quantisation_of_values_between_and_beyond():
+def test_quantization_of_values_between_and_beyond():
     """127.5 (x + 1): ties go to the even byte, as numpy rounds; NaN is black, without a warning."""
     x = np.array([-1, -1 + 1 / 255, 0, 0.5, 1, np.nan, np.inf, -np.inf], np.float32)
     np.testing.assert_array_equal(report.to_bytes(x), [0, 0, 128, 191, 255, 0, 255, 0])
@@ -402,12 +403,12 @@ def test_every_evaluation_is_shown_apart_with_what_it_depends_on(tmp_path):
 
 
 def test_samples_become_a_moving_picture(tmp_path):
-    """Every grid of the page is a frame, in order of steps, with the colours of the file to a palette."""
+    """Every grid of the page is a frame, in order of steps, with the colors of the file to a palette."""
     (tmp_path / "config.json").write_text(json.dumps({"experiment": "test"}))
     (tmp_path / "metrics.jsonl").write_text("")
-    for step, grey in ((0, 20), (10, 120), (5, 70)):
+    for step, gray in ((0, 20), (10, 120), (5, 70)):
         report.save_png(
-            tmp_path / f"samples/step_{step:08d}.png", np.full((8, 12, 3), grey, np.uint8)
+            tmp_path / f"samples/step_{step:08d}.png", np.full((8, 12, 3), gray, np.uint8)
         )
     report.write_report(tmp_path)
     with Image.open(tmp_path / "samples.gif") as gif:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from bpgan import cli
+from bpgan.launcher import search
 from bpgan.types import UserError
-from experiments import _cli as cli
-from experiments import _search as search
 from experiments import mnist_gan
 
 SPECS = cli.flags_of(mnist_gan.Config)

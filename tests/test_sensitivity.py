@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from bpgan import cli
 from bpgan.metrics.features import plug
-from experiments import _cli as cli
 from experiments import evaluate, mnist_gan, sensitivity
 
 
@@ -20,7 +20,7 @@ def blocks(images):
 
 @pytest.fixture(scope="module")
 def sight():
-    metrics = "fd,kd,prdc,vendi,memorisation,class_fd"
+    metrics = "fd,kd,prdc,vendi,memorization,class_fd"
     cfg = sensitivity.Config(n=1500, metrics=metrics, draws=5)
     return sensitivity.look(cfg, plug(f"{__name__}:blocks"))
 
@@ -106,7 +106,7 @@ def test_mistakes_are_one_line(flags, message, capsys, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_projects_feature_nets(optimised):
+def test_the_projects_feature_nets(optimized):
     """T3.20 to T3.22 on the nets that ``--features=classifier`` trains, both of them."""
     for extractor in evaluate.extractors("classifier", "mnist10k"):
         sight = sensitivity.look(sensitivity.Config(n=2000, metrics="fd,class_fd"), extractor)
@@ -120,7 +120,7 @@ def test_the_projects_feature_nets(optimised):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_feature_nets_rank_checkpoints_alike(optimised, tmp_path):
+def test_feature_nets_rank_checkpoints_alike(optimized, tmp_path):
     """T3.23: two trained nets and one with random weights order five checkpoints of a run in the same way."""
     from scipy.stats import spearmanr
 

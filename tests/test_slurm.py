@@ -20,12 +20,12 @@ import pytest
 import slurm_cluster
 from faults.harness import assert_same
 
-import launch
+from bpgan import cli
+from bpgan.launcher import main as launch
+from bpgan.launcher import slurm as _slurm
 from bpgan.types import UserError
-from experiments import _cli as cli
-from experiments import _slurm
 
-ROOT = pathlib.Path(launch.__file__).parent
+ROOT = pathlib.Path(__file__).parent.parent
 DEFAULTS = {spec.name: spec.default for spec in launch._FLAGS} | {"slurm_option": []}
 
 
@@ -288,21 +288,21 @@ print("try", before)
 
 def test_local_jobs_end_with_their_codes_and_are_not_repeated(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    ends = ["print(os.environ['COLOUR'])", "sys.exit(3)", "os.kill(os.getppid(), signal.SIGKILL)"]
+    ends = ["print(os.environ['COLOR'])", "sys.exit(3)", "os.kill(os.getppid(), signal.SIGKILL)"]
     todo = runs(tmp_path / "out", *(COUNT.format(i=i) + end for i, end in enumerate(ends)))
     expected = ({0: 0, 1: 3, 2: -signal.SIGKILL}, False)
-    assert _slurm.submit(todo, LOCAL, 2, {"COLOUR": "green"}) == expected
+    assert _slurm.submit(todo, LOCAL, 2, {"COLOR": "green"}) == expected
     assert todo[0].log.read_text().splitlines()[-2:] == ["try 0", "green"]
     said = capsys.readouterr().out
     assert "[1/3] x=0: done\n" in said and "[2/3] x=1: failed (exit 3)\n" in said
     # Only what is not done; and nothing counts as done by another command, or if it was removed.
-    assert _slurm.submit(todo, LOCAL, 1, {"COLOUR": "green"}) == expected
+    assert _slurm.submit(todo, LOCAL, 1, {"COLOR": "green"}) == expected
     tries = [(tmp_path / f"tries{i}").read_text() for i in range(3)]
     assert tries == ["x", "xx", "xx"]
     longer = todo[0]._replace(command=[*todo[0].command, "--epochs=9"])
-    assert _slurm.submit([longer], LOCAL, 1, {"COLOUR": "red"}) == ({0: 0}, False)
+    assert _slurm.submit([longer], LOCAL, 1, {"COLOR": "red"}) == ({0: 0}, False)
     todo[0].workdirs[0].rmdir()
-    assert _slurm.submit([longer], LOCAL, 1, {"COLOUR": "red"}) == ({0: 0}, False)
+    assert _slurm.submit([longer], LOCAL, 1, {"COLOR": "red"}) == ({0: 0}, False)
     assert (tmp_path / "tries0").read_text() == "xxx"
 
 
@@ -516,7 +516,7 @@ GAN = [
 
 
 @pytest.fixture(scope="module")
-def undisturbed(optimised, tmp_path_factory):
+def undisturbed(optimized, tmp_path_factory):
     """With all cores, as jobs have them here: rounding depends on how many threads share a sum."""
     folder = tmp_path_factory.mktemp("undisturbed")
     launched(folder, *GAN, "--root=.", "--jobs=1")
@@ -578,7 +578,7 @@ def test_an_interrupted_job_ends_in_the_same_bits(
 
 
 @pytest.mark.slow
-def test_a_group_is_one_job_that_more_runs_do_not_submit_again(tmp_path, cluster, optimised):
+def test_a_group_is_one_job_that_more_runs_do_not_submit_again(tmp_path, cluster, optimized):
     argv = [flag for flag in GAN if "seed" not in flag and "vectorize" not in flag]
     slurm = [*argv, "--root=.", "--slurm", "--slurm_cpus=1", "--slurm_partition=main"]
     said = launched(tmp_path, *slurm, "--sweep=seed=0:2", **cluster.environment)
@@ -601,7 +601,7 @@ def test_a_group_is_one_job_that_more_runs_do_not_submit_again(tmp_path, cluster
 
 
 @pytest.mark.slow
-def test_several_processes_of_a_real_slurm(tmp_path, cluster, optimised):
+def test_several_processes_of_a_real_slurm(tmp_path, cluster, optimized):
     """srun, and a job of two processes that is told to save, end in the same bits."""
     flags = [
         "--preset=smoke", "--net=mlp", "--log_every=7", "--sample_every=50", "--checkpoint_every=20", "--steps=60",

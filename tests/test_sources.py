@@ -10,7 +10,8 @@ from test_train import SHAPE, logged, small_gan
 
 from bpgan import data
 from bpgan.data import order
-from bpgan.runtime import parallel, report, train
+from bpgan.report import page as report
+from bpgan.runtime import parallel, train
 from bpgan.runtime.checkpoint import Checkpoints, Keep
 from bpgan.types import UserError
 
@@ -117,7 +118,7 @@ def final_state(workdir):
 @pytest.mark.medium
 @pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_a_streamed_run_is_the_run_from_memory(
-    optimised, tmp_path, trees_close, trees_equal, short_windows, mode
+    optimized, tmp_path, trees_close, trees_equal, short_windows, mode
 ):
     """To float tolerance (the programs differ), on 8 devices; and resumed in mid-window it is the same bits."""
     memory, stream = feeds()

@@ -11,16 +11,16 @@ import numpy as np
 import optax
 import pytest
 
-from bpgan import data
+from bpgan import cli, data
 from bpgan.algorithms import gan
+from bpgan.cli import ended
+from bpgan.launcher import group as _group
 from bpgan.losses import LOSSES
 from bpgan.nets import linen_net, mlp
 from bpgan.penalties import PENALTIES
 from bpgan.runtime import parallel, run, sweep, train
 from bpgan.types import UserError
-from experiments import _cli as cli
-from experiments import _ended as ended
-from experiments import _group, classifier, mnist_gan
+from experiments import classifier, mnist_gan
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 

@@ -13,12 +13,12 @@ import numpy as np
 import optax
 import pytest
 
-import launch
-from bpgan import memory
+from bpgan import cli, memory
+from bpgan.launcher import group as _group
+from bpgan.launcher import main as launch
 from bpgan.runtime import sweep
 from bpgan.types import stream
-from experiments import _cli as cli
-from experiments import _group, infogan, mnist_gan, toy_gan
+from experiments import infogan, mnist_gan, toy_gan
 
 
 def module_of(name):

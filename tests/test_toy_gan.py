@@ -11,7 +11,7 @@ import optax
 import pytest
 from scipy import stats
 
-from bpgan import metrics
+from bpgan import cli, metrics
 from bpgan.algorithms import gan
 from bpgan.data import toys
 from bpgan.losses import LOSSES
@@ -19,7 +19,6 @@ from bpgan.nets import linen_net, mlp
 from bpgan.penalties import PENALTIES
 from bpgan.runtime import parallel
 from bpgan.types import AdversarialLoss, Net, UserError
-from experiments import _cli as cli
 from experiments import toy_gan
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -209,7 +208,7 @@ def value_of(d, loss, state, real, fake, n=1_000_000):
         slow(2.0, 1.0, "relativistic", 0.19307504, (None, -2.0, 0.0)),
     ],
 )
-def test_the_optimal_discriminator(optimised, mean, std, loss, best, params):
+def test_the_optimal_discriminator(optimized, mean, std, loss, best, params):
     """T2.6: log p - log q of N(0, 1) and N(mean, std^2), and the loss log 4 - 2 JSD; on fresh samples."""
     d, pair = toy_gan.quadratic_discriminator(), LOSSES[loss]
     real, fake = gaussian(0.0), gaussian(mean, std)
@@ -222,7 +221,7 @@ def test_the_optimal_discriminator(optimised, mean, std, loss, best, params):
 
 
 @pytest.mark.slow
-def test_a_network_comes_near_the_optimum_and_not_below(optimised):
+def test_a_network_comes_near_the_optimum_and_not_below(optimized):
     """T2.6 of an MLP: within 1e-2 of the Bayes loss on fresh samples, never more than 3 standard errors below."""
     d, pair = linen_net(mlp.Discriminator((64, 64))), LOSSES["nonsaturating"]
     real, fake = gaussian(0.0), gaussian(1.0)
@@ -237,8 +236,8 @@ def test_a_network_comes_near_the_optimum_and_not_below(optimised):
     "mean,weight,loss,gap",
     [(3.0, 10.0, 3.2315, 3.4630), (1.0, 10.0, 1.02723, 1.05445), (3.0, 1.0, 5.3148, 7.6295)],
 )
-def test_the_wgan_gp_critic_in_closed_form(optimised, mean, weight, loss, gap):
-    """T2.8: the penalised optimum overestimates W1, by as much as theory says."""
+def test_the_wgan_gp_critic_in_closed_form(optimized, mean, weight, loss, gap):
+    """T2.8: the penalized optimum overestimates W1, by as much as theory says."""
     d, pair = linen_net(mlp.Discriminator((64, 64, 64))), LOSSES["wasserstein"]
     real, fake = gaussian(mean), gaussian(0.0)
     penalty = PENALTIES["wgan_gp"]
@@ -266,7 +265,7 @@ CONVERGENT = {
 
 @pytest.mark.medium
 @pytest.mark.parametrize("loss", [n if n == "relativistic" else slow(n) for n in CONVERGENT])
-def test_two_numbers_of_g_find_the_gaussian(optimised, loss):
+def test_two_numbers_of_g_find_the_gaussian(optimized, loss):
     """T2.7: mean and standard deviation to 0.05, D's loss to that of equal distributions."""
     found = measured(
         config("--preset=gaussian1d", f"--loss={loss}", f"--penalty={CONVERGENT[loss]}")
@@ -278,7 +277,7 @@ def test_two_numbers_of_g_find_the_gaussian(optimised, loss):
 
 @pytest.mark.medium
 @pytest.mark.parametrize("penalty,converges", [("none", False), ("r1+r2", True)])
-def test_only_the_penalty_makes_simultaneous_descent_converge(optimised, penalty, converges):
+def test_only_the_penalty_makes_simultaneous_descent_converge(optimized, penalty, converges):
     """The negative control of T2.7, and the same run with the penalty alone added."""
     flags = ["--preset=gaussian1d", "--loss=wasserstein", "--rule=simultaneous", "--optimizer=sgd"]
     flags += ["--lr=0.03", "--ema=0", "--steps=10000", f"--penalty={penalty}"]
@@ -319,7 +318,7 @@ def seeds_at_once(cfg, seeds, change=lambda algorithm: algorithm):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_ring(optimised):
+def test_ring(optimized):
     """T2.10, five seeds. The share of high quality is near its bound: of five other seeds one reached 0.929."""
     for found in seeds_at_once(config(), 5):
         assert found["modes"] == 8 and found["high_quality"] >= 0.93
@@ -328,7 +327,7 @@ def test_ring(optimised):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_grid(optimised):
+def test_grid(optimized):
     """T2.11, five seeds."""
     runs = seeds_at_once(config("--preset=grid25"), 5)
     assert sum(found["modes"] == 25 for found in runs) >= 4
@@ -340,7 +339,7 @@ def test_grid(optimised):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bug", ["none", "flipped G", "constant reals", "average that never moves"])
-def test_broken_training_fails(optimised, monkeypatch, bug):
+def test_broken_training_fails(optimized, monkeypatch, bug):
     """What the acceptance of the ring must not accept; sound training is past the mark as soon as that."""
 
     def change(algorithm):
@@ -358,7 +357,7 @@ def test_broken_training_fails(optimised, monkeypatch, bug):
         flipped = AdversarialLoss(rp.d, lambda real, fake: -rp.g(real, fake))
         monkeypatch.setitem(LOSSES, "relativistic", flipped)
     elif bug == "constant reals":
-        one = MIXTURES["ring8"].centres[0]
+        one = MIXTURES["ring8"].centers[0]
 
         def draw(self, key, n, dtype=jnp.float32):
             return jnp.broadcast_to(jnp.asarray(one, dtype), (n, 2))
@@ -375,7 +374,7 @@ def test_broken_training_fails(optimised, monkeypatch, bug):
 @pytest.mark.medium
 @pytest.mark.parametrize("preset", [p if p == "smoke" else slow(p) for p in toy_gan.PRESETS])
 def test_runs_draw_pictures_and_resume(tmp_path, preset):
-    """Every problem runs, draws a coloured picture, and goes on from its checkpoint."""
+    """Every problem runs, draws a colored picture, and goes on from its checkpoint."""
     flags = [f"--preset={preset}", "--batch_size=16", f"--workdir={tmp_path}", "--notensorboard",
              "--log_every=2", "--sample_every=2", "--checkpoint_every=2", "--lr=0.01"]  # fmt: skip
     flags += ["--width=8"] if preset in ("ring8", "grid25", "smoke") else []
@@ -416,9 +415,9 @@ def test_pictures_show_what_is_where():
     picture = np.asarray(toy_gan.picture_of_points(real, fake, lambda x: x[:, 1], 1.0)[0])
     n = len(picture)
     row, column = round(0.125 * n), round(0.75 * n)
-    for where, colour in (((row, column), toy_gan._BLACK), ((n - row, n - column), toy_gan._GREEN)):
+    for where, color in (((row, column), toy_gan._BLACK), ((n - row, n - column), toy_gan._GREEN)):
         near = picture[where[0] - 2 : where[0] + 3, where[1] - 2 : where[1] + 3].reshape(-1, 3)
-        assert (np.abs(near - np.asarray(colour).reshape(1, 3)).max(1) < 1e-6).sum() == 4
+        assert (np.abs(near - np.asarray(color).reshape(1, 3)).max(1) < 1e-6).sum() == 4
     assert (np.abs(picture - np.asarray(toy_gan._GREEN).reshape(1, 1, 3)).max(2) < 1e-6).sum() == 4
     top, bottom = picture[2, n // 2], picture[-3, n // 2]
     assert top[0] > top[2] and bottom[2] > bottom[0]
@@ -489,7 +488,7 @@ def test_one_way_to_run():
 
 @pytest.mark.parametrize("penalty", ["wgan_gp", "dragan"])
 def test_no_factor_is_known_of_a_game_without_that_equilibrium(penalty):
-    """Penalties centred at 1 leave the origin: the step's radius there, by the norm's epsilon, was said to be 2e5."""
+    """Penalties centered at 1 leave the origin: the step's radius there, by the norm's epsilon, was said to be 2e5."""
     experiment = toy_gan.build(config("--preset=dirac", f"--penalty={penalty}"))
     assert "factor/known" not in experiment.evaluate(trained(experiment, 5))
 

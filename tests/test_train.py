@@ -90,11 +90,11 @@ def logged(workdir):
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
 
 
-pytestmark = pytest.mark.usefixtures("optimised", "no_curves")
+pytestmark = pytest.mark.usefixtures("optimized", "no_curves")
 
 
 @pytest.fixture(scope="module")
-def straight(optimised, tmp_path_factory):
+def straight(optimized, tmp_path_factory):
     path = tmp_path_factory.mktemp("straight")
     result = fit(path, 13, sample_every=5)
     assert result.status == "done" and result.step == 13
@@ -707,7 +707,7 @@ def test_keep_by_what_is_not_logged_is_refused_before_the_first_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "metric, every", [("samples/variance", 0), ("samples/colour", 2), ("time/left", 2)]
+    "metric, every", [("samples/variance", 0), ("samples/color", 2), ("time/left", 2)]
 )
 def test_so_is_keep_by_samples_that_are_not_drawn(tmp_path, metric, every):
     with pytest.raises(UserError, match=f"keep: {metric} is not logged by this run; known: d/"):
@@ -754,7 +754,7 @@ def fit_tiny(workdir, steps, **options):
 
 
 @pytest.fixture(scope="module")
-def short(optimised, no_curves, tmp_path_factory):
+def short(optimized, no_curves, tmp_path_factory):
     """A run of 9 steps, saved at 3, 6 and 9."""
     path = tmp_path_factory.mktemp("short") / "run"
     fit_tiny(path, 9)

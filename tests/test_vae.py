@@ -7,16 +7,15 @@ import optax
 import pytest
 from scipy import integrate, stats
 
-from bpgan import data
+from bpgan import cli, data
 from bpgan.algorithms import vae
 from bpgan.nets import linen_net, mlp
 from bpgan.nets.vae import Encoder
 from bpgan.runtime import parallel
 from bpgan.types import Net, Source, stream
-from experiments import _cli as cli
 from experiments import vae as experiment
 
-GREY = np.linspace(-1, 1, 7)
+GRAY = np.linspace(-1, 1, 7)
 
 
 def affine(features):
@@ -39,7 +38,7 @@ def affine(features):
 
 
 @pytest.mark.medium
-def test_a_linear_autoencoder_finds_the_likelihood_of_probabilistic_pca(x64, optimised):
+def test_a_linear_autoencoder_finds_the_likelihood_of_probabilistic_pca(x64, optimized):
     """Tipping & Bishop 1999, Eq. 4 and 7, at a given noise; Lucas et al. 2019: the ELBO has no gap there."""
     generator, std, q = np.random.default_rng(0), 0.5, 2
     mixing = generator.normal(size=(3, 6)) * np.array([[2.0], [1.2], [0.3]])
@@ -76,7 +75,7 @@ def test_kl_is_its_monte_carlo_estimate(x64):
     mean = jnp.array([[0.3, -1.2, 0.0], [0.0, 0.0, 0.0]])
     log_variance = jnp.array([[-1.0, 0.4, 0.0], [0.0, 0.0, 0.0]])
     noise = jax.random.normal(jax.random.key(0), (400_000, 2, 3))
-    z = vae.reparametrise(mean[None], log_variance[None], noise)
+    z = vae.reparametrize(mean[None], log_variance[None], noise)
     log_q = jax.scipy.stats.norm.logpdf(z, mean[None], jnp.exp(log_variance / 2)[None])
     estimate = jnp.mean(jnp.sum(log_q - jax.scipy.stats.norm.logpdf(z), -1), 0)
     np.testing.assert_allclose(vae.kl(mean, log_variance), estimate, atol=1e-2)
@@ -133,7 +132,7 @@ def test_bounds_rise_with_the_samples_to_the_true_marginal(x64, likelihood):
     # One sample: the ELBO, whose KL is known.
     (mean, log_variance), _ = model.encoder.apply(state.variables("encoder"), u, train=False)
     noise = jax.random.normal(jax.random.key(3), (4000, *mean.shape), mean.dtype)
-    z = vae.reparametrise(mean[None], log_variance[None], noise).reshape(-1, 2)
+    z = vae.reparametrize(mean[None], log_variance[None], noise).reshape(-1, 2)
     logits, _ = model.decoder.apply(state.variables("decoder"), z, train=False)
     log_p = jnp.sum(model.likelihood.log_prob(logits.reshape(4000, 8, 6), u[None]), -1)
     elbo = jnp.mean(log_p, 0) - vae.kl(mean, log_variance)
@@ -181,10 +180,10 @@ def test_the_continuous_bernoulli_is_a_density_with_its_mean(x64, eta):
     assert total == pytest.approx(1, abs=1e-9)
     mean, _ = integrate.quad(lambda u: u * density(u), 0, 1, points=kinks)
     assert float(_unit(cb.mean(jnp.float64(eta)))) == pytest.approx(mean, abs=1e-9)
-    # The mean is the derivative of the log normaliser; both branches, and their seam.
-    slope = jax.grad(vae.log_normaliser)(jnp.float64(eta))
+    # The mean is the derivative of the log normalizer; both branches, and their seam.
+    slope = jax.grad(vae.log_normalizer)(jnp.float64(eta))
     assert float(slope) == pytest.approx(mean, abs=1e-9)
-    curvature = jax.grad(jax.grad(vae.log_normaliser))(jnp.float64(eta))
+    curvature = jax.grad(jax.grad(vae.log_normalizer))(jnp.float64(eta))
     assert np.isfinite(curvature) and (abs(eta) > 50 or curvature > 0)
 
 
@@ -196,8 +195,8 @@ def test_single_precision_is_exact_enough_everywhere():
     """Also of large negative numbers, where the logarithm is all that is left: it was that of 8 digits' difference."""
     eta = np.concatenate([-np.logspace(-8, 4, 300), np.logspace(-8, 4, 300), [0.0]])
     with jax.enable_x64(True):
-        exact = np.asarray(vae.log_normaliser(jnp.asarray(eta)))
-    found = np.asarray(vae.log_normaliser(jnp.asarray(eta, jnp.float32)))
+        exact = np.asarray(vae.log_normalizer(jnp.asarray(eta)))
+    found = np.asarray(vae.log_normalizer(jnp.asarray(eta, jnp.float32)))
     np.testing.assert_allclose(found, exact, rtol=5e-7, atol=3e-7)
 
 
@@ -214,13 +213,13 @@ def test_draws_of_the_continuous_bernoulli(eta):
 
 
 def test_what_is_observed_and_drawn():
-    x = jnp.asarray(np.broadcast_to(GREY[None], (4000, 7)), jnp.float32)
+    x = jnp.asarray(np.broadcast_to(GRAY[None], (4000, 7)), jnp.float32)
     dynamic, threshold = (vae.LIKELIHOODS[n] for n in ("bernoulli", "bernoulli-threshold"))
     u = np.asarray(dynamic.observe(x, jax.random.key(0)))
     assert set(np.unique(u)) == {0.0, 1.0}
-    np.testing.assert_allclose(u.mean(0), (GREY + 1) / 2, atol=0.04)
+    np.testing.assert_allclose(u.mean(0), (GRAY + 1) / 2, atol=0.04)
     assert np.any(u != dynamic.observe(x, jax.random.key(1)))
-    np.testing.assert_array_equal(threshold.observe(x, jax.random.key(0))[0], GREY > 0)
+    np.testing.assert_array_equal(threshold.observe(x, jax.random.key(0))[0], GRAY > 0)
     logits = jnp.full((4000,), 1.0)
     drawn = np.asarray(dynamic.draw(logits, jax.random.key(2)))
     assert set(np.unique(drawn)) == {-1.0, 1.0}
@@ -317,7 +316,7 @@ def test_bounds_that_a_run_reports_are_of_the_same_images(monkeypatch, likelihoo
     def elbo(key):
         u = model.likelihood.observe(x, stream(key, "observe"))
         (mean, log_variance), _ = model.encoder.apply(state.variables("encoder"), u, train=False)
-        z = vae.reparametrise(mean, log_variance, jax.random.normal(stream(key, "z"), mean.shape))
+        z = vae.reparametrize(mean, log_variance, jax.random.normal(stream(key, "z"), mean.shape))
         logits, _ = model.decoder.apply(state.variables("decoder"), z, train=False)
         log_p = jnp.sum(model.likelihood.log_prob(logits, u).reshape(count, -1), -1)
         return log_p - vae.kl(mean, log_variance)

@@ -1,7 +1,7 @@
 """Two-player games as pure functions: rules that update both players, and the spectrum that says how they will fare.
 
 A game is ``losses(params) -> ((loss_g, loss_d), aux)`` with ``params = (theta, psi)``, any two pytrees of floats; each
-player minimises its own loss over its own parameters. ``losses`` is a deterministic function: batch and key are bound
+player minimizes its own loss over its own parameters. ``losses`` is a deterministic function: batch and key are bound
 by the caller, so all evaluations within one update see the same minibatch and noise. The *field* is
 
     xi(theta, psi) = (grad_theta L_G, grad_psi L_D),    J = d xi / d (theta, psi)
@@ -34,7 +34,7 @@ from jaxtyping import Array, Complex, Float
 from bpgan.types import PRNG, Algorithm, Metrics, Params
 
 Pair = tuple[Params, Params]
-Optimiser = optax.GradientTransformation
+Optimizer = optax.GradientTransformation
 Losses = Callable[[Pair], tuple[tuple[Array, Array], Any]]
 
 
@@ -64,17 +64,17 @@ class Rule(NamedTuple):
 
     Attributes:
       update: ``(losses, txs, params, opts) -> (params, opts, gradients, aux)``, as described at the top of this file.
-      optimiser: wraps each player's optax transformation; ``txs`` and ``opts`` of ``update`` are those of the wrapped.
-      counts: by how much an update advances the optimisers' states, and so the count of their schedules.
+      optimizer: wraps each player's optax transformation; ``txs`` and ``opts`` of ``update`` are those of the wrapped.
+      counts: by how much an update advances the optimizers' states, and so the count of their schedules.
     """
 
     update: Callable[..., tuple[Pair, Any, Pair, Any]]
-    optimiser: Callable[[Optimiser], Optimiser] = lambda tx: tx
+    optimizer: Callable[[Optimizer], Optimizer] = lambda tx: tx
     counts: int = 1
 
 
 def _move(tx, gradient: Params, params: Params, opt) -> tuple[Params, Any]:
-    """One player's optimiser step: new parameters and state."""
+    """One player's optimizer step: new parameters and state."""
     updates, opt = tx.update(gradient, opt, params)
     return optax.apply_updates(params, updates), opt
 
@@ -85,7 +85,7 @@ def _move_both(txs, gradients: Pair, params: Pair, opts) -> tuple[Pair, Any]:
 
 
 def _along(direction: Callable[[Losses, Pair], tuple[Pair, Pair, Any]]) -> Rule:
-    """The rule that hands the optimisers a vector of its own: ``(losses, params) -> (vector, xi, aux)``."""
+    """The rule that hands the optimizers a vector of its own: ``(losses, params) -> (vector, xi, aux)``."""
 
     def update(losses, txs, params, opts):
         vector, gradients, aux = direction(losses, params)
@@ -127,21 +127,21 @@ def _extragradient(losses, txs, params, opts):
 extragradient = Rule(_extragradient, counts=2)
 """``w' = w - h xi(w); w <- w - h xi(w')``. Korpelevich 1976; Gidel et al. 2019, arXiv:1802.10551.
 
-Any optimiser: its update extrapolates, and its update from the start with the gradient found there is the step. Its
+Any optimizer: its update extrapolates, and its update from the start with the gradient found there is the step. Its
 state advances at both evaluations (with Adam: ExtraAdam, moments updated twice), and so does a schedule's count, which
 ``counts`` tells. Both evaluations are of the same minibatch.
 """
 
 
 class OptimisticState(NamedTuple):
-    """State of an optimistic optimiser: the inner state, its last update, and whether there was one."""
+    """State of an optimistic optimizer: the inner state, its last update, and whether there was one."""
 
     inner: Any
     previous: Params
     started: Array
 
 
-def _optimistic(tx: Optimiser) -> Optimiser:
+def _optimistic(tx: Optimizer) -> Optimizer:
     def init(params):
         return OptimisticState(
             tx.init(params), jax.tree.map(jnp.zeros_like, params), jnp.zeros((), bool)
@@ -158,10 +158,10 @@ def _optimistic(tx: Optimiser) -> Optimiser:
 
 
 optimistic = Rule(simultaneous.update, _optimistic)
-"""``w <- w + 2 u_t - u_{t-1}`` with the updates u of any optimiser and ``u_{-1} = u_0``; simultaneous.
+"""``w <- w + 2 u_t - u_{t-1}`` with the updates u of any optimizer and ``u_{-1} = u_0``; simultaneous.
 
 Daskalakis et al. 2018, arXiv:1711.00141: with SGD ``w - 2 h xi_t + h xi_{t-1}``, with Adam their Optimistic Adam. The
-previous update is optimiser state, so ``optimiser`` must wrap the transformations before their ``init``.
+previous update is optimizer state, so ``optimizer`` must wrap the transformations before their ``init``.
 """
 
 
@@ -260,7 +260,7 @@ def rule_of(text: str) -> Rule | None:
 
 
 class GameState(NamedTuple):
-    """``step`` of a game without data: parameters of both players and the states of their optimisers."""
+    """``step`` of a game without data: parameters of both players and the states of their optimizers."""
 
     step: jax.Array
     params: Any
@@ -273,13 +273,13 @@ def make(losses: Losses, init: Callable[[PRNG], Any], txs: Pair, rule: Rule) -> 
     Args:
       losses: of both players.
       init: ``key -> (theta, psi)``.
-      txs: the two optimisers, before the rule makes its own of them.
+      txs: the two optimizers, before the rule makes its own of them.
       rule: moves the players.
 
     Returns:
       The algorithm; metrics are ``g/loss, d/loss, g/grad_norm, d/grad_norm`` before the step. It draws no samples.
     """
-    g_tx, d_tx = (rule.optimiser(tx) for tx in txs)
+    g_tx, d_tx = (rule.optimizer(tx) for tx in txs)
     txs = g_tx, d_tx
 
     def start(key: PRNG) -> GameState:

@@ -2,7 +2,7 @@
 
     min_G max_D  E log s(D(x)) + E log(1 - s(D(G(z))))        (Goodfellow et al. 2014, arXiv:1406.2661)
 
-and every other adversarial pair: networks, loss, penalties, conditions, augmentation, latent distribution, optimisers
+and every other adversarial pair: networks, loss, penalties, conditions, augmentation, latent distribution, optimizers
 and the rule that moves the players are arguments. Both players are updated by the same private function and differ only
 in their objective. Nothing stops a gradient where a closure already separates the players, so the step itself can be
 differentiated, vmapped and scanned.
@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from bpgan.algorithms import game
 from bpgan.augment import Augment, adapt
 from bpgan.optim import at
-from bpgan.penalties import Regulariser, Scene, regulariser
+from bpgan.penalties import Regularizer, Scene, regularizer
 from bpgan.types import (
     PRNG,
     AdversarialLoss,
@@ -41,7 +41,7 @@ Scalar = float | jax.Array | Callable[[jax.Array], Any]
 
 
 class Player(NamedTuple):
-    """One network in training: parameters, its other collections (batch statistics, ...), optimiser state."""
+    """One network in training: parameters, its other collections (batch statistics, ...), optimizer state."""
 
     params: Any
     stats: Any
@@ -69,7 +69,7 @@ class Reg(NamedTuple):
     """A penalty as part of an objective: ``weight * mean(penalty)``, in every k-th update times k."""
 
     weight: Scalar
-    penalty: Regulariser
+    penalty: Regularizer
     every: int
 
 
@@ -93,7 +93,7 @@ def normal_latents(
 def _global_norm(tree) -> jax.Array:
     """Euclidean norm over all leaves, as dot products.
 
-    XLA on CPU does not vectorise a reduction fused into the gradient's computation (7 % of the step of a small MLP
+    XLA on CPU does not vectorize a reduction fused into the gradient's computation (7 % of the step of a small MLP
     GAN); a dot product of the finished gradient costs a quarter of that.
     """
     squares = [jnp.vdot(x, x) for x in lax.optimization_barrier(jax.tree.leaves(tree))]
@@ -142,7 +142,7 @@ def make(
     sample_latents: Callable[[PRNG, int], Latents] | None = None,
     axis_name: str | None = None,
 ) -> Algorithm:
-    """Binds networks, loss and optimisers into the pure functions of a GAN.
+    """Binds networks, loss and optimizers into the pure functions of a GAN.
 
     One step is ``d_steps`` updates of D, each on its own ``b`` real examples and its own latents, then one update of
     G with fresh latents against the new D (or, if ``simultaneous``, against the D before its updates).
@@ -152,14 +152,14 @@ def make(
     Args:
       g_net, d_net: ``z[b, z] -> x[b, *data_shape]`` and ``x -> logits[b]``; with classes both take int32 ``labels[b]``
         as well, and with an auxiliary loss D returns ``(logits, head)``, a pytree of arrays ``[b, ...]``.
-      loss: the adversarial pair; its mean over the batch is minimised.
-      g_tx, d_tx: optimisers.
+      loss: the adversarial pair; its mean over the batch is minimized.
+      g_tx, d_tx: optimizers.
       latents: ``(key, n) -> z[n, z]``.
       data_shape, dtype: of one example.
       penalties: tuples ``(weight, penalty)`` or ``(weight, penalty, every)`` added to D's objective as
         ``weight * mean(penalty)``.
       g_penalties: the same for G; ``every`` counts updates of G and is 1 where it is not given.
-      penalty_every: lazy regularisation (Karras et al. 2020, arXiv:1912.04958, App. B): penalties without an ``every``
+      penalty_every: lazy regularization (Karras et al. 2020, arXiv:1912.04958, App. B): penalties without an ``every``
         of their own enter every k-th update of D, multiplied by k, so that their mean effect is unchanged.
       d_steps: updates of D per update of G. ``batch["x"]`` must have ``b * d_steps`` rows; update ``i`` takes rows
         ``i, i + d_steps, ...``.
@@ -171,7 +171,7 @@ def make(
       augment: what D sees of reals and of fakes, in the updates of both players. Penalties differentiate through it,
         with respect to the sample before it.
       ema_decay: decay of the average of G's variables that ``sample`` uses. A number stands for
-        ``min(ema_decay, (1 + t) / (10 + t))`` at step t, so that early averages forget the initialisation; a function
+        ``min(ema_decay, (1 + t) / (10 + t))`` at step t, so that early averages forget the initialization; a function
         of the step is taken as it is. None keeps no average, and ``sample`` uses G as it is.
       simultaneous: update both players from the same point (SimGD) instead of alternately (AltGD).
       rule: moves both players at once from the game of their two objectives (``algorithms.game``), in the place of
@@ -203,13 +203,13 @@ def make(
             "rule: not together with simultaneous, d_steps, accumulate or axis_name, whose updates it replaces"
         )
     if rule is not None:
-        g_tx, d_tx = rule.optimiser(g_tx), rule.optimiser(d_tx)
+        g_tx, d_tx = rule.optimizer(g_tx), rule.optimizer(d_tx)
     sampler, sample_latents = sampler or g_net, sample_latents or latents
     stored = jnp.promote_types(dtype, jnp.float32)  # of averages and of what is remembered
 
     def regs(entries: Any, prefix: str, every: int) -> dict[str, Reg]:
         return {
-            f"{prefix}{i}": Reg(weight, regulariser(penalty), *own or [every])
+            f"{prefix}{i}": Reg(weight, regularizer(penalty), *own or [every])
             for i, (weight, penalty, *own) in enumerate(entries)
         }
 
@@ -273,7 +273,7 @@ def make(
             for name in ("augment_real", "augment_fake")
         )
 
-    def regularise(regs, params, critic: Callable, seen: Any, memory, now: Any, key: PRNG):
+    def regularize(regs, params, critic: Callable, seen: Any, memory, now: Any, key: PRNG):
         """Sum of the weighted penalties, and the memory after it; both as before where it is not their turn.
 
         Of the type of the reals, also where G computes in a narrower one.
@@ -337,7 +337,7 @@ def make(
             )
             value += metrics["auxiliary"]
         if d_regs:
-            metrics["penalty"], memory = regularise(
+            metrics["penalty"], memory = regularize(
                 d_regs,
                 d.params,
                 lambda x: score(d, x, y, see_real)[0][0],
@@ -368,7 +368,7 @@ def make(
             metrics["auxiliary"] = at(weight, step) * jnp.mean(term.loss(*gather((fake_head, y))))
             value += metrics["auxiliary"]
         if g_regs:
-            metrics["penalty"], memory = regularise(
+            metrics["penalty"], memory = regularize(
                 g_regs,
                 g.params,
                 lambda x: score(d, x, y, see_fake)[0][0],
@@ -381,7 +381,7 @@ def make(
         return value, (stats, memory, metrics)
 
     def update(player: Player, tx, objective, memory, inputs):
-        """One optimiser step on ``objective(player, memory, inputs) -> (value, (stats, memory, metrics))``."""
+        """One optimizer step on ``objective(player, memory, inputs) -> (value, (stats, memory, metrics))``."""
 
         def gradient(inputs):
             def of(params):

@@ -3,11 +3,11 @@
     log p(x) >= E_q(z|x) log p(x|z) - KL(q(z|x) | N(0, I))            the ELBO, in nats, summed over pixels
 
 A likelihood is a record of functions of the decoder's output, one real number ("logit") to a pixel, and of what is
-observed. Grey pixels under Bernoulli cross-entropy are not a likelihood of anything, so they are not offered: pixels
-are binarised, or have a density on [0, 1].
+observed. Gray pixels under Bernoulli cross-entropy are not a likelihood of anything, so they are not offered: pixels
+are binarized, or have a density on [0, 1].
 
 =========================  =====================================================================================
-``bernoulli``              pixels are drawn anew at every step, 1 with their grey value as probability
+``bernoulli``              pixels are drawn anew at every step, 1 with their gray value as probability
 ``bernoulli-threshold``    pixels are 1 where they are lighter than a half
 ``continuous-bernoulli``   ``log p(u) = eta u - log((e^eta - 1) / eta)`` on [0, 1]; Loaiza-Ganem & Cunningham 2019,
                            arXiv:1907.06845
@@ -32,7 +32,7 @@ class Likelihood(NamedTuple):
     """What a decoder's output says of an image.
 
     Attributes:
-      observe: ``(x[b, ...] in [-1, 1], key) -> u``, what is modelled.
+      observe: ``(x[b, ...] in [-1, 1], key) -> u``, what is modeled.
       log_prob: ``(logits, u) -> f``, elementwise, in nats.
       mean: ``logits -> images in [-1, 1]``, the expectation.
       draw: ``(logits, key) -> images in [-1, 1]``.
@@ -52,7 +52,7 @@ def _away(eta: Array) -> Array:
     return jnp.where(jnp.abs(eta) < _NEAR, 1.0, eta)
 
 
-def log_normaliser(eta: Float[Array, "..."]) -> Float[Array, "..."]:
+def log_normalizer(eta: Float[Array, "..."]) -> Float[Array, "..."]:
     """``log int_0^1 e^(eta u) du = log((e^eta - 1) / eta)``; near 0 ``eta/2 + eta^2/24 - eta^4/2880 + ...``."""
     far = jnp.abs(_away(eta))
     # Not far + ... + min(eta, 0): of a large negative eta the logarithm alone is left, and would lose its digits.
@@ -62,7 +62,7 @@ def log_normaliser(eta: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _continuous_mean(eta: Array) -> Array:
-    """``1 / (1 - e^-eta) - 1 / eta``, the derivative of ``log_normaliser``."""
+    """``1 / (1 - e^-eta) - 1 / eta``, the derivative of ``log_normalizer``."""
     far = _away(eta)
     exact = -1 / jnp.expm1(-far) - 1 / far
     series = 0.5 + eta / 12 - eta**3 / 720 + eta**5 / 30240
@@ -114,7 +114,7 @@ LIKELIHOODS = {
     "bernoulli-threshold": _bernoulli(lambda x, key: (x > 0).astype(x.dtype)),
     "continuous-bernoulli": Likelihood(
         lambda x, key: _unit(x),
-        lambda eta, u: eta * u - log_normaliser(eta),
+        lambda eta, u: eta * u - log_normalizer(eta),
         lambda eta: _symmetric(_continuous_mean(eta)),
         lambda eta, key: _symmetric(_continuous_draw(eta, key)),
     ),
@@ -154,7 +154,7 @@ def kl(mean: Float[Array, "b z"], log_variance: Float[Array, "b z"]) -> Float[Ar
     return 0.5 * jnp.sum(jnp.square(mean) + (jnp.expm1(log_variance) - log_variance), axis=-1)
 
 
-def reparametrise(mean: Latents, log_variance: Latents, noise: Latents) -> Latents:
+def reparametrize(mean: Latents, log_variance: Latents, noise: Latents) -> Latents:
     """``z = m + s e``, differentiable in m and s."""
     return mean + jnp.exp(0.5 * log_variance) * noise
 
@@ -171,14 +171,14 @@ def iwae_bound(model: Model, state: State, x: Images, key: PRNG, k: int) -> Floa
     of the k samples, so that memory does not grow with k.
 
     Args:
-      x: images in [-1, 1]; binarised with ``key`` where the likelihood does so.
+      x: images in [-1, 1]; binarized with ``key`` where the likelihood does so.
     """
     u = model.likelihood.observe(x, stream(key, "observe"))
     (mean, log_variance), _ = model.encoder.apply(state.variables("encoder"), u, train=False)
 
     def weight(i: Any) -> Array:
         noise = jax.random.normal(jax.random.fold_in(key, i), mean.shape, mean.dtype)
-        z = reparametrise(mean, log_variance, noise)
+        z = reparametrize(mean, log_variance, noise)
         logits, _ = model.decoder.apply(state.variables("decoder"), z, train=False)
         prior_over_q = 0.5 * jnp.sum(jnp.square(noise) - jnp.square(z) + log_variance, -1)
         return _sum(model.likelihood.log_prob(logits, u)) + prior_over_q
@@ -207,13 +207,13 @@ def make(
 
     Args:
       model: networks and likelihood.
-      tx: optimiser of both networks.
+      tx: optimizer of both networks.
       latents: dimension of z.
       data_shape, dtype: of one example.
       beta: weight of the KL (Higgins et al. 2017); 1 is the ELBO.
       samples: ``mean``: ``sample`` gives the decoder's mean image, ``draw``: a draw of its pixels.
       axis_name: mapped axis when the step runs per device; latents are those of the global batch, gradients and metrics
-        are averaged, pixels are binarised by each device for itself.
+        are averaged, pixels are binarized by each device for itself.
 
     Returns:
       The algorithm with state ``State`` and metrics ``loss`` (``beta KL - log p``), ``elbo``, ``reconstruction``
@@ -258,7 +258,7 @@ def make(
             (mean, log_variance), encoder = model.encoder.apply(
                 now.variables("encoder"), u, train=True
             )
-            z = reparametrise(mean, log_variance, noise)
+            z = reparametrize(mean, log_variance, noise)
             logits, decoder = model.decoder.apply(now.variables("decoder"), z, train=True)
             reconstruction = -jnp.mean(_sum(model.likelihood.log_prob(logits, u)))
             divergence = jnp.mean(kl(mean, log_variance))

@@ -465,7 +465,7 @@ class Tally:
         """What a manifest says of a split.
 
         ``sha256`` is of ``(h, w, c)`` as int32, then all pixels, then all labels as int32. ``mean`` and ``std`` are of
-        the channels of ``x / 255``; ``constant`` is the number of images of a single colour.
+        the channels of ``x / 255``; ``constant`` is the number of images of a single color.
         """
         y = np.concatenate(self._labels)
         digest = self._digest.copy()

@@ -223,7 +223,7 @@ def _warnings(split: str, found: dict[str, Any], examples: readers.Examples) -> 
         return f"class{'es' * (len(which) > 1)} {', '.join(names)}{', ...' * (len(which) > 5)}"
 
     missing = (counts == 0) & ~others if split == "test" else counts == 0
-    if examples.labelled and here["count"]:
+    if examples.labeled and here["count"]:
         if (counts > 0).sum() == 1:
             yield f"all {here['count']:,} examples are of {named(counts > 0)}"
         elif counts[counts > 0].min() * 100 < counts.max():
@@ -242,7 +242,7 @@ def _warnings(split: str, found: dict[str, Any], examples: readers.Examples) -> 
     if here["identical"] and here["count"] > 1:
         yield "all images are identical"
     elif here["constant"]:
-        yield f"{here['constant']:,} of {here['count']:,} images are of a single colour"
+        yield f"{here['constant']:,} of {here['count']:,} images are of a single color"
     if here["high"] == 1:
         yield "all pixels are 0 or 1; images should use 0 to 255"
 

@@ -1,7 +1,7 @@
 """Datasets by name. Each but the embedded digits is converted once, to files that are read at random (``cache.py``).
 
 ``mnist10k``
-    10,000 real MNIST digits, shipped with bpgan; needs no network. Origin and licence: ``bpgan/data/MNIST10K.md``.
+    10,000 real MNIST digits, shipped with bpgan; needs no network. Origin and license: ``bpgan/data/MNIST10K.md``.
     It is a part of the MNIST training set with a split of its own, so results on it are not results on MNIST.
 ``npz:FILE``
     Arrays ``x`` (uint8, [n, h, w] or [n, h, w, c]) and, optionally, integer labels ``y`` [n]; or ``x_train``,
@@ -17,10 +17,10 @@
     A dataset of TensorFlow Datasets (TensorFlow itself is not needed).
 
 Without splits, every tenth example of each class is for the test. Options follow, as in ``folder:cats,size=64``:
-``size=H`` or ``size=HxW`` resizes, needed if sizes differ; ``fit=crop`` (the default: the greatest centred part of that
-shape), ``pad`` or ``stretch``; ``channels=1``, ``3`` or ``4``: otherwise files are grey if all of them are, else RGB,
-and arrays are as stored; ``background=white`` (the default), ``black``, a grey from 0 to 255 or a colour such as
-``ff8800``: of transparent parts and of padding; ``bits=9`` to ``16``: of grey files of 16 bits that hold fewer;
+``size=H`` or ``size=HxW`` resizes, needed if sizes differ; ``fit=crop`` (default: the greatest centered part of that
+shape), ``pad`` or ``stretch``; ``channels=1``, ``3`` or ``4``: otherwise files are gray if all of them are, else RGB,
+and arrays are as stored; ``background=white`` (the default), ``black``, a gray from 0 to 255 or a color such as
+``ff8800``: of transparent parts and of padding; ``bits=9`` to ``16``: of gray files of 16 bits that hold fewer;
 ``skip=unreadable`` leaves out files that cannot be read, which else are an error.
 
 A cache belongs to the names, sizes, times and bytes of the files it was made of, and to the options. Files that were
@@ -272,7 +272,7 @@ def _parse(text: str) -> tuple[str, Options]:
         _parse_size(found["size"]) if "size" in found else None,
         found.get("fit", "crop"),
         int(found["channels"]) if "channels" in found else None,
-        _parse_colour(found["background"]) if "background" in found else None,
+        _parse_color(found["background"]) if "background" in found else None,
         _parse_bits(found["bits"]) if "bits" in found else None,
     )
     return text, Options(form, "skip" in found)
@@ -286,16 +286,16 @@ def _parse_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def _parse_colour(text: str) -> tuple[int, int, int]:
+def _parse_color(text: str) -> tuple[int, int, int]:
     """Red, green and blue."""
-    grey = {"white": 255, "black": 0}.get(
+    gray = {"white": 255, "black": 0}.get(
         text, int(text) if re.fullmatch("[0-9]{1,3}", text) else 256
     )
-    if grey <= 255:
-        return grey, grey, grey
+    if gray <= 255:
+        return gray, gray, gray
     if not re.fullmatch("#?[0-9a-fA-F]{6}", text):
         raise UserError(
-            f"background={text}: must be white, black, a grey from 0 to 255 or a colour such as ff8800"
+            f"background={text}: must be white, black, a gray from 0 to 255 or a color such as ff8800"
         )
     red, green, blue = bytes.fromhex(text.removeprefix("#"))
     return red, green, blue

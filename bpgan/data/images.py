@@ -1,10 +1,10 @@
 """Image files as uint8 arrays, and the folders and zip archives they lie in. The only module of data that knows PIL.
 
-PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF; of several frames the first. Rotation by EXIF is applied. Grey of more than 8
+PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF; of several frames the first. Rotation by EXIF is applied. Gray of more than 8
 bits becomes ``round(255 v / (2^bits - 1))``, where bits is what the option says, or else what the file declares (12 or
-16); of 16-bit colour, which Pillow has no mode for, the high byte is kept. Transparency is composited on the
-background, which is white by default, unless four channels are asked for; padding has the same colour. Colour becomes
-grey by ITU-R 601 luma. All resizing is Pillow's Lanczos filter widened by the scale, which antialiases.
+16); of 16-bit color, which Pillow has no mode for, the high byte is kept. Transparency is composited on the
+background, which is white by default, unless four channels are asked for; padding has the same color. Color becomes
+gray by ITU-R 601 luma. All resizing is Pillow's Lanczos filter widened by the scale, which antialiases.
 """
 
 import collections
@@ -60,8 +60,8 @@ class Form(NamedTuple):
     Attributes:
       size: ``(h, w)``, by ``fit``. None: as they are.
       channels: 1, 3 or 4. None: as they are.
-      background: RGB colour of what is transparent and of padding. None: white.
-      bits: of the values in grey files of more than 8 bits. None: as the file declares.
+      background: RGB color of what is transparent and of padding. None: white.
+      bits: of the values in gray files of more than 8 bits. None: as the file declares.
     """
 
     size: tuple[int, int] | None = None
@@ -75,7 +75,7 @@ class Decoded(NamedTuple):
     """An image: ``pixels`` uint8 ``[h, w, c]``, and ``remarks``, what was done to it that the pixels do not show.
 
     By their kinds: ``frames`` (it has several), ``transparent`` (it was laid on a background nobody chose), ``deep``
-    (of more than 8 bits: its greatest value) and ``deep colour`` (the same, of which the high bytes were kept).
+    (of more than 8 bits: its greatest value) and ``deep color`` (the same, of which the high bytes were kept).
     """
 
     pixels: np.ndarray
@@ -90,9 +90,9 @@ def describe_remark(kind: str, count: int, greatest: int) -> str:
     fewer = white if bits < 15 else ""
     return {
         "frames": f"{images} with several frames or pages, of which the first is used",
-        "transparent": f"{images} with transparent parts, which are made white; ,background=black is another colour",
+        "transparent": f"{images} with transparent parts, which are made white; ,background=black is another color",
         "deep": f"{images} of 16 bits with values up to {greatest:,}: 65,535 became 255{fewer}",
-        "deep colour": f"{images} of 16-bit colour, of which the upper 8 bits are kept (up to {greatest >> 8} of 255)",
+        "deep color": f"{images} of 16-bit color, of which the upper 8 bits are kept (up to {greatest >> 8} of 255)",
     }[kind]
 
 
@@ -123,7 +123,7 @@ def _opened(file: BinaryIO) -> Iterator[Any]:
             raise Unreadable(_unidentified(file)) from None
         with image:
             if image.mode in ("F", "LAB"):
-                kind = {"F": "floating-point numbers", "LAB": "CIELAB colours"}[image.mode]
+                kind = {"F": "floating-point numbers", "LAB": "CIELAB colors"}[image.mode]
                 raise Unreadable(f"mode {image.mode}, {kind}, is not supported")
             yield image
 
@@ -159,7 +159,7 @@ def strict() -> Iterator[None]:
 def header(tree: "Tree", path: str) -> tuple[int, int, int]:
     """Height, width (both upright) and channels, 1 or 3, of an image, without decoding it.
 
-    Grey is what is stored as grey or with a palette of greys; transparency does not count.
+    Gray is what is stored as gray or with a palette of grays; transparency does not count.
 
     Raises:
       Unreadable: if it is no image.
@@ -173,15 +173,15 @@ def header(tree: "Tree", path: str) -> tuple[int, int, int]:
         if image.format in ("JPEG", "MPO", "WEBP", "TIFF") or said:
             if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
                 width, height = height, width
-        grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
+        gray = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
         if image.mode in ("P", "PA") and image.palette is not None:
-            colours = np.array(_rgb(image.palette)).reshape(-1, 3)
-            grey = bool((colours == colours[:, :1]).all())
-        return height, width, 1 if grey else 3
+            colors = np.array(_rgb(image.palette)).reshape(-1, 3)
+            gray = bool((colors == colors[:, :1]).all())
+        return height, width, 1 if gray else 3
 
 
 def _rgb(palette: Any) -> list[int]:
-    """The colours of a palette, red, green, blue, red, ...; formats store them in half a dozen orders."""
+    """The colors of a palette, red, green, blue, red, ...; formats store them in half a dozen orders."""
     from PIL import Image
 
     carrier = Image.new("P", (1, 1))
@@ -200,17 +200,17 @@ def decode(data: bytes, form: Form) -> Decoded:
 
     with _opened(io.BytesIO(data)) as image, _in_turn(image.width * image.height):
         remarks = {"frames": 1} if _has_frames(image) else {}
-        deep_colour = any(";16" in str(tile[3:]) for tile in image.tile)  # Pillow's raw mode
+        deep_color = any(";16" in str(tile[3:]) for tile in image.tile)  # Pillow's raw mode
         declared = image.tag_v2.get(_BITS, (16,)) if image.format == "TIFF" else (16,)
         image.load()
         orientation = image.getexif().get(_ORIENTATION, 1)
         if image.mode.startswith("I"):
             image, greatest = _eight_bit(np.asarray(image), form.bits, min(16, declared[0]))
             remarks |= {"deep": greatest} if form.bits is None and declared[0] > 12 else {}
-        elif deep_colour:
+        elif deep_color:
             if form.bits not in (None, 16):
-                raise Unreadable(f"16-bit colour, which bits={form.bits} cannot scale")
-            remarks["deep colour"] = max(high for _, high in image.convert("RGB").getextrema()) << 8
+                raise Unreadable(f"16-bit color, which bits={form.bits} cannot scale")
+            remarks["deep color"] = max(high for _, high in image.convert("RGB").getextrema()) << 8
         image = _plain(image)
         if 2 <= orientation <= 8:
             way = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270",
@@ -254,7 +254,7 @@ def _has_frames(image: Any) -> bool:
 
 
 def _eight_bit(values: np.ndarray, bits: int | None, declared: int) -> tuple[Any, int]:
-    """Grey integers ``[h, w]`` of so many bits as an image of mode L, and their greatest."""
+    """Gray integers ``[h, w]`` of so many bits as an image of mode L, and their greatest."""
     from PIL import Image
 
     values = values.astype(np.int64)
@@ -282,7 +282,7 @@ def _is_transparent(image: Any) -> bool:
 
 
 def _background(form: Form, mode: str) -> tuple[int, ...]:
-    """Its colour in mode L, RGB or RGBA, where it is transparent."""
+    """Its color in mode L, RGB or RGBA, where it is transparent."""
     from PIL import Image
 
     red, green, blue = form.background or (255, 255, 255)
@@ -313,8 +313,8 @@ def _finished(image: Any, form: Form) -> np.ndarray:
 def _resized(image: Any, h: int, w: int, fit: str, background: tuple[int, ...]) -> Any:
     """Resized to ``[h, w]``.
 
-    ``crop``: the greatest centred rectangle of that shape, as if cut from the whole image resized; ``pad``: the whole
-    image, centred on the background (transparent, if there is opacity); ``stretch``: the whole image, another shape.
+    ``crop``: the greatest centered rectangle of that shape, as if cut from the whole image resized; ``pad``: the whole
+    image, centered on the background (transparent, if there is opacity); ``stretch``: the whole image, another shape.
     """
     from PIL import Image
 

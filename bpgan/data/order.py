@@ -82,7 +82,7 @@ def _permute(i, round_keys, epoch, length: int):
 
 
 def _mix(x):
-    """A bijective 32-bit hash with full avalanche (the finaliser of MurmurHash3, Appleby 2011)."""
+    """A bijective 32-bit hash with full avalanche (the finalizer of MurmurHash3, Appleby 2011)."""
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

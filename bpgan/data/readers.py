@@ -41,7 +41,7 @@ class Examples(NamedTuple):
       items: ``items()`` iterates over the examples in order; cheap, and may be called again.
       decode: ``decode(item, form) -> images.Decoded``, called in threads. Raises images.Unreadable.
       labels: integers ``[n]``; zeros for none.
-      labelled: whether the labels were given.
+      labeled: whether the labels were given.
       test: bool ``[n]``, which are test examples; None: the dataset has no splits.
       class_names: by label; may be empty.
       size: ``(h, w)`` of all images, if known.
@@ -54,7 +54,7 @@ class Examples(NamedTuple):
     items: Callable[[], Iterator[Any]]
     decode: Callable[[Any, images.Form], images.Decoded]
     labels: np.ndarray
-    labelled: bool = True
+    labeled: bool = True
     test: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
@@ -121,7 +121,7 @@ def _arrays(
         items,
         lambda image, form: images.Decoded(images.shaped(image, form)),
         np.concatenate([y.reshape(-1) for y in labels]),
-        labelled=all(given),
+        labeled=all(given),
         test=np.repeat([False, True], lengths) if len(parts) == 2 else None,
         size=shape[:2],
         channels=shape[2] if len(shape) == 3 else 1,
@@ -206,9 +206,9 @@ def _npz(path: pathlib.Path) -> Examples:
                 parts.append((stored.shape, labels, functools.partial(_npz_blocks, path, x)))
         names = _npz_names(archive) if "class_names" in inside else ()
     examples = _arrays(parts, path.name)
-    if names and examples.labelled and examples.labels.max(initial=0) >= len(names):
+    if names and examples.labeled and examples.labels.max(initial=0) >= len(names):
         raise UserError(f"{len(names)} 'class_names' for labels up to {examples.labels.max()}")
-    return examples._replace(class_names=names if examples.labelled else ())
+    return examples._replace(class_names=names if examples.labeled else ())
 
 
 def _npz_names(archive: zipfile.ZipFile) -> tuple[str, ...]:
@@ -360,7 +360,7 @@ def _idx_blocks(path: pathlib.Path) -> Iterator[np.ndarray]:
 
 
 def folder(argument: str) -> Raw:
-    """Images in class folders, in ``train/`` and ``test/`` of such, flat, or labelled by a ``dataset.json``."""
+    """Images in class folders, in ``train/`` and ``test/`` of such, flat, or labeled by a ``dataset.json``."""
     path = _existing(argument)
     if not path.is_dir():
         raise UserError("not a directory")
@@ -448,7 +448,7 @@ def _examples(tree: images.Tree) -> Examples:
         lambda: iter(paths),
         tree.decode,
         np.array(labels if labels is not None else [0] * len(paths), np.int64),
-        labelled=labels is not None,
+        labeled=labels is not None,
         test=np.array([p.startswith(outer[1]) for p in paths]) if splits else None,
         class_names=tuple(map(shown, names)),
         probe=lambda path: images.header(tree, path),
@@ -600,7 +600,7 @@ def _tfds(prepared: Any) -> Examples:
             images.shaped(np.asarray(items[k][0][items[k][1]]["image"]), form)
         ),
         np.array(labels if not missing else [0] * len(labels), np.int64),
-        labelled=not missing,
+        labeled=not missing,
         test=np.repeat([False, True], [len(s) for s in splits]) if len(splits) == 2 else None,
         class_names=tuple(prepared.class_names) if not missing else (),
         channels=max((shape[2] for shape in shapes), default=None),

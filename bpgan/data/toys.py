@@ -16,29 +16,29 @@ LENGTH = 100_000
 
 
 class Mixture(NamedTuple):
-    """Equally likely Gaussians ``N(centre, std^2 I)``.
+    """Equally likely Gaussians ``N(center, std^2 I)``.
 
     Attributes:
-      centres: float64 ``[k, d]``.
+      centers: float64 ``[k, d]``.
       std: of every mode in every direction.
     """
 
-    centres: np.ndarray
+    centers: np.ndarray
     std: float
 
     @property
     def definition(self) -> str:
         """All of it as text; to nine digits, for the last ones of a cosine differ between machines."""
-        centres = (np.round(self.centres, 9) + 0.0).tolist()
-        return f"Gaussians of standard deviation {self.std:.9g} at {centres}"
+        centers = (np.round(self.centers, 9) + 0.0).tolist()
+        return f"Gaussians of standard deviation {self.std:.9g} at {centers}"
 
     def draw(self, key: PRNG, n: int, dtype: Any = jnp.float32) -> jax.Array:
         """``n`` samples ``[n, d]``."""
         k1, k2 = jax.random.split(key)
-        k, d = self.centres.shape
+        k, d = self.centers.shape
         which = jax.random.randint(k1, (n,), 0, k)
-        centres = jnp.asarray(self.centres, dtype)[which]
-        return centres + self.std * jax.random.normal(k2, (n, d), dtype)
+        centers = jnp.asarray(self.centers, dtype)[which]
+        return centers + self.std * jax.random.normal(k2, (n, d), dtype)
 
 
 def ring(modes: int = 8, radius: float = 1.0, std: float = 0.01) -> Mixture:
@@ -55,8 +55,8 @@ def grid(
     Lin et al. 2018; the division is that of Gulrajani et al. 2017, arXiv:1704.00028.
     """
     ticks = spacing * (np.arange(side) - (side - 1) / 2)
-    centres = np.stack(np.meshgrid(ticks, ticks, indexing="ij"), -1).reshape(-1, 2)
-    return Mixture(centres / scale, std / scale)
+    centers = np.stack(np.meshgrid(ticks, ticks, indexing="ij"), -1).reshape(-1, 2)
+    return Mixture(centers / scale, std / scale)
 
 
 def fresh(

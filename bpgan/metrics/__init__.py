@@ -14,15 +14,15 @@ from bpgan.metrics.frechet import (
     merge,
 )
 from bpgan.metrics.kernel import kernel_distance, kernel_distance_subsets
-from bpgan.metrics.memorisation import (
+from bpgan.metrics.memorization import (
     authenticity,
     closest_pairs,
     data_copying,
-    neighbour_ratio,
+    neighbor_ratio,
     two_sample_accuracy,
 )
 from bpgan.metrics.modes import Modes, modes
-from bpgan.metrics.neighbours import (
+from bpgan.metrics.neighbors import (
     density_coverage,
     expected_coverage,
     nearest,
@@ -59,7 +59,7 @@ __all__ = [
     "ms_ssim_diversity",
     "ms_ssim_name",
     "nearest",
-    "neighbour_ratio",
+    "neighbor_ratio",
     "precision_recall",
     "two_sample_accuracy",
     "vendi_score",

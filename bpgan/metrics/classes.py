@@ -11,7 +11,7 @@ _MANY = 12  # names that a message lists
 
 
 class Classes(NamedTuple):
-    """What a set of labelled images calls its classes.
+    """What a set of labeled images calls its classes.
 
     Attributes:
       count: how many classes there are; labels lie in ``range(count)``.

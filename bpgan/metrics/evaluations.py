@@ -21,7 +21,7 @@ The file is a JSON list of flat objects, one for each number. Every row has ever
 ``reference, reference_images, reference_sha256, train_images, train_sha256, real_images``
     What was compared with: the test split, its images and the hash of their content; the same of the training split;
     how many training images stand in the place of samples in ``real``.
-``samples_sha256, quantisation, versions``
+``samples_sha256, quantization, versions``
     The hash of samples that came from files, "" of a run's; ``uint8``; the versions of packages, in words.
 """
 

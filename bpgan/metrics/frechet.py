@@ -6,7 +6,7 @@ of the Inception network's third pooling layer with the published weights and pr
 
 The trace of the matrix square root is computed from *roots*: for any ``A A' = S_1`` and ``B B' = S_2``,
 ``Tr (S_1 S_2)^(1/2)`` is the nuclear norm of ``A' B``. A root is a pivoted Cholesky factor, which drops what is below
-the rounding of the covariance, or, of fewer rows than features, the centred rows themselves. All in float64 on the
+the rounding of the covariance, or, of fewer rows than features, the centered rows themselves. All in float64 on the
 host: in float32 the covariances of real features lose up to 0.1 of the distance.
 """
 
@@ -47,8 +47,8 @@ def gaussian(features: Features) -> Gaussian:
     mean = features.mean(axis=0, dtype=np.float64)
     scatter = np.zeros((f, f))
     for start in range(0, n, _BLOCK):
-        centred = features[start : start + _BLOCK] - mean
-        scatter += centred.T @ centred
+        centered = features[start : start + _BLOCK] - mean
+        scatter += centered.T @ centered
     return Gaussian(mean, scatter / max(n - 1, 1), n)
 
 

@@ -30,20 +30,20 @@ class Modes(NamedTuple):
     std_ratio: float
 
 
-def modes(x: Float[np.ndarray, "n 2"], centres: Float[np.ndarray, "k 2"], std: float) -> Modes:
-    """Compares samples with the equally likely modes ``N(centre, std^2 I)`` in the plane."""
-    squared = np.square(np.asarray(x, np.float64)[:, None] - centres[None]).sum(-1)
+def modes(x: Float[np.ndarray, "n 2"], centers: Float[np.ndarray, "k 2"], std: float) -> Modes:
+    """Compares samples with the equally likely modes ``N(center, std^2 I)`` in the plane."""
+    squared = np.square(np.asarray(x, np.float64)[:, None] - centers[None]).sum(-1)
     nearest = squared.argmin(1)
     good = squared[np.arange(len(x)), nearest] < (3 * std) ** 2
-    share = np.bincount(nearest, minlength=len(centres)) / len(x)
+    share = np.bincount(nearest, minlength=len(centers)) / len(x)
     positive = share[share > 0]
-    inside = [x[good & (nearest == k)] for k in range(len(centres))]
+    inside = [x[good & (nearest == k)] for k in range(len(centers))]
     variances = [part.var(0, ddof=1).mean() for part in inside if len(part) > 1]
     # Of real samples within three standard deviations: r^2 / std^2 is exponential with mean 2, cut at 9.
     kept = 1 - 4.5 * math.exp(-4.5) / (1 - math.exp(-4.5))
     return Modes(
         captured=sum(len(part) > 0 for part in inside),
         high_quality=float(good.mean()),
-        reverse_kl=float(np.sum(positive * np.log(positive * len(centres)))),
+        reverse_kl=float(np.sum(positive * np.log(positive * len(centers)))),
         std_ratio=math.sqrt(np.mean(variances) / kept) / std if variances else 0.0,
     )

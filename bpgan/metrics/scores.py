@@ -1,6 +1,6 @@
 """Scores of one set of samples: Inception score, Vendi score, and MS-SSIM as a measure of diversity.
 
-None compares with data: a memoriser scores as well as the data do, and a generator of one perfect image per class has
+None compares with data: a memorizer scores as well as the data do, and a generator of one perfect image per class has
 the highest Inception score there is. Always print them beside the value of real data of the same size.
 """
 
@@ -54,7 +54,7 @@ def vendi_score(features: Float[np.ndarray, "n f"]) -> float:
 
     ``K`` is the matrix of cosine similarities (Friedman & Dieng 2023, arXiv:2210.02410). From 1 (all rows parallel)
     to ``min(n, f)``; ``n`` for orthogonal rows. The eigenvalues are those of the smaller of the n x n and the f x f
-    Gram matrix. Not centred: features of one sign, after a ReLU say, look alike and score low.
+    Gram matrix. Not centered: features of one sign, after a ReLU say, look alike and score low.
 
     Raises:
       ValueError: unless ``features`` is a finite matrix without zero rows.
@@ -82,7 +82,7 @@ def ms_ssim(
     have no fractional power and count as 0. Odd sides repeat their last row or column before they are halved.
 
     Five scales with the window of 11 need images of 161 pixels. Smaller ones use as many scales as fit, with the
-    weights of the finest renormalised to sum to 1, which makes another metric of it: give it ``ms_ssim_name``.
+    weights of the finest renormalized to sum to 1, which makes another metric of it: give it ``ms_ssim_name``.
 
     Args:
       x, y: ``[n, h, w, c]``, uint8 or float, in [0, 255].

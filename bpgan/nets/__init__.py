@@ -73,7 +73,7 @@ def energy(autoencoder: Net) -> Net:
     return Net(autoencoder.init, apply)
 
 
-def labelled(discriminator: Net, classes: int) -> Net:
+def labeled(discriminator: Net, classes: int) -> Net:
     """An unconditional discriminator that sees labels as ``classes`` more channels, one of them 1, the others 0.
 
     Mirza & Osindero 2014, arXiv:1411.1784: labels concatenated to the input; as maps, so that convolutions see them at
@@ -120,9 +120,9 @@ def truncated(
         w, _ = call(z, *labels, method="mapping")
         if labels:  # of every class once, however many rows there are
             (y,) = labels
-            centre = jax.lax.map(mean, jnp.arange(classes, dtype=y.dtype))[y]
+            center = jax.lax.map(mean, jnp.arange(classes, dtype=y.dtype))[y]
         else:
-            centre = mean()[None]
-        return call(centre + psi * (w - centre), method="synthesis")
+            center = mean()[None]
+        return call(center + psi * (w - center), method="synthesis")
 
     return Net(generator.init, apply)

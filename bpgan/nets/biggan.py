@@ -1,7 +1,7 @@
 """BigGAN: class-conditional residual networks with a shared class embedding and hierarchical latents.
 
 Brock, Donahue, Simonyan 2019, arXiv:1809.11096, App. B (figure 15, tables 4 to 6); orthogonal kernels (Saxe et al.
-2014, arXiv:1312.6120) and spectral norm in both networks. The residual blocks are SNGAN's, with nearest-neighbour
+2014, arXiv:1312.6120) and spectral norm in both networks. The residual blocks are SNGAN's, with nearest-neighbor
 interpolation and, in D, wide middles. Widths for 28 pixels are ours.
 """
 

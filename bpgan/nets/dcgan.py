@@ -71,7 +71,7 @@ class Generator(nn.Module):
       widths: channels, from the dense layer on.
       upsample: "transpose" or "resize".
       hidden: width of another dense layer, before the one that makes channels; 0 for none.
-      norm: whether to normalise by batch statistics. With ``train`` they are those of the batch,
+      norm: whether to normalize by batch statistics. With ``train`` they are those of the batch,
         and the running averages (decay 0.9) are updated; without, the running averages are used.
       axis_name: mapped axis over which batch statistics are averaged; None where the batch is
         global.

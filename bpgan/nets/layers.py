@@ -470,7 +470,7 @@ def _split(totals: Any) -> tuple[Pair, ...]:
 
 
 def upsample2(x: Images) -> Images:
-    """``[b, h, w, c] -> [b, 2h, 2w, c]``, bilinear with half-pixel centres.
+    """``[b, h, w, c] -> [b, 2h, 2w, c]``, bilinear with half-pixel centers.
 
     Each output pixel lies a quarter of a pixel off an input pixel, so per axis
     ``y[2i] = (x[i-1] + 3 x[i]) / 4``, ``y[2i+1] = (3 x[i] + x[i+1]) / 4``, the edge repeated. The
@@ -504,10 +504,10 @@ def storage_dtype(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def equalised(parameter: Array, rate: float | None, fan_in: int = 1) -> Array:
+def equalized(parameter: Array, rate: float | None, fan_in: int = 1) -> Array:
     """``rate / sqrt(fan_in) * parameter``, or the parameter itself if the rate is None.
 
-    Equalised learning rate (Karras et al. 2018, arXiv:1710.10196, Sec. 4.1): parameters start as ``N(0, 1 / rate^2)``,
+    Equalized learning rate (Karras et al. 2018, arXiv:1710.10196, Sec. 4.1): parameters start as ``N(0, 1 / rate^2)``,
     and one step of Adam changes every kernel by the same share of its scale, times ``rate``.
     """
     return parameter if rate is None else rate / math.sqrt(fan_in) * parameter
@@ -590,7 +590,7 @@ class _Layer(nn.Module):
       kernel_init: called as ``(key, shape, dtype)``.
       dtype: of the computation; the parameters are float32 or wider.
       spectral: whether the kernel is divided by its ``spectral_norm``.
-      rate: of ``equalised`` kernels and biases; None: they are used as they are.
+      rate: of ``equalized`` kernels and biases; None: they are used as they are.
     """
 
     features: int
@@ -607,7 +607,7 @@ class _Layer(nn.Module):
         shape = (*_pair("kernel_size", self.kernel_size), x.shape[-1], self.features)
         stored = storage_dtype(self.dtype)
         kernel = self.param("kernel", self.kernel_init, shape, stored)
-        kernel = equalised(kernel, self.rate, math.prod(shape[:3]))
+        kernel = equalized(kernel, self.rate, math.prod(shape[:3]))
         if self.spectral:
             kernel = spectral_norm(self, kernel, train=train)
         kernel = kernel.astype(self.dtype)
@@ -615,7 +615,7 @@ class _Layer(nn.Module):
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), stored)
-        return biased(y, equalised(bias, self.rate))
+        return biased(y, equalized(bias, self.rate))
 
 
 class Conv(_Layer):
@@ -629,7 +629,7 @@ class Conv(_Layer):
 class ConvTranspose(_Layer):
     """``conv_transpose(x, kernel) + bias``.
 
-    An output pixel sums only ``kh * kw * in / stride**2`` terms: an initialiser that divides by the
+    An output pixel sums only ``kh * kw * in / stride**2`` terms: an initializer that divides by the
     fan-in ``kh * kw * in`` keeps the scale of the input if its variance is ``stride**2``.
     """
 
@@ -656,14 +656,14 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "b i"], *, train: bool = False) -> Float[Array, "b o"]:
         stored = storage_dtype(self.dtype)
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), stored)
-        kernel = equalised(kernel, self.rate, x.shape[-1])
+        kernel = equalized(kernel, self.rate, x.shape[-1])
         if self.spectral:
             kernel = spectral_norm(self, kernel, train=train)
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), stored)
-        return biased(y, equalised(bias, self.rate))
+        return biased(y, equalized(bias, self.rate))
 
 
 def lookup(table: Float[Array, "k f"], labels: Labels) -> Float[Array, "b f"]:

@@ -1,7 +1,7 @@
-"""R3GAN: residual networks without normalisation, for relativistic losses with R1 and R2.
+"""R3GAN: residual networks without normalization, for relativistic losses with R1 and R2.
 
 Huang et al. 2025, arXiv:2501.05441, Sec. 4: stages of inverted bottlenecks with grouped convolutions, Fixup-like
-initialisation (Zhang et al. 2019, arXiv:1901.09321), resampling by the filter [1, 2, 1], learned bases at the lowest
+initialization (Zhang et al. 2019, arXiv:1901.09321), resampling by the filter [1, 2, 1], learned bases at the lowest
 resolution. Where this file departs from the paper: G ends in tanh, so that images are bounded; a class enters D by
 a projection of the features themselves.
 """

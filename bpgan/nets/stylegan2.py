@@ -1,7 +1,7 @@
 """StyleGAN2: a mapping network, and a synthesis network whose kernels the mapped latents modulate.
 
 Karras et al. 2020, arXiv:1912.04958: weight modulation and demodulation, skip connections in G, residual blocks in D,
-equalised learning rates. Where this file departs from the paper:
+equalized learning rates. Where this file departs from the paper:
 
 - there are no noise inputs: an image is a function of z, and a step of its key;
 - resizing is ``upsample2`` before, and its counterpart ``downsample1331`` before, a 3x3 convolution of stride 1: the
@@ -29,7 +29,7 @@ from bpgan.nets.layers import (
     biased,
     check_labels,
     conv,
-    equalised,
+    equalized,
     lookup_size,
     storage_dtype,
     upsample2,
@@ -53,7 +53,7 @@ def _activation(x: Array) -> Array:
     return math.sqrt(2) * jax.nn.leaky_relu(x, 0.2)
 
 
-def _normalise(x: Float[Array, "b f"]) -> Float[Array, "b f"]:
+def _normalize(x: Float[Array, "b f"]) -> Float[Array, "b f"]:
     """Every row divided by its root mean square."""
     return x * lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-8)
 
@@ -125,7 +125,7 @@ class ModulatedConv(nn.Module):
         s = 1 + Dense(inputs, dtype=stored, name="style", **_equal())(w)
         shape = (self.size, self.size, inputs, self.features)
         kernel = self.param("kernel", nn.initializers.normal(1.0), shape, stored)
-        kernel = equalised(kernel, 1.0, self.size**2 * inputs)
+        kernel = equalized(kernel, 1.0, self.size**2 * inputs)
         y = conv(x * s.astype(self.dtype)[:, None, None, :], kernel.astype(self.dtype))
         if self.demodulate:
             square = jnp.matmul(jnp.square(s), jnp.sum(jnp.square(kernel), (0, 1)))
@@ -135,7 +135,7 @@ class ModulatedConv(nn.Module):
 
 
 class Mapping(nn.Module):
-    """``z[b, z] -> w[b, styles]``: the normalised z, beside a normalised embedding of the label, through dense layers.
+    """``z[b, z] -> w[b, styles]``: the normalized z, beside a normalized embedding of the label, through dense layers.
 
     Attributes:
       styles, depth, rate, classes, dtype: as in ``Generator``.
@@ -151,10 +151,10 @@ class Mapping(nn.Module):
     def __call__(self, z: Latents, labels: Labels | None = None) -> Styles:
         labels = check_labels(labels, self.classes)
         stored = storage_dtype(self.dtype)
-        x = _normalise(z.astype(stored))
+        x = _normalize(z.astype(stored))
         if self.classes:
             embedded = Embed(self.classes, self.styles, dtype=stored, name="embed0")(labels)
-            x = jnp.concatenate([x, _normalise(embedded)], 1)
+            x = jnp.concatenate([x, _normalize(embedded)], 1)
         for i in range(self.depth):
             layer = Dense(self.styles, dtype=stored, name=f"dense{i}", **_equal(self.rate))
             x = _activation(layer(x))
@@ -194,7 +194,7 @@ class Synthesis(nn.Module):
 class Generator(nn.Module):
     """``z[b, z] -> x[b, h, w, c]`` in [-1, 1]: ``synthesis(mapping(z, labels))``.
 
-    Both halves are methods: ``module.apply(variables, w, method="synthesis")``, for path length regularisation and
+    Both halves are methods: ``module.apply(variables, w, method="synthesis")``, for path length regularization and
     truncation.
 
     Attributes:
@@ -222,7 +222,7 @@ class Generator(nn.Module):
     def setup(self) -> None:
         widths = self.widths or lookup_size("widths", _WIDTHS, self.shape[0])
         self.mapper = Mapping(self.styles, self.depth, self.rate, self.classes, self.dtype)
-        self.synthesiser = Synthesis(self.shape, widths, self.dtype)
+        self.synthesizer = Synthesis(self.shape, widths, self.dtype)
 
     def mapping(self, z: Latents, labels: Labels | None = None, *, train: bool = False) -> Styles:
         """``z[b, z] -> w[b, styles]``."""
@@ -232,7 +232,7 @@ class Generator(nn.Module):
     def synthesis(self, w: Styles, *, train: bool = False) -> Images:
         """``w[b, styles] -> x[b, h, w, c]``."""
         del train  # no state
-        return self.synthesiser(w)
+        return self.synthesizer(w)
 
     def __call__(self, z: Latents, labels: Labels | None = None, *, train: bool = False) -> Images:
         del train  # no state

@@ -17,7 +17,7 @@ from typing import Any
 Event = Any  # the class is generated, and no type checker knows it
 
 _NAME = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
-_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by the colour type of a PNG
+_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by the color type of a PNG
 
 
 class Writer:
@@ -88,9 +88,9 @@ def scalars(step: int, values: Mapping[str, Any], time: float) -> Event:
 def image(step: int, name: str, png: bytes, time: float) -> Event:
     """A picture as it is in its PNG file."""
     event_pb2, summary_pb2 = _messages()
-    width, height, _, colour = struct.unpack(">IIBB", png[16:26])
+    width, height, _, color = struct.unpack(">IIBB", png[16:26])
     picture = summary_pb2.Summary.Image(
-        width=width, height=height, colorspace=_CHANNELS.get(colour, 3), encoded_image_string=png
+        width=width, height=height, colorspace=_CHANNELS.get(color, 3), encoded_image_string=png
     )
     summary = summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, image=picture)])
     return event_pb2.Event(step=step, wall_time=time, summary=summary)

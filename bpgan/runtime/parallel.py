@@ -415,7 +415,7 @@ def compile(
         shapes(source.data, data_sharding),
         shapes(root, replicated),
     )
-    # Run once: on CPU, optimising the random number generation of every layer would take seconds.
+    # Run once: on CPU, optimizing the random number generation of every layer would take seconds.
     quick = {"xla_backend_optimization_level": 0} if used[0].platform == "cpu" else None
     init = jax.jit(
         lambda root: start(algorithm.init(stream(root, "init")), metrics),

@@ -28,7 +28,8 @@ import jax
 import numpy as np
 
 from bpgan import files
-from bpgan.runtime import anomaly, environment, events, parallel, records, report
+from bpgan.report import page as report
+from bpgan.runtime import anomaly, environment, events, parallel, records
 from bpgan.runtime.parallel import Window
 from bpgan.types import Source, UserError
 from bpgan.version import __version__

@@ -228,7 +228,7 @@ def _compile(
         rest, finite = spread(chunk)((values, rest, alive), (now, data, k))
         return Stack(jax.tree.map(lambda count: count + k, now), rest), finite
 
-    # Run once: on CPU, optimising the random number generation of every layer would take seconds.
+    # Run once: on CPU, optimizing the random number generation of every layer would take seconds.
     quick = {"xla_backend_optimization_level": 0} if devices[0].platform == "cpu" else None
 
     @functools.partial(jax.jit, compiler_options=quick)

@@ -22,7 +22,8 @@ import jax
 import numpy as np
 
 from bpgan.files import write_json
-from bpgan.runtime import anomaly, limits, parallel, peers, records, report, run, sweep
+from bpgan.report import page as report
+from bpgan.runtime import anomaly, limits, parallel, peers, records, run, sweep
 from bpgan.runtime.checkpoint import NEWEST, Checkpoints, Keep
 from bpgan.types import Algorithm, Source, UserError
 

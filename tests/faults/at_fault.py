@@ -61,6 +61,6 @@ if os.environ.get("JAX_PROCESS_ID") == index:
     }[fault]()
 # As `python -m` would, but for `build`, which is patched: the module is not read again.
 module = sys.modules[f"experiments.{sys.argv[0]}"]
-from experiments import _cli as cli  # noqa: E402
+from bpgan import cli  # noqa: E402
 
 cli.main(module.Config, module.build, module.PRESETS)

@@ -5,7 +5,7 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def undisturbed(optimised, tmp_path_factory):
+def undisturbed(optimized, tmp_path_factory):
     """The run directory of a process that was left alone."""
     path = tmp_path_factory.mktemp("undisturbed") / "run"
     harness.finish(harness.start(path))

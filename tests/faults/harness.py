@@ -85,7 +85,7 @@ def logged(workdir):
 
 
 def assert_same(a, b, step=STEPS):
-    """Parameters, optimisers, averages, statistics, metric window, log and sample grids: bit for bit.
+    """Parameters, optimizers, averages, statistics, metric window, log and sample grids: bit for bit.
 
     And TensorBoard shows of the second what its log says.
 

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-import launch
+from bpgan import cli
+from bpgan.launcher import main as launch
 from bpgan.runtime import train
-from experiments import _cli as cli
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.filterwarnings("ignore")]
 
@@ -52,7 +52,7 @@ def value_of(spec, config_class, presets, rng):
 
 
 def arguments(module, rng):
-    """A command line of a few flags, some misspelt or malformed."""
+    """A command line of a few flags, some misspelled or malformed."""
     specs = list(cli.flags_of(module.Config).values())
     argv = []
     if rng.random() < 0.7:

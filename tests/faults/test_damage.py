@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import launch
-from bpgan import data
+from bpgan import cli, data
+from bpgan.launcher import main as launch
 from bpgan.types import UserError
-from experiments import _cli as cli
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.filterwarnings("ignore")]
 

@@ -17,7 +17,7 @@ from test_train import small_gan, source
 from bpgan.runtime import parallel
 from bpgan.runtime.checkpoint import Checkpoints, Keep
 
-pytestmark = [pytest.mark.usefixtures("optimised"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.usefixtures("optimized"), pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +99,7 @@ def test_directory_without_permission(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def saved(optimised, tmp_path_factory):
+def saved(optimized, tmp_path_factory):
     """Two checkpoints, and what is in them."""
     path = tmp_path_factory.mktemp("saved")
     program = parallel.compile(small_gan(), source(), seed=0)

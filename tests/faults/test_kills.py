@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from harness import assert_same, finish, kill, start, wait_for_step
 
-pytestmark = [pytest.mark.usefixtures("optimised"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.usefixtures("optimized"), pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.mark.medium

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from harness import assert_same, finish, start
 
-pytestmark = [pytest.mark.usefixtures("optimised"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.usefixtures("optimized"), pytest.mark.filterwarnings("ignore")]
 
 KINDS = ("open", "write", "rename", "fsync", "unlink", "mkdir")
 """Of file operations, in the order of the counters of ``operations.c``."""

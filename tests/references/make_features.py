@@ -41,7 +41,7 @@ def random_state(shapes):
 
 
 def images(height, width):
-    """Two smooth colour images with some noise, uint8 ``[2, h, w, 3]``."""
+    """Two smooth color images with some noise, uint8 ``[2, h, w, 3]``."""
     rng = np.random.RandomState(7)
     y, x = np.mgrid[:height, :width] / max(height, width)
     phase = rng.uniform(0, 6, (2, 1, 1, 3))

@@ -78,7 +78,7 @@ def image_pairs() -> dict[str, tuple[np.ndarray, np.ndarray, int, int]]:
     return {
         "small": (*pair(5, 28, 28, 1), 2, 11),
         "small_window": (*pair(5, 28, 28, 1), 3, 7),
-        "colour": (*pair(3, 176, 192, 3), 5, 11),
+        "color": (*pair(3, 176, 192, 3), 5, 11),
         "one_scale": (*pair(4, 20, 31, 1), 1, 11),
         "unrelated": (x, y, 2, 11),
         "negative": (x, 255 - x, 2, 11),

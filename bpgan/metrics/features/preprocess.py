@@ -33,10 +33,10 @@ def resize_matrix(size: int, target: int, how: Resize) -> np.ndarray:
         scale = size / target
         stretch = max(scale, 1.0)
         for i in range(target):
-            centre = (i + 0.5) * scale
-            low = max(int(centre - 2 * stretch + 0.5), 0)
-            high = min(int(centre + 2 * stretch + 0.5), size)
-            weights = _bicubic((np.arange(low, high) + 0.5 - centre) / stretch)
+            center = (i + 0.5) * scale
+            low = max(int(center - 2 * stretch + 0.5), 0)
+            high = min(int(center + 2 * stretch + 0.5), size)
+            weights = _bicubic((np.arange(low, high) + 0.5 - center) / stretch)
             matrix[i, low:high] = weights / weights.sum()
         return matrix.astype(np.float32)
     at = np.arange(target, dtype=np.float32) * np.float32(size / target)
@@ -71,7 +71,7 @@ def resized(images: jax.Array, target: int, how: Resize) -> jax.Array:
 
 
 def rgb(images: np.ndarray, net: str) -> np.ndarray:
-    """Three channels: grey ones are repeated.
+    """Three channels: gray ones are repeated.
 
     Raises:
       UserError: for images of other than one or three channels.

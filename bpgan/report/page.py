@@ -43,8 +43,8 @@ _TITLES = {
 }
 _ORDER = {"loss": 0, "logits": 1, "grad_norm": 2, "images_per_s": 9}  # others in between
 _UNPLOTTED = {"step", "epoch", "time/elapsed", "time/steps_per_s"}
-_PLAYERS = {"d": 0, "g": 1}  # the same colours in every report
-_COLOURS = ("#2f6fde", "#e2622b", "#2a9d6f", "#8a5fd0", "#c9417c", "#947b1f")
+_PLAYERS = {"d": 0, "g": 1}  # the same colors in every report
+_COLORS = ("#2f6fde", "#e2622b", "#2a9d6f", "#8a5fd0", "#c9417c", "#947b1f")
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
 
 class _Curve(NamedTuple):
     name: str
-    colour: int
+    color: int
     steps: np.ndarray  # int [n]
     values: np.ndarray  # float64 [n], NaN where not finite
     bad_since: int | None  # first step with a value that is not finite
@@ -198,11 +198,9 @@ def _panels(log: _Log) -> list[_Panel]:
     for name, pairs in points.items():
         player, _, metric = name.rpartition("/")
         group = groups.setdefault(_UNITS.get(metric, metric), [])
-        free = [i for i in range(len(_COLOURS)) if i not in {curve.colour for curve in group}] or [
-            0
-        ]
-        colour = _PLAYERS.get(player, 0)
-        group.append(_curve(name, colour if colour in free else free[0], *zip(*pairs, strict=True)))
+        free = [i for i in range(len(_COLORS)) if i not in {curve.color for curve in group}] or [0]
+        color = _PLAYERS.get(player, 0)
+        group.append(_curve(name, color if color in free else free[0], *zip(*pairs, strict=True)))
     return [
         _panel(_TITLES.get(group, _title(group)), groups[group])
         for group in sorted(groups, key=lambda group: _ORDER.get(group, 5))
@@ -220,7 +218,7 @@ def drawable(values: np.ndarray) -> np.ndarray:
     return np.where(np.abs(values) < 1e-300, 0.0, values)
 
 
-def _curve(name: str, colour: int, steps: Sequence[int], values: Sequence[float]) -> _Curve:
+def _curve(name: str, color: int, steps: Sequence[int], values: Sequence[float]) -> _Curve:
     """Thins to ``_MAX_POINTS`` points. The extremes and a gap of each bucket stay, so no spike goes unseen."""
     x, y = np.asarray(steps), np.asarray(values)
     finite = np.isfinite(y)
@@ -232,7 +230,7 @@ def _curve(name: str, colour: int, steps: Sequence[int], values: Sequence[float]
             ranked = bucket[np.argsort(y[bucket])].tolist()  # NaN last
             keep |= {ranked[0], ranked[max(finite[bucket].sum() - 1, 0)], ranked[-1]}
         x, y = x[sorted(keep)], y[sorted(keep)]
-    return _Curve(name, colour, x, y, bad_since)
+    return _Curve(name, color, x, y, bad_since)
 
 
 def _panel(title: str, curves: list[_Curve]) -> _Panel:
@@ -285,7 +283,7 @@ def _write_curves(path: pathlib.Path, title: str, panels: Sequence[_Panel]) -> N
 def _draw_panel(axes: Any, panel: _Panel) -> None:
     for curve in panel.curves:
         marker = "o" if len(curve.steps) == 1 else None
-        style = {"color": _COLOURS[curve.colour], "linewidth": 1.2, "marker": marker}
+        style = {"color": _COLORS[curve.color], "linewidth": 1.2, "marker": marker}
         axes.plot(curve.steps, drawable(curve.values), label=curve.name, **style)
     if panel.log:
         axes.set_yscale("log")
@@ -310,11 +308,11 @@ def save_range(
     with _drawing_of_one(path, title) as (_, axes):
         for i, (one, mean) in enumerate(zip(drawable(raw), drawable(smooth), strict=True)):
             shown = np.isfinite(mean)
-            axes.plot(lrs[shown], one[shown], color=_COLOURS[0], alpha=0.15, linewidth=0.8)
+            axes.plot(lrs[shown], one[shown], color=_COLORS[0], alpha=0.15, linewidth=0.8)
             label = "smoothed" if i == 0 else None
-            axes.plot(lrs, mean, color=_COLOURS[0], linewidth=1.4, label=label)
+            axes.plot(lrs, mean, color=_COLORS[0], linewidth=1.4, label=label)
         for i, (name, lr) in enumerate(marks.items()):
-            axes.axvline(lr, color=_COLOURS[1 + i], linestyle="--", label=f"{name}: {lr:.2g}")
+            axes.axvline(lr, color=_COLORS[1 + i], linestyle="--", label=f"{name}: {lr:.2g}")
         axes.set_xscale("log")
         axes.set_xlabel("step size")
         axes.legend(frameon=False, fontsize=8)
@@ -325,7 +323,7 @@ def save_distributions(
     title: str,
     groups: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> None:
-    """All values of every group as PNG: a row to a group, a colour to each of its series, one point to a value.
+    """All values of every group as PNG: a row to a group, a color to each of its series, one point to a value.
 
     Args:
       path: of the picture.
@@ -341,7 +339,7 @@ def save_distributions(
             for i, name in enumerate(series):
                 fine = [value for value in group.get(name, ()) if math.isfinite(value)]
                 height = row + 0.24 * (i - (len(series) - 1) / 2)
-                axes.scatter(drawable(np.array(fine)), [height] * len(fine), 22, _COLOURS[i], alpha=0.75, linewidths=0,
+                axes.scatter(drawable(np.array(fine)), [height] * len(fine), 22, _COLORS[i], alpha=0.75, linewidths=0,
                              label=name if row == 0 else None)  # fmt: skip
             if broken := sum(not math.isfinite(v) for values in group.values() for v in values):
                 at, frame = (1.01, row), ("axes fraction", "data")
@@ -607,11 +605,11 @@ def _figure(panel: _Panel, right: int) -> str:
     xs = [(100 * t / right, t) for t in _ticks(0, right, whole=True)]
     lines = "".join(f'<path d="M0 {1000 - 10 * at:.1f}h1000"/>' for at, _ in ys)
     curves = "".join(
-        f'<path class="c{c.colour}{" lone" * (len(c.steps) == 1)}" d="{_path(panel, c, right)}"/>'
+        f'<path class="c{c.color}{" lone" * (len(c.steps) == 1)}" d="{_path(panel, c, right)}"/>'
         for c in panel.curves
     )
     legend = "".join(
-        f'<span class="c{c.colour}"><i></i>{_text(c.name)} <b>{_number(c.values[-1])}</b></span>'
+        f'<span class="c{c.color}"><i></i>{_text(c.name)} <b>{_number(c.values[-1])}</b></span>'
         for c in panel.curves
     )
     y_labels = "".join(f'<span style="bottom:{at:.2f}%">{_number(t)}</span>' for at, t in ys)

@@ -17,15 +17,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from bpgan import cli
+from bpgan.cli import ended
 from bpgan.files import Damaged, write_csv, write_json
+from bpgan.launcher import processes, search, slurm
+from bpgan.launcher.processes import Job
 from bpgan.runtime import records
 from bpgan.types import UserError
-from experiments import _cli as cli
-from experiments import _ended as ended
-from experiments import _processes as processes
-from experiments import _search as search
-from experiments import _slurm as slurm
-from experiments._processes import Job
 
 _SEVERITY = [cli.DONE, cli.INTERRUPTED, cli.BAD_INPUT, cli.ANOMALY]  # anything else is worse
 _FINAL = {"done": cli.DONE, "paused": cli.DONE, "non-finite": cli.ANOMALY, "anomaly": cli.ANOMALY}
@@ -204,7 +202,7 @@ def _job(name: str, runs: Sequence[Run], members: list[int], options: Sequence[s
     digest = hashlib.sha256("".join(flags_of_members).encode()).hexdigest()[:6]
     log = first.workdir.with_name(f"group_{'_'.join(first.values)}_{digest}.log")
     flags = [*options, *first.common, *flags_of_members]
-    command = [*processes.python(), "experiments._group", name, *flags]
+    command = [*processes.python(), "bpgan.launcher.group", name, *flags]
     title = f"{len(members)} runs, {first.title} ... {last.title}"
     return Job(title, command, log, members, workdirs)
 
@@ -388,7 +386,7 @@ class Sweep:
         runs = list(self.runs.values())
         codes = {i: self.codes[r.workdir] for i, r in enumerate(runs) if r.workdir in self.codes}
         if runs:
-            summarise(runs, codes, self.folder / f"sweep_{self.label}.csv")
+            summarize(runs, codes, self.folder / f"sweep_{self.label}.csv")
         for path, code in self.codes.items():
             run = self.runs[path]
             how = _kills(run) or (processes.status_of(code) + _reason(run, code))
@@ -632,7 +630,7 @@ def ask(
             compare(group, score)
 
 
-def summarise(runs: Sequence[Run], codes: Mapping[int, int], csv_path: pathlib.Path) -> None:
+def summarize(runs: Sequence[Run], codes: Mapping[int, int], csv_path: pathlib.Path) -> None:
     """Prints the final metrics of every run, their mean over seeds, and writes them all as CSV."""
     rows, numbers = [], []
     for index, run in enumerate(runs):

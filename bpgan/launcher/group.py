@@ -1,6 +1,6 @@
 """Trains runs of one experiment that differ only in sweepable flags together, as ``launch.py --sweep`` asks for.
 
-    python -m experiments._group mnist_gan --epochs=2 --member="--seed=0 --workdir=a" --member="--seed=1 --workdir=b"
+    python -m bpgan.launcher.group mnist_gan --epochs=2 --member="--seed=0 --workdir=a" --member="--seed=1 --workdir=b"
 
 ``--member`` holds the flags of one run, the others are common to all. With ``--or_alone`` they train one after the
 other where they cannot be one program.
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+from bpgan import cli
+from bpgan.cli import ended
 from bpgan.runtime import limits
 from bpgan.types import UserError
-from experiments import _cli as cli
-from experiments import _ended as ended
 
 
 def run(argv: Sequence[str], record: ended.Record = ended.ignore) -> int:

@@ -1,6 +1,6 @@
-"""Memorisation tests against dgm-eval, scikit-learn, closed forms, and generators that copy (T3.6).
+"""Memorization tests against dgm-eval, scikit-learn, closed forms, and generators that copy (T3.6).
 
-References: ``tests/references/neighbours.json``, made by ``make_neighbours.py`` there.
+References: ``tests/references/neighbors.json``, made by ``make_neighbors.py`` there.
 """
 
 import json
@@ -9,23 +9,23 @@ import pathlib
 
 import numpy as np
 import pytest
-from references import make_neighbours
+from references import make_neighbors
 
-from bpgan.metrics.memorisation import (
+from bpgan.metrics.memorization import (
     authenticity,
     closest_pairs,
     data_copying,
-    neighbour_ratio,
+    neighbor_ratio,
     two_sample_accuracy,
 )
 
 REFERENCES = json.loads(
-    (pathlib.Path(__file__).parent / "references" / "neighbours.json").read_text()
+    (pathlib.Path(__file__).parent / "references" / "neighbors.json").read_text()
 )["copying"]
 
 
 def inputs(case):
-    return make_neighbours.blobs(case["kind"], case["f"], case["seed"])
+    return make_neighbors.blobs(case["kind"], case["f"], case["seed"])
 
 
 @pytest.fixture(params=REFERENCES, ids=lambda case: f"{case['kind']}-{case['f']}")
@@ -54,7 +54,7 @@ def test_two_sample_accuracy_equals_scikit_learn(reference):
 
 
 @pytest.mark.parametrize("f", [1, 2, 3])
-def test_authenticity_of_fresh_data_is_one_minus_the_chance_of_reciprocal_neighbours(f):
+def test_authenticity_of_fresh_data_is_one_minus_the_chance_of_reciprocal_neighbors(f):
     """T3.6: 33.3, 37.8, 40.7 % in 1, 2, 3 dimensions: volume of a ball over that of its union with a copy moved by
     its radius."""
     reciprocal = {1: 2 / 3, 2: 6 * math.pi / (8 * math.pi + 3 * math.sqrt(3)), 3: 16 / 27}[f]
@@ -78,7 +78,7 @@ def test_copies_are_found():
     assert authenticity(COPIES, TRAIN, TEST).fake == 0
     assert data_copying(COPIES, TRAIN, TEST, seed=0).score < -10
     assert two_sample_accuracy(TRAIN, COPIES) == (0, 0, 0)
-    ratio = neighbour_ratio(COPIES, TRAIN, TEST)
+    ratio = neighbor_ratio(COPIES, TRAIN, TEST)
     assert ratio.ratio == 0 and ratio.copies == 1 and ratio.test_copies == 0
     assert ratio.nearer == 1 and ratio.ks == 1
     assert ratio.ks_p < 1e-100 and ratio.mann_whitney_p < 1e-100
@@ -89,7 +89,7 @@ def test_half_copies_are_found():
     assert abs(result.fake - result.held_out / 2) < 4
     assert data_copying(HALF, TRAIN, TEST, seed=0).score < -6
     assert abs(two_sample_accuracy(TRAIN, HALF).fake - 0.25) < 0.04
-    ratio = neighbour_ratio(HALF, TRAIN, TEST)
+    ratio = neighbor_ratio(HALF, TRAIN, TEST)
     assert ratio.copies == 0.5 and abs(ratio.nearer - 0.75) < 0.03 and ratio.ratio < 0.6
 
 
@@ -99,14 +99,14 @@ def test_fresh_data_pass():
     assert abs(data_copying(FRESH, TRAIN, TEST, seed=0).score) < 3
     accuracy = two_sample_accuracy(TEST, FRESH)
     assert abs(accuracy.overall - 0.5) < 0.05
-    ratio = neighbour_ratio(FRESH, TRAIN, TEST)
+    ratio = neighbor_ratio(FRESH, TRAIN, TEST)
     assert abs(ratio.ratio - 1) < 0.05 and abs(ratio.nearer - 0.5) < 0.05
     assert ratio.ks_p > 0.001 and ratio.mann_whitney_p > 0.001 and ratio.copies == 0
 
 
 def test_the_test_set_itself_is_the_null():
     assert abs(data_copying(TEST, TRAIN, TEST, seed=0).score) < 0.01
-    ratio = neighbour_ratio(TEST, TRAIN, TEST)
+    ratio = neighbor_ratio(TEST, TRAIN, TEST)
     assert ratio.ratio == 1 and ratio.nearer == 0.5 and ratio.ks == 0
     assert ratio.ks_p == 1 and ratio.mann_whitney_p > 0.99
     result = authenticity(TEST, TRAIN, TEST)
@@ -117,13 +117,13 @@ def test_noise_is_no_copy():
     result = authenticity(NOISE, TRAIN, TEST)
     assert result.fake > result.held_out + 15
     assert data_copying(NOISE, TRAIN, TEST, seed=0).score > 10
-    ratio = neighbour_ratio(NOISE, TRAIN, TEST)
+    ratio = neighbor_ratio(NOISE, TRAIN, TEST)
     assert ratio.ratio > 1.5 and ratio.nearer < 0.2
 
 
 def test_copying_in_one_cell_shows_in_that_cell():
     """C_T looks cell by cell: copies in one, underfitting in another."""
-    fake, train, test = make_neighbours.blobs("fresh", 5, 0)
+    fake, train, test = make_neighbors.blobs("fresh", 5, 0)
     cell = fake[:, 0] > 6
     twin = np.concatenate([fake[~cell], train[train[:, 0] > 6]])
     result = data_copying(twin, train, test, seed=0)
@@ -160,9 +160,9 @@ def test_overall_is_weighted_by_the_sizes():
 
 def test_ratio_where_the_median_is_zero():
     x = np.arange(4.0)[:, None]
-    same = neighbour_ratio(x, x, x)
+    same = neighbor_ratio(x, x, x)
     assert math.isnan(same.ratio) and same.nearer == 0.5 and same.mann_whitney_p == 1
-    assert neighbour_ratio(x + 0.5, x, x).ratio == math.inf
+    assert neighbor_ratio(x + 0.5, x, x).ratio == math.inf
 
 
 def test_closest_pairs():
@@ -175,7 +175,7 @@ def test_closest_pairs():
 
 def test_wrong_input():
     good = np.random.RandomState(0).randn(30, 2)
-    for function in (authenticity, neighbour_ratio, lambda *s: data_copying(*s, seed=0)):
+    for function in (authenticity, neighbor_ratio, lambda *s: data_copying(*s, seed=0)):
         for place in range(3):
             sets = [good] * 3
             sets[place] = good[:, :1]

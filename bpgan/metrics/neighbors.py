@@ -1,4 +1,4 @@
-"""Nearest neighbours between sets of features, and the metrics that count them: precision, recall, density, coverage.
+"""Nearest neighbors between sets of features, and the metrics that count them: precision, recall, density, coverage.
 
 All distances are Euclidean, between rows of ``[n, f]`` arrays. The device computes blocks of
 ``|a|^2 + |b|^2 - 2 a'b`` in float32, in bounded memory, and *only to decide which pairs can matter*: with the rounding
@@ -8,7 +8,7 @@ in float64 from differences on the host. So distances are exact to float64 round
 those of equal rows are 0, equal pairs give bitwise equal distances, and ``<`` and ``<=`` mean what they say on data
 with duplicates and ties.
 
-A point never counts as its own neighbour: the radius ``r_k(x)`` is the distance to the k-th nearest *other* row, as in
+A point never counts as its own neighbor: the radius ``r_k(x)`` is the distance to the k-th nearest *other* row, as in
 every public implementation. The implementations differ in the comparison with it, which shows on duplicates only:
 
 - precision and recall: ``<=``, as their authors' code and torch-fidelity;
@@ -52,8 +52,8 @@ def nearest(
 
     Args:
       queries, points: ``[q, f]`` and ``[n, f]``, any real type.
-      k: neighbours, from 1 to the number of points.
-      exclude_self: the queries are the points, and row ``i`` is not a neighbour of row ``i`` (equal rows are).
+      k: neighbors, from 1 to the number of points.
+      exclude_self: the queries are the points, and row ``i`` is not a neighbor of row ``i`` (equal rows are).
 
     Returns:
       Distances, f64[q, k], and indices of points, int64[q, k].
@@ -150,7 +150,7 @@ class PrecisionRecall(NamedTuple):
 def precision_recall(
     real: Features, fake: Features, *, k: int = 3, strict: bool = False
 ) -> PrecisionRecall:
-    """Improved precision and recall: coverage of each set by the union of the other's k-nearest-neighbour balls.
+    """Improved precision and recall: coverage of each set by the union of the other's k-nearest-neighbor balls.
 
     ``precision = mean_j 1[exists i: |f_j - x_i| <= r_k(x_i)]``; recall is the same with the sets exchanged.
     Kynkaanniemi et al. 2019, arXiv:1904.06991 (VGG16 features, 50,000 of each, k = 3). Both are in [0, 1]; for equal
@@ -160,7 +160,7 @@ def precision_recall(
     Args:
       real, fake: features ``[n, f]`` and ``[m, f]``; more than k rows each. torch-fidelity 0.4 takes them in the order
         fake, real.
-      k: the neighbour that sets the radius.
+      k: the neighbor that sets the radius.
       strict: compare with ``<``, as ``prdc``, instead of ``<=``.
 
     Raises:
@@ -191,7 +191,7 @@ def density_coverage(
 
     Args:
       real, fake: features ``[n, f]`` and ``[m, f]``; more than k reals.
-      k: the neighbour that sets the radius.
+      k: the neighbor that sets the radius.
       strict: compare with ``<``, as the authors' ``prdc``; False for ``<=``.
 
     Raises:
@@ -277,7 +277,7 @@ def _candidates_on_host(queries, points, which, count: int, exclude_self: bool) 
 
 
 class _Scaled(NamedTuple):
-    """Centred rows as float32 with norms of at most 1, their squared norms in float64, and the unit of length."""
+    """Centered rows as float32 with norms of at most 1, their squared norms in float64, and the unit of length."""
 
     rows: np.ndarray
     squares: np.ndarray
@@ -307,8 +307,8 @@ def _scaled(queries: Features, points: Features, padding: int = 0) -> tuple[_Sca
 
     def scaled(x, squares, padding):
         rows = np.zeros((len(x) + padding, len(mean) + 1), np.float32)
-        for where, centred in chunks(x):
-            np.multiply(centred, 1 / scale, out=rows[where, :-1], casting="same_kind")
+        for where, centered in chunks(x):
+            np.multiply(centered, 1 / scale, out=rows[where, :-1], casting="same_kind")
         return _Scaled(rows, squares / scale**2, scale)
 
     return scaled(queries, q_squares, 0), scaled(points, p_squares, padding)

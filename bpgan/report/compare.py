@@ -22,13 +22,14 @@ from msgspec.structs import replace
 from bpgan import files
 from bpgan.files import Damaged, replaced
 from bpgan.measures import direction, mean_and_deviation
-from bpgan.runtime import records, report
+from bpgan.report import page as report
+from bpgan.runtime import records
 from bpgan.runtime.records import EvaluationRow, printable
 from bpgan.types import UserError
 
 _POINTS = 200  # of a curve
 _CURVES, _GRIDS = 10, 12  # settings in a plot, grids side by side
-_COLOURS = (
+_COLORS = (
     "#2f6fde",
     "#e2622b",
     "#2a9d6f",
@@ -518,18 +519,18 @@ def _curves(groups: Sequence[Setting], metric: str) -> str:
         ]
 
     def line(i: int, path: list[str], style: str = "") -> str:
-        colour = _COLOURS[i % len(_COLOURS)]
-        return f"<polyline points='{' '.join(path)}' stroke='{colour}' class=curve{style} />"
+        color = _COLORS[i % len(_COLORS)]
+        return f"<polyline points='{' '.join(path)}' stroke='{color}' class=curve{style} />"
 
     drawn = [line(i, points(*curve), " stroke-dasharray='3 3'") for i, *curve in apart]
     legend = []
     for i, (title, steps, means, spreads) in enumerate(lines):
-        colour = _COLOURS[i % len(_COLOURS)]
+        color = _COLORS[i % len(_COLORS)]
         if np.any(spreads):
             around = points(steps, means + spreads) + points(steps, means - spreads)[::-1]
-            drawn.append(f"<polygon points='{' '.join(around)}' fill='{colour}' opacity=.15 />")
+            drawn.append(f"<polygon points='{' '.join(around)}' fill='{color}' opacity=.15 />")
         drawn.append(line(i, points(steps, means)))
-        legend.append(f"<li style='color:{colour}'>{html.escape(title)}")
+        legend.append(f"<li style='color:{color}'>{html.escape(title)}")
     log = ", log scale" if y.log else ""
     return _figure(
         f"{metric}{log}", ("0", f"step {right:,}"), y.ends(), "".join(drawn),

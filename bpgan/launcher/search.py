@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bpgan import cli
 from bpgan.measures import mean_and_deviation
 from bpgan.types import UserError
-from experiments import _cli as cli
 
 DIGITS = 4
 """Significant digits of a number that is drawn: enough to tell settings apart, few enough to be read in a file name."""
@@ -374,6 +374,6 @@ class Study:
     def tell(self, number: int, score: float) -> None:
         """The value of a trial, the less the better; of one that failed, infinity.
 
-        That it failed is no missing value: TPE would not learn from it, and draw its neighbours again.
+        That it failed is no missing value: TPE would not learn from it, and draw its neighbors again.
         """
         self._study.tell(number, score)

@@ -28,12 +28,13 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from bpgan import cli
+from bpgan.cli import ended as _ended
 from bpgan.files import Damaged, read_json, write_json
+from bpgan.launcher import processes as _processes
+from bpgan.launcher.processes import noted  # by name: a task takes it along, but no module
 from bpgan.runtime import records
 from bpgan.types import UserError
-from experiments import _cli as cli
-from experiments import _ended, _processes
-from experiments._processes import noted  # by name: a task takes it along, but no module
 
 _INTERRUPTED = cli.INTERRUPTED  # as a value, like these: what a task refers to travels with it
 _ATTEMPT, _PARENT = _ended.ATTEMPT, _ended.PARENT

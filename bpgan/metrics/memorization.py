@@ -1,9 +1,9 @@
-"""Does the generator copy its training set? Nearest-neighbour tests of fakes against train and held-out data.
+"""Does the generator copy its training set? Nearest-neighbor tests of fakes against train and held-out data.
 
 The Fréchet distance, precision and coverage all reward a generator that returns training images. These do not, because
 they compare the fakes with *fresh data*: whatever a fake's distance to the training set is, held-out reals have one
-too, and a generator that has learnt the distribution has the same. So every function here takes the test set, or says
-what it measures where both sets are equal. Distances are those of ``bpgan.metrics.neighbours``, of pixels or features.
+too, and a generator that has learned the distribution has the same. So every function here takes the test set, or says
+what it measures where both sets are equal. Distances are those of ``bpgan.metrics.neighbors``, of pixels or features.
 """
 
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float, Int
 
-from bpgan.metrics.neighbours import Features, _checked, nearest
+from bpgan.metrics.neighbors import Features, _checked, nearest
 
 _COMPONENTS = 64  # principal components that the cells are made of
 _MIN_FAKES = 20  # a cell counts if it holds more fakes than this
@@ -20,7 +20,7 @@ _RESTARTS = 10
 _TOLERANCE = 1e-5  # relative decrease of k-means' loss below which it stops
 
 
-class NeighbourRatio(NamedTuple):
+class NeighborRatio(NamedTuple):
     """How near fakes are to the training set, compared with held-out reals.
 
     Attributes:
@@ -44,7 +44,7 @@ class NeighbourRatio(NamedTuple):
     test: Float[np.ndarray, " t"]
 
 
-def neighbour_ratio(fake: Features, train: Features, test: Features) -> NeighbourRatio:
+def neighbor_ratio(fake: Features, train: Features, test: Features) -> NeighborRatio:
     """Compares ``d(fake, nearest train)`` with ``d(test, nearest train)``.
 
     Args:
@@ -62,7 +62,7 @@ def neighbour_ratio(fake: Features, train: Features, test: Features) -> Neighbou
     # Without a spread SciPy divides by zero; then nothing can be told apart.
     constant = of_fake.min() == of_test.max() and of_fake.max() == of_test.min()
     p = 1.0 if constant else scipy.stats.mannwhitneyu(of_fake, of_test, method="asymptotic").pvalue
-    return NeighbourRatio(
+    return NeighborRatio(
         ratio=float(ratio),
         nearer=u / (len(of_fake) * len(of_test)),
         ks=float(ks.statistic),
@@ -116,8 +116,8 @@ def data_copying(
     fake, train, test = _principal(*_checked(fake, train, test))
     if not 1 <= cells <= len(train):
         raise ValueError(f"cells must be from 1 to {len(train)} for {len(train)} rows, not {cells}")
-    centres = _k_means(train, cells, np.random.default_rng(seed))
-    of_fake, of_train, of_test = (_assign(x, centres)[0] for x in (fake, train, test))
+    centers = _k_means(train, cells, np.random.default_rng(seed))
+    of_fake, of_train, of_test = (_assign(x, centers)[0] for x in (fake, train, test))
     weight = np.bincount(of_test, minlength=cells) / len(test)
     if not weight.all():
         raise ValueError(f"a cell holds no test example: fewer cells than {cells} are needed")
@@ -142,13 +142,13 @@ class Authenticity(NamedTuple):
 
 
 def authenticity(fake: Features, train: Features, test: Features) -> Authenticity:
-    """AuthPct: the percentage of examples that no training example would mistake for its own neighbour.
+    """AuthPct: the percentage of examples that no training example would mistake for its own neighbor.
 
     With ``t`` the training example nearest to ``g``, g is authentic if ``d(g, t) > d(t, t')``, where ``t'`` is the
     training example nearest to t. Alaa et al. 2022, arXiv:2102.08921, as in dgm-eval.
 
     Its value says nothing without ``held_out``: for fresh data of the training distribution it is one minus the chance
-    that nearest neighbours are mutual, 33.3, 37.8, 40.7 % in 1, 2, 3 dimensions (1 - 2/3, 1 - 6 pi / (8 pi + 3 sqrt 3),
+    that nearest neighbors are mutual, 33.3, 37.8, 40.7 % in 1, 2, 3 dimensions (1 - 2/3, 1 - 6 pi / (8 pi + 3 sqrt 3),
     1 - 16/27) and towards 100 % in many; noise reaches 100. Copies give 0; so does a fake below ``held_out`` copy.
 
     Args:
@@ -168,7 +168,7 @@ def authenticity(fake: Features, train: Features, test: Features) -> Authenticit
 
 
 class TwoSampleAccuracy(NamedTuple):
-    """Shares of examples that their nearest neighbour classifies rightly: of all, of the reals, of the fakes."""
+    """Shares of examples that their nearest neighbor classifies rightly: of all, of the reals, of the fakes."""
 
     overall: float
     real: float
@@ -176,7 +176,7 @@ class TwoSampleAccuracy(NamedTuple):
 
 
 def two_sample_accuracy(real: Features, fake: Features) -> TwoSampleAccuracy:
-    """Leave-one-out accuracy of the 1-nearest-neighbour classifier that tells fakes from reals.
+    """Leave-one-out accuracy of the 1-nearest-neighbor classifier that tells fakes from reals.
 
     Lopez-Paz & Oquab 2017, arXiv:1610.06545; the per-class rates are due to Xu et al. 2018, arXiv:1806.07755. For equal
     distributions and sizes it is 0.5 (to ``1 / (4 n)``: an example's own class has one example fewer). Near 1: the sets
@@ -186,7 +186,7 @@ def two_sample_accuracy(real: Features, fake: Features) -> TwoSampleAccuracy:
 
     Args:
       real, fake: features ``[n, f]`` and ``[m, f]``, at least two rows each; of unequal sizes the larger class is
-        favoured (its rate is ``(n - 1) / (n + m - 1)`` for equal distributions).
+        favored (its rate is ``(n - 1) / (n + m - 1)`` for equal distributions).
 
     Raises:
       ValueError: if a set is not a finite matrix with at least two rows, or the numbers of features differ.
@@ -247,37 +247,37 @@ def _principal(fake, train, test) -> list[np.ndarray]:
     sets = [x - mean for x in (fake, train, test)]
     if train.shape[1] <= _COMPONENTS:
         return sets
-    centred = sets[1]
-    _, vectors = np.linalg.eigh(centred.T @ centred)
+    centered = sets[1]
+    _, vectors = np.linalg.eigh(centered.T @ centered)
     return [x @ vectors[:, -_COMPONENTS:] for x in sets]
 
 
-def _assign(x, centres):
-    """The nearest centre of each row, and its squared distance."""
-    squares = np.einsum("cf,cf->c", centres, centres)[None, :] - 2 * x @ centres.T
-    nearest_centre = squares.argmin(axis=1)
+def _assign(x, centers):
+    """The nearest center of each row, and its squared distance."""
+    squares = np.einsum("cf,cf->c", centers, centers)[None, :] - 2 * x @ centers.T
+    nearest_center = squares.argmin(axis=1)
     squares = squares.min(axis=1) + np.einsum("nf,nf->n", x, x)
-    return nearest_centre, np.maximum(squares, 0)
+    return nearest_center, np.maximum(squares, 0)
 
 
 def _k_means(x, cells: int, rng: np.random.Generator):
-    """Centres of the best of several runs of Lloyd's algorithm from k-means++ (Arthur & Vassilvitskii 2007)."""
+    """Centers of the best of several runs of Lloyd's algorithm from k-means++ (Arthur & Vassilvitskii 2007)."""
     best, best_loss = None, np.inf
     for _ in range(_RESTARTS):
-        centres = x[rng.integers(len(x))][None]
-        while len(centres) < cells:
-            odds = _assign(x, centres)[1]
+        centers = x[rng.integers(len(x))][None]
+        while len(centers) < cells:
+            odds = _assign(x, centers)[1]
             total = odds.sum()
             row = rng.choice(len(x), p=odds / total if total > 0 else None)
-            centres = np.concatenate([centres, x[row][None]])
-        label, squares = _assign(x, centres)
+            centers = np.concatenate([centers, x[row][None]])
+        label, squares = _assign(x, centers)
         loss, before = squares.sum(), np.inf
         while loss < (1 - _TOLERANCE) * before:
-            # A centre that lost its last row stays where it is.
+            # A center that lost its last row stays where it is.
             for c in np.unique(label):
-                centres[c] = x[label == c].mean(axis=0)
-            label, squares = _assign(x, centres)
+                centers[c] = x[label == c].mean(axis=0)
+            label, squares = _assign(x, centers)
             loss, before = squares.sum(), loss
         if loss < best_loss:
-            best, best_loss = centres, loss
+            best, best_loss = centers, loss
     return best

@@ -1,8 +1,8 @@
-"""Reference values of the neighbour metrics and memorisation tests, from code that is not bpgan's.
+"""Reference values of the neighbor metrics and memorization tests, from code that is not bpgan's.
 
-    python tests/references/make_neighbours.py --dgm-eval=FOLDER --dgm-eval-source="what is in FOLDER"
+    python tests/references/make_neighbors.py --dgm-eval=FOLDER --dgm-eval-source="what is in FOLDER"
 
-writes ``neighbours.json`` beside this file. It needs prdc 0.2, scikit-learn, torch, torch-fidelity 0.4 (whose own
+writes ``neighbors.json`` beside this file. It needs prdc 0.2, scikit-learn, torch, torch-fidelity 0.4 (whose own
 imports, torchvision among them, are not needed: its module of this metric is loaded by itself), and the files
 ``dgm_eval/metrics/ct.py`` and ``authpct.py`` of github.com/layer6ai-labs/dgm-eval; the stored provenance says which
 copy of them was run, with the hash of each file. The inputs are not stored: the functions below make them from seeds,
@@ -48,8 +48,8 @@ def blobs(kind: str, f: int, seed: int):
     spread = 0.97 ** np.arange(f)
 
     def sample(n):
-        centre = rng.choice(3, n, p=[0.5, 0.3, 0.2])
-        return centre, rng.randn(n, f) * spread + 12 * np.eye(3, f)[centre]
+        center = rng.choice(3, n, p=[0.5, 0.3, 0.2])
+        return center, rng.randn(n, f) * spread + 12 * np.eye(3, f)[center]
 
     _, train = sample(700)
     _, test = sample(500)
@@ -149,8 +149,8 @@ def main() -> None:
         both = np.concatenate([train, fake])
         label = np.repeat([0, 1], [len(train), len(fake)])
         # Without arguments kneighbors leaves out the point itself.
-        neighbour = KNeighborsClassifier(1, algorithm="brute").fit(both, label)
-        right = label[neighbour.kneighbors(n_neighbors=1)[1][:, 0]] == label
+        neighbor = KNeighborsClassifier(1, algorithm="brute").fit(both, label)
+        right = label[neighbor.kneighbors(n_neighbors=1)[1][:, 0]] == label
         copying.append(
             case
             | {
@@ -180,7 +180,7 @@ def main() -> None:
         "nearest": nearest_values,
         "copying": copying,
     }
-    (HERE / "neighbours.json").write_text(json.dumps(result, indent=1) + "\n")
+    (HERE / "neighbors.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Nearest neighbours, precision/recall and density/coverage against prdc, torch-fidelity and closed forms (T3.4).
+"""Nearest neighbors, precision/recall and density/coverage against prdc, torch-fidelity and closed forms (T3.4).
 
-References: ``tests/references/neighbours.json``, made by ``make_neighbours.py`` there.
+References: ``tests/references/neighbors.json``, made by ``make_neighbors.py`` there.
 """
 
 import json
@@ -8,10 +8,10 @@ import pathlib
 
 import numpy as np
 import pytest
-from references import make_neighbours
+from references import make_neighbors
 
-from bpgan.metrics import neighbours
-from bpgan.metrics.neighbours import (
+from bpgan.metrics import neighbors
+from bpgan.metrics.neighbors import (
     ball_counts,
     density_coverage,
     expected_coverage,
@@ -20,12 +20,12 @@ from bpgan.metrics.neighbours import (
 )
 
 REFERENCES = json.loads(
-    (pathlib.Path(__file__).parent / "references" / "neighbours.json").read_text()
+    (pathlib.Path(__file__).parent / "references" / "neighbors.json").read_text()
 )
 
 
 def inputs(case):
-    return getattr(make_neighbours, case["make"])(case["n"], case["m"], case["f"], case["seed"])
+    return getattr(make_neighbors, case["make"])(case["n"], case["m"], case["f"], case["seed"])
 
 
 def distance_matrix(x, y):
@@ -70,7 +70,7 @@ SETS = {
 @pytest.mark.parametrize("exclude_self", [False, True])
 def test_nearest_equals_sorting_all_distances(name, exclude_self, monkeypatch):
     """On data on which float32 fails, too; in several blocks, the last one not full, of several groups of points."""
-    monkeypatch.setattr(neighbours, "_TILE", 150 * 40)
+    monkeypatch.setattr(neighbors, "_TILE", 150 * 40)
     x = SETS[name](np.random.RandomState(0))
     queries = x if exclude_self else SETS[name](np.random.RandomState(1))[:97]
     expected = distance_matrix(queries, x)
@@ -98,13 +98,13 @@ def test_the_documented_limit_of_float64():
 def test_float64_is_a_rare_exception(monkeypatch):
     """The float32 search proves itself on ordinary data; else the engine would be right, and slow."""
     seen = []
-    again = neighbours._candidates_on_host
+    again = neighbors._candidates_on_host
 
     def counting(queries, points, which, *rest):
         seen.append(len(which))
         return again(queries, points, which, *rest)
 
-    monkeypatch.setattr(neighbours, "_candidates_on_host", counting)
+    monkeypatch.setattr(neighbors, "_candidates_on_host", counting)
     rng = np.random.RandomState(0)
     for f in (2, 64, 1024):
         nearest(rng.randn(400, f), rng.randn(900, f), 5)
@@ -121,9 +121,9 @@ def test_the_rounding_bound_holds():
     for f in (1, 30, 3000):
         x, y = rng.rand(50, f).astype(np.float32), -rng.rand(60, f).astype(np.float32)
         exact = x.astype(np.float64) @ y.T.astype(np.float64)
-        error = np.abs(np.asarray(neighbours._products(x, y), np.float64) - exact)
+        error = np.abs(np.asarray(neighbors._products(x, y), np.float64) - exact)
         norms = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(y, axis=1)[None, :]
-        assert (error <= neighbours._gamma(f) * norms).all()
+        assert (error <= neighbors._gamma(f) * norms).all()
 
 
 def test_equal_rows_are_at_distance_zero_and_equal_pairs_tie_exactly():
@@ -132,7 +132,7 @@ def test_equal_rows_are_at_distance_zero_and_equal_pairs_tie_exactly():
     distances, index = nearest(x, x, 1)
     assert (distances == 0).all() and (index[:, 0] == np.arange(60)).all()
     own, index = nearest(x, x, 1, exclude_self=True)
-    # A copy of the neighbour lies exactly on the sphere.
+    # A copy of the neighbor lies exactly on the sphere.
     for strict, expected in ((False, 1), (True, 0)):
         for i in range(60):
             held, _ = ball_counts(x[index[i]], x[i : i + 1], own[i], strict=strict)
@@ -148,7 +148,7 @@ def test_lower_index_first_among_ties():
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("strict", [False, True])
 def test_ball_counts_equal_comparing_all_distances(name, strict, monkeypatch):
-    monkeypatch.setattr(neighbours, "_TILE", 150 * 40)
+    monkeypatch.setattr(neighbors, "_TILE", 150 * 40)
     points, queries = SETS[name](np.random.RandomState(0)), SETS[name](np.random.RandomState(1))
     queries = np.concatenate([queries[:60], points[:37]])
     radii, _ = nearest(points, points, 3, exclude_self=True)
@@ -157,7 +157,7 @@ def test_ball_counts_equal_comparing_all_distances(name, strict, monkeypatch):
     # The reference's distances must tie as ours do.
     rows = np.arange(150)
     matrix = np.stack(
-        [neighbours._distances(queries, np.full(150, i), points, rows) for i in range(97)]
+        [neighbors._distances(queries, np.full(150, i), points, rows) for i in range(97)]
     )
     np.testing.assert_allclose(matrix, distance_matrix(queries, points), rtol=1e-13)
     inside = matrix < radii if strict else matrix <= radii

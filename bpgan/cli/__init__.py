@@ -42,10 +42,10 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import numpy as np
 from absl import flags
 
+from bpgan.cli import ended
 from bpgan.measures import mean_and_deviation
 from bpgan.runtime import environment, limits, peers
 from bpgan.types import Algorithm, Source, UserError, stream
-from experiments import _ended as ended
 
 DONE, UNEXPECTED, BAD_INPUT, ANOMALY, INTERRUPTED, CANCELLED = 0, 1, 2, 3, 75, 130
 """Exit codes. ``INTERRUPTED`` (EX_TEMPFAIL) promises that the same command continues the run: requeue it."""
@@ -1041,7 +1041,8 @@ def drawn(
     """
     import jax
 
-    from bpgan.runtime import parallel, report
+    from bpgan.report import page as report
+    from bpgan.runtime import parallel
 
     if algorithm.sample is None:
         raise UserError("the experiment draws no samples")

@@ -20,11 +20,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, NamedTuple, Protocol
 
-from bpgan import files, memory
+from bpgan import cli, files, memory
+from bpgan.cli import ended as _ended
 from bpgan.runtime import environment
 from bpgan.types import UserError
-from experiments import _cli as cli
-from experiments import _ended
 
 _HOME = pathlib.Path(__file__).resolve().parent.parent
 _GRACE_SECONDS = 15.0
