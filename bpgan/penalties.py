@@ -68,6 +68,29 @@ def regularizer(penalty: Penalty | Regularizer) -> Regularizer:
     return Regularizer(lambda s, memory: (penalty(s.critic, s.real, s.fake, s.key), memory))
 
 
+class Weighted(NamedTuple):
+    """A penalty as part of a player's objective: ``weight * mean(penalty)``, in every k-th update times k.
+
+    Attributes:
+      weight: a number, or a function of the step (``bpgan.optim.schedule``).
+      penalty: what is weighted; ``weighted`` makes one of a function.
+      every: k, counted in updates of the player.
+      player: whose it is, ``"d"`` or ``"g"``.
+    """
+
+    weight: Any
+    penalty: Regularizer
+    every: int = 1
+    player: Literal["d", "g"] = "d"
+
+
+def weighted(
+    weight: Any, penalty: Penalty | Regularizer, every: int = 1, player: Literal["d", "g"] = "d"
+) -> Weighted:
+    """A penalty or a ``Regularizer`` with its weight."""
+    return Weighted(weight, regularizer(penalty), every, player)
+
+
 def _squared_gradient_norm(critic: Critic, x: Samples) -> Logits:
     """``|grad_x D(x)|^2``, summed over all axes but the first."""
     gradient = jax.grad(lambda x: jnp.sum(critic(x)))(x)

@@ -44,7 +44,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ from bpgan.nets import (
     stylegan2,
     truncated,
 )
-from bpgan.penalties import G_PENALTIES, PENALTIES
+from bpgan.penalties import G_PENALTIES, PENALTIES, weighted
 from bpgan.types import Net, UserError
 from experiments.mnist_gan import images_of, latents_of, monitored
 
@@ -152,7 +152,7 @@ def _condition(text: str) -> tuple[str, str]:
 class Term(NamedTuple):
     """``[g.]NAME[=WEIGHT][/EVERY]``."""
 
-    player: str
+    player: Literal["d", "g"]
     name: str
     weight: str
     every: int
@@ -175,7 +175,8 @@ def _penalties(text: str) -> list[Term]:
     for term in text.split("+") if text != "none" else []:
         body, slash, every = term.partition("/")
         name, _, weight = body.partition("=")
-        player, name = ("g", name[2:]) if name.startswith("g.") else ("d", name)
+        player: Literal["d", "g"] = "g" if name.startswith("g.") else "d"
+        name = name.removeprefix("g.")
         if name not in (G_PENALTIES if player == "g" else (*PENALTIES, _CLIP)):
             allowed = [*PENALTIES, _CLIP, *(f"g.{name}" for name in G_PENALTIES)]
             raise ValueError(
@@ -666,11 +667,12 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         sample_latents = gan.normal_latents(dim, dtype, cfg.truncation)
 
     terms = _penalties(cfg.penalty)
-    tables = {"d": PENALTIES, "g": G_PENALTIES}
-    penalties: dict[str, list] = {"d": [], "g": []}
-    for player, name, weight, every in terms:
-        if name != _CLIP:
-            penalties[player].append((scalar(weight), tables[player][name], every))
+    tables: Any = {"d": PENALTIES, "g": G_PENALTIES}
+    penalties = [
+        weighted(scalar(weight), tables[player][name], every, player)
+        for player, name, weight, every in terms
+        if name != _CLIP
+    ]
     g_lr, d_lr = _pair(cfg.lr, str)
     b1, b2, eps = _betas(cfg.betas)
 
@@ -685,25 +687,16 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     half_life = scalar(cfg.ema)
     ramp = None if callable(half_life) else 0.05  # a schedule is its own
     algorithm = gan.make(
-        g_net,
-        d_net,
+        gan.Networks(g_net, d_net, latents, shape, dtype, sampler, sample_latents),
         LOSSES[cfg.loss],
-        adam(g_lr, counts),
-        d_tx,
-        latents=latents,
-        data_shape=shape,
-        dtype=dtype,
-        penalties=penalties["d"],
-        g_penalties=penalties["g"],
+        gan.Optimizers(adam(g_lr, counts), d_tx),
+        penalties=penalties,
         d_steps=cfg.d_steps,
         accumulate=cfg.accumulate,
-        classes=classes,
-        auxiliary=(scalar(auxiliary_weight), AUXILIARY[head]) if head in AUXILIARY else None,
+        condition=gan.Condition(classes, AUXILIARY.get(head), scalar(auxiliary_weight)),
         augment=Augment(apply, scalar(p), target) if apply else None,
         ema_decay=None if half_life == 0 else optim.half_life(half_life, cfg.batch_size, ramp),
         rule=rule,
-        sampler=sampler,
-        sample_latents=sample_latents,
         axis_name=axis_name,
     )
     experiment = cli.Experiment(algorithm, source, title=images.summary())

@@ -16,7 +16,6 @@ likelihood and draws its mean images, where the study's code puts gray pixels un
 """
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -26,7 +25,7 @@ from bpgan.algorithms import gan, vae
 from bpgan.losses import LOSSES, began
 from bpgan.nets import dcgan, energy, linen_net
 from bpgan.nets.vae import Encoder
-from bpgan.penalties import PENALTIES
+from bpgan.penalties import PENALTIES, weighted
 from bpgan.types import Algorithm, UserError
 from experiments.mnist_gan import images_of, monitored
 
@@ -141,12 +140,15 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         built = cli.Experiment(algorithm, source, title=images.summary())
         return monitored(built, cfg.dataset, held, *_metrics(cfg.metrics))
 
-    common: Any = dict(data_shape=shape, dtype=dtype, axis_name=axis_name)
     if cfg.model == "vae":
         encoder = linen_net(Encoder(cfg.latents, wide, (cfg.hidden,), dtype=dtype))
         model = vae.Model(encoder, linen_net(g), vae.LIKELIHOODS["continuous-bernoulli"])
         tx = optax.adam(cfg.lr, b1=cfg.b1, b2=0.999)
-        return experiment(vae.make(model, tx, latents=cfg.latents, **common))
+        return experiment(
+            vae.make(
+                model, tx, latents=cfg.latents, data_shape=shape, dtype=dtype, axis_name=axis_name
+            )
+        )
     if cfg.model == "began":
         loss = began(cfg.balance, cfg.k_step)
         d = energy(linen_net(dcgan.Autoencoder(wide, code=cfg.latents, dtype=dtype)))
@@ -160,17 +162,15 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     g_tx, d_tx = (optax.adam(cfg.lr, b1=cfg.b1, b2=0.999) for _ in range(2))
     if cfg.model == "wgan":
         d_tx = optax.chain(d_tx, optim.clip_weights(cfg.clip))
-    penalties = [(cfg.weight, PENALTIES[PENALTY[cfg.model]])] if cfg.model in PENALTY else []
     algorithm = gan.make(
-        linen_net(g),
-        d,
+        gan.Networks(linen_net(g), d, gan.uniform_latents(cfg.latents, dtype), shape, dtype),
         loss,
-        g_tx,
-        d_tx,
-        latents=gan.uniform_latents(cfg.latents, dtype),
-        penalties=penalties,
+        gan.Optimizers(g_tx, d_tx),
+        penalties=[
+            weighted(cfg.weight, PENALTIES[PENALTY[name]]) for name in PENALTY if name == cfg.model
+        ],
         d_steps=cfg.d_steps,
-        **common,
+        axis_name=axis_name,
     )
     return experiment(algorithm)
 

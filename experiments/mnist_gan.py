@@ -19,7 +19,7 @@ from bpgan import backprop, cli, data
 from bpgan.algorithms import gan
 from bpgan.losses import LOSSES
 from bpgan.nets import dcgan, linen_net, mlp
-from bpgan.penalties import PENALTIES
+from bpgan.penalties import PENALTIES, weighted
 from bpgan.types import Net, UserError
 
 
@@ -205,16 +205,16 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     g_net, d_net = _nets(cfg, shape, axis_name)
     distribution, dim = latents_of(cfg.latents)
     algorithm = gan.make(
-        g_net,
-        d_net,
+        gan.Networks(g_net, d_net, distribution(dim, dtype), shape, dtype),
         backprop.losses_by_hand(cfg.loss) if cfg.gradients == "manual" else LOSSES[cfg.loss],
-        optax.adam(cfg.lr_scale * cfg.g_lr, b1=cfg.b1, b2=cfg.b2),
-        optax.adam(cfg.lr_scale * cfg.d_lr, b1=cfg.b1, b2=cfg.b2),
-        latents=distribution(dim, dtype),
-        data_shape=shape,
-        dtype=dtype,
-        penalties=[(cfg.gamma, PENALTIES[name]) for name in penalties_of(cfg.penalty)],
-        penalty_every=cfg.penalty_every,
+        gan.Optimizers(
+            optax.adam(cfg.lr_scale * cfg.g_lr, b1=cfg.b1, b2=cfg.b2),
+            optax.adam(cfg.lr_scale * cfg.d_lr, b1=cfg.b1, b2=cfg.b2),
+        ),
+        penalties=[
+            weighted(cfg.gamma, PENALTIES[name], cfg.penalty_every)
+            for name in penalties_of(cfg.penalty)
+        ],
         d_steps=cfg.d_steps,
         ema_decay=cfg.ema,
         axis_name=axis_name,
