@@ -88,6 +88,29 @@ def regularizer(penalty: Penalty | Regularizer) -> Regularizer:
     )
 
 
+class Weighted(NamedTuple):
+    """A penalty as part of a player's objective: ``weight * mean(penalty)``, in every k-th update times k.
+
+    Attributes:
+      weight: a number, or a function of the step (``bpgan.optim.schedule``).
+      penalty: what is weighted; ``weighted`` makes one of a function.
+      every: k, counted in updates of the player.
+      player: whose it is, ``"d"`` or ``"g"``.
+    """
+
+    weight: Any
+    penalty: Regularizer
+    every: int = 1
+    player: Literal["d", "g"] = "d"
+
+
+def weighted(
+    weight: Any, penalty: Penalty | Regularizer, every: int = 1, player: Literal["d", "g"] = "d"
+) -> Weighted:
+    """A penalty or a ``Regularizer`` with its weight."""
+    return Weighted(weight, regularizer(penalty), every, player)
+
+
 def _squared_gradient_norm(critic: Critic, x: Samples) -> Logits:
     """``|grad_x D(x)|^2``, summed over all axes but the first."""
     gradient = jax.grad(lambda x: jnp.sum(critic(x)))(x)
@@ -408,18 +431,20 @@ class Terms(NamedTuple):
     terms: tuple[Term, ...] = ()
     clip: float | None = None
 
-    def of(
-        self, player: str, steps: int, *, weight: Any = 1.0, every: int = 1
-    ) -> list[tuple[Any, Regularizer, int]]:
-        """``(weight, penalty, every)`` of a player's penalties, in a run of so many steps.
+    def over(self, steps: int, *, weight: Any = 1.0, every: int = 1) -> list[Weighted]:
+        """The penalties of both players, in a run of so many steps.
 
         Args:
           weight, every: of the terms that have none of their own.
         """
         return [
-            (term.weight(steps) if term.weight else weight, term.penalty, term.every or every)
+            Weighted(
+                term.weight(steps) if term.weight else weight,
+                term.penalty,
+                term.every or every,
+                term.player,
+            )
             for term in self.terms
-            if term.player == player
         ]
 
 

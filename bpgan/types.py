@@ -55,12 +55,16 @@ class Algorithm(NamedTuple):
       sample: ``sample(state, key, n) -> images``, or None where there is nothing to draw.
       classes: if not 0, ``sample`` takes int32 ``labels[n]`` below it as a fourth argument; without them it draws the
         classes in turn.
+      objectives: ``objectives(state, batch, key) -> losses``, where ``losses({player: params})`` returns what each
+        player minimizes in that step as a function of the parameters of all, and what comes beside it, dicts by player;
+        None where nobody asks for them.
     """
 
     init: Callable[..., Any]
     step: Callable[..., Any]
     sample: Callable[..., Any] | None = None
     classes: int = 0
+    objectives: Callable[..., Any] | None = None
 
 
 class AdversarialLoss(NamedTuple):

@@ -42,6 +42,7 @@ Papers:  Huang et al. 2025, arXiv:2501.05441 (R3GAN); Miyato et al. 2018, arXiv:
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -55,7 +56,7 @@ from bpgan.augment import Planned
 from bpgan.augment import parse as parse_augment
 from bpgan.losses import AUXILIARY, LOSSES
 from bpgan.nets import architecture, truncated
-from bpgan.types import AdversarialLoss, Auxiliary, Net, UserError
+from bpgan.types import AdversarialLoss, Net, UserError
 
 from .mnist_gan import monitored
 
@@ -71,9 +72,9 @@ class Condition(NamedTuple):
     how: str
     weight: optim.OverRun
 
-    def auxiliary(self, steps: int) -> tuple[Any, Auxiliary] | None:
-        """The loss of the head and its weight, in a run of so many steps."""
-        return (self.weight(steps), AUXILIARY[self.how]) if self.how in AUXILIARY else None
+    def over(self, steps: int, classes: int) -> gan.Condition:
+        """The condition of a run of so many steps, on labels of so many classes."""
+        return gan.Condition(classes, AUXILIARY.get(self.how), self.weight(steps))
 
 
 _positive = functools.partial(optim.parse, low=0.0)
@@ -391,18 +392,19 @@ def _networks(cfg: Config, images: data.Dataset, axis_name: str | None) -> tuple
     return nets[0], nets[1], classes
 
 
-def _truncation(cfg: Config, g_net: Net, classes: int, dtype: Any) -> dict[str, Any]:
-    """What draws samples in the place of G and its latents: of a mapping the styles are truncated, else z."""
+def _truncation(
+    cfg: Config, g_net: Net, classes: int, dtype: Any
+) -> tuple[Net | None, Callable[..., Any] | None]:
+    """What draws samples in the place of G and of its latents: of a mapping the styles are truncated, else z."""
     drawn = cfg.latents.value
     if not cfg.truncation:
-        return {}
+        return None, None
     if cfg.net.value.g.mapping:
-        draw = drawn.draw(dtype)
-        return {"sampler": truncated(g_net, cfg.truncation, draw, classes=classes)}
+        return truncated(g_net, cfg.truncation, drawn.draw(dtype), classes=classes), None
     if drawn.kind != "normal":
         reason = f"`latents={cfg.latents}`, must be normal:DIM"
         raise UserError(reason, argument="truncation", value=cfg.truncation, beside=["latents"])
-    return {"sample_latents": drawn.draw(dtype, cfg.truncation)}
+    return None, drawn.draw(dtype, cfg.truncation)
 
 
 def _optimizers(cfg: Config, steps: int) -> dict[Literal["g", "d"], optax.GradientTransformation]:
@@ -431,26 +433,21 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     steps = cli.steps_of(cfg, source.steps_per_epoch)
     txs, planned, half_life = _optimizers(cfg, steps), cfg.augment.value, cfg.ema.value(steps)
     ramp = None if callable(half_life) else 0.05  # a schedule is its own
+    latents = cfg.latents.value.draw(dtype)
     algorithm = gan.make(
-        g_net,
-        d_net,
+        gan.Networks(
+            g_net, d_net, latents, images.shape, dtype, *_truncation(cfg, g_net, classes, dtype)
+        ),
         cfg.loss.value,
-        txs["g"],
-        txs["d"],
-        latents=cfg.latents.value.draw(dtype),
-        data_shape=images.shape,
-        dtype=dtype,
-        penalties=cfg.penalty.value.of("d", steps),
-        g_penalties=cfg.penalty.value.of("g", steps),
+        gan.Optimizers(**txs),
+        penalties=cfg.penalty.value.over(steps),
         d_steps=cfg.d_steps,
         accumulate=cfg.accumulate,
-        classes=classes,
-        auxiliary=cfg.condition.value.auxiliary(steps),
+        condition=cfg.condition.value.over(steps, classes),
         augment=planned.over(steps) if planned else None,
         ema_decay=None if half_life == 0 else optim.half_life(half_life, cfg.batch_size, ramp),
         rule=cfg.rule.value,
         axis_name=axis_name,
-        **_truncation(cfg, g_net, classes, dtype),
     )
     experiment = cli.Experiment(algorithm, source, title=images.summary())
     return monitored(experiment, cfg.dataset, held)

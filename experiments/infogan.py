@@ -26,7 +26,7 @@ from bpgan.algorithms import gan, vae
 from bpgan.losses import LOSSES, began
 from bpgan.nets import dcgan, energy, linen_net
 from bpgan.nets.vae import Encoder
-from bpgan.penalties import PENALTIES, regularizer
+from bpgan.penalties import PENALTIES, regularizer, weighted
 from bpgan.types import Algorithm, Net, UserError
 
 from .mnist_gan import monitored
@@ -198,16 +198,12 @@ def _gan(cfg: Config, shape: tuple[int, int, int], axis_name: str | None) -> Alg
     g_tx, d_tx = (optax.adam(cfg.lr, b1=cfg.b1, b2=0.999) for _ in range(2))
     if "clip" in model.flags:
         d_tx = optax.chain(d_tx, optim.clip_weights(cfg.clip))
+    latents = gan.uniform_latents(cfg.latents, dtype)
     return gan.make(
-        _decoder(cfg, shape, axis_name),
-        d,
+        gan.Networks(_decoder(cfg, shape, axis_name), d, latents, shape, dtype),
         loss,
-        g_tx,
-        d_tx,
-        latents=gan.uniform_latents(cfg.latents, dtype),
-        data_shape=shape,
-        dtype=dtype,
-        penalties=[(cfg.weight, PENALTIES[model.penalty])] if model.penalty else [],
+        gan.Optimizers(g_tx, d_tx),
+        penalties=[weighted(cfg.weight, PENALTIES[model.penalty])] if model.penalty else [],
         d_steps=cfg.d_steps,
         axis_name=axis_name,
     )

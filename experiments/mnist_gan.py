@@ -200,15 +200,13 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     terms, by_hand = cfg.penalty.value, cfg.gradients == "manual"
     d_tx = optax.adam(cfg.lr_scale * cfg.d_lr, b1=cfg.b1, b2=cfg.b2)
     algorithm = gan.make(
-        g_net,
-        d_net,
+        gan.Networks(g_net, d_net, cfg.latents.value.draw(dtype), images.shape, dtype),
         backprop.losses_by_hand(cfg.loss) if by_hand else cfg.loss.value,
-        optax.adam(cfg.lr_scale * cfg.g_lr, b1=cfg.b1, b2=cfg.b2),
-        optax.chain(d_tx, optim.clip_weights(terms.clip)) if terms.clip else d_tx,
-        latents=cfg.latents.value.draw(dtype),
-        data_shape=images.shape,
-        dtype=dtype,
-        penalties=terms.of("d", steps, weight=cfg.gamma, every=cfg.penalty_every),
+        gan.Optimizers(
+            optax.adam(cfg.lr_scale * cfg.g_lr, b1=cfg.b1, b2=cfg.b2),
+            optax.chain(d_tx, optim.clip_weights(terms.clip)) if terms.clip else d_tx,
+        ),
+        penalties=terms.over(steps, weight=cfg.gamma, every=cfg.penalty_every),
         d_steps=cfg.d_steps,
         ema_decay=cfg.ema,
         axis_name=axis_name,

@@ -236,24 +236,19 @@ def _tx(cfg: Config, steps: int, updates: int = 1) -> optax.GradientTransformati
     return optax.sgd(lr) if cfg.optimizer == "sgd" else optim.adam(lr, cfg.b1, cfg.b2)
 
 
-def _gan(
-    cfg: Config, g: Net, d: Net, steps: int, shape: tuple[int, ...], **options: Any
-) -> Algorithm:
+def _gan(cfg: Config, g: Net, d: Net, steps: int, shape: tuple[int, ...]) -> Algorithm:
+    dtype = jnp.dtype(cfg.precision)
     d_tx, bound = _tx(cfg, steps, cfg.d_steps), cfg.penalty.value.clip
     return gan.make(
-        g,
-        d,
+        gan.Networks(g, d, gan.normal_latents(2 if shape == (2,) else 1, dtype), shape, dtype),
         cfg.loss.value,
-        _tx(cfg, steps),
-        optax.chain(d_tx, optim.clip_weights(bound)) if bound else d_tx,
-        latents=gan.normal_latents(2 if shape == (2,) else 1, jnp.dtype(cfg.precision)),
-        data_shape=shape,
-        dtype=jnp.dtype(cfg.precision),
-        penalties=cfg.penalty.value.of("d", steps, weight=cfg.gamma),
+        gan.Optimizers(
+            _tx(cfg, steps), optax.chain(d_tx, optim.clip_weights(bound)) if bound else d_tx
+        ),
+        penalties=cfg.penalty.value.over(steps, weight=cfg.gamma),
         d_steps=cfg.d_steps,
         ema_decay=cfg.ema or None,
         rule=game.rule_of(cfg.rule),
-        **options,
     )
 
 
@@ -277,7 +272,7 @@ def mixture(cfg: Config, steps: int) -> cli.Experiment:
     def sample(state: Any, key: PRNG, n: int) -> jax.Array:
         del n
         k1, k2 = jax.random.split(key)
-        logits = lambda x: d.apply({"params": state.d.params}, x.astype(dtype), train=False)[0]  # noqa: E731
+        logits = lambda x: d.apply(state.players["d"].variables, x.astype(dtype), train=False)[0]  # noqa: E731
         return picture_of_points(target.draw(k1, 1000), plain(state, k2, 1000), logits, reach)
 
     def evaluate(state: Any) -> dict[str, float]:
@@ -341,16 +336,17 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
     def sample(state: Any, key: PRNG, n: int) -> jax.Array:
         del n
         k1, k2 = jax.random.split(key)
-        logits = lambda x: d.apply({"params": state.d.params}, x, train=False)[0]  # noqa: E731
+        logits = lambda x: d.apply(state.players["d"].variables, x, train=False)[0]  # noqa: E731
         return picture_of_line(
             draw(k1, 4000), plain(state, k2, 4000), logits, MU - 6 * SIGMA, MU + 4 * SIGMA
         )
 
     def evaluate(state: Any) -> dict[str, float]:
-        averaged = (state.ema or {"params": state.g.params})["params"]
+        g = state.players["g"].params
+        averaged = state.ema["g"]["params"] if state.ema else g
         real = draw(jax.random.key(1), 100_000)
         fake = jnp.asarray(_drawn(inner, state, 100_000))
-        logits = [d.apply({"params": state.d.params}, x, train=False)[0] for x in (real, fake)]
+        logits = [d.apply(state.players["d"].variables, x, train=False)[0] for x in (real, fake)]
         loss = cfg.loss.value
         value = float(jnp.mean(loss.d(*logits)))
         constant = jnp.linspace(-2.0, 2.0, 401)  # what is left to D against equal distributions
@@ -366,7 +362,7 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
         }
         if cfg.loss in _LOG_RATIO:
             # Spread over the reals, for a constant says nothing; of the G that D plays against.
-            ratio = log_ratio(real[:, 0], state.g.params["a"], state.g.params["b"])
+            ratio = log_ratio(real[:, 0], g["a"], g["b"])
             found |= {"logit_error": float(jnp.std(logits[0] - ratio)), "logit_error/known": 0.0}
         return found
 
@@ -394,8 +390,11 @@ def _two_numbers(cfg: Config, steps: int) -> tuple[Algorithm, Callable]:
     batch = {"x": jnp.zeros((cfg.batch_size * cfg.d_steps, 1), dtype)}
 
     def moved(state: Any, where: jax.Array) -> jax.Array:
-        theta, psi = where.astype(dtype)
-        there = state._replace(g=state.g._replace(params=theta), d=state.d._replace(params=psi))
+        players = {
+            name: state.players[name]._replace(params=x)
+            for name, x in zip(game.PLAYERS, where.astype(dtype), strict=True)
+        }
+        there = state._replace(players=players)
         return point_of(algorithm.step(there, batch, jax.random.key(0))[0])
 
     return algorithm, moved
@@ -403,7 +402,7 @@ def _two_numbers(cfg: Config, steps: int) -> tuple[Algorithm, Callable]:
 
 def point_of(state: Any) -> jax.Array:
     """``(theta, psi)`` of a game in the plane."""
-    return jnp.stack([state.g.params, state.d.params])
+    return jnp.stack([state.players[name].params for name in game.PLAYERS])
 
 
 def _growth(sizes: np.ndarray) -> float:
@@ -471,7 +470,7 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
         points, norms = points[there], norms[there][-101:]
         if len(norms) > 1:
             found["factor"] = _growth(norms)
-        fixed = not callable(optim.schedule(cfg.lr)) and trail.state.memory is None
+        fixed = not callable(optim.schedule(cfg.lr)) and not trail.state.memory
         # Else the step is no function of the point alone.
         if cfg.optimizer == "sgd" and cfg.rule != "optimistic" and fixed and len(points):
             # Of a double eigenvalue float32 finds only the first three digits.
@@ -524,12 +523,13 @@ def lqg(cfg: Config, steps: int) -> cli.Experiment:
         del n
         k1, k2 = jax.random.split(key)
         real = root * jax.random.normal(k1, (1000, len(SPECTRUM)), dtype)
-        fake = jax.random.normal(k2, (1000, RANK), dtype) @ state.params[0].T
+        fake = jax.random.normal(k2, (1000, RANK), dtype) @ state.players["g"].params.T
         flat = lambda x: jnp.zeros(len(x))  # noqa: E731
         return picture_of_points(real[:, :2], fake[:, :2], flat, 6.0)
 
     def evaluate(state: Any) -> dict[str, float]:
-        model = np.asarray(state.params[0] @ state.params[0].T, np.float64)
+        g = state.players["g"].params
+        model = np.asarray(g @ g.T, np.float64)
         zero = np.zeros(len(SPECTRUM))
         distance = metrics.frechet_distance_gaussians(
             metrics.Gaussian(zero, np.diag(SPECTRUM), 2), metrics.Gaussian(zero, model, 2)
