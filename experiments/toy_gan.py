@@ -405,35 +405,6 @@ def point_of(state: Any) -> jax.Array:
     return jnp.stack([state.players[name].params for name in game.PLAYERS])
 
 
-def _growth(sizes: np.ndarray) -> float:
-    """The factor of each step, by least squares on the logarithms."""
-    return math.exp(np.polyfit(np.arange(len(sizes)), np.log(sizes), 1)[0])
-
-
-def linear_factor(points: np.ndarray, moved: np.ndarray, jacobian: np.ndarray) -> dict[str, float]:
-    """The factor of each step in the norm in which the step at the equilibrium has it exactly, and what it is there.
-
-    With the eigenvalue l of ``jacobian`` that is largest in absolute value and its left eigenvector w, a linear step
-    multiplies ``|w x|`` by ``|l|``, the spectral radius, wherever x is: no period, transient or polynomial factor of a
-    double eigenvalue comes in. Measured is what the last run of up to 101 points has of it, of those from where the
-    step is linear and ``w x`` is not lost in the rounding of x. Empty if these are fewer than five.
-
-    Args:
-      points: ``[n, 2]``, as the game was played; moved: a step from each of them, exactly.
-      jacobian: of the step at the equilibrium, 0.
-    """
-    values, left = np.linalg.eig(jacobian.T)
-    top = np.abs(values).argmax()
-    along, after = points @ left[:, top], moved @ left[:, top]
-    counts = np.abs(after - values[top] * along) <= 1e-5 * np.abs(along)
-    counts &= np.abs(along) >= 1e-3 * np.linalg.norm(points, axis=1)
-    runs = [run[counts[run]] for run in np.split(np.arange(len(points)), np.flatnonzero(~counts))]
-    long = [run[-101:] for run in runs if len(run) >= 5]
-    if not long:
-        return {}
-    return {"factor": _growth(np.abs(along[long[-1]])), "factor/known": abs(values[top])}
-
-
 def dirac(cfg: Config, steps: int) -> cli.Experiment:
     """dirac and bilinear: two numbers, from (1, -1), with the path that they take."""
     if cfg.problem == "bilinear" and cfg.loss != "wasserstein":
@@ -469,7 +440,7 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
         there = norms > 1e3 * np.finfo(dtype).tiny
         points, norms = points[there], norms[there][-101:]
         if len(norms) > 1:
-            found["factor"] = _growth(norms)
+            found["factor"] = game.growth(norms)
         fixed = not callable(optim.schedule(cfg.lr)) and not trail.state.memory
         # Else the step is no function of the point alone.
         if cfg.optimizer == "sgd" and cfg.rule != "optimistic" and fixed and len(points):
@@ -478,7 +449,10 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
                 _, exactly = _two_numbers(dataclasses.replace(cfg, precision="float64"), steps)
                 step = functools.partial(exactly, trail.state)
                 after = np.asarray(jax.vmap(step)(jnp.asarray(points)))
-                found |= linear_factor(points, after, np.asarray(jax.jacobian(step)(jnp.zeros(2))))
+                jacobian = np.asarray(jax.jacobian(step)(jnp.zeros(2)))
+                factors = game.linear_factor(points, after, jacobian)
+                if factors:
+                    found |= dict(zip(("factor", "factor/known"), factors, strict=True))
         return {name: float(value) for name, value in found.items()}
 
     draw = lambda key, n: jnp.zeros((n, 1), dtype)  # noqa: E731

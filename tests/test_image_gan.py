@@ -125,7 +125,7 @@ def test_options(files, flags):
     cfg = config(f"--dataset={files(28, 1)}", "--batch_size=8", *flags)
     state, metrics = shapes_of_a_step(cfg)
     assert {"d/loss", "g/loss"} <= set(metrics)
-    for player in (state.g, state.d):
+    for player in (state.players["g"], state.players["d"]):
         assert {a.dtype for a in jax.tree.leaves(player.params)} == {jnp.dtype("float32")}
 
 
@@ -228,7 +228,7 @@ def test_biggan_has_the_widths_of_studiogan(files):
     """Kang et al. 2023, ``big_resnet.py`` at 32 pixels: 4 x 96 channels in G's blocks, 2 x 96 in D's."""
     cfg = config("--preset=biggan-32", f"--dataset={files(32, 3)}")
     state = jax.eval_shape(image_gan.build(cfg).algorithm.init, jax.random.key(0))
-    for params, width in ((state.g.params, 384), (state.d.params, 192)):
+    for params, width in ((state.players["g"].params, 384), (state.players["d"].params, 192)):
         blocks = [params[name] for name in params if name.startswith("block")]
         kernels = [leaf for leaf in jax.tree.leaves(blocks) if leaf.ndim == 4]
         assert {kernel.shape[3] for kernel in kernels} == {width}

@@ -421,3 +421,37 @@ def largest_stable_step(
     # Not over |l|^2, which leaves the range of floats before l does.
     steps = np.where(real > bound, 2 * (real / size) / size, 0.0)
     return StableStep(float(steps.min(initial=np.inf)), np.flatnonzero(neutral))
+
+
+def growth(sizes: Float[np.ndarray, " n"]) -> float:
+    """The factor of each step, by least squares on the logarithms."""
+    return math.exp(np.polyfit(np.arange(len(sizes)), np.log(sizes), 1)[0])
+
+
+def linear_factor(
+    points: Float[np.ndarray, "n p"],
+    moved: Float[np.ndarray, "n p"],
+    jacobian: Float[np.ndarray, "p p"],
+) -> tuple[float, float] | None:
+    """The factor of each step of a path near an equilibrium, and the spectral radius that it is to be.
+
+    With the eigenvalue l of ``jacobian`` that is largest in absolute value and its left eigenvector w, a linear step
+    multiplies ``|w x|`` by ``|l|``, the spectral radius, wherever x is: no period, transient or polynomial factor of a
+    double eigenvalue comes in. Measured is what the last run of up to 101 points has of it, of those from where the
+    step is linear and ``w x`` is not lost in the rounding of x.
+
+    Args:
+      points: of the path, as it was played; moved: a step from each of them, exactly.
+      jacobian: of the step at the equilibrium, 0.
+
+    Returns:
+      The factor measured and the one known; None if fewer than five points can tell.
+    """
+    values, left = np.linalg.eig(jacobian.T)
+    top = np.abs(values).argmax()
+    along, after = points @ left[:, top], moved @ left[:, top]
+    counts = np.abs(after - values[top] * along) <= 1e-5 * np.abs(along)
+    counts &= np.abs(along) >= 1e-3 * np.linalg.norm(points, axis=1)
+    runs = [run[counts[run]] for run in np.split(np.arange(len(points)), np.flatnonzero(~counts))]
+    long = [run[-101:] for run in runs if len(run) >= 5]
+    return (growth(np.abs(along[long[-1]])), abs(values[top])) if long else None
