@@ -7,10 +7,10 @@ import pathlib
 import types
 
 import pytest
-import test_architectures
 import test_gan
-import test_losses
-import test_penalties
+from checks import losses as check_losses
+from checks import networks as check_networks
+from checks import penalties as check_penalties
 
 import bpgan.algorithms.gan
 import bpgan.losses
@@ -84,19 +84,19 @@ def mutate(module: types.ModuleType, old: str, new: str) -> types.ModuleType:
 def check(module: types.ModuleType, target: str) -> None:
     """The check that guards ``target``, run on a module (mutated or not)."""
     if target in ("r1", "r2"):
-        test_penalties.check_on_quadratic_critic(target, module.PENALTIES[target])
+        check_penalties.check_on_quadratic_critic(target, module.PENALTIES[target])
     elif target == "gp":
-        test_penalties.check_gradient_penalty(module.PENALTIES["wgan_gp"])
+        check_penalties.check_gradient_penalty(module.PENALTIES["wgan_gp"])
     elif target == "lazy":
         test_gan.check_lazy_penalty(module)
     elif target == "spectral":
-        test_architectures.check_spectral_norm(module.spectral_norm)
+        check_networks.check_spectral_norm(module.spectral_norm)
     elif target == "dirac":
         loss, r1 = bpgan.losses.LOSSES["nonsaturating"], bpgan.penalties.PENALTIES["r1"]
         test_gan.check_dirac(module, "nonsaturating", loss, r1, False, 1)
     else:
-        test_losses.check_values_and_gradients(target, module.LOSSES[target])
-        test_losses.check_anchor(target, module.LOSSES[target])
+        check_losses.check_values_and_gradients(target, module.LOSSES[target])
+        check_losses.check_anchor(target, module.LOSSES[target])
 
 
 @pytest.mark.parametrize("name", MUTANTS)
