@@ -8,9 +8,10 @@ import types
 from typing import Any
 
 import pytest
-import test_architectures
-import test_losses
-from checks import gans, penalties
+from checks import gans
+from checks import losses as check_losses
+from checks import networks as check_networks
+from checks import penalties as check_penalties
 
 import bpgan.algorithms.gan
 import bpgan.algorithms.turns
@@ -96,19 +97,19 @@ def trained_by(module: types.ModuleType) -> Any:
 def check(module: types.ModuleType, target: str) -> None:
     """The check that guards ``target``, run on a module (mutated or not)."""
     if target in ("r1", "r2"):
-        penalties.check_on_quadratic_critic(target, module.PENALTIES[target])
+        check_penalties.check_on_quadratic_critic(target, module.PENALTIES[target])
     elif target == "gp":
-        penalties.check_gradient_penalty(module.PENALTIES["wgan_gp"])
+        check_penalties.check_gradient_penalty(module.PENALTIES["wgan_gp"])
     elif target == "lazy":
         gans.check_lazy_penalty(trained_by(module))
     elif target == "spectral":
-        test_architectures.check_spectral_norm(module.spectral_norm)
+        check_networks.check_spectral_norm(module.spectral_norm)
     elif target == "dirac":
         loss, r1 = bpgan.losses.LOSSES["nonsaturating"], bpgan.penalties.PENALTIES["r1"]
         gans.check_dirac(trained_by(module), "nonsaturating", loss, r1, False, 1)
     else:
-        test_losses.check_values_and_gradients(target, module.LOSSES[target])
-        test_losses.check_anchor(target, module.LOSSES[target])
+        check_losses.check_values_and_gradients(target, module.LOSSES[target])
+        check_losses.check_anchor(target, module.LOSSES[target])
 
 
 @pytest.mark.parametrize("name", MUTANTS)
