@@ -79,13 +79,12 @@ def experiment():
 
 def bare_program() -> Work:
     """As many steps as one window of the full loop, in one call."""
-    from bpgan import cli
     from bpgan.runtime import parallel
 
     cfg, built = experiment()
     program = parallel.compile(built.algorithm, built.source, seed=0)
     carry = program.init()
-    steps = cli.duration(cfg.checkpoint_every, built.source.steps_per_epoch)
+    steps = cfg.checkpoint_every.value.steps(built.source.steps_per_epoch)
 
     def work():
         nonlocal carry
@@ -103,14 +102,13 @@ def full_loop() -> Iterator[Answer]:
     log lines with their TensorBoard events. The first one holds the start and all compilation. Between windows the
     run is held up.
     """
-    from bpgan import cli
     from bpgan.runtime import run as run_directory
     from bpgan.runtime import train
 
     cfg, built = experiment()
     log_every, sample_every, checkpoint_every = (
-        cli.duration(text, built.source.steps_per_epoch)
-        for text in (cfg.log_every, cfg.sample_every, cfg.checkpoint_every)
+        every.value.steps(built.source.steps_per_epoch)
+        for every in (cfg.log_every, cfg.sample_every, cfg.checkpoint_every)
     )
     go, done = queue.SimpleQueue(), queue.SimpleQueue()
     log_write = run_directory.Log.write

@@ -1,9 +1,10 @@
-"""What is known of a measure by its name, which way it is better, and means over runs."""
+"""What is known of a measure by its name, which way it is better, what is looked for, and means over runs."""
 
 import math
 import re
 import statistics
 from collections.abc import Sequence
+from typing import NamedTuple
 
 _DIRECTIONS = {
     # Distances and errors.
@@ -33,6 +34,38 @@ def direction(metric: str) -> int:
     while name and name not in _DIRECTIONS:
         name = name.rpartition("-")[0]
     return _DIRECTIONS.get(name, 0)
+
+
+class Goal(NamedTuple):
+    """What is looked for: the least or the greatest value of a metric.
+
+    Attributes:
+      mode: ``min`` or ``max``.
+      metric: its name, as it is logged.
+    """
+
+    mode: str
+    metric: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Goal":
+        """The goal that is written ``min:METRIC`` or ``max:METRIC``.
+
+        Raises:
+          ValueError: for anything else.
+        """
+        match = re.fullmatch(r"(min|max):(\S+)", text)
+        if not match:
+            raise ValueError("must be min:METRIC or max:METRIC")
+        return cls(match[1], match[2])
+
+    def __str__(self) -> str:
+        return f"{self.mode}:{self.metric}"
+
+    @property
+    def sign(self) -> int:
+        """What a value is multiplied by so that less is better."""
+        return 1 if self.mode == "min" else -1
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:

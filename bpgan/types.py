@@ -69,11 +69,16 @@ class AdversarialLoss(NamedTuple):
     Attributes:
       memory: None, or what D's loss remembers at the start, a pytree of float arrays (they are averaged): then
         ``d(real, fake, memory) -> (loss[b], memory)``.
+      energy: whether the logits must be energies, minus the reconstruction error of an autoencoder (``nets.energy``).
+      balances_at_zero: whether a D that cannot tell reals from fakes is best off with logits around 0. Only then does
+        the sign of a logit say what D thinks, as an adaptive augmentation takes it to (``augment.adapt``).
     """
 
     d: Callable[..., Any]
     g: Callable[[Logits, Logits], Logits]
     memory: Any = None
+    energy: bool = False
+    balances_at_zero: bool = False
 
 
 class Auxiliary(NamedTuple):
@@ -130,7 +135,8 @@ class UserError(Exception):
     """A mistake that the user can mend, in one line.
 
     Args:
-      reason: what is wrong and what is allowed.
+      reason: what is wrong and what is allowed. Another argument stands in it in backquotes, with or without a value:
+        "must divide `batch_size=64`", for a command line writes it another way.
       argument: the name of the argument that is at fault, which on a command line is a flag; empty if none is.
       value: its value; None if it is the argument itself that is wrong, whatever its value.
       beside: the names of arguments that it does not go together with: another value of one of them mends it, too.

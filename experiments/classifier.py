@@ -66,7 +66,7 @@ def of_data(
     """The same, trained and tested on other data than ``cfg`` names."""
     dtype = jnp.dtype(cfg.precision)
     held = None
-    if cli.duration(cfg.eval_every, 1.0):
+    if cfg.eval_every.value:
         train, held = data.hold_out(train)
     classes = max(train.classes, test.classes)
     if classes < 2:

@@ -45,7 +45,8 @@ from bpgan.metrics.features import Extractor, effnet, inception, kept, plug
 from bpgan.runtime import records
 from bpgan.types import Algorithm, UserError
 from bpgan.version import __version__
-from experiments import classifier
+
+from . import classifier
 
 SEEDS = (0, 1)
 """Of the classifiers whose features are used: distances change by a third from one to the other."""
@@ -273,7 +274,7 @@ def classification(fake: Images, real: Images, train: Images, seed: int) -> dict
     if fake.y is None or real.y is None:
         return {}
     count = int(max(fake.y.max(), real.y.max())) + 1
-    cfg = classifier.Config(seed=seed, feed="memory", epochs=10.0)
+    cfg = dataclasses.replace(classifier.Config(), seed=seed, feed="memory", epochs=10.0)
     experiment = classifier.of_data(
         cfg,
         data.of_arrays("samples", "train", fake.x, fake.y, count),

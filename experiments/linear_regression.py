@@ -144,7 +144,7 @@ def read(cfg: Config) -> Table:
         return read_csv(cfg.csv, cfg.target)
     if cfg.target:
         raise UserError(
-            "names a column of --csv, which is not given",
+            "names a column of `csv`, which is not given",
             argument="target",
             value=cfg.target,
             beside=["csv"],
@@ -160,7 +160,7 @@ def _check_range(y: np.ndarray, cfg: Config) -> None:
     low, high = np.sqrt(numbers.tiny) * 1024, np.sqrt(numbers.max) / 1024
     if top and not low < top < high:
         raise UserError(
-            f"its largest number is {top:.4g} in size; with --precision={cfg.precision} that must be"
+            f"its largest number is {top:.4g} in size; with `precision={cfg.precision}` that must be"
             f" between {low:.2g} and {high:.2g}, or 0",
             argument="target",
             value=cfg.target,

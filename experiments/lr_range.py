@@ -16,7 +16,6 @@ successive halving over the step size of both players (times ``--g_lr`` and ``--
 """
 
 import dataclasses
-import importlib
 import json
 import math
 from typing import Any, NamedTuple
@@ -45,10 +44,10 @@ SYSTEMS = {
 }
 
 _OURS = {
-    "seed": "; use --seeds",
-    "steps": "; use --steps",
-    "epochs": "; use --steps",
-    "dataset": "; use --dataset",
+    "seed": "; use `seeds`",
+    "steps": "; use `steps`",
+    "epochs": "; use `steps`",
+    "dataset": "; use `dataset`",
     "flagfile": "; name the flags",
 }
 """Flags of the experiment that the range test sets, and those of its own that say to what."""
@@ -58,8 +57,8 @@ _OURS = {
 class Config(cli.Config):
     system: str = cli.field("classifier", "what is trained", choices=SYSTEMS)
     dataset: str = cli.field("mnist10k", data.FORMS)
-    flags: str = cli.field(
-        "", "more flags of the experiment: net=mlp latents=10", check=cli.assignments
+    flags: cli.Parsed[list[str]] = cli.field(
+        "", "more flags of the experiment: net=mlp latents=10", parse=cli.assignments
     )
     low: float = cli.field(1e-6, "first step size", low=0, exclusive_low=True)
     high: float = cli.field(1.0, "last step size", low=0, exclusive_low=True)
@@ -92,9 +91,9 @@ def chosen(cfg: Config) -> tuple[Any, cli.RunConfig]:
       UserError: for a flag that is wrong, or that the range test sets itself.
     """
     system = SYSTEMS[cfg.system]
-    module = importlib.import_module(f"experiments.{system.experiment}")
-    flags = cli.assignments(cfg.flags)
-    ours = _OURS | {system.flag: "; use --low and --high"}
+    module = cli.experiments.find(system.experiment).module
+    flags = cfg.flags.value
+    ours = _OURS | {system.flag: "; use `low` and `high`"}
     ours |= {text[2:].partition("=")[0]: "" for text in system.fixed}
     for flag in flags:
         instead = ours.get(flag.partition("=")[0])
@@ -114,7 +113,7 @@ def run(cfg: Config) -> None:
 
     if cfg.low >= cfg.high:
         raise UserError(
-            f"must be < --high={cfg.high}", argument="low", value=cfg.low, beside=["high"]
+            f"must be < `high={cfg.high}`", argument="low", value=cfg.low, beside=["high"]
         )
     system, (module, flags) = SYSTEMS[cfg.system], chosen(cfg)
     folder = cli.writable(cfg.workdir, "workdir", cfg.workdir)
@@ -167,9 +166,9 @@ def run(cfg: Config) -> None:
         )
     ends = [f"{lrs[each.stopped]:.2g}" for each in found if each.stopped < cfg.steps]
     print(
-        f"the loss was lost at {', '.join(ends)}"
+        f"the loss diverged at step size {', '.join(ends)}"
         if ends
-        else "the loss was never lost: try a greater --high"
+        else "the loss never diverged: try a greater --high"
     )
     print(f"try --{system.flag}={marks['a tenth of the minimum']:.1g}; {folder / 'lr_range.png'}")
 

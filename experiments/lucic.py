@@ -28,12 +28,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bpgan import cli, data
-from bpgan.launcher import processes, search
-from bpgan.launcher import sweep as sweeping
+from bpgan.cli import experiments
+from bpgan.launcher import processes, runs, search
+from bpgan.launcher.sweep import Sweep
+from bpgan.measures import Goal
 from bpgan.report import page as report
 from bpgan.types import UserError
-from experiments import infogan
-from experiments.mnist_gan import images_of
+
+from . import infogan
 
 
 class Budget(NamedTuple):
@@ -74,7 +76,7 @@ def ranges(model: str, space: str) -> list[str]:
     axes = ["lr=log:1e-4:1e-3"] if narrow else ["lr=log:1e-5:1e-2", "b1=uniform:0:0.9999"]
     if not narrow and model != "vae":
         axes.append("d_steps=choice:1,5")
-    if model not in ("vae", "began", *infogan.PENALTY):
+    if infogan.MODELS[model].takes_norm:
         axes.append("d_norm=choice:true,false")
     if model in _OWN:
         axes.append(_OWN[model][narrow])
@@ -97,7 +99,9 @@ class Config(cli.Config):
     dataset: str = cli.field("mnist10k", data.FORMS)
     budget: str = cli.field("small", "of every model", choices=BUDGETS)
     images: int = cli.field(0, "real images of every run; 0: as the budget says", low=0)
-    models: str = cli.field("all", "all, or names separated by commas", check=_models)
+    models: cli.Parsed[list[str]] = cli.field(
+        "all", "all, or names separated by commas", parse=_models
+    )
     seed: int = cli.field(0, "of what is drawn", low=0)
 
 
@@ -113,28 +117,26 @@ def run(cfg: Config) -> None:
     """
     budget, folder = BUDGETS[cfg.budget], pathlib.Path(cfg.workdir)
     budget = budget._replace(images=cfg.images or budget.images)
-    images, _ = images_of(cfg.dataset, _AT_THE_END)
+    images, _ = data.load_for_training(cfg.dataset, held_out=True)
     epochs = budget.images / images.length
     common = [f"--dataset={cfg.dataset}", f"--epochs={epochs:.6g}", f"--eval_every={_AT_THE_END}", "--notensorboard",
               "--metrics=fd", "--log_every=0.1ep", "--sample_every=0", "--checkpoint_every=0", "--keep=1",
               *budget.flags]  # fmt: skip
-    models, slots = _models(cfg.models), processes.slots_of(0)
+    models, slots = cfg.models.value, processes.count_slots(0)
     spaces = {name: n for name, n in (("wide", budget.wide), ("narrow", budget.narrow)) if n}
-    specs = cli.flags_of(infogan.Config)
+    script, specs = experiments.find("infogan"), cli.flags_of(infogan.Config)
 
-    def planned(model: str, combinations: Sequence[Mapping[str, str]]) -> list[sweeping.Run]:
+    def planned(model: str, combinations: Sequence[Mapping[str, str]]) -> list[runs.Run]:
         argv = [*common, f"--model={model}"]
-        return sweeping.plan("infogan", infogan, argv, combinations, str(folder))
+        return runs.plan(script, argv, combinations, folder)
 
-    def train(label: str, groups: Mapping[Any, list[sweeping.Run]]) -> dict[Any, list[dict]]:
+    def train(label: str, groups: Mapping[Any, list[runs.Run]]) -> dict[Any, list[dict]]:
         """Results by the groups' keys; all runs are trained together."""
-        runs = [run for group in groups.values() for run in group]
-        sweep = sweeping.Sweep(
-            "infogan", folder / "infogan", label, "auto", slots, (math.inf, "s"), None
-        )
-        with sweep.alone():
-            results = iter(sweep.train(runs))
-        codes = {run.workdir: sweep.codes.get(run.workdir, cli.INTERRUPTED) for run in runs}
+        every = [run for group in groups.values() for run in group]
+        sweep = Sweep(script, folder / "infogan", label, slots=slots)
+        with sweep.locked():
+            results = iter(sweep.train(every))
+        codes = {run.workdir: sweep.codes.get(run.workdir, cli.INTERRUPTED) for run in every}
         if sweep.interrupted or cli.INTERRUPTED in codes.values():
             raise cli.Interrupted
         # Only an anomaly is the model's failure.
@@ -151,15 +153,16 @@ def run(cfg: Config) -> None:
     searches = {}
     for model in models:
         for space, n in spaces.items():
-            axes = [search.parse(text, specs) for text in ranges(model, space)]
+            axes = [search.parse_axis(text, specs) for text in ranges(model, space)]
             # With one seed, both would be the same points of their ranges.
             seed = 2 * cfg.seed + (space == "narrow")
-            searches[model, space] = planned(model, search.combinations(axes, n, seed))
+            searches[model, space] = planned(model, search.combine(axes, n, seed))
     found = train("search", searches)
-    aim, rows, repeats = search.Aim("eval/FD", 1), {}, {}
+    aim, rows, repeats = Goal("min", "eval/FD"), {}, {}
     for model in models:
         scores = {
-            space: [aim.score([result]) for result in found[model, space]] for space in spaces
+            space: [search.score(aim, [result]) for result in found[model, space]]
+            for space in spaces
         }
         space = min(spaces, key=lambda space: min(scores[space]))
         best = int(np.argmin(scores[space]))
@@ -178,8 +181,8 @@ def run(cfg: Config) -> None:
         seeds = range(1, budget.repeats + 1)  # 0 is the search's
         repeats[model] = planned(model, [{**texts, "seed": str(seed)} for seed in seeds])
     for model, results in train("repeats", repeats).items():
-        tested = search.Aim("test/FD", 1)
-        rows[model]["repeats (test)"] = [tested.score([result]) for result in results]
+        tested = Goal("min", "test/FD")
+        rows[model]["repeats (test)"] = [search.score(tested, [result]) for result in results]
     rows = list(rows.values())
     table = _table(cfg, budget, rows)
     with processes.open_file(folder / "lucic.json", "w") as file:

@@ -21,8 +21,9 @@ import numpy as np
 from bpgan import cli, data
 from bpgan.metrics.features import Extractor
 from bpgan.types import UserError
-from experiments import evaluate
-from experiments.evaluate import COVERED, METRICS, Images
+
+from . import evaluate
+from .evaluate import COVERED, METRICS, Images
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,14 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bpgan import cli, metrics, optim
+from bpgan import cli, losses, metrics, optim, penalties
 from bpgan.algorithms import game, gan
 from bpgan.data import toys
-from bpgan.losses import LOSSES
 from bpgan.nets import linen_net, mlp
-from bpgan.penalties import PENALTIES
-from bpgan.types import PRNG, Algorithm, Net, UserError
-from experiments.mnist_gan import penalties_of
+from bpgan.types import PRNG, AdversarialLoss, Algorithm, Net, UserError
 
 PROBLEMS = ("ring8", "grid25", "gaussian1d", "dirac", "bilinear", "lqg")
 MU, SIGMA = 2.0, 0.5
@@ -60,13 +57,16 @@ he_normal = jax.nn.initializers.he_normal()
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
     problem: str = cli.field("ring8", "what is learned", choices=PROBLEMS)
-    loss: str = cli.field(
-        "relativistic", "adversarial loss", choices=[n for n in LOSSES if n != "began"]
+    loss: cli.Parsed[AdversarialLoss] = cli.field(
+        "relativistic", "adversarial loss", choices=losses.of_logits, parse=losses.parse_of_logits
     )
-    penalty: str = cli.field(
-        "r1+r2", "penalties on D: none, or a sum such as r1+r2", check=penalties_of
+    penalty: cli.Parsed[penalties.Terms] = cli.field(
+        "r1+r2",
+        "penalties on D: none, or a sum such as r1+r2 or r1=0.3/4",
+        choices=functools.partial(penalties.forms, "d"),
+        parse=functools.partial(penalties.parse, players="d"),
     )
-    gamma: float = cli.field(0.1, "weight of each penalty", low=0, sweepable=True)
+    gamma: float = cli.field(0.1, "weight of penalties without one", low=0, sweepable=True)
     rule: str = cli.field(
         "none",
         f"update rule of the game: {game.RULE_FORMS}; none: D, then G",
@@ -90,7 +90,8 @@ class Config(cli.RunConfig):
     checkpoint_every: str = cli.field("5000")
 
     def idle(self) -> dict[str, str]:
-        found = {} if penalties_of(self.penalty) else {"gamma": "penalty"}
+        terms = self.penalty.value.terms
+        found = {} if any(term.weight is None for term in terms) else {"gamma": "penalty"}
         if self.optimizer == "sgd":
             found |= {"b1": "optimizer", "b2": "optimizer"}
         return found | dict.fromkeys(_IDLE.get(self.problem, ()), "problem")
@@ -238,16 +239,17 @@ def _tx(cfg: Config, steps: int, updates: int = 1) -> optax.GradientTransformati
 def _gan(
     cfg: Config, g: Net, d: Net, steps: int, shape: tuple[int, ...], **options: Any
 ) -> Algorithm:
+    d_tx, bound = _tx(cfg, steps, cfg.d_steps), cfg.penalty.value.clip
     return gan.make(
         g,
         d,
-        LOSSES[cfg.loss],
+        cfg.loss.value,
         _tx(cfg, steps),
-        _tx(cfg, steps, cfg.d_steps),
+        optax.chain(d_tx, optim.clip_weights(bound)) if bound else d_tx,
         latents=gan.normal_latents(2 if shape == (2,) else 1, jnp.dtype(cfg.precision)),
         data_shape=shape,
         dtype=jnp.dtype(cfg.precision),
-        penalties=[(cfg.gamma, PENALTIES[name]) for name in penalties_of(cfg.penalty)],
+        penalties=cfg.penalty.value.of("d", steps, weight=cfg.gamma),
         d_steps=cfg.d_steps,
         ema_decay=cfg.ema or None,
         rule=game.rule_of(cfg.rule),
@@ -349,7 +351,7 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
         real = draw(jax.random.key(1), 100_000)
         fake = jnp.asarray(_drawn(inner, state, 100_000))
         logits = [d.apply({"params": state.d.params}, x, train=False)[0] for x in (real, fake)]
-        loss = LOSSES[cfg.loss]
+        loss = cfg.loss.value
         value = float(jnp.mean(loss.d(*logits)))
         constant = jnp.linspace(-2.0, 2.0, 401)  # what is left to D against equal distributions
         found = {
@@ -551,14 +553,15 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The problem that ``cfg`` names."""
     if axis_name:
         raise UserError("must be jit for toy_gan", argument="parallel", value="pmap")
-    if cfg.problem in _NO_KERNELS and "orthogonal" in penalties_of(cfg.penalty):
-        raise UserError(
-            f"orthogonal has no part in --problem={cfg.problem}, whose D has no kernels;"
-            " must be without",
-            argument="penalty",
-            value=cfg.penalty,
-            beside=["problem"],
-        )
+    for term in cfg.penalty.value.terms if cfg.problem in _NO_KERNELS else ():
+        if term.penalty.matrices:
+            raise UserError(
+                f"{term} has no part in `problem={cfg.problem}`, whose D has no kernels;"
+                " must be without",
+                argument="penalty",
+                value=cfg.penalty,
+                beside=["problem"],
+            )
     if cfg.d_steps > 1 and (cfg.rule != "none" or cfg.problem == "lqg"):
         why = "problem" if cfg.problem == "lqg" else "rule"
         raise UserError(

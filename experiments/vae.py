@@ -33,7 +33,8 @@ from bpgan.algorithms import vae
 from bpgan.nets import dcgan, linen_net, mlp
 from bpgan.nets.vae import Encoder
 from bpgan.types import UserError, stream
-from experiments.mnist_gan import images_of, monitored
+
+from .mnist_gan import monitored
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,7 @@ def bounds(
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The autoencoder that ``cfg`` describes, and its data."""
-    images, held = images_of(cfg.dataset, cfg.eval_every)
+    images, held = data.load_for_training(cfg.dataset, bool(cfg.eval_every.value))
     shape, dtype = images.shape, jnp.dtype(cfg.precision)
     if cfg.net == "conv" and (shape[0] % 4 or shape[1] % 4):
         raise UserError(

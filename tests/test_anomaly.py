@@ -130,7 +130,7 @@ def test_a_collapsed_run_is_flagged_in_log_and_report(tmp_path, capsys):
 @pytest.mark.medium
 def test_a_collapsed_run_is_stopped_if_asked(tmp_path):
     for _ in range(2):  # and again when it is repeated
-        with pytest.raises(train.Anomaly, match="on_anomaly=stop, at step 4: .*step 3 is kept"):
+        with pytest.raises(train.Anomaly, match="on_anomaly=stop`, at step 4: .*step 3 is kept"):
             fit(tmp_path / "run", 8, algorithm=collapsed_gan(), sample_every=2, on_anomaly="stop")
     stored = json.loads((tmp_path / "run/result.json").read_text())
     assert stored["status"] == "anomaly" and stored["step"] == 4

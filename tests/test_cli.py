@@ -1,9 +1,13 @@
 """bpgan/cli/__init__.py: fields to flags, precedence, messages, exit codes."""
 
+import ast
+import copy
 import dataclasses
 import importlib
 import os
 import pathlib
+import pickle
+import re
 import shlex
 import sys
 import types
@@ -14,10 +18,17 @@ import pytest
 
 import bpgan.runtime
 from bpgan import cli
-from bpgan.cli import ended
+from bpgan.cli import ended, experiments
+from bpgan.cli.help import value_rows
 from bpgan.files import Damaged
-from bpgan.launcher import main as launch
 from bpgan.types import Algorithm, Source, UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+LIBRARY = sorted(
+    path
+    for path in ROOT.glob("bpgan/**/*.py")
+    if path.relative_to(ROOT / "bpgan").parts[0] not in ("cli", "launcher")
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,15 +86,7 @@ def test_precedence_is_default_preset_explicit_whatever_the_order():
 )
 def test_what_changes_nothing_is_named_where_it_is_asked_for(argv, idle):
     found = cli.without_effect(Config, PRESETS, argv)
-    assert found == ({"layers": "has no part in --loss=logistic"} if idle else {})
-
-
-def test_an_experiment_with_the_build_of_another_has_its_own_name(monkeypatch):
-    from experiments import mnist_gan
-
-    named = []
-    monkeypatch.setattr(cli, "_train", lambda name, *rest: named.append(name) or 0)
-    assert cli.run(Config, mnist_gan.build, PRESETS, []) == 0 and named == [__name__]
+    assert found == ({"layers": "has no effect with --loss=logistic"} if idle else {})
 
 
 def test_epochs_that_are_asked_for_beat_the_steps_of_a_preset():
@@ -204,8 +207,8 @@ def test_a_config_that_cannot_be_flags_is_a_type_error():
         )
 
     with pytest.raises(TypeError, match="taken by another flag"):
-        cli.flags_of(config(jobs=int))
-    with pytest.raises(TypeError, match="must be a bool, int, float or str"):
+        cli.flags_of(config(preset=str))
+    with pytest.raises(TypeError, match=r"must be a bool, int, float, str or Parsed\[...\]"):
         cli.flags_of(config(widths=tuple))
 
 
@@ -214,13 +217,78 @@ def test_a_config_that_cannot_be_flags_is_a_type_error():
     [("0", 0), ("500", 500), ("0ep", 0), ("1ep", 70), ("2.5ep", 176), (".01ep", 1), ("10.ep", 703)],
 )
 def test_durations(text, steps):
-    assert cli.duration(text, 70.3125) == steps  # 9000 examples by 128
+    found = cli.Duration.parse(text)
+    assert found.steps(70.3125) == steps and bool(found) == bool(steps)  # 9000 examples by 128
 
 
 @pytest.mark.parametrize("text", ["", "ep", "-1", "1.5", "1 ep", "1e3", "5epochs", "nanep", "١ep"])
 def test_durations_that_are_none(text):
     with pytest.raises(ValueError, match="must be steps"):
-        cli.duration(text, 10.0)
+        cli.Duration.parse(text)
+
+
+class Terms:
+    """What a grammar of the tests means; without a pickle, and equal to nothing else."""
+
+    def __init__(self, text):
+        self.names, self.unpicklable = text.split("+"), lambda: None
+        if "r9" in self.names:
+            raise ValueError("must be r1 or r2")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Penalized(Config):
+    penalty: cli.Parsed[Terms] = cli.field("r1", "penalty", parse=lambda text: Terms(text))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Redeclared(Penalized):
+    penalty: cli.Parsed["Terms"] = cli.field("r1+r2")
+
+
+def test_a_text_with_a_grammar_is_read_once_wherever_the_config_comes_from():
+    made = Penalized(penalty="r1+r2")
+    asked = cli.resolve(Penalized, {"a": dict(penalty="r1+r2")}, ["--preset=a"])
+    given = cli.resolve(Penalized, {}, ["--penalty=r1+r2"])
+    for cfg in (made, asked, given, Redeclared(), dataclasses.replace(made, lr=0.5)):
+        assert cfg.penalty == "r1+r2" and cfg.penalty.value.names == ["r1", "r2"]
+    assert made == asked and hash(made) == hash(asked)
+    again = dataclasses.replace(made, lr=0.5)
+    assert again.penalty.value is made.penalty.value  # what is not changed is not read again
+    assert dataclasses.replace(made, penalty="r2").penalty.value.names == ["r2"]
+    other = Config(log_every=made.checkpoint_every)
+    assert other.log_every.value is made.checkpoint_every.value  # of the same grammar
+    with pytest.raises(UserError, match="^keep=r1: must be "):
+        Penalized(keep=Penalized().penalty)  # of another
+    tracer = object()
+    assert Penalized(lr=tracer).lr is tracer
+
+
+def test_a_text_with_a_grammar_is_text_to_everybody_else():
+    cfg = Penalized(penalty="r2")
+    assert type(dataclasses.asdict(cfg)["penalty"]) is str
+    assert cli.run_name(cfg, {}) == "default_penalty=r2"
+    for copied in (pickle.loads(pickle.dumps(cfg)), copy.copy(cfg), copy.deepcopy(cfg)):
+        assert copied == cfg and copied.penalty.value.names == ["r2"]
+
+
+def test_what_a_grammar_refuses_is_refused_in_python_and_on_a_command_line():
+    for make in (
+        lambda text: Penalized(penalty=text),
+        lambda text: dataclasses.replace(Penalized(), penalty=text),
+        lambda text: cli.resolve(Penalized, {}, [f"--penalty={text}"]),
+    ):
+        with pytest.raises(UserError) as caught:
+            make("r1+r9")
+        assert cli.message_of(caught.value) == "--penalty=r1+r9: must be r1 or r2"
+    with pytest.raises(UserError, match="^penalty=3: must be text$"):
+        Penalized(penalty=3)
+    bad = dataclasses.make_dataclass(
+        "Bad", [("penalty", cli.Parsed[Terms], dataclasses.field(default=""))], bases=(cli.Config,),
+        frozen=True, kw_only=True,
+    )  # fmt: skip
+    with pytest.raises(TypeError, match="penalty: needs a parse=function"):
+        cli.flags_of(bad)
 
 
 # Running: `fit` is replaced, so these tests see exactly what the loop is asked for.
@@ -278,7 +346,7 @@ def test_run_hands_the_loop_steps_not_epochs(fit):
     call = fit.kwargs
     assert call["steps"] == 1406  # 20 * 9000 / 128 = 1406.25
     assert (call["log_every"], call["sample_every"], call["checkpoint_every"]) == (141, 0, 703)
-    assert (call["name"], call["mode"], call["seed"]) == ("test_cli", "pmap", 0)
+    assert (call["name"], call["mode"], call["seed"]) == (__file__, "pmap", 0)
     assert str(call["workdir"]) == "runs/test_cli/default_batch_size=128"
     assert call["algorithm"].init == "batch"
     assert call["config"] == dataclasses.asdict(resolve(*argv))
@@ -289,7 +357,12 @@ def test_run_hands_the_loop_steps_not_epochs(fit):
     assert fit.setup == {"precision": "float64"}
 
 
-@pytest.mark.parametrize("name", launch.names())
+def test_an_experiment_with_the_build_of_another_has_its_own_name(fit, monkeypatch):
+    monkeypatch.setattr(build, "__module__", "experiments.mnist_gan")
+    assert run() == 0 and fit.kwargs["name"] == __file__
+
+
+@pytest.mark.parametrize("name", experiments.names())
 def test_the_command_of_a_run_repeats_it(name):
     """However it was begun: here by pytest, whose own command is another."""
     module = importlib.import_module(f"experiments.{name}")
@@ -310,11 +383,22 @@ def test_so_does_that_of_several_processes_or_of_a_script(fit, monkeypatch):
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     command = cli.command_of(mnist_gan.Config(), "here")
-    assert command == "python -m launch --experiment=mnist_gan --processes=2 --workdir=here"
-    assert cli.command_of(Config(lr=0.2), "x") == f"python -m {__name__} --lr=0.2 --workdir=x"
-    monkeypatch.setattr(sys.modules[__name__], "__spec__", None)
+    assert (
+        command
+        == "python -m bpgan.launcher --experiment=mnist_gan --processes=2 --workdir=here"
+    )
+    monkeypatch.setattr(jax, "process_count", lambda: 1)
+    started = f"python -m bpgan.cli {__file__} --lr=0.2 --workdir=x"  # by another program
+    assert cli.command_of(Config(lr=0.2), "x") == started
+    module = sys.modules[__name__]
+    monkeypatch.setattr(module, "__spec__", None)
     assert cli.command_of(Config(), "x") == f"python {__file__} --workdir=x"
-    monkeypatch.setattr(sys.modules[__name__], "__file__", None)
+    monkeypatch.setattr(module, "__spec__", types.SimpleNamespace(name="my_package.my_gan"))
+    assert cli.command_of(Config(), "x") == "python -m bpgan.cli my_package.my_gan --workdir=x"
+    monkeypatch.setattr(module, "__name__", "__main__")
+    assert cli.command_of(Config(), "x") == "python -m my_package.my_gan --workdir=x"
+    monkeypatch.setattr(module, "__spec__", None)
+    monkeypatch.setattr(module, "__file__", None)
     assert cli.command_of(Config(), "x") == ""  # python -c, a cell of a notebook
     assert run("--workdir=a") == 0 and fit.kwargs["command"] == ""
 
@@ -322,7 +406,7 @@ def test_so_does_that_of_several_processes_or_of_a_script(fit, monkeypatch):
 def test_a_run_warns_of_flags_without_effect(fit, capsys):
     assert run("--loss=logistic", "--layers=3") == 0 and fit.kwargs["config"]["layers"] == 3
     said = capsys.readouterr().out
-    assert "warning: --layers=3 has no part in --loss=logistic\n" in said
+    assert "warning: --layers=3 has no effect with --loss=logistic\n" in said
     assert run("--loss=logistic") == 0 and "warning" not in capsys.readouterr().out
 
 
@@ -335,7 +419,7 @@ def test_keep_by_what_only_evaluations_find_needs_them(fit, capsys):
 
 def test_known_values_stand_beside_measured_ones():
     found = {"modes": 8.0, "modes/known": 8.0, "kl": 0.0012345678, "b/known": 1.0, "best/kl": 2.0}
-    rows = cli._rows(found)
+    rows = value_rows(found)
     assert [name for name, _ in rows] == ["modes", "kl", "b/known", "best/kl"]
     assert rows[0][1].split() == ["8", "known", "8"] and rows[1][1] == "0.00123457"
 
@@ -349,12 +433,33 @@ def test_what_evaluate_finds_is_shown_and_kept(fit, capsys):
     assert values.split() == ["state/fid", "12.3457"]
 
 
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_the_command_line_writes_flags(path):
+    """Elsewhere an argument is named bare, or in backquotes; docstrings and the arguments of other programs aside."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree))
+    parts = {part for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    texts = {node for node in nodes if isinstance(node, ast.Constant) and " " in str(node.value)}
+    texts |= {part for part in parts if isinstance(part, ast.Constant)}
+    texts -= {node.value for node in nodes if isinstance(node, ast.Expr)}
+    flag = re.compile(r"(?<![\w\"|-])--([a-z]|$)")
+    found = sorted(node.lineno for node in texts if flag.search(str(node.value)))
+    assert not found, f"lines {found}: write `name=value`, which cli.message_of makes a flag"
+
+
 @pytest.mark.parametrize(
     "error, status, code, said",
     [
         (None, "done", 0, ""),
         (None, "interrupted", 75, ""),
-        (UserError("--workdir=x:\nis taken"), "", 2, "error: --workdir=x: is taken\n"),
+        (UserError("x:\nis taken"), "", 2, "error: x: is taken\n"),
+        (
+            UserError("must divide `batch_size=7`; see `n`", argument="d", value=3),
+            "",
+            2,
+            "error: --d=3: must divide --batch_size=7; see --n\n",
+        ),
+        (UserError("needs `pip install x`"), "", 2, "error: needs `pip install x`\n"),
         (Anomaly("not finite at step 7: d/loss"), "", 3, "error: not finite at step 7: d/loss\n"),
         (KeyboardInterrupt(), "", 130, ""),
     ],
@@ -451,7 +556,7 @@ def test_numbers_without_end_are_refused_in_one_line(fit, capsys):
     ):
         assert run(flag) == 2 and fit.kwargs is None
         assert capsys.readouterr().err.count("\n") == 1
-    assert cli.duration("2147483647ep", 70.0) == 2**31 - 1
+    assert cli.Duration.parse("2147483647ep").steps(70.0) == 2**31 - 1
 
 
 @pytest.mark.parametrize("letter", ["x", "ä", "漢", "𝄞"])

@@ -157,14 +157,14 @@ def test_a_directory_that_has_been_removed(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     tmp_path.rmdir()
     assert processes.python() == [sys.executable, "-P", "-m"]
-    assert processes.environment_of_children()["PYTHONPATH"].startswith(str(ROOT))
+    assert processes.child_environment()["PYTHONPATH"].startswith(str(ROOT))
 
 
 def test_signals_that_are_ignored_stay_so():
     """As SIGHUP under nohup, and SIGINT in the background of a script."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with train._signals() as stopped, processes.noted() as received:
+        with train._signals() as stopped, processes.collect_signals() as received:
             signal.raise_signal(signal.SIGHUP)
             assert not stopped() and not received
         with train._signals() as stopped:

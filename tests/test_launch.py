@@ -12,7 +12,6 @@ import os
 import pathlib
 import re
 import shlex
-import shutil
 import signal
 import statistics
 import subprocess
@@ -24,32 +23,32 @@ import numpy as np
 import pytest
 
 from bpgan import cli, memory
-from bpgan.cli import ended
+from bpgan.cli import ended, experiments
+from bpgan.launcher import flags as launcher_flags
 from bpgan.launcher import main as launch
-from bpgan.launcher import processes, search
-from bpgan.launcher import sweep as sweeping
+from bpgan.launcher import outcomes, processes, search
+from bpgan.launcher.jobs import make_jobs
+from bpgan.launcher.runs import parse_axes
+from bpgan.launcher.runs import plan as plan_runs
 from bpgan.types import UserError
 from experiments import mnist_gan
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 FAKE = '''
-"""A stand-in that pretends to train.
-
-Run: python -m experiments.fake
-"""
+"""A stand-in that pretends to train."""
 
 import dataclasses, fcntl, json, os, pathlib, signal, sys, time
 from dataclasses import dataclass
 
 from bpgan import cli
-from bpgan.cli import ended as _ended
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
     lr: float = cli.field(0.1, "learning rate", low=0, exclusive_low=True)
     loss: str = cli.field("hinge", "a loss", choices=("hinge", "logistic"))
+    betas: str = cli.field("0.9", "numbers, separated by commas")
     pause: float = cli.field(0.0, "seconds of work", low=0, restart_safe=True)
 
 
@@ -57,19 +56,12 @@ PRESETS = {"smoke": dict(steps=1), "slow": dict(pause=60)}
 
 
 def build(cfg, axis_name=None):
-    raise NotImplementedError
-
-
-if __name__ == "__main__":
-    _ended.follow_parent()
-    tell = _ended.recorder()
-    cfg = cli.resolve(Config, PRESETS, sys.argv[1:])
     workdir = pathlib.Path(cfg.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     lock = (workdir / ".lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     (workdir / "result.json").unlink(missing_ok=True)
-    record = {"experiment": "fake", "config": dataclasses.asdict(cfg), "images_per_step": cfg.batch_size}
+    record = {"experiment": __file__, "config": dataclasses.asdict(cfg), "images_per_step": cfg.batch_size}
     (workdir / "config.json").write_text(json.dumps(record))
     stopped = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -82,19 +74,21 @@ if __name__ == "__main__":
     while time.monotonic() < end and not stopped:
         time.sleep(0.02)
     if cfg.lr == 13:
-        tell(workdir, 3, Exception("not finite at step 7"))
-        print("some library's last word", file=sys.stderr)
-        sys.exit(3)
+        raise cli.Anomaly("not finite at step 7")
     if cfg.lr == 14:
         os.kill(os.getpid(), signal.SIGKILL)
-    status = "interrupted" if stopped else "done"
     metrics = {"loss": cfg.lr + cfg.seed, "g/grad_norm": 1.0, "time/elapsed": 2.0}
     metrics["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    result = {"status": status, "step": 5, "metrics": metrics}
+    result = {"status": "interrupted" if stopped else "done", "step": 5, "metrics": metrics}
     (workdir / "result.json").write_text(json.dumps(result))
-    print(*stopped)
+    print(*stopped, flush=True)
     sys.exit(75 if stopped else 0)
+
+
+if __name__ == "__main__":
+    cli.main(Config, build, PRESETS)
 '''
+"""An experiment of a user's own, in a file of his."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,11 +100,12 @@ class Config(cli.RunConfig):
 
 MODULE = types.ModuleType("fake")
 MODULE.Config, MODULE.PRESETS = Config, {"smoke": dict(steps=1), "fast": dict(lr=1.0)}  # type: ignore
+SCRIPT = experiments.Script("fake", MODULE)
 
 
 def plan(*sweeps, argv=(), root="runs"):
-    axes = sweeping.axes_of(MODULE, argv, sweeps)
-    return sweeping.plan("fake", MODULE, argv, search.combinations(axes, 0, 0), root)
+    axes = parse_axes(SCRIPT, argv, sweeps)
+    return plan_runs(SCRIPT, argv, search.combine(axes, 0, 0), root)
 
 
 def refused(*sweeps, argv=()):
@@ -128,8 +123,8 @@ def test_a_sweep_is_every_combination_in_order():
     first = runs[0]
     assert first.title == "lr=0.0001 seed=0"
     assert re.fullmatch(r"runs/fake/lr=0\.0001_seed=0_[0-9a-f]{6}", str(first.workdir))
-    flags = ["--epochs=2", "--lr=1e-4", "--seed=0", f"--workdir={first.workdir}"]
-    assert first.command[-5:] == ["experiments.fake", *flags]
+    given = ["--epochs=2", "--lr=1e-4", "--seed=0", f"--workdir={first.workdir}"]
+    assert first.command[-6:] == ["bpgan.cli", "fake", *given]
     assert len({r.workdir for r in runs}) == 6
 
 
@@ -200,26 +195,28 @@ def test_a_sweep_that_cannot_run_is_refused_as_a_whole(sweeps, argv, expected):
 def test_what_no_run_of_a_sweep_has_a_use_for_is_named(flags, warned, capsys, tmp_path):
     argv = ["--experiment=mnist_gan", *flags, "--dry_run", f"--root={tmp_path}"]
     assert launch.run(argv) == 0
-    warning = "warning: --gamma has no part in --penalty=none\n"
+    warning = "warning: --gamma has no effect with --penalty=none\n"
     assert (warning in capsys.readouterr().out) == warned
 
 
 def test_runs_that_differ_in_numbers_become_groups(monkeypatch):
     runs = plan("loss=hinge,logistic", "seed=0:5")
-    off = sweeping.jobs_of("fake", runs, "off", 2)
+    off = make_jobs(SCRIPT, runs, "off", 2)
     assert [job.command for job in off] == [run.command for run in runs]
-    on = sweeping.jobs_of("fake", runs, "on", 2)
+    on = make_jobs(SCRIPT, runs, "on", 2)
     assert [job.runs for job in on] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     flags = [f"--member=--loss=hinge --seed={i} --workdir={runs[i].workdir}" for i in range(5)]
     assert on[0].command[-7:] == ["bpgan.launcher.group", "fake", *flags]
-    four = sweeping.jobs_of("fake", runs, "auto", 4)  # no slot is idle
+    four = make_jobs(SCRIPT, runs, "auto", 4)  # no slot is idle
     assert [len(job.runs) for job in four] == [3, 2, 3, 2]
     # lr is not marked sweepable.
-    assert len(sweeping.jobs_of("fake", plan("lr=1,2", "seed=0:2"), "auto", 1)) == 2
+    assert len(make_jobs(SCRIPT, plan("lr=1,2", "seed=0:2"), "auto", 1)) == 2
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert processes.slots_of(3) == 3 and 1 <= processes.slots_of(0) <= len(os.sched_getaffinity(0))
+    assert processes.count_slots(3) == 3 and 1 <= processes.count_slots(0) <= len(
+        os.sched_getaffinity(0)
+    )
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    assert processes.slots_of(0) == 1
+    assert processes.count_slots(0) == 1
 
 
 @pytest.mark.parametrize("plugin", ["jax_cuda12_plugin", "jax_cuda13_plugin", None])
@@ -230,12 +227,12 @@ def test_gpus_count_if_jax_can_use_them(monkeypatch, plugin):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name == plugin else None)
     if plugin:
         with pytest.raises(UserError, match="processes=2: 3 GPUs cannot be shared out evenly"):
-            processes.together(["true"], 2)
+            processes.train_one(["true"], 2)
     else:
-        assert processes.together(["true"], 2) == 0
+        assert processes.train_one(["true"], 2) == 0
     monkeypatch.setattr(memory, "available", lambda: 2**40)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    assert processes.slots_of(0) == (1 if plugin else 2)
+    assert processes.count_slots(0) == (1 if plugin else 2)
 
 
 def leave(run, group=(), trained=False, **result):
@@ -259,7 +256,7 @@ def test_runs_stay_with_those_they_were_with(tmp_path):
     leave(runs[3])
 
     def jobs(vectorize, slots, queued=types.MappingProxyType({})):
-        return [job.runs for job in sweeping.jobs_of("fake", runs, vectorize, slots, queued)]
+        return [job.runs for job in make_jobs(SCRIPT, runs, vectorize, slots, queued)]
 
     # Killed before their first save: they start over, as new ones.
     assert jobs("auto", 2) == [[0, 1, 2, 3], [4, 5, 6, 7]]
@@ -273,12 +270,12 @@ def test_runs_stay_with_those_they_were_with(tmp_path):
     assert jobs("auto", 1, waiting) == [[0, 1, 2], [3], [4, 7], [5, 6]]
     # Survivors of a halving are not bitwise what they were, whoever they are with.
     some = [*runs[:2], *runs[4:]]
-    assert [job.runs for job in sweeping.jobs_of("fake", some, "auto", 2)] == [[0, 1, 2], [3, 4, 5]]
+    assert [job.runs for job in make_jobs(SCRIPT, some, "auto", 2)] == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_pmap_is_not_for_groups():
     runs = plan("seed=0:4", argv=["--parallel=pmap"])
-    assert [job.runs for job in sweeping.jobs_of("fake", runs, "auto", 1)] == [[0], [1], [2], [3]]
+    assert [job.runs for job in make_jobs(SCRIPT, runs, "auto", 1)] == [[0], [1], [2], [3]]
 
 
 def test_only_a_result_of_the_same_flags_counts(tmp_path):
@@ -287,12 +284,12 @@ def test_only_a_result_of_the_same_flags_counts(tmp_path):
     assert run.workdir == longer.workdir
     leave(run)
     (run.workdir / "result.json").write_text('{"run": "of another", "status": "done", "step": 10}')
-    assert not sweeping._is_finished(run)
+    assert not outcomes.is_finished(run)
     leave(run, status="done", step=10)
-    assert sweeping._is_finished(run) and sweeping._code(run, 1) == 0
-    assert not sweeping._is_finished(longer)
-    assert [sweeping._code(longer, code) for code in (0, 3, 75)] == [75] * 3
-    assert [sweeping._code(longer, code) for code in (1, 2, -9, 130)] == [1, 2, -9, 130]
+    assert outcomes.is_finished(run) and outcomes.infer_code(run, 1) == 0
+    assert not outcomes.is_finished(longer)
+    assert [outcomes.infer_code(longer, code) for code in (0, 3, 75)] == [75] * 3
+    assert [outcomes.infer_code(longer, code) for code in (1, 2, -9, 130)] == [1, 2, -9, 130]
 
 
 @pytest.fixture
@@ -550,19 +547,19 @@ def test_what_a_swept_preset_sets_is_of_the_sweep(tmp_path):
     runs = plan("preset=smoke,fast", root=tmp_path)
     for run in runs:
         ended.write(run.workdir, ended._by(UserError("is refused", argument="lr"), "1", 2))
-    assert list(map(sweeping._is_at_fault, runs)) == [False, True]  # only one of them sets it
+    assert list(map(outcomes.is_at_fault, runs)) == [False, True]  # only one of them sets it
 
 
 def test_who_is_refused_for_its_value_does_not_keep_a_group_waiting(tmp_path):
     runs = plan("seed=0:4", root=tmp_path)
     error = UserError("is refused", argument="seed", value=2)
     ended.write(runs[2].workdir, ended._by(error, "1", 2))
-    assert [job.runs for job in sweeping.jobs_of("fake", runs, "auto", 1)] == [[0, 1, 3], [2]]
+    assert [job.runs for job in make_jobs(SCRIPT, runs, "auto", 1)] == [[0, 1, 3], [2]]
 
 
 def test_a_group_is_no_longer_than_a_command_line(tmp_path):
     runs = plan("seed=0:2500", root=tmp_path)
-    assert [len(job.runs) for job in sweeping.jobs_of("fake", runs, "on", 1)] == [1000, 1000, 500]
+    assert [len(job.runs) for job in make_jobs(SCRIPT, runs, "on", 1)] == [1000, 1000, 500]
 
 
 @pytest.mark.parametrize(
@@ -631,7 +628,7 @@ def test_a_search_that_has_gone_on_since_is_done(tmp_path, pretend):
 def test_seconds_of_a_budget_are_written_down_as_they_pass(tmp_path, pretend, monkeypatch):
     """A launcher that is killed has spent them, too."""
     now = [0.0]
-    monkeypatch.setattr(sweeping.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     def killed(jobs, slots, affordable, attempt):
         while affordable():
@@ -742,26 +739,22 @@ def test_the_home_folder_is_that_of_every_file(tmp_path, pretend, monkeypatch, c
 
 def test_cores_are_shared_out(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5, 6, 7, 9}, raising=False)
-    assert processes._shares(1) == [[]]
-    assert processes._shares(2) == [[4, 5], [6, 7, 9]]
-    assert processes._shares(5) == [[4], [5], [6], [7], [9]]
-    assert processes._shares(7) == [[4], [5], [6], [7], [9], [4], [5]]
+    assert processes._share_cores(1) == [[]]
+    assert processes._share_cores(2) == [[4, 5], [6, 7, 9]]
+    assert processes._share_cores(5) == [[4], [5], [6], [7], [9]]
+    assert processes._share_cores(7) == [[4], [5], [6], [7], [9], [4], [5]]
 
 
-# From here on with real processes, on a copy of the launcher beside a fake experiment.
+# From here on with real processes.
 
 
 @pytest.fixture
-def home(tmp_path):
-    home = tmp_path / "clone"
-    (home / "experiments").mkdir(parents=True)
-    shutil.copy(ROOT / "launch.py", home)
-    ours = ("cli", "ended", "processes", "search", "slurm", "sweep")
-    for name in ("__init__.py", *(f"_{each}.py" for each in ours)):
-        shutil.copy(ROOT / "experiments" / name, home / "experiments")
-    (home / "experiments" / "fake.py").write_text(FAKE)
-    (home / "experiments" / "_hidden.py").write_text("")
-    return home
+def fake(tmp_path):
+    """The flag that asks for a user's experiment, whose file is in another place than his runs."""
+    file = tmp_path / "code" / "fake.py"
+    file.parent.mkdir()
+    file.write_text(FAKE)
+    return f"--experiment={file}"
 
 
 def environment(**extra):
@@ -770,18 +763,13 @@ def environment(**extra):
     return kept | {"PYTHONPATH": str(ROOT)} | extra
 
 
-def command(home, *argv):
-    return [sys.executable, str(home / "launch.py"), *argv]
+def command(*argv):
+    return [sys.executable, str(ROOT / "launch.py"), *argv]
 
 
-def start(home, *argv, cwd):
+def start(*argv, cwd):
     return subprocess.run(
-        command(home, *argv),
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
+        command(*argv), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300
     )
 
 
@@ -798,19 +786,19 @@ def test_output_that_nobody_reads_is_no_traceback(argv):
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_a_sweep_runs_reports_and_goes_on(home, tmp_path):
+def test_a_sweep_runs_reports_and_goes_on(fake, tmp_path):
     """From another directory, which has an ``experiments`` package of its own."""
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "__init__.py").write_text("raise ImportError('not this one')")
     argv = [
-        "--experiment=fake",
+        fake,
         "--sweep=lr=0.5,13",
         "--sweep=seed=0:2",
         "--jobs=2",
         "--root=out",
         "--vectorize=off",
     ]
-    done = start(home, *argv, "--epochs=3", cwd=tmp_path)
+    done = start(*argv, "--epochs=3", cwd=tmp_path)
     assert done.returncode == 3, done.stdout + done.stderr
     assert done.stderr == ""
     folder = tmp_path / "out" / "fake"
@@ -840,45 +828,45 @@ def test_a_sweep_runs_reports_and_goes_on(home, tmp_path):
     names = {p.name for p in workdir.iterdir()}
     assert names == {".lock", "ready", "config.json", "metrics.jsonl", "result.json"}
     log = workdir.with_name(workdir.name + ".log")
-    assert log.read_text().splitlines()[1] == "training"
+    assert log.read_text().splitlines()[2] == "training"
 
     # The same again, longer: the same directories, and the log is continued.
-    start(home, *argv, "--epochs=5", cwd=tmp_path)
+    start(*argv, "--epochs=5", cwd=tmp_path)
     assert len([p for p in folder.iterdir() if p.is_dir()]) == 4
     assert log.read_text().count("\ntraining\n") == 2
 
 
 @pytest.mark.medium
-def test_a_budget_stops_a_sweep_and_a_greater_one_goes_on(home, tmp_path):
-    argv = ["--experiment=fake", "--sweep=seed=0:4", "--jobs=1", "--vectorize=off"]
+def test_a_budget_stops_a_sweep_and_a_greater_one_goes_on(fake, tmp_path):
+    argv = [fake, "--sweep=seed=0:4", "--jobs=1", "--vectorize=off"]
     begin = time.monotonic()
-    done = start(home, *argv, "--budget=8s", "--pause=90", cwd=tmp_path)
+    done = start(*argv, "--budget=8s", "--pause=90", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - begin < 60
     assert "the budget is spent; the same command with a greater --budget goes on" in done.stdout
     started = len(list(tmp_path.glob("runs/fake/seed=*/")))
     assert 1 <= started < 4 and "not started" in done.stdout
-    done = start(home, *argv, "--budget=1h", cwd=tmp_path)
+    done = start(*argv, "--budget=1h", cwd=tmp_path)
     assert done.returncode == 0 and "budget" not in done.stdout
     assert len(list(tmp_path.glob("runs/fake/seed=*/result.json"))) == 4
 
 
 @pytest.mark.slow
-def test_a_budget_of_images_is_counted_while_runs_train(home, tmp_path):
+def test_a_budget_of_images_is_counted_while_runs_train(fake, tmp_path):
     """Five steps of 128 images each; without --vectorize, for under a budget each run is a process."""
-    argv = ["--experiment=fake", "--sweep=seed=0:4", "--jobs=1", "--pause=2.5"]
-    done = start(home, *argv, "--budget=1200img", cwd=tmp_path)
+    argv = [fake, "--sweep=seed=0:4", "--jobs=1", "--pause=2.5"]
+    done = start(*argv, "--budget=1200img", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[1/4] seed=0: done" in done.stdout and "[2/4] seed=1: interrupted" in done.stdout
     assert len(list(tmp_path.glob("runs/fake/seed=*/"))) == 2
-    done = start(home, *argv, "--budget=1e9img", "--pause=0.1", cwd=tmp_path)
+    done = start(*argv, "--budget=1e9img", "--pause=0.1", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.count(": done in") == 4
 
 
 @pytest.mark.medium
 def test_what_a_group_refuses_ends_the_sweep_with_2(tmp_path):
     argv = ["--experiment=mnist_gan", "--dataset=idx:/nope", "--sweep=seed=0:2", "--jobs=1"]
-    done = start(ROOT, *argv, cwd=tmp_path)
+    done = start(*argv, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stdout.count("failed (exit 2): --dataset=idx:/nope") == 2
 
@@ -887,10 +875,10 @@ def test_what_a_group_refuses_ends_the_sweep_with_2(tmp_path):
 def test_a_longer_sweep_that_is_killed_is_not_done(tmp_path):
     argv = ["--experiment=mnist_gan", "--preset=smoke", "--net=mlp", "--notensorboard",
             "--sweep=seed=0:2", "--jobs=1", "--log_every=1"]  # fmt: skip
-    assert start(ROOT, *argv, "--steps=2", cwd=tmp_path).returncode == 0
+    assert start(*argv, "--steps=2", cwd=tmp_path).returncode == 0
     longer = [*argv, "--steps=1000000"]
     process = subprocess.Popen(
-        command(ROOT, *longer), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
+        command(*longer), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
     )
     try:
         deadline = time.monotonic() + 200
@@ -907,35 +895,37 @@ def test_a_longer_sweep_that_is_killed_is_not_done(tmp_path):
     assert all(f"seed={i}: killed by SIGKILL, 1 of at most" in output for i in range(2))
     assert not list(tmp_path.glob("runs/mnist_gan/*/result.json"))
     # The same command does not take it for done.
-    done = start(ROOT, *argv, "--steps=6", cwd=tmp_path)
+    done = start(*argv, "--steps=6", cwd=tmp_path)
     assert done.returncode == 2 or "resuming at step 2" in log.read_text()
 
 
-def test_dry_run_prints_commands_that_work_here(home, tmp_path):
+def test_dry_run_prints_commands_that_work_here(fake, tmp_path):
     argv = [
-        "--experiment=fake",
+        fake,
         "--dry_run",
         "--sweep=seed=4,5",
-        "--loss=logistic",
+        "--batch_size=7",
         "--vectorize=off",
     ]
-    printed = start(home, *argv, cwd=tmp_path)
+    printed = start(*argv, cwd=tmp_path)
     assert printed.returncode == 0 and not (tmp_path / "runs").exists()
     first, second = printed.stdout.splitlines()
-    assert "--seed=4" in shlex.split(first) and "--loss=logistic" in shlex.split(first)
+    assert {"--seed=4", "--batch_size=7"} <= set(shlex.split(first))
     subprocess.run(second, shell=True, cwd=tmp_path, env=environment(), check=True, timeout=60)
     (workdir,) = (tmp_path / "runs" / "fake").iterdir()
     assert workdir.name.startswith("seed=5_")
-    here = start(home, *argv, cwd=home).stdout.splitlines()[0]
-    assert here.startswith(f"{shlex.quote(sys.executable)} -m experiments.fake ")
+    program = [*first.split(" -m ")[0].split()[-2:], *shlex.split(first.split(" -m ")[1])[:2]]
+    assert program == [sys.executable, "-P", "bpgan.cli", str(tmp_path / "code" / "fake.py")]
+    here = start("--experiment=mnist_gan", *argv[1:], cwd=ROOT).stdout.splitlines()[0]
+    assert here.startswith(f"{shlex.quote(sys.executable)} -m experiments.mnist_gan ")
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_reach_the_runs_once_and_are_waited_for(home, tmp_path, number):
-    argv = ["--experiment=fake", "--sweep=seed=0:2", "--jobs=1", "--preset=slow", "--vectorize=off"]
+def test_signals_reach_the_runs_once_and_are_waited_for(fake, tmp_path, number):
+    argv = [fake, "--sweep=seed=0:2", "--jobs=1", "--preset=slow", "--vectorize=off"]
     process = subprocess.Popen(
-        command(home, *argv), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
+        command(*argv), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
     )
     try:
         deadline = time.monotonic() + 40
@@ -988,18 +978,18 @@ def test_a_sweep_that_nobody_reads_on_is_told_to_save(tmp_path, monkeypatch):
             processes.announce([job], 0, "done")
 
 
-def test_a_killed_run_is_resumable(home, tmp_path):
-    done = start(home, "--experiment=fake", "--sweep=lr=14", cwd=tmp_path)
+def test_a_killed_run_is_resumable(fake, tmp_path):
+    done = start(fake, "--sweep=lr=14", cwd=tmp_path)
     assert done.returncode == 75
     assert "lr=14.0: failed (SIGKILL) in 0:0" in done.stdout
     assert "lr=14.0: killed by SIGKILL, 1 of at most 3 times" in done.stdout
 
 
 @pytest.mark.medium
-def test_no_run_outlives_its_launcher_and_the_next_one_waits_for_it(home, tmp_path):
-    argv = ["--experiment=fake", "--sweep=seed=0", "--pause=60"]
+def test_no_run_outlives_its_launcher_and_the_next_one_waits_for_it(fake, tmp_path):
+    argv = [fake, "--sweep=seed=0", "--pause=60"]
     process = subprocess.Popen(
-        command(home, *argv), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL
+        command(*argv), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 60
     while not (ready := list(tmp_path.glob("runs/fake/*/ready"))):
@@ -1016,7 +1006,7 @@ def test_no_run_outlives_its_launcher_and_the_next_one_waits_for_it(home, tmp_pa
     with ready[0].with_name(".lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = subprocess.Popen(
-            command(home, *argv[:2]),
+            command(*argv[:2]),
             cwd=tmp_path,
             env=environment(),
             stdout=subprocess.PIPE,
@@ -1041,40 +1031,42 @@ def test_a_process_whose_launcher_is_gone_does_not_begin(tmp_path):
 @pytest.mark.parametrize(
     "argv, said",
     [
-        (["--experiment=fak"], "--experiment=fak: must be one of fake; did you mean fake?"),
-        (["--experiment=_cli"], "--experiment=_cli: must be one of fake"),
-        (["fake"], "unexpected argument 'fake'; did you mean --experiment=fake?"),
+        (["--experiment=mnist_gn"], "--experiment=mnist_gn: must be one of classifier, "),
+        (["--experiment=_cli"], "--experiment=_cli: must be one of classifier, "),
+        (["--experiment=nowhere.py"], "--experiment=nowhere.py: "),
+        (["--experiment=os.path"], "--experiment=os.path: is no experiment"),
+        (["mnist_gan"], "unexpected argument 'mnist_gan'; did you mean --experiment=mnist_gan?"),
         ([], "--experiment=NAME is needed; --list describes them"),
         (
-            ["--experimnt=fake"],
-            "--experiment=NAME is needed before '--experimnt=fake'; did you mean",
+            ["--experimnt=vae"],
+            "--experiment=NAME is needed before '--experimnt=vae'; did you mean",
         ),
-        (["--experiment=fake", "--lr=-1"], "--lr=-1: must be a number > 0"),
-        (["--experiment=fake", "--sweeep=lr=1"], "--sweeep: unknown flag; did you mean --sweep?"),
-        (["--experiment=fake", "--jobs=-1"], "--jobs=-1: must be a whole number >= 0"),
-        (["--experiment=fake", "--sweep=lr=1", "--budget=2d"], "--budget=2d: must be like 90s"),
-        (["--experiment=fake", "--sweep=lr=1", "--budget=1.2.3s"], "--budget=1.2.3s: must be like"),
+        (["--experiment=vae", "--lr=-1"], "--lr=-1: must be a number > 0"),
+        (["--experiment=vae", "--sweeep=lr=1"], "--sweeep: unknown flag; did you mean --sweep?"),
+        (["--experiment=vae", "--jobs=-1"], "--jobs=-1: must be a whole number >= 0"),
+        (["--experiment=vae", "--sweep=lr=1", "--budget=2d"], "--budget=2d: must be like 90s"),
+        (["--experiment=vae", "--sweep=lr=1", "--budget=1.2.3s"], "--budget=1.2.3s: must be like"),
         (
-            ["--experiment=fake", "--sweep=lr=1", "--aim=FD"],
+            ["--experiment=vae", "--sweep=lr=1", "--aim=FD"],
             "--aim=FD: must be min:METRIC or max:METRIC",
         ),
         (
-            ["--experiment=fake", "--sweep=lr=1", "--search=best"],
+            ["--experiment=vae", "--sweep=lr=1", "--search=best"],
             "--search=best: must be one of all, halving, tpe",
         ),
-        (["--experiment=fake", "--sweep=lr=log:1:2"], "--sweep=lr=...: --samples=N must say"),
+        (["--experiment=vae", "--sweep=lr=log:1:2"], "--sweep=lr=...: --samples=N must say"),
         (
-            ["--experiment=fake", "--sweep=lr=1", "--search=tpe"],
+            ["--experiment=vae", "--sweep=lr=1", "--search=tpe"],
             "--search=tpe: --aim=min:METRIC must",
         ),
         (
-            ["--experiment=fake", "--sweep=lr=1", "--aim=min:x"],
+            ["--experiment=vae", "--sweep=lr=1", "--aim=min:x"],
             "--search=all: --aim=min:METRIC cannot",
         ),
-        (["--experiment=fake", "--samples=3"], "--samples: has no effect without --sweep"),
-        (["--experiment=fake", "--aim", "min:x"], "--aim: has no effect without --sweep"),
-        (["--experiment=fake", "--list=x"], "--list=x: must be true or false"),
-        (["--experiment=fake", "stray"], "unexpected argument 'stray'"),
+        (["--experiment=vae", "--samples=3"], "--samples: has no effect without --sweep"),
+        (["--experiment=vae", "--aim", "min:x"], "--aim: has no effect without --sweep"),
+        (["--experiment=vae", "--list=x"], "--list=x: must be true or false"),
+        (["--experiment=vae", "stray"], "unexpected argument 'stray'"),
         (
             ["--report=nowhere", "--report_metirc=x", "stray"],
             "--report_metirc=x: has no part in --report; did you mean --report_metric?",
@@ -1085,58 +1077,128 @@ def test_a_process_whose_launcher_is_gone_does_not_begin(tmp_path):
         (["--list", "--nonsense=1"], "--nonsense=1: has no part in --list; --help lists"),
     ],
 )
-def test_messages(home, monkeypatch, capsys, argv, said):
-    monkeypatch.setattr(launch, "_FOLDER", home / "experiments")
+def test_messages(monkeypatch, capsys, argv, said):
     monkeypatch.setattr(sys, "argv", ["launch.py", *argv])
-    monkeypatch.setattr("experiments.__path__", [str(home / "experiments")])
     with pytest.raises(SystemExit) as caught:
         launch.main()
-    sys.modules.pop("experiments.fake", None)
     assert caught.value.code == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(f"error: {said}") and err.count("\n") == 1
 
 
-def test_an_unusable_root_is_one_line(home, tmp_path):
+def test_an_unusable_root_is_one_line(fake, tmp_path):
     (tmp_path / "file").touch()
-    done = start(home, "--experiment=fake", "--sweep=seed=1", "--root=file/x", cwd=tmp_path)
+    done = start(fake, "--sweep=seed=1", "--root=file/x", cwd=tmp_path)
     assert done.returncode == 2
     assert re.fullmatch(r"error: --root: .*: cannot be written \(.*\)\n", done.stderr)
 
 
-def test_help_and_list(home, tmp_path):
-    listed = start(home, "--list", cwd=tmp_path)
-    assert listed.stdout.split("\n")[0].split() == "fake A stand-in that pretends to train.".split()
-    assert "presets: smoke, slow" in listed.stdout and "hidden" not in listed.stdout
-    overview = start(home, "--help", cwd=tmp_path).stdout
-    assert all(f"  --{name}" in overview for name in cli.LAUNCHER_FLAGS)
-    assert "A stand-in that pretends to train." in overview
-    assert start(home, "--report=nowhere", "--help", cwd=tmp_path).stdout == overview
-    own = start(home, "--experiment=fake", "--help", cwd=tmp_path)
+def test_help_and_list(fake, tmp_path):
+    listed = start("--list", cwd=tmp_path)
+    assert "fake" not in listed.stdout
+    said = " ".join(listed.stdout.split())
+    for name in experiments.names():
+        summary, presets = experiments.describe(name)
+        assert f"{name} {summary} presets: {', '.join(presets)}" in said
+    overview = start("--help", cwd=tmp_path).stdout
+    assert all(f"  --{name}" in overview for name in launcher_flags.NAMES)
+    assert listed.stdout in overview
+    assert start("--report=nowhere", "--help", cwd=tmp_path).stdout == overview
+    own = start(fake, "--help", cwd=tmp_path)
     assert own.returncode == 0 and own.stderr == ""
     assert own.stdout.startswith("A stand-in that pretends") and "--lr=0.1" in own.stdout
 
 
-def test_the_launcher_flags_are_reserved():
-    assert tuple(spec.name for spec in launch._FLAGS) == cli.LAUNCHER_FLAGS
+def test_no_experiment_has_a_flag_of_the_launcher():
+    def having(base, name):
+        own = dataclasses.make_dataclass(
+            "Own", [(name, int, 1)], bases=(base,), frozen=True, kw_only=True
+        )
+        return experiments.Script("own", types.SimpleNamespace(Config=own))  # type: ignore
+
+    for name in experiments.names():
+        launcher_flags.check_names(experiments.find(name))
+    launcher_flags.check_names(having(cli.Config, "samples"))
+    for base, name in ((cli.RunConfig, "samples"), (cli.RunConfig, "root"), (cli.Config, "sweep")):
+        with pytest.raises(UserError, match=f"experiment=own: `{name}` is a flag of the launcher"):
+            launcher_flags.check_names(having(base, name))
+
+
+# Values with commas.
+
+
+@pytest.mark.parametrize(
+    "text, values",
+    [
+        ("a,b", ["a", "b"]),
+        ("a", ["a"]),
+        (",", ["", ""]),
+        ("'a,b','c,d',e", ["a,b", "c,d", "e"]),
+        ('"a,b","c"', ["a,b", "c"]),
+        ("''", [""]),
+        ("'it''s, say',\"2\"\"\"", ["it's, say", '2"']),
+        ("it's,5\"", ["it's", '5"']),
+        ("net:a=1,'keep=3,best=1'", ["net:a=1", "keep=3,best=1"]),
+    ],
+)
+def test_a_value_with_commas_stands_in_quotes(text, values):
+    assert list(search.split_values(text)) == values
+    one = search.parse_axis(f"csv=choice:{text}", cli.flags_of(Config))
+    assert (one.kind, list(one.values)) == ("choice", values)
+
+
+@pytest.mark.parametrize("text", ["'a", "'a'b", "a,'b,c", "'a''", "\"a,b',c", "'a' ,b"])
+def test_quotes_that_do_not_end_with_a_value_are_refused(text):
+    expected = f"--sweep=csv={text}: must have quotes around whole values: 'a,b','c,d'"
+    assert refused(f"csv={text}") == expected
+
+
+def test_swept_values_with_commas_have_names_members_and_tables(tmp_path):
+    runs = plan("csv='a,b','a','b'", "seed=0:2", root=tmp_path)
+    assert [run.values["csv"] for run in runs] == ["a,b", "a,b", "a", "a", "b", "b"]
+    assert len({run.workdir for run in runs}) == 6
+    (job,) = make_jobs(SCRIPT, runs[:2], "on", 1)
+    members = [shlex.split(arg[9:]) for arg in job.command if arg.startswith("--member=")]
+    assert [own[:2] for own in members] == [["--csv=a,b", f"--seed={i}"] for i in range(2)]
+    # Quotes are of the command line only: they are in no name, and no hash.
+    plain, quoted = (plan(f"csv={text}", root=tmp_path) for text in ("a,b", "'a',\"b\""))
+    assert plain == quoted
+    alone = plan("csv=a", argv=["--loss=hinge"], root=tmp_path)[0].workdir
+    assert plan("csv='a'", root=tmp_path)[0].workdir == alone
+
+
+def test_a_sweep_of_values_with_commas_is_done_once(fake, tmp_path):
+    argv = [fake, "--sweep=betas='0.5,0.99','0,0.9'", "--sweep=seed=0:2", "--vectorize=off"]
+    for times in (1, 2):
+        done = start(*argv, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert ("all 4 runs are done" in done.stdout) == (times == 2)
+        rows = [line.split() for line in done.stdout.splitlines()]
+        assert ["0.5,0.99", "1", "done"] in [row[:3] for row in rows]
+    (file,) = (tmp_path / "runs" / "fake").glob("sweep_*.csv")
+    table = list(csv.DictReader(file.read_text().splitlines()))
+    assert [row["betas"] for row in table] == ["0.5,0.99"] * 2 + ["0,0.9"] * 2
+    assert all(row["status"] == "done" and (tmp_path / row["workdir"]).is_dir() for row in table)
+    drawn = start(fake, "--sweep=betas=choice:'0.5,0.99','0,0.9'", "--samples=9", cwd=tmp_path)
+    assert drawn.returncode == 0 and "betas=0,0.9: done" in drawn.stdout
 
 
 # The real experiments.
 
 
-@pytest.mark.parametrize("name", launch.names())
+@pytest.mark.parametrize("name", experiments.names())
 def test_every_experiment_is_described_and_has_presets_that_resolve(name):
-    module = importlib.import_module(f"experiments.{name}")
-    summary, presets = launch.describe(name)
+    found = experiments.find(name)
+    summary, presets = experiments.describe(name)
     assert summary and len(summary) <= 100
-    assert presets == list(module.PRESETS) and "smoke" in presets
+    assert presets == list(found.presets) and "smoke" in presets
     for preset in presets:
-        cfg = cli.resolve(module.Config, module.PRESETS, [f"--preset={preset}"])
-        for field, value in module.PRESETS[preset].items():
+        cfg = cli.resolve(found.config, found.presets, [f"--preset={preset}"])
+        for field, value in found.presets[preset].items():
             assert getattr(cfg, field) == value
-    help = cli.help_text(module.Config, module.PRESETS, module)
+    help = cli.help_text(found.config, found.presets, found.module)
     assert help.startswith(summary)
-    specs = cli.flags_of(module.Config)
+    specs = cli.flags_of(found.config)
     own = [name for name in specs if name not in cli.RunConfig.__dataclass_fields__]
     assert len(own) <= 15 and len(specs) <= 31, (
         "a command line nobody can survey; split the experiment"
@@ -1150,7 +1212,7 @@ def test_groups_of_real_runs_halve_and_are_not_trained_twice(tmp_path):
     argv = ["--experiment=mnist_gan", "--preset=smoke", "--net=mlp", "--steps=9", "--notensorboard",
             "--sweep=g_lr=log:1e-4:1e-2", "--samples=4", "--sweep=seed=0:2", "--search=halving",
             "--aim=min:d/loss"]  # fmt: skip
-    done = start(ROOT, *argv, cwd=tmp_path)
+    done = start(*argv, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "rung 1 of 2: 4 settings at 0.333 of a run" in done.stdout
     assert "rung 2 of 2: 1 settings at 1 of a run" in done.stdout
@@ -1159,13 +1221,13 @@ def test_groups_of_real_runs_halve_and_are_not_trained_twice(tmp_path):
         sorted((r["status"], r["step"]) for r in results) == [("done", 9)] * 2 + [("paused", 3)] * 6
     )
     losses = [r["metrics"]["d/loss"] for r in results]
-    again = start(ROOT, *argv, cwd=tmp_path)
+    again = start(*argv, cwd=tmp_path)
     assert again.returncode == 0 and "started" not in again.stdout
     assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
     results = [json.loads(f.read_text()) for f in tmp_path.glob("runs/mnist_gan/*/result.json")]
     assert [r["metrics"]["d/loss"] for r in results] == losses
     # More samples keep the first ones, that past its pause, too: scored as it was there.
-    more = start(ROOT, *argv, "--samples=5", cwd=tmp_path)
+    more = start(*argv, "--samples=5", cwd=tmp_path)
     assert more.returncode == 0, more.stdout + more.stderr
     first, second = (re.search(r"rung 1 of 2: .*; best: (.*)", x.stdout) for x in (done, more))
     scores = [float(found[1].split()[-1]) for found in (first, second)]
@@ -1177,7 +1239,7 @@ def test_groups_of_real_runs_halve_and_are_not_trained_twice(tmp_path):
 def test_a_sweep_of_real_runs_is_extended_by_a_longer_one(tmp_path):
     def results(*argv, code=0):
         argv = ["--experiment=linear_regression", "--preset=smoke", "--notensorboard", *argv]
-        done = start(ROOT, *argv, cwd=tmp_path)
+        done = start(*argv, cwd=tmp_path)
         assert done.returncode == code, done.stdout + done.stderr
         files = tmp_path.glob("runs/linear_regression/*/result.json")
         return {f.parent.name: json.loads(f.read_text()) for f in files}, done.stdout

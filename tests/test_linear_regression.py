@@ -138,7 +138,7 @@ def test_changed_numbers_are_refused_and_moved_ones_are_not(tmp_path, capsys, no
     with pytest.raises(UserError, match="flags=csv=.*: other data than those of the run"):
         cli.restored(tmp_path / "run", changes=[f"csv={moved}"])
     moved.unlink()
-    with pytest.raises(UserError, match="--csv=.*moved, --flags=csv=... says where to"):
+    with pytest.raises(UserError, match="--csv=.*moved, `flags=csv=...` says where to"):
         cli.restored(tmp_path / "run", changes=[])
     path.write_text("x,y\n1,2\n2,3\n3,5\n")
     assert cli.restored(tmp_path / "run", changes=[f"csv={path}"]).step == 11

@@ -118,7 +118,7 @@ def test_the_documented_search_is_one(capsys):
     assert command.count("--member=") == 27
     assert "--pause_at=0.037037" in command  # the first of four rungs
     specs = cli.flags_of(mnist_gan.Config)
-    axes = [search.parse(a[8:], specs) for a in argv if a.startswith("--sweep=")]
+    axes = [search.parse_axis(a[8:], specs) for a in argv if a.startswith("--sweep=")]
     assert [axis.name for axis in axes] == ["lr_scale", "b1", "gamma"]
     assert all(specs[axis.name].sweepable for axis in axes)
     rest = [a for a in argv if a.startswith(("--experiment", "--eval_every"))]

@@ -57,7 +57,7 @@ def test_the_architecture_has_the_size_of_the_study():
 )
 def test_flags_of_other_models_are_named(model, flag):
     found = cli.without_effect(infogan.Config, {}, [f"--model={model}", f"--{flag}=0.1"])
-    assert found == {flag: f"has no part in --model={model}"}
+    assert found == {flag: f"has no effect with --model={model}"}
 
 
 @pytest.mark.medium
@@ -79,8 +79,8 @@ def test_clipping_and_the_step_of_k_have_the_papers_defaults():
 @MODELS
 @SPACES
 def test_search_spaces_are_flags_that_the_models_take(model, space):
-    axes = [search.parse(text, SPECS) for text in lucic.ranges(model, space)]
-    for texts in search.combinations(axes, 30, 0):
+    axes = [search.parse_axis(text, SPECS) for text in lucic.ranges(model, space)]
+    for texts in search.combine(axes, 30, 0):
         cfg = config(f"--model={model}", *(f"--{k}={v}" for k, v in texts.items()))
         low, high = (1e-4, 1e-3) if space == "narrow" else (1e-5, 1e-2)
         assert low <= cfg.lr <= high

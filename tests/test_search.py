@@ -12,6 +12,7 @@ from scipy import stats
 
 from bpgan import cli
 from bpgan.launcher import search
+from bpgan.measures import Goal
 from bpgan.types import UserError
 from experiments import mnist_gan
 
@@ -19,7 +20,7 @@ SPECS = cli.flags_of(mnist_gan.Config)
 
 
 def axis(text):
-    return search.parse(text, SPECS)
+    return search.parse_axis(text, SPECS)
 
 
 @pytest.mark.parametrize(
@@ -42,13 +43,13 @@ def test_whole_numbers_may_be_drawn_log_uniformly():
     below = sum(x < 32 for x in found) / 400
     assert below == pytest.approx(math.log(32) / math.log(1001), abs=0.07)
     assert {axis("d_steps=log:1:3").draw(0, i) for i in range(100)} == {"1", "2", "3"}
-    with pytest.raises(UserError, match="LOW and HIGH must be whole numbers, as --d_steps is"):
+    with pytest.raises(UserError, match="LOW and HIGH must be whole numbers, as `d_steps` is"):
         axis("d_steps=uniform:1.5:3")
 
 
 def test_tpe_draws_whole_numbers_log_uniformly(tmp_path):
     study = search.Study(tmp_path / "a.log", [axis("batch_size=log:1:1000000")], 0)
-    found = [int(texts["batch_size"]) for _, texts in study.generation(10)]
+    found = [int(texts["batch_size"]) for _, texts in study.ask(10)]
     assert sum(x < 30000 for x in found) >= 5
 
 
@@ -61,7 +62,7 @@ def test_rounding_does_not_leave_the_range(text):
 
 
 def test_a_draw_that_occurs_twice_is_one_setting():
-    combinations = search.combinations([axis("d_steps=uniform:1:3"), axis("seed=0:2")], 20, 0)
+    combinations = search.combine([axis("d_steps=uniform:1:3"), axis("seed=0:2")], 20, 0)
     assert sorted((c["d_steps"], c["seed"]) for c in combinations) == [
         (d, s) for d in "123" for s in "01"
     ]
@@ -77,11 +78,11 @@ def test_whole_numbers_and_choices():
 
 def test_more_draws_and_more_axes_move_none():
     one, other, seed = axis("g_lr=log:1e-5:1e-2"), axis("b1=uniform:0:0.9"), axis("seed=0:2")
-    short = search.combinations([one, seed], 3, 7)
-    long = search.combinations([other, one, seed], 5, 7)
+    short = search.combine([one, seed], 3, 7)
+    long = search.combine([other, one, seed], 5, 7)
     assert [c["g_lr"] for c in short] == [c["g_lr"] for c in long][:6]
     assert [c["seed"] for c in short] == ["0", "1"] * 3
-    assert short != search.combinations([one, seed], 3, 8)
+    assert short != search.combine([one, seed], 3, 8)
     assert len({c["b1"] for c in long}) == 5
 
 
@@ -96,10 +97,10 @@ def test_ranges_that_are_empty_are_refused(text):
 
 
 def test_samples_and_draws_need_each_other():
-    with pytest.raises(UserError, match="--samples=N must say"):
-        search.combinations([axis("g_lr=log:1e-5:1e-2")], 0, 0)
-    with pytest.raises(UserError, match="samples=3: no --sweep draws"):
-        search.combinations([axis("seed=0:2")], 3, 0)
+    with pytest.raises(UserError, match="`samples=N` must say"):
+        search.combine([axis("g_lr=log:1e-5:1e-2")], 0, 0)
+    with pytest.raises(UserError, match="samples=3: no `sweep` draws"):
+        search.combine([axis("seed=0:2")], 3, 0)
 
 
 @pytest.mark.parametrize("count,factor", [(1, 3), (2, 3), (9, 3), (27, 3), (100, 3), (64, 4)])
@@ -113,22 +114,31 @@ def test_every_rung_costs_about_the_same_and_the_last_is_a_whole_run(count, fact
 
 
 def test_scores():
-    aim = search.Aim.parse("max:eval/recall")
+    aim = Goal.parse("max:eval/recall")
     done = [{"status": "done", "metrics": {"eval/recall": v}} for v in (0.2, 0.4)]
-    assert aim.score(done) == pytest.approx(-0.3)
+    assert search.score(aim, done) == pytest.approx(-0.3)
     for bad in (math.nan, math.inf):
-        assert aim.score([*done, {"status": "done", "metrics": {"eval/recall": bad}}]) == math.inf
-    assert aim.score([*done, {"status": "non-finite"}]) == math.inf == aim.score([])
+        assert (
+            search.score(aim, [*done, {"status": "done", "metrics": {"eval/recall": bad}}])
+            == math.inf
+        )
+    assert search.score(aim, [*done, {"status": "non-finite"}]) == math.inf == search.score(aim, [])
     with pytest.raises(UserError, match="eval/recal is not logged .* did you mean eval/recall"):
-        search.Aim("eval/recal", 1).score(done)
-    for text in ("recall", "best:recall", "min:"):
-        with pytest.raises(ValueError):
-            search.Aim.parse(text)
+        search.score(Goal("min", "eval/recal"), done)
+
+
+def test_goals():
+    for text, sign in (("max:eval/recall", -1), ("min:d/loss", 1)):
+        goal = Goal.parse(text)
+        assert (str(goal), goal.sign, goal.metric) == (text, sign, text[4:])
+    for text in ("recall", "best:recall", "min:", "min:a b", "max", ""):
+        with pytest.raises(ValueError, match="must be min:METRIC or max:METRIC"):
+            Goal.parse(text)
 
 
 def test_settings_are_runs_that_differ_in_the_seed():
     values = [{"lr": lr, "seed": seed} for lr in (1, 2) for seed in (0, 1, 2)]
-    assert list(search.settings(values).values()) == [[0, 1, 2], [3, 4, 5]]
+    assert search.group_by_setting(values) == [[0, 1, 2], [3, 4, 5]]
 
 
 AXES = [axis("g_lr=log:1e-5:1e-1"), axis("b1=uniform:0:0.9"), axis("d_steps=uniform:1:5")]
@@ -141,8 +151,8 @@ def objective(texts):
 
 def searched(path: pathlib.Path, trials: int, restart_every: int = 10**9) -> list[dict]:
     study, asked = search.Study(path, AXES, 5), []
-    while len(study.told()) < trials:
-        for number, texts in study.generation(search.GENERATION):
+    while len(study.scored()) < trials:
+        for number, texts in study.ask(search.GENERATION):
             study.tell(number, objective(texts))
             asked.append(texts)
             if len(asked) % restart_every == 0:
@@ -165,21 +175,21 @@ def test_a_kill_while_it_asks_costs_nothing(tmp_path):
     study._study.ask({"g_lr": study._distribution(AXES[0])})
     study._study.ask({a.name: study._distribution(a) for a in AXES})
     study = search.Study(tmp_path / "a.log", AXES, 0)
-    ((number, texts),) = study.generation(4)
+    ((number, texts),) = study.ask(4)
     assert number == 1 and texts.keys() == {"g_lr", "b1", "d_steps"}
     study.tell(number, 0.5)
-    assert study.told() == [(texts, 0.5)]
-    assert len(study.generation(4)) == 4
+    assert study.scored() == [(texts, 0.5)]
+    assert len(study.ask(4)) == 4
 
 
 def test_a_trial_that_came_to_nothing_does_not_stop_the_search(tmp_path):
     study = search.Study(tmp_path / "a.log", AXES, 0)
-    for number, _ in study.generation(4):
+    for number, _ in study.ask(4):
         study.tell(number, math.inf)
     study = search.Study(tmp_path / "a.log", AXES, 0)
-    assert [score for _, score in study.told()] == [math.inf] * 4
+    assert [score for _, score in study.scored()] == [math.inf] * 4
     assert [trial.value for trial in study._study.get_trials()] == [math.inf] * 4
-    assert len(study.generation(4)) == 4
+    assert len(study.ask(4)) == 4
 
 
 @pytest.mark.medium
@@ -192,7 +202,7 @@ def test_tpe_learns_where_runs_diverge(tmp_path, seed):
 
     study, asked = search.Study(tmp_path / "a.log", AXES[:2], seed), []
     while len(asked) < 64:
-        for number, texts in study.generation(search.GENERATION):
+        for number, texts in study.ask(search.GENERATION):
             bad = diverges(texts)
             study.tell(number, math.inf if bad else (math.log10(float(texts["g_lr"])) + 3.5) ** 2)
             asked.append(bad)
@@ -203,9 +213,9 @@ def test_tpe_learns_where_runs_diverge(tmp_path, seed):
 def journal(path):
     """A study of two trials of which one has a value, and the bytes of its journal."""
     study = search.Study(path, AXES, 0)
-    (number, texts), _ = study.generation(2)
+    (number, texts), _ = study.ask(2)
     study.tell(number, 1.0)
-    return study.told(), [texts for _, texts in study.generation(2)], path.read_bytes()
+    return study.scored(), [texts for _, texts in study.ask(2)], path.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -219,10 +229,10 @@ def test_a_journal_with_a_torn_end_is_mended_and_a_copy_kept(tmp_path, capsys, e
     os.symlink(path, tmp_path / "a.log.lock")  # of a process that was killed while it wrote
     for repeated in (False, True):
         study = search.Study(path, AXES, 0)
-        assert study.told() == told and [texts for _, texts in study.generation(2)] == waiting
+        assert study.scored() == told and [texts for _, texts in study.ask(2)] == waiting
         # Optuna notes each time that the study was opened.
         assert path.read_bytes().startswith(whole)
-        assert all(map(search._entry, path.read_bytes().splitlines(keepends=True)))
+        assert all(map(search._read_entry, path.read_bytes().splitlines(keepends=True)))
         assert ("torn and were cut off" in capsys.readouterr().out) != repeated
     (copy,) = tmp_path.glob("a.log.torn-*")
     assert copy.read_bytes() == whole + end
@@ -233,7 +243,7 @@ def test_a_journal_cut_anywhere_goes_on_from_what_is_whole(tmp_path):
     _, _, whole = journal(path)
     for cut in (1, 7, len(whole.splitlines(True)[-1]), len(whole) // 2, len(whole) - 1, len(whole)):
         path.write_bytes(whole[:-cut])
-        assert search.Study(path, AXES, 0).generation(2)
+        assert search.Study(path, AXES, 0).ask(2)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +273,7 @@ def test_a_journal_damaged_before_its_end_is_refused_as_it_is(tmp_path, damage):
 
 
 def test_any_seed_is_a_seed_of_tpe(tmp_path):
-    assert search.Study(tmp_path / "a.log", AXES, 10**15).generation(1)
+    assert search.Study(tmp_path / "a.log", AXES, 10**15).ask(1)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +289,7 @@ def test_any_seed_is_a_seed_of_tpe(tmp_path):
 def test_sizes_are_looked_at_before_they_are_built(texts, samples, said):
     start = time.monotonic()
     with pytest.raises(UserError) as caught:
-        search.combinations([axis(text) for text in texts], samples, 0)
+        search.combine([axis(text) for text in texts], samples, 0)
     assert cli.message_of(caught.value).startswith(said) and time.monotonic() - start < 1
 
 

@@ -21,12 +21,12 @@ import slurm_cluster
 from faults.harness import assert_same
 
 from bpgan import cli
+from bpgan.launcher import flags, slurm
 from bpgan.launcher import main as launch
-from bpgan.launcher import slurm as _slurm
 from bpgan.types import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
-DEFAULTS = {spec.name: spec.default for spec in launch._FLAGS} | {"slurm_option": []}
+DEFAULTS = flags.parse([]).values
 
 
 class Run(NamedTuple):
@@ -49,7 +49,7 @@ def runs(folder, *scripts):
 
 
 def options(**chosen):
-    return _slurm.options(DEFAULTS | {"slurm": "true"} | chosen, chosen)
+    return slurm.parse_options(DEFAULTS | {"slurm": "true"} | chosen, chosen, "fake")
 
 
 LOCAL = options(slurm="local")
@@ -61,7 +61,7 @@ assert LOCAL is not None
     [("90", 90), ("4:00:00", 240), ("0:05:00", 5), ("0:05:01", 6), ("2-01:30:00", 2970)],
 )
 def test_time_limits_in_minutes(text, expected):
-    assert _slurm.minutes(text) == expected
+    assert slurm.parse_minutes(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_mistakes_are_one_line(argv, said):
 
 
 def test_a_single_run_is_a_sweep_of_one():
-    with pytest.raises(UserError, match=r"slurm: submits a sweep; a single run is --sweep=seed=0"):
+    with pytest.raises(UserError, match=r"slurm: submits a sweep; a single run is `sweep=seed=0`"):
         launch.run(["--experiment=linear_regression", "--slurm"])
 
 
@@ -109,12 +109,12 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
     todo = runs(tmp_path, "")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
-        UserError, match="sbatch is not found; --slurm=local runs the same jobs here"
+        UserError, match="sbatch is not found; `slurm=local` runs the same jobs here"
     ):
-        _slurm.submit(todo, options(), 1, {})
+        slurm.submit(todo, options(), 1, {})
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match="needs the package submitit: pip install submitit"):
-        _slurm.submit(todo, LOCAL, 1, {})
+        slurm.submit(todo, LOCAL, 1, {})
     assert not (tmp_path / "slurm").exists()
 
 
@@ -142,10 +142,10 @@ def directives(file):
 
 def test_the_flags_become_options_of_one_array(tmp_path, scheduler):
     chosen = options(
-        experiment="fake", jobs=2, processes=4, slurm_nodes=2, slurm_gpus=2, slurm_cpus=3, slurm_memory="16G",
+        jobs=2, processes=4, slurm_nodes=2, slurm_gpus=2, slurm_cpus=3, slurm_memory="16G",
         slurm_partition="gpu", slurm_time="4:00:00", slurm_option=["account=vision", "exclusive"],
     )  # fmt: skip
-    assert _slurm.submit(runs(tmp_path, "", "", ""), chosen, 2, {}) is None
+    assert slurm.submit(runs(tmp_path, "", "", ""), chosen, 2, {}) is None
     (script,) = scheduler.glob("sbatch.*")
     assert directives(script) >= {
         "array=0-2%2", "nodes=2", "ntasks-per-node=2", "gpus-per-node=2", "cpus-per-task=3", "mem=16G",
@@ -155,7 +155,7 @@ def test_the_flags_become_options_of_one_array(tmp_path, scheduler):
 
 
 def test_what_is_not_said_is_left_to_the_cluster(tmp_path, scheduler):
-    assert _slurm.submit(runs(tmp_path, "", ""), options(), 1, {}) is None
+    assert slurm.submit(runs(tmp_path, "", ""), options(), 1, {}) is None
     said = {line.partition("=")[0] for line in directives(scheduler / "sbatch.12")}
     assert said == {
         "array", "job-name", "nodes", "ntasks-per-node", "open-mode", "output", "requeue", "signal", "time",
@@ -167,29 +167,29 @@ def test_what_is_not_said_is_left_to_the_cluster(tmp_path, scheduler):
 
 def test_no_run_is_submitted_twice(tmp_path, scheduler, capsys):
     todo = runs(tmp_path, "", "", "", "")
-    _slurm.submit(todo, options(), 1, {})
+    slurm.submit(todo, options(), 1, {})
     said = capsys.readouterr().out
     assert "[2/4] x=1: job 12_1, output in" in said and "squeue --job=12" in said
     (scheduler / "queue").write_text("12_0 RUNNING\n12_2 PENDING\n7 RUNNING\n")
-    _slurm.submit(todo, options(), 1, {})
+    slurm.submit(todo, options(), 1, {})
     said = capsys.readouterr().out
     assert "[1/4] x=0: job 12_0 is running" in said and "[3/4] x=2: job 12_2 is pending" in said
     assert "[2/4] x=1: job 13_0" in said and "[4/4] x=3: job 13_1" in said
     (scheduler / "queue").write_text("12_0 RUNNING\n12_2 PENDING\n13_0 PENDING\n13_1 PENDING\n")
-    assert _slurm.submit(todo, options(), 1, {}) is None
+    assert slurm.submit(todo, options(), 1, {}) is None
     assert len(list(scheduler.glob("sbatch.*"))) == 2
 
 
 def test_a_run_that_waits_in_a_group_is_known_by_itself(tmp_path, scheduler, capsys):
     first, second, third = runs(tmp_path, "", "", "")
     group = first._replace(workdirs=[*first.workdirs, *second.workdirs], log=tmp_path / "group.log")
-    _slurm.submit([group], options(), 1, {})
+    slurm.submit([group], options(), 1, {})
     everyone = [path for run in (first, second, third) for path in run.workdirs]
-    assert _slurm.queued(everyone) == {}
+    assert slurm.find_queued(everyone) == {}
     (scheduler / "queue").write_text("12 RUNNING\n")
-    assert _slurm.queued(everyone) == {path: "12" for path in group.workdirs}
+    assert slurm.find_queued(everyone) == {path: "12" for path in group.workdirs}
     # By itself, too, it is not submitted again.
-    _slurm.submit([second, third], options(), 1, {})
+    slurm.submit([second, third], options(), 1, {})
     said = capsys.readouterr().out
     assert "[1/2] x=1: job 12 is running" in said and "[2/2] x=2: job 13, output" in said
 
@@ -199,7 +199,7 @@ def test_what_slurm_refuses_is_one_line_and_leaves_nothing(tmp_path, scheduler, 
         "#!/bin/sh\necho 'error: invalid partition\nsbatch: no' >&2; exit 1\n"
     )
     with pytest.raises(UserError) as caught:
-        _slurm.submit(runs(tmp_path, ""), options(), 1, {})
+        slurm.submit(runs(tmp_path, ""), options(), 1, {})
     assert str(caught.value) == "slurm: error: invalid partition sbatch: no"
     assert capfd.readouterr().err == ""
     assert not (tmp_path / "slurm").exists() and not (tmp_path / "run0.job").exists()
@@ -208,18 +208,39 @@ def test_what_slurm_refuses_is_one_line_and_leaves_nothing(tmp_path, scheduler, 
 def test_no_folder_has_control_characters_in_a_script(tmp_path, scheduler):
     folder = tmp_path / "a\n#SBATCH --uid=0"
     with pytest.raises(
-        UserError, match="root: .*has control characters, which --slurm cannot have"
+        UserError, match="root: .*has control characters, which `slurm` cannot have"
     ):
-        _slurm.submit(runs(folder, ""), options(), 1, {})
+        slurm.submit(runs(folder, ""), options(), 1, {})
     assert not list(scheduler.glob("sbatch.*")) and not (folder / "slurm").exists()
 
 
 def test_what_waits_in_the_queue_is_not_trained_here(tmp_path, scheduler):
     todo = runs(tmp_path, "", "")
-    _slurm.submit(todo, options(), 1, {})
+    slurm.submit(todo, options(), 1, {})
     (scheduler / "queue").write_text("12_1 PENDING\n")
     with pytest.raises(UserError, match="slurm=local: job 12_1 of x=1 is in the queue"):
-        _slurm.submit(todo, LOCAL, 1, {})
+        slurm.submit(todo, LOCAL, 1, {})
+
+
+def test_an_experiment_of_the_users_own_is_submitted_by_its_path(tmp_path, scheduler, monkeypatch):
+    """However its file is called."""
+    source = "from bpgan.cli import RunConfig as Config\ndef build(cfg): ..."
+    (tmp_path / "my gan.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    argv = ["--experiment=my gan.py", "--sweep=keep='3,best=1,min:loss',5", "--vectorize=off"]
+    assert launch.run([*argv, "--slurm", "--root=out"]) == 0
+    records = [json.loads(file.read_text()) for file in tmp_path.glob("out/my gan/*.job")]
+    keeps = set()
+    for record in records:
+        program = record["command"][record["command"].index("-m") + 1 :]
+        assert program[:2] == ["bpgan.cli", str(tmp_path / "my gan.py")]
+        keeps |= {word for word in program if word.startswith("--keep=")}
+    assert keeps == {"--keep=3,best=1,min:loss", "--keep=5"}
+    (name,) = [d for d in directives(scheduler / "sbatch.12") if d.startswith("job-name=")]
+    assert name == "job-name='my gan'"
+    (tmp_path / "a\nb.py").write_text(source)
+    with pytest.raises(UserError, match="experiment: .* has control characters"):
+        launch.run(["--experiment=a\nb.py", "--sweep=seed=0", "--slurm"])
 
 
 class Trap:
@@ -243,7 +264,7 @@ def test_what_a_folder_holds_that_a_file_names_is_not_run(tmp_path, scheduler, c
     (folder / "7_code.json").write_text(code)
     record = {"cluster": cluster, "folder": str(folder), "id": "7", "command": run.command}
     (tmp_path / "run0.job").write_text(json.dumps(record))
-    said = _slurm.submit([run], options(), 1, {})
+    said = slurm.submit([run], options(), 1, {})
     assert said == (({0: 0}, False) if code == "0" else None) and not trap.exists()
     assert len(list(scheduler.glob("sbatch.*"))) == (code != "0")
 
@@ -258,10 +279,10 @@ def test_a_local_job_does_not_outlive_its_launcher(tmp_path):
     )
     driver = (
         "import pathlib, sys; sys.path.insert(0, 'tests')\n"
-        "from test_slurm import LOCAL, _slurm, runs\n"
+        "from test_slurm import LOCAL, slurm, runs\n"
         f"todo = runs(pathlib.Path({str(tmp_path)!r}), {script!r})\n"
         f"import os; os.chdir({str(tmp_path)!r})\n"
-        "_slurm.submit(todo, LOCAL, 1, {})"
+        "slurm.submit(todo, LOCAL, 1, {})"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", driver], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
@@ -291,18 +312,18 @@ def test_local_jobs_end_with_their_codes_and_are_not_repeated(tmp_path, monkeypa
     ends = ["print(os.environ['COLOR'])", "sys.exit(3)", "os.kill(os.getppid(), signal.SIGKILL)"]
     todo = runs(tmp_path / "out", *(COUNT.format(i=i) + end for i, end in enumerate(ends)))
     expected = ({0: 0, 1: 3, 2: -signal.SIGKILL}, False)
-    assert _slurm.submit(todo, LOCAL, 2, {"COLOR": "green"}) == expected
+    assert slurm.submit(todo, LOCAL, 2, {"COLOR": "green"}) == expected
     assert todo[0].log.read_text().splitlines()[-2:] == ["try 0", "green"]
     said = capsys.readouterr().out
     assert "[1/3] x=0: done\n" in said and "[2/3] x=1: failed (exit 3)\n" in said
     # Only what is not done; and nothing counts as done by another command, or if it was removed.
-    assert _slurm.submit(todo, LOCAL, 1, {"COLOR": "green"}) == expected
+    assert slurm.submit(todo, LOCAL, 1, {"COLOR": "green"}) == expected
     tries = [(tmp_path / f"tries{i}").read_text() for i in range(3)]
     assert tries == ["x", "xx", "xx"]
     longer = todo[0]._replace(command=[*todo[0].command, "--epochs=9"])
-    assert _slurm.submit([longer], LOCAL, 1, {"COLOR": "red"}) == ({0: 0}, False)
+    assert slurm.submit([longer], LOCAL, 1, {"COLOR": "red"}) == ({0: 0}, False)
     todo[0].workdirs[0].rmdir()
-    assert _slurm.submit([longer], LOCAL, 1, {"COLOR": "red"}) == ({0: 0}, False)
+    assert slurm.submit([longer], LOCAL, 1, {"COLOR": "red"}) == ({0: 0}, False)
     assert (tmp_path / "tries0").read_text() == "xxx"
 
 
@@ -312,7 +333,7 @@ def test_local_jobs_stop_when_the_budget_is_spent(tmp_path, monkeypatch):
     todo = runs(tmp_path / "out", COUNT.format(i=0) + wait, COUNT.format(i=1))
     start = time.monotonic()
     spent = tmp_path / "on"
-    assert _slurm.submit(todo, LOCAL, 1, {}, lambda: not spent.exists()) == ({0: 75}, False)
+    assert slurm.submit(todo, LOCAL, 1, {}, lambda: not spent.exists()) == ({0: 75}, False)
     assert time.monotonic() - start < 25 and not (tmp_path / "tries1").exists()
 
 
@@ -335,7 +356,7 @@ def test_a_signal_makes_the_run_save_and_a_notice_requeues_the_job(
     )
     todo = runs(tmp_path / "out", script)
     start = time.monotonic()
-    assert _slurm.submit(todo, LOCAL, 1, {}) == ({0: code}, False)
+    assert slurm.submit(todo, LOCAL, 1, {}) == ({0: code}, False)
     assert (tmp_path / "tries0").read_text() == tries and time.monotonic() - start < 25
 
 
@@ -368,7 +389,7 @@ def test_when_a_job_is_requeued(tmp_path, scheduler, monkeypatch, number, state,
         f"os.kill(os.getppid(), {int(number)})\ntime.sleep(30)\n"
     )
     (run,) = runs(tmp_path / "out", script)
-    task = _slurm.Task(run.command, run.log, {}, str(tmp_path))
+    task = slurm.Task(run.command, run.log, {}, str(tmp_path))
     if requeued:
         with pytest.raises(SystemExit) as caught:
             task()
@@ -383,7 +404,7 @@ def test_a_run_that_ends_by_itself_is_not_requeued(tmp_path, monkeypatch):
     """Also with 75, without a notice: whatever made it stop might do so forever."""
     monkeypatch.chdir(tmp_path)
     todo = runs(tmp_path / "out", COUNT.format(i=0) + "sys.exit(75)")
-    assert _slurm.submit(todo, LOCAL, 1, {}) == ({0: 75}, False)
+    assert slurm.submit(todo, LOCAL, 1, {}) == ({0: 75}, False)
     assert (tmp_path / "tries0").read_text() == "x"
 
 
@@ -399,10 +420,10 @@ def test_a_signal_to_the_launcher_lets_local_jobs_save(tmp_path, number):
     scripts = ["import signal, sys, time\n" + text for text in [*wait, ""]]
     driver = (
         "import pathlib, sys; sys.path.insert(0, 'tests')\n"
-        "from test_slurm import LOCAL, _slurm, runs\n"
+        "from test_slurm import LOCAL, slurm, runs\n"
         f"todo = runs(pathlib.Path({str(tmp_path)!r}), *{scripts!r})\n"
         f"import os; os.chdir({str(tmp_path)!r})\n"
-        "print(_slurm.submit(todo, LOCAL, 2, {}))"
+        "print(slurm.submit(todo, LOCAL, 2, {}))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", driver], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
@@ -473,12 +494,12 @@ def cluster(tmp_path_factory):
 @pytest.mark.slow
 def test_an_array_on_a_real_slurm(tmp_path, cluster):
     argv = [*REGRESSION, "--sweep=seed=0:4", "--vectorize=off"]
-    slurm = [*argv, "--root=jobs", "--slurm", "--slurm_partition=main", "--slurm_gpus=1", "--slurm_cpus=1",
+    jobs = [*argv, "--root=jobs", "--slurm", "--slurm_partition=main", "--slurm_gpus=1", "--slurm_cpus=1",
              "--slurm_memory=500M", "--slurm_option=comment=test", "--jobs=3"]  # fmt: skip
     cluster.run(
         "scontrol", "update", "partitionname=main", "state=down"
     )  # none ends before we look
-    said = launched(tmp_path, *slurm, **cluster.environment)
+    said = launched(tmp_path, *jobs, **cluster.environment)
     job = re.search(r"submitted as job (\d+)", said)[1]
     details = cluster.run("scontrol", "show", "job", job)
     for expected in (
@@ -489,12 +510,12 @@ def test_an_array_on_a_real_slurm(tmp_path, cluster):
         "Comment=test",
     ):
         assert expected in details
-    said = launched(tmp_path, *slurm, **cluster.environment)
+    said = launched(tmp_path, *jobs, **cluster.environment)
     assert len(re.findall(rf"job {job}_\d is (?:pending|running)", said)) == 4
     assert set(cluster.jobs()) <= {f"{job}_{i}" for i in range(4)}
     cluster.run("scontrol", "update", "partitionname=main", "state=up")
     cluster.wait(lambda: not cluster.jobs())
-    said = launched(tmp_path, *slurm, **cluster.environment)
+    said = launched(tmp_path, *jobs, **cluster.environment)
     assert "all 4 runs are done" in said and "mean ± standard deviation over seeds" in said
     launched(tmp_path, *argv, "--root=plain")
     assert (
@@ -580,20 +601,20 @@ def test_an_interrupted_job_ends_in_the_same_bits(
 @pytest.mark.slow
 def test_a_group_is_one_job_that_more_runs_do_not_submit_again(tmp_path, cluster, optimized):
     argv = [flag for flag in GAN if "seed" not in flag and "vectorize" not in flag]
-    slurm = [*argv, "--root=.", "--slurm", "--slurm_cpus=1", "--slurm_partition=main"]
-    said = launched(tmp_path, *slurm, "--sweep=seed=0:2", **cluster.environment)
+    jobs = [*argv, "--root=.", "--slurm", "--slurm_cpus=1", "--slurm_partition=main"]
+    said = launched(tmp_path, *jobs, "--sweep=seed=0:2", **cluster.environment)
     job = re.search(r"submitted as job (\d+)", said)[1]
     assert "[1/1] 2 runs, seed=0 ... seed=1: job" in said
     cluster.wait(lambda: list(tmp_path.glob("mnist_gan/group_*.log")))
     (log,) = tmp_path.glob("mnist_gan/group_*.log")
     wait_for_step(cluster, log, 20)
-    said = launched(tmp_path, *slurm, "--sweep=seed=0:3", "--jobs=2", **cluster.environment)
+    said = launched(tmp_path, *jobs, "--sweep=seed=0:3", "--jobs=2", **cluster.environment)
     assert f"2 runs, seed=0 ... seed=1: job {job} is running" in said
     assert "seed=2: job" in said
     notice(cluster, job)
     cluster.wait(lambda: not cluster.jobs())
     assert log.read_text().count("resuming at step") == 1
-    said = launched(tmp_path, *slurm, "--sweep=seed=0:3", **cluster.environment)
+    said = launched(tmp_path, *jobs, "--sweep=seed=0:3", **cluster.environment)
     assert "all 3 runs are done" in said
     launched(tmp_path, *argv, "--root=plain", "--sweep=seed=0:2", "--jobs=1")
     for path in tmp_path.glob("plain/mnist_gan/seed=*/"):

@@ -4,7 +4,6 @@ And what groups ask of the machine before they train: which lowering is faster, 
 """
 
 import dataclasses
-import importlib
 import pathlib
 import re
 
@@ -14,18 +13,18 @@ import optax
 import pytest
 
 from bpgan import cli, memory
-from bpgan.launcher import group as _group
-from bpgan.launcher import main as launch
+from bpgan.cli import experiments
+from bpgan.launcher import group as grouping
 from bpgan.runtime import sweep
 from bpgan.types import stream
 from experiments import infogan, mnist_gan, toy_gan
 
 
 def module_of(name):
-    return importlib.import_module(f"experiments.{name}")
+    return experiments.find(name).module
 
 
-EXPERIMENTS = [n for n in launch.names() if issubclass(module_of(n).Config, cli.RunConfig)]
+EXPERIMENTS = [n for n in experiments.names() if issubclass(module_of(n).Config, cli.RunConfig)]
 CASES = [[name, "--preset=smoke"] for name in EXPERIMENTS] + [
     # Where a choice decides what a number is used for: every choice.
     *(["infogan", "--preset=smoke", f"--model={model}"] for model in infogan.MODELS),
@@ -50,7 +49,7 @@ def test_every_flag_that_names_data_may_follow_them():
 
 
 def test_the_readme_says_which_flags_group():
-    text = (pathlib.Path(launch.__file__).parent / "README.md").read_text()
+    text = (pathlib.Path(__file__).parent.parent / "docs" / "sweeps.md").read_text()
     rows = text.split("| experiment | flags |\n|---|---|\n")[1].split("\n\n")[0].splitlines()
     told = {}
     for row in rows:
@@ -86,7 +85,7 @@ def test_groups_of_problems_with_known_answers(tmp_path, capsys):
         f"--gamma={g} --seed={i} --workdir={tmp_path / str(i)}" for i, g in enumerate((0.1, 1))
     ]
     flags = ["--preset=dirac", "--steps=4", "--sample_every=0", "--notensorboard"]
-    assert _group.run(["toy_gan", *flags, *(f"--member={each}" for each in members)]) == 0
+    assert grouping.run(["toy_gan", *flags, *(f"--member={each}" for each in members)]) == 0
     assert "2 of 2 runs without an anomaly" in capsys.readouterr().out
 
 

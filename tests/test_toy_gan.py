@@ -442,7 +442,7 @@ def test_pictures_show_what_is_where():
 def test_flags_without_effect_are_named(flags, why):
     name = flags[-1][2:].partition("=")[0]
     found = cli.without_effect(toy_gan.Config, toy_gan.PRESETS, flags)
-    assert found == ({name: f"has no part in {why}"} if why else {})
+    assert found == ({name: f"has no effect with {why}"} if why else {})
 
 
 @pytest.mark.parametrize(

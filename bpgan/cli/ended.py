@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from bpgan.cli.flags import show
 from bpgan.files import Damaged, read_json, write_json
 from bpgan.types import UserError
 
@@ -104,18 +105,13 @@ def ignore(workdir: str | os.PathLike, code: int, error: Exception | None = None
 
 def _by(error: Exception | None, attempt: str, code: int) -> Ended:
     if isinstance(error, UserError) and error.argument:
-        value = None if error.value is None else shown(error.value)
+        value = None if error.value is None else show(error.value)
         reason = " ".join(error.reason.splitlines())
         return Ended(
             attempt=attempt, code=code, reason=reason,
             argument=error.argument, value=value, beside=list(error.beside),
         )  # fmt: skip
     return Ended(attempt=attempt, code=code, reason=" ".join(str(error or "").splitlines()))
-
-
-def shown(value: object) -> str:
-    """A flag's value as it is written on the command line."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def follow_parent() -> None:

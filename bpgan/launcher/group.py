@@ -2,24 +2,24 @@
 
     python -m bpgan.launcher.group mnist_gan --epochs=2 --member="--seed=0 --workdir=a" --member="--seed=1 --workdir=b"
 
-``--member`` holds the flags of one run, the others are common to all. With ``--or_alone`` they train one after the
-other where they cannot be one program.
+The experiment is a name of ``--list``, a module or a file. ``--member`` holds the flags of one run, the others are
+common to all. With ``--or_alone`` they train one after the other where they cannot be one program.
 """
 
 import dataclasses
-import importlib
 import shlex
 import sys
 from collections.abc import Collection, Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from absl import flags
 
 from bpgan import cli
-from bpgan.cli import ended
+from bpgan.cli import ended, experiments
 from bpgan.runtime import limits
 from bpgan.types import UserError
+
+_End = tuple[int, Exception | None]  # exit code of a member, and its cause
 
 
 def run(argv: Sequence[str], record: ended.Record = ended.ignore) -> int:
@@ -35,22 +35,22 @@ def run(argv: Sequence[str], record: ended.Record = ended.ignore) -> int:
       UserError: for members that differ in more than sweepable flags, and as ``train.fit_group``.
     """
     name, *rest = argv
-    module = importlib.import_module(f"experiments.{name}")
+    experiment = experiments.find(name)
     given = flags.FlagValues()
     flags.DEFINE_multi_string("member", [], "flags of one run", flag_values=given)
     flags.DEFINE_bool("or_alone", False, "one by one if need be", flag_values=given)
     common = cli.parse(given, rest, known_only=True)
-    cfgs = [
-        cli.resolve(module.Config, module.PRESETS, [*common, *shlex.split(member)])
+    cfgs: list[Any] = [
+        cli.resolve(experiment.config, experiment.presets, [*common, *shlex.split(member)])
         for member in given["member"].value or ()
     ]
     workdirs = [cfg.workdir for cfg in cfgs]
     try:
         with limits.tidied(*workdirs):
-            ends = _train(name, module, cfgs, bool(given["or_alone"].value))
+            ends = _train(experiment, cfgs, bool(given["or_alone"].value))
     except (Exception, KeyboardInterrupt) as error:
         for workdir in workdirs:
-            record(workdir, *_end_by(error))
+            record(workdir, *_classify(error))
         raise
     for workdir, (code, error) in zip(workdirs, ends, strict=True):
         record(workdir, code, error)
@@ -59,8 +59,8 @@ def run(argv: Sequence[str], record: ended.Record = ended.ignore) -> int:
     return next((code for code in order if code in codes), cli.DONE)
 
 
-def _end_by(error: BaseException) -> tuple[int, Exception | None]:
-    """Exit code and cause of a member of a group that an error has ended as a whole."""
+def _classify(error: BaseException) -> _End:
+    """How a member of a group ended that an error has ended as a whole."""
     if isinstance(error, UserError):
         return cli.BAD_INPUT, error
     if isinstance(error, cli.Interrupted):
@@ -84,7 +84,9 @@ class _Built(NamedTuple):
     refusals: dict[int, UserError]
 
 
-def _build(module: ModuleType, cfgs: Sequence[cli.RunConfig], differing: Collection[str]) -> _Built:
+def _build(
+    experiment: experiments.Script, cfgs: Sequence[cli.RunConfig], differing: Collection[str]
+) -> _Built:
     """Builds every member that may differ from the first one, whose experiment is kept; each has a copy of the data.
 
     Raises:
@@ -96,7 +98,7 @@ def _build(module: ModuleType, cfgs: Sequence[cli.RunConfig], differing: Collect
         try:
             own = first
             if own is None or own.validate or own.evaluate or {*differing} - {"seed", "workdir"}:
-                own = module.build(cfg)
+                own = experiment.action(cfg)
         except UserError as error:
             if {error.argument, *error.beside}.isdisjoint(differing):
                 raise
@@ -110,61 +112,82 @@ def _build(module: ModuleType, cfgs: Sequence[cli.RunConfig], differing: Collect
     return _Built(first, measures, refusals)
 
 
-def _train(
-    name: str, module: ModuleType, cfgs: Sequence[cli.RunConfig], or_alone: bool
-) -> list[tuple[int, Exception | None]]:
-    """Trains the members; exit code and cause of each."""
-    from bpgan.runtime import parallel, train
+def _find_differing(experiment: experiments.Script, cfgs: Sequence[cli.RunConfig]) -> list[str]:
+    """The flags in which members differ.
 
-    specs = cli.flags_of(module.Config)
+    Raises:
+      UserError: if they cannot be one program.
+    """
+    specs = cli.flags_of(experiment.config)
     differing = [f for f in specs if len({getattr(cfg, f) for cfg in cfgs}) > 1]
     for field in differing:
         if not specs[field].sweepable and field != "workdir":
             raise UserError("must be the same for all members of a group", argument=field)
-    numbers = [field for field in differing if field not in ("seed", "workdir")]
     if cfgs[0].parallel != "jit":
-        reason = f"must be off with --parallel={cfgs[0].parallel}"
+        reason = f"must be off with `parallel={cfgs[0].parallel}`"
         raise UserError(reason, argument="vectorize")
+    return differing
+
+
+def _train(
+    experiment: experiments.Script, cfgs: Sequence[cli.RunConfig], or_alone: bool
+) -> list[_End]:
+    """Trains the members; how each ended."""
+    from bpgan.runtime import parallel, train
+
+    differing = _find_differing(experiment, cfgs)
     parallel.setup(precision=cfgs[0].precision)
-    experiment, measures, refusals = _build(module, cfgs, differing)
+    built, measures, refusals = _build(experiment, cfgs, differing)
     for error in refusals.values():
         cli.fail(error)
-    if experiment.title:
-        print(experiment.title, flush=True)
+    if built.title:
+        print(built.title, flush=True)
     first = cfgs[min(measures)]
 
     def make(**values: Any) -> tuple[Any, Any]:
-        built = module.build(dataclasses.replace(first, **values))
-        return built.algorithm, built.source
+        found = experiment.action(dataclasses.replace(first, **values))
+        return found.algorithm, found.source
 
-    def member(cfg: cli.RunConfig, measures: tuple[Any, Any, Any]) -> train.Member:
-        values = {field: getattr(cfg, field) for field in numbers}
-        command = cli.command_of(cfg, cfg.workdir)
-        return train.Member(
-            dataclasses.asdict(cfg), cfg.workdir, cfg.seed, values, *measures, command
+    numbers = [field for field in differing if field not in ("seed", "workdir")]
+    members = [
+        train.Member(
+            dataclasses.asdict(cfgs[i]),
+            cfgs[i].workdir,
+            cfgs[i].seed,
+            {field: getattr(cfgs[i], field) for field in numbers},
+            *each,
+            cli.command_of(cfgs[i], cfgs[i].workdir),
         )
-
-    members = [member(cfgs[i], each) for i, each in measures.items()]
-    plan = cli.plan_of(name, first, experiment)
+        for i, each in measures.items()
+    ]
+    plan = cli.plan_of(experiment.name, first, built)
     try:
-        results = train.fit_group(make, experiment.source, members, or_alone=or_alone, **plan)
+        results = train.fit_group(make, built.source, members, or_alone=or_alone, **plan)
     except train.TRACED as error:
-        raise UserError(
-            f"{name} decides by the value of one of {', '.join(differing)} what to compile;"
-            f" must be off ({str(error).splitlines()[0]})",
-            argument="vectorize",
-        ) from None
-    anomalies = [result for result in results if isinstance(result, train.Anomaly)]
-    print(f"{len(results) - len(anomalies)} of {len(results)} runs without an anomaly")
+        reason = (
+            f"{experiment.name} decides by the value of one of {', '.join(differing)} what to compile;"
+            f" must be off ({str(error).splitlines()[0]})"
+        )
+        raise UserError(reason, argument="vectorize") from None
+    return _conclude(len(cfgs), dict(zip(measures, results, strict=True)), refusals)
 
-    def end(result: train.Result | train.Anomaly) -> tuple[int, Exception | None]:
-        if isinstance(result, train.Anomaly):
-            return cli.ANOMALY, result
-        return (cli.INTERRUPTED if result.status == "interrupted" else cli.DONE), None
 
-    ends = dict(zip(measures, map(end, results), strict=True))
-    ends |= {i: (cli.BAD_INPUT, error) for i, error in refusals.items()}
-    return [ends[i] for i in range(len(cfgs))]
+def _conclude(count: int, results: dict[int, Any], refusals: dict[int, UserError]) -> list[_End]:
+    """How each of ``count`` members ended, of which each has a result or was refused."""
+    from bpgan.runtime import train
+
+    ends: list[_End] = []
+    for i in range(count):
+        if i in refusals:
+            ends.append((cli.BAD_INPUT, refusals[i]))
+        elif isinstance(results[i], train.Anomaly):
+            ends.append((cli.ANOMALY, results[i]))
+        else:
+            interrupted = results[i].status == "interrupted"
+            ends.append((cli.INTERRUPTED if interrupted else cli.DONE, None))
+    stopped = sum(code == cli.ANOMALY for code, _ in ends)
+    print(f"{len(results) - stopped} of {len(results)} runs without an anomaly")
+    return ends
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import fcntl
-import functools
 import importlib.util
 import itertools
 import math
@@ -20,12 +19,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, NamedTuple, Protocol
 
+import bpgan
 from bpgan import cli, files, memory
 from bpgan.cli import ended as _ended
 from bpgan.runtime import environment
 from bpgan.types import UserError
 
-_HOME = pathlib.Path(__file__).resolve().parent.parent
+_HOME = (
+    pathlib.Path(bpgan.__file__).resolve().parent.parent
+)  # of a checkout, or where packages are installed
 _GRACE_SECONDS = 15.0
 _MEMORY = 3 << 29  # bytes that a process is reckoned to need
 _CANCELLED = (-signal.SIGINT, -signal.SIGTERM, cli.CANCELLED)
@@ -42,7 +44,7 @@ class Job(NamedTuple):
     workdirs: list[pathlib.Path]
 
 
-def slots_of(jobs: int) -> int:
+def count_slots(jobs: int) -> int:
     """How many processes at a time, for ``--jobs``: by default one for each core that there is memory for.
 
     On a CPU that is the fastest way to train several small networks; several processes on an accelerator get into each
@@ -75,7 +77,7 @@ def _gpus() -> int:
 
 
 def python() -> list[str]:
-    # Another directory may have an `experiments` of its own: -P keeps it from shadowing ours.
+    """How to start a module of ours: another directory may have modules of these names, and -P keeps them away."""
     return [sys.executable, "-m"] if _here() == _HOME else [sys.executable, "-P", "-m"]
 
 
@@ -87,27 +89,35 @@ def _here() -> pathlib.Path | None:
         return None
 
 
-def environment_of_children() -> dict[str, str]:
-    """What a child needs on top of our environment to find the experiments from any directory."""
+def child_environment() -> dict[str, str]:
+    """What a child needs on top of our environment to find bpgan from any directory."""
     if _HOME in (_here(), pathlib.Path(sysconfig.get_path("purelib"))):
         return {}
     inherited = os.environ.get("PYTHONPATH")
     return {"PYTHONPATH": str(_HOME) + (os.pathsep + inherited if inherited else "")}
 
 
-def dry_run(commands: Sequence[Sequence[str]]) -> None:
+def print_commands(commands: Sequence[Sequence[str]]) -> None:
     """Prints commands that a shell in this directory can run."""
-    prefix = "".join(f"{k}={shlex.quote(v)} " for k, v in environment_of_children().items())
+    prefix = "".join(f"{k}={shlex.quote(v)} " for k, v in child_environment().items())
     for command in commands:
         print(prefix + shlex.join(command))
 
 
-def open_file(path: pathlib.Path, mode: str) -> IO[str]:
+@contextlib.contextmanager
+def blame_root(path: pathlib.Path) -> Iterator[None]:
+    """Around what writes a file of the sweep, whose folder is made if need be. Raises UserError if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open(mode, encoding="utf-8")
+        yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})", argument="root") from None
+
+
+def open_file(path: pathlib.Path, mode: str) -> IO[str]:
+    """Opens a file of the sweep. Raises UserError if that fails."""
+    with blame_root(path):
+        return path.open(mode, encoding="utf-8")
 
 
 class _Child:
@@ -123,7 +133,7 @@ class _Child:
         self.start = time.monotonic()
         self.signals_sent = 0
         # A session of its own: Ctrl-C reaches the children once, through us.
-        with _pinned(cores):
+        with _pin(cores):
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -145,7 +155,7 @@ class _Child:
 
 
 @contextlib.contextmanager
-def _pinned(cores: Sequence[int]) -> Iterator[None]:
+def _pin(cores: Sequence[int]) -> Iterator[None]:
     """A process started inside inherits the affinity."""
     if not cores:
         yield
@@ -158,7 +168,7 @@ def _pinned(cores: Sequence[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _shares(jobs: int) -> list[list[int]]:
+def _share_cores(jobs: int) -> list[list[int]]:
     """The cores of each slot: all of them shared out evenly, or nothing to pin."""
     if jobs == 1 or not hasattr(os, "sched_getaffinity"):
         return [[] for _ in range(jobs)]
@@ -169,7 +179,7 @@ def _shares(jobs: int) -> list[list[int]]:
     return [cores[a:b] for a, b in itertools.pairwise(edges)]
 
 
-def beside_others(jobs: int) -> dict[str, str]:
+def share_memory(jobs: int) -> dict[str, str]:
     """What ``jobs`` processes at a time need in their environment: or the first takes most of a GPU's memory."""
     name = "XLA_PYTHON_CLIENT_PREALLOCATE"
     return {name: os.environ.get(name, "false")} if jobs > 1 else {}
@@ -186,12 +196,61 @@ def announce(jobs: Sequence[Titled], index: int, text: str) -> None:
     environment.say(f"[{index + 1:{width}d}/{len(jobs)}] {jobs[index].title}: {text}")
 
 
-def reason_of(workdirs: Iterable[pathlib.Path], attempt: str) -> str:
+def find_reason(workdirs: Iterable[pathlib.Path], attempt: str) -> str:
     """Why an attempt at these runs failed, as its process says: that of the first one that has failed."""
     said = (_ended.read(workdir) for workdir in workdirs)
     failed = (each for each in said if each and each.attempt == attempt)
     reasons = (each.error for each in failed if each.code not in (cli.DONE, cli.INTERRUPTED))
     return next((f": {cli.message_of(error)}" for error in reasons if error.reason), "")
+
+
+class _Pool:
+    """The processes of a sweep: ``slots`` at a time, each on its share of the cores.
+
+    Args:
+      jobs: all of them, in the order in which they start.
+      slots: how many at a time.
+      attempt: by which name the processes record how they ended.
+    """
+
+    def __init__(self, jobs: Sequence[Job], slots: int, attempt: str):
+        self.waiting = collections.deque(range(len(jobs)))
+        self.active: dict[int, tuple[int, _Child]] = {}  # slot -> index of the job, process
+        self.codes: dict[int, int] = {}
+        self._jobs, self._attempt = jobs, attempt
+        self._shares = _share_cores(max(1, min(slots, len(jobs))))
+        self._environment = child_environment() | share_memory(slots) | {_ended.ATTEMPT: attempt}
+
+    def start(self, received: Sequence[int]) -> None:
+        """Starts a job in each slot that is free, unless a signal was received."""
+        for slot, cores in enumerate(self._shares):
+            if slot in self.active or not self.waiting or received:
+                continue
+            index = self.waiting.popleft()
+            job = self._jobs[index]
+            with open_file(job.log, "a") as log:
+                print("$", shlex.join(job.command), file=log, flush=True)
+                child = _Child(job.command, cores, self._environment, log)
+            self.active[slot] = index, child
+            announce(self._jobs, index, f"started, output in {job.log}")
+
+    def poll(self, told: Sequence[int]) -> None:
+        """Passes on the signals that there has been cause for so far, and notes which processes have ended."""
+        for slot, (index, child) in list(self.active.items()):
+            child.forward(told)
+            code = child.process.poll()
+            if code is None:
+                continue
+            del self.active[slot]
+            if told and code in _CANCELLED:
+                code = cli.INTERRUPTED  # before training began: nothing to save
+            self.codes[index] = code
+            reason = find_reason(self._jobs[index].workdirs, self._attempt)
+            announce(self._jobs, index, f"{status_of(code)} in {child.took}{reason}")
+
+    def terminate(self) -> None:
+        for _, child in self.active.values():
+            child.process.terminate()
 
 
 def execute(
@@ -209,50 +268,27 @@ def execute(
       The exit code of each job that was started, by index, and whether a signal stopped the sweep.
       SIGINT, SIGTERM and SIGHUP are passed on to the children, which save and stop.
     """
-    environment = environment_of_children() | beside_others(slots) | {_ended.ATTEMPT: attempt}
-    shares = _shares(max(1, min(slots, len(jobs))))
-    waiting = collections.deque(range(len(jobs)))
-    active: dict[int, tuple[int, _Child]] = {}  # slot -> index of the job, process
-    codes: dict[int, int] = {}
+    pool = _Pool(jobs, slots, attempt)
     told: list[int] = []  # the signals for the children, in the order in which there was cause
-    spent = False
-
-    say = functools.partial(announce, jobs)
-    with noted() as received:
+    heard, spent = 0, False
+    with collect_signals() as received:
         try:
-            while active or (waiting and not received):
-                told += received[len(told) - spent :]
+            while pool.active or (pool.waiting and not received):
+                told += received[heard:]
+                heard = len(received)
                 if not spent and not affordable():
                     spent = True
                     told.append(signal.SIGTERM)
-                    waiting.clear()
-                for slot, cores in enumerate(shares):
-                    if slot not in active and waiting and not received:
-                        index = waiting.popleft()
-                        with open_file(jobs[index].log, "a") as log:
-                            print("$", shlex.join(jobs[index].command), file=log, flush=True)
-                            child = _Child(jobs[index].command, cores, environment, log)
-                        active[slot] = index, child
-                        say(index, f"started, output in {jobs[index].log}")
+                    pool.waiting.clear()
+                pool.start(received)
                 time.sleep(0.05)
-                for slot, (index, child) in list(active.items()):
-                    child.forward(told)
-                    code = child.process.poll()
-                    if code is None:
-                        continue
-                    del active[slot]
-                    if told and code in _CANCELLED:
-                        code = cli.INTERRUPTED  # before training began: nothing to save
-                    codes[index] = code
-                    reason = reason_of(jobs[index].workdirs, attempt)
-                    say(index, f"{status_of(code)} in {child.took}{reason}")
+                pool.poll(told)
         finally:
-            for _, child in active.values():  # only if something unexpected was raised
-                child.process.terminate()
-    return codes, bool(received)
+            pool.terminate()  # only if something unexpected was raised is there any
+    return pool.codes, bool(received)
 
 
-def together(command: Sequence[str], processes: int) -> int:
+def train_one(command: Sequence[str], processes: int) -> int:
     """Trains one run by several processes of this machine; returns the exit code.
 
     The first one has our terminal. When one ends before its time it tells the others, and the first one says why; those
@@ -270,12 +306,12 @@ def together(command: Sequence[str], processes: int) -> int:
             value=processes,
         )
     children: list[_Child] = []
-    with tempfile.TemporaryDirectory() as folder, noted() as received:
+    with tempfile.TemporaryDirectory() as folder, collect_signals() as received:
         logs = [pathlib.Path(folder, str(i)) for i in range(processes)]
         try:
-            places = _places(processes, gpus // processes)
-            for i, (cores, place) in enumerate(zip(_shares(processes), places, strict=True)):
-                environment = environment_of_children() | place
+            places = _assign_places(processes, gpus // processes)
+            for i, (cores, place) in enumerate(zip(_share_cores(processes), places, strict=True)):
+                environment = child_environment() | place
                 with logs[i].open("w", encoding="utf-8") as log:
                     children.append(_Child(command, cores, environment, log if i else None))
             codes = _wait_for_all(children, received)
@@ -287,7 +323,7 @@ def together(command: Sequence[str], processes: int) -> int:
     return _code_of_all(codes, received)
 
 
-def _places(processes: int, gpus: int) -> Iterator[dict[str, str]]:
+def _assign_places(processes: int, gpus: int) -> Iterator[dict[str, str]]:
     """What tells each process its place among all; ``gpus``: of each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -314,11 +350,8 @@ def _wait_for_all(children: Sequence[_Child], received: list[int]) -> list[int]:
             # One that was killed ended the others, whichever of them is seen first.
             i = min(ended, key=lambda i: codes[i] or 0)
             if (codes[i] or 0) < 0 and not received:
-                _say_of(
-                    i,
-                    codes,
-                    "; the checkpoints are kept, and the same command continues; ending the others",
-                )
+                kept = "the checkpoints are kept, and the same command continues"
+                _say_of(i, codes, f"; {kept}; ending the others")
         for child in children:
             if _is_impatient(received) or time.monotonic() > deadline:
                 child.process.kill()
@@ -357,7 +390,7 @@ def _code_of_all(codes: Sequence[int], received: Sequence[int]) -> int:
 
 
 @contextlib.contextmanager
-def noted(
+def collect_signals(
     numbers: Sequence[int] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
 ) -> Iterator[list[int]]:
     """The signals received so far, in place of what they would do; one that was ignored still is (nohup)."""
@@ -387,7 +420,7 @@ def signal_name(number: int) -> str:
 
 
 @contextlib.contextmanager
-def alone(*paths: pathlib.Path) -> Iterator[None]:
+def locked(*paths: pathlib.Path) -> Iterator[None]:
     """One launcher for what is kept in these files, where their disk has locks. The kernel gives them back.
 
     Raises:

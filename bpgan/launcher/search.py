@@ -14,6 +14,8 @@ Others are drawn ``--samples`` times, together, and each draw is combined with t
 ``NAME=uniform:LOW:HIGH``  uniform; of a flag for whole numbers, LOW to HIGH with both ends
 ``NAME=choice:V1,V2,...``  one of these
 =========================  ===================================================================
+
+A value that contains commas is written in quotes, as in a CSV file: ``NAME='a,b','c,d',e``. See ``split_values``.
 """
 
 import itertools
@@ -29,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bpgan import cli
-from bpgan.measures import mean_and_deviation
+from bpgan.measures import Goal, mean_and_deviation
 from bpgan.types import UserError
 
 DIGITS = 4
@@ -38,10 +40,13 @@ DIGITS = 4
 MOST_RUNS = 10_000
 """Of one sweep, which is looked at before any is made. Checking the flags of so many takes ten seconds."""
 
-_CREATE_TRIAL = 4  # in a journal of Optuna
-
 GENERATION = 8
 """Settings that TPE is asked for at a time. Fixed, so that a search does not depend on the number of cores."""
+
+_CREATE_TRIAL = 4  # in a journal of Optuna
+_FORMS = "must be NAME=V1,V2,..., NAME=LOW:HIGH or NAME=log:LOW:HIGH (uniform:, choice:)"
+# In single quotes, in double quotes, or plain: a quote means something only at the beginning of a value.
+_VALUE = re.compile(r"""'((?:[^']|'')*)'|"((?:[^"]|"")*)"|((?:[^,'"][^,]*)?)""")
 
 
 class Axis(NamedTuple):
@@ -61,6 +66,10 @@ class Axis(NamedTuple):
     low: float = 0.0
     high: float = 0.0
     whole: bool = False
+
+    @property
+    def is_drawn(self) -> bool:
+        return self.kind != "grid"
 
     def draw(self, seed: int, index: int) -> str:
         """Value number ``index``: a function of these and the axis's name, so that more draws or axes move none."""
@@ -89,100 +98,136 @@ class Axis(NamedTuple):
         return str(int(nearest) if self.whole else nearest)
 
 
-def parse(text: str, specs: Mapping[str, cli.Flag]) -> Axis:
-    """The axis that ``--sweep=text`` asks for.
+def parse_axis(text: str, specs: Mapping[str, cli.Flag]) -> Axis:
+    """The axis that ``--sweep=text`` asks for, of an experiment with these flags.
 
     Raises:
       UserError: for another form, an unknown flag, or a range that is empty.
     """
     name, equals, values = text.partition("=")
-    if not equals or not values:
-        raise UserError(
-            "must be NAME=V1,V2,..., NAME=LOW:HIGH or NAME=log:LOW:HIGH (uniform:, choice:)",
-            argument="sweep",
-            value=text,
-        )
-    if name == "workdir":
-        raise UserError(
-            "the launcher names the run directories; use --root", argument="sweep", value=text
-        )
-    if name not in specs and name != "preset":
-        hint = cli.did_you_mean(name, [*specs, "preset"])
-        raise UserError(f"the experiment has no flag --{name}{hint}", argument="sweep", value=text)
-    kind = specs[name].type if name in specs else str
-    bounds = re.fullmatch(r"(-?\d+):(-?\d+)", values)
-    if bounds and kind is int:
-        # As floats first: int() refuses numbers of thousands of digits.
-        first, last = map(float, bounds.groups())
-        if not last - first <= MOST_RUNS:  # inf - inf is NaN
-            raise UserError(f"is more than {MOST_RUNS:,} values", argument="sweep", value=text)
-        low, high = map(int, bounds.groups())
-        if low >= high:
-            raise UserError(
-                "is an empty range; LOW:HIGH excludes HIGH", argument="sweep", value=text
-            )
-        return Axis(name, "grid", tuple(str(i) for i in range(low, high)))
+    try:
+        if not equals or not values:
+            raise ValueError(_FORMS)
+        if name == "workdir":
+            raise ValueError("the launcher names the run directories; use `root`")
+        if name not in specs and name != "preset":
+            hint = cli.did_you_mean(name, [*specs, "preset"])
+            raise ValueError(f"the experiment has no flag `{name}`{hint}")
+        return _axis(name, values, of_whole_numbers=name in specs and specs[name].type is int)
+    except ValueError as error:
+        raise UserError(str(error), argument="sweep", value=text) from None
+
+
+def _axis(name: str, values: str, of_whole_numbers: bool) -> Axis:
+    """The axis of a flag whose values are written like this; raises ValueError."""
     word, _, rest = values.partition(":")
-    if word == "choice" and rest:
-        return Axis(name, "choice", tuple(rest.split(",")))
+    if of_whole_numbers and re.fullmatch(r"-?\d+:-?\d+", values):
+        return Axis(name, "grid", _whole_numbers(values))
     if word in ("log", "uniform"):
-        try:
-            low, high = map(float, rest.split(":"))
-        except ValueError:
-            low = high = math.nan
-        if not (math.isfinite(low) and math.isfinite(high) and low < high) or (
-            word == "log" and low <= 0
-        ):
-            positive = "0 < " if word == "log" else ""
-            raise UserError(
-                f"must be {word}:LOW:HIGH with {positive}LOW < HIGH", argument="sweep", value=text
-            )
-        if kind is int and not (low.is_integer() and high.is_integer()):
-            raise UserError(
-                f"LOW and HIGH must be whole numbers, as --{name} is", argument="sweep", value=text
-            )
-        return Axis(name, word, (), low, high, whole=kind is int)
-    return Axis(name, "grid", tuple(values.split(",")))
+        low, high = _range(word, rest)
+        if of_whole_numbers and not (low.is_integer() and high.is_integer()):
+            raise ValueError(f"LOW and HIGH must be whole numbers, as `{name}` is")
+        return Axis(name, word, (), low, high, whole=of_whole_numbers)
+    if word == "choice" and rest:
+        return Axis(name, "choice", split_values(rest))
+    return Axis(name, "grid", split_values(values))
 
 
-def combinations(axes: Sequence[Axis], samples: int, seed: int) -> list[dict[str, str]]:
+def _whole_numbers(text: str) -> tuple[str, ...]:
+    """Those of ``LOW:HIGH``, of which HIGH is none; raises ValueError."""
+    # As floats first: int() refuses numbers of thousands of digits.
+    first, last = map(float, text.split(":"))
+    if not last - first <= MOST_RUNS:  # inf - inf is NaN
+        raise ValueError(f"is more than {MOST_RUNS:,} values")
+    low, high = map(int, text.split(":"))
+    if low >= high:
+        raise ValueError("is an empty range; LOW:HIGH excludes HIGH")
+    return tuple(str(i) for i in range(low, high))
+
+
+def _range(word: str, text: str) -> tuple[float, float]:
+    """The ends of ``LOW:HIGH``; raises ValueError."""
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        low = high = math.nan
+    positive = low > 0 or word != "log"
+    if not (math.isfinite(low) and math.isfinite(high) and low < high and positive):
+        least = "0 < " if word == "log" else ""
+        raise ValueError(f"must be {word}:LOW:HIGH with {least}LOW < HIGH")
+    return low, high
+
+
+def split_values(text: str) -> tuple[str, ...]:
+    """The values of ``V1,V2,...``.
+
+    One that contains commas, or begins with a quote, stands in single or double quotes; a quote of the same kind in it
+    is written twice.
+
+    >>> split_values("1e-4,2e-4")
+    ('1e-4', '2e-4')
+    >>> split_values("'0.5,0.99','0,0.9',1")
+    ('0.5,0.99', '0,0.9', '1')
+
+    Raises:
+      ValueError: for quotes that do not end, or not with the value.
+    """
+    values, start = [], 0
+    while True:
+        match = _VALUE.match(text, start)
+        assert match is not None  # it also matches nothing
+        single, double, plain = match.groups()
+        if single is not None:
+            values.append(single.replace("''", "'"))
+        elif double is not None:
+            values.append(double.replace('""', '"'))
+        else:
+            values.append(plain)
+        if match.end() == len(text):
+            return tuple(values)
+        if text[match.end()] != ",":
+            raise ValueError("must have quotes around whole values: 'a,b','c,d'")
+        start = match.end() + 1
+
+
+def combine(axes: Sequence[Axis], samples: int, seed: int) -> list[dict[str, str]]:
     """Texts by flag, in the order of the axes: each draw, once if it occurs twice, with every combination of the grid.
 
     Raises:
-      UserError: for draws without a number of samples, or a number without anything to draw.
+      UserError: for draws without a number of samples, a number without anything to draw, or too many runs.
     """
-    drawn = [axis for axis in axes if axis.kind != "grid"]
+    drawn = [axis for axis in axes if axis.is_drawn]
     if drawn and not samples:
-        reason, given = "--samples=N must say how many to draw", f"{drawn[0].name}=..."
+        reason, given = "`samples=N` must say how many to draw", f"{drawn[0].name}=..."
         raise UserError(reason, argument="sweep", value=given)
     if samples and not drawn:
-        raise UserError("no --sweep draws; must be 0", argument="samples", value=samples)
-    check_size(axes, samples)
-    return crossed(axes, draws(axes, samples, seed) or [{}])
+        raise UserError("no `sweep` draws; must be 0", argument="samples", value=samples)
+    _check_size(axes, samples)
+    return cross(axes, draw_settings(axes, samples, seed) or [{}])
 
 
-def check_size(axes: Sequence[Axis], samples: int) -> None:
+def _check_size(axes: Sequence[Axis], samples: int) -> None:
     """Raises UserError for a sweep of more than ``MOST_RUNS`` runs, of which none is made yet."""
-    grid = [len(axis.values) for axis in axes if axis.kind == "grid"]
-    total = math.prod(grid) * max(samples, 1)
-    if total > MOST_RUNS:
-        factors = " x ".join(f"{n:,}" for n in (*grid, *[samples] * bool(samples)))
-        reason = f"asks for {factors} = {total:,} runs; must be at most {MOST_RUNS:,}"
+    sizes = [len(axis.values) for axis in axes if not axis.is_drawn]
+    sizes += [samples] if samples else []
+    if math.prod(sizes) > MOST_RUNS:
+        factors = " x ".join(f"{n:,}" for n in sizes)
+        reason = f"asks for {factors} = {math.prod(sizes):,} runs; must be at most {MOST_RUNS:,}"
         raise UserError(reason, argument="sweep")
 
 
-def draws(axes: Sequence[Axis], samples: int, seed: int) -> list[dict[str, str]]:
+def draw_settings(axes: Sequence[Axis], samples: int, seed: int) -> list[dict[str, str]]:
     """What is drawn, without what was drawn before."""
     found = [
-        tuple((axis.name, axis.draw(seed, i)) for axis in axes if axis.kind != "grid")
+        tuple((axis.name, axis.draw(seed, i)) for axis in axes if axis.is_drawn)
         for i in range(samples)
     ]
     return [dict(draw) for draw in dict.fromkeys(found)]
 
 
-def crossed(axes: Sequence[Axis], draws: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+def cross(axes: Sequence[Axis], draws: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """Each draw with every combination of the grid."""
-    grid = [axis for axis in axes if axis.kind == "grid"]
+    grid = [axis for axis in axes if not axis.is_drawn]
     result = []
     for draw in draws:
         for texts in itertools.product(*(axis.values for axis in grid)):
@@ -191,51 +236,35 @@ def crossed(axes: Sequence[Axis], draws: Sequence[Mapping[str, str]]) -> list[di
     return result
 
 
-class Aim(NamedTuple):
-    """What a search looks for: the least or greatest final value of a metric."""
+def score(goal: Goal, results: Sequence[Mapping[str, Any]]) -> float:
+    """Of the seeds of one setting: the mean, the less the better; infinite if one is not finite or came to nothing.
 
-    metric: str
-    sign: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Aim":
-        """Of ``min:NAME`` or ``max:NAME``. Raises ValueError."""
-        mode, _, metric = text.partition(":")
-        if mode not in ("min", "max") or not metric:
-            raise ValueError("must be min:METRIC or max:METRIC")
-        return cls(metric, 1 if mode == "min" else -1)
-
-    def score(self, results: Sequence[Mapping[str, Any]]) -> float:
-        """Of the seeds of one setting: the mean, the less the better; infinite if one is not finite or came to nothing.
-
-        Raises:
-          UserError: if a run that ended well does not log the metric.
-        """
-        values = []
-        for result in results:
-            metrics = result.get("metrics", {})
-            if result.get("status") not in ("done", "paused"):
-                return math.inf
-            if self.metric not in metrics:
-                known = ", ".join(k for k in metrics if not k.startswith("time/")) or "nothing"
-                hint = cli.did_you_mean(self.metric, metrics)
-                by = f" by step {result.get('step')}" * (result["status"] == "paused")
-                raise UserError(
-                    f"{self.metric} is not logged by these runs{by}; known: {known}{hint}",
-                    argument="aim",
-                )
-            values.append(self.sign * float(metrics[self.metric]))
-        mean, _ = mean_and_deviation(values)
-        return mean if math.isfinite(mean) else math.inf
+    Raises:
+      UserError: if a run that ended well does not log the metric.
+    """
+    values = []
+    for result in results:
+        metrics = result.get("metrics", {})
+        if result.get("status") not in ("done", "paused"):
+            return math.inf
+        if goal.metric not in metrics:
+            known = ", ".join(k for k in metrics if not k.startswith("time/")) or "nothing"
+            hint = cli.did_you_mean(goal.metric, metrics)
+            by = f" by step {result.get('step')}" if result["status"] == "paused" else ""
+            reason = f"{goal.metric} is not logged by these runs{by}; known: {known}{hint}"
+            raise UserError(reason, argument="aim")
+        values.append(goal.sign * float(metrics[goal.metric]))
+    mean, _ = mean_and_deviation(values)
+    return mean if math.isfinite(mean) else math.inf
 
 
-def settings(values: Sequence[Mapping[str, Any]]) -> dict[tuple, list[int]]:
+def group_by_setting(values: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     """Indices of the runs of each setting: those that differ only in the seed."""
     groups: dict[tuple, list[int]] = {}
     for index, each in enumerate(values):
         key = tuple((k, v) for k, v in each.items() if k != "seed")
         groups.setdefault(key, []).append(index)
-    return groups
+    return list(groups.values())
 
 
 def rungs(count: int, factor: int) -> list[tuple[float, int]]:
@@ -248,7 +277,7 @@ def rungs(count: int, factor: int) -> list[tuple[float, int]]:
     return [(float(factor) ** (i - number + 1), max(1, count // factor**i)) for i in range(number)]
 
 
-def _mend(path: pathlib.Path) -> None:
+def _mend_journal(path: pathlib.Path) -> None:
     """Cuts what is torn off the end of a journal, as by a full disk or a loss of power; a copy of the whole is kept.
 
     Raises:
@@ -261,7 +290,7 @@ def _mend(path: pathlib.Path) -> None:
         return
     raw = path.read_bytes()
     lines = raw.splitlines(keepends=True)
-    entries = [_entry(line) for line in lines]
+    entries = [_read_entry(line) for line in lines]
     sound = entries.index(None) if None in entries else len(lines)
     if any(entries[sound:]):
         raise _damaged(path, f"line {sound + 1} is no entry")
@@ -279,7 +308,7 @@ def _mend(path: pathlib.Path) -> None:
         print(f"{path}: the last {len(raw) - end} bytes are torn and were cut off; {copy} has them")
 
 
-def _entry(line: bytes) -> dict[str, Any] | None:
+def _read_entry(line: bytes) -> dict[str, Any] | None:
     """What a line of a journal says; None if it is not whole."""
     try:
         entry = json.loads(line) if line.endswith(b"\n") else None
@@ -314,10 +343,10 @@ class Study:
             ) from None
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna, self._seed = optuna, seed
-        self._axes = [axis for axis in axes if axis.kind != "grid"]
+        self._axes = [axis for axis in axes if axis.is_drawn]
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _mend(path)
+            _mend_journal(path)
             self._study = optuna.create_study(
                 study_name="bpgan",
                 storage=JournalStorage(JournalFileBackend(str(path))),
@@ -345,7 +374,7 @@ class Study:
             if all(axis.name in trial.params for axis in self._axes)
         ]
 
-    def generation(self, size: int) -> list[tuple[int, dict[str, str]]]:
+    def ask(self, size: int) -> list[tuple[int, dict[str, str]]]:
         """Numbers and texts of trials that wait for their values: those asked for before, or ``size`` new ones."""
         found = [
             (trial.number, texts)
@@ -363,7 +392,7 @@ class Study:
             found.append((trial.number, texts))
         return found
 
-    def told(self) -> list[tuple[dict[str, str], float]]:
+    def scored(self) -> list[tuple[dict[str, str], float]]:
         """Texts and values of the trials that have them; infinite of those that failed."""
         return [
             (texts, math.inf if trial.value is None else trial.value)

@@ -32,11 +32,14 @@ from bpgan import cli
 from bpgan.cli import ended as _ended
 from bpgan.files import Damaged, read_json, write_json
 from bpgan.launcher import processes as _processes
-from bpgan.launcher.processes import noted  # by name: a task takes it along, but no module
+from bpgan.launcher.processes import (
+    collect_signals,
+)  # by name: a task takes it along, but no module
 from bpgan.runtime import records
 from bpgan.types import UserError
 
-_INTERRUPTED = cli.INTERRUPTED  # as a value, like these: what a task refers to travels with it
+# By name, as `collect_signals` is: what a task refers to travels with it, and a module would not.
+_INTERRUPTED = cli.INTERRUPTED
 _ATTEMPT, _PARENT = _ended.ATTEMPT, _ended.PARENT
 _PYTHON = f"{shlex.quote(sys.executable)} -P"  # of a job
 _NOTICE_SECONDS = 90  # before the time limit; Slurm may give it a minute earlier
@@ -47,7 +50,7 @@ _TAKEN = {
 }  # fmt: skip
 
 
-def minutes(text: str) -> int:
+def parse_minutes(text: str) -> int:
     """A time limit, ``90`` (minutes), ``H:MM:SS`` or ``D-HH:MM:SS``, in minutes, rounded up.
 
     Raises:
@@ -64,12 +67,12 @@ def minutes(text: str) -> int:
     return total
 
 
-def _memory(text: str) -> None:
+def _check_memory(text: str) -> None:
     if text and not re.fullmatch(r"[1-9]\d*[KMGT]", text, re.ASCII):
         raise ValueError("must be a size with its unit: 16G")
 
 
-def _one_line(text: str) -> None:
+def _check_line(text: str) -> None:
     """What becomes part of a line of a script must not begin another one there."""
     if not text.isprintable():
         raise ValueError("must be one line, without control characters")
@@ -84,17 +87,17 @@ FLAGS = (
         " --slurm=local: run the same jobs on this machine, and wait",
         choices=("true", "local"),
     ),
-    cli.Flag("slurm_partition", str, "", "partition; empty: the cluster's default", check=_one_line),
+    cli.Flag("slurm_partition", str, "", "partition; empty: the cluster's default", check=_check_line),
     cli.Flag(
         "slurm_time",
         str,
         "1:00:00",
         "time limit of a job: minutes, H:MM:SS or D-HH:MM:SS; a longer run saves, is requeued and goes on",
-        check=minutes,
+        check=parse_minutes,
     ),
     cli.Flag("slurm_gpus", int, 0, "GPUs of a run on each of its nodes", low=0),
     cli.Flag("slurm_cpus", int, 0, "cores of each process of a run; 0: the cluster's default", low=0),
-    cli.Flag("slurm_memory", str, "", "memory of a run on each of its nodes: 16G", check=_memory),
+    cli.Flag("slurm_memory", str, "", "memory of a run on each of its nodes: 16G", check=_check_memory),
     cli.Flag("slurm_nodes", int, 1, "nodes of a run, which share out its --processes", low=1),
     cli.Flag(
         "slurm_option",
@@ -123,72 +126,83 @@ class Options(NamedTuple):
     parameters: dict[str, Any]
 
 
-def options(chosen: Mapping[str, Any], given: Collection[str]) -> Options | None:
+def parse_options(chosen: Mapping[str, Any], given: Collection[str], name: str) -> Options | None:
     """What the flags ask for; None without ``--slurm``.
 
     Args:
       chosen: values of the launcher's flags, ``slurm_option`` a list.
       given: the names of those that were on the command line.
+      name: of the jobs.
 
     Raises:
-      UserError: for flags that do not go together.
+      UserError: for flags that do not go together, or a name that would end a line of a script.
     """
     if not chosen["slurm"]:
         if stray := [name for name in given if name.startswith("slurm")]:
-            raise UserError("has no effect without --slurm", argument=stray[0])
+            raise UserError("has no effect without `slurm`", argument=stray[0])
         return None
-    processes, nodes, gpus = chosen["processes"], chosen["slurm_nodes"], chosen["slurm_gpus"]
+    if not name.isprintable():
+        reason = f"{name!r} has control characters, which `slurm` cannot have"
+        raise UserError(reason, argument="experiment")
     local = chosen["slurm"] == "local"
-    if local and (processes > 1 or nodes > 1):
-        flag = "processes" if processes > 1 else "slurm_nodes"
-        raise UserError("cannot be combined with --slurm=local", argument=flag, value=chosen[flag])
-    if processes % nodes:
-        raise UserError(
-            f"must be a multiple of --slurm_nodes={nodes}", argument="processes", value=processes
-        )
-    each = processes // nodes
-    # Under Slurm, JAX gives each of several processes one GPU.
-    if gpus and each > 1 and gpus != each:
-        raise UserError(
-            f"must be {each}, one for each process of a node, or --processes={nodes}",
-            argument="slurm_gpus",
-            value=gpus,
-        )
-    others: dict[str, Any] = {}
-    for text in chosen["slurm_option"]:
-        name, equals, value = text.lstrip("-").partition("=")
-        blamed = dict(argument="slurm_option", value=text)
-        if not re.fullmatch(r"[a-z][a-z0-9-]+", name) or (equals and not value):
-            raise UserError("must be NAME or NAME=VALUE, as sbatch has it", **blamed)
-        if not text.isprintable():
-            raise UserError("must be one line, without control characters", **blamed)
-        if name in _TAKEN:
-            raise UserError(f"the launcher itself sets --{name}", **blamed)
-        others[name] = value if equals else True
     parameters = dict(
-        time=minutes(chosen["slurm_time"]),
+        time=parse_minutes(chosen["slurm_time"]),
         partition=chosen["slurm_partition"] or None,
-        nodes=nodes,
-        ntasks_per_node=each,
-        gpus_per_node=gpus or None,
+        nodes=chosen["slurm_nodes"],
+        ntasks_per_node=_share_processes(chosen, local),
+        gpus_per_node=chosen["slurm_gpus"] or None,
         cpus_per_task=chosen["slurm_cpus"] or None,
         mem=chosen["slurm_memory"] or None,
-        job_name=chosen["experiment"],
+        job_name=name,
         signal_delay_s=_NOTICE_SECONDS,
         wckey=None,
         stderr_to_stdout=True,
         # Since Slurm 22.05 a step does not inherit it from its job.
         srun_args=[f"--cpus-per-task={chosen['slurm_cpus']}"] if chosen["slurm_cpus"] else None,
-        additional_parameters={"requeue": True, **others},
+        additional_parameters={"requeue": True, **_parse_others(chosen["slurm_option"])},
     )
     if "jobs" in given:
         parameters["array_parallelism"] = chosen["jobs"]
     return Options(local, parameters)
 
 
-def queued(workdirs: Iterable[pathlib.Path]) -> dict[pathlib.Path, str]:
+def _share_processes(chosen: Mapping[str, Any], local: bool) -> int:
+    """How many processes of a run each of its nodes has. Raises UserError if they cannot be shared out."""
+    processes, nodes, gpus = chosen["processes"], chosen["slurm_nodes"], chosen["slurm_gpus"]
+    if local and (processes > 1 or nodes > 1):
+        flag = "processes" if processes > 1 else "slurm_nodes"
+        raise UserError("cannot be combined with `slurm=local`", argument=flag, value=chosen[flag])
+    if processes % nodes:
+        reason = f"must be a multiple of `slurm_nodes={nodes}`"
+        raise UserError(reason, argument="processes", value=processes)
+    each = processes // nodes
+    # Under Slurm, JAX gives each of several processes one GPU.
+    if gpus and each > 1 and gpus != each:
+        reason = f"must be {each}, one for each process of a node, or `processes={nodes}`"
+        raise UserError(reason, argument="slurm_gpus", value=gpus)
+    return each
+
+
+def _parse_others(texts: Sequence[str]) -> dict[str, Any]:
+    """Options of sbatch, each ``NAME`` or ``NAME=VALUE``. Raises UserError for what is none, or the launcher's own."""
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.lstrip("-").partition("=")
+        try:
+            if not re.fullmatch(r"[a-z][a-z0-9-]+", name) or (equals and not value):
+                raise ValueError("must be NAME or NAME=VALUE, as sbatch has it")
+            _check_line(text)
+            if name in _TAKEN:
+                raise ValueError(f"the launcher itself sets --{name}")
+        except ValueError as error:
+            raise UserError(str(error), argument="slurm_option", value=text) from None
+        options[name] = value if equals else True
+    return options
+
+
+def find_queued(workdirs: Iterable[pathlib.Path]) -> dict[pathlib.Path, str]:
     """Those runs that wait or run, by the job that they were last submitted as."""
-    found = {path: job["id"] for path in workdirs if (job := _recorded(path)) and _on_slurm(job)}
+    found = {path: job["id"] for path in workdirs if (job := _read_job(path)) and _is_on_slurm(job)}
     queue = _queue() if found else {}
     return {path: job for path, job in found.items() if job in queue}
 
@@ -225,11 +239,11 @@ def submit(
         ) from None
     if not options.local and not shutil.which("sbatch"):
         raise UserError(
-            "sbatch is not found; --slurm=local runs the same jobs here", argument="slurm"
+            "sbatch is not found; `slurm=local` runs the same jobs here", argument="slurm"
         )
     if options.local:
-        environment = {**environment, **_processes.beside_others(jobs)}
-    due, codes = _due(runs, options.local)
+        environment = {**environment, **_processes.share_memory(jobs)}
+    due, codes = _select_due(runs, options.local)
     if not due:
         return (codes, False) if len(codes) == len(runs) else None
     folder = _new_folder(runs[0].log.parent / "slurm")
@@ -248,7 +262,7 @@ def submit(
     return codes | found, stopped
 
 
-def _due(runs: Sequence[Submittable], local: bool) -> tuple[list[int], dict[int, int]]:
+def _select_due(runs: Sequence[Submittable], local: bool) -> tuple[list[int], dict[int, int]]:
     """Which runs are neither done nor in the queue, and the codes of those that are done; says so of the others.
 
     Raises:
@@ -257,12 +271,12 @@ def _due(runs: Sequence[Submittable], local: bool) -> tuple[list[int], dict[int,
     say = functools.partial(_processes.announce, runs)
     due: list[int] = []
     codes: dict[int, int] = {}
-    before = [[_recorded(path) for path in run.workdirs] for run in runs]
-    queue = _queue() if any(job and _on_slurm(job) for each in before for job in each) else {}
+    before = [[_read_job(path) for path in run.workdirs] for run in runs]
+    queue = _queue() if any(job and _is_on_slurm(job) for each in before for job in each) else {}
     for i, (run, each) in enumerate(zip(runs, before, strict=True)):
-        ids = [job["id"] for job in each if job and _on_slurm(job) and job["id"] in queue]
+        ids = [job["id"] for job in each if job and _is_on_slurm(job) and job["id"] in queue]
         if ids and local:
-            reason = f"job {ids[0]} of {run.title} is in the queue of the cluster; use --slurm"
+            reason = f"job {ids[0]} of {run.title} is in the queue of the cluster; use `slurm`"
             raise UserError(reason, argument="slurm", value="local")
         if ids:
             say(i, f"job {ids[0]} is {queue[ids[0]]}, output in {run.log}")
@@ -285,7 +299,7 @@ def _new_folder(home: pathlib.Path) -> pathlib.Path:
     """
     home = home.absolute()
     if not str(home).isprintable():
-        reason = f"{str(home)!r} has control characters, which --slurm cannot have"
+        reason = f"{str(home)!r} has control characters, which `slurm` cannot have"
         raise UserError(reason, argument="root")
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -312,7 +326,7 @@ def _train_here(
     executor.update_parameters(timeout_min=60 * 24 * 365, gpus_per_node=gpus)
 
     def start(i: int) -> Any:
-        with _blocked(signal.SIGINT, signal.SIGHUP):  # Ctrl-C reaches the jobs through us
+        with _block(signal.SIGINT, signal.SIGHUP):  # Ctrl-C reaches the jobs through us
             job = executor.submit(tasks[i])
         _record(runs[i], "local", str(folder), job.job_id)
         say(i, f"started, output in {runs[i].log}")
@@ -320,7 +334,7 @@ def _train_here(
 
     def ended(i: int, code: int) -> None:
         attempt = tasks[i].environment.get(_ATTEMPT, "")
-        reason = _processes.reason_of(runs[i].workdirs, attempt)
+        reason = _processes.find_reason(runs[i].workdirs, attempt)
         say(i, _processes.status_of(code) + reason)
 
     return _wait(list(tasks), jobs, start, ended, affordable)
@@ -371,8 +385,8 @@ def _wait(
     waiting = collections.deque(due)
     active: dict[int, Any] = {}
     codes: dict[int, int] = {}
-    with noted() as received:
-        told = 0
+    told, spent = 0, False
+    with collect_signals() as received:
         while active or (waiting and not received):
             spent = not affordable()
             if spent:
@@ -381,27 +395,35 @@ def _wait(
                 i = waiting.popleft()
                 active[i] = start(i)
             time.sleep(0.05)
-            if (signals := len(received) + spent) > told:
-                told = signals
-                for job in active.values():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(job.job_id), signal.SIGTERM)
-            for i, job in list(active.items()):
-                if job.done():
-                    del active[i]
-                    code = _result(job.paths.folder, job.job_id)
-                    if code is None:  # nobody was left to say it: the memory ran out, say
-                        code = _INTERRUPTED if told else -signal.SIGKILL
-                    codes[i] = code
-                    ended(i, code)
+            causes = len(received) + (1 if spent else 0)
+            if causes > told:
+                told = causes
+                _terminate(active.values())
+            for i in [i for i, job in active.items() if job.done()]:
+                codes[i] = _read_end(active.pop(i), told > 0)
+                ended(i, codes[i])
     return codes, bool(received)
+
+
+def _terminate(jobs: Iterable[Any]) -> None:
+    for job in jobs:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(job.job_id), signal.SIGTERM)
+
+
+def _read_end(job: Any, told: bool) -> int:
+    """The exit code of a job of this machine, which may have been told to stop."""
+    code = _read_code(job.paths.folder, job.job_id)
+    if code is not None:
+        return code
+    return _INTERRUPTED if told else -signal.SIGKILL  # nobody was left to say it: no memory, say
 
 
 def _job_file(workdir: pathlib.Path) -> pathlib.Path:
     return workdir.with_name(f"{workdir.name}.job")
 
 
-def _recorded(workdir: pathlib.Path) -> dict[str, Any] | None:
+def _read_job(workdir: pathlib.Path) -> dict[str, Any] | None:
     """As which job a run was last submitted. Raises ``Damaged``: submitted again it might be trained twice."""
     job = records.read_job(_job_file(workdir))
     return None if job is None else records.fields(job)
@@ -413,15 +435,15 @@ def _record(run: Submittable, cluster: str, folder: str, job: str) -> None:
         write_json(_job_file(path), record)
 
 
-def _on_slurm(record: Mapping[str, Any]) -> bool:
+def _is_on_slurm(record: Mapping[str, Any]) -> bool:
     return record["cluster"] == "slurm"
 
 
 def _code_of(record: Mapping[str, Any]) -> int | None:
-    return _result(pathlib.Path(record["folder"]), record["id"])
+    return _read_code(pathlib.Path(record["folder"]), record["id"])
 
 
-def _result(folder: pathlib.Path, job: str) -> int | None:
+def _read_code(folder: pathlib.Path, job: str) -> int | None:
     """The exit code of a run's first process; None if nobody was left to say it.
 
     As the task wrote it, not as submitit did: that is a pickle, which runs whatever who wrote it wants.
@@ -450,7 +472,7 @@ def _queue() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _blocked(*numbers: int) -> Iterator[None]:
+def _block(*numbers: int) -> Iterator[None]:
     """A process started inside never receives these signals; for us they wait."""
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
@@ -494,22 +516,22 @@ class Task:
     def _run(self) -> int:
         lead = os.environ.get("SLURM_PROCID", "0") == "0"
         with contextlib.ExitStack() as stack:
-            received = stack.enter_context(noted((signal.SIGTERM, signal.SIGUSR2)))
+            received = stack.enter_context(collect_signals((signal.SIGTERM, signal.SIGUSR2)))
             output = stack.enter_context(self.log.open("a", encoding="utf-8")) if lead else None
             print("$", shlex.join(self.command), file=output, flush=True)
             # Slurm may send its notice to every process of the job; a run would die of SIGUSR2.
-            with _blocked(signal.SIGUSR2):
+            with _block(signal.SIGUSR2):
                 child = subprocess.Popen(
                     self.command,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT if lead else None,
-                    env={**os.environ, **self.environment, **self._own(lead)},
+                    env={**os.environ, **self.environment, **self._place(lead)},
                     cwd=self.cwd,
                 )
             told = 0
             while (code := child.poll()) is None:
-                causes = len(received) + self._is_left()
+                causes = len(received) + (1 if self._has_lost_launcher() else 0)
                 if causes > told:
                     told = causes
                     child.terminate()
@@ -520,11 +542,11 @@ class Task:
             _requeue(received[0])
         return _INTERRUPTED
 
-    def _own(self, lead: bool) -> dict[str, str]:
+    def _place(self, lead: bool) -> dict[str, str]:
         """Variables of one process: it must not outlive us, and only the first one says how the run ended."""
         return {_PARENT: str(os.getpid())} | ({} if lead else {_ATTEMPT: ""})
 
-    def _is_left(self) -> bool:
+    def _has_lost_launcher(self) -> bool:
         """Whether the launcher that waited for this job has ended."""
         if not self.launcher:
             return False

@@ -192,10 +192,10 @@ def _read(path: pathlib.Path) -> Run | None:
         curves[key] = _thinned(steps, values)
     grids = images.grids(path)
     each = record.images_per_step
-    images = None if each is None else step * each
+    seen = None if each is None else step * each
     seconds = final.get("time/elapsed", math.nan)
     return Run(
-        path, record.experiment, record.config, status, step, images, seconds, final, best, curves,
+        path, record.experiment, record.config, status, step, seen, seconds, final, best, curves,
         grids[-1][1] if grids else None, tuple(evaluated),
     )  # fmt: skip
 

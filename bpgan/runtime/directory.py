@@ -96,7 +96,7 @@ def _difference(
 
     ``free`` are the fields that may differ; before anything was trained all may, but the experiment.
     """
-    if old.experiment != name:
+    if not records.is_same_experiment(old.experiment, name):
         return f"holds a run of {old.experiment}, not of {name}"
     if not any(path.glob("checkpoints/*")) and not records.read_log(path / "metrics.jsonl"):
         return ""

@@ -7,6 +7,7 @@ in one line. Who only shows it says ``sound(read_result, path)``: a warning, and
 
 import functools
 import math
+import os
 import pathlib
 import sys
 from collections.abc import Callable
@@ -124,6 +125,12 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     id: str
     command: list[str]
+
+
+def is_same_experiment(old: str, new: str) -> bool:
+    """Whether two canonical names are of one experiment: equal, or ``old`` is a file that has moved to ``new``."""
+    moved = os.path.isabs(new) and not os.path.exists(old)
+    return old == new or (moved and os.path.basename(old) == os.path.basename(new))
 
 
 def read_run(path: pathlib.Path) -> RunRecord | None:

@@ -1,7 +1,6 @@
 """Commands at random, right and wrong: each ends in one line and an exit code that a scheduler understands."""
 
 import collections
-import importlib
 import traceback
 
 import jax
@@ -9,6 +8,8 @@ import numpy as np
 import pytest
 
 from bpgan import cli
+from bpgan.cli import experiments
+from bpgan.launcher import flags
 from bpgan.launcher import main as launch
 from bpgan.runtime import train
 
@@ -128,7 +129,7 @@ def check(total, commands, capfd):
     assert not faults
 
 
-@pytest.mark.parametrize("name", launch.names())
+@pytest.mark.parametrize("name", experiments.names())
 def test_experiments(name, tmp_path, capfd, monkeypatch):
     """Each is resolved, built and traced; only compilation and training are left out."""
     monkeypatch.chdir(tmp_path)
@@ -138,18 +139,16 @@ def test_experiments(name, tmp_path, capfd, monkeypatch):
         return (traced if plan["name"] == name else fit)(algorithm, source, **plan)
 
     monkeypatch.setattr(train, "fit", fit_or_trace)
-    module = importlib.import_module(f"experiments.{name}")
-    if not issubclass(module.Config, cli.RunConfig):
+    script = experiments.find(name)
+    module = script.module
+    if not script.trains:
         monkeypatch.setattr(module, "run", lambda cfg: None)
     total = 150
 
     def commands():
         for seed in range(total):
             argv = arguments(module, np.random.default_rng([seed, len(name)]))
-            yield (
-                (lambda argv: cli.run(module.Config, launch._action(module), module.PRESETS, argv)),
-                argv,
-            )
+            yield lambda argv: cli.run(script.config, script.action, script.presets, argv), argv
 
     check(total, commands(), capfd)
 
@@ -163,17 +162,18 @@ def test_launcher(tmp_path, capfd, monkeypatch):
         "g_lr=1e-4,x", "b1=uniform:0:0.9", "loss=choice:wgan,hinge", "loss=wgan", "preset=smoke,article", "epochs=1,2",
         "workdir=a,b", "nothing=1", "=", "seed", "seed=", "g_lr=uniform:nan:1", "batch_size=log:1:64",
         "g_lr=" + ",".join("1" * n for n in range(1, 60)), "seed=choice:", "seed=-1:2", "d_steps=1:1000000000",
+        "keep='3,best=1,min:d/loss',5", "keep='3", "loss='wgan'x",
     )  # fmt: skip
 
     def commands():
         for seed in range(total):
             rng = np.random.default_rng(seed)
             argv = [
-                f"--experiment={rng.choice(['mnist_gan'] * 20 + [*launch.names(), 'nothing', '_cli', '../x', ''])}"
+                f"--experiment={rng.choice(['mnist_gan'] * 20 + [*experiments.names(), 'nothing', '_cli', '../x', ''])}"
             ]
             argv += [f"--sweep={rng.choice(axes)}" for _ in range(rng.integers(0, 3))]
-            for spec in rng.choice(len(launch._FLAGS), rng.integers(0, 4), replace=False):
-                spec = launch._FLAGS[spec]
+            for spec in rng.choice(len(flags.TABLE), rng.integers(0, 4), replace=False):
+                spec = flags.TABLE[spec]
                 if spec.name in ("experiment", "sweep"):
                     continue
                 value = value_of(spec, cli.RunConfig, {}, rng)

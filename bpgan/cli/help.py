@@ -1,0 +1,69 @@
+"""What ``--help`` prints, and other text for people."""
+
+import ast
+import inspect
+import math
+import re
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+
+from bpgan.cli.config import Config, Presets, RunConfig, flags_of
+from bpgan.cli.flags import columns, show
+from bpgan.measures import mean_and_deviation
+
+_HELP = re.compile(r"-h|--?help(short|full)?")
+
+
+def help_text(config_class: type[Config], presets: Presets, module: ModuleType) -> str:
+    """What ``--help`` prints: the docstring, the experiment's flags and presets, general flags."""
+    own, general = [], []
+    trains = issubclass(config_class, RunConfig)
+    shared = (RunConfig if trains else Config).__dataclass_fields__
+    for spec in flags_of(config_class).values():
+        bounds = f" ({spec.bounds})" if spec.bounds else ""
+        mark = " *" if trains and spec.restart_safe else ""
+        row = (f"--{spec.name}={show(spec.default)}", spec.help + bounds + mark)
+        (general if spec.name in shared else own).append(row)
+    own.append(("--preset=NAME", "start from other defaults (explicit flags still win):"))
+    for name, preset in presets.items():
+        own.append(("", f"{name}: " + " ".join(f"--{k}={show(v)}" for k, v in preset.items())))
+    general.append(("--flagfile=FILE", "read flags from a file, one a line"))
+    lines = [docstring_of(module), "", "Flags of this experiment:", *columns(own)]
+    lines += ["", "Flags of every experiment:", *columns(general), ""]
+    lines += ["Values shown are defaults."]
+    lines[-1] += " * may differ when an interrupted run is resumed." * trains
+    return "\n".join(lines)
+
+
+def docstring_of(module: ModuleType) -> str:
+    """The docstring of a module, which under ``python -OO`` is in its source only; empty if there is none."""
+    try:
+        return ast.get_docstring(ast.parse(inspect.getsource(module))) or ""
+    except OSError:  # no source: python -c
+        return inspect.cleandoc(module.__doc__ or "")
+
+
+def is_help(argv: Sequence[str]) -> bool:
+    """Whether a command line asks for help, wherever in it."""
+    return any(_HELP.fullmatch(arg) for arg in argv)
+
+
+def mean_of(values: Sequence[float]) -> str:
+    """For a table: the mean, and of several finite values their standard deviation; empty if there is none."""
+    if not values:
+        return ""
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:.4g}" if math.isnan(deviation) else f"{mean:.4g} ± {deviation:.2g}"
+
+
+def value_rows(found: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Names and values; ``name/known``, what theory says of ``name``, stands beside it."""
+    rows = []
+    for name, value in found.items():
+        base = name.removesuffix("/known")
+        if base != name and base in found:
+            continue
+        known = found.get(f"{name}/known")
+        text = f"{value:.6g}"
+        rows.append((name, text if known is None else f"{text:<12} known {known:.6g}"))
+    return rows

@@ -1,0 +1,88 @@
+"""From what ``build`` returns and what the flags ask for to a plan of training."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bpgan.cli.config import MAX_STEP, RunConfig, locates_data, restart_safe
+from bpgan.types import Algorithm, Source, UserError
+
+if TYPE_CHECKING:
+    from bpgan.runtime.checkpoint import Keep
+
+
+class Experiment(NamedTuple):
+    """What ``build(cfg, axis_name)`` returns.
+
+    Attributes:
+      algorithm: what is trained.
+      source: what it is trained on.
+      evaluate: ``evaluate(state) -> {name: value}`` on the host after the last step; its values
+        are stored in ``result.json``.
+      title: one line for people.
+      validate: ``validate(state) -> {name: value}`` on the host every ``--eval_every``, logged as ``eval/name``; on
+        data that are neither trained on nor tested on.
+      prefers: ``min:eval/name`` or ``max:eval/name``, by which ``--eval_every`` keeps the best checkpoint where
+        ``--keep`` names no metric.
+      measure: what ``validate`` and ``evaluate`` measure with, such as the hash of a feature net, by name. It is kept
+        in ``config.json``, and a run does not go on with another one.
+    """
+
+    algorithm: Algorithm
+    source: Source
+    evaluate: Callable[[Any], dict[str, float]] | None = None
+    title: str = ""
+    validate: Callable[[Any], dict[str, float]] | None = None
+    prefers: str = ""
+    measure: Mapping[str, str] = MappingProxyType({})
+
+
+def steps_of(cfg: RunConfig, per_epoch: float) -> int:
+    """The steps of a whole run, at least one.
+
+    Raises:
+      UserError: for more than a step counter holds.
+    """
+    steps = cfg.steps or cfg.epochs * per_epoch
+    if steps > MAX_STEP:
+        reason = f"asks for {steps:.6g} steps; must be at most {MAX_STEP}"
+        raise UserError(reason, argument="epochs", value=cfg.epochs, beside=["batch_size"])
+    return max(1, round(steps))
+
+
+def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]:
+    """The fields of ``train.Plan`` that the flags ask for."""
+    per_epoch = experiment.source.steps_per_epoch
+    steps = steps_of(cfg, per_epoch)
+    eval_every = cfg.eval_every.value.steps(per_epoch)
+    if eval_every and experiment.validate is None:
+        reason = f"{name} has nothing to evaluate; must be 0"
+        raise UserError(reason, argument="eval_every", value=cfg.eval_every)
+    keep = kept(cfg, experiment)
+    if keep.metric.startswith("eval/") and not eval_every:
+        reason = f"{keep.metric} is found by `eval_every`, which is {cfg.eval_every}; must be > 0"
+        raise UserError(reason, argument="keep", value=cfg.keep, beside=["eval_every"])
+    return dict(
+        name=name,
+        restart_safe=restart_safe(type(cfg)),
+        locates_data=locates_data(type(cfg)),
+        steps=steps,
+        log_every=cfg.log_every.value.steps(per_epoch),
+        sample_every=cfg.sample_every.value.steps(per_epoch),
+        checkpoint_every=cfg.checkpoint_every.value.steps(per_epoch),
+        eval_every=eval_every,
+        pause=max(1, round(cfg.pause_at * steps)) if cfg.pause_at < 1 else 0,
+        keep=keep,
+        on_anomaly=cfg.on_anomaly,
+        tensorboard=cfg.tensorboard,
+    )
+
+
+def kept(cfg: RunConfig, experiment: Experiment) -> "Keep":
+    """Which checkpoints a run keeps: the best, too, if it is evaluated while it trains."""
+    from bpgan.runtime import checkpoint
+
+    keep = cfg.keep.value
+    if keep.metric or not experiment.prefers or not cfg.eval_every.value:
+        return keep
+    return checkpoint.Keep.parse(f"{cfg.keep},best=1,{experiment.prefers}")

@@ -1,0 +1,208 @@
+"""A run as it was saved, training without a directory, and samples."""
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from bpgan.cli import experiments
+from bpgan.cli.config import Config, RunConfig, flags_of, locates_data
+from bpgan.cli.flags import Flag, show
+from bpgan.cli.plan import Experiment, kept
+from bpgan.cli.program import message_of
+from bpgan.types import Algorithm, UserError, stream
+
+if TYPE_CHECKING:
+    from bpgan.runtime.records import RunRecord
+
+
+class Restored(NamedTuple):
+    """A run as it was saved: its experiment's name and config, what ``build`` makes of them, the state and its step."""
+
+    name: str
+    config: RunConfig
+    experiment: Experiment
+    state: Any
+    step: int
+
+
+def restore(
+    workdir: str | os.PathLike, which: str = "newest", changes: Sequence[str] = ()
+) -> Restored:
+    """A checkpoint of a run; nothing in the directory is changed, and it may be training.
+
+    Args:
+      workdir: the run directory.
+      which: ``newest`` (of those that are sound), ``best`` by the metric of the run's ``--keep``, or a step.
+      changes: ``NAME=VALUE``, flags that are other than the run's, of those that may differ when it is resumed, or
+        ``dataset``, where the run's data are now, or ``experiment``, where the file of its experiment is now.
+
+    Raises:
+      UserError: if there is no run or no sound checkpoint, the run's flags are not those of this version or have values
+        that are not allowed, or where a change says that the data are there are others.
+    """
+    from bpgan.runtime import parallel
+
+    path = pathlib.Path(workdir).expanduser()
+    record = _record_of(path)
+    moved = [text for text in changes if text.startswith("experiment=")]
+    changes = [text for text in changes if text not in moved]
+    script = _script_of(path, moved[-1].partition("=")[2] if moved else record.experiment)
+    cfg = _config_of(path, record, script.config, changes)
+    parallel.setup(precision=cfg.precision)
+    experiment = _build(path, script, cfg)
+    located = [text for text in changes if text.partition("=")[0] in locates_data(type(cfg))]
+    if located and experiment.source.fingerprint != record.data:
+        reason = f"other data than those of the run {path}"
+        raise UserError(reason, argument="flags", value=located[0])
+    step, state = _read(path, which, record.run, cfg, experiment)
+    return Restored(script.name, cfg, experiment, state, step)
+
+
+def _record_of(path: pathlib.Path) -> "RunRecord":
+    from bpgan.runtime import records
+
+    record = records.read_run(path / "config.json")
+    if record is None:
+        raise UserError(f"{path}: holds no run of an experiment (config.json)")
+    return record
+
+
+def _script_of(path: pathlib.Path, name: str) -> experiments.Script:
+    """The experiment of a run."""
+    if not name:
+        raise UserError(f"{path}: is a run of a notebook, which only the notebook can build again")
+    try:
+        script = experiments.find(name)
+    except UserError as error:
+        hint = "; if it has moved, `flags=experiment=...` says where to" * os.path.isabs(name)
+        reason = f"is a run of {name!r}, an experiment that cannot be used: {error.reason}{hint}"
+        raise UserError(f"{path}: {reason}") from None
+    if not script.trains:
+        raise UserError(f"{path}: holds no run of an experiment (config.json)")
+    return script
+
+
+def _config_of(
+    path: pathlib.Path, record: "RunRecord", config: type[Config], changes: Sequence[str]
+) -> Any:
+    """The config of a run, changed."""
+    specs, values = flags_of(config), dict[str, Any](record.config)
+    if unknown := sorted(set(values) - set(specs)):
+        raise UserError(f"{path}: was made by another version, with `{unknown[0]}`")
+    for flag, value in values.items():
+        try:
+            values[flag] = specs[flag].validate(value)
+        except UserError as error:
+            given = f"`{flag}={show(value)}` (config.json)"
+            raise UserError(f"{path}: {given}: {error.reason}") from None
+    return config(**values | _changed_values(record.experiment, specs, changes))
+
+
+def _build(path: pathlib.Path, script: experiments.Script, cfg: RunConfig) -> Experiment:
+    try:
+        return script.action(cfg)
+    except UserError as error:
+        hint = ""
+        if error.argument in locates_data(type(cfg)):
+            hint = f"; if the data have moved, `flags={error.argument}=...` says where to"
+        raise UserError(f"{path}: {message_of(error)}{hint}") from None
+
+
+def _read(
+    path: pathlib.Path, which: str, run: str, cfg: RunConfig, experiment: Experiment
+) -> tuple[int, Any]:
+    """Step and state of a checkpoint."""
+    from bpgan.runtime import checkpoint, parallel
+
+    if not (path / "checkpoints").is_dir():
+        raise UserError(f"{path}: has no checkpoint")
+    keep = kept(cfg, experiment)
+    if which == "best" and not keep.metric:
+        raise UserError(f"{path}: keeps no best checkpoint (`eval_every` and `keep` do)")
+    program = parallel.compile(experiment.algorithm, experiment.source, seed=cfg.seed)
+    checkpoints = checkpoint.Checkpoints(path / "checkpoints", run=run, keep=keep, read_only=True)
+    step = int(which) if which.isdecimal() else None
+    found = checkpoints.restore(program.abstract, best=which == "best", step=step)
+    checkpoints.close()
+    if found is None:
+        kinds = {"newest": "checkpoint", "best": "checkpoint that was evaluated"}
+        raise UserError(f"{path}: has no sound {kinds.get(which, f'checkpoint of step {which}')}")
+    return found[0], found[1].state
+
+
+def _changed_values(name: str, specs: Mapping[str, Flag], changes: Sequence[str]) -> dict[str, Any]:
+    """The values of ``NAME=VALUE``, flags of a run of the experiment ``name`` that may be changed; else UserError."""
+    may_change = sorted(f.name for f in specs.values() if f.restart_safe or f.locates_data)
+    values = {}
+    for text in changes:
+        flag, _, value = text.partition("=")
+        if flag not in may_change:
+            reason = f"cannot be changed in a run of {name}; only {', '.join(may_change)}"
+            raise UserError(reason, argument="flags", value=text)
+        try:
+            values[flag] = specs[flag].read(value)
+        except UserError as error:
+            raise UserError(error.reason, argument="flags", value=text) from None
+    return values
+
+
+def train(
+    experiment: Experiment,
+    *,
+    seed: int,
+    steps: int,
+    progress: Callable[[int], None] = lambda step: None,
+) -> Any:
+    """The state after so many steps; nothing is logged or saved. ``progress`` is told the steps that are done.
+
+    Raises:
+      UserError: if it is no longer finite.
+    """
+    from bpgan.runtime import parallel
+
+    program = parallel.compile(experiment.algorithm, experiment.source, seed=seed)
+    carry, step = program.init(), 0
+    while step < steps:
+        k = min(steps - step, program.window - step % program.window if program.window else 500)
+        carry, finite = program.run(carry, k)
+        step += k
+        if not finite:
+            raise UserError(f"training diverged before step {step}")
+        progress(step)
+    return carry.state
+
+
+def draw(
+    algorithm: Algorithm,
+    state: Any,
+    *,
+    seed: int,
+    n: int,
+    labels: np.ndarray | None = None,
+    batch: int = 500,
+) -> np.ndarray:
+    """``n`` samples as uint8 ``[n, h, w, c]``, of latents that training never sees.
+
+    Args:
+      algorithm, state: what draws them.
+      seed: of the latents.
+      n: how many.
+      labels: int32 ``[n]`` for a conditional algorithm.
+      batch: samples at a time.
+
+    Raises:
+      UserError: if the algorithm draws no samples.
+    """
+    import jax
+
+    from bpgan.report import page as report
+    from bpgan.runtime import parallel
+
+    if algorithm.sample is None:
+        raise UserError("the experiment draws no samples")
+    key = stream(jax.random.key(seed), "evaluate")
+    batches = parallel.draw(algorithm.sample, state, key, n, labels=labels, batch=batch)
+    return np.concatenate([report.to_bytes(batch) for batch in batches])
