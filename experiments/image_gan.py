@@ -53,6 +53,7 @@ import optax
 from bpgan import cli, data, optim
 from bpgan.algorithms import game, gan
 from bpgan.augment import Augment, policy
+from bpgan.evaluation.monitor import monitor
 from bpgan.losses import AUXILIARY, LOSSES, balances_at_zero
 from bpgan.nets import (
     biggan,
@@ -70,7 +71,7 @@ from bpgan.nets import (
 from bpgan.penalties import G_PENALTIES, PENALTIES
 from bpgan.types import Net, UserError
 
-from .mnist_gan import images_of, latents_of, monitored
+from .mnist_gan import images_of, latents_of
 
 NETS = {
     "mlp": 0,
@@ -708,7 +709,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         axis_name=axis_name,
     )
     experiment = cli.Experiment(algorithm, source, title=images.summary())
-    return monitored(experiment, cfg.dataset, held)
+    return monitor(experiment, cfg.dataset, held)
 
 
 if __name__ == "__main__":

@@ -23,13 +23,14 @@ import optax
 
 from bpgan import cli, data, optim
 from bpgan.algorithms import gan, vae
+from bpgan.evaluation.monitor import monitor
 from bpgan.losses import LOSSES, began
 from bpgan.nets import dcgan, energy, linen_net
 from bpgan.nets.vae import Encoder
 from bpgan.penalties import PENALTIES
 from bpgan.types import Algorithm, UserError
 
-from .mnist_gan import images_of, monitored
+from .mnist_gan import images_of
 
 MODELS = {
     "mm": "minimax",
@@ -140,7 +141,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
 
     def experiment(algorithm: Algorithm) -> cli.Experiment:
         built = cli.Experiment(algorithm, source, title=images.summary())
-        return monitored(built, cfg.dataset, held, *_metrics(cfg.metrics))
+        return monitor(built, cfg.dataset, held, *_metrics(cfg.metrics))
 
     common: Any = dict(data_shape=shape, dtype=dtype, axis_name=axis_name)
     if cfg.model == "vae":

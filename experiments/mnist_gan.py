@@ -17,6 +17,7 @@ import optax
 
 from bpgan import backprop, cli, data
 from bpgan.algorithms import gan
+from bpgan.evaluation.monitor import monitor
 from bpgan.losses import LOSSES
 from bpgan.nets import dcgan, linen_net, mlp
 from bpgan.penalties import PENALTIES
@@ -57,22 +58,6 @@ def images_of(dataset: str, eval_every: str) -> tuple[data.Dataset, data.Dataset
     """What is trained on and, where ``--eval_every`` asks for evaluations, what is held out for them."""
     images = data.load(dataset)
     return data.hold_out(images) if cli.duration(eval_every, 1.0) else (images, None)
-
-
-def monitored(
-    experiment: cli.Experiment, dataset: str, held: data.Dataset | None, *metrics: str
-) -> cli.Experiment:
-    """The experiment, evaluated on the images ``held`` out while it trains and on the test split at its end.
-
-    By these ``metrics``, of those that ``experiments.evaluate`` computes while something trains, or by all of them.
-    """
-    if held is None:
-        return experiment
-    from . import evaluate
-
-    names = metrics or tuple(evaluate.WHILE_TRAINING)
-    found = evaluate.monitors(experiment.algorithm, dataset, held, names)
-    return experiment._replace(**found._asdict(), prefers="min:eval/FD")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,7 +212,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         feed=cfg.feed,
     )
     experiment = cli.Experiment(algorithm, source, title=images.summary())
-    return monitored(experiment, cfg.dataset, held)
+    return monitor(experiment, cfg.dataset, held)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from bpgan import cli, data
+from bpgan.evaluation import samples
 from bpgan.losses import LOSSES
 from bpgan.runtime import parallel
 from bpgan.types import UserError
@@ -319,10 +320,10 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path, mo
     flags = ["--preset=smoke", "--net=mlp", "--condition=projection", f"--workdir={path}"]
     assert run(*flags, f"--dataset={files(28, 1)}") == 0
     algorithm = cli.restored(str(path), "newest").experiment.algorithm
-    labels = evaluate.labels_of(algorithm, files(28, 1), 60, 0)
+    labels = samples.draw_labels(algorithm, files(28, 1), 60, 0)
     counts = np.asarray(data.load(files(28, 1)).counts)
     np.testing.assert_allclose(np.bincount(labels) / 60, counts / counts.sum(), atol=1 / 60)
-    plain, _ = evaluate.of_run(str(path), "newest", 300, 0)
+    plain, _ = samples.of_run(str(path), "newest", 300, 0)
     assert plain.turned.shape == (2000 // 3, 3, 28, 28, 1)  # the same latents under each label
     a, b = plain.turned[:, 0].astype(float), plain.turned[:, 1].astype(float)
     assert 0 < np.abs(a - b).mean() < np.abs(a - np.roll(b, 1, axis=0)).mean()
@@ -331,7 +332,7 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path, mo
         parallel, "_drawn", lambda sample, n, *rest: batches.append(n) or drawn(sample, n, *rest)
     )
     monkeypatch.setattr(evaluate, "_TURNED", 30)
-    cut, _ = evaluate.of_run(str(path), "newest", 300, 0, ["truncation=0.2"])
+    cut, _ = samples.of_run(str(path), "newest", 300, 0, ["truncation=0.2"])
     assert batches == [500, 500, 10, 10, 10]  # no more under a label than are kept
     assert cut.x.std(0).mean() < 0.8 * plain.x.std(0).mean()
     assert cut.facts["flags"] == "truncation=0.2"
@@ -340,12 +341,12 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path, mo
         ("truncation=-1", ">= 0"),
     ):
         with pytest.raises(UserError, match=said):
-            evaluate.of_run(str(path), "newest", 300, 0, [text])
+            samples.of_run(str(path), "newest", 300, 0, [text])
     out = tmp_path / "out"
     flags = [
         f"--run={path}",
         "--n=50",
-        "--features=experiments.evaluate:pixels",
+        "--features=pixels",
         "--metrics=fd,class_fd",
         f"--workdir={out}",
     ]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bpgan import cli
+from bpgan.evaluation import features
 from bpgan.metrics.features import plug
 from experiments import evaluate, mnist_gan, sensitivity
 
@@ -22,7 +23,7 @@ def blocks(images):
 def sight():
     metrics = "fd,kd,prdc,vendi,memorization,class_fd"
     cfg = sensitivity.Config(n=1500, metrics=metrics, draws=5)
-    return sensitivity.look(cfg, plug(f"{__name__}:blocks"))
+    return sensitivity.look(cfg, plug(blocks, "blocks"))
 
 
 SEEN = {
@@ -97,7 +98,7 @@ def test_a_metric_that_cannot_be_had_is_left_out(tmp_path, capsys):
     ],
 )
 def test_mistakes_are_one_line(flags, message, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "embed", lambda *_: pytest.fail("was computed"))
+    monkeypatch.setattr(sensitivity, "embed", lambda *_: pytest.fail("was computed"))
     argv = ["--preset=smoke", f"--workdir={tmp_path}", *flags]
     assert cli.run(sensitivity.Config, sensitivity.run, sensitivity.PRESETS, argv) == 2
     error = capsys.readouterr().err
@@ -108,7 +109,7 @@ def test_mistakes_are_one_line(flags, message, capsys, tmp_path, monkeypatch):
 @pytest.mark.timeout(1200)
 def test_the_projects_feature_nets(optimized):
     """T3.20 to T3.22 on the nets that ``--features=classifier`` trains, both of them."""
-    for extractor in evaluate.extractors("classifier", "mnist10k"):
+    for extractor in features.extractors("classifier", "mnist10k"):
         sight = sensitivity.look(sensitivity.Config(n=2000, metrics="fd,class_fd"), extractor)
         floor, bias = sight.floor
         assert floor < 2 * bias
