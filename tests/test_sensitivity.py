@@ -132,9 +132,9 @@ def test_feature_nets_rank_checkpoints_alike(optimized, tmp_path):
     found = {}
     for step in steps:
         argv = [f"--run={tmp_path / 'run'}", f"--checkpoint={step}", "--metrics=fd", "--n=5000"]
-        for features in ("classifier", f"{__name__}:random_features"):
+        for nets in ("classifier", f"{__name__}:random_features"):
             out = tmp_path / "out"
-            flags = [*argv, f"--features={features}", f"--workdir={out}"]
+            flags = [*argv, f"--features={nets}", f"--workdir={out}"]
             assert cli.run(evaluate.Config, evaluate.run, evaluate.PRESETS, flags) == 0
             for row in json.loads((out / "metrics.json").read_text()):
                 if row["metric"].startswith("FD-"):

@@ -337,11 +337,10 @@ def _own(text: str) -> Metric:
 
 def _numbers(values: Any, text: str) -> dict[str, float]:
     """What a user's metric gave, by name; a number alone is called as the function is."""
-    if not isinstance(values, Mapping):
-        values = {text.rpartition(":")[2].rpartition(".")[2]: values}
+    name = text.rpartition(":")[2].rpartition(".")[2]
+    named = values if isinstance(values, Mapping) else {name: values}
     try:
-        return {str(name): float(value) for name, value in values.items()}
+        return {str(name): float(value) for name, value in named.items()}
     except (TypeError, ValueError):
-        raise UserError(
-            f"{text}: gave {values!r:.60}; must be a number or {{name: number}}"
-        ) from None
+        reason = f"gave {values!r:.60}; must be a number or {{name: number}}"
+        raise UserError(f"{text}: {reason}") from None
