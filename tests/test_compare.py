@@ -355,6 +355,30 @@ def test_the_csv_holds_every_number_in_full(folder):
     assert row["note"] == 'a,"b"\nc' and float(row["lr"]) == 1e-7 and len(rows) == 7
 
 
+def test_an_evaluation_says_itself_which_way_is_better(folder):
+    """Of a metric that no rule knows; a row of before goes by the rule."""
+    for lr in (0.1, 0.01):
+        row = {"checkpoint": "newest", "step": 30, "value": lr}
+        found = [
+            row | {"metric": "sharpness", "better": "higher"},
+            row | {"metric": "FD-n", "better": ""},
+            row | {"metric": "KD-n", "better": "lower"},
+            row | {"metric": "IS-n"},
+            row | {"metric": "unknown"},
+        ]
+        for seed in range(3):
+            (folder / f"a/{lr}_{seed}/metrics.json").write_text(json.dumps(found))
+    groups = compare.settings(runs := compare.read([folder]))
+    first = {
+        name.partition(" (")[0]: compare.ranked(groups, name)[0].values["lr"]
+        for name in compare.evaluated_metrics(runs)
+    }
+    assert first == {"sharpness": 0.1, "FD-n": 0.01, "KD-n": 0.01, "IS-n": 0.1, "unknown": 0.01}
+    page = compare.write(runs, "sharpness", folder).read_text()
+    assert "The best sharpness (newest" in page
+    assert "The least FD-n" in compare.write(runs, "FD-n", folder).read_text()
+
+
 def test_evaluations_are_columns_that_say_what_they_are(folder, capsys):
     """Best, newest and older checkpoints, other flags and another net are other columns; seeds share one."""
     for lr in (0.1, 0.01):
