@@ -639,7 +639,10 @@ def counted(settings: Settings) -> dict[str, Any]:
     import jax
 
     state = shapes(settings)[1]
-    ours = [sum(x.size for x in jax.tree.leaves(player.params)) for player in (state.players["g"], state.players["d"])]
+    ours = [
+        sum(x.size for x in jax.tree.leaves(player.params))
+        for player in (state.players["g"], state.players["d"])
+    ]
     if importlib.util.find_spec("torch"):
         import torch
 

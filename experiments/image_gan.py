@@ -54,11 +54,10 @@ from bpgan.algorithms import game, gan
 from bpgan.algorithms.latents import Latents
 from bpgan.augment import Planned
 from bpgan.augment import parse as parse_augment
+from bpgan.evaluation.monitor import monitor
 from bpgan.losses import AUXILIARY, LOSSES
 from bpgan.nets import architecture, truncated
 from bpgan.types import AdversarialLoss, Net, UserError
-
-from .mnist_gan import monitored
 
 
 class Condition(NamedTuple):
@@ -450,7 +449,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         axis_name=axis_name,
     )
     experiment = cli.Experiment(algorithm, source, title=images.summary())
-    return monitored(experiment, cfg.dataset, held)
+    return monitor(experiment, cfg.dataset, held)
 
 
 if __name__ == "__main__":

@@ -23,13 +23,12 @@ import optax
 
 from bpgan import cli, data, optim
 from bpgan.algorithms import gan, vae
+from bpgan.evaluation.monitor import monitor
 from bpgan.losses import LOSSES, began
 from bpgan.nets import dcgan, energy, linen_net
 from bpgan.nets.vae import Encoder
 from bpgan.penalties import PENALTIES, regularizer, weighted
 from bpgan.types import Algorithm, Net, UserError
-
-from .mnist_gan import monitored
 
 
 class Model(NamedTuple):
@@ -129,7 +128,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     make = _vae if cfg.model == "vae" else _gan
     algorithm = make(cfg, images.shape, axis_name)
     experiment = cli.Experiment(algorithm, source, title=images.summary())
-    return monitored(experiment, cfg.dataset, held, *cfg.metrics.value)
+    return monitor(experiment, cfg.dataset, held, *cfg.metrics.value)
 
 
 def _check(cfg: Config, images: data.Dataset) -> None:

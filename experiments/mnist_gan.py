@@ -19,6 +19,7 @@ import optax
 from bpgan import backprop, cli, data, losses, optim, penalties
 from bpgan.algorithms import gan
 from bpgan.algorithms.latents import Latents
+from bpgan.evaluation.monitor import monitor
 from bpgan.nets import dcgan, linen_net, mlp
 from bpgan.types import AdversarialLoss, Net, UserError
 
@@ -31,22 +32,6 @@ def _width(text: str) -> int | None:
     if kind != "dcgan" or not width.isdecimal() or int(width) < 2:
         raise ValueError("must be mlp or dcgan:WIDTH (2 or more)")
     return int(width)
-
-
-def monitored(
-    experiment: cli.Experiment, dataset: str, held: data.Dataset | None, *metrics: str
-) -> cli.Experiment:
-    """The experiment, evaluated on the images ``held`` out while it trains and on the test split at its end.
-
-    By these ``metrics``, of those that ``experiments.evaluate`` computes while something trains, or by all of them.
-    """
-    if held is None:
-        return experiment
-    from . import evaluate
-
-    names = metrics or tuple(evaluate.WHILE_TRAINING)
-    found = evaluate.monitors(experiment.algorithm, dataset, held, names)
-    return experiment._replace(**found._asdict(), prefers="min:eval/FD")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,7 +197,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         axis_name=axis_name,
     )
     experiment = cli.Experiment(algorithm, source, title=images.summary())
-    return monitored(experiment, cfg.dataset, held)
+    return monitor(experiment, cfg.dataset, held)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,10 @@ import optax
 
 from bpgan import cli, data
 from bpgan.algorithms import turns, vae
+from bpgan.evaluation.monitor import monitor
 from bpgan.nets import dcgan, linen_net, mlp
 from bpgan.nets.vae import Encoder
 from bpgan.types import UserError, stream
-
-from .mnist_gan import monitored
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,7 +153,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     source = data.source(
         images, seed=cfg.seed, batch_size=cfg.batch_size, dtype=dtype, feed=cfg.feed
     )
-    experiment = monitored(
+    experiment = monitor(
         cli.Experiment(algorithm, source, title=images.summary()), cfg.dataset, held
     )
     metrics = experiment.evaluate

@@ -35,12 +35,15 @@ ALLOWED = {
     "bpgan.report": {"bpgan.types", "bpgan.files", "bpgan.measures", "bpgan.runtime.records"},
     "bpgan.cli": {"bpgan.types", "bpgan.files", "bpgan.measures", "bpgan.data", "bpgan.runtime",
                   "bpgan.runtime.records", "bpgan.report"},
+    "bpgan.evaluation": {"bpgan.types", "bpgan.lookup", "bpgan.files", "bpgan.version", "bpgan.nets", "bpgan.data",
+                         "bpgan.metrics", "bpgan.metrics.features", "bpgan.backprop", "bpgan.algorithms",
+                         "bpgan.runtime", "bpgan.runtime.records", "bpgan.cli"},
     "bpgan.launcher": {"bpgan.types", "bpgan.files", "bpgan.memory", "bpgan.measures", "bpgan.runtime",
                        "bpgan.runtime.records", "bpgan.report", "bpgan.cli"},
     "experiments": {"bpgan.types", "bpgan.files", "bpgan.measures", "bpgan.losses", "bpgan.penalties", "bpgan.optim",
                     "bpgan.augment", "bpgan.nets", "bpgan.data", "bpgan.backprop",
                     "bpgan.algorithms", "bpgan.metrics", "bpgan.metrics.features", "bpgan.version", "bpgan.runtime",
-                    "bpgan.runtime.records", "bpgan.report", "bpgan.cli", "bpgan.launcher"},
+                    "bpgan.runtime.records", "bpgan.report", "bpgan.cli", "bpgan.evaluation", "bpgan.launcher"},
     "launch": {"bpgan.launcher"},
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ import pytest
 from checks.losses import is_invariant
 
 from bpgan import cli, data
+from bpgan.evaluation import samples
 from bpgan.losses import LOSSES
 from bpgan.runtime import parallel
 from bpgan.types import UserError
@@ -324,10 +325,10 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path, mo
     flags = ["--preset=smoke", "--net=mlp", "--condition=projection", f"--workdir={path}"]
     assert run(*flags, f"--dataset={files(28, 1)}") == 0
     algorithm = cli.restore(str(path), "newest").experiment.algorithm
-    labels = evaluate.labels_of(algorithm, files(28, 1), 60, 0)
+    labels = samples.draw_labels(algorithm, files(28, 1), 60, 0)
     counts = np.asarray(data.load(files(28, 1)).counts)
     np.testing.assert_allclose(np.bincount(labels) / 60, counts / counts.sum(), atol=1 / 60)
-    plain, _ = evaluate.of_run(str(path), "newest", 300, 0)
+    plain, _ = samples.of_run(str(path), "newest", 300, 0)
     assert plain.turned.shape == (2000 // 3, 3, 28, 28, 1)  # the same latents under each label
     a, b = plain.turned[:, 0].astype(float), plain.turned[:, 1].astype(float)
     assert 0 < np.abs(a - b).mean() < np.abs(a - np.roll(b, 1, axis=0)).mean()
@@ -336,7 +337,7 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path, mo
         parallel, "_drawn", lambda sample, n, *rest: batches.append(n) or drawn(sample, n, *rest)
     )
     monkeypatch.setattr(evaluate, "_TURNED", 30)
-    cut, _ = evaluate.of_run(str(path), "newest", 300, 0, ["truncation=0.2"])
+    cut, _ = samples.of_run(str(path), "newest", 300, 0, ["truncation=0.2"])
     assert batches == [500, 500, 10, 10, 10]  # no more under a label than are kept
     assert cut.x.std(0).mean() < 0.8 * plain.x.std(0).mean()
     assert cut.facts["flags"] == "truncation=0.2"
@@ -345,12 +346,12 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path, mo
         ("truncation=-1", ">= 0"),
     ):
         with pytest.raises(UserError, match=said):
-            evaluate.of_run(str(path), "newest", 300, 0, [text])
+            samples.of_run(str(path), "newest", 300, 0, [text])
     out = tmp_path / "out"
     flags = [
         f"--run={path}",
         "--n=50",
-        "--features=experiments.evaluate:pixels",
+        "--features=pixels",
         "--metrics=fd,class_fd",
         f"--workdir={out}",
     ]
@@ -483,14 +484,14 @@ def test_one_s_own_code_needs_no_entry(files, mine):
     flags.append("--penalty=mine:settle=0.3/4+g.mine:small+mine:small=linear:1:0")
     cfg = config(*flags, "--net=mine:both:12,deep=2", "--condition=acgan")
     state, metrics = shapes_of_a_step(cfg)
-    assert state.g.params["dense2"]["kernel"].shape == (12, 12)
+    assert state.players["g"].params["dense2"]["kernel"].shape == (12, 12)
     assert {"d/penalty", "g/penalty"} <= set(metrics)
     state, _ = shapes_of_a_step(config(*flags, "--net=mine:Painter/mine:Critic"))
     assert jax.tree.leaves(state.memory)[0].shape == ()
     # Labels reach a D that knows nothing of them as channels.
     concat = config(*flags, "--net=lite:4/mine:Critic", "--condition=concat")
     state, _ = shapes_of_a_step(concat)
-    assert state.d.params["dense0"]["kernel"].shape == (28 * 28 * 4, 1)
+    assert state.players["d"].params["dense0"]["kernel"].shape == (28 * 28 * 4, 1)
     for more, said in (
         (["--net=lite:4/mine:Critic", "--condition=acgan"], "must be one of none, concat"),
         (["--net=mine:Painter/mlp", "--condition=acgan"], "mine:Painter as G .* must be none"),

@@ -96,12 +96,13 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 class EvaluationRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A number of ``metrics.json`` and what it depends on; see ``bpgan.metrics.evaluations``. It may have more keys."""
+    """A number of ``metrics.json`` and what it depends on; see ``bpgan.evaluation.rows``. It may have more keys."""
 
     metric: str
     value: float
     real: float | None = None
     untrained: float | None = None
+    better: str | None = None
     classes: Count | None = None
     of_classes: Count | None = None
     checkpoint: str = ""
