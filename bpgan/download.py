@@ -162,17 +162,19 @@ def _receive(url: str, partial: pathlib.Path, size: int) -> None:
             if begun and error.code == 416:  # there is no more of it
                 return
             raise
-    with answer, partial.open("ab" if answer.status == 206 else "wb") as file:
+    mode = "ab" if answer.status == 206 else "wb"
+    with answer, partial.open(mode) as file:
         done = file.tell()
         length = answer.headers.get("Content-Length") or ""
         total = done + int(length) if length.isdecimal() else 0
         with _progress(partial.name[1:].removesuffix(".partial"), done, total or size) as say:
             while True:
                 with _failures():
-                    block = answer.read(_BLOCK)
+                    block = answer.read1(_BLOCK)
                 if not block:
                     break
                 file.write(block)
+                file.flush()  # nothing is lost if this process is killed
                 done += len(block)
                 say(done)
     if total and done < total:
