@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from bpgan import cli, data
+from bpgan.algorithms import supervised
 from bpgan.data import cache
 from bpgan.evaluation import classifier
 from bpgan.evaluation.images import embed_split, progress
