@@ -116,26 +116,43 @@ class Settings(NamedTuple):
         return Settings(net, precision, int(batch), device), name
 
 
-def examples(settings: Settings):
-    """Images and labels; but for the digits random ones: no peer's speed depends on what they show."""
+def noise(shape: tuple[int, int, int]):
+    """Random images and labels: no peer's speed depends on what they show."""
     import numpy as np
 
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (2048, *shape), np.uint8)
+    return x, rng.integers(0, 10, len(x)).astype(np.int32)
+
+
+def examples(settings: Settings):
+    """Images and labels: the embedded digits, or random ones."""
     from bpgan import data
 
     if settings.net == "mlp":
         return data.load("mnist10k").arrays()
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (2048, *settings.kind.shape), np.uint8)
-    return x, rng.integers(0, 10, len(x)).astype(np.int32)
+    return noise(settings.kind.shape)
 
 
 # --- bpgan --------------------------------------------------------------------------------------------------------
 
 
+def build(name: str, argv: list[str], shape: tuple[int, int, int] | None):
+    """The experiment of a command line, on random images of a shape where one is given; nothing is read or fetched."""
+    import importlib
+
+    from bpgan import cli, data
+
+    module = importlib.import_module(f"experiments.{name}")
+    if shape is not None:
+        images = data.of_arrays("benchmark", "train", *noise(shape), 10)
+        module.images_of = lambda *_: (images, None)
+    return module.build(cli.resolve(module.Config, module.PRESETS, argv))
+
+
 def experiment(settings: Settings):
     """The presets themselves, as far as this module's docstring goes."""
-    from bpgan import cli, data
-    from experiments import image_gan, mnist_gan
+    from experiments import mnist_gan
 
     article = mnist_gan.PRESETS["article"]
     argv = {
@@ -152,9 +169,7 @@ def experiment(settings: Settings):
     }[settings.net]  # fmt: skip
     narrow = settings.precision == "bfloat16"
     argv += [f"--batch_size={settings.batch}", f"--precision={'bfloat16' if narrow else 'float32'}"]
-    images = data.of_arrays("benchmark", "train", *examples(settings), 10)
-    image_gan.images_of = lambda *_: (images, None)
-    return image_gan.build(cli.resolve(image_gan.Config, image_gan.PRESETS, argv))
+    return build("image_gan", argv, None if settings.net == "mlp" else settings.kind.shape)
 
 
 def shapes(settings: Settings) -> tuple[Any, ...]:
