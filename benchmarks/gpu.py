@@ -182,18 +182,24 @@ def shapes(settings: Settings) -> tuple[Any, ...]:
     return built.algorithm.step, jax.eval_shape(built.algorithm.init, key), batch, key
 
 
-def bpgan_run(settings: Settings) -> Callable[[int], None]:
-    """So many steps, in one call."""
+def compiled(make: Callable[[], Any], precision: str | None = None):
+    """The program of the experiment that ``make`` returns, on one device."""
     import jax
 
     from bpgan.runtime import parallel
 
     parallel.setup()
-    # In bfloat16 the default is left alone, which on a GPU is TF32 for what remains float32.
-    level = {"float32": "highest", "tf32": "tensorfloat32"}.get(settings.precision)
-    jax.config.update("jax_default_matmul_precision", level)
-    built = experiment(settings)
-    program = parallel.compile(built.algorithm, built.source, seed=0, devices=1)
+    if precision is not None:
+        # In bfloat16 the default is left alone, which on a GPU is TF32 for what remains float32.
+        level = {"float32": "highest", "tf32": "tensorfloat32"}.get(precision)
+        jax.config.update("jax_default_matmul_precision", level)
+    built = make()
+    return parallel.compile(built.algorithm, built.source, seed=0, devices=1)
+
+
+def bpgan_run(settings: Settings) -> Callable[[int], None]:
+    """So many steps, in one call."""
+    program = compiled(lambda: experiment(settings), settings.precision)
     carry = program.init()
 
     def run(steps: int) -> None:

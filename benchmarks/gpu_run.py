@@ -139,18 +139,14 @@ def trained(name: str, steps: str, calls: str) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from bpgan.runtime import parallel
-
     def bits(carry: Any) -> str:
         found = hashlib.sha256()
         for leaf in jax.tree.leaves(carry.state):
             found.update(np.asarray(leaf).tobytes())
         return found.hexdigest()[:12]
 
-    parallel.setup()
-    built = recipe(name)
     start = time.perf_counter()
-    program = parallel.compile(built.algorithm, built.source, seed=0, devices=1)
+    program = gpu.compiled(lambda: recipe(name))
     carry = program.init()
     first = bits(carry)
     carry, finite = program.run(carry, 1)
@@ -182,13 +178,10 @@ def members(net: str, size: str, lowering: str) -> dict[str, Any]:
     """Steps of a sweep's members per second, as one program."""
     import numpy as np
 
-    from benchmarks import sweep as benchmark
-    from bpgan.runtime import parallel, sweep
+    from benchmarks.sweep import group_of
 
-    parallel.setup()
-    count = int(size)
-    start = time.perf_counter()
-    group = sweep.compile(benchmark.maker(net), benchmark.members(count), lowering)
+    count, start = int(size), time.perf_counter()
+    group = group_of(net, count, lowering)
     carry, alive = group.init(), np.ones(count, bool)
     carry, _ = group.run(carry, 1, alive)
     compiled = time.perf_counter() - start
@@ -496,7 +489,9 @@ def main() -> int:
     whole = Run(out, given.rehearse, given.seconds, begun)
     whole.say("about", **about(given.rehearse))
     for name in given.phases or PHASES:
-        limit = min(whole.left - 3, LIMITS[name] if name != "tests" else whole.left)
+        limit = min(
+            whole.left - 3, whole.left if name == "tests" or given.rehearse else LIMITS[name]
+        )
         if limit < 10:
             whole.say(name, failed="no time left")
             continue
