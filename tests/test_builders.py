@@ -21,7 +21,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from loopback import HALF, MUTE, STALL, Server
+from checks.loopback import HALF, MUTE, STALL, Server
 
 from bpgan.data import builders
 from bpgan.types import UserError
@@ -544,7 +544,7 @@ CHILD = """
 import os, sys
 sys.path.insert(0, {tests!r})
 import test_builders as t
-from loopback import HALF, MUTE, STALL, Server
+from checks.loopback import HALF, MUTE, STALL, Server
 
 from bpgan.data import builders
 if {block!r}:
