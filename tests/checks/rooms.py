@@ -9,6 +9,7 @@ This table is the only one. ``test_architecture.py`` holds the code to it, and t
 import ast
 import functools
 import pathlib
+import re
 import sys
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ class Room(NamedTuple):
 
     Attributes:
       says: what it holds, for the diagram.
-      imports: the rooms below that it may import, by their short names.
+      imports: the rooms below that it may import, by their short names; ``runtime.records`` is a single module.
       modules: those of a folder, top to bottom: each may import what stands behind it. Modules in parentheses stand
         side by side and import none of each other.
     """
@@ -31,58 +32,90 @@ class Room(NamedTuple):
     modules: str = ""
 
 
-GROUND = "files memory measures lookup types version"
-TOOLS = f"losses penalties augment optim {GROUND}"
 ROOMS = {  # top to bottom; imports go down
-    "launch": Room("the launcher, from a checkout", "launcher"),
+    "launch": Room("runs a sweep from a checkout", "launcher"),
     "experiments": Room(
         "what a researcher writes: one file an experiment",
-        "launcher evaluation cli report algorithms backprop metrics metrics.features runtime data nets "
-        + TOOLS,
-        "lucic (sensitivity lr_range infogan image_gan vae) toy_gan mnist_gan evaluate (classifier linear_regression"
-        " data)",
+        "launcher evaluation cli report algorithms backprop metrics metrics.features runtime data nets"
+        " losses penalties augment optim files measures lookup types version",
+        "lucic (image_gan infogan vae) mnist_gan"
+        " (classifier data evaluate linear_regression lr_range sensitivity toy_gan)",
     ),
     "bpgan.launcher": Room(
         "sweeps, searches, processes, Slurm",
-        "cli report runtime files memory measures lookup types version",
+        "cli report runtime files memory measures types",
+        "__main__ main strategies sweep (jobs summary) outcomes runs flags slurm (budget group processes search)",
     ),
     "bpgan.evaluation": Room(
-        "samples, features and metrics of a trained run",
-        "cli report algorithms metrics metrics.features runtime data nets " + GROUND,
+        "samples, feature nets and metrics of a trained run",
+        "cli algorithms backprop metrics metrics.features runtime data nets files lookup types version",
+        "(evaluate monitor) (features table) (classifier images rows samples)",
     ),
     "bpgan.cli": Room(
-        "a dataclass to flags, flags to a run",
-        "report runtime data files memory measures lookup types version",
+        "flags from a dataclass, and a run from flags",
+        "report runtime data files measures types",
+        "(__main__ saved) program (experiments help plan) (config ended) flags",
     ),
     "bpgan.report": Room(
-        "the page of a run, the comparison of runs", "runtime files measures lookup types version"
+        "the page of a run, the comparison of runs",
+        "runtime.records runtime.images files measures types",
+        "compare page",
     ),
-    "bpgan.algorithms": Room("GANs, games, VAEs and supervised nets as pure steps", TOOLS),
-    "bpgan.backprop": Room("backpropagation by hand, as a chapter", "losses lookup types"),
-    "bpgan.metrics": Room("distances between sets of features", "files measures lookup types"),
+    "bpgan.algorithms": Room(
+        "GANs, games, VAEs and supervised nets as pure steps",
+        "losses penalties augment optim types",
+        "latents (game gan supervised vae) turns",
+    ),
+    "bpgan.backprop": Room(
+        "backpropagation by hand, as a chapter",
+        "losses types",
+        "(chain networks) (check layers losses)",
+    ),
+    "bpgan.metrics": Room(
+        "distances between sets of features",
+        "types",
+        "memorization (classes frechet kernel modes neighbors scores)",
+    ),
     "bpgan.metrics.features": Room(
-        "nets that make features of images", "nets files measures lookup types"
+        "nets that make features of images",
+        "nets download files lookup types",
+        "(classifier effnet inception) (kept preprocess weights)",
     ),
-    "bpgan.runtime": Room("compiles, trains, saves, resumes", GROUND),
+    "bpgan.runtime": Room(
+        "compiles, trains, saves, resumes",
+        "files memory measures types version",
+        "train (checkpoint run) directory distributed (group log peers)"
+        " (anomaly compile_cache environment events images limits program records signals)",
+    ),
     "bpgan.data": Room(
-        "datasets, and batches as functions of the step", "files memory measures lookup types"
+        "datasets, and batches as functions of the step",
+        "download files memory lookup types",
+        "toys sources datasets names known convert readers (cache images order tfds)",
     ),
-    "bpgan.nets": Room("convolutions, layers, architectures", "lookup types"),
-    "bpgan.losses": Room("adversarial losses", "lookup types"),
-    "bpgan.penalties": Room("gradient penalties and other regularizers", "lookup types"),
-    "bpgan.augment": Room("augmentations that are differentiable", "lookup types"),
-    "bpgan.optim": Room("optimizers and schedules", "lookup types"),
+    "bpgan.nets": Room(
+        "convolutions, layers, architectures",
+        "lookup types",
+        "(biggan cnn dcgan mlp r3gan resnet stylegan2) architecture (blocks heads vae) layers"
+        " (conv resample sizes wrappers)",
+    ),
+    "bpgan.losses": Room("what the players minimize", "lookup types"),
+    "bpgan.penalties": Room("gradient penalties and other regularizers", "optim lookup types"),
+    "bpgan.augment": Room("augmentations that are differentiable", "optim types"),
+    "bpgan.optim": Room("optimizers and schedules"),
+    "bpgan.download": Room("files from the network, verified", "files types"),
     "bpgan.files": Room("JSON, CSV and locks", "types"),
     "bpgan.memory": Room("how much memory there is", "types"),
     "bpgan.measures": Room("means, directions, goals", "types"),
     "bpgan.lookup": Room("a name of a table, or module:name", "types"),
-    "bpgan.types": Room("arrays, records, random streams, errors"),
+    "bpgan.types": Room("array names, records, random streams, errors"),
     "bpgan.version": Room("the version"),
 }
+GROUND = "download files memory measures lookup types version"
+"""Rooms of one small module; the diagram shows the first of them that everyone knows, ``types``."""
 
 
 def of(short: str) -> str:
-    """The room of a short name."""
+    """The room, or module of one, that a short name means."""
     return short if short in ROOMS else f"bpgan.{short}"
 
 
@@ -175,7 +208,7 @@ def order(graph: dict[str, set[str]]) -> list[set[str]]:
 
 # The diagram --------------------------------------------------------------------------------------------------------
 
-BEGIN, END = "<!-- rooms: python tests/checks/rooms.py -->\n", "<!-- end of rooms -->\n"
+MARK = "<!-- rooms -->\n"
 FLOORS = (  # of the diagram: what stands side by side
     ("launch", "experiments"),
     ("bpgan.launcher", "bpgan.evaluation", "bpgan.cli", "bpgan.report"),
@@ -200,12 +233,18 @@ def diagram() -> str:
 
 
 def with_diagram(text: str) -> str:
-    """A page with the diagram between its marks, which it must have."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"README.md must have the lines {BEGIN.strip()} and {END.strip()}")
-    return before + BEGIN + diagram() + END + after
+    """A page with the diagram behind its mark, which it must have, in the place of the one that is there."""
+    before, mark, after = text.partition(MARK)
+    if not mark:
+        raise ValueError(
+            f"README.md must have a line {MARK.strip()}, behind which the diagram stands"
+        )
+    return (
+        before
+        + MARK
+        + diagram()
+        + re.sub(r"\A```\n.*?^```\n", "", after, flags=re.DOTALL | re.MULTILINE)
+    )
 
 
 def show_orders() -> None:
