@@ -86,13 +86,18 @@ def in_turn(net: str, size: int) -> Work:
     return timed(step, size)
 
 
-def together(net: str, size: int, lowering: str) -> Work:
-    import numpy as np
-
+def group_of(net: str, size: int, lowering: str):
+    """The members as one program."""
     from bpgan.runtime import parallel, sweep
 
     parallel.setup()
-    group = sweep.compile(maker(net), members(size), lowering)
+    return sweep.compile(maker(net), members(size), lowering)
+
+
+def together(net: str, size: int, lowering: str) -> Work:
+    import numpy as np
+
+    group = group_of(net, size, lowering)
     carry, alive = group.init(), np.ones(size, bool)
 
     def step(k: int) -> None:

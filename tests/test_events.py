@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from tensorboard_points import assert_says_the_log, logged_points, points_of, reader
+from checks.tensorboard_points import assert_says_the_log, logged_points, points_of, reader
 
 from bpgan import data
 from bpgan.report import page as report

@@ -12,7 +12,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from loopback import HALF, Server
+from checks.loopback import HALF, Server
 
 from bpgan.metrics.features import weights
 from bpgan.types import UserError

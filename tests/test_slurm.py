@@ -17,8 +17,8 @@ import time
 from typing import NamedTuple
 
 import pytest
-import slurm_cluster
-from faults.harness import assert_same
+from checks import slurm_cluster
+from checks.harness import assert_same
 
 from bpgan import cli
 from bpgan.launcher import flags, slurm

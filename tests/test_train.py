@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tensorboard_points import assert_says_the_log, points_of, reader
+from checks.tensorboard_points import assert_says_the_log, points_of, reader
 
 from bpgan import data
 from bpgan.algorithms import gan

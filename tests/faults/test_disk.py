@@ -11,7 +11,7 @@ import subprocess
 import jax
 import numpy as np
 import pytest
-from harness import assert_same, finish, start, wait_for_step
+from checks.harness import assert_same, finish, start, wait_for_step
 from test_train import small_gan, source
 
 from bpgan.runtime import parallel

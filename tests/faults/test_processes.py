@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from harness import LIMIT, ROOT, arrays, finish, kill, logged, start, wait_for_step
+from checks.harness import LIMIT, ROOT, arrays, finish, kill, logged, start, wait_for_step
 from jax.experimental import multihost_utils
 
 from bpgan.runtime import peers, run
