@@ -146,7 +146,7 @@ def build(name: str, argv: list[str], shape: tuple[int, int, int] | None):
     module = importlib.import_module(f"experiments.{name}")
     if shape is not None:
         images = data.of_arrays("benchmark", "train", *noise(shape), 10)
-        module.images_of = lambda *_: (images, None)
+        data.load_for_training = lambda *_: (images, None)
     return module.build(cli.resolve(module.Config, module.PRESETS, argv))
 
 
