@@ -8,8 +8,8 @@ of JAX: record them before the change, and compare on the same machine after it.
 experiments, so the script runs on both sides of a refactoring.
 
 The fingerprint is the SHA-256 of the sorted SHA-256 values of all arrays of the state (step, parameters, statistics,
-states of the optimizers, averages, memories), each with its type and shape. Sorted, so that the names and the nesting of
-the state do not enter. That of the metrics of the last step is recorded beside it.
+states of the optimizers, averages, memories), each with its type and shape. Sorted, so that the names and the nesting
+of the state do not enter. That of the metrics of the last step is recorded beside it.
 """
 
 import argparse
@@ -29,6 +29,15 @@ import time
 from typing import Any, NamedTuple
 
 STEPS = 40
+RULES = (
+    "simultaneous",
+    "alternating",
+    "extragradient",
+    "optimistic",
+    "consensus",
+    "symplectic",
+    "unrolled",
+)
 DEVICES = 8
 
 
@@ -50,7 +59,9 @@ class Case(NamedTuple):
 def _lite(**flags: Any) -> Case:
     """``lite28`` in small, one flag or two apart."""
     mode = flags.pop("mode", "jit")
-    return Case("image_gan", "lite28", dict(net="lite:4", latents="normal:8", batch_size=16) | flags, mode)
+    return Case(
+        "image_gan", "lite28", dict(net="lite:4", latents="normal:8", batch_size=16) | flags, mode
+    )
 
 
 def _mlp(**flags: Any) -> Case:
@@ -79,7 +90,7 @@ CASES = {
     # Every rule, on perceptrons, with and without penalties that remember.
     **{
         f"rule-{name}": _mlp(rule=name, penalty="r1=0.3+lecam=0.3")
-        for name in ("simultaneous", "alternating", "extragradient", "optimistic", "consensus", "symplectic", "unrolled")
+        for name in RULES
     },
     "rule-with-augment": _mlp(rule="simultaneous", loss="hinge", augment="color@ada", penalty="r1=0.3+g.zcr=0.5"),
     # What a step is made of.
@@ -104,7 +115,9 @@ CASES = {
     "bfloat16": _lite(precision="bfloat16"),
     # The other experiments.
     "mnist_gan": Case("mnist_gan", "", dict(net="dcgan:4", latents="normal:8", batch_size=16)),
-    "mnist_gan-manual": Case("mnist_gan", "article", dict(gradients="manual", penalty="r1", penalty_every=1, batch_size=16)),
+    "mnist_gan-manual": Case(
+        "mnist_gan", "article", dict(gradients="manual", penalty="r1", penalty_every=1, batch_size=16)
+    ),
     "article": Case("mnist_gan", "article", dict(batch_size=16)),
     "vae": Case("vae", "", dict(hidden=16, latents=4, batch_size=16)),
     "vae-burda": Case("vae", "burda", dict(hidden=16, latents=4, batch_size=16)),
@@ -179,7 +192,9 @@ def trained(case: Case, steps: int) -> tuple[Any, Any]:
     metrics = None
     batch_at = jax.jit(source.batch_at)
     if case.mode == "jit":
-        step = jax.jit(lambda state, data: algorithm.step(state, source.batch_at(data, state.step), key))
+        step = jax.jit(
+            lambda state, data: algorithm.step(state, source.batch_at(data, state.step), key)
+        )
         for _ in range(steps):
             state, metrics = step(state, data)
     elif case.mode == "sharded":
@@ -217,7 +232,11 @@ def fingerprint(name: str, dump: str = "") -> dict[str, str]:
     import jax
 
     case = CASES[name]
-    double = jax.enable_x64(True) if case.flags.get("precision") == "float64" else contextlib.nullcontext()
+    double = (
+        jax.enable_x64(True)
+        if case.flags.get("precision") == "float64"
+        else contextlib.nullcontext()
+    )
     with double:
         state, metrics = trained(case, case.steps)
         if dump:
@@ -249,17 +268,30 @@ def machine() -> dict[str, str]:
 
 def fingerprints(only: str, dump: str) -> dict[str, dict[str, str]]:
     """Of all cases whose name contains ``only``; those of several devices in a process that has them."""
-    wanted = [name for name in CASES if only in name]
+    wanted = [name for name in CASES if any(part in name for part in only.split(","))]
     here = os.environ.get("XLA_FLAGS", "").find("device_count") >= 0
     found = {}
     for name in wanted:
         if (CASES[name].mode != "jit") == here:
             start = time.perf_counter()
             found[name] = fingerprint(name, dump)
-            print(f"{name:22} {found[name]['state'][:16]} {time.perf_counter() - start:6.1f} s", file=sys.stderr)
+            print(
+                f"{name:22} {found[name]['state'][:16]} {time.perf_counter() - start:6.1f} s",
+                file=sys.stderr,
+            )
     if not here and any(CASES[name].mode != "jit" for name in wanted):
-        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}"}
-        argv = [sys.executable, "-m", "benchmarks.fingerprints", f"--only={only}", f"--dump={dump}", "--json"]
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+        }
+        argv = [
+            sys.executable,
+            "-m",
+            "benchmarks.fingerprints",
+            f"--only={only}",
+            f"--dump={dump}",
+            "--json",
+        ]
         output = subprocess.run(argv, env=environment, check=True, stdout=subprocess.PIPE).stdout
         found |= json.loads(output)
     return {name: found[name] for name in wanted if name in found}
@@ -277,7 +309,9 @@ def serve() -> None:
             experiment, key = built(case), jax.random.key(1)
             algorithm, source = experiment.algorithm, experiment.source
 
-            def run(carry: Any, data: Any, steps: Any, algorithm=algorithm, source=source, key=key) -> Any:
+            def run(
+                carry: Any, data: Any, steps: Any, algorithm=algorithm, source=source, key=key
+            ) -> Any:
                 def body(_: Any, state: Any) -> Any:
                     return algorithm.step(state, source.batch_at(data, state.step), key)[0]
 
@@ -285,7 +319,11 @@ def serve() -> None:
 
             data = jax.tree.map(jax.numpy.asarray, source.data)
             compiled = jax.jit(run, donate_argnums=0)
-            programs[name] = [compiled, compiled(jax.jit(algorithm.init)(jax.random.key(0)), data, 1), data]
+            programs[name] = [
+                compiled,
+                compiled(jax.jit(algorithm.init)(jax.random.key(0)), data, 1),
+                data,
+            ]
             jax.block_until_ready(programs[name][1])
         compiled, carry, data = programs[name]
         start = time.process_time()
@@ -308,7 +346,7 @@ def compare_times(other: str, rounds: int, only: str) -> None:
         return float(server.stdout.readline())
 
     for name in TIMED:
-        if only not in name:
+        if not any(part in name for part in only.split(",")):
             continue
         times: dict[str, list[float]] = {"before": [], "after": []}
         for i in range(rounds + 1):
@@ -316,8 +354,9 @@ def compare_times(other: str, rounds: int, only: str) -> None:
                 times[side].append(ask(side, name))
         a, b = (times[side][1:] for side in ("before", "after"))
         ratio = statistics.median(y / x for x, y in zip(a, b, strict=True))
-        print(f"{name:12} median {statistics.median(a):.4f} {statistics.median(b):.4f}"
-              f"  minimum {min(a):.4f} {min(b):.4f} ({min(b) / min(a) - 1:+.2%})  ratio {ratio - 1:+.2%}", flush=True)  # fmt: skip
+        middle = statistics.median(a), statistics.median(b)
+        print(f"{name:12} medians {middle[0]:.4f} {middle[1]:.4f}, minima {min(a):.4f} {min(b):.4f}:"
+              f" {min(b) / min(a) - 1:+.2%}; median of ratios {ratio - 1:+.2%}", flush=True)  # fmt: skip
     for server in servers.values():
         assert server.stdin
         server.stdin.close()
@@ -326,7 +365,9 @@ def compare_times(other: str, rounds: int, only: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument(
+        "--only", default="", help="cases whose name contains one of these, separated by commas"
+    )
     parser.add_argument("--record", default="", help="file to write")
     parser.add_argument("--compare", default="", help="file of a recording to compare with")
     parser.add_argument("--dump", default="", help="folder for the states")
@@ -352,7 +393,8 @@ def main() -> None:
         known = before["fingerprints"]
         for name, each in found.items():
             same = {part: value == known.get(name, {}).get(part) for part, value in each.items()}
-            print(f"{name:22} {'same' if all(same.values()) else ', '.join(p for p in same if not same[p]) + ' CHANGED'}")
+            changed = ", ".join(part for part in same if not same[part])
+            print(f"{name:22} {f'{changed} CHANGED' if changed else 'same'}")
 
 
 if __name__ == "__main__":
