@@ -8,8 +8,8 @@ of JAX: record them before the change, and compare on the same machine after it.
 experiments, so the script runs on both sides of a refactoring.
 
 The fingerprint is the SHA-256 of the sorted SHA-256 values of all arrays of the state (step, parameters, statistics,
-states of the optimizers, averages, memories), each with its type and shape. Sorted, so that the names and the nesting of
-the state do not enter. That of the metrics of the last step is recorded beside it.
+states of the optimizers, averages, memories), each with its type and shape. Sorted, so that the names and the nesting
+of the state do not enter. That of the metrics of the last step is recorded beside it.
 """
 
 import argparse
@@ -29,6 +29,15 @@ import time
 from typing import Any, NamedTuple
 
 STEPS = 40
+RULES = (
+    "simultaneous",
+    "alternating",
+    "extragradient",
+    "optimistic",
+    "consensus",
+    "symplectic",
+    "unrolled",
+)
 DEVICES = 8
 
 
@@ -81,7 +90,7 @@ CASES = {
     # Every rule, on perceptrons, with and without penalties that remember.
     **{
         f"rule-{name}": _mlp(rule=name, penalty="r1=0.3+lecam=0.3")
-        for name in ("simultaneous", "alternating", "extragradient", "optimistic", "consensus", "symplectic", "unrolled")
+        for name in RULES
     },
     "rule-with-augment": _mlp(rule="simultaneous", loss="hinge", augment="color@ada", penalty="r1=0.3+g.zcr=0.5"),
     # What a step is made of.
@@ -106,7 +115,9 @@ CASES = {
     "bfloat16": _lite(precision="bfloat16"),
     # The other experiments.
     "mnist_gan": Case("mnist_gan", "", dict(net="dcgan:4", latents="normal:8", batch_size=16)),
-    "mnist_gan-manual": Case("mnist_gan", "article", dict(gradients="manual", penalty="r1", penalty_every=1, batch_size=16)),
+    "mnist_gan-manual": Case(
+        "mnist_gan", "article", dict(gradients="manual", penalty="r1", penalty_every=1, batch_size=16)
+    ),
     "article": Case("mnist_gan", "article", dict(batch_size=16)),
     "vae": Case("vae", "", dict(hidden=16, latents=4, batch_size=16)),
     "vae-burda": Case("vae", "burda", dict(hidden=16, latents=4, batch_size=16)),
@@ -257,7 +268,7 @@ def machine() -> dict[str, str]:
 
 def fingerprints(only: str, dump: str) -> dict[str, dict[str, str]]:
     """Of all cases whose name contains ``only``; those of several devices in a process that has them."""
-    wanted = [name for name in CASES if only in name]
+    wanted = [name for name in CASES if any(part in name for part in only.split(","))]
     here = os.environ.get("XLA_FLAGS", "").find("device_count") >= 0
     found = {}
     for name in wanted:
@@ -335,7 +346,7 @@ def compare_times(other: str, rounds: int, only: str) -> None:
         return float(server.stdout.readline())
 
     for name in TIMED:
-        if only not in name:
+        if not any(part in name for part in only.split(",")):
             continue
         times: dict[str, list[float]] = {"before": [], "after": []}
         for i in range(rounds + 1):
@@ -343,8 +354,9 @@ def compare_times(other: str, rounds: int, only: str) -> None:
                 times[side].append(ask(side, name))
         a, b = (times[side][1:] for side in ("before", "after"))
         ratio = statistics.median(y / x for x, y in zip(a, b, strict=True))
-        print(f"{name:12} median {statistics.median(a):.4f} {statistics.median(b):.4f}"
-              f"  minimum {min(a):.4f} {min(b):.4f} ({min(b) / min(a) - 1:+.2%})  ratio {ratio - 1:+.2%}", flush=True)  # fmt: skip
+        middle = statistics.median(a), statistics.median(b)
+        print(f"{name:12} medians {middle[0]:.4f} {middle[1]:.4f}, minima {min(a):.4f} {min(b):.4f}:"
+              f" {min(b) / min(a) - 1:+.2%}; median of ratios {ratio - 1:+.2%}", flush=True)  # fmt: skip
     for server in servers.values():
         assert server.stdin
         server.stdin.close()
@@ -353,7 +365,9 @@ def compare_times(other: str, rounds: int, only: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument(
+        "--only", default="", help="cases whose name contains one of these, separated by commas"
+    )
     parser.add_argument("--record", default="", help="file to write")
     parser.add_argument("--compare", default="", help="file of a recording to compare with")
     parser.add_argument("--dump", default="", help="folder for the states")
@@ -379,9 +393,8 @@ def main() -> None:
         known = before["fingerprints"]
         for name, each in found.items():
             same = {part: value == known.get(name, {}).get(part) for part, value in each.items()}
-            print(
-                f"{name:22} {'same' if all(same.values()) else ', '.join(p for p in same if not same[p]) + ' CHANGED'}"
-            )
+            changed = ", ".join(part for part in same if not same[part])
+            print(f"{name:22} {f'{changed} CHANGED' if changed else 'same'}")
 
 
 if __name__ == "__main__":

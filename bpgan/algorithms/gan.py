@@ -366,7 +366,7 @@ def _remembered(setting: Setting) -> dict[str, Any]:
     return {name: kept for name, kept in memory.items() if kept is not None}
 
 
-def _named(penalties: Sequence[Weighted]) -> dict[str, Weighted]:
+def named(penalties: Sequence[Weighted]) -> dict[str, Weighted]:
     """By the names of their memories, which count the penalties of each player."""
     named = {}
     for player, prefix in (("d", "penalty"), ("g", "g_penalty")):
@@ -426,26 +426,50 @@ def make(
       ValueError: numbers below 1; a rule together with what it replaces; from ``step``, at trace time, if the rows of
         the batch are not a multiple of ``d_steps * accumulate``, or D's output is not of the form asked for.
     """
-    setting = Setting(networks, loss, condition, augment, _named(penalties))
+    setting = Setting(networks, loss, condition, augment, named(penalties))
+    return play(
+        setting,
+        alternate(setting, optimizers, d_steps),
+        accumulate=accumulate,
+        ema_decay=ema_decay,
+        rule=rule,
+        axis_name=axis_name,
+    )
+
+
+def alternate(setting: Setting, optimizers: Optimizers, d_steps: int = 1) -> list[Turn]:
+    """The turns of D, then of G, for ``play``. With another ``gradient`` D's is private, for example."""
     draw = functools.partial(latents, setting)
-    players = [
-        Turn(
-            "d",
-            _terms(setting, "d", d_objective),
-            optimizers.d,
-            d_steps,
-            draw=draw,
-            prepare=functools.partial(fakes, setting),
-            after=functools.partial(adapted, setting),
-        ),
-        Turn(
-            "g",
-            _terms(setting, "g", g_objective),
-            optimizers.g,
-            draw=draw,
-            key=lambda key, player, i: stream(key, player),
-        ),
-    ]
+    d = Turn(
+        "d",
+        _terms(setting, "d", d_objective),
+        optimizers.d,
+        d_steps,
+        draw=draw,
+        prepare=functools.partial(fakes, setting),
+        after=functools.partial(adapted, setting),
+    )
+    g = Turn(
+        "g",
+        _terms(setting, "g", g_objective),
+        optimizers.g,
+        draw=draw,
+        key=lambda key, player, i: stream(key, player),
+    )
+    return [d, g]
+
+
+def play(
+    setting: Setting,
+    players: Sequence[Turn],
+    *,
+    accumulate: int = 1,
+    ema_decay: Scalar | None = None,
+    rule: turns.Rule | None = None,
+    axis_name: str | None = None,
+) -> Algorithm:
+    """What ``make`` returns, of turns that may be other than those of ``alternate``."""
+    networks, classes = setting.networks, setting.condition.classes
     return turns.play(
         functools.partial(_variables, setting),
         players,
@@ -455,8 +479,8 @@ def make(
         rule=rule,
         dtype=networks.dtype,
         axis=turns.Axis(axis_name),
-        sample=functools.partial(sample, networks, condition.classes),
-        classes=condition.classes,
+        sample=functools.partial(sample, networks, classes),
+        classes=classes,
     )
 
 
