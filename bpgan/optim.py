@@ -131,7 +131,7 @@ def parse_betas(text: str) -> Betas:
     """
     b1, b2, *eps = text.split(",") if "," in text else ("", "")
     try:
-        decays = [parse(decay, low=0.0, high=0.99999) for decay in (b1, b2)]
+        first, second = (parse(decay, low=0.0, high=0.99999) for decay in (b1, b2))
         (epsilon,) = map(float, eps or ["1e-8"])
         if not 0 < epsilon < 1:
             raise ValueError
@@ -139,7 +139,7 @@ def parse_betas(text: str) -> Betas:
         raise ValueError(
             "must be two decays in [0, 0.99999], numbers or schedules, and perhaps an epsilon: 0.5,0.99,1e-8"
         ) from None
-    return Betas(*decays, epsilon)
+    return Betas(first, second, epsilon)
 
 
 def adam(

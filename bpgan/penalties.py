@@ -15,7 +15,7 @@ names such a function or a ``Regularizer``. ``parse`` has the grammar of these t
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -495,10 +495,10 @@ def _term(part: str, players: str) -> Term:
             f"{part!r} is not a penalty; must be none or a sum of {', '.join(forms(players))},"
             " or module:name of your own"
         )
-    found = lookup.find(table, name, "a penalty")
-    if not callable(found) and not isinstance(found, Regularizer):
+    found: Any = lookup.find(table, name, "a penalty")
+    if not isinstance(found, Regularizer) and not callable(found):
         raise ValueError(f"{part!r}: must be a function or a Regularizer")
-    penalty = regularizer(found)
+    penalty = regularizer(cast(Penalty | Regularizer, found))
     if player not in penalty.players:
         raise ValueError(f"{part!r} is for {penalty.players.upper()}, not for {player.upper()}")
     if slash and not (every.isdecimal() and int(every)):
