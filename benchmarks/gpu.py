@@ -171,14 +171,15 @@ def bpgan_run(settings: Settings) -> Callable[[int], None]:
     """So many steps, in one call."""
     import jax
 
-    from bpgan.runtime import parallel
+    from bpgan.runtime import distributed
+    from bpgan.runtime.program import compile_program
 
-    parallel.setup()
+    distributed.setup()
     # In bfloat16 the default is left alone, which on a GPU is TF32 for what remains float32.
     level = {"float32": "highest", "tf32": "tensorfloat32"}.get(settings.precision)
     jax.config.update("jax_default_matmul_precision", level)
     built = experiment(settings)
-    program = parallel.compile(built.algorithm, built.source, seed=0, devices=1)
+    program = compile_program(built.algorithm, built.source, seed=0, devices=1)
     carry = program.init()
 
     def run(steps: int) -> None:

@@ -465,7 +465,7 @@ def _classifier(dataset: str, seed: int) -> Extractor:
       UserError: if there are no labels, or such a net cannot be trained on these data.
     """
     from bpgan.metrics.features import classifier as features
-    from bpgan.runtime import parallel
+    from bpgan.runtime import distributed
 
     train = data.load(dataset, "train")
     if train.classes < 2:
@@ -479,17 +479,17 @@ def _classifier(dataset: str, seed: int) -> Extractor:
     cfg = cli.resolve(classifier.Config, classifier.PRESETS, flags)
     key = zlib.crc32(f"{__version__} {cfg}".encode())
     path = cache.directory() / "features" / f"{train.sha256[:16]}-{key:08x}.npz"
-    say = functools.partial(print, flush=True) if parallel.is_lead() else lambda *_, **__: None
+    say = functools.partial(print, flush=True) if distributed.is_lead() else lambda *_, **__: None
 
     def found() -> Extractor | None:
         params = features.load(path, train.shape, classes=train.classes)
         net = params and features.extractor(params, classes=train.classes, name=f"classifier{seed}")
-        marks = parallel.agree(1 + int(net.sha256[:7], 16) if net else 0)
+        marks = distributed.agree(1 + int(net.sha256[:7], 16) if net else 0)
         return net if marks.all() and (marks == marks[0]).all() else None
 
     net = found()
     if net is None:
-        lead = parallel.is_lead()
+        lead = distributed.is_lead()
         with kept.turn(path.with_suffix(".lock")) if lead else contextlib.nullcontext():
             # Of the runs of a sweep, which ask for it together, the first one trains it.
             net = found()
@@ -827,6 +827,7 @@ def run(cfg: Config) -> None:
         ``--save`` that cannot be written.
     """
     from bpgan.report import page as report
+    from bpgan.runtime import images
 
     out, file = _checked(cfg)
     candidates, dataset = _candidates(cfg)
@@ -851,7 +852,7 @@ def run(cfg: Config) -> None:
     kept_there = any(os.path.samefile(os.path.expanduser(path), out) for path in runs_of(cfg.run))
     where = ""
     try:
-        report.save_png(out / "samples.png", report.image_grid(candidates[0].x[:100]))
+        images.save_png(out / "samples.png", images.image_grid(candidates[0].x[:100]))
         if not kept_there:  # or it would replace all that is kept there
             write_json(out / "metrics.json", rows)
             where = f"; the numbers are in {out / 'metrics.json'}"
