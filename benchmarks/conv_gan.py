@@ -45,9 +45,10 @@ def bpgan_step(net: str) -> Work:
     from bpgan.algorithms import gan
     from bpgan.losses import LOSSES
     from bpgan.nets import dcgan, linen_net, resnet
-    from bpgan.runtime import parallel
+    from bpgan.runtime import distributed
+    from bpgan.runtime.program import compile_program
 
-    parallel.setup()
+    distributed.setup()
     if net == "dcgan":
         g, d = dcgan.Generator(SHAPE[net], (128, 128)), dcgan.Discriminator((64, 128))
         loss, latents, adam = "nonsaturating", 100, optax.adam(2e-4, b1=0.5)
@@ -64,7 +65,7 @@ def bpgan_step(net: str) -> Work:
     source = data.in_memory(
         x, np.zeros(len(x), np.int32), seed=0, batch_size=BATCH[net] * D_STEPS[net]
     )
-    program = parallel.compile(algorithm, source, seed=0)
+    program = compile_program(algorithm, source, seed=0)
     carry = program.init()
 
     def work():

@@ -186,15 +186,16 @@ def compiled(make: Callable[[], Any], precision: str | None = None):
     """The program of the experiment that ``make`` returns, on one device."""
     import jax
 
-    from bpgan.runtime import parallel
+    from bpgan.runtime import distributed
+    from bpgan.runtime.program import compile_program
 
-    parallel.setup()
+    distributed.setup()
     if precision is not None:
         # In bfloat16 the default is left alone, which on a GPU is TF32 for what remains float32.
         level = {"float32": "highest", "tf32": "tensorfloat32"}.get(precision)
         jax.config.update("jax_default_matmul_precision", level)
     built = make()
-    return parallel.compile(built.algorithm, built.source, seed=0, devices=1)
+    return compile_program(built.algorithm, built.source, seed=0, devices=1)
 
 
 def bpgan_run(settings: Settings) -> Callable[[int], None]:

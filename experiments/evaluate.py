@@ -101,6 +101,7 @@ def run(cfg: Config) -> None:
         samples that cannot be written.
     """
     from bpgan.report import page as report
+    from bpgan.runtime import images
 
     out = _check(cfg)
     candidates, dataset = _candidates(cfg)
@@ -118,7 +119,7 @@ def run(cfg: Config) -> None:
     kept_there = any(os.path.samefile(os.path.expanduser(path), out) for path in cfg.run.value)
     where = ""
     try:
-        report.save_png(out / "samples.png", report.image_grid(candidates[0].x[:100]))
+        images.save_png(out / "samples.png", images.image_grid(candidates[0].x[:100]))
         if not kept_there:  # or it would replace all that is kept there
             write_json(out / "metrics.json", found)
             where = f"; the numbers are in {out / 'metrics.json'}"

@@ -19,7 +19,7 @@ from bpgan.launcher import main as launch
 from bpgan.measures import direction, mean_and_deviation
 from bpgan.report import compare
 from bpgan.report import page as report
-from bpgan.runtime import anomaly
+from bpgan.runtime import anomaly, images
 from bpgan.types import UserError
 from experiments import toy_gan
 
@@ -337,7 +337,7 @@ def test_the_page_loads_nothing_and_escapes_everything(folder):
     nasty = "<script>alert('&\")</script>"
     config = {"lr": 0.5, "seed": 0, "name": nasty}
     make_run(folder / "a/<b>x", config, [1.0, 2.0], metric=f"eval/{nasty}")
-    report.save_png(folder / "a/<b>x/samples/step_00000020.png", np.zeros((8, 8, 1), np.uint8))
+    images.save_png(folder / "a/<b>x/samples/step_00000020.png", np.zeros((8, 8, 1), np.uint8))
     page = Page(compare.write(compare.read([folder]), "", folder).read_text())
     assert "script" not in page.tags and "b" not in page.tags
     assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
@@ -460,7 +460,7 @@ def test_no_cell_of_the_csv_is_a_formula(folder):
 def test_damaged_grids_are_left_out_of_a_comparison(folder, capsys):
     for i, run in enumerate(sorted((folder / "a").iterdir())):
         grid = run / "samples/step_00000030.png"
-        report.save_png(grid, np.zeros((8, 8, 1), np.uint8))
+        images.save_png(grid, np.zeros((8, 8, 1), np.uint8))
         if i == 0:
             grid.write_bytes(grid.read_bytes()[:-20])
         if i == 3:

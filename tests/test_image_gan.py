@@ -19,7 +19,7 @@ from checks.losses import is_invariant
 from bpgan import cli, data
 from bpgan.evaluation import samples
 from bpgan.losses import LOSSES
-from bpgan.runtime import parallel
+from bpgan.runtime import program
 from bpgan.types import UserError
 from experiments import evaluate, image_gan
 
@@ -332,9 +332,11 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path, mo
     assert plain.turned.shape == (2000 // 3, 3, 28, 28, 1)  # the same latents under each label
     a, b = plain.turned[:, 0].astype(float), plain.turned[:, 1].astype(float)
     assert 0 < np.abs(a - b).mean() < np.abs(a - np.roll(b, 1, axis=0)).mean()
-    batches, drawn = [], parallel._drawn
+    batches, drawn = [], program._draw_batch
     monkeypatch.setattr(
-        parallel, "_drawn", lambda sample, n, *rest: batches.append(n) or drawn(sample, n, *rest)
+        program,
+        "_draw_batch",
+        lambda sample, n, *rest: batches.append(n) or drawn(sample, n, *rest),
     )
     monkeypatch.setattr(evaluate, "_TURNED", 30)
     cut, _ = samples.of_run(str(path), "newest", 300, 0, ["truncation=0.2"])

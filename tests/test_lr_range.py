@@ -12,7 +12,7 @@ import pytest
 from bpgan import cli, data, optim
 from bpgan.launcher import main as launch
 from bpgan.launcher import search
-from bpgan.runtime import parallel
+from bpgan.runtime import program
 from bpgan.types import stream
 from experiments import lr_range, mnist_gan
 
@@ -160,7 +160,7 @@ def test_every_system_has_a_range(tmp_path, copies, system):
 def test_a_loss_that_is_lost_is_null(tmp_path, monkeypatch):
     """JSON has no NaN, and strict readers refuse it."""
     losses = np.float32([[*np.linspace(2, 1, 15), np.nan, *[np.inf] * 4]])
-    monkeypatch.setattr(parallel, "recorded", lambda *_, **__: {"loss": losses})
+    monkeypatch.setattr(program, "record_metrics", lambda *_, **__: {"loss": losses})
     assert go(tmp_path, "--preset=smoke") == 0
     text = (tmp_path / "lr_range.json").read_text()
     record = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
@@ -169,7 +169,7 @@ def test_a_loss_that_is_lost_is_null(tmp_path, monkeypatch):
 
 
 def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(parallel, "recorded", lambda *_, **__: pytest.fail("was computed"))
+    monkeypatch.setattr(program, "record_metrics", lambda *_, **__: pytest.fail("was computed"))
     for argv, said in (
         (["--low=1", "--high=0.1"], "--low=1.0: must be < --high=0.1"),
         (["--system=gan"], "--system=gan: must be one of classifier, vae, d"),

@@ -17,7 +17,7 @@ from bpgan.data import toys
 from bpgan.losses import LOSSES
 from bpgan.nets import linen_net, mlp
 from bpgan.penalties import PENALTIES, weighted
-from bpgan.runtime import parallel
+from bpgan.runtime.program import compile_program
 from bpgan.types import AdversarialLoss, Net, UserError
 from experiments import toy_gan
 
@@ -34,7 +34,7 @@ def config(*flags, **changes):
 
 def trained(experiment, steps, seed=0):
     """The state after so many steps, in one program."""
-    program = parallel.compile(experiment.algorithm, experiment.source, seed=seed, devices=1)
+    program = compile_program(experiment.algorithm, experiment.source, seed=seed, devices=1)
     carry, finite = program.run(program.init(), steps)
     assert bool(finite)
     return carry.state

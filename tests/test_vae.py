@@ -11,7 +11,7 @@ from bpgan import cli, data
 from bpgan.algorithms import vae
 from bpgan.nets import linen_net, mlp
 from bpgan.nets.vae import Encoder
-from bpgan.runtime import parallel
+from bpgan.runtime.program import axis_name, compile_program
 from bpgan.types import Net, Source, stream
 from experiments import vae as experiment
 
@@ -60,7 +60,7 @@ def test_a_linear_autoencoder_finds_the_likelihood_of_probabilistic_pca(x64, opt
     )
     data = jnp.asarray(x)
     source = Source({"x": data}, lambda d, step: {"x": d["x"]}, 300, 300, "test")
-    program = parallel.compile(algorithm, source, seed=0, devices=1)
+    program = compile_program(algorithm, source, seed=0, devices=1)
     carry, _ = program.run(program.init(), 4000)
     bound = jax.jit(lambda key: jnp.mean(vae.iwae_bound(model, carry.state, data, key, 1)))
     bounds = [float(bound(jax.random.key(i))) for i in range(60)]
@@ -99,7 +99,7 @@ def trained(algorithm, steps=150, seed=0):
     rng = np.random.default_rng(1)
     codes = rng.normal(size=(128, 2)) @ rng.normal(size=(2, 6))
     source = Source({"x": np.tanh(2 * codes)}, lambda d, step: {"x": d["x"]}, 128, 128, "test")
-    program = parallel.compile(algorithm, source, seed=seed, devices=1)
+    program = compile_program(algorithm, source, seed=seed, devices=1)
     carry, finite = program.run(program.init(), steps)
     assert finite
     return carry, jnp.asarray(source.data["x"])
@@ -243,8 +243,8 @@ def test_devices_agree(x64):
     source = Source({"x": x}, lambda d, step: {"x": d["x"]}, 16, 16, "test")
     states = []
     for mode in ("jit", "pmap"):
-        algorithm = vae.make(model, optax.sgd(1e-2), axis_name=parallel.axis_name(mode), **options)
-        program = parallel.compile(algorithm, source, seed=0, mode=mode)
+        algorithm = vae.make(model, optax.sgd(1e-2), axis_name=axis_name(mode), **options)
+        program = compile_program(algorithm, source, seed=0, mode=mode)
         carry, _ = program.run(program.init(), 5)
         states.append(jax.device_get(carry.state.players[vae.VAE].params))
     for a, b in zip(*map(jax.tree.leaves, states), strict=True):

@@ -111,7 +111,7 @@ def copy(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
 
 
-def draw(
+def draw_batches(
     sample: Callable,
     state: Any,
     key: PRNG,
@@ -163,7 +163,7 @@ def advance(
     return carry, jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
 
 
-def recorded(
+def record_metrics(
     algorithm: Algorithm, source_of: Callable[[int], Source], *, seeds: Sequence[int], steps: int
 ) -> dict[str, np.ndarray]:
     """The metrics of every step of short runs, ``[seeds, steps]``; nothing is logged or saved.
@@ -210,7 +210,7 @@ class _Layout(NamedTuple):
     """
 
     mode: str
-    devices: Sequence[jax.Device]
+    devices: Sequence[Any]
     rows: int
     replicated: NamedSharding
     split: NamedSharding
@@ -269,7 +269,7 @@ def abstract_of(tree: Any, sharding: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def quick_options(device: jax.Device) -> dict[str, Any] | None:
+def quick_options(device: Any) -> dict[str, Any] | None:
     """For a program that runs once: on CPU, optimizing the drawing of every layer's weights would take seconds."""
     return {"xla_backend_optimization_level": 0} if device.platform == "cpu" else None
 
