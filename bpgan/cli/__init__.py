@@ -19,6 +19,14 @@ Every field is a flag. An explicit flag wins over ``--preset=NAME``, which wins 
 Whatever is wrong with a command line is said in one line, before any device is touched.
 """
 
+import sys
+
+try:  # it reads its variables when it is imported, which everything below does at once
+    import jax as _  # noqa: F401
+except ValueError as error:
+    print(f"error: the environment has a value that JAX refuses: {error}", file=sys.stderr)
+    sys.exit(2)
+
 from bpgan.cli import ended, experiments
 from bpgan.cli.config import (
     Config,

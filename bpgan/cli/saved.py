@@ -10,7 +10,7 @@ import numpy as np
 from bpgan.cli import experiments
 from bpgan.cli.config import Config, RunConfig, flags_of, locates_data
 from bpgan.cli.flags import Flag, show
-from bpgan.cli.plan import Experiment, kept
+from bpgan.cli.plan import Experiment, keep_of
 from bpgan.cli.program import message_of
 from bpgan.types import Algorithm, UserError, stream
 
@@ -119,7 +119,7 @@ def _read(
 
     if not (path / "checkpoints").is_dir():
         raise UserError(f"{path}: has no checkpoint")
-    keep = kept(cfg, experiment)
+    keep = keep_of(cfg, experiment)
     if which == "best" and not keep.metric:
         raise UserError(f"{path}: keeps no best checkpoint (`eval_every` and `keep` do)")
     program = parallel.compile(experiment.algorithm, experiment.source, seed=cfg.seed)
