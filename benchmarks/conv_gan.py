@@ -55,13 +55,9 @@ def bpgan_step(net: str) -> Work:
         g, d = resnet.Generator(SHAPE[net]), resnet.Discriminator()
         loss, latents, adam = "hinge", 128, optax.adam(2e-4, b1=0.0, b2=0.9)
     algorithm = gan.make(
-        linen_net(g),
-        linen_net(d),
+        gan.Networks(linen_net(g), linen_net(d), gan.normal_latents(latents), SHAPE[net]),
         LOSSES[loss],
-        adam,
-        adam,
-        latents=gan.normal_latents(latents),
-        data_shape=SHAPE[net],
+        gan.Optimizers(adam, adam),
         d_steps=D_STEPS[net],
     )
     x = images(net)

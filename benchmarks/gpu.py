@@ -153,7 +153,7 @@ def experiment(settings: Settings):
     narrow = settings.precision == "bfloat16"
     argv += [f"--batch_size={settings.batch}", f"--precision={'bfloat16' if narrow else 'float32'}"]
     images = data.of_arrays("benchmark", "train", *examples(settings), 10)
-    image_gan.images_of = lambda *_: (images, None)
+    data.load_for_training = lambda *_: (images, None)
     return image_gan.build(cli.resolve(image_gan.Config, image_gan.PRESETS, argv))
 
 
@@ -199,7 +199,7 @@ def products(eqn: Any) -> int:
         (contracted, _), _ = eqn.params["dimension_numbers"]
         return 2 * out.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
     if name == "conv_general_dilated":
-        raise NotImplementedError("a convolution that is not one of bpgan.nets.layers")
+        raise NotImplementedError("a convolution that is not one of bpgan.nets.conv")
     if name.startswith("bpgan_"):  # of images, kernel and responses one is the result
         a, b = (v.aval for v in eqn.invars)
         if name.endswith("weight_grad"):
@@ -639,7 +639,7 @@ def counted(settings: Settings) -> dict[str, Any]:
     import jax
 
     state = shapes(settings)[1]
-    ours = [sum(x.size for x in jax.tree.leaves(player.params)) for player in (state.g, state.d)]
+    ours = [sum(x.size for x in jax.tree.leaves(player.params)) for player in (state.players["g"], state.players["d"])]
     if importlib.util.find_spec("torch"):
         import torch
 

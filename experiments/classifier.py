@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from bpgan import backprop, cli, data
-from bpgan.algorithms import supervised
+from bpgan.algorithms import supervised, turns
 from bpgan.nets import dcgan, linen_net, mlp
 from bpgan.types import UserError
 
@@ -100,8 +100,8 @@ def of_data(
         train, seed=cfg.seed, batch_size=cfg.batch_size, dtype=dtype, feed=cfg.feed
     )
 
-    def accuracy(state: supervised.State, images: data.Dataset) -> float:
-        variables, correct = {**state.stats, "params": state.params}, 0
+    def accuracy(state: turns.State, images: data.Dataset) -> float:
+        variables, correct = state.players[supervised.NET].variables, 0
         for i in range(0, images.length, CHUNK):
             x, labels = images.read(np.arange(i, min(i + CHUNK, images.length)))
             logits, _ = net.apply(variables, jnp.asarray(x, dtype) / 127.5 - 1, train=False)

@@ -20,10 +20,10 @@ def build(*flags):
 def train(experiment, steps):
     program = parallel.compile(experiment.algorithm, experiment.source, seed=0, devices=1)
     start = program.init()
-    before = jax.device_get(start.state.params)
+    before = jax.device_get(start.state.players["net"].params)
     carry, finite = program.run(start, steps)
     assert finite
-    return before, jax.device_get(carry.state.params), carry
+    return before, jax.device_get(carry.state.players["net"].params), carry
 
 
 @pytest.mark.medium

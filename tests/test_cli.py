@@ -383,10 +383,7 @@ def test_so_does_that_of_several_processes_or_of_a_script(fit, monkeypatch):
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     command = cli.command_of(mnist_gan.Config(), "here")
-    assert (
-        command
-        == "python -m bpgan.launcher --experiment=mnist_gan --processes=2 --workdir=here"
-    )
+    assert command == "python -m bpgan.launcher --experiment=mnist_gan --processes=2 --workdir=here"
     monkeypatch.setattr(jax, "process_count", lambda: 1)
     started = f"python -m bpgan.cli {__file__} --lr=0.2 --workdir=x"  # by another program
     assert cli.command_of(Config(lr=0.2), "x") == started

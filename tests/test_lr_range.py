@@ -97,7 +97,8 @@ def test_the_rate_is_that_of_the_ramp(x64, monkeypatch, system):
     state, rates = jax.jit(algorithm.init)(jax.random.key(0)), []
     for _ in range(30):
         before, (state, metrics) = state, step(state)
-        old, new = (s.d.params if system == "d" else s.params for s in (before, state))
+        name = "d" if system == "d" else next(iter(state.players))
+        old, new = (s.players[name].params for s in (before, state))
         moved = optax.tree.norm(jax.tree.map(lambda a, b: a - b, new, old))
         rates.append(float(moved / metrics["d/grad_norm" if system == "d" else "grad_norm"]))
     np.testing.assert_allclose(rates, [ramp(i) for i in range(30)], rtol=1e-5)

@@ -17,7 +17,7 @@ from bpgan.cli import ended
 from bpgan.launcher import group as _group
 from bpgan.losses import LOSSES
 from bpgan.nets import linen_net, mlp
-from bpgan.penalties import PENALTIES
+from bpgan.penalties import PENALTIES, weighted
 from bpgan.runtime import parallel, run, sweep, train
 from bpgan.types import UserError
 from experiments import classifier, mnist_gan
@@ -37,16 +37,10 @@ def make(seed, lr=1e-3, gamma=0.1, dtype="float32"):
         mlp.Discriminator((16,), dtype=dtype),
     )
     algorithm = gan.make(
-        linen_net(g),
-        linen_net(d),
+        gan.Networks(linen_net(g), linen_net(d), gan.normal_latents(4, dtype), (4, 4, 1), dtype),
         LOSSES["nonsaturating"],
-        optax.adam(lr, b1=0.5),
-        optax.adam(lr, b1=0.5),
-        latents=gan.normal_latents(4, dtype),
-        data_shape=(4, 4, 1),
-        dtype=dtype,
-        penalties=[(gamma, PENALTIES["r1"])],
-        penalty_every=4,
+        gan.Optimizers(optax.adam(lr, b1=0.5), optax.adam(lr, b1=0.5)),
+        penalties=[weighted(gamma, PENALTIES["r1"], 4)],
         ema_decay=0.99,
     )
     source = data.in_memory(X, np.zeros(50, np.int32), seed=seed, batch_size=8, dtype=dtype)
@@ -118,10 +112,13 @@ def test_who_is_not_alive_stays_and_a_broken_member_hurts_none(lowering):
     assert list(finite) == [True, False, True]
     for i in (0, 2):
         assert bits(group.member(well, i)) == bits(other.member(ill, i))
-    before = bits(group.member(well, 1).state.g), bits(group.member(well, 0).state.g)
+    before = (
+        bits(group.member(well, 1).state.players["g"]),
+        bits(group.member(well, 0).state.players["g"]),
+    )
     after, _ = group.run(well, 3, np.array([True, False, True]))
-    assert bits(group.member(after, 1).state.g) == before[0]
-    assert bits(group.member(after, 0).state.g) != before[1]
+    assert bits(group.member(after, 1).state.players["g"]) == before[0]
+    assert bits(group.member(after, 0).state.players["g"]) != before[1]
 
 
 @pytest.mark.medium

@@ -22,7 +22,7 @@ from bpgan import data
 from bpgan.algorithms import gan
 from bpgan.losses import LOSSES
 from bpgan.nets import dcgan, linen_net
-from bpgan.penalties import PENALTIES, lecam
+from bpgan.penalties import PENALTIES, lecam, weighted
 from bpgan.runtime import parallel, records, run, train
 from bpgan.runtime.checkpoint import Checkpoints, Keep
 from bpgan.types import Algorithm, UserError
@@ -36,15 +36,15 @@ def small_gan(mode="jit", lr=1e-2, tx=None, loss="relativistic", more=()):
     tx = tx or optax.adam(lr, b1=0.5)
     axis_name = parallel.axis_name(mode)
     return gan.make(
-        linen_net(dcgan.Generator(shape=SHAPE, widths=(4, 4), axis_name=axis_name)),
-        linen_net(dcgan.Discriminator(widths=(4,))),
+        gan.Networks(
+            linen_net(dcgan.Generator(shape=SHAPE, widths=(4, 4), axis_name=axis_name)),
+            linen_net(dcgan.Discriminator(widths=(4,))),
+            gan.normal_latents(3),
+            SHAPE,
+        ),
         LOSSES[loss],
-        tx,
-        tx,
-        latents=gan.normal_latents(3),
-        data_shape=SHAPE,
-        penalties=[(0.1, PENALTIES["r1"]), *more],
-        penalty_every=2,
+        gan.Optimizers(tx, tx),
+        penalties=[weighted(0.1, PENALTIES["r1"], 2), *more],
         ema_decay=0.9,
         axis_name=axis_name,
     )
@@ -402,7 +402,7 @@ def test_state_is_donated_and_traced_once(devices):
 @pytest.mark.medium
 @pytest.mark.parametrize(
     "options",
-    [dict(), dict(loss="relativistic_average", more=[(0.3, lecam(start=1), 1)])],
+    [dict(), dict(loss="relativistic_average", more=[weighted(0.3, lecam(start=1))])],
     ids=["pairs", "means of the whole batch"],
 )
 def test_devices_and_modes_agree(trees_close, options):

@@ -3,7 +3,15 @@
 A batch is a pure function of ``(seed, step)``: no iterator, nothing to checkpoint, any step reachable at once.
 """
 
-from bpgan.data.datasets import DATASETS, FORMS, Dataset, hold_out, load, of_arrays
+from bpgan.data.datasets import (
+    DATASETS,
+    FORMS,
+    Dataset,
+    hold_out,
+    load,
+    load_for_training,
+    of_arrays,
+)
 from bpgan.data.order import epoch_order
 from bpgan.data.sources import (
     fingerprint_of,
@@ -23,6 +31,7 @@ __all__ = [
     "hold_out",
     "in_memory",
     "load",
+    "load_for_training",
     "mirrored",
     "of_arrays",
     "parse_feed",

@@ -168,6 +168,16 @@ def of_arrays(name: str, split: str, x: np.ndarray, y: np.ndarray, classes: int)
     return _dataset(name, split, found, (), (), functools.partial(_rows, x, y))
 
 
+def load_for_training(name: str, held_out: bool = False) -> tuple[Dataset, Dataset | None]:
+    """The training split, and if ``held_out`` a part of it that is set apart (``hold_out``), else None.
+
+    Raises:
+      UserError: as ``load`` and ``hold_out``.
+    """
+    images = load(name)
+    return hold_out(images) if held_out else (images, None)
+
+
 def hold_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
     """``(rest, validation)``: a tenth of a split, at most 10,000 examples, set apart.
 

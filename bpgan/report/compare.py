@@ -23,7 +23,7 @@ from bpgan import files
 from bpgan.files import Damaged, replaced
 from bpgan.measures import direction, mean_and_deviation
 from bpgan.report import page as report
-from bpgan.runtime import records
+from bpgan.runtime import images, records
 from bpgan.runtime.records import EvaluationRow, printable
 from bpgan.types import UserError
 
@@ -190,12 +190,12 @@ def _read(path: pathlib.Path) -> Run | None:
         if better := direction(key):
             best[key] = better * float((better * values).max())
         curves[key] = _thinned(steps, values)
-    grids = report.grids(path)
+    grids = images.grids(path)
     each = record.images_per_step
-    images = None if each is None else step * each
+    seen = None if each is None else step * each
     seconds = final.get("time/elapsed", math.nan)
     return Run(
-        path, record.experiment, record.config, status, step, images, seconds, final, best, curves,
+        path, record.experiment, record.config, status, step, seen, seconds, final, best, curves,
         grids[-1][1] if grids else None, tuple(evaluated),
     )  # fmt: skip
 
