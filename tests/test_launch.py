@@ -564,14 +564,13 @@ def test_a_search_of_which_every_run_is_refused_says_so_and_ends(tmp_path, prete
 def test_what_a_swept_preset_sets_is_of_the_sweep(tmp_path):
     runs = plan("preset=smoke,fast", root=tmp_path)
     for run in runs:
-        ended.write(run.workdir, ended._by(UserError("is refused", argument="lr"), "1", 2))
+        ended.write(run.workdir, ended.Ended(attempt="1", code=2, argument="lr"))
     assert list(map(outcomes.is_at_fault, runs)) == [False, True]  # only one of them sets it
 
 
 def test_who_is_refused_for_its_value_does_not_keep_a_group_waiting(tmp_path):
     runs = plan("seed=0:4", root=tmp_path)
-    error = UserError("is refused", argument="seed", value=2)
-    ended.write(runs[2].workdir, ended._by(error, "1", 2))
+    ended.write(runs[2].workdir, ended.Ended(attempt="1", code=2, argument="seed", value="2"))
     assert [job.runs for job in make_jobs(SCRIPT, runs, "auto", 1)] == [[0, 1, 3], [2]]
 
 
@@ -757,10 +756,10 @@ def test_the_home_folder_is_that_of_every_file(tmp_path, pretend, monkeypatch, c
 
 def test_cores_are_shared_out(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5, 6, 7, 9}, raising=False)
-    assert processes._share_cores(1) == [[]]
-    assert processes._share_cores(2) == [[4, 5], [6, 7, 9]]
-    assert processes._share_cores(5) == [[4], [5], [6], [7], [9]]
-    assert processes._share_cores(7) == [[4], [5], [6], [7], [9], [4], [5]]
+    assert processes.share_cores(1) == [[]]
+    assert processes.share_cores(2) == [[4, 5], [6, 7, 9]]
+    assert processes.share_cores(5) == [[4], [5], [6], [7], [9]]
+    assert processes.share_cores(7) == [[4], [5], [6], [7], [9], [4], [5]]
 
 
 # From here on with real processes.

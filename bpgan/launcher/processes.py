@@ -166,7 +166,7 @@ def _pin(cores: Sequence[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _share_cores(jobs: int) -> list[list[int]]:
+def share_cores(jobs: int) -> list[list[int]]:
     """The cores of each slot: all of them shared out evenly, or nothing to pin."""
     if jobs == 1 or not hasattr(os, "sched_getaffinity"):
         return [[] for _ in range(jobs)]
@@ -216,7 +216,7 @@ class _Pool:
         self.active: dict[int, tuple[int, _Child]] = {}  # slot -> index of the job, process
         self.codes: dict[int, int] = {}
         self._jobs, self._attempt = jobs, attempt
-        self._shares = _share_cores(max(1, min(slots, len(jobs))))
+        self._shares = share_cores(max(1, min(slots, len(jobs))))
         self._environment = child_environment() | share_memory(slots) | {_ended.ATTEMPT: attempt}
 
     def start(self, received: Sequence[int]) -> None:
@@ -308,7 +308,7 @@ def train_one(command: Sequence[str], processes: int) -> int:
         logs = [pathlib.Path(folder, str(i)) for i in range(processes)]
         try:
             places = _assign_places(processes, gpus // processes)
-            for i, (cores, place) in enumerate(zip(_share_cores(processes), places, strict=True)):
+            for i, (cores, place) in enumerate(zip(share_cores(processes), places, strict=True)):
                 environment = child_environment() | place
                 with logs[i].open("w", encoding="utf-8") as log:
                     children.append(_Child(command, cores, environment, log if i else None))
