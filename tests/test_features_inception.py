@@ -108,14 +108,14 @@ def test_the_clean_preset_resizes_as_pil_does_in_float(size, target):
             for image in images
         ]
     ).clip(0, 255)
-    found = preprocess.resized(images, target, "clean")
+    found = preprocess.resize(images, target, "clean")
     np.testing.assert_allclose(found, wanted, atol=2e-3)
 
 
 def test_resizing_to_the_same_size_changes_nothing():
     images = make_features.images(64, 64)
     for how in ("tf1", "torch", "clean"):
-        np.testing.assert_allclose(preprocess.resized(images, 64, how), images, atol=1e-3)
+        np.testing.assert_allclose(preprocess.resize(images, 64, how), images, atol=1e-3)
 
 
 def test_images_must_have_one_or_three_channels():
