@@ -39,12 +39,13 @@ class Network(NamedTuple):
 
     Attributes:
       build: ``build(shape, size, **given)``, a Linen module or a ``Net``, for images of ``shape[h, w, c]``. What is
-        given: ``dtype``; ``classes`` if there are ``conditions``; for a discriminator then ``head`` as well;
-        ``axis_name`` if examples are mixed; and all the options, 0 or False where they are not written.
+        given: ``dtype``; ``classes`` if there are ``conditions`` beside "concat", and for a discriminator then
+        ``head``; ``axis_name`` if examples are mixed; and all the options, 0 or False where they are not written.
       options: by name.
       mixes_examples: whether it has batch norm, so that the examples of a batch do not pass by themselves.
       mixes_unless: the option that takes the place of the batch norm.
-      conditions: those of ``CONDITIONS`` that it can do; empty: it takes no labels.
+      conditions: those of ``CONDITIONS`` that it can do; "concat" needs nothing of the network. Empty: it takes no
+        labels.
     """
 
     build: Callable[..., nn.Module | Net]
@@ -139,10 +140,10 @@ class Choice(NamedTuple):
         if self.player == "d" and classes and condition == "concat":
             return labeled(self.make(shape, dtype=dtype, axis_name=axis_name), classes)
         given: dict[str, Any] = {"dtype": dtype, **self.options}
-        if network.conditions not in ((), ("concat",)):
+        if set(network.conditions) - {"concat"}:
             given["classes"] = classes
-        if self.player == "d" and set(network.conditions) & set(get_args(heads.Kind)):
-            given["head"] = condition if classes else "projection"
+            if self.player == "d":
+                given["head"] = condition if classes else "projection"
         if network.mixes_examples:
             given["axis_name"] = axis_name
         built = network.build(shape, self.size, **given)
@@ -255,9 +256,12 @@ def own(found: Any, name: str) -> Architecture:
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ValueError(f"{name} must be an Architecture or a class of Linen modules")
     fields = {field.name for field in dataclasses.fields(found)}
-    conditions = CONDITIONS if "classes" in fields else ()
-    if "shape" not in fields and not {"classes", "head"} <= fields:
-        conditions = ("concat", "projection") if "classes" in fields else ("concat",)
+    if "shape" in fields:
+        conditions = CONDITIONS if "classes" in fields else ()
+    elif "classes" in fields:
+        conditions = CONDITIONS if "head" in fields else ("concat", "projection")
+    else:
+        conditions = ("concat",)
 
     def build(shape: tuple[int, int, int], size: int, **given: Any) -> nn.Module:
         del size  # there is none
