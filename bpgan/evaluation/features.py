@@ -121,7 +121,7 @@ def load_classifier(dataset: str, seed: int) -> Extractor:
     Raises:
       UserError: if there are no labels, or such a net cannot be trained on these data.
     """
-    from bpgan.runtime import parallel
+    from bpgan.runtime import distributed
 
     train = data.load(dataset, "train")
     if train.classes < 2:
@@ -133,10 +133,10 @@ def load_classifier(dataset: str, seed: int) -> Extractor:
     plan = Plan(seed, 12.0, 3.0) if train.length < 20_000 else Plan(seed, 4.0, 1.0)
     key = zlib.crc32(f"{__version__} {plan}".encode())
     path = cache.directory() / "features" / f"{train.sha256[:16]}-{key:08x}.npz"
-    say = functools.partial(print, flush=True) if parallel.is_lead() else lambda *_, **__: None
+    say = functools.partial(print, flush=True) if distributed.is_lead() else lambda *_, **__: None
     net = _kept_by_all(path, train, seed)
     if net is None:
-        lead = parallel.is_lead()
+        lead = distributed.is_lead()
         with kept.turn(path.with_suffix(".lock")) if lead else contextlib.nullcontext():
             # Of the runs of a sweep, which ask for it together, the first one trains it.
             net = _kept_by_all(path, train, seed)
@@ -157,11 +157,11 @@ def load_classifier(dataset: str, seed: int) -> Extractor:
 
 def _kept_by_all(path: pathlib.Path, train: data.Dataset, seed: int) -> Extractor | None:
     """The net that is kept, if every process of the run has the same one."""
-    from bpgan.runtime import parallel
+    from bpgan.runtime import distributed
 
     params = hidden_layer.load(path, train.shape, classes=train.classes)
     net = _extractor(params, train, seed) if params else None
-    marks = parallel.agree(1 + int(net.sha256[:7], 16) if net else 0)
+    marks = distributed.agree(1 + int(net.sha256[:7], 16) if net else 0)
     return net if marks.all() and (marks == marks[0]).all() else None
 
 
