@@ -1,1 +1,1 @@
-"""What several test modules share. No test module imports another one."""
+"""What several test modules check, and what they check with."""
