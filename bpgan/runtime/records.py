@@ -102,6 +102,7 @@ class EvaluationRow(msgspec.Struct, frozen=True, kw_only=True):
     value: float
     real: float | None = None
     untrained: float | None = None
+    better: str | None = None
     classes: Count | None = None
     of_classes: Count | None = None
     checkpoint: str = ""
