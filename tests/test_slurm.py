@@ -224,7 +224,7 @@ def test_what_waits_in_the_queue_is_not_trained_here(tmp_path, scheduler):
 
 def test_an_experiment_of_the_users_own_is_submitted_by_its_path(tmp_path, scheduler, monkeypatch):
     """However its file is called."""
-    source = "from bpgan.cli import RunConfig as Config\ndef build(cfg): ..."
+    source = "from bpgan import cli\nclass Config(cli.RunConfig): ...\ndef build(cfg): ..."
     (tmp_path / "my gan.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     argv = ["--experiment=my gan.py", "--sweep=keep='3,best=1,min:loss',5", "--vectorize=off"]
