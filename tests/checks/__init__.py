@@ -1,0 +1,1 @@
+"""What several test modules check, and what they check with."""
