@@ -45,9 +45,10 @@ def bpgan_step(net: str) -> Work:
     from bpgan.algorithms import gan
     from bpgan.losses import LOSSES
     from bpgan.nets import dcgan, linen_net, resnet
-    from bpgan.runtime import parallel
+    from bpgan.runtime import distributed
+    from bpgan.runtime.program import compile_program
 
-    parallel.setup()
+    distributed.setup()
     if net == "dcgan":
         g, d = dcgan.Generator(SHAPE[net], (128, 128)), dcgan.Discriminator((64, 128))
         loss, latents, adam = "nonsaturating", 100, optax.adam(2e-4, b1=0.5)
@@ -55,20 +56,16 @@ def bpgan_step(net: str) -> Work:
         g, d = resnet.Generator(SHAPE[net]), resnet.Discriminator()
         loss, latents, adam = "hinge", 128, optax.adam(2e-4, b1=0.0, b2=0.9)
     algorithm = gan.make(
-        linen_net(g),
-        linen_net(d),
+        gan.Networks(linen_net(g), linen_net(d), gan.normal_latents(latents), SHAPE[net]),
         LOSSES[loss],
-        adam,
-        adam,
-        latents=gan.normal_latents(latents),
-        data_shape=SHAPE[net],
+        gan.Optimizers(adam, adam),
         d_steps=D_STEPS[net],
     )
     x = images(net)
     source = data.in_memory(
         x, np.zeros(len(x), np.int32), seed=0, batch_size=BATCH[net] * D_STEPS[net]
     )
-    program = parallel.compile(algorithm, source, seed=0)
+    program = compile_program(algorithm, source, seed=0)
     carry = program.init()
 
     def work():

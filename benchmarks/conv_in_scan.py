@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from jax import lax
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bpgan.nets import layers
+from bpgan.nets import conv as convolutions
 
 TARGET = 0.8
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -84,7 +84,7 @@ def measure(operation, side, k, stride, padding, c, o, rounds):
     x = jax.random.normal(keys[0], (BATCH, side, side, c))
     inputs = GROUP if operation == "grouped_conv" else c
     kernel = jax.random.normal(keys[1], (k, k, inputs, o)) / k
-    own = getattr(layers, operation)
+    own = getattr(convolutions, operation)
     options = {"stride": stride, "padding": padding}
     if operation == "grouped_conv":
         options = {"groups": c // GROUP}

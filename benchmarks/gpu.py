@@ -116,26 +116,43 @@ class Settings(NamedTuple):
         return Settings(net, precision, int(batch), device), name
 
 
-def examples(settings: Settings):
-    """Images and labels; but for the digits random ones: no peer's speed depends on what they show."""
+def noise(shape: tuple[int, int, int]):
+    """Random images and labels: no peer's speed depends on what they show."""
     import numpy as np
 
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (2048, *shape), np.uint8)
+    return x, rng.integers(0, 10, len(x)).astype(np.int32)
+
+
+def examples(settings: Settings):
+    """Images and labels: the embedded digits, or random ones."""
     from bpgan import data
 
     if settings.net == "mlp":
         return data.load("mnist10k").arrays()
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (2048, *settings.kind.shape), np.uint8)
-    return x, rng.integers(0, 10, len(x)).astype(np.int32)
+    return noise(settings.kind.shape)
 
 
 # --- bpgan --------------------------------------------------------------------------------------------------------
 
 
+def build(name: str, argv: list[str], shape: tuple[int, int, int] | None):
+    """The experiment of a command line, on random images of a shape where one is given; nothing is read or fetched."""
+    import importlib
+
+    from bpgan import cli, data
+
+    module = importlib.import_module(f"experiments.{name}")
+    if shape is not None:
+        images = data.of_arrays("benchmark", "train", *noise(shape), 10)
+        data.load_for_training = lambda *_: (images, None)
+    return module.build(cli.resolve(module.Config, module.PRESETS, argv))
+
+
 def experiment(settings: Settings):
     """The presets themselves, as far as this module's docstring goes."""
-    from bpgan import cli, data
-    from experiments import image_gan, mnist_gan
+    from experiments import mnist_gan
 
     article = mnist_gan.PRESETS["article"]
     argv = {
@@ -152,9 +169,7 @@ def experiment(settings: Settings):
     }[settings.net]  # fmt: skip
     narrow = settings.precision == "bfloat16"
     argv += [f"--batch_size={settings.batch}", f"--precision={'bfloat16' if narrow else 'float32'}"]
-    images = data.of_arrays("benchmark", "train", *examples(settings), 10)
-    image_gan.images_of = lambda *_: (images, None)
-    return image_gan.build(cli.resolve(image_gan.Config, image_gan.PRESETS, argv))
+    return build("image_gan", argv, None if settings.net == "mlp" else settings.kind.shape)
 
 
 def shapes(settings: Settings) -> tuple[Any, ...]:
@@ -167,18 +182,25 @@ def shapes(settings: Settings) -> tuple[Any, ...]:
     return built.algorithm.step, jax.eval_shape(built.algorithm.init, key), batch, key
 
 
-def bpgan_run(settings: Settings) -> Callable[[int], None]:
-    """So many steps, in one call."""
+def compiled(make: Callable[[], Any], precision: str | None = None):
+    """The program of the experiment that ``make`` returns, on one device."""
     import jax
 
-    from bpgan.runtime import parallel
+    from bpgan.runtime import distributed
+    from bpgan.runtime.program import compile_program
 
-    parallel.setup()
-    # In bfloat16 the default is left alone, which on a GPU is TF32 for what remains float32.
-    level = {"float32": "highest", "tf32": "tensorfloat32"}.get(settings.precision)
-    jax.config.update("jax_default_matmul_precision", level)
-    built = experiment(settings)
-    program = parallel.compile(built.algorithm, built.source, seed=0, devices=1)
+    distributed.setup()
+    if precision is not None:
+        # In bfloat16 the default is left alone, which on a GPU is TF32 for what remains float32.
+        level = {"float32": "highest", "tf32": "tensorfloat32"}.get(precision)
+        jax.config.update("jax_default_matmul_precision", level)
+    built = make()
+    return compile_program(built.algorithm, built.source, seed=0, devices=1)
+
+
+def bpgan_run(settings: Settings) -> Callable[[int], None]:
+    """So many steps, in one call."""
+    program = compiled(lambda: experiment(settings), settings.precision)
     carry = program.init()
 
     def run(steps: int) -> None:
@@ -199,7 +221,7 @@ def products(eqn: Any) -> int:
         (contracted, _), _ = eqn.params["dimension_numbers"]
         return 2 * out.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
     if name == "conv_general_dilated":
-        raise NotImplementedError("a convolution that is not one of bpgan.nets.layers")
+        raise NotImplementedError("a convolution that is not one of bpgan.nets.conv")
     if name.startswith("bpgan_"):  # of images, kernel and responses one is the result
         a, b = (v.aval for v in eqn.invars)
         if name.endswith("weight_grad"):
@@ -639,7 +661,10 @@ def counted(settings: Settings) -> dict[str, Any]:
     import jax
 
     state = shapes(settings)[1]
-    ours = [sum(x.size for x in jax.tree.leaves(player.params)) for player in (state.g, state.d)]
+    ours = [
+        sum(x.size for x in jax.tree.leaves(player.params))
+        for player in (state.players["g"], state.players["d"])
+    ]
     if importlib.util.find_spec("torch"):
         import torch
 

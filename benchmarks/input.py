@@ -142,14 +142,14 @@ def paths(dataset, folder: str) -> Iterator[tuple[str, Callable[[], Iterator]]]:
 
 def loop_cost(name: str, rounds: int) -> tuple[float, float]:
     """Milliseconds of a step fed from memory, and median time of a step from disk over that from memory."""
-    from bpgan.runtime import parallel
+    from bpgan.runtime.program import compile_program
     from experiments import mnist_gan
 
     programs, window = {}, 0
     for feed in ("memory", "stream"):
         cfg = mnist_gan.Config(dataset=name, net="dcgan:8", batch_size=BATCH, feed=feed)
         built = mnist_gan.build(cfg)
-        program = parallel.compile(built.algorithm, built.source, seed=0)
+        program = compile_program(built.algorithm, built.source, seed=0)
         programs[feed] = program, program.init()
         window = program.window or window
     call = max(k for k in range(4, 41, 4) if window % k == 0)  # as many penalized steps in each

@@ -69,20 +69,20 @@ def digits():
 
 def experiment():
     from bpgan import cli
-    from bpgan.runtime import parallel
+    from bpgan.runtime import distributed
     from experiments import mnist_gan
 
-    parallel.setup()
+    distributed.setup()
     cfg = cli.resolve(mnist_gan.Config, mnist_gan.PRESETS, ["--preset=article"])
     return cfg, mnist_gan.build(cfg)
 
 
 def bare_program() -> Work:
     """As many steps as one window of the full loop, in one call."""
-    from bpgan.runtime import parallel
+    from bpgan.runtime.program import compile_program
 
     cfg, built = experiment()
-    program = parallel.compile(built.algorithm, built.source, seed=0)
+    program = compile_program(built.algorithm, built.source, seed=0)
     carry = program.init()
     steps = cfg.checkpoint_every.value.steps(built.source.steps_per_epoch)
 
@@ -102,8 +102,8 @@ def full_loop() -> Iterator[Answer]:
     log lines with their TensorBoard events. The first one holds the start and all compilation. Between windows the
     run is held up.
     """
-    from bpgan.runtime import run as run_directory
-    from bpgan.runtime import train
+    from bpgan.runtime import signals, train
+    from bpgan.runtime.log import Log
 
     cfg, built = experiment()
     log_every, sample_every, checkpoint_every = (
@@ -111,7 +111,7 @@ def full_loop() -> Iterator[Answer]:
         for every in (cfg.log_every, cfg.sample_every, cfg.checkpoint_every)
     )
     go, done = queue.SimpleQueue(), queue.SimpleQueue()
-    log_write = run_directory.Log.write
+    log_write = Log.write
     last = (0, time.process_time(), time.perf_counter())
 
     def write(self, step, window, *others):
@@ -129,22 +129,22 @@ def full_loop() -> Iterator[Answer]:
             train.fit(
                 built.algorithm,
                 built.source,
-                name="benchmark",
-                config={},
-                restart_safe=frozenset(),
-                workdir=os.environ[FOLDER],
-                seed=0,
-                steps=2**31 - 1,
-                log_every=log_every,
-                sample_every=sample_every,
-                checkpoint_every=checkpoint_every,
+                train.RunSpec(config={}, workdir=os.environ[FOLDER], seed=0),
+                train.Plan(
+                    name="benchmark",
+                    restart_safe=frozenset(),
+                    steps=2**31 - 1,
+                    log_every=log_every,
+                    sample_every=sample_every,
+                    checkpoint_every=checkpoint_every,
+                ),
             )
         finally:
             done.put(None)
 
-    run_directory.Log.write = write
+    Log.write = write
     # Signals belong to the main thread, which is ours; the run ends with the process.
-    train._signals = lambda: contextlib.nullcontext(lambda: None)
+    signals.listen = lambda: contextlib.nullcontext(lambda: None)
     threading.Thread(target=run, daemon=True).start()
     while answer := done.get():
         yield answer

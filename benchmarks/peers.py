@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import platform
+import select
 import subprocess
 import sys
 import tempfile
@@ -78,6 +79,11 @@ class Peer:
         """One round, or None where the peer cannot do it; the reason is printed."""
         self.begin()
         return self.answer()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether there is an answer, or an end, within so many seconds."""
+        assert self._process.stdout
+        return bool(select.select([self._process.stdout], [], [], seconds)[0])
 
     def answer(self) -> Answer | None:
         """Waits for the round that was begun."""

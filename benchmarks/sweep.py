@@ -9,7 +9,7 @@ ratios are to training in turn, within a round, medians over rounds. Training in
 
 =================  =============================================================================
 in turn            one process, one member after the other, each with the program of a single run
-vmap, map          one process, a group (``bpgan.runtime.sweep``)
+vmap, map          one process, a group (``bpgan.runtime.group``)
 process per core   as many processes as cores, pinned, each with its share as a group, ``map``
 S processes        a process for each member
 =================  =============================================================================
@@ -30,7 +30,7 @@ SECONDS = 2.0
 
 
 def maker(net: str) -> Callable:
-    """``make`` of ``bpgan.runtime.sweep``."""
+    """``make`` of ``bpgan.runtime.group``."""
     import dataclasses
 
     from bpgan import cli
@@ -71,11 +71,12 @@ def timed(step: Callable[[int], None], size: int) -> Work:
 
 
 def in_turn(net: str, size: int) -> Work:
-    from bpgan.runtime import parallel
+    from bpgan.runtime import distributed
+    from bpgan.runtime.program import compile_program
 
-    parallel.setup()
+    distributed.setup()
     make = maker(net)
-    program = parallel.compile(*make(**members(size)[0]), seed=0)
+    program = compile_program(*make(**members(size)[0]), seed=0)
     carries = [program.init() for _ in range(size)]
 
     def step(k: int) -> None:
@@ -86,13 +87,19 @@ def in_turn(net: str, size: int) -> Work:
     return timed(step, size)
 
 
+def group_of(net: str, size: int, lowering: str):
+    """The members as one program."""
+    from bpgan.runtime import distributed
+    from bpgan.runtime.group import compile_group
+
+    distributed.setup()
+    return compile_group(maker(net), members(size), lowering)
+
+
 def together(net: str, size: int, lowering: str) -> Work:
     import numpy as np
 
-    from bpgan.runtime import parallel, sweep
-
-    parallel.setup()
-    group = sweep.compile(maker(net), members(size), lowering)
+    group = group_of(net, size, lowering)
     carry, alive = group.init(), np.ones(size, bool)
 
     def step(k: int) -> None:

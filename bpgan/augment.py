@@ -37,6 +37,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from bpgan import optim
 from bpgan.types import PRNG, Images, stream
 
 _NUMBERS = 2**26
@@ -52,13 +53,13 @@ class Augment(NamedTuple):
 
     Attributes:
       apply: ``apply(x, key, p) -> x``, of ``policy``.
-      p: probability of each operation, or where an adaptive one begins.
+      p: probability of each operation, a number or a function of the step, or where an adaptive one begins.
       target: of ``r_t``, the mean of ``sign D(x)`` over real x, for ``adapt``; None keeps p fixed.
       images: real images that D sees while an adaptive p moves by 1.
     """
 
     apply: Apply
-    p: float
+    p: Any
     target: float | None = None
     images: int = 500_000
 
@@ -71,8 +72,8 @@ def adapt(p: Any, r_t: Any, batch: int, images: int, target: Any, maximum: float
     batch and bounds it by 0 only; but beyond about 0.8 it sees augmentations leak into the samples (section 2).
 
     The sign says what D thinks only with a loss that puts the balance of real and fake at D = 0
-    (``losses.balances_at_zero``): a relativistic or Wasserstein D may add any constant to its logits, and then p
-    follows that constant.
+    (``AdversarialLoss.balances_at_zero``): a relativistic or Wasserstein D may add any constant to its logits, and
+    then p follows that constant.
 
     Args:
       p: scalar; float32 or wider, for a step is about 1e-4.
@@ -478,3 +479,44 @@ def policy(text: str) -> Apply:
         return y.astype(x.dtype)
 
     return apply
+
+
+class Planned(NamedTuple):
+    """An augmentation as a text names it, before the length of the run is known.
+
+    Attributes:
+      apply: of ``policy``.
+      p: ``p(steps)``, the probability in a run of so many steps.
+      target: of an adaptive one, else None.
+    """
+
+    apply: Apply
+    p: Callable[[int], Any]
+    target: float | None = None
+
+    def over(self, steps: int) -> Augment:
+        """What a training step needs in a run of so many steps."""
+        return Augment(self.apply, self.p(steps), self.target)
+
+
+def parse(text: str) -> Planned | None:
+    """Reads ``none`` or ``POLICY@P``, P being a probability, a schedule (``optim.parse``) or ``ada:TARGET``.
+
+    Without P the probability is 1; the target is 0.6 where it is not given.
+
+    Raises:
+      ValueError: for anything else, saying what is allowed.
+    """
+    if text == "none":
+        return None
+    names, _, p = text.partition("@")
+    kind, _, target = p.partition(":")
+    if kind != "ada":
+        return Planned(policy(names), optim.parse(p or "1", low=0.0, high=1.0))
+    try:
+        wanted = float(target or 0.6)
+    except ValueError:
+        wanted = math.nan
+    if not -1 <= wanted <= 1:
+        raise ValueError(f"{p!r}: the TARGET of ada:TARGET must be a number in [-1, 1]")
+    return Planned(policy(names), lambda steps: 0.0, wanted)

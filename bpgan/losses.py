@@ -27,7 +27,8 @@ name                                    f(t)                   at D = 0: (D, G)
 ``relativistic_average_least_squares``  (t-1)^2                (2, 2)
 ======================================  =====================  ==================
 
-To add a loss, write its two functions and one entry of ``LOSSES``; the experiments offer it and the tests find it.
+To add a loss, write its two functions and one entry of ``LOSSES``; the experiments offer it and the tests find it. A
+loss of your own code needs no entry: ``--loss=my_module:my_loss`` names an ``AdversarialLoss``.
 """
 
 from collections.abc import Callable
@@ -37,6 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from bpgan import lookup
 from bpgan.types import AdversarialLoss, Auxiliary, Logits
 
 
@@ -181,15 +183,15 @@ def began(gamma: float = 0.5, rate: float = 1e-3) -> AdversarialLoss:
         error = jnp.mean(jax.lax.stop_gradient(fake - gamma * real)).astype(k.dtype)
         return k.astype(fake.dtype).reshape(1) * fake - real, jnp.clip(k + rate * error, 0.0, 1.0)
 
-    return AdversarialLoss(d, score_g, memory=np.zeros((), np.float32))
+    return AdversarialLoss(d, score_g, memory=np.zeros((), np.float32), energy=True)
 
 
 LOSSES = {
-    "minimax": AdversarialLoss(logistic_d, minimax_g),
-    "nonsaturating": AdversarialLoss(logistic_d, nonsaturating_g),
+    "minimax": AdversarialLoss(logistic_d, minimax_g, balances_at_zero=True),
+    "nonsaturating": AdversarialLoss(logistic_d, nonsaturating_g, balances_at_zero=True),
     "least_squares": AdversarialLoss(least_squares_d, least_squares_g),
-    "least_squares_pearson": AdversarialLoss(pearson_d, pearson_g),
-    "hinge": AdversarialLoss(hinge_d, score_g),
+    "least_squares_pearson": AdversarialLoss(pearson_d, pearson_g, balances_at_zero=True),
+    "hinge": AdversarialLoss(hinge_d, score_g, balances_at_zero=True),
     "wasserstein": AdversarialLoss(wasserstein_d, score_g),
     "relativistic": AdversarialLoss(relativistic_d, relativistic_g),
     "relativistic_average": relativistic_average(lambda t: jax.nn.softplus(-t)),
@@ -197,27 +199,40 @@ LOSSES = {
     "relativistic_average_least_squares": relativistic_average(lambda t: jnp.square(t - 1.0)),
     "began": began(),
 }
-"""Every adversarial loss by name."""
+"""Every adversarial loss by name.
+
+The balance of D lies at 0 where its loss is symmetric about it. A loss of differences (relativistic, Wasserstein)
+leaves the zero open, least squares with targets 1 and 0 has its balance at 1/2, and BEGAN's logits are all negative.
+"""
 
 
-def balances_at_zero(loss: AdversarialLoss) -> bool:
-    """Whether a D that cannot tell reals from fakes is best off with logits around 0.
+def parse(text: str) -> AdversarialLoss:
+    """An entry of ``LOSSES`` by its name, or ``module:name`` of the user's own code.
 
-    Only then does the sign of a logit say what D thinks, as an adaptive augmentation takes it to (``augment.adapt``).
-    A loss of differences (relativistic, Wasserstein) leaves the zero open, least squares with targets 1 and 0 has its
-    balance at 1/2, and BEGAN's logits are all negative.
+    Raises:
+      ValueError: if it is neither, saying what is allowed.
     """
-    kept = () if loss.memory is None else (loss.memory,)
+    found = lookup.find(LOSSES, text, "a loss")
+    if not isinstance(found, AdversarialLoss):
+        raise ValueError("must be an AdversarialLoss")
+    return found
 
-    def undecided(logit: float) -> float:
-        both = jnp.full(1, logit, jnp.float32)
-        return float(jnp.mean(jax.tree.leaves(loss.d(both, both, *kept))[0]))
 
-    # Hinge is flat between -1 and 1, so it is asked beyond. Concrete numbers, also where a step is being traced.
-    with jax.ensure_compile_time_eval():
-        low, zero, high = undecided(-3.0), undecided(0.0), undecided(3.0)
-    rise, rounding = min(low, high) - zero, 1e-5 * max(abs(low), abs(zero), abs(high))
-    return abs(high - low) <= rounding < rise
+def of_logits() -> dict[str, AdversarialLoss]:
+    """Those of ``LOSSES`` that take the logits of any D; the others want energies."""
+    return {name: loss for name, loss in LOSSES.items() if not loss.energy}
+
+
+def parse_of_logits(text: str) -> AdversarialLoss:
+    """As ``parse``, of the losses that take the logits of any D.
+
+    Raises:
+      ValueError: for another one, or for none.
+    """
+    loss = parse(text)
+    if loss.energy:
+        raise ValueError(f"needs an autoencoder as D; must be one of {', '.join(of_logits())}")
+    return loss
 
 
 def data_to_data_cross_entropy(

@@ -23,9 +23,19 @@ import optax
 Schedule = Callable[[Any], jax.Array]
 """``step -> value``, a scalar."""
 
+OverRun = Callable[[int], Any]
+"""``steps -> scalar``: a number or a ``Schedule``, once it is known how many steps the run has."""
+
 _FORMS = (
     "a number A, linear:A:B, cosine:A:B, either with a fraction of the run as :F, or warmup:F:..."
 )
+
+
+class Pair(NamedTuple):
+    """A scalar for each player."""
+
+    g: OverRun
+    d: OverRun
 
 
 def _number(text: str, low: float = -math.inf, high: float = math.inf) -> float:
@@ -40,46 +50,96 @@ def at(scalar: Any, step: Any) -> Any:
     return scalar(step) if callable(scalar) else scalar
 
 
-def schedule(value: Any, steps: int = 1, *, low: float = -math.inf, high: float = math.inf) -> Any:
-    """The scalar that ``value`` describes, over a run of so many steps.
+def parse(text: str, *, low: float = -math.inf, high: float = math.inf) -> OverRun:
+    """Reads a text as in this module's table.
 
     Args:
-      value: a text as in this module's table; anything else, such as a number or a traced array, is returned as it is.
-      steps: at which the run ends.
-      low, high: bounds of the values of a text, allowed themselves.
+      low, high: bounds of the values, allowed themselves.
 
     Returns:
-      A float if the text is a number, else a ``Schedule``, traceable; from ``steps`` on it stays at its last value.
+      ``scalar(steps)``, what the text describes over a run of so many steps: a float if it is a number, else a
+      ``Schedule``, traceable; from ``steps`` on it stays at its last value.
 
     Raises:
       ValueError: a text of another form, a value that is out of bounds, or a fraction that is not in (0, 1].
     """
-    if not isinstance(value, str):
-        return value
-    kind, *rest = value.split(":")
+    kind, *rest = text.split(":")
     try:
         if not rest:
-            return _number(kind, low, high)
+            number = _number(kind, low, high)
+            return lambda steps: number
         if kind == "warmup":
-            length = max(_number(rest[0], 1e-12, 1.0) * steps, 1.0)
-            inner = schedule(":".join(rest[1:]), steps, low=low, high=high)
-            return lambda step: jnp.minimum((step + 1) / length, 1.0) * at(inner, step)
+            share = _number(rest[0], 1e-12, 1.0)
+            inner = parse(":".join(rest[1:]), low=low, high=high)
+            return lambda steps: _warmed_up(inner(steps), max(share * steps, 1.0))
         if kind not in ("linear", "cosine") or len(rest) not in (2, 3):
             raise ValueError
         start, end = _number(rest[0], low, high), _number(rest[1], low, high)
-        length = max((_number(rest[2], 1e-12, 1.0) if len(rest) == 3 else 1.0) * steps, 1.0)
+        share = _number(rest[2], 1e-12, 1.0) if len(rest) == 3 else 1.0
     except ValueError:
         bounds = f"; A and B in [{low}, {high}]" if high < math.inf else f"; A and B >= {low}"
-        raise ValueError(
-            f"{value!r}: must be {_FORMS}{bounds if low > -math.inf else ''}"
-        ) from None
+        raise ValueError(f"{text!r}: must be {_FORMS}{bounds if low > -math.inf else ''}") from None
+    return lambda steps: _curve(kind, start, end, max(share * steps, 1.0))
 
+
+def _warmed_up(scalar: Any, length: float) -> Schedule:
+    return lambda step: jnp.minimum((step + 1) / length, 1.0) * at(scalar, step)
+
+
+def _curve(kind: str, start: float, end: float, length: float) -> Schedule:
     def value_at(step: Any) -> jax.Array:
         t = jnp.clip(step / length, 0.0, 1.0)
         share = t if kind == "linear" else 0.5 - 0.5 * jnp.cos(jnp.pi * t)
         return start + (end - start) * share
 
     return value_at
+
+
+def schedule(value: Any, steps: int = 1, *, low: float = -math.inf, high: float = math.inf) -> Any:
+    """``parse(value)(steps)`` of a text; anything else, such as a number or a traced array, as it is.
+
+    Raises:
+      ValueError: as ``parse``.
+    """
+    return parse(value, low=low, high=high)(steps) if isinstance(value, str) else value
+
+
+def parse_pair(text: str, *, low: float = -math.inf, high: float = math.inf) -> Pair:
+    """Reads ``FOR_G/FOR_D``, or one scalar for both players. Raises ValueError as ``parse``."""
+    g, slash, d = text.partition("/")
+    for_g = parse(g, low=low, high=high)
+    return Pair(for_g, parse(d, low=low, high=high) if slash else for_g)
+
+
+class Betas(NamedTuple):
+    """Adam's decays and its epsilon, before the length of the run is known."""
+
+    b1: OverRun
+    b2: OverRun
+    eps: float = 1e-8
+
+    def adam(self, lr: OverRun, steps: int) -> optax.GradientTransformation:
+        """Adam in a run in which it is updated so many times."""
+        return adam(lr(steps), self.b1(steps), self.b2(steps), eps=self.eps)
+
+
+def parse_betas(text: str) -> Betas:
+    """Reads ``B1,B2`` or ``B1,B2,EPSILON``: two decays, numbers or schedules, and a number.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    b1, b2, *eps = text.split(",") if "," in text else ("", "")
+    try:
+        first, second = (parse(decay, low=0.0, high=0.99999) for decay in (b1, b2))
+        (epsilon,) = map(float, eps or ["1e-8"])
+        if not 0 < epsilon < 1:
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            "must be two decays in [0, 0.99999], numbers or schedules, and perhaps an epsilon: 0.5,0.99,1e-8"
+        ) from None
+    return Betas(first, second, epsilon)
 
 
 def adam(

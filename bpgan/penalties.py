@@ -10,17 +10,19 @@ A ``Regularizer`` sees the whole ``Scene`` of an update, and may remember. What 
 so a resumed run goes on with it.
 
 To add a penalty, write one function and one entry of ``PENALTIES`` (for D) or ``G_PENALTIES`` (for G); the experiments
-offer it and the tests find it.
+offer it and the tests find it. A penalty of your own code needs no entry: ``--penalty=my_module:my_penalty=0.3/4``
+names such a function or a ``Regularizer``. ``parse`` has the grammar of these texts.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bpgan import lookup, optim
 from bpgan.types import PRNG, Critic, Latents, Logits, Params
 
 Samples = Float[Array, "b ..."]
@@ -55,17 +57,58 @@ class Regularizer(NamedTuple):
     Attributes:
       apply: ``apply(scene, memory) -> (penalty, memory)``; the penalty is ``[b]`` or a scalar.
       memory: at the start, a pytree of NumPy float arrays, or None. (An array of JAX would open the devices on import.)
+      players: for whom it is, ``"d"``, ``"g"`` or ``"gd"``.
+      each_example: whether it differentiates the player's network at each example as if there were no others, so that
+        the network must not mix the examples of a batch.
+      mapping: whether it needs a generator with methods ``mapping`` and ``synthesis``.
+      matrices: whether it takes the arrays called ``kernel`` for the matrices of the network's layers.
     """
 
     apply: Callable[[Scene, Any], tuple[Array, Any]]
     memory: Any = None
+    players: str = "gd"
+    each_example: bool = False
+    mapping: bool = False
+    matrices: bool = False
+
+
+def each_example(penalty: Penalty) -> Penalty:
+    """Marks a penalty as one that differentiates D at each example as if there were no others (``Regularizer``)."""
+    vars(penalty)["each_example"] = True
+    return penalty
 
 
 def regularizer(penalty: Penalty | Regularizer) -> Regularizer:
     """The same, as a ``Regularizer``."""
     if isinstance(penalty, Regularizer):
         return penalty
-    return Regularizer(lambda s, memory: (penalty(s.critic, s.real, s.fake, s.key), memory))
+    return Regularizer(
+        lambda s, memory: (penalty(s.critic, s.real, s.fake, s.key), memory),
+        each_example=getattr(penalty, "each_example", False),
+    )
+
+
+class Weighted(NamedTuple):
+    """A penalty as part of a player's objective: ``weight * mean(penalty)``, in every k-th update times k.
+
+    Attributes:
+      weight: a number, or a function of the step (``bpgan.optim.schedule``).
+      penalty: what is weighted; ``weighted`` makes one of a function.
+      every: k, counted in updates of the player.
+      player: whose it is, ``"d"`` or ``"g"``.
+    """
+
+    weight: Any
+    penalty: Regularizer
+    every: int = 1
+    player: Literal["d", "g"] = "d"
+
+
+def weighted(
+    weight: Any, penalty: Penalty | Regularizer, every: int = 1, player: Literal["d", "g"] = "d"
+) -> Weighted:
+    """A penalty or a ``Regularizer`` with its weight."""
+    return Weighted(weight, regularizer(penalty), every, player)
 
 
 def _squared_gradient_norm(critic: Critic, x: Samples) -> Logits:
@@ -90,6 +133,7 @@ def _between(real: Samples, fake: Samples, key: PRNG) -> Samples:
     return t * real + (1 - t) * fake
 
 
+@each_example
 def r1(critic: Critic, real: Samples, fake: Samples, key: PRNG) -> Logits:
     """``|grad D(x)|^2 / 2`` at real samples.
 
@@ -100,6 +144,7 @@ def r1(critic: Critic, real: Samples, fake: Samples, key: PRNG) -> Logits:
     return 0.5 * _squared_gradient_norm(critic, real)
 
 
+@each_example
 def r2(critic: Critic, real: Samples, fake: Samples, key: PRNG) -> Logits:
     """``|grad D(G(z))|^2 / 2`` at generated samples. Mescheder et al. 2018, arXiv:1801.04406.
 
@@ -109,6 +154,7 @@ def r2(critic: Critic, real: Samples, fake: Samples, key: PRNG) -> Logits:
     return 0.5 * _squared_gradient_norm(critic, fake)
 
 
+@each_example
 def wgan_gp(critic: Critic, real: Samples, fake: Samples, key: PRNG) -> Logits:
     """``(|grad D(x)| - 1)^2`` at one random point of each segment between a real and a fake sample.
 
@@ -118,12 +164,14 @@ def wgan_gp(critic: Critic, real: Samples, fake: Samples, key: PRNG) -> Logits:
     return jnp.square(_norm(_squared_gradient_norm(critic, _between(real, fake, key))) - 1.0)
 
 
+@each_example
 def wgan_lp(critic: Critic, real: Samples, fake: Samples, key: PRNG) -> Logits:
     """``max(0, |grad D(x)| - 1)^2`` at the points of ``wgan_gp``. Petzka et al. 2018, arXiv:1709.08894 (weight 10)."""
     norm = _norm(_squared_gradient_norm(critic, _between(real, fake, key)))
     return jnp.square(jax.nn.relu(norm - 1.0))
 
 
+@each_example
 def zero_gp(critic: Critic, real: Samples, fake: Samples, key: PRNG) -> Logits:
     """``|grad D(x)|^2`` at the points of ``wgan_gp``. Thanh-Tung et al. 2019, arXiv:1902.03984 (weight 10)."""
     return _squared_gradient_norm(critic, _between(real, fake, key))
@@ -143,6 +191,7 @@ def dragan(noise: Literal["positive", "symmetric", "normal"] = "positive") -> Pe
     if noise not in ("positive", "symmetric", "normal"):
         raise ValueError(f"noise={noise!r}: must be positive, symmetric or normal")
 
+    @each_example
     def penalty(critic: Critic, real: Samples, fake: Samples, key: PRNG) -> Logits:
         del fake
         k1, k2 = jax.random.split(key)
@@ -214,7 +263,7 @@ def latent_consistency_d(sigma: float = 0.05) -> Regularizer:
     def apply(scene: Scene, memory: Any) -> tuple[Array, Any]:
         return jnp.square(scene.critic(scene.fake) - scene.critic(_nearby(scene, sigma))), memory
 
-    return Regularizer(apply)
+    return Regularizer(apply, players="d")
 
 
 def latent_consistency_g(sigma: float = 0.05) -> Regularizer:
@@ -227,7 +276,7 @@ def latent_consistency_g(sigma: float = 0.05) -> Regularizer:
         change = scene.generator(scene.z) - _nearby(scene, sigma)
         return -jnp.mean(jnp.square(change), axis=tuple(range(1, change.ndim))), memory
 
-    return Regularizer(apply)
+    return Regularizer(apply, players="g")
 
 
 def lecam(decay: float = 0.99, start: int = 1000) -> Regularizer:
@@ -258,9 +307,8 @@ def lecam(decay: float = 0.99, start: int = 1000) -> Regularizer:
         )
         return jnp.where(count > start, value, 0.0), new
 
-    return Regularizer(
-        apply, {name: np.zeros((), np.float32) for name in ("count", "real", "fake")}
-    )
+    memory = {name: np.zeros((), np.float32) for name in ("count", "real", "fake")}
+    return Regularizer(apply, memory, players="d")
 
 
 def path_length(
@@ -295,7 +343,9 @@ def path_length(
         new = decay * memory + (1 - decay) * mean
         return jnp.square(lengths - new.astype(lengths.dtype).reshape(1)), new
 
-    return Regularizer(apply, np.zeros((), np.float32))
+    return Regularizer(
+        apply, np.zeros((), np.float32), players="g", each_example=True, mapping=space == "w"
+    )
 
 
 def orthogonal(off_diagonal: bool = True) -> Regularizer:
@@ -319,7 +369,7 @@ def orthogonal(off_diagonal: bool = True) -> Regularizer:
         values = jax.tree_util.tree_map_with_path(value, scene.params)
         return sum(jax.tree.leaves(values), jnp.zeros(())), memory
 
-    return Regularizer(apply)
+    return Regularizer(apply, matrices=True)
 
 
 PENALTIES: dict[str, Penalty | Regularizer] = {
@@ -344,3 +394,114 @@ G_PENALTIES: dict[str, Regularizer] = {
     "orthogonal": orthogonal(),
 }
 """Every penalty of G by name."""
+
+CLIP = "clip"
+"""In the place of a penalty of D: its optimizer keeps every parameter within a bound (``optim.clip_weights``)."""
+
+
+class Term(NamedTuple):
+    """One term of a sum of penalties.
+
+    Attributes:
+      player: ``"d"`` or ``"g"``.
+      name: as it is written, without the player.
+      penalty: what it names.
+      weight: over the run; None where none is written.
+      every: in how many updates of the player it enters once, times as much; None where it is not written.
+    """
+
+    player: Literal["d", "g"]
+    name: str
+    penalty: Regularizer
+    weight: optim.OverRun | None = None
+    every: int | None = None
+
+    def __str__(self) -> str:
+        return "g." * (self.player == "g") + self.name
+
+
+class Terms(NamedTuple):
+    """What ``parse`` reads.
+
+    Attributes:
+      terms: the penalties of both players, in the order in which they are written.
+      clip: bound of D's parameters, which is no penalty but the last link of D's optimizer; None: there is none.
+    """
+
+    terms: tuple[Term, ...] = ()
+    clip: float | None = None
+
+    def over(self, steps: int, *, weight: Any = 1.0, every: int = 1) -> list[Weighted]:
+        """The penalties of both players, in a run of so many steps.
+
+        Args:
+          weight, every: of the terms that have none of their own.
+        """
+        return [
+            Weighted(
+                term.weight(steps) if term.weight else weight,
+                term.penalty,
+                term.every or every,
+                term.player,
+            )
+            for term in self.terms
+        ]
+
+
+def forms(players: str = "dg") -> list[str]:
+    """The names that ``parse`` knows, of the penalties of some players."""
+    for_d = [*PENALTIES, CLIP] if "d" in players else []
+    return for_d + ([f"g.{name}" for name in G_PENALTIES] if "g" in players else [])
+
+
+def parse(text: str, players: str = "dg") -> Terms:
+    """Reads ``none`` or a sum ``[g.]NAME[=WEIGHT][/EVERY]+...``, such as ``r1=0.3/4+g.path_length=2``.
+
+    ``g.`` makes it G's penalty. NAME is an entry of ``PENALTIES`` (of ``G_PENALTIES`` for G), or ``module:name`` of the
+    user's own code, a penalty or a ``Regularizer``; that of a module ``g.m`` is G's as ``g.g.m:name``. WEIGHT is a
+    number or a schedule, EVERY a whole number. ``clip=BOUND`` is no penalty, see ``Terms``.
+
+    Args:
+      players: whose penalties are allowed.
+
+    Raises:
+      ValueError: for anything else, saying what is allowed.
+    """
+    terms, bounds = [], []
+    for part in text.split("+") if text != "none" else []:
+        if part.partition("=")[0] == CLIP and "d" in players:
+            bounds.append(_bound(part))
+        else:
+            terms.append(_term(part, players))
+    return Terms(tuple(terms), min(bounds, default=None))
+
+
+def _bound(part: str) -> float:
+    bound = optim.parse(part.partition("=")[2] or "0.01", low=0.0) if "/" not in part else None
+    value = bound(1) if bound else 0.0
+    if callable(value) or value == 0:
+        raise ValueError(f"{part!r}: must be clip=BOUND, a number > 0; every update is clipped")
+    return value
+
+
+def _term(part: str, players: str) -> Term:
+    body, slash, every = part.partition("/")
+    name, _, weight = body.partition("=")
+    player: Literal["d", "g"] = "g" if name.startswith("g.") else "d"
+    name = name.removeprefix("g.")
+    table = G_PENALTIES if player == "g" else PENALTIES
+    if player not in players or (name not in table and ":" not in name):
+        raise ValueError(
+            f"{part!r} is not a penalty; must be none or a sum of {', '.join(forms(players))},"
+            " or module:name of your own"
+        )
+    found: Any = lookup.find(table, name, "a penalty")
+    if not isinstance(found, Regularizer) and not callable(found):
+        raise ValueError(f"{part!r}: must be a function or a Regularizer")
+    penalty = regularizer(cast(Penalty | Regularizer, found))
+    if player not in penalty.players:
+        raise ValueError(f"{part!r} is for {penalty.players.upper()}, not for {player.upper()}")
+    if slash and not (every.isdecimal() and int(every)):
+        raise ValueError(f"{part!r}: the interval after / must be a positive whole number")
+    scalar = optim.parse(weight, low=0.0) if weight else None
+    return Term(player, name, penalty, scalar, int(every) if slash else None)

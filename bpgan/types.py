@@ -55,12 +55,16 @@ class Algorithm(NamedTuple):
       sample: ``sample(state, key, n) -> images``, or None where there is nothing to draw.
       classes: if not 0, ``sample`` takes int32 ``labels[n]`` below it as a fourth argument; without them it draws the
         classes in turn.
+      objectives: ``objectives(state, batch, key) -> losses``, where ``losses({player: params})`` returns what each
+        player minimizes in that step as a function of the parameters of all, and what comes beside it, dicts by player;
+        None where nobody asks for them.
     """
 
     init: Callable[..., Any]
     step: Callable[..., Any]
     sample: Callable[..., Any] | None = None
     classes: int = 0
+    objectives: Callable[..., Any] | None = None
 
 
 class AdversarialLoss(NamedTuple):
@@ -69,11 +73,16 @@ class AdversarialLoss(NamedTuple):
     Attributes:
       memory: None, or what D's loss remembers at the start, a pytree of float arrays (they are averaged): then
         ``d(real, fake, memory) -> (loss[b], memory)``.
+      energy: whether the logits must be energies, minus the reconstruction error of an autoencoder (``nets.energy``).
+      balances_at_zero: whether a D that cannot tell reals from fakes is best off with logits around 0. Only then does
+        the sign of a logit say what D thinks, as an adaptive augmentation takes it to (``augment.adapt``).
     """
 
     d: Callable[..., Any]
     g: Callable[[Logits, Logits], Logits]
     memory: Any = None
+    energy: bool = False
+    balances_at_zero: bool = False
 
 
 class Auxiliary(NamedTuple):

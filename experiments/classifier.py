@@ -10,13 +10,11 @@ Papers:  Rumelhart, Hinton & Williams 1986, doi:10.1038/323533a0; Kingma & Ba 20
 import dataclasses
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from bpgan import backprop, cli, data
-from bpgan.algorithms import supervised
+from bpgan.evaluation import classifier
 from bpgan.nets import dcgan, linen_net, mlp
-from bpgan.types import UserError
 
 NETS = {  # name: (Linen module, the same layers by hand)
     "mlp": (mlp.Classifier, backprop.mlp_classifier),
@@ -27,8 +25,6 @@ OPTIMIZERS = {
     "momentum": lambda lr: optax.sgd(lr, momentum=0.9),
     "adam": optax.adam,
 }
-CHUNK = 500
-"""Test images per call of the network."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,67 +53,31 @@ PRESETS = {
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The classifier that ``cfg`` describes, its data, and its accuracy on the test split."""
     train, test = (data.load(cfg.dataset, split) for split in ("train", "test"))
-    return of_data(cfg, train, test, axis_name)
-
-
-def of_data(
-    cfg: Config, train: data.Dataset, test: data.Dataset, axis_name: str | None = None
-) -> cli.Experiment:
-    """The same, trained and tested on other data than ``cfg`` names."""
-    dtype = jnp.dtype(cfg.precision)
     held = None
     if cfg.eval_every.value:
         train, held = data.hold_out(train)
-    classes = max(train.classes, test.classes)
-    if classes < 2:
-        raise UserError("has no labels, or all of one class", argument="dataset", value=cfg.dataset)
-    if cfg.net == "cnn" and min(train.shape[:2]) < 4:
-        h, w, _ = train.shape
-        raise UserError(
-            f"needs images of at least 4x4, those of {cfg.dataset} are {h}x{w}",
-            argument="net",
-            value="cnn",
-            beside=["dataset"],
-        )
+    dtype, classes = jnp.dtype(cfg.precision), classifier.classes_of(train, test)
+    if cfg.net == "cnn":
+        classifier.check_size(train)
     module, layers = NETS[cfg.net]
     net = linen_net(module(classes=classes, dtype=dtype))
     if cfg.gradients == "manual":
         gradient = backprop.value_and_grad(layers(), backprop.cross_entropy)
     else:
         gradient = backprop.autodiff(net, backprop.cross_entropy.value)
-    # A function of the step alone, so that a run can be made longer.
-    halving = cfg.lr_half_life * train.length / cfg.batch_size
-    algorithm = supervised.make(
-        net.init,
+    lr = classifier.halving(cfg.lr, cfg.lr_half_life, train, cfg.batch_size)
+    return classifier.build(
+        net,
         gradient,
-        OPTIMIZERS[cfg.optimizer](lambda step: cfg.lr * 0.5 ** (step / halving)),
-        data_shape=train.shape,
+        OPTIMIZERS[cfg.optimizer](lr),
+        train,
+        test,
+        seed=cfg.seed,
+        batch_size=cfg.batch_size,
+        held=held,
+        feed=cfg.feed,
         dtype=dtype,
-        metrics={"accuracy": supervised.accuracy},
         axis_name=axis_name,
-    )
-    source = data.source(
-        train, seed=cfg.seed, batch_size=cfg.batch_size, dtype=dtype, feed=cfg.feed
-    )
-
-    def accuracy(state: supervised.State, images: data.Dataset) -> float:
-        variables, correct = {**state.stats, "params": state.params}, 0
-        for i in range(0, images.length, CHUNK):
-            x, labels = images.read(np.arange(i, min(i + CHUNK, images.length)))
-            logits, _ = net.apply(variables, jnp.asarray(x, dtype) / 127.5 - 1, train=False)
-            correct += np.sum(np.argmax(np.asarray(logits), axis=1) == labels)
-        return float(correct / images.length)
-
-    return cli.Experiment(
-        algorithm,
-        source,
-        evaluate=lambda state: {
-            "test_accuracy": accuracy(state, test),
-            "test_images": float(test.length),
-        },
-        title=f"{train.summary()}\n{test.summary()}",
-        validate=(lambda state: {"accuracy": accuracy(state, held)}) if held else None,
-        prefers="max:eval/accuracy",
     )
 
 

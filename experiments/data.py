@@ -152,7 +152,7 @@ def run(cfg: Config) -> None:
     Raises:
       UserError: if the dataset cannot be loaded or the files cannot be written.
     """
-    from bpgan.report import page as report
+    from bpgan.runtime.images import image_grid, save_png
 
     out = cli.make_folder(cfg.workdir, "workdir", cfg.workdir)
     train, test = (data.load(cfg.dataset, split, mirror=cfg.mirror) for split in ("train", "test"))
@@ -177,7 +177,7 @@ def run(cfg: Config) -> None:
         "grid": {"classes": classes, "seed": cfg.seed},
     }
     try:
-        report.save_png(out / "grid.png", report.image_grid(images, columns=COLUMNS))
+        save_png(out / "grid.png", image_grid(images, columns=COLUMNS))
         write_json(out / "dataset.json", facts)
     except OSError as error:
         reason = f"cannot write {error.filename}: {error.strerror}"

@@ -42,188 +42,51 @@ Papers:  Huang et al. 2025, arXiv:2501.05441 (R3GAN); Miyato et al. 2018, arXiv:
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bpgan import cli, data, optim
+from bpgan import cli, data, losses, optim, penalties
 from bpgan.algorithms import game, gan
-from bpgan.augment import Augment, policy
-from bpgan.losses import AUXILIARY, LOSSES, balances_at_zero
-from bpgan.nets import (
-    biggan,
-    cnn,
-    dcgan,
-    energy,
-    labeled,
-    linen_net,
-    mlp,
-    r3gan,
-    resnet,
-    stylegan2,
-    truncated,
-)
-from bpgan.penalties import G_PENALTIES, PENALTIES
-from bpgan.types import Net, UserError
-
-from .mnist_gan import images_of, latents_of, monitored
-
-NETS = {
-    "mlp": 0,
-    "dcgan": 64,
-    "lite": 24,
-    "cnn": 0,
-    "sngan": 0,
-    "biggan": 64,
-    "r3gan": 2,
-    "stylegan2": 0,
-    "autoencoder": 64,
-}
-"""Architectures, and the number that may follow each as in ``biggan:96``: channels (of ``r3gan``: blocks in a stage);
-0 where there is none."""
-_OPTIONS = {
-    "attention": {"sngan": "gd", "biggan": "gd"},
-    "spectral": {"cnn": "d", "sngan": "g"},
-    "norm": {"dcgan": "g", "lite": "g"},
-}
-"""What may follow after commas: of which architectures, and for which player it changes anything."""
+from bpgan.algorithms.latents import Latents
+from bpgan.augment import Planned
+from bpgan.augment import parse as parse_augment
+from bpgan.evaluation.monitor import monitor
+from bpgan.losses import AUXILIARY, LOSSES
+from bpgan.nets import architecture, truncated
+from bpgan.types import AdversarialLoss, Net, UserError
 
 
-class Architecture(NamedTuple):
-    """A network as ``--net`` names it: ``biggan:96,attention=16``."""
+class Condition(NamedTuple):
+    """How D sees the labels.
 
-    kind: str
-    size: int
-    attention: int = 0
-    spectral: bool = False
-    norm: bool = False
+    Attributes:
+      how: one of ``nets.architecture.CONDITIONS``; empty: there are none.
+      weight: of the loss of D's head, over the run.
+    """
 
+    how: str
+    weight: optim.OverRun
 
-def _architecture(text: str) -> Architecture:
-    name, *options = text.split(",")
-    kind, colon, size = name.partition(":")
-    if kind not in NETS or (colon and not (NETS[kind] and size.isdecimal() and int(size) > 0)):
-        names = ", ".join(f"{name}:N" if default else name for name, default in NETS.items())
-        raise ValueError(f"must be one of {names}; for D another one after a slash")
-    found = Architecture(kind, int(size or NETS[kind]))
-    for option in options:
-        key, equals, value = option.partition("=")
-        sized = key == "attention"
-        if kind not in _OPTIONS.get(key, ()) or not (value.isdecimal() if sized else not equals):
-            raise ValueError(
-                f"{option!r}: the options are attention=SIZE (sngan, biggan), spectral (cnn, sngan) and norm"
-                " (dcgan, lite: labels enter G's batch norms)"
-            )
-        found = found._replace(**{key: int(value) if sized else True})
-    return found
+    def over(self, steps: int, classes: int) -> gan.Condition:
+        """The condition of a run of so many steps, on labels of so many classes."""
+        return gan.Condition(classes, AUXILIARY.get(self.how), self.weight(steps))
 
 
-def _pair(text: str, parse: Callable) -> tuple[Any, Any]:
-    """``FOR_G/FOR_D``, or one for both."""
-    g, slash, d = text.partition("/")
-    return parse(g), parse(d) if slash else parse(g)
+_positive = functools.partial(optim.parse, low=0.0)
 
 
-def _nets(text: str) -> tuple[Architecture, Architecture]:
-    return _pair(text, _architecture)
-
-
-_positive = functools.partial(optim.schedule, low=0.0)
-_decay = functools.partial(optim.schedule, low=0.0, high=0.99999)
-_probability = functools.partial(optim.schedule, low=0.0, high=1.0)
-
-
-def _condition(text: str) -> tuple[str, str]:
-    """Head of D and weight of its loss."""
-    head, equals, weight = text.partition("=")
-    if head not in ("none", "concat", "projection", *AUXILIARY) or (
-        equals and head not in AUXILIARY
-    ):
+def _condition(text: str) -> Condition:
+    how, equals, weight = text.partition("=")
+    if how not in ("none", *architecture.CONDITIONS) or (equals and how not in AUXILIARY):
+        plain = [how for how in architecture.CONDITIONS if how not in AUXILIARY]
         raise ValueError(
-            f"must be none, concat, projection, or one of {', '.join(AUXILIARY)} with =WEIGHT"
+            f"must be none, {', '.join(plain)}, or one of {', '.join(AUXILIARY)} with =WEIGHT"
         )
-    _positive(weight or "1")
-    return head, weight or "1"
-
-
-class Term(NamedTuple):
-    """``[g.]NAME[=WEIGHT][/EVERY]``."""
-
-    player: str
-    name: str
-    weight: str
-    every: int
-
-
-_CLIP = "clip"
-_OF_ONE_EXAMPLE = {
-    "d": ("r1", "r2", "wgan_gp", "wgan_lp", "zero_gp", "dragan"),
-    "g": ("path_length",),
-}
-"""By player: penalties that differentiate the network at each example as if there were no others."""
-_BATCH_NORM = {"d": ("cnn",), "g": ("dcgan", "lite", "cnn", "sngan", "biggan")}
-"""By player: networks whose batch norm mixes examples."""
-_KERNELS = {"r3gan": "grouped", "stylegan2": "scaled where they are used"}
-"""Networks whose kernels are not the matrices that ``orthogonal`` takes them for, and what they are."""
-
-
-def _penalties(text: str) -> list[Term]:
-    terms = []
-    for term in text.split("+") if text != "none" else []:
-        body, slash, every = term.partition("/")
-        name, _, weight = body.partition("=")
-        player, name = ("g", name[2:]) if name.startswith("g.") else ("d", name)
-        if name not in (G_PENALTIES if player == "g" else (*PENALTIES, _CLIP)):
-            allowed = [*PENALTIES, _CLIP, *(f"g.{name}" for name in G_PENALTIES)]
-            raise ValueError(
-                f"{term!r} is not a penalty; must be none or a sum of {', '.join(allowed)}"
-            )
-        weight = weight or ("0.01" if name == _CLIP else "1")
-        value = _positive(weight)
-        if name == _CLIP and (callable(value) or value == 0 or slash):
-            raise ValueError(f"{term!r}: must be clip=BOUND, a number > 0; every update is clipped")
-        if slash and not (every.isdecimal() and int(every)):
-            raise ValueError(f"{term!r}: the interval after / must be a positive whole number")
-        terms.append(Term(player, name, weight, int(every or 1)))
-    return terms
-
-
-def _betas(text: str) -> tuple[str, str, float]:
-    """Adam's decays and its epsilon."""
-    b1, b2, *eps = text.split(",") if "," in text else ("", "")
-    try:
-        for decay in (b1, b2):
-            _decay(decay)
-        (number,) = map(float, eps or ["1e-8"])
-        if not 0 < number < 1:
-            raise ValueError
-    except ValueError:
-        raise ValueError(
-            "must be two decays in [0, 0.99999], numbers or schedules, and perhaps an epsilon: 0.5,0.99,1e-8"
-        ) from None
-    return b1, b2, number
-
-
-def _augment(text: str) -> tuple[Any, str, float | None]:
-    """``POLICY[@P]``: the augmentation or None, its probability, and the target of an adaptive one."""
-    if text == "none":
-        return None, "0", None
-    names, _, p = text.partition("@")
-    kind, _, target = p.partition(":")
-    if kind != "ada":
-        _probability(p or "1")
-        return policy(names), p or "1", None
-    try:
-        wanted = float(target or 0.6)
-    except ValueError:
-        wanted = math.nan
-    if not -1 <= wanted <= 1:
-        raise ValueError(f"{p!r}: the TARGET of ada:TARGET must be a number in [-1, 1]")
-    return policy(names), "0", wanted
+    return Condition("" if how == "none" else how, _positive(weight or "1"))
 
 
 _SCALAR = "a number or a schedule such as cosine:2e-4:5e-5"
@@ -233,48 +96,56 @@ _SCALAR = "a number or a schedule such as cosine:2e-4:5e-5"
 class Config(cli.RunConfig):
     dataset: str = cli.field("mnist10k", data.FORMS, locates_data=True)
     flip: bool = cli.field(False, "mirror images left to right with probability 1/2")
-    net: str = cli.field("lite:24", f"G, or G/D: {', '.join(NETS)}, with :N a width", check=_nets)
-    latents: str = cli.field(
+    net: cli.Parsed[architecture.Choices] = cli.field(
+        "lite:24",
+        "G, or G/D, each with a width :N and options after commas",
+        choices=architecture.forms,
+        parse=architecture.parse,
+    )
+    latents: cli.Parsed[Latents] = cli.field(
         "normal:64",
         "distribution of z and its dimension: normal:DIM or uniform:DIM",
-        check=latents_of,
+        parse=Latents.parse,
     )
-    condition: str = cli.field(
+    condition: cli.Parsed[Condition] = cli.field(
         "none",
         "on labels: none, or how D does it: concat, projection, acgan=WEIGHT, d2d=WEIGHT",
-        check=_condition,
+        parse=_condition,
     )
-    loss: str = cli.field("relativistic", "adversarial loss", choices=LOSSES)
-    penalty: str = cli.field(
+    loss: cli.Parsed[AdversarialLoss] = cli.field(
+        "relativistic", "adversarial loss", choices=LOSSES, parse=losses.parse
+    )
+    penalty: cli.Parsed[penalties.Terms] = cli.field(
         "r1=0.3/4+r2=0.3/4",
         "none, or a sum of NAME=WEIGHT/EVERY; for G g.NAME; clip=BOUND clips D's weights",
-        check=_penalties,
+        choices=penalties.forms,
+        parse=penalties.parse,
     )
-    lr: str = cli.field(
+    lr: cli.Parsed[optim.Pair] = cli.field(
         "cosine:1e-3:5e-5",
         f"Adam's step size, or G's/D's: {_SCALAR}",
-        check=lambda text: _pair(text, _positive),
+        parse=functools.partial(optim.parse_pair, low=0.0),
     )
-    betas: str = cli.field(
-        "0.5,0.99", f"Adam's two decays: {_SCALAR}; and its epsilon", check=_betas
+    betas: cli.Parsed[optim.Betas] = cli.field(
+        "0.5,0.99", f"Adam's two decays: {_SCALAR}; and its epsilon", parse=optim.parse_betas
     )
     d_steps: int = cli.field(1, "updates of D per update of G", low=1)
     accumulate: int = cli.field(1, "micro-batches of an update, for memory", low=1)
-    rule: str = cli.field(
+    rule: cli.Parsed[game.Rule | None] = cli.field(
         "none",
         f"update rule of the game: {game.RULE_FORMS}; none: alternating",
-        check=game.rule_of,
+        parse=game.rule_of,
     )
-    augment: str = cli.field(
+    augment: cli.Parsed[Planned | None] = cli.field(
         "none",
         "of what D sees: none or POLICY@P; P a number, a schedule or ada:TARGET",
-        check=_augment,
+        parse=parse_augment,
     )
-    ema: str = cli.field(
+    ema: cli.Parsed[optim.OverRun] = cli.field(
         "2e4",
         "half-life in images of the average of G that draws, a number at most 5 % of the images seen so far,"
         " a schedule as it is; 0: none",
-        check=_positive,
+        parse=_positive,
     )
     truncation: float = cli.field(
         0.0, "of samples: psi of stylegan2, else the bound on |z| of normal latents; 0: none", low=0,
@@ -424,218 +295,132 @@ PRESETS = {
 }
 
 
-def _levels(shape: tuple[int, int, int]) -> int:
-    """How often the height is halved down to 4 to 7 pixels; once at least."""
-    return max((shape[0] // 4).bit_length() - 1, 1)
-
-
-def _generator(
-    net: Architecture, shape: tuple[int, int, int], axis_name: str | None, **common: Any
-) -> Net:
-    kind, size, attention, spectral, norm = net
-    if kind == "mlp":
-        return linen_net(mlp.Generator(shape, **common))
-    if kind in ("r3gan", "stylegan2"):
-        module = r3gan.Generator(shape, blocks=size, **common)
-        return linen_net(module if kind == "r3gan" else stylegan2.Generator(shape, **common))
-    common["axis_name"] = axis_name
-    if kind == "cnn":
-        return linen_net(cnn.Generator(shape, **common))
-    if kind == "sngan":
-        return linen_net(resnet.Generator(shape, attention=attention, spectral=spectral, **common))
-    if kind == "biggan":
-        hierarchical = common["classes"] > 0
-        module = biggan.Generator(
-            shape, size, hierarchical=hierarchical, attention=attention, **common
-        )
-        return linen_net(module)
-    widths = tuple(size << i for i in range(_levels(shape) + (kind == "lite")))[::-1]
-    options: Any = dict(upsample="resize", output_gain=0.5) if kind == "lite" else {}
-    options["conditioning"] = "norm" if norm else "concat"
-    return linen_net(dcgan.Generator(shape, widths, **options, **common))
-
-
-def _discriminator(
-    net: Architecture, shape: tuple[int, int, int], axis_name: str | None, **common: Any
-) -> Net:
-    kind, size, attention, spectral, _ = net
-    if common["head"] == "concat":
-        unconditional = common | {"classes": 0, "head": "projection"}
-        inner = _discriminator(net, shape, axis_name, **unconditional)
-        return labeled(inner, common["classes"])
-    if kind == "autoencoder":
-        widths = (size, 2 * size)
-        return energy(linen_net(dcgan.Autoencoder(widths, dtype=common["dtype"])))
-    if kind == "lite":
-        widths = (2 * size, 4 * size)
-        module: Any = dcgan.Discriminator(widths, full_resolution=size, hidden=128, **common)
-    elif kind == "dcgan":
-        module = dcgan.Discriminator(tuple(size << i for i in range(_levels(shape))), **common)
-    elif kind == "cnn":
-        module = cnn.Discriminator(spectral=spectral, axis_name=axis_name, **common)
-    elif kind == "sngan":
-        module = resnet.Discriminator(attention=attention, **common)
-    elif kind == "biggan":
-        module = biggan.Discriminator(size, attention=attention, **common)
-    elif kind == "r3gan":
-        module = r3gan.Discriminator(blocks=size, **common)
-    else:
-        module = {"mlp": mlp, "stylegan2": stylegan2}[kind].Discriminator(**common)
-    return linen_net(module)
-
-
-def _networks(
-    cfg: Config, shape: tuple[int, int, int], classes: int, axis_name: str | None
-) -> tuple[Net, Net]:
-    """Both players, of which it is known that they take such images.
-
-    Raises:
-      UserError: if they do not, or do not go with the loss or the condition.
-    """
-    for_g, for_d = _nets(cfg.net)
-    head, _ = _condition(cfg.condition)
-    if (cfg.loss == "began") != (for_d.kind == "autoencoder"):
-        raise UserError(
-            "began and an autoencoder as D (--net=dcgan/autoencoder) need each other",
-            argument="loss",
-            value=cfg.loss,
-            beside=["net"],
-        )
-    if for_g.kind == "autoencoder":
-        raise UserError(
-            "an autoencoder can be D only, as in dcgan/autoencoder", argument="net", value=cfg.net
-        )
-    if classes and for_d.kind == "autoencoder":
-        raise UserError(
-            "an autoencoder takes no labels; must be none",
-            argument="condition",
-            value=cfg.condition,
-        )
-    common: Any = dict(classes=classes, dtype=jnp.dtype(cfg.precision))
-    g = _generator(for_g, shape, axis_name, **common)
-    d = _discriminator(for_d, shape, axis_name, head=head if classes else "projection", **common)
-    labels = (jnp.zeros(1, jnp.int32),) if classes else ()
-    for net, example in ((g, (1, latents_of(cfg.latents)[1])), (d, (1, *shape))):
-        try:
-            jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(example), *labels)
-        except ValueError as error:
-            where = f"images of --dataset={cfg.dataset} are {shape[0]}x{shape[1]}"
-            raise UserError(f"{error} ({where})", argument="net", value=cfg.net) from None
-    return g, d
-
-
 def _check(cfg: Config, axis_name: str | None) -> None:
     """Raises UserError for flags that do not go with each other."""
-    for_g, for_d = _nets(cfg.net)
-    terms = _penalties(cfg.penalty)
-    players = {"g": for_g, "d": for_d}
-    # Without a slash an option is for the player that has a use for it.
-    for player, net in players.items() if "/" in cfg.net else ():
-        for option, users in _OPTIONS.items():
-            if getattr(net, option) and player not in users[net.kind]:
-                raise UserError(
-                    f"{option} has no part in {net.kind} as {player.upper()}; must be without",
-                    argument="net",
-                    value=cfg.net,
-                )
-    if for_g.norm and cfg.condition == "none":
-        heads = ", ".join(("concat", "projection", *AUXILIARY))
-        raise UserError(
-            f"norm has no part in --condition=none; must be one of {heads}",
-            argument="net",
-            value=cfg.net,
-            beside=["condition"],
-        )
+    choices, loss, planned = cfg.net.value, cfg.loss.value, cfg.augment.value
+    options = choices.g.network.options
+    if not cfg.condition.value.how:
+        for name in (name for name, option in options.items() if option.of_labels):
+            if choices.g.options[name]:
+                reason = f"{name} has no part in `condition=none`; must be one of "
+                reason += ", ".join(choices.d.network.conditions)
+                raise UserError(reason, argument="net", value=cfg.net, beside=["condition"])
     _check_batches(cfg, axis_name)
-    if _augment(cfg.augment)[2] is not None and not balances_at_zero(LOSSES[cfg.loss]):
-        allowed = ", ".join(name for name, loss in LOSSES.items() if balances_at_zero(loss))
-        raise UserError(
-            "ada goes by the sign of D's logits, which means nothing with"
-            f" --loss={cfg.loss}; must be one of {allowed}",
-            argument="augment",
-            value=cfg.augment,
-            beside=["loss"],
-        )
-    _check_penalties(cfg, players, terms)
+    if planned and planned.target is not None and not loss.balances_at_zero:
+        allowed = ", ".join(name for name, loss in LOSSES.items() if loss.balances_at_zero)
+        reason = "ada goes by the sign of D's logits, which means nothing with"
+        reason += f" `loss={cfg.loss}`; must be one of {allowed}"
+        raise UserError(reason, argument="augment", value=cfg.augment, beside=["loss"])
+    if loss.energy != choices.d.architecture.energy:
+        energies = architecture.names(lambda a: a.energy)
+        reason = ", ".join(name for name, loss in LOSSES.items() if loss.energy)
+        reason += f" and an {' or '.join(energies)} as D need each other, as in"
+        reason += f" `net=dcgan/{energies[0]}`"
+        raise UserError(reason, argument="loss", value=cfg.loss, beside=["net"])
+    if cfg.penalty.value.clip and cfg.rule == "optimistic":
+        reason = "the steps of `rule=optimistic` go beyond the bound; another rule keeps it"
+        raise UserError(reason, argument="penalty", value=penalties.CLIP, beside=["rule"])
+    for term in cfg.penalty.value.terms:
+        if reason := _misfit(term, choices.g if term.player == "g" else choices.d):
+            raise UserError(reason, argument="penalty", value=str(term), beside=["net"])
+
+
+def _misfit(term: penalties.Term, net: architecture.Choice) -> str:
+    """Why a player's network cannot have a penalty; empty if it can."""
+    penalty, called = term.penalty, f"`net={net.name}`"
+    if penalty.mapping and not net.mapping:
+        return f"{called} has no mapping, {', '.join(architecture.names(lambda a: a.mapping))} has"
+    if penalty.each_example and net.mixes_examples:
+        reason = f"needs a {term.player.upper()} that takes each example by itself; {called} has"
+        return f"{reason} batch norm, not so {' or '.join(architecture.unmixed(term.player))}"
+    if penalty.matrices and net.kernels:
+        return f"needs kernels that are matrices; those of {called} are {net.kernels}"
+    return ""
 
 
 def _check_batches(cfg: Config, axis_name: str | None) -> None:
     """Raises a UserError for a batch that cannot be split, or is split where the rule or the devices allow none."""
+
+    def refuse(name: str, reason: str, *beside: str) -> None:
+        value = "pmap" if name == "parallel" else getattr(cfg, name)
+        raise UserError(reason, argument=name, value=value, beside=beside)
+
     if cfg.batch_size % cfg.accumulate:
-        raise UserError(
-            f"must divide --batch_size={cfg.batch_size}",
-            argument="accumulate",
-            value=cfg.accumulate,
-            beside=["batch_size"],
-        )
+        refuse("accumulate", f"must divide `batch_size={cfg.batch_size}`", "batch_size")
     devices = jax.device_count() if axis_name else 1
     # A step of fewer rows than devices runs on one of them.
     if cfg.batch_size * cfg.d_steps >= devices and cfg.batch_size % (cfg.accumulate * devices):
-        raise UserError(
-            f"must be a multiple of --accumulate={cfg.accumulate} times the"
-            f" {devices} devices of --parallel=pmap",
-            argument="batch_size",
-            value=cfg.batch_size,
-            beside=["accumulate", "parallel"],
-        )
-    if cfg.rule != "none":
+        reason = f"must be a multiple of `accumulate={cfg.accumulate}` times the"
+        reason += f" {devices} devices of `parallel=pmap`"
+        refuse("batch_size", reason, "accumulate", "parallel")
+    if cfg.rule.value:
         for name in ("d_steps", "accumulate"):
             if getattr(cfg, name) > 1:
-                reason, value = f"must be 1 with --rule={cfg.rule}", getattr(cfg, name)
-                raise UserError(reason, argument=name, value=value, beside=["rule"])
+                refuse(name, f"must be 1 with `rule={cfg.rule}`", "rule")
         if axis_name:
-            raise UserError(
-                f"must be jit with --rule={cfg.rule}",
-                argument="parallel",
-                value="pmap",
-                beside=["rule"],
-            )
+            refuse("parallel", f"must be jit with `rule={cfg.rule}`", "rule")
 
 
-def _check_penalties(
-    cfg: Config, players: Mapping[str, Architecture], terms: Sequence[Any]
-) -> None:
-    """Raises a UserError for a penalty that the networks or the rule do not allow."""
-    for player, name, _, _ in terms:
-        net, blamed = players[player], dict(argument="penalty", value="g." * (player == "g") + name)
-        if name == _CLIP and cfg.rule == "optimistic":
-            raise UserError(
-                "the steps of --rule=optimistic go beyond the bound; another rule keeps it",
-                **blamed,
-                beside=["rule"],
-            )
-        if name == "path_length_w" and players["g"].kind != "stylegan2":
-            reason = f"--net={players['g'].kind} has no mapping, stylegan2 has"
-            raise UserError(reason, **blamed, beside=["net"])
-        if name in _OF_ONE_EXAMPLE[player] and net.kind in _BATCH_NORM[player]:
-            if player == "g" or not net.spectral:
-                others = {"d": "cnn,spectral has none", "g": "mlp, r3gan and stylegan2 have none"}
-                reason = (
-                    f"needs a {player.upper()} that takes each example by itself; --net={net.kind} has"
-                    f" batch norm, {others[player]}"
-                )
-                raise UserError(reason, **blamed, beside=["net"])
-        if name == "orthogonal" and net.kind in _KERNELS:
-            kernels = f"those of --net={net.kind} are {_KERNELS[net.kind]}"
-            reason = f"needs kernels that are matrices; {kernels}"
-            raise UserError(reason, **blamed, beside=["net"])
+def _networks(cfg: Config, images: data.Dataset, axis_name: str | None) -> tuple[Net, Net, int]:
+    """Both players, of which it is known that they take such images, and the classes of their labels.
+
+    Raises:
+      UserError: if they do not take them, or not the labels.
+    """
+    how, shape = cfg.condition.value.how, images.shape
+    classes = images.classes if how else 0
+    if classes == 1:
+        reason = f"`dataset={cfg.dataset}` has no labels; must be none"
+        raise UserError(reason, argument="condition", value=cfg.condition, beside=["dataset"])
+    nets = []
+    for net, example in zip(cfg.net.value, ((1, cfg.latents.value.dim), (1, *shape)), strict=True):
+        if classes and how not in net.network.conditions:
+            allowed = ", ".join(("none", *net.network.conditions))
+            reason = f"{net.name} as {net.player.upper()} does not take labels so; must be"
+            reason += f" {allowed}" if allowed == "none" else f" one of {allowed}"
+            raise UserError(reason, argument="condition", value=cfg.condition, beside=["net"])
+        dtype = jnp.dtype(cfg.precision)
+        made = net.make(shape, dtype=dtype, classes=classes, condition=how, axis_name=axis_name)
+        labels = (jnp.zeros(1, jnp.int32),) if classes else ()
+        try:
+            jax.eval_shape(made.init, jax.random.key(0), jnp.zeros(example), *labels)
+        except ValueError as error:
+            where = f"images of `dataset={cfg.dataset}` are {shape[0]}x{shape[1]}"
+            raise UserError(f"{error} ({where})", argument="net", value=cfg.net) from None
+        nets.append(made)
+    return nets[0], nets[1], classes
+
+
+def _truncation(
+    cfg: Config, g_net: Net, classes: int, dtype: Any
+) -> tuple[Net | None, Callable[..., Any] | None]:
+    """What draws samples in the place of G and of its latents: of a mapping the styles are truncated, else z."""
+    drawn = cfg.latents.value
+    if not cfg.truncation:
+        return None, None
+    if cfg.net.value.g.mapping:
+        return truncated(g_net, cfg.truncation, drawn.draw(dtype), classes=classes), None
+    if drawn.kind != "normal":
+        reason = f"`latents={cfg.latents}`, must be normal:DIM"
+        raise UserError(reason, argument="truncation", value=cfg.truncation, beside=["latents"])
+    return None, drawn.draw(dtype, cfg.truncation)
+
+
+def _optimizers(cfg: Config, steps: int) -> dict[Literal["g", "d"], optax.GradientTransformation]:
+    """Adam of both players; D's then keeps its weights within the bound, if there is one."""
+    rule, bound = cfg.rule.value, cfg.penalty.value.clip
+    steps *= rule.counts if rule else 1
+    g = cfg.betas.value.adam(cfg.lr.value.g, steps)
+    d = cfg.betas.value.adam(cfg.lr.value.d, steps * cfg.d_steps)
+    return {"g": g, "d": optax.chain(d, optim.clip_weights(bound)) if bound else d}
 
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The GAN that ``cfg`` describes, and its data."""
     _check(cfg, axis_name)
     dtype = jnp.dtype("float64" if cfg.precision == "float64" else "float32")
-    images, held = images_of(cfg.dataset, cfg.eval_every)
-    head, auxiliary_weight = _condition(cfg.condition)
-    shape, classes = images.shape, images.classes if head != "none" else 0
-    if classes == 1:
-        raise UserError(
-            f"--dataset={cfg.dataset} has no labels; must be none",
-            argument="condition",
-            value=cfg.condition,
-            beside=["dataset"],
-        )
-    g_net, d_net = _networks(cfg, shape, classes, axis_name)
+    images, held = data.load_for_training(cfg.dataset, bool(cfg.eval_every.value))
+    g_net, d_net, classes = _networks(cfg, images, axis_name)
     source = data.source(
         images,
         seed=cfg.seed,
@@ -645,70 +430,26 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         flip=cfg.flip,
     )
     steps = cli.steps_of(cfg, source.steps_per_epoch)
-    rule = game.rule_of(cfg.rule)
-    counts = rule.counts if rule else 1
-
-    def scalar(text: str, updates: int = 1) -> Any:
-        return optim.schedule(text, steps * updates)
-
-    distribution, dim = latents_of(cfg.latents)
-    latents = distribution(dim, dtype)
-    sampler, sample_latents = None, None
-    if cfg.truncation and _nets(cfg.net)[0].kind == "stylegan2":
-        sampler = truncated(g_net, cfg.truncation, latents, classes=classes)
-    elif cfg.truncation:
-        if distribution is not gan.normal_latents:
-            raise UserError(
-                f"--latents={cfg.latents}, must be normal:DIM",
-                argument="truncation",
-                value=cfg.truncation,
-                beside=["latents"],
-            )
-        sample_latents = gan.normal_latents(dim, dtype, cfg.truncation)
-
-    terms = _penalties(cfg.penalty)
-    tables = {"d": PENALTIES, "g": G_PENALTIES}
-    penalties: dict[str, list] = {"d": [], "g": []}
-    for player, name, weight, every in terms:
-        if name != _CLIP:
-            penalties[player].append((scalar(weight), tables[player][name], every))
-    g_lr, d_lr = _pair(cfg.lr, str)
-    b1, b2, eps = _betas(cfg.betas)
-
-    def adam(lr: str, updates: int) -> optax.GradientTransformation:
-        return optim.adam(*(scalar(text, updates) for text in (lr, b1, b2)), eps=eps)
-
-    d_tx = adam(d_lr, cfg.d_steps * counts)
-    for term in terms:
-        if term.name == _CLIP:
-            d_tx = optax.chain(d_tx, optim.clip_weights(float(term.weight)))
-    apply, p, target = _augment(cfg.augment)
-    half_life = scalar(cfg.ema)
+    txs, planned, half_life = _optimizers(cfg, steps), cfg.augment.value, cfg.ema.value(steps)
     ramp = None if callable(half_life) else 0.05  # a schedule is its own
+    latents = cfg.latents.value.draw(dtype)
     algorithm = gan.make(
-        g_net,
-        d_net,
-        LOSSES[cfg.loss],
-        adam(g_lr, counts),
-        d_tx,
-        latents=latents,
-        data_shape=shape,
-        dtype=dtype,
-        penalties=penalties["d"],
-        g_penalties=penalties["g"],
+        gan.Networks(
+            g_net, d_net, latents, images.shape, dtype, *_truncation(cfg, g_net, classes, dtype)
+        ),
+        cfg.loss.value,
+        gan.Optimizers(**txs),
+        penalties=cfg.penalty.value.over(steps),
         d_steps=cfg.d_steps,
         accumulate=cfg.accumulate,
-        classes=classes,
-        auxiliary=(scalar(auxiliary_weight), AUXILIARY[head]) if head in AUXILIARY else None,
-        augment=Augment(apply, scalar(p), target) if apply else None,
+        condition=cfg.condition.value.over(steps, classes),
+        augment=planned.over(steps) if planned else None,
         ema_decay=None if half_life == 0 else optim.half_life(half_life, cfg.batch_size, ramp),
-        rule=rule,
-        sampler=sampler,
-        sample_latents=sample_latents,
+        rule=cfg.rule.value,
         axis_name=axis_name,
     )
     experiment = cli.Experiment(algorithm, source, title=images.summary())
-    return monitored(experiment, cfg.dataset, held)
+    return monitor(experiment, cfg.dataset, held)
 
 
 if __name__ == "__main__":

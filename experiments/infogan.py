@@ -16,35 +16,53 @@ likelihood and draws its mean images, where the study's code puts gray pixels un
 """
 
 import dataclasses
-from typing import Any
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import optax
 
 from bpgan import cli, data, optim
 from bpgan.algorithms import gan, vae
+from bpgan.evaluation.monitor import monitor
 from bpgan.losses import LOSSES, began
 from bpgan.nets import dcgan, energy, linen_net
 from bpgan.nets.vae import Encoder
-from bpgan.penalties import PENALTIES
-from bpgan.types import Algorithm, UserError
+from bpgan.penalties import PENALTIES, regularizer, weighted
+from bpgan.types import Algorithm, Net, UserError
 
-from .mnist_gan import images_of, monitored
+
+class Model(NamedTuple):
+    """One row of the study.
+
+    Attributes:
+      loss: of ``LOSSES``; empty of the VAE.
+      penalty: of ``PENALTIES``, on D; empty: none.
+      flags: those that only this model, and others that have them, make use of.
+    """
+
+    loss: str = ""
+    penalty: str = ""
+    flags: tuple[str, ...] = ()
+
+    @property
+    def takes_norm(self) -> bool:
+        """Whether D may have batch norm: one that is no autoencoder, and whose examples pass by themselves nowhere."""
+        if not self.loss or LOSSES[self.loss].energy:
+            return False
+        return not (self.penalty and regularizer(PENALTIES[self.penalty]).each_example)
+
 
 MODELS = {
-    "mm": "minimax",
-    "ns": "nonsaturating",
-    "lsgan": "least_squares",
-    "wgan": "wasserstein",
-    "wgan_gp": "wasserstein",
-    "dragan": "nonsaturating",
-    "began": "began",
-    "vae": "",
+    "mm": Model("minimax"),
+    "ns": Model("nonsaturating"),
+    "lsgan": Model("least_squares"),
+    "wgan": Model("wasserstein", flags=("clip",)),
+    "wgan_gp": Model("wasserstein", "wgan_gp", ("weight",)),
+    "dragan": Model("nonsaturating", "dragan", ("weight",)),
+    "began": Model("began", flags=("k_step", "balance")),
+    "vae": Model(),
 }
-"""The models, and the adversarial loss of each GAN."""
-PENALTY = {"wgan_gp": "wgan_gp", "dragan": "dragan"}
-_OWN = {"weight": tuple(PENALTY), "clip": ("wgan",), "k_step": ("began",), "balance": ("began",)}
-"""Flags, and the only models that they have a part in."""
+"""The models by name."""
 
 
 def _metrics(text: str) -> list[str]:
@@ -74,11 +92,8 @@ class Config(cli.RunConfig):
         64, "of the convolutions next to the image; the others have twice as many", low=1
     )
     hidden: int = cli.field(1024, "units of the dense layers of G and D", low=1)
-    metrics: str = cli.field(
-        "fd,kd,prdc",
-        "of --eval_every: some of these",
-        check=_metrics,
-        restart_safe=True,
+    metrics: cli.Parsed[list[str]] = cli.field(
+        "fd,kd,prdc", "of the evaluations: some of these", parse=_metrics, restart_safe=True
     )
     latents: int = cli.field(64, "dimension of z, uniform in [-1, 1]", low=1)
     epochs: float = cli.field(20.0)
@@ -88,7 +103,8 @@ class Config(cli.RunConfig):
     checkpoint_every: str = cli.field("5ep")
 
     def idle(self) -> dict[str, str]:
-        return {name: "model" for name, models in _OWN.items() if self.model not in models}
+        special = {name for model in MODELS.values() for name in model.flags}
+        return dict.fromkeys(sorted(special - set(MODELS[self.model].flags)), "model")
 
 
 PRESETS = {
@@ -100,80 +116,96 @@ PRESETS = {
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The model that ``cfg`` describes, and its data."""
-    images, held = images_of(cfg.dataset, cfg.eval_every)
-    shape, dtype = images.shape, jnp.dtype(cfg.precision)
-    if shape[0] % 4 or shape[1] % 4:
+    images, held = data.load_for_training(cfg.dataset, bool(cfg.eval_every.value))
+    _check(cfg, images)
+    source = data.source(
+        images,
+        seed=cfg.seed,
+        batch_size=cfg.batch_size * cfg.d_steps,
+        dtype=jnp.dtype(cfg.precision),
+        feed=cfg.feed,
+    )
+    make = _vae if cfg.model == "vae" else _gan
+    algorithm = make(cfg, images.shape, axis_name)
+    experiment = cli.Experiment(algorithm, source, title=images.summary())
+    return monitor(experiment, cfg.dataset, held, *cfg.metrics.value)
+
+
+def _check(cfg: Config, images: data.Dataset) -> None:
+    """Raises UserError for images that do not fit, and for flags that do not go with the model."""
+    height, width, _ = images.shape
+    if height % 4 or width % 4:
         raise UserError(
-            f"images are {shape[0]}x{shape[1]}; height and width must be multiples of 4",
+            f"images are {height}x{width}; height and width must be multiples of 4",
             argument="dataset",
             value=cfg.dataset,
         )
     if cfg.model == "vae" and (cfg.d_steps > 1 or cfg.d_norm):
         raise UserError(
-            "has no D; --d_steps must be 1 and --d_norm false",
+            "has no D; `d_steps` must be 1 and `d_norm` false",
             argument="model",
             value="vae",
             beside=["d_steps", "d_norm"],
         )
-    if cfg.d_norm and cfg.model in PENALTY:
+    if cfg.d_norm and MODELS[cfg.model].penalty and not MODELS[cfg.model].takes_norm:
         raise UserError(
-            f"--model={cfg.model} penalizes the gradient of each example by itself; must be false",
+            f"`model={cfg.model}` penalizes the gradient of each example by itself; must be false",
             argument="d_norm",
             beside=["model"],
         )
-    wide = (cfg.channels, 2 * cfg.channels)
-    g = dcgan.Generator(
+
+
+def _decoder(cfg: Config, shape: tuple[int, int, int], axis_name: str | None) -> Net:
+    """G, or the VAE's decoder, whose outputs are logits of a likelihood."""
+    module = dcgan.Generator(
         shape,
-        wide[::-1],
+        (2 * cfg.channels, cfg.channels),
         hidden=cfg.hidden,
         linear=cfg.model == "vae",
         axis_name=axis_name,
-        dtype=dtype,
+        dtype=jnp.dtype(cfg.precision),
     )
-    source = data.source(
-        images,
-        seed=cfg.seed,
-        batch_size=cfg.batch_size * cfg.d_steps,
+    return linen_net(module)
+
+
+def _vae(cfg: Config, shape: tuple[int, int, int], axis_name: str | None) -> Algorithm:
+    dtype, widths = jnp.dtype(cfg.precision), (cfg.channels, 2 * cfg.channels)
+    encoder = linen_net(Encoder(cfg.latents, widths, (cfg.hidden,), dtype=dtype))
+    decoder = _decoder(cfg, shape, axis_name)
+    return vae.make(
+        vae.Model(encoder, decoder, vae.LIKELIHOODS["continuous-bernoulli"]),
+        optax.adam(cfg.lr, b1=cfg.b1, b2=0.999),
+        latents=cfg.latents,
+        data_shape=shape,
         dtype=dtype,
-        feed=cfg.feed,
+        axis_name=axis_name,
     )
 
-    def experiment(algorithm: Algorithm) -> cli.Experiment:
-        built = cli.Experiment(algorithm, source, title=images.summary())
-        return monitored(built, cfg.dataset, held, *_metrics(cfg.metrics))
 
-    common: Any = dict(data_shape=shape, dtype=dtype, axis_name=axis_name)
-    if cfg.model == "vae":
-        encoder = linen_net(Encoder(cfg.latents, wide, (cfg.hidden,), dtype=dtype))
-        model = vae.Model(encoder, linen_net(g), vae.LIKELIHOODS["continuous-bernoulli"])
-        tx = optax.adam(cfg.lr, b1=cfg.b1, b2=0.999)
-        return experiment(vae.make(model, tx, latents=cfg.latents, **common))
-    if cfg.model == "began":
+def _gan(cfg: Config, shape: tuple[int, int, int], axis_name: str | None) -> Algorithm:
+    model, widths = MODELS[cfg.model], (cfg.channels, 2 * cfg.channels)
+    dtype = jnp.dtype(cfg.precision)
+    loss = LOSSES[model.loss]
+    if loss.energy:
         loss = began(cfg.balance, cfg.k_step)
-        d = energy(linen_net(dcgan.Autoencoder(wide, code=cfg.latents, dtype=dtype)))
+        d = energy(linen_net(dcgan.Autoencoder(widths, code=cfg.latents, dtype=dtype)))
     else:
-        loss = LOSSES[MODELS[cfg.model]]
-        d = linen_net(
-            dcgan.Discriminator(
-                wide, hidden=cfg.hidden, norm=cfg.d_norm, axis_name=axis_name, dtype=dtype
-            )
+        module = dcgan.Discriminator(
+            widths, hidden=cfg.hidden, norm=cfg.d_norm, axis_name=axis_name, dtype=dtype
         )
+        d = linen_net(module)
     g_tx, d_tx = (optax.adam(cfg.lr, b1=cfg.b1, b2=0.999) for _ in range(2))
-    if cfg.model == "wgan":
+    if "clip" in model.flags:
         d_tx = optax.chain(d_tx, optim.clip_weights(cfg.clip))
-    penalties = [(cfg.weight, PENALTIES[PENALTY[cfg.model]])] if cfg.model in PENALTY else []
-    algorithm = gan.make(
-        linen_net(g),
-        d,
+    latents = gan.uniform_latents(cfg.latents, dtype)
+    return gan.make(
+        gan.Networks(_decoder(cfg, shape, axis_name), d, latents, shape, dtype),
         loss,
-        g_tx,
-        d_tx,
-        latents=gan.uniform_latents(cfg.latents, dtype),
-        penalties=penalties,
+        gan.Optimizers(g_tx, d_tx),
+        penalties=[weighted(cfg.weight, PENALTIES[model.penalty])] if model.penalty else [],
         d_steps=cfg.d_steps,
-        **common,
+        axis_name=axis_name,
     )
-    return experiment(algorithm)
 
 
 if __name__ == "__main__":

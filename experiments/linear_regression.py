@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 from bpgan import backprop, cli, data, losses
-from bpgan.algorithms import supervised
+from bpgan.algorithms import supervised, turns
 from bpgan.types import Net, UserError
 
 
@@ -221,14 +221,15 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         fingerprint=table.fingerprint,
     )
 
-    def evaluate(state: supervised.State) -> dict[str, float]:
+    def evaluate(state: turns.State) -> dict[str, float]:
         """Parameters beside those of least squares, in the units of the data, and their distance.
 
         Distances are Euclidean norms of the error of ``(w, b)``, as trained. Gradient descent from
         zero goes to the least-squares solution of smallest norm, the one that ``lstsq`` gives. The
         prediction knows no rounding: in float32 the distance stops falling sooner.
         """
-        layer = jax.tree.map(lambda a: np.asarray(a, np.float64), state.params["dense0"])
+        params = state.players[supervised.NET].params["dense0"]
+        layer = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
         found = np.concatenate([layer["kernel"][:, 0], layer["bias"]])
         optimum = np.linalg.lstsq(design, table.y[:, 0], rcond=None)[0]
         report = {}

@@ -109,7 +109,8 @@ def run(cfg: Config) -> None:
     Raises:
       UserError: for an empty range, one that begins too high, or a workdir that cannot be written.
     """
-    from bpgan.runtime import parallel
+    from bpgan.runtime import distributed
+    from bpgan.runtime.program import record_metrics
 
     if cfg.low >= cfg.high:
         raise UserError(
@@ -117,7 +118,7 @@ def run(cfg: Config) -> None:
         )
     system, (module, flags) = SYSTEMS[cfg.system], chosen(cfg)
     folder = cli.make_folder(cfg.workdir, "workdir", cfg.workdir)
-    parallel.setup(precision=flags.precision)
+    distributed.setup(precision=flags.precision)
     lrs = np.geomspace(cfg.low, cfg.high, cfg.steps)
     algorithm = ramped(module, flags, system.flag, optim.geometric(cfg.low, cfg.high, cfg.steps))
 
@@ -132,7 +133,7 @@ def run(cfg: Config) -> None:
         return source
 
     seeds = range(cfg.seeds)
-    losses = parallel.recorded(algorithm, source_of, seeds=seeds, steps=cfg.steps)[system.loss]
+    losses = record_metrics(algorithm, source_of, seeds=seeds, steps=cfg.steps)[system.loss]
     try:
         found = [optim.range_test(lrs, one, decay=cfg.decay) for one in losses]
     except ValueError as error:

@@ -36,7 +36,6 @@ from bpgan.report import page as report
 from bpgan.types import UserError
 
 from . import infogan
-from .mnist_gan import images_of
 
 
 class Budget(NamedTuple):
@@ -77,7 +76,7 @@ def ranges(model: str, space: str) -> list[str]:
     axes = ["lr=log:1e-4:1e-3"] if narrow else ["lr=log:1e-5:1e-2", "b1=uniform:0:0.9999"]
     if not narrow and model != "vae":
         axes.append("d_steps=choice:1,5")
-    if model not in ("vae", "began", *infogan.PENALTY):
+    if infogan.MODELS[model].takes_norm:
         axes.append("d_norm=choice:true,false")
     if model in _OWN:
         axes.append(_OWN[model][narrow])
@@ -118,7 +117,7 @@ def run(cfg: Config) -> None:
     """
     budget, folder = BUDGETS[cfg.budget], pathlib.Path(cfg.workdir)
     budget = budget._replace(images=cfg.images or budget.images)
-    images, _ = images_of(cfg.dataset, _AT_THE_END)
+    images, _ = data.load_for_training(cfg.dataset, held_out=True)
     epochs = budget.images / images.length
     common = [f"--dataset={cfg.dataset}", f"--epochs={epochs:.6g}", f"--eval_every={_AT_THE_END}", "--notensorboard",
               "--metrics=fd", "--log_every=0.1ep", "--sample_every=0", "--checkpoint_every=0", "--keep=1",

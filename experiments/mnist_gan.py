@@ -11,16 +11,17 @@ Papers:  Goodfellow et al. 2014, arXiv:1406.2661; Radford et al. 2016, arXiv:151
 """
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import optax
 
-from bpgan import backprop, cli, data
+from bpgan import backprop, cli, data, losses, optim, penalties
 from bpgan.algorithms import gan
-from bpgan.losses import LOSSES
+from bpgan.algorithms.latents import Latents
+from bpgan.evaluation.monitor import monitor
 from bpgan.nets import dcgan, linen_net, mlp
-from bpgan.penalties import PENALTIES
-from bpgan.types import Net, UserError
+from bpgan.types import AdversarialLoss, Net, UserError
 
 
 def _width(text: str) -> int | None:
@@ -33,65 +34,33 @@ def _width(text: str) -> int | None:
     return int(width)
 
 
-def latents_of(text: str):
-    """Distribution of z and its dimension, of ``normal:DIM`` or ``uniform:DIM``. Raises ValueError."""
-    kind, _, dim = text.partition(":")
-    distributions = {"normal": gan.normal_latents, "uniform": gan.uniform_latents}
-    if kind not in distributions or not dim.isdecimal() or int(dim) < 1:
-        raise ValueError("must be normal:DIM or uniform:DIM")
-    return distributions[kind], int(dim)
-
-
-def penalties_of(text: str) -> list[str]:
-    """Names of a sum such as ``r1+r2``; none of ``none``. Raises ValueError."""
-    names = [name for name in text.split("+") if name != "none"]
-    if unknown := [name for name in names if name not in PENALTIES]:
-        allowed = ", ".join(PENALTIES)
-        raise ValueError(
-            f"{unknown[0]!r} is not a penalty; must be none or a sum (r1+r2) of {allowed}"
-        )
-    return names
-
-
-def images_of(dataset: str, eval_every: str) -> tuple[data.Dataset, data.Dataset | None]:
-    """What is trained on and, where ``--eval_every`` asks for evaluations, what is held out for them."""
-    images = data.load(dataset)
-    return data.hold_out(images) if cli.duration(eval_every, 1.0) else (images, None)
-
-
-def monitored(
-    experiment: cli.Experiment, dataset: str, held: data.Dataset | None, *metrics: str
-) -> cli.Experiment:
-    """The experiment, evaluated on the images ``held`` out while it trains and on the test split at its end.
-
-    By these ``metrics``, of those that ``experiments.evaluate`` computes while something trains, or by all of them.
-    """
-    if held is None:
-        return experiment
-    from . import evaluate
-
-    names = metrics or tuple(evaluate.WHILE_TRAINING)
-    found = evaluate.monitors(experiment.algorithm, dataset, held, names)
-    return experiment._replace(**found._asdict(), prefers="min:eval/FD")
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
     dataset: str = cli.field("mnist10k", data.FORMS, locates_data=True)
-    net: str = cli.field("dcgan:32", "both players: mlp, or dcgan:WIDTH (channels)", check=_width)
-    latents: str = cli.field(
+    net: cli.Parsed[int | None] = cli.field(
+        "dcgan:32", "both players: mlp, or dcgan:WIDTH (channels)", parse=_width
+    )
+    latents: cli.Parsed[Latents] = cli.field(
         "normal:64",
         "distribution of z and its dimension: normal:DIM or uniform:DIM",
-        check=latents_of,
+        parse=Latents.parse,
     )
-    loss: str = cli.field(
-        "relativistic", "adversarial loss", choices=[name for name in LOSSES if name != "began"]
+    loss: cli.Parsed[AdversarialLoss] = cli.field(
+        "relativistic",
+        "adversarial loss",
+        choices=losses.of_logits,
+        parse=losses.parse_of_logits,
     )
-    penalty: str = cli.field(
-        "r1+r2", "penalties on D: none, or a sum such as r1+r2, wgan_gp", check=penalties_of
+    penalty: cli.Parsed[penalties.Terms] = cli.field(
+        "r1+r2",
+        "penalties on D: none, or a sum such as r1+r2 or r1=0.3/4",
+        choices=functools.partial(penalties.forms, "d"),
+        parse=functools.partial(penalties.parse, players="d"),
     )
-    gamma: float = cli.field(0.1, "weight of each penalty", low=0, sweepable=True)
-    penalty_every: int = cli.field(4, "apply penalties every k-th update of D, times k", low=1)
+    gamma: float = cli.field(0.1, "weight of penalties without one", low=0, sweepable=True)
+    penalty_every: int = cli.field(
+        4, "apply penalties without an interval every k-th update of D, times k", low=1
+    )
     g_lr: float = cli.field(1e-3, "Adam step size of G", low=0, sweepable=True)
     d_lr: float = cli.field(1e-3, "Adam step size of D", low=0, sweepable=True)
     lr_scale: float = cli.field(1.0, "factor of both step sizes", low=0, sweepable=True)
@@ -121,8 +90,11 @@ class Config(cli.RunConfig):
     checkpoint_every: str = cli.field("2ep")
 
     def idle(self) -> dict[str, str]:
-        names = () if penalties_of(self.penalty) else ("gamma", "penalty_every")
-        return dict.fromkeys(names, "penalty")
+        terms = self.penalty.value.terms
+        found = {} if any(term.weight is None for term in terms) else {"gamma": "penalty"}
+        return found | (
+            {} if any(term.every is None for term in terms) else {"penalty_every": "penalty"}
+        )
 
 
 PRESETS = {
@@ -156,19 +128,19 @@ PRESETS = {
 
 def _nets(cfg: Config, shape: tuple[int, int, int], axis_name: str | None) -> tuple[Net, Net]:
     dtype = jnp.dtype(cfg.precision)
-    width = _width(cfg.net)
+    width = cfg.net.value
     if width is not None:
         if cfg.gradients == "manual":
             raise UserError(
-                f"--net is {cfg.net}, must be mlp",
+                f"`net` is {cfg.net}, must be mlp",
                 argument="gradients",
                 value="manual",
                 beside=["net"],
             )
         if shape[0] % 4 or shape[1] % 4:
             raise UserError(
-                f"images of --dataset={cfg.dataset} are {shape[0]}x{shape[1]};"
-                " height and width must be multiples of 4 (--net=mlp takes any size)",
+                f"images of `dataset={cfg.dataset}` are {shape[0]}x{shape[1]};"
+                " height and width must be multiples of 4 (`net=mlp` takes any size)",
                 argument="net",
                 value=cfg.net,
                 beside=["dataset"],
@@ -200,25 +172,8 @@ def _nets(cfg: Config, shape: tuple[int, int, int], axis_name: str | None) -> tu
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The GAN that ``cfg`` describes, and its data."""
     dtype = jnp.dtype(cfg.precision)
-    images, held = images_of(cfg.dataset, cfg.eval_every)
-    shape = images.shape
-    g_net, d_net = _nets(cfg, shape, axis_name)
-    distribution, dim = latents_of(cfg.latents)
-    algorithm = gan.make(
-        g_net,
-        d_net,
-        backprop.losses_by_hand(cfg.loss) if cfg.gradients == "manual" else LOSSES[cfg.loss],
-        optax.adam(cfg.lr_scale * cfg.g_lr, b1=cfg.b1, b2=cfg.b2),
-        optax.adam(cfg.lr_scale * cfg.d_lr, b1=cfg.b1, b2=cfg.b2),
-        latents=distribution(dim, dtype),
-        data_shape=shape,
-        dtype=dtype,
-        penalties=[(cfg.gamma, PENALTIES[name]) for name in penalties_of(cfg.penalty)],
-        penalty_every=cfg.penalty_every,
-        d_steps=cfg.d_steps,
-        ema_decay=cfg.ema,
-        axis_name=axis_name,
-    )
+    images, held = data.load_for_training(cfg.dataset, bool(cfg.eval_every.value))
+    g_net, d_net = _nets(cfg, images.shape, axis_name)
     source = data.source(
         images,
         seed=cfg.seed,
@@ -226,8 +181,23 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         dtype=dtype,
         feed=cfg.feed,
     )
+    steps = cli.steps_of(cfg, source.steps_per_epoch)
+    terms, by_hand = cfg.penalty.value, cfg.gradients == "manual"
+    d_tx = optax.adam(cfg.lr_scale * cfg.d_lr, b1=cfg.b1, b2=cfg.b2)
+    algorithm = gan.make(
+        gan.Networks(g_net, d_net, cfg.latents.value.draw(dtype), images.shape, dtype),
+        backprop.losses_by_hand(cfg.loss) if by_hand else cfg.loss.value,
+        gan.Optimizers(
+            optax.adam(cfg.lr_scale * cfg.g_lr, b1=cfg.b1, b2=cfg.b2),
+            optax.chain(d_tx, optim.clip_weights(terms.clip)) if terms.clip else d_tx,
+        ),
+        penalties=terms.over(steps, weight=cfg.gamma, every=cfg.penalty_every),
+        d_steps=cfg.d_steps,
+        ema_decay=cfg.ema,
+        axis_name=axis_name,
+    )
     experiment = cli.Experiment(algorithm, source, title=images.summary())
-    return monitored(experiment, cfg.dataset, held)
+    return monitor(experiment, cfg.dataset, held)
 
 
 if __name__ == "__main__":

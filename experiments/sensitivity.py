@@ -13,34 +13,36 @@ draws of them. Along each ladder of growing damage the Fréchet distance must gr
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from bpgan import cli, data
+from bpgan.evaluation.evaluate import needs_logits
+from bpgan.evaluation.features import FEATURES, Make
+from bpgan.evaluation.images import Images, embed
+from bpgan.evaluation.table import METRICS, Metric, parse
+from bpgan.metrics import classes
 from bpgan.metrics.features import Extractor
 from bpgan.types import UserError
-
-from . import evaluate
-from .evaluate import COVERED, METRICS, Images
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.Config):
     dataset: str = cli.field("mnist10k", data.FORMS)
-    features: str = evaluate.FEATURES
-    metrics: str = cli.field(
+    features: cli.Parsed[Make] = FEATURES
+    metrics: cli.Parsed[dict[str, Metric]] = cli.field(
         "fd,kd,prdc,is,vendi,msssim,memorization,class_fd",
-        "names separated by commas, or all: cas trains a classifier on every defect",
-        check=lambda text: evaluate.names_of(text),
+        "names separated by commas, MODULE:NAME for your own, or all: cas trains a classifier on every defect",
+        parse=parse,
     )
     n: int = cli.field(2000, "images in the place of samples", low=100)
     draws: int = cli.field(10, "sets of real images that tell what is noise", low=2)
     seed: int = cli.field(0, "of subsets and noise", low=0, high=2**32 - 1)
 
 
-PRESETS = {"smoke": dict(features="experiments.evaluate:pixels", metrics="fd,prdc", n=300, draws=2)}
+PRESETS = {"smoke": dict(features="pixels", metrics="fd,prdc", n=300, draws=2)}
 
 
 class Sample(NamedTuple):
@@ -146,6 +148,48 @@ class Sight(NamedTuple):
         return not abs(value - mean) <= 5 * deviation + 1e-9 * abs(mean)
 
 
+class _Bench:
+    """What samples are measured against, and what could not be measured.
+
+    Attributes:
+      metrics: by name.
+      left_out: why, by the name of the metric.
+    """
+
+    def __init__(self, cfg: Config, extractor: Extractor, test: data.Dataset, train: Sample):
+        self.metrics = cfg.metrics.value
+        self.left_out: dict[str, str] = {}
+        self._extractor, self._seed = extractor, cfg.seed
+        self._reference, self._train = self._embed(Sample(*test.arrays())), self._embed(train)
+
+    def _embed(self, sample: Sample) -> Images:
+        return embed(sample.x, sample.y, self._extractor, needs_logits(self.metrics))
+
+    def measure(self, sample: Sample, chosen: Mapping[str, Metric]) -> dict[str, float]:
+        """The numbers of some metrics, without those that cannot be had."""
+        found, fake = {}, self._embed(sample)
+        for name, metric in chosen.items():
+            try:
+                found |= metric(fake, self._reference, self._train, self._seed)
+            except (ValueError, UserError) as error:  # images too few or too small, ...
+                self.left_out.setdefault(name, cli.message_of(error))
+        return found
+
+    def distance(self, sample: Sample) -> float:
+        """The Fréchet distance, NaN if there is none."""
+        return self.measure(sample, {"fd": METRICS["fd"]}).get("FD", np.nan)
+
+    def covered(self, sample: Sample) -> int:
+        """Of how many classes the metrics of classes are."""
+        assert self._reference.y is not None
+        return len(classes.covered(sample.y, self._reference.y, least=2))
+
+    def tell(self, what: str, start: float) -> None:
+        """Prints what has been done since then."""
+        took = time.perf_counter() - start
+        print(f"  {self._extractor.name}: {what} in {took:.1f} s", flush=True)
+
+
 def look(cfg: Config, extractor: Extractor) -> Sight:
     """Measures every defect and ladder.
 
@@ -156,58 +200,44 @@ def look(cfg: Config, extractor: Extractor) -> Sight:
       UserError: if the dataset has no labels or too few images, or their features have no distance.
     """
     train, test = (data.load(cfg.dataset, split) for split in ("train", "test"))
-    names = evaluate.names_of(cfg.metrics)
     rng = np.random.default_rng(cfg.seed)
     seen, pool = _halves(cfg, train, rng)
-
-    def embed(sample: Sample) -> Images:
-        return evaluate.embed(sample.x, sample.y, extractor, "is" in names)
-
-    reference, training = embed(Sample(*test.arrays())), embed(seen)
-    left_out: dict[str, str] = {}
-
-    def measure(sample: Sample, families: list[str]) -> dict[str, float]:
-        found, fake = {}, embed(sample)
-        for name in families:
-            try:
-                found |= METRICS[name](fake, reference, training, cfg.seed)
-            except (ValueError, UserError) as error:  # images too few or too small, ...
-                left_out.setdefault(name, cli.message_of(error))
-        return found
-
-    def progress(what: str, start: float) -> None:
-        print(f"  {extractor.name}: {what} in {time.perf_counter() - start:.1f} s", flush=True)
-
-    draws = []
-    for i in range(cfg.draws):
-        start, chosen = time.perf_counter(), rng.permutation(len(pool.x))[: cfg.n]
-        draws.append(measure(Sample(pool.x[chosen], pool.y[chosen]), [*names, "fd", "bias"]))
-        progress(f"real images, draw {i + 1} of {cfg.draws},", start)
-    if "fd" in left_out or "bias" in left_out:
-        raise UserError(next(iter(left_out.values())), argument="features", value=cfg.features)
+    bench = _Bench(cfg, extractor, test, seen)
+    draws = _draws(cfg, bench, pool, rng)
     defects, covered = {}, {}
     for name, defect in DEFECTS.items():
         start, sample = time.perf_counter(), defect(pool, seen, cfg.n, rng)
-        defects[name] = measure(sample, names)
-        covered[name] = len(COVERED["class_fd"](sample.y, reference.y)), train.classes
-        progress(name, start)
+        defects[name] = bench.measure(sample, bench.metrics)
+        covered[name] = bench.covered(sample), train.classes
+        bench.tell(name, start)
     ladders = {}
-
-    def distance(sample: Sample) -> float:
-        return measure(sample, ["fd"]).get("FD", np.nan)
-
-    undamaged = distance(Sample(pool.x[: cfg.n], pool.y[: cfg.n]))
+    undamaged = bench.distance(Sample(pool.x[: cfg.n], pool.y[: cfg.n]))
     for name, (rungs, make) in LADDERS.items():
         start = time.perf_counter()
         rungs = [rung for rung in rungs if name != "classes dropped" or rung < train.classes]
-        ladders[name] = [undamaged, *(distance(make(pool, rung, cfg.n)) for rung in rungs)]
-        progress(name, start)
-    for name, why in left_out.items():
+        ladders[name] = [undamaged, *(bench.distance(make(pool, rung, cfg.n)) for rung in rungs)]
+        bench.tell(name, start)
+    for name, why in bench.left_out.items():
         print(f"  {extractor.name}: {name} left out: {why}", flush=True)
     real = _spread(draws, cfg.n / len(pool.x))
     shown = {key: value for key, value in real.items() if key in defects["blurred"]}
     floor = real["FD"][0], real["FD-bias"][0]
     return Sight(shown, defects, floor, ladders, covered)
+
+
+def _draws(
+    cfg: Config, bench: _Bench, pool: Sample, rng: np.random.Generator
+) -> list[dict[str, float]]:
+    """What is said of several sets of real images. Raises a UserError as ``look``."""
+    draws, always = [], {name: METRICS[name] for name in ("fd", "bias")}
+    for i in range(cfg.draws):
+        start, chosen = time.perf_counter(), rng.permutation(len(pool.x))[: cfg.n]
+        draws.append(bench.measure(Sample(pool.x[chosen], pool.y[chosen]), bench.metrics | always))
+        bench.tell(f"real images, draw {i + 1} of {cfg.draws},", start)
+    if not bench.left_out.keys().isdisjoint(always):
+        reason = next(iter(bench.left_out.values()))
+        raise UserError(reason, argument="features", value=cfg.features)
+    return draws
 
 
 def _halves(cfg: Config, train: data.Dataset, rng: np.random.Generator) -> tuple[Sample, Sample]:
@@ -274,9 +304,9 @@ def run(cfg: Config) -> None:
     Raises:
       UserError: as ``look``; if the directory cannot be written.
     """
-    path = cli.writable(cfg.workdir, "workdir", cfg.workdir) / "sensitivity.md"
+    path = cli.make_folder(cfg.workdir, "workdir", cfg.workdir) / "sensitivity.md"
     text = []
-    for extractor in evaluate.extractors(cfg.features, cfg.dataset):
+    for extractor in cfg.features.value(cfg.dataset):
         sight = look(cfg, extractor)
         text += [
             f"{cfg.dataset}, {extractor.name}, n = {cfg.n}, seed {cfg.seed}:",

@@ -25,15 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bpgan import cli, metrics, optim
+from bpgan import cli, losses, metrics, optim, penalties
 from bpgan.algorithms import game, gan
 from bpgan.data import toys
-from bpgan.losses import LOSSES
 from bpgan.nets import linen_net, mlp
-from bpgan.penalties import PENALTIES
-from bpgan.types import PRNG, Algorithm, Net, UserError
-
-from .mnist_gan import penalties_of
+from bpgan.types import PRNG, AdversarialLoss, Algorithm, Net, UserError
 
 PROBLEMS = ("ring8", "grid25", "gaussian1d", "dirac", "bilinear", "lqg")
 MU, SIGMA = 2.0, 0.5
@@ -61,13 +57,16 @@ he_normal = jax.nn.initializers.he_normal()
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
     problem: str = cli.field("ring8", "what is learned", choices=PROBLEMS)
-    loss: str = cli.field(
-        "relativistic", "adversarial loss", choices=[n for n in LOSSES if n != "began"]
+    loss: cli.Parsed[AdversarialLoss] = cli.field(
+        "relativistic", "adversarial loss", choices=losses.of_logits, parse=losses.parse_of_logits
     )
-    penalty: str = cli.field(
-        "r1+r2", "penalties on D: none, or a sum such as r1+r2", check=penalties_of
+    penalty: cli.Parsed[penalties.Terms] = cli.field(
+        "r1+r2",
+        "penalties on D: none, or a sum such as r1+r2 or r1=0.3/4",
+        choices=functools.partial(penalties.forms, "d"),
+        parse=functools.partial(penalties.parse, players="d"),
     )
-    gamma: float = cli.field(0.1, "weight of each penalty", low=0, sweepable=True)
+    gamma: float = cli.field(0.1, "weight of penalties without one", low=0, sweepable=True)
     rule: str = cli.field(
         "none",
         f"update rule of the game: {game.RULE_FORMS}; none: D, then G",
@@ -91,7 +90,8 @@ class Config(cli.RunConfig):
     checkpoint_every: str = cli.field("5000")
 
     def idle(self) -> dict[str, str]:
-        found = {} if penalties_of(self.penalty) else {"gamma": "penalty"}
+        terms = self.penalty.value.terms
+        found = {} if any(term.weight is None for term in terms) else {"gamma": "penalty"}
         if self.optimizer == "sgd":
             found |= {"b1": "optimizer", "b2": "optimizer"}
         return found | dict.fromkeys(_IDLE.get(self.problem, ()), "problem")
@@ -236,23 +236,19 @@ def _tx(cfg: Config, steps: int, updates: int = 1) -> optax.GradientTransformati
     return optax.sgd(lr) if cfg.optimizer == "sgd" else optim.adam(lr, cfg.b1, cfg.b2)
 
 
-def _gan(
-    cfg: Config, g: Net, d: Net, steps: int, shape: tuple[int, ...], **options: Any
-) -> Algorithm:
+def _gan(cfg: Config, g: Net, d: Net, steps: int, shape: tuple[int, ...]) -> Algorithm:
+    dtype = jnp.dtype(cfg.precision)
+    d_tx, bound = _tx(cfg, steps, cfg.d_steps), cfg.penalty.value.clip
     return gan.make(
-        g,
-        d,
-        LOSSES[cfg.loss],
-        _tx(cfg, steps),
-        _tx(cfg, steps, cfg.d_steps),
-        latents=gan.normal_latents(2 if shape == (2,) else 1, jnp.dtype(cfg.precision)),
-        data_shape=shape,
-        dtype=jnp.dtype(cfg.precision),
-        penalties=[(cfg.gamma, PENALTIES[name]) for name in penalties_of(cfg.penalty)],
+        gan.Networks(g, d, gan.normal_latents(2 if shape == (2,) else 1, dtype), shape, dtype),
+        cfg.loss.value,
+        gan.Optimizers(
+            _tx(cfg, steps), optax.chain(d_tx, optim.clip_weights(bound)) if bound else d_tx
+        ),
+        penalties=cfg.penalty.value.over(steps, weight=cfg.gamma),
         d_steps=cfg.d_steps,
         ema_decay=cfg.ema or None,
         rule=game.rule_of(cfg.rule),
-        **options,
     )
 
 
@@ -276,7 +272,7 @@ def mixture(cfg: Config, steps: int) -> cli.Experiment:
     def sample(state: Any, key: PRNG, n: int) -> jax.Array:
         del n
         k1, k2 = jax.random.split(key)
-        logits = lambda x: d.apply({"params": state.d.params}, x.astype(dtype), train=False)[0]  # noqa: E731
+        logits = lambda x: d.apply(state.players["d"].variables, x.astype(dtype), train=False)[0]  # noqa: E731
         return picture_of_points(target.draw(k1, 1000), plain(state, k2, 1000), logits, reach)
 
     def evaluate(state: Any) -> dict[str, float]:
@@ -340,17 +336,18 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
     def sample(state: Any, key: PRNG, n: int) -> jax.Array:
         del n
         k1, k2 = jax.random.split(key)
-        logits = lambda x: d.apply({"params": state.d.params}, x, train=False)[0]  # noqa: E731
+        logits = lambda x: d.apply(state.players["d"].variables, x, train=False)[0]  # noqa: E731
         return picture_of_line(
             draw(k1, 4000), plain(state, k2, 4000), logits, MU - 6 * SIGMA, MU + 4 * SIGMA
         )
 
     def evaluate(state: Any) -> dict[str, float]:
-        averaged = (state.ema or {"params": state.g.params})["params"]
+        g = state.players["g"].params
+        averaged = state.ema["g"]["params"] if state.ema else g
         real = draw(jax.random.key(1), 100_000)
         fake = jnp.asarray(_drawn(inner, state, 100_000))
-        logits = [d.apply({"params": state.d.params}, x, train=False)[0] for x in (real, fake)]
-        loss = LOSSES[cfg.loss]
+        logits = [d.apply(state.players["d"].variables, x, train=False)[0] for x in (real, fake)]
+        loss = cfg.loss.value
         value = float(jnp.mean(loss.d(*logits)))
         constant = jnp.linspace(-2.0, 2.0, 401)  # what is left to D against equal distributions
         found = {
@@ -365,7 +362,7 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
         }
         if cfg.loss in _LOG_RATIO:
             # Spread over the reals, for a constant says nothing; of the G that D plays against.
-            ratio = log_ratio(real[:, 0], state.g.params["a"], state.g.params["b"])
+            ratio = log_ratio(real[:, 0], g["a"], g["b"])
             found |= {"logit_error": float(jnp.std(logits[0] - ratio)), "logit_error/known": 0.0}
         return found
 
@@ -393,8 +390,11 @@ def _two_numbers(cfg: Config, steps: int) -> tuple[Algorithm, Callable]:
     batch = {"x": jnp.zeros((cfg.batch_size * cfg.d_steps, 1), dtype)}
 
     def moved(state: Any, where: jax.Array) -> jax.Array:
-        theta, psi = where.astype(dtype)
-        there = state._replace(g=state.g._replace(params=theta), d=state.d._replace(params=psi))
+        players = {
+            name: state.players[name]._replace(params=x)
+            for name, x in zip(game.PLAYERS, where.astype(dtype), strict=True)
+        }
+        there = state._replace(players=players)
         return point_of(algorithm.step(there, batch, jax.random.key(0))[0])
 
     return algorithm, moved
@@ -402,36 +402,7 @@ def _two_numbers(cfg: Config, steps: int) -> tuple[Algorithm, Callable]:
 
 def point_of(state: Any) -> jax.Array:
     """``(theta, psi)`` of a game in the plane."""
-    return jnp.stack([state.g.params, state.d.params])
-
-
-def _growth(sizes: np.ndarray) -> float:
-    """The factor of each step, by least squares on the logarithms."""
-    return math.exp(np.polyfit(np.arange(len(sizes)), np.log(sizes), 1)[0])
-
-
-def linear_factor(points: np.ndarray, moved: np.ndarray, jacobian: np.ndarray) -> dict[str, float]:
-    """The factor of each step in the norm in which the step at the equilibrium has it exactly, and what it is there.
-
-    With the eigenvalue l of ``jacobian`` that is largest in absolute value and its left eigenvector w, a linear step
-    multiplies ``|w x|`` by ``|l|``, the spectral radius, wherever x is: no period, transient or polynomial factor of a
-    double eigenvalue comes in. Measured is what the last run of up to 101 points has of it, of those from where the
-    step is linear and ``w x`` is not lost in the rounding of x. Empty if these are fewer than five.
-
-    Args:
-      points: ``[n, 2]``, as the game was played; moved: a step from each of them, exactly.
-      jacobian: of the step at the equilibrium, 0.
-    """
-    values, left = np.linalg.eig(jacobian.T)
-    top = np.abs(values).argmax()
-    along, after = points @ left[:, top], moved @ left[:, top]
-    counts = np.abs(after - values[top] * along) <= 1e-5 * np.abs(along)
-    counts &= np.abs(along) >= 1e-3 * np.linalg.norm(points, axis=1)
-    runs = [run[counts[run]] for run in np.split(np.arange(len(points)), np.flatnonzero(~counts))]
-    long = [run[-101:] for run in runs if len(run) >= 5]
-    if not long:
-        return {}
-    return {"factor": _growth(np.abs(along[long[-1]])), "factor/known": abs(values[top])}
+    return jnp.stack([state.players[name].params for name in game.PLAYERS])
 
 
 def dirac(cfg: Config, steps: int) -> cli.Experiment:
@@ -469,8 +440,8 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
         there = norms > 1e3 * np.finfo(dtype).tiny
         points, norms = points[there], norms[there][-101:]
         if len(norms) > 1:
-            found["factor"] = _growth(norms)
-        fixed = not callable(optim.schedule(cfg.lr)) and trail.state.memory is None
+            found["factor"] = game.growth(norms)
+        fixed = not callable(optim.schedule(cfg.lr)) and not trail.state.memory
         # Else the step is no function of the point alone.
         if cfg.optimizer == "sgd" and cfg.rule != "optimistic" and fixed and len(points):
             # Of a double eigenvalue float32 finds only the first three digits.
@@ -478,7 +449,10 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
                 _, exactly = _two_numbers(dataclasses.replace(cfg, precision="float64"), steps)
                 step = functools.partial(exactly, trail.state)
                 after = np.asarray(jax.vmap(step)(jnp.asarray(points)))
-                found |= linear_factor(points, after, np.asarray(jax.jacobian(step)(jnp.zeros(2))))
+                jacobian = np.asarray(jax.jacobian(step)(jnp.zeros(2)))
+                factors = game.linear_factor(points, after, jacobian)
+                if factors:
+                    found |= dict(zip(("factor", "factor/known"), factors, strict=True))
         return {name: float(value) for name, value in found.items()}
 
     draw = lambda key, n: jnp.zeros((n, 1), dtype)  # noqa: E731
@@ -523,12 +497,13 @@ def lqg(cfg: Config, steps: int) -> cli.Experiment:
         del n
         k1, k2 = jax.random.split(key)
         real = root * jax.random.normal(k1, (1000, len(SPECTRUM)), dtype)
-        fake = jax.random.normal(k2, (1000, RANK), dtype) @ state.params[0].T
+        fake = jax.random.normal(k2, (1000, RANK), dtype) @ state.players["g"].params.T
         flat = lambda x: jnp.zeros(len(x))  # noqa: E731
         return picture_of_points(real[:, :2], fake[:, :2], flat, 6.0)
 
     def evaluate(state: Any) -> dict[str, float]:
-        model = np.asarray(state.params[0] @ state.params[0].T, np.float64)
+        g = state.players["g"].params
+        model = np.asarray(g @ g.T, np.float64)
         zero = np.zeros(len(SPECTRUM))
         distance = metrics.frechet_distance_gaussians(
             metrics.Gaussian(zero, np.diag(SPECTRUM), 2), metrics.Gaussian(zero, model, 2)
@@ -552,14 +527,15 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The problem that ``cfg`` names."""
     if axis_name:
         raise UserError("must be jit for toy_gan", argument="parallel", value="pmap")
-    if cfg.problem in _NO_KERNELS and "orthogonal" in penalties_of(cfg.penalty):
-        raise UserError(
-            f"orthogonal has no part in --problem={cfg.problem}, whose D has no kernels;"
-            " must be without",
-            argument="penalty",
-            value=cfg.penalty,
-            beside=["problem"],
-        )
+    for term in cfg.penalty.value.terms if cfg.problem in _NO_KERNELS else ():
+        if term.penalty.matrices:
+            raise UserError(
+                f"{term} has no part in `problem={cfg.problem}`, whose D has no kernels;"
+                " must be without",
+                argument="penalty",
+                value=cfg.penalty,
+                beside=["problem"],
+            )
     if cfg.d_steps > 1 and (cfg.rule != "none" or cfg.problem == "lqg"):
         why = "problem" if cfg.problem == "lqg" else "rule"
         raise UserError(

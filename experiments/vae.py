@@ -29,12 +29,11 @@ import numpy as np
 import optax
 
 from bpgan import cli, data
-from bpgan.algorithms import vae
+from bpgan.algorithms import turns, vae
+from bpgan.evaluation.monitor import monitor
 from bpgan.nets import dcgan, linen_net, mlp
 from bpgan.nets.vae import Encoder
 from bpgan.types import UserError, stream
-
-from .mnist_gan import images_of, monitored
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +87,7 @@ def networks(
 
 
 def bounds(
-    model: vae.Model, state: vae.State, images: data.Dataset, k: int, dtype: Any
+    model: vae.Model, state: turns.State, images: data.Dataset, k: int, dtype: Any
 ) -> dict[str, float]:
     """ELBO of a split, ELBO and IWAE bound with k samples of its first 1000 images, and latents in use; in nats.
 
@@ -115,7 +114,7 @@ def bounds(
 
     def means(x: Any, key: Any) -> Any:
         u = model.likelihood.observe(x, stream(key, "observe"))
-        return model.encoder.apply(state.variables("encoder"), u, train=False)[0][0]
+        return model.encoder.apply(vae.variables(state, "encoder"), u, train=False)[0][0]
 
     first = min(_IMAGES, count)
     elbo = np.asarray(of_each(bound(1), count), np.float64)
@@ -129,7 +128,7 @@ def bounds(
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The autoencoder that ``cfg`` describes, and its data."""
-    images, held = images_of(cfg.dataset, cfg.eval_every)
+    images, held = data.load_for_training(cfg.dataset, bool(cfg.eval_every.value))
     shape, dtype = images.shape, jnp.dtype(cfg.precision)
     if cfg.net == "conv" and (shape[0] % 4 or shape[1] % 4):
         raise UserError(
@@ -154,12 +153,12 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     source = data.source(
         images, seed=cfg.seed, batch_size=cfg.batch_size, dtype=dtype, feed=cfg.feed
     )
-    experiment = monitored(
+    experiment = monitor(
         cli.Experiment(algorithm, source, title=images.summary()), cfg.dataset, held
     )
     metrics = experiment.evaluate
 
-    def evaluate(state: vae.State) -> dict[str, float]:
+    def evaluate(state: turns.State) -> dict[str, float]:
         test = data.load(cfg.dataset, "test")
         return bounds(model, state, test, cfg.bound, dtype) | (metrics(state) if metrics else {})
 

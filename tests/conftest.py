@@ -7,7 +7,8 @@ import weakref
 
 # Most of the tests' time is compilation. What must hold of optimized programs (bitwise resume above all) asks for the
 # `optimized` fixture.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+if not os.environ.get("BPGAN_TESTS_OPTIMIZED"):  # as on an accelerator
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 # Programs that several tests (and the processes they start) share are compiled once.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
     pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"

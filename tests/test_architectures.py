@@ -1,19 +1,33 @@
 """The architectures of the literature: published parameter counts, conditions, and each one's own mathematics."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checks.networks import (
+    TINY,
+    Normed,
+    check_spectral_norm,
+    close,
+    compiled,
+    converge,
+    convolutions,
+    derivatives,
+    largest,
+    modules,
+    normal,
+    size,
+    tiny,
+)
 from flax import linen as nn
 from jax import lax
-from test_nets import TINY, close, compiled, convolutions, derivatives, modules, normal, size, tiny
 
 from bpgan.algorithms.gan import normal_latents
 from bpgan.nets import (
     biggan,
+    blocks,
     cnn,
+    conv,
     dcgan,
     energy,
     heads,
@@ -22,6 +36,7 @@ from bpgan.nets import (
     linen_net,
     mlp,
     r3gan,
+    resample,
     resnet,
     stylegan2,
     truncated,
@@ -345,42 +360,6 @@ def test_conditional_discriminators_meet_gradient_penalties(name):
 # Spectral norm
 
 
-class Normed(nn.Module):
-    """``kernel -> kernel / sigma``."""
-
-    norm: Any = layers.spectral_norm
-
-    @nn.compact
-    def __call__(self, kernel, *, train):
-        return self.norm(self, kernel, train=train)
-
-
-def converge(net, kernel, steps=200):
-    variables = net.init(jax.random.key(0), kernel)
-
-    def step(variables, _):
-        return net.apply(variables, kernel, train=True)[1], None
-
-    return compiled(lambda v: lax.scan(step, v, None, length=steps)[0])(variables)
-
-
-def largest(matrix):
-    return np.linalg.svd(matrix, compute_uv=False)[0]
-
-
-def check_spectral_norm(norm):
-    """T1.5: the largest singular value of a kernel ``[out, kh kw in]``, after 200 updates that keep u."""
-    kernel = normal(0, 3, 3, 16, 32, dtype=np.float32)
-    net = linen_net(Normed(norm))
-    variables = converge(net, kernel)
-    sigma = largest(kernel.transpose(3, 0, 1, 2).reshape(32, -1))
-    for train in (False, True):
-        normed, _ = net.apply(variables, kernel, train=train)
-        np.testing.assert_allclose(kernel / sigma, normed, rtol=1e-5)
-    # The control: reshaping to (kh, rest) is another matrix with another norm.
-    assert abs(largest(kernel.reshape(3, -1)) / sigma - 1) > 0.5
-
-
 def test_power_iteration_finds_the_largest_singular_value():
     check_spectral_norm(layers.spectral_norm)
 
@@ -503,7 +482,7 @@ GROUPED = [
 @pytest.mark.parametrize("groups, i, o, k", GROUPED)
 def test_grouped_conv_and_its_derivatives_are_those_of_lax(x64, groups, i, o, k):
     x, kernel = normal(0, 2, 5, 4, groups * i), normal(1, *k, i, groups * o)
-    ours = derivatives(lambda x, w: layers.grouped_conv(x, w, groups=groups), x, kernel)
+    ours = derivatives(lambda x, w: conv.grouped_conv(x, w, groups=groups), x, kernel)
     close(ours, derivatives(lambda x, w: lax_grouped(x, w, groups), x, kernel), 1e-12)
 
 
@@ -511,7 +490,7 @@ def test_grouped_conv_is_mapped_like_a_loop(x64):
     x, kernel = normal(0, 2, 3, 5, 4, 6), normal(1, 2, 3, 3, 2, 3)
 
     def f(x, w):
-        return layers.grouped_conv(x, w, groups=3)
+        return conv.grouped_conv(x, w, groups=3)
 
     both = jax.vmap(f)(x, kernel)
     close(both, jnp.stack([f(x[i], kernel[i]) for i in range(2)]), 1e-12)
@@ -524,7 +503,7 @@ def test_grouped_conv_is_native_but_on_cpu():
     def gradients(f):
         return jax.grad(lambda x, w: jnp.sum(jnp.sin(f(x, w))), argnums=(0, 1))
 
-    ours = gradients(lambda x, w: layers.grouped_conv(x, w, groups=4))
+    ours = gradients(lambda x, w: conv.grouped_conv(x, w, groups=4))
     count = "feature_group_count = 4"
     for platform in ("cuda", "tpu"):
         assert sum(count in line for line in convolutions(ours, platform, x, kernel)) >= 2
@@ -541,7 +520,7 @@ def test_grouped_conv_is_native_but_on_cpu():
 )
 def test_impossible_groups_are_refused(x, kernel, groups):
     with pytest.raises(ValueError, match="grouped_conv: "):
-        layers.grouped_conv(jnp.ones(x), jnp.ones(kernel), groups=groups)
+        conv.grouped_conv(jnp.ones(x), jnp.ones(kernel), groups=groups)
 
 
 # Conditional batch norm
@@ -571,7 +550,7 @@ def test_lookup_is_indexing_and_zero_outside():
 
 def test_self_attention_starts_as_the_identity_and_is_its_equation():
     x = normal(0, 2, 4, 4, 16, dtype=np.float32)
-    net = linen_net(resnet.SelfAttention(spectral=False))
+    net = linen_net(blocks.SelfAttention(spectral=False))
     variables = net.init(jax.random.key(0), x)
     np.testing.assert_array_equal(net.apply(variables, x, train=True)[0], x)
     variables["params"]["gamma"] = jnp.float32(0.5)
@@ -613,9 +592,9 @@ def test_r3gan_resamples_by_121(x64):
         lhs_dilation=(2, 2),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    np.testing.assert_allclose(r3gan.upsample121(x), up, atol=1e-14)
-    down = layers.conv(up, jnp.asarray(kernel / 4), stride=2, padding=((1, 0), (1, 0)))
-    np.testing.assert_allclose(r3gan.downsample121(up), down, atol=1e-14)
+    np.testing.assert_allclose(resample.upsample121(x), up, atol=1e-14)
+    down = conv.conv(up, jnp.asarray(kernel / 4), stride=2, padding=((1, 0), (1, 0)))
+    np.testing.assert_allclose(resample.downsample121(up), down, atol=1e-14)
 
 
 # StyleGAN2
@@ -630,7 +609,7 @@ def test_modulation_is_a_kernel_for_each_example():
     for i in range(3):
         kernel = params["kernel"] / np.sqrt(36) * s[i].reshape(1, 1, 4, 1)
         kernel = kernel / np.sqrt(np.square(kernel).sum((0, 1, 2), keepdims=True) + 1e-8)
-        np.testing.assert_allclose(y[i], layers.conv(x[i][None], kernel)[0], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(y[i], conv.conv(x[i][None], kernel)[0], rtol=0, atol=1e-5)
 
 
 def test_demodulated_outputs_have_unit_variance():
@@ -673,8 +652,8 @@ def test_mapping_parameters_have_their_own_learning_rate():
 def test_downsample1331_is_the_adjoint_of_upsample2(x64):
     y = normal(0, 2, 6, 4, 3)
     x = jax.ShapeDtypeStruct((2, 3, 2, 3), y.dtype)
-    adjoint = jax.linear_transpose(layers.upsample2, x)(y)[0]
-    np.testing.assert_allclose(stylegan2.downsample1331(y), adjoint / 4, atol=1e-14)
+    adjoint = jax.linear_transpose(resample.upsample2, x)(y)[0]
+    np.testing.assert_allclose(resample.downsample1331(y), adjoint / 4, atol=1e-14)
 
 
 def test_minibatch_deviation_is_that_of_the_groups():

@@ -16,7 +16,7 @@ from bpgan import augment
 from bpgan.algorithms import gan
 from bpgan.losses import LOSSES
 from bpgan.nets import linen_net, mlp
-from bpgan.penalties import PENALTIES
+from bpgan.penalties import PENALTIES, weighted
 from bpgan.types import stream
 
 RNG = np.random.default_rng(0)
@@ -458,14 +458,15 @@ def test_a_generator_learns_the_upright_images_unless_all_are_turned(p):
     upright[:2, :2] = 1
     turned = np.stack([np.rot90(upright, k) for k in range(4)])
     algorithm = gan.make(
-        linen_net(mlp.Generator((4, 4, 1), (32,))),
-        linen_net(mlp.Discriminator((32,))),
+        gan.Networks(
+            linen_net(mlp.Generator((4, 4, 1), (32,))),
+            linen_net(mlp.Discriminator((32,))),
+            gan.normal_latents(8),
+            (4, 4, 1),
+        ),
         LOSSES["relativistic"],
-        optax.adam(1e-3, b1=0.0, b2=0.99),
-        optax.adam(1e-3, b1=0.0, b2=0.99),
-        latents=gan.normal_latents(8),
-        data_shape=(4, 4, 1),
-        penalties=[(1.0, PENALTIES["r1"]), (1.0, PENALTIES["r2"])],
+        gan.Optimizers(*(optax.adam(1e-3, b1=0.0, b2=0.99) for _ in range(2))),
+        penalties=[weighted(1.0, PENALTIES["r1"]), weighted(1.0, PENALTIES["r2"])],
         augment=augment.Augment(augment.policy("blit"), p=p),
     )
     batch = {"x": jnp.broadcast_to(upright, (64, 4, 4, 1))}

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from bpgan import cli, data
-from bpgan.runtime import parallel
+from bpgan.runtime.program import compile_program
 from bpgan.types import UserError
 from experiments import classifier
 
@@ -18,12 +18,12 @@ def build(*flags):
 
 
 def train(experiment, steps):
-    program = parallel.compile(experiment.algorithm, experiment.source, seed=0, devices=1)
+    program = compile_program(experiment.algorithm, experiment.source, seed=0, devices=1)
     start = program.init()
-    before = jax.device_get(start.state.params)
+    before = jax.device_get(start.state.players["net"].params)
     carry, finite = program.run(start, steps)
     assert finite
-    return before, jax.device_get(carry.state.params), carry
+    return before, jax.device_get(carry.state.players["net"].params), carry
 
 
 @pytest.mark.medium

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import bpgan.runtime
+import bpgan.runtime.run as loop
 from bpgan import cli
 from bpgan.cli import ended, experiments
 from bpgan.cli.help import value_rows
@@ -307,8 +308,9 @@ def fit(monkeypatch):
     """A stand-in for the training loop that records how it was called."""
     record = types.SimpleNamespace(error=None, status="done", kwargs=None, setup=None)
 
-    def fake(algorithm, source, **kwargs):
-        record.kwargs = dict(kwargs, algorithm=algorithm, source=source)
+    def fake(algorithm, source, spec, plan, mode):
+        kwargs = spec._asdict() | plan._asdict()
+        record.kwargs = dict(kwargs, algorithm=algorithm, source=source, mode=mode)
         if record.error:
             raise record.error
         record.evaluated = kwargs["evaluate"]("state")
@@ -316,15 +318,16 @@ def fit(monkeypatch):
             status=record.status, step=kwargs["steps"], metrics={}, evaluated=record.evaluated
         )
 
-    train = types.SimpleNamespace(fit=fake, Anomaly=Anomaly, Lost=Lost)
-    parallel = types.SimpleNamespace(
+    train = types.SimpleNamespace(
+        fit=fake, Anomaly=Anomaly, Lost=Lost, Plan=loop.Plan, RunSpec=loop.RunSpec
+    )
+    distributed = types.SimpleNamespace(
         find_devices=lambda: None,
         setup=lambda **kwargs: setattr(record, "setup", kwargs),
-        axis_name=lambda mode: "batch" if mode == "pmap" else None,
         is_lead=lambda: True,
     )
     monkeypatch.setattr(bpgan.runtime, "train", train, raising=False)
-    monkeypatch.setattr(bpgan.runtime, "parallel", parallel, raising=False)
+    monkeypatch.setattr(bpgan.runtime, "distributed", distributed, raising=False)
     return record
 
 
@@ -383,10 +386,7 @@ def test_so_does_that_of_several_processes_or_of_a_script(fit, monkeypatch):
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     command = cli.command_of(mnist_gan.Config(), "here")
-    assert (
-        command
-        == "python -m bpgan.launcher --experiment=mnist_gan --processes=2 --workdir=here"
-    )
+    assert command == "python -m bpgan.launcher --experiment=mnist_gan --processes=2 --workdir=here"
     monkeypatch.setattr(jax, "process_count", lambda: 1)
     started = f"python -m bpgan.cli {__file__} --lr=0.2 --workdir=x"  # by another program
     assert cli.command_of(Config(lr=0.2), "x") == started

@@ -13,13 +13,15 @@ import jax
 import numpy as np
 import pytest
 
+from bpgan.evaluation.images import Images
+from bpgan.evaluation.table import METRICS
 from bpgan.launcher import main as launch
 from bpgan.measures import direction, mean_and_deviation
 from bpgan.report import compare
 from bpgan.report import page as report
-from bpgan.runtime import anomaly
+from bpgan.runtime import anomaly, images
 from bpgan.types import UserError
-from experiments import evaluate, toy_gan
+from experiments import toy_gan
 
 
 def make_run(path, config, values, status="done", metric="eval/FD", metrics=None, images=16):
@@ -146,11 +148,11 @@ NEITHER = {
 def test_it_is_said_of_every_measure_which_is_better():
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (40, 8, 8, 1), np.uint8)
-    images = evaluate.Images(x, None, rng.normal(size=(40, 4)), None)
+    images = Images(x, None, rng.normal(size=(40, 4)), None)
     toy = toy_gan.build(toy_gan.Config(**toy_gan.PRESETS["smoke"]))
     found = dict(anomaly.diversity(x, x)) | toy.evaluate(toy.algorithm.init(jax.random.key(0)))
-    for name in evaluate.WHILE_TRAINING:
-        found |= evaluate.METRICS[name](images, images, images, 0)
+    for metric in METRICS.values():
+        found |= metric(images, images, images, 0) if metric.while_training else {}
     assert {name for name in found if not name.endswith("/known")} <= GREATER | SMALLER | NEITHER
 
 
@@ -335,7 +337,7 @@ def test_the_page_loads_nothing_and_escapes_everything(folder):
     nasty = "<script>alert('&\")</script>"
     config = {"lr": 0.5, "seed": 0, "name": nasty}
     make_run(folder / "a/<b>x", config, [1.0, 2.0], metric=f"eval/{nasty}")
-    report.save_png(folder / "a/<b>x/samples/step_00000020.png", np.zeros((8, 8, 1), np.uint8))
+    images.save_png(folder / "a/<b>x/samples/step_00000020.png", np.zeros((8, 8, 1), np.uint8))
     page = Page(compare.write(compare.read([folder]), "", folder).read_text())
     assert "script" not in page.tags and "b" not in page.tags
     assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
@@ -351,6 +353,30 @@ def test_the_csv_holds_every_number_in_full(folder):
     row = rows[str(folder / "c")]
     assert float(row["eval/FD"]) == values[-1] and float(row["best of eval/FD"]) == values[0]
     assert row["note"] == 'a,"b"\nc' and float(row["lr"]) == 1e-7 and len(rows) == 7
+
+
+def test_an_evaluation_says_itself_which_way_is_better(folder):
+    """Of a metric that no rule knows; a row of before goes by the rule."""
+    for lr in (0.1, 0.01):
+        row = {"checkpoint": "newest", "step": 30, "value": lr}
+        found = [
+            row | {"metric": "sharpness", "better": "higher"},
+            row | {"metric": "FD-n", "better": ""},
+            row | {"metric": "KD-n", "better": "lower"},
+            row | {"metric": "IS-n"},
+            row | {"metric": "unknown"},
+        ]
+        for seed in range(3):
+            (folder / f"a/{lr}_{seed}/metrics.json").write_text(json.dumps(found))
+    groups = compare.settings(runs := compare.read([folder]))
+    first = {
+        name.partition(" (")[0]: compare.ranked(groups, name)[0].values["lr"]
+        for name in compare.evaluated_metrics(runs)
+    }
+    assert first == {"sharpness": 0.1, "FD-n": 0.01, "KD-n": 0.01, "IS-n": 0.1, "unknown": 0.01}
+    page = compare.write(runs, "sharpness", folder).read_text()
+    assert "The best sharpness (newest" in page
+    assert "The least FD-n" in compare.write(runs, "FD-n", folder).read_text()
 
 
 def test_evaluations_are_columns_that_say_what_they_are(folder, capsys):
@@ -434,7 +460,7 @@ def test_no_cell_of_the_csv_is_a_formula(folder):
 def test_damaged_grids_are_left_out_of_a_comparison(folder, capsys):
     for i, run in enumerate(sorted((folder / "a").iterdir())):
         grid = run / "samples/step_00000030.png"
-        report.save_png(grid, np.zeros((8, 8, 1), np.uint8))
+        images.save_png(grid, np.zeros((8, 8, 1), np.uint8))
         if i == 0:
             grid.write_bytes(grid.read_bytes()[:-20])
         if i == 3:

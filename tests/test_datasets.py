@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpgan import data, memory
-from bpgan.data import builders, cache, convert, datasets, images
+from bpgan.data import cache, convert, datasets, images, tfds
 from bpgan.types import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -531,7 +531,7 @@ def prepared(tmp_path, monkeypatch):
         }
         os.utime(tmp_path / "1.0.0" / "records", ns=(1, next(moments)))
         opened = Prepared(tmp_path / "1.0.0", records, names)
-        monkeypatch.setattr(builders, "open_prepared", lambda name, mirror: opened)
+        monkeypatch.setattr(tfds, "find", lambda request: opened)
 
     moments = iter(range(1, 99))
     return give
@@ -722,11 +722,11 @@ def test_sizes_that_differ_are_named(tmp_path):
 
 
 def test_unknown_kinds_list_the_forms():
-    for name in ("mnist", "mnist10k:x", "folder", "file:x", "", ":", "npz"):
-        refused(name, f"must be {data.FORMS}")
-    for kind in data.DATASETS:
-        assert kind in data.FORMS
-        if kind not in ("mnist10k", "tfds"):
+    for name in ("mnits", "mnist10k:x", "folder", "file:x", "", ":", "npz"):
+        refused(name, f"must be {data.forms()}")
+    for kind in ("npz", "idx", "folder", "zip", "tfds"):
+        assert f"{kind}:" in data.forms()
+        if kind != "tfds":
             refused(f"{kind}:/no/such/place", "no such file or directory")
             refused(f"{kind}:", "no such file or directory")
     with pytest.raises(ValueError, match="split='valid'"):

@@ -17,7 +17,7 @@ from bpgan import cli
 from bpgan.data import cache
 from bpgan.launcher import main as launch
 from bpgan.launcher import processes
-from bpgan.runtime import environment, parallel, peers, train
+from bpgan.runtime import distributed, environment, peers, signals
 from bpgan.types import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -101,7 +101,7 @@ def test_platforms_that_are_not_there(monkeypatch):
         with pytest.raises(
             UserError, match="^JAX_PLATFORMS=tpu: is not there; must be empty .* of cpu, gpu$"
         ):
-            parallel.find_devices()
+            distributed.find_devices()
     finally:
         jax.config.update("jax_platforms", before)
 
@@ -164,10 +164,10 @@ def test_signals_that_are_ignored_stay_so():
     """As SIGHUP under nohup, and SIGINT in the background of a script."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with train._signals() as stopped, processes.collect_signals() as received:
+        with signals.listen() as stopped, processes.collect_signals() as received:
             signal.raise_signal(signal.SIGHUP)
             assert not stopped() and not received
-        with train._signals() as stopped:
+        with signals.listen() as stopped:
             signal.raise_signal(signal.SIGTERM)
             assert stopped() == "SIGTERM"
     finally:
@@ -177,11 +177,11 @@ def test_signals_that_are_ignored_stay_so():
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_the_width_of_numbers_is_the_flags_whatever_the_environment(monkeypatch, precision):
     """JAX_ENABLE_X64 would make other numbers of the same config."""
-    monkeypatch.setattr(parallel, "join", lambda: None)
+    monkeypatch.setattr(distributed, "join", lambda: None)
     before = jax.config.values["jax_enable_x64"]
     try:
         jax.config.update("jax_enable_x64", True)
-        parallel.setup(precision)
+        distributed.setup(precision)
         assert jax.config.values["jax_enable_x64"] == (precision == "float64")
     finally:
         jax.config.update("jax_enable_x64", before)

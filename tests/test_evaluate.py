@@ -14,7 +14,11 @@ import pytest
 from PIL import Image
 
 from bpgan import cli, data
-from bpgan.metrics import evaluations, features
+from bpgan.evaluation import features, samples, table
+from bpgan.evaluation import rows as metrics_file
+from bpgan.evaluation.images import Images
+from bpgan.measures import direction
+from bpgan.metrics.features import Extractor, in_batches, plug
 from bpgan.runtime import records
 from bpgan.types import UserError
 from experiments import classifier, evaluate, mnist_gan, toy_gan
@@ -23,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("no_curves")
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-FLAGS = ["--features=experiments.evaluate:pixels", "--metrics=fd,kd"]
+FLAGS = ["--features=pixels", "--metrics=fd,kd"]
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +55,12 @@ def test_a_run_is_evaluated_from_its_checkpoint(gan, tmp_path, capsys):
     assert run(*flags) == 0
     after = {p.relative_to(gan) for p in gan.rglob("*")}
     assert {str(p) for p in after - before} <= {"metrics.json"} and before <= after
-    assert "FD-experiments.evaluate:pixels" in (gan / "report.html").read_text()
+    assert "FD-pixels" in (gan / "report.html").read_text()
     table = capsys.readouterr().out
     assert "300 samples against 1,000 images of mnist10k test" in table
     rows = values(tmp_path / "a")
-    assert list(rows) == [f"{m}-experiments.evaluate:pixels" for m in ("FD", "nFD", "KD")]
-    fd = rows["FD-experiments.evaluate:pixels"]
+    assert list(rows) == [f"{m}-pixels" for m in ("FD", "nFD", "KD")]
+    fd = rows["FD-pixels"]
     assert fd["real"] < 0.2 * fd["value"] and fd["value"] < 2 * fd["untrained"]
     assert (fd["experiment"], fd["step"], fd["training_seed"]) == ("mnist_gan", 8, 0)
     assert fd["n"] == 300 and fd["reference_images"] == 1000
@@ -83,9 +87,9 @@ def test_every_evaluation_of_a_run_is_kept(gan, tmp_path, capsys):
     def kept(*flags):
         assert run(*base, *flags) == 0
         rows = json.loads(file.read_text())
-        assert all(evaluations.is_row(row) for row in rows)
+        assert all(metrics_file.is_row(row) for row in rows)
         return [
-            (r["metric"].partition("-exp")[0], r["checkpoint"], r["step"], r["n"]) for r in rows
+            (r["metric"].partition("-pix")[0], r["checkpoint"], r["step"], r["n"]) for r in rows
         ]
 
     newest = [("FD", "newest", 8, 50), ("nFD", "newest", 8, 50)]
@@ -102,7 +106,7 @@ def test_every_evaluation_of_a_run_is_kept(gan, tmp_path, capsys):
 
 
 def a_row(**facts):
-    row = {name: kind(0) for name, kind in evaluations.KEY.items()}
+    row = {name: kind(0) for name, kind in metrics_file.KEY.items()}
     return row | {"value": 1.0} | facts
 
 
@@ -110,22 +114,22 @@ def test_only_the_same_evaluation_is_replaced():
     old = [a_row(), a_row(metric="KD"), a_row(flags="truncation=0.7"), a_row(checkpoint="best")]
     old += [a_row(step=4), a_row(features_sha256="ab"), a_row(train_sha256="cd")]
     new = [a_row(value=2.0), a_row(metric="IS")]
-    assert evaluations.merged(old, new) == [*old[1:], *new]
-    assert evaluations.merged([], new) == new
+    assert metrics_file.merge(old, new) == [*old[1:], *new]
+    assert metrics_file.merge([], new) == new
     sound = [math.nan, 1, -1.5]
-    assert all(evaluations.is_row(a_row(value=value)) for value in sound)
+    assert all(metrics_file.is_row(a_row(value=value)) for value in sound)
     damaged = [4, [], {}, a_row(value="1"), a_row(step="8"), a_row(step=True), a_row(flags=["a"])]
-    assert not any(map(evaluations.is_row, damaged))
+    assert not any(map(metrics_file.is_row, damaged))
 
 
 def test_evaluations_that_are_damaged_are_set_aside(tmp_path, capsys):
     """What is sound in them stays, and nothing is lost."""
     file, new = tmp_path / "metrics.json", [a_row(metric="KD")]
     old = json.dumps([a_row(), a_row(classes="two"), a_row(metric="IS", real="x")])
-    assert evaluate._add(file, [a_row()]) == 1 and not capsys.readouterr().err
+    assert metrics_file.add(file, [a_row()]) == 1 and not capsys.readouterr().err
     for text, rows in ((old, 2), ("[{", 1), ("[" * 100_000, 1), ("4", 1), ("\0", 1)):
         file.write_text(text)
-        assert evaluate._add(file, new) == rows == len(json.loads(file.read_text()))
+        assert metrics_file.add(file, new) == rows == len(json.loads(file.read_text()))
         assert capsys.readouterr().err.startswith(f"warning: {file} ")
     assert file.with_name("metrics.json.damaged").read_text() == old
     assert records.read_evaluations(file)
@@ -133,7 +137,7 @@ def test_evaluations_that_are_damaged_are_set_aside(tmp_path, capsys):
     file.unlink()
     os.mkfifo(file)
     with pytest.raises(UserError, match="is no file"):
-        evaluate._add(file, new)
+        metrics_file.add(file, new)
 
 
 @pytest.mark.slow
@@ -163,7 +167,7 @@ def test_a_run_whose_data_have_moved(tmp_path, monkeypatch, capsys):
     assert run(*argv, "--flags=dataset=npz:there/there.npz") == 0
     assert values(tmp_path / "out")
     assert train(f"npz:{tmp_path}/there/there.npz", 6) == 0
-    assert cli.restored("run").step == 6
+    assert cli.restore("run").step == 6
 
 
 @pytest.mark.medium
@@ -193,8 +197,8 @@ def test_several_runs_give_a_mean_and_a_deviation(gan, tmp_path, capsys):
 
 @pytest.mark.medium
 def test_samples_of_the_first_batch_do_not_depend_on_how_many_are_drawn(gan):
-    found = cli.restored(gan)
-    few, many = (cli.drawn(found.experiment.algorithm, found.state, seed=3, n=n) for n in (7, 501))
+    found = cli.restore(gan)
+    few, many = (cli.draw(found.experiment.algorithm, found.state, seed=3, n=n) for n in (7, 501))
     assert few.dtype == np.uint8 and few.shape == (7, 28, 28, 1) and len(many) == 501
     np.testing.assert_array_equal(few, many[:7])
     assert len(np.unique(many.reshape(501, -1), axis=0)) == 501
@@ -205,7 +209,7 @@ def test_a_damaged_checkpoint_is_not_set_aside_by_a_reader(gan, tmp_path, capsys
     copy = tmp_path / "run"
     shutil.copytree(gan, copy)
     shutil.rmtree(copy / "checkpoints/8/carry")
-    assert cli.restored(copy).step == 4
+    assert cli.restore(copy).step == 4
     assert "8 is damaged" in capsys.readouterr().out
     assert {p.name for p in (copy / "checkpoints").iterdir()} == {"4", "8"}
 
@@ -231,7 +235,7 @@ def test_samples_from_a_file(files):
         flags = [f"--samples=npz:{files / name}.npz", "--dataset=mnist10k", "--n=1000"]
         flags += [FLAGS[0], "--metrics=fd,class_fd", f"--workdir={files / name}"]
         assert run(*flags) == 0
-        found[name] = {k.partition("-exp")[0]: v["value"] for k, v in values(files / name).items()}
+        found[name] = {k.partition("-pix")[0]: v["value"] for k, v in values(files / name).items()}
     assert found["real"]["FD"] < 1e-6 * found["noise"]["FD"]
     # Labels are what the distance of all images cannot see.
     np.testing.assert_allclose(found["shuffled"]["FD"], found["real"]["FD"], atol=1e-6)
@@ -243,10 +247,10 @@ def test_samples_of_a_run_are_saved_and_read_back(gan, tmp_path):
     file = tmp_path / "new" / "samples.npz"
     flags = ["--dataset=mnist10k", "--n=60", *FLAGS]
     assert run(f"--run={gan}", *flags, f"--save={file}", f"--workdir={tmp_path / 'a'}") == 0
-    found = cli.restored(gan)
+    found = cli.restore(gan)
     with np.load(file) as saved:
         assert list(saved) == ["x"]  # a GAN without labels
-        drawn = cli.drawn(found.experiment.algorithm, found.state, seed=0, n=60)
+        drawn = cli.draw(found.experiment.algorithm, found.state, seed=0, n=60)
         np.testing.assert_array_equal(saved["x"], drawn)
     assert run(f"--samples=npz:{file}", *flags, f"--workdir={tmp_path / 'b'}") == 0
     for name, row in values(tmp_path / "a").items():
@@ -257,7 +261,7 @@ def test_saved_samples_keep_their_labels(tmp_path):
     file = tmp_path / "samples.npz"
     flags = ["--samples=mnist10k", "--dataset=mnist10k", "--n=60", *FLAGS, f"--save={file}"]
     assert run(*flags, f"--workdir={tmp_path / 'out'}") == 0
-    sets = [evaluate.of_samples("mnist10k", 60, 0), evaluate.of_samples(f"npz:{file}", 60, 0)]
+    sets = [samples.of_files("mnist10k", 60, 0), samples.of_files(f"npz:{file}", 60, 0)]
     a, b = (sorted((x.tobytes(), int(y)) for x, y in zip(s.x, s.y, strict=True)) for s in sets)
     assert a == b
 
@@ -266,14 +270,14 @@ def test_what_labels_do_to_samples():
     """Obeyed labels, labels that say nothing, and a generator that ignores them."""
     y = np.arange(1000) % 10
     none = np.zeros((0, 1))
-    asked = evaluate.Images(none, y, none, np.eye(10)[y], np.tile(np.arange(10), (50, 1)))
-    found = evaluate.label_accuracy(asked, asked, asked, 0)
+    asked = Images(none, y, none, np.eye(10)[y], np.tile(np.arange(10), (50, 1)))
+    found = table.METRICS["accuracy"](asked, asked, asked, 0)
     assert found["label-accuracy"] == 1 and found["classes-per-latent"] == 10
     assert abs(found["label-accuracy-swapped"] - 0.1) < 0.04
     blind = asked._replace(logits=np.eye(10)[y * 0], turned=np.zeros((50, 10), int))
-    found = evaluate.label_accuracy(blind, asked, asked, 0)
+    found = table.METRICS["accuracy"](blind, asked, asked, 0)
     assert found["label-accuracy"] == 0.1 and found["classes-per-latent"] == 1
-    assert "classes-per-latent" not in evaluate.label_accuracy(
+    assert "classes-per-latent" not in table.METRICS["accuracy"](
         asked._replace(turned=None), *[asked] * 2, 0
     )
 
@@ -284,21 +288,21 @@ def test_a_part_of_a_dataset_is_of_all_its_classes():
     def images(n):
         means = np.repeat(np.eye(8)[:2], n // 2, axis=0)
         vectors = means + 0.01 * np.random.default_rng(n).normal(size=(n, 8))
-        return evaluate.Images(vectors, None, vectors, None)
+        return Images(vectors, None, vectors, None)
 
     real = images(4000)
-    assert evaluate.diversity(real, real, real, 0)["Vendi-of-1000"] == pytest.approx(2, abs=0.1)
+    assert table.diversity(real, real, real, 0)["Vendi-of-1000"] == pytest.approx(2, abs=0.1)
     few = images(300)  # on both sides: the score of 1,000 would not be comparable with that of 300
-    assert [*evaluate.diversity(real, real, few, 0), *evaluate.diversity(few, real, few, 0)] == [
+    assert [*table.diversity(real, real, few, 0), *table.diversity(few, real, few, 0)] == [
         "Vendi-of-300"
     ] * 2
-    found = evaluate.memorization(images(500), real, images(4002), 0)
+    found = table.memorization(images(500), real, images(4002), 0)
     assert abs(found["1-NN-accuracy"] - 0.5) < 0.1
 
 
 def test_a_metric_that_is_lost_in_one_run_is_no_traceback():
     rows = [{"metric": "m", "value": v, "real": 1.0, "untrained": None} for v in (math.nan, 1.0)]
-    assert evaluate.table(rows)[1].split() == ["m", "nan", "1", "-"]
+    assert metrics_file.table(rows)[1].split() == ["m", "nan", "1", "-"]
 
 
 def test_who_does_not_know_the_classes_is_not_asked_for_them(tmp_path, monkeypatch, capsys):
@@ -307,13 +311,11 @@ def test_who_does_not_know_the_classes_is_not_asked_for_them(tmp_path, monkeypat
     def net(images):
         return np.asarray(images, float).reshape(len(images), -1)[:, :784]
 
-    nets = [
-        features.Extractor("net", "", "none", net, logits=net, of_data=of_data)
-        for of_data in (0, 1)
-    ]
+    nets = [Extractor("net", "", "none", net, logits=net, of_data=of_data) for of_data in (0, 1)]
     flags = ["--samples=mnist10k", "--dataset=mnist10k", "--n=60", "--metrics=accuracy"]
+    flags.append("--features=net")
     for i, found in enumerate(nets):
-        monkeypatch.setattr(evaluate, "extractors", lambda *_, found=found: [found])
+        monkeypatch.setitem(features.EXTRACTORS, "net", lambda dataset, found=found: [found])
         assert run(*flags, f"--workdir={tmp_path / str(i)}") == (0 if found.of_data else 2)
     assert capsys.readouterr().out.count("net: accuracy left out: it is no classifier") == 1
 
@@ -343,7 +345,7 @@ def test_classes_of_samples_are_matched_by_name(animals, tmp_path, capsys):
     def found(samples, *flags, metrics="class_fd,msssim"):
         assert run(f"--samples={samples}", f"--metrics={metrics}", *argv, *flags) == 0
         return {
-            row["metric"].partition("-exp")[0]: row
+            row["metric"].partition("-pix")[0]: row
             for row in json.loads((out / "metrics.json").read_text())
         }
 
@@ -390,7 +392,7 @@ def test_classes_of_data_without_any_are_none(animals, tmp_path, capsys):
     )
     argv = [f"--samples={fake}", f"--dataset=npz:{tmp_path / 'x.npz'}", FLAGS[0]]
     assert run(*argv, "--metrics=fd,class_fd,cas", f"--workdir={tmp_path / 'out'}") == 0
-    assert [name.partition("-exp")[0] for name in values(tmp_path / "out")] == ["FD", "nFD"]
+    assert [name.partition("-pix")[0] for name in values(tmp_path / "out")] == ["FD", "nFD"]
 
 
 def test_names_of_classes_that_are_none(tmp_path):
@@ -408,9 +410,9 @@ def test_the_worst_class():
     """Two classes whose means are 1 and 3 away, covariances equal: distances 1 and 9."""
     rng = np.random.default_rng(0)
     features, y = rng.normal(size=(400, 2)), np.repeat([0, 1], 200)
-    real = evaluate.Images(features, y, features, None)
+    real = Images(features, y, features, None)
     moved = real._replace(features=features + np.where(y == 0, 1, 3)[:, None] * [1, 0])
-    found = evaluate.by_class(moved, real, real, 0)
+    found = table.by_class(moved, real, real, 0)
     np.testing.assert_allclose(
         [found["class-FD"], found["class-FD-worst/mean"]], [5, 1.8], rtol=1e-6
     )
@@ -427,7 +429,7 @@ def test_too_few_images_to_evaluate_with_are_refused_first(
     tmp_path, monkeypatch, train, test, said
 ):
     """Before the feature net is trained, let alone the GAN."""
-    monkeypatch.setattr(evaluate, "_classifier", lambda *_: pytest.fail("was trained"))
+    monkeypatch.setattr(features, "load_classifier", lambda *_: pytest.fail("was trained"))
     rng, arrays = np.random.default_rng(0), {}
     for split, n in (("train", train), ("test", test)):
         arrays[f"x_{split}"] = rng.integers(0, 256, (n, 8, 8), np.uint8)
@@ -467,19 +469,19 @@ def test_classification_accuracy_sees_labels_that_say_nothing():
     x, y = data.load("mnist10k", "train").arrays()
     rng = np.random.default_rng(0)
     some = rng.permutation(len(x))[:1500]
-    test = evaluate.Images(*data.load("mnist10k", "test").arrays(), x[:0], None)
-    good = evaluate.Images(x[some], y[some], x[:0], None)
+    test = Images(*data.load("mnist10k", "test").arrays(), x[:0], None)
+    good = Images(x[some], y[some], x[:0], None)
     bad = good._replace(y=rng.permutation(y[some]))
-    assert evaluate.classification(good, test, test, 0)["CAS"] > 0.9
-    assert evaluate.classification(bad, test, test, 0)["CAS"] < 0.25
-    assert evaluate.classification(good._replace(y=None), test, test, 0) == {}
+    assert table.METRICS["cas"](good, test, test, 0)["CAS"] > 0.9
+    assert table.METRICS["cas"](bad, test, test, 0)["CAS"] < 0.25
+    assert table.METRICS["cas"](good._replace(y=None), test, test, 0) == {}
 
 
 @pytest.mark.medium
 def test_features_of_a_classifier_are_its_hidden_layer_and_alive():
     cfg = classifier.Config()
     built = classifier.build(cfg)
-    state = cli.trained(built, seed=0, steps=15)
+    state = cli.train(built, seed=0, steps=15)
     from bpgan.metrics.features import classifier as nets
 
     extractor = nets.extractor(state.params, classes=10, name="net")
@@ -504,7 +506,7 @@ def test_batches_are_filled_up_and_cut_off():
         return x.reshape(len(x), -1) * 2.0
 
     x = np.arange(14.0).reshape(7, 2)
-    np.testing.assert_array_equal(features.in_batches(double, x, 3), 2 * x)
+    np.testing.assert_array_equal(in_batches(double, x, 3), 2 * x)
     assert shapes == [3, 3, 3]
 
 
@@ -528,22 +530,23 @@ def other_widths(images):
     return np.zeros((len(images), len(images)))
 
 
+@pytest.mark.parametrize("parse", [features.parse, table.parse])
 @pytest.mark.parametrize(
     "path, message",
     [
-        ("nonsense", "must be MODULE:FUNCTION"),
+        ("nonsense", "must be"),
         ("no_such_module:f", "cannot be imported"),
-        ("math:pi", "is not a function"),
+        ("math:pi", "is not a function|no metric and no function"),
         ("math:nothing", "cannot be imported"),
         (".relative:f", "cannot be imported"),
-        ("broken_module:f", r"cannot be imported \(invalid syntax"),
+        ("broken_module:f", r"cannot be imported \(SyntaxError: invalid syntax"),
     ],
 )
-def test_a_plug_that_does_not_fit(tmp_path, monkeypatch, path, message):
+def test_what_is_no_metric_or_extractor_is_refused(tmp_path, monkeypatch, path, message, parse):
     (tmp_path / "broken_module.py").write_text("def f(:")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=message):
-        features.plug(path)
+    with pytest.raises(ValueError, match=message):
+        parse(path)
 
 
 def test_a_plug_must_return_a_matrix():
@@ -556,7 +559,7 @@ def test_a_plug_must_return_a_matrix():
         "fails": r"failed \(ZeroDivisionError: .*by zero, .*test_evaluate.py:\d+\)",
     }
     for name, message in said.items():
-        extractor = features.plug(f"{__name__}:{name}")
+        extractor = plug(globals()[name], name)
         with pytest.raises(UserError, match=message):
             extractor.function(images.astype(np.float64))
             extractor.function(images[:2])
@@ -577,7 +580,7 @@ def test_a_plug_must_return_a_matrix():
         (["--samples=mnist10k"], "--dataset: is needed"),
         (["--samples=npz:none.npz", "--dataset=mnist10k"], "no such file"),
         (["--run=a", "--metrics=fid"], "'fid' is not a metric"),
-        (["--run=a", "--features=vgg"], "--features=vgg: must be classifier"),
+        (["--run=a", "--features=vgg"], "--features=vgg: must be one of classifier"),
         (["--run=a", "--n=1"], "--n=1: must be"),
         (["--run=nowhere", "--flags=truncation"], "--flags=truncation: must be NAME=VALUE"),
     ],
@@ -618,7 +621,7 @@ def test_a_feature_net_is_found_for_moved_data_and_made_again_if_damaged(
     np.savez(tmp_path / "x.npz", x=rng.integers(0, 256, (60, 8, 8), np.uint8), y=np.arange(60) % 2)
 
     def net(dataset):
-        return evaluate._classifier.__wrapped__(f"npz:{tmp_path / dataset}", 0)
+        return features.load_classifier.__wrapped__(f"npz:{tmp_path / dataset}", 0)
 
     first = net("x.npz")
     (path,) = [p for p in tmp_path.glob("cache/features/*.npz") if first.sha256[:16] not in p.name]
@@ -646,7 +649,7 @@ def test_a_feature_net_is_found_for_moved_data_and_made_again_if_damaged(
 @pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_feature_net(tmp_path, monkeypatch, capsys):
     """Nor is its best checkpoint told by two nets."""
-    monkeypatch.setattr(evaluate, "_classifier", evaluate._classifier.__wrapped__)
+    monkeypatch.setattr(features, "load_classifier", features.load_classifier.__wrapped__)
     flags = ["--preset=smoke", "--net=mlp", "--notensorboard", "--eval_every=4", "--sample_every=0"]
     rng, images = np.random.default_rng(0), tmp_path / "x.npz"
     np.savez(images, x=rng.integers(0, 256, (300, 28, 28), np.uint8), y=np.arange(300) % 2)
@@ -660,9 +663,11 @@ def test_a_run_does_not_go_on_with_another_feature_net(tmp_path, monkeypatch, ca
     assert train("--steps=4") == 0
     measure = json.loads((tmp_path / "run" / "config.json").read_text())["measure"]
     assert measure["features"] == f"classifier0-{measure['features_sha256'][:8]}"
-    trained = evaluate._trained
+    train_net = features.train_classifier
     monkeypatch.setattr(
-        evaluate, "_trained", lambda cfg: jax.tree.map(lambda leaf: leaf + 1e-3, trained(cfg))
+        features,
+        "train_classifier",
+        lambda *args: jax.tree.map(lambda leaf: leaf + 1e-3, train_net(*args)),
     )
     assert train("--steps=8") == 0  # the net that was kept
     shutil.rmtree(tmp_path / "cache" / "features")
@@ -704,7 +709,7 @@ def verdicts():
     train, some = rows[:2000], rows[2000:2800]
 
     def images(x, y):
-        return evaluate.Images(x, y, evaluate.pixels(x), None)
+        return Images(x, y, features.pixels(x), None)
 
     def blurred(x):
         kernel = np.array([1, 4, 6, 4, 1]) / 16
@@ -727,7 +732,7 @@ def verdicts():
     for name, arrays in sets.items():
         fake, values = images(*arrays), {}
         for metric in ("fd", "kd", "prdc", "memorization", "class_fd"):
-            call = evaluate.METRICS[metric]
+            call = table.METRICS[metric]
             values |= call(fake, images(held, held_y), images(x[train], y[train]), 0)
         found[name] = values
     return found
@@ -777,7 +782,9 @@ def test_the_blind_spots_are_where_the_docs_say(verdicts):
 @pytest.mark.slow
 def test_runs_of_a_sweep_share_one_training_of_the_feature_net(tmp_path):
     """Two processes that ask for it at the same time: one trains it, the other waits."""
-    line = "from experiments import evaluate; print(evaluate._classifier('mnist10k', 3).name)"
+    line = (
+        "from bpgan.evaluation import features; print(features.load_classifier('mnist10k', 3).name)"
+    )
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     children = [
         subprocess.Popen([sys.executable, "-c", line], env=environment, stdout=subprocess.PIPE, text=True)
@@ -787,3 +794,147 @@ def test_runs_of_a_sweep_share_one_training_of_the_feature_net(tmp_path):
     names = [text.split()[-1] for text in said]
     assert names[0] == names[1] and names[0].startswith("classifier3-")
     assert sum("training the feature net" in text for text in said) == 1
+
+
+OWN = '''
+"""A GAN, an extractor and metrics of a user's own, in one file."""
+
+import dataclasses
+
+import numpy as np
+import optax
+
+from bpgan import cli, data
+from bpgan.algorithms import gan
+from bpgan.evaluation.table import Metric
+from bpgan.losses import LOSSES
+from bpgan.nets import linen_net, mlp
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(cli.RunConfig):
+    dataset: str = cli.field("mnist10k", data.FORMS, locates_data=True)
+
+
+def build(cfg, axis_name=None):
+    images = data.load(cfg.dataset)
+    algorithm = gan.make(
+        linen_net(mlp.Generator(shape=images.shape)), linen_net(mlp.Discriminator()),
+        LOSSES["nonsaturating"], optax.adam(1e-3), optax.adam(1e-3),
+        latents=gan.normal_latents(4), data_shape=images.shape, axis_name=axis_name,
+    )
+    source = data.source(images, seed=cfg.seed, batch_size=cfg.batch_size)
+    return cli.Experiment(algorithm, source)
+
+
+def corners(images):
+    return images[:, ::6, ::6].reshape(len(images), -1).astype(float)
+
+
+def brightness(fake, real, train, seed):
+    return fake.x.mean() - real.x.mean()
+
+
+def spread(fake, real, train, seed):
+    if len(fake.x) < 1000:
+        raise ValueError("needs 1,000 images")
+    return {"spread": fake.features.std()}
+
+
+def fails(fake, real, train, seed):
+    return [] / 0
+
+
+METRIC = Metric(
+    lambda fake, real, train, seed: {"contrast": fake.x.std(), "pixels": fake.x[0].size},
+    {"contrast": "higher"}, of_pixels=True,
+)
+'''
+
+
+@pytest.mark.medium
+def test_an_experiment_its_metrics_and_its_features_may_be_a_users_own(
+    tmp_path, monkeypatch, capsys
+):
+    """In one file outside of the project, by flags alone."""
+    file, path = tmp_path / "my_gan.py", tmp_path / "run"
+    file.write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = cli.experiments.find(str(file))
+    flags = ["--steps=2", "--batch_size=8", "--notensorboard", f"--workdir={path}"]
+    assert cli.run(own.config, own.action, own.presets, flags) == 0
+    capsys.readouterr()
+    names = ["brightness", "METRIC", "spread", "fails"]
+    metrics = ",".join(["fd", *(f"my_gan:{name}" for name in names)])
+    assert (
+        run(
+            f"--run={path}",
+            "--n=100",
+            "--features=my_gan:corners",
+            f"--metrics={metrics}",
+            f"--workdir={tmp_path / 'out'}",
+        )
+        == 0
+    )
+    found = values(tmp_path / "out")
+    assert list(found) == [
+        *(f"{name}-my_gan:corners" for name in ("FD", "nFD", "brightness")),
+        "contrast",
+        "pixels",
+    ]
+    assert found["contrast"]["better"] == "higher" and found["pixels"]["better"] == ""
+    assert found["contrast"]["features"] == "" and found["pixels"]["value"] == 784
+    sample = samples.of_run(str(path), "newest", 100, 0)[0]
+    bright = sample.x.mean() - data.load("mnist10k", "test").arrays()[0].mean()
+    row = found["brightness-my_gan:corners"]
+    np.testing.assert_allclose(row["value"], bright, rtol=1e-12)
+    assert abs(row["real"]) < 3 and row["experiment"] == str(file)
+    said = capsys.readouterr().out
+    assert "my_gan:spread left out: needs 1,000 images\n" in said
+    assert "my_gan:fails left out: my_gan:fails: failed (TypeError: " in said
+    assert f"{file}:" in said.partition("(TypeError")[2].partition(")\n")[0]
+
+
+def test_a_metric_that_is_entered_while_a_program_runs_is_offered(tmp_path, monkeypatch):
+    metric = table.Metric(
+        lambda fake, real, train, seed: {"images": float(len(fake.x))},
+        {"images": "lower"},
+        of_pixels=True,
+        controls=table.halves,
+    )
+    monkeypatch.setitem(table.METRICS, "count", metric)
+    flags = ["--preset=smoke", "--metrics=count", "--n=40", f"--workdir={tmp_path}"]
+    assert run(*flags) == 0
+    (row,) = values(tmp_path).values()
+    assert (row["value"], row["real"], row["better"]) == (40, 500, "lower")
+    assert list(table.parse("all"))[-1] == "count"
+
+
+def test_a_metric_of_nothing_but_text_is_refused():
+    metric = table.parse(f"{__name__}:a_text")[f"{__name__}:a_text"]
+    images = Images(*[np.zeros((3, 1))] * 4)
+    with pytest.raises(UserError, match="a_text: gave 'much'; must be a number or"):
+        metric(images, images, images, 0)
+
+
+def a_text(fake, real, train, seed):
+    return "much"
+
+
+def test_the_table_knows_what_the_rule_for_logged_names_knows():
+    """Which way is better is an attribute of the metric; logs have names only."""
+    better = {k: v for metric in table.METRICS.values() for k, v in metric.better.items()}
+    sign = {"higher": 1, "lower": -1}
+    assert {name: direction(f"{name}-net0-12ab") for name in better} == {
+        name: sign[way] for name, way in better.items()
+    }
+
+
+@pytest.mark.parametrize("name", table.METRICS)
+def test_what_is_computed_while_training_needs_no_more_than_features(name):
+    metric = table.METRICS[name]
+    if metric.while_training:
+        assert not metric.needs and not metric.covers and not metric.of_pixels
+        features = np.random.default_rng(0).normal(size=(metric.least, 2))
+        images = Images(np.zeros((metric.least, 1)), None, features, None)
+        assert all(map(math.isfinite, metric(images, images, images, 0).values()))

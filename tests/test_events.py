@@ -9,11 +9,11 @@ import time
 
 import numpy as np
 import pytest
-from tensorboard_points import assert_says_the_log, logged_points, points_of, reader
+from checks.tensorboard_points import assert_says_the_log, logged_points, points_of, reader
 
 from bpgan import data
-from bpgan.report import page as report
-from bpgan.runtime import events, run
+from bpgan.runtime import events, images
+from bpgan.runtime.log import Log
 
 GRID = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 
@@ -32,12 +32,12 @@ def write():
 
 
 def _write(stack, path, begin, end, **options):
-    lines = run.Log(path, begin, 40, source(), every=4, speak=False, **options)
+    lines = Log(path, begin, 40, source(), every=4, speak=False, **options)
     stack.callback(lines.close)
     for step in range(begin + 1, end + 1):
         if step % 5 == 0:
             file = path / "samples" / f"step_{step:08d}.png"
-            report.save_png(file, GRID)
+            images.save_png(file, GRID)
             lines.image(step, file)
         window = {"d/loss": 1 / step, "g/loss": math.nan} if step % 4 == 0 else {}
         samples = (

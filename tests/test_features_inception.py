@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 from references import make_features
 
+from bpgan.evaluation import evaluate
+from bpgan.evaluation import features as feature_nets
 from bpgan.metrics.features import inception, preprocess
 from bpgan.types import UserError
-from experiments import evaluate
 
 REFERENCE = np.load(pathlib.Path(__file__).parent / "references" / "features.npz")
 TAPS = {
@@ -107,14 +108,14 @@ def test_the_clean_preset_resizes_as_pil_does_in_float(size, target):
             for image in images
         ]
     ).clip(0, 255)
-    found = preprocess.resized(images, target, "clean")
+    found = preprocess.resize(images, target, "clean")
     np.testing.assert_allclose(found, wanted, atol=2e-3)
 
 
 def test_resizing_to_the_same_size_changes_nothing():
     images = make_features.images(64, 64)
     for how in ("tf1", "torch", "clean"):
-        np.testing.assert_allclose(preprocess.resized(images, 64, how), images, atol=1e-3)
+        np.testing.assert_allclose(preprocess.resize(images, 64, how), images, atol=1e-3)
 
 
 def test_images_must_have_one_or_three_channels():
@@ -143,10 +144,10 @@ def test_only_the_published_weights_make_an_fid(extractor):
     assert published.inception and published.name == "Inception-tf1"
     assert not other.inception and other.name == "Inception-unpublished-12345678-clean"
     names = ("FD", "nFD", "KD", "FD-inf", "IS", "recall-k3")
-    assert [evaluate._named(n, published) for n in names] == [
+    assert [evaluate.name_of(n, published) for n in names] == [
         f"{n}-Inception-tf1" for n in ("FID", "nFID", "KID", "FID-inf", "IS", "recall-k3")
     ]
-    assert not any("FID" in evaluate._named(n, other) for n in names)
+    assert not any("FID" in evaluate.name_of(n, other) for n in names)
 
 
 @pytest.mark.medium
@@ -162,7 +163,7 @@ def test_bad_input_is_named(tmp_path):
     with pytest.raises(UserError, match="preset=pil: must be one of tf1, torch, clean"):
         inception.extractor(tmp_path / "a", "pil")
     with pytest.raises(UserError, match="nothing.pth: cannot be read"):
-        evaluate.extractors(f"inception-clean:{tmp_path}/nothing.pth", "mnist10k")
+        feature_nets.extractors(f"inception-clean:{tmp_path}/nothing.pth", "mnist10k")
     path = pathlib.Path(__file__).parent / "references" / "state_zip.pth"
     with pytest.raises(UserError, match="is of another network"):
-        evaluate.extractors(f"inception:{path}", "mnist10k")
+        feature_nets.extractors(f"inception:{path}", "mnist10k")

@@ -12,7 +12,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from loopback import HALF, Server
+from checks.loopback import HALF, Server
 
 from bpgan.metrics.features import weights
 from bpgan.types import UserError
@@ -268,7 +268,7 @@ def test_folding_a_batch_norm():
     gamma, beta, mean, var = rng.uniform(0.5, 2, (4, 4))
     names = ("weight", "bias", "running_mean", "running_var")
     state = {f"b.{n}": v for n, v in zip(names, (gamma, beta, mean, var), strict=True)}
-    found = weights.folded(state | {"c.weight": kernel}, "c", "b", eps=1e-3)
+    found = weights.fold_batch_norm(state | {"c.weight": kernel}, "c", "b", eps=1e-3)
     wanted = gamma * (x @ kernel[:, :, 0, 0].T - mean) / np.sqrt(var + 1e-3) + beta
     np.testing.assert_allclose(x @ found["kernel"][0, 0] + found["bias"], wanted, rtol=1e-5)
 

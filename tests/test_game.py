@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from checks.gans import DIRAC_NORMS
 from jax.flatten_util import ravel_pytree
-from test_gan import DIRAC_NORMS
 
 from bpgan.algorithms import game
 from bpgan.losses import LOSSES

@@ -5,21 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_gan import dirac, mlp_gan, run, trajectory
+from checks.gans import at, dirac, mlp_gan, params_of, run, trajectory
 
 from bpgan.algorithms import game, gan
 from bpgan.losses import LOSSES
-from bpgan.penalties import PENALTIES
+from bpgan.penalties import PENALTIES, weighted
 
 ETA = 0.1
 
 
 def dirac_game(loss="nonsaturating", gamma=0.0):
     """The game that the trainer plays on the Dirac-GAN, at the equilibrium."""
-    make = lambda rule: dirac(gan, LOSSES[loss], optax.sgd(0.1), gamma=gamma, rule=rule)  # noqa: E731
-    state = make(game.simultaneous).init(jax.random.key(0))
-    at_rest = jax.tree.map(jnp.zeros_like, state)
-    return game.of(make, at_rest, {"x": jnp.zeros((4, 1))}, jax.random.key(1))
+    algorithm = dirac(gan, LOSSES[loss], optax.sgd(0.1), gamma=gamma)
+    at_rest = jax.tree.map(jnp.zeros_like, algorithm.init(jax.random.key(0)))
+    return game.of(algorithm, at_rest, {"x": jnp.zeros((4, 1))}, jax.random.key(1))
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 2.0])
@@ -38,14 +37,15 @@ def test_the_spectrum_of_the_trainer_s_game(x64, loss, gamma):
 def test_the_game_of_networks_has_the_gradients_of_the_step():
     """``game.of`` a GAN with penalties and memory: xi is what a step of SGD moves along."""
     batch = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)}
-    options = dict(penalties=[(0.1, PENALTIES["r1"]), (0.3, PENALTIES["lecam"])], ema_decay=0.9)
-    make = lambda rule: mlp_gan(rule=rule, tx=optax.sgd(1.0), **options)  # noqa: E731
-    state = make(game.simultaneous).init(jax.random.key(0))
-    losses, params = game.of(make, state, batch, jax.random.key(1))
+    options = dict(
+        penalties=[weighted(0.1, PENALTIES["r1"]), weighted(0.3, PENALTIES["lecam"])], ema_decay=0.9
+    )
+    algorithm = mlp_gan(rule=game.simultaneous, tx=optax.sgd(1.0), **options)
+    state = algorithm.init(jax.random.key(0))
+    losses, params = game.of(algorithm, state, batch, jax.random.key(1))
     xi, _ = game.field(losses)(params)
-    moved, _ = make(game.simultaneous).step(state, batch, jax.random.key(1))
-    for player, gradient in zip((0, 1), xi, strict=True):
-        before, after = ((s.g, s.d)[player].params for s in (state, moved))
+    moved, _ = algorithm.step(state, batch, jax.random.key(1))
+    for before, after, gradient in zip(params_of(state), params_of(moved), xi, strict=True):
         jax.tree.map(
             lambda b, a, g: np.testing.assert_allclose(b - a, g, rtol=1e-4, atol=1e-6),
             before, after, gradient,
@@ -63,35 +63,37 @@ def test_the_predicted_step_is_the_largest_stable_one(x64, gamma):
     far = {}
     for scale in (0.99, 1.01):
         algorithm = dirac(
-            gan, LOSSES["nonsaturating"], optax.sgd(scale * h), gamma=gamma, simultaneous=True
+            gan, LOSSES["nonsaturating"], optax.sgd(scale * h), gamma=gamma, rule=game.simultaneous
         )
         state = algorithm.init(jax.random.key(0))
-        near = state._replace(
-            g=state.g._replace(params=jnp.float64(1e-3)),
-            d=state.d._replace(params=jnp.float64(1e-3)),
-        )
+        near = at(state, g=jnp.float64(1e-3), d=jnp.float64(1e-3))
         step = jax.jit(lambda s, a=algorithm: jax.lax.fori_loop(
             0, 1500, lambda i, s: a.step(s, {"x": jnp.zeros((4, 1))}, jax.random.key(1))[0], s))  # fmt: skip
         end = step(near)
-        far[scale] = float(jnp.hypot(end.g.params, end.d.params))
+        far[scale] = float(jnp.hypot(*params_of(end)))
     assert far[0.99] < 2e-4 < 1e-3 < 1e-2 < far[1.01]
 
 
-@pytest.mark.parametrize("rule", ["simultaneous", "alternating"])
-def test_rules_are_the_trainer_s_own_updates(x64, rule):
-    """On the Dirac-GAN, whose latents do not matter, the same path as without a rule."""
-    options = dict(gamma=0.3)
-    plain = dirac(
-        gan,
-        LOSSES["nonsaturating"],
-        optax.adam(0.1),
-        simultaneous=rule == "simultaneous",
-        **options,
+def test_alternation_is_the_trainer_s_own_update(x64):
+    """On the Dirac-GAN, whose latents do not matter, the same path with the rule as without one."""
+    plain, ruled = (
+        dirac(gan, LOSSES["nonsaturating"], optax.adam(0.1), gamma=0.3, rule=rule)
+        for rule in (None, game.alternating)
     )
-    ruled = dirac(gan, LOSSES["nonsaturating"], optax.adam(0.1), rule=game.RULES[rule], **options)
     np.testing.assert_allclose(
         trajectory(ruled, 100), trajectory(plain, 100), rtol=1e-9, atol=1e-12
     )
+
+
+def test_simultaneous_descent_moves_both_from_the_same_point(x64):
+    """WGAN + R1: ``theta <- theta + h psi``, ``psi <- psi - h (theta + gamma psi)``, in NumPy."""
+    h, gamma = 0.1, 0.3
+    algorithm = dirac(gan, LOSSES["wasserstein"], optax.sgd(h), gamma=gamma, rule=game.simultaneous)
+    points = [np.array([1.0, -1.0])]
+    for _ in range(100):
+        theta, psi = points[-1]
+        points.append(np.array([theta + h * psi, psi - h * (theta + gamma * psi)]))
+    np.testing.assert_allclose(trajectory(algorithm, 100), points, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_every_rule_trains_networks(rule):
     batch = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)}
     options = dict(
         tx=optax.adam(1e-3),
-        penalties=[(0.1, PENALTIES["r1"]), (0.3, PENALTIES["lecam"])],
+        penalties=[weighted(0.1, PENALTIES["r1"]), weighted(0.3, PENALTIES["lecam"])],
         ema_decay=0.9,
     )
     state, metrics = run(mlp_gan(rule=game.RULES[rule], **options), 3, batch)

@@ -5,77 +5,28 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from checks.gans import (
+    DIRAC_G,
+    DIRAC_NORMS,
+    at,
+    check_dirac,
+    check_lazy_penalty,
+    dirac,
+    mlp_gan,
+    params_of,
+    run,
+    trajectory,
+)
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bpgan.algorithms import gan
+from bpgan.algorithms import game, gan
 from bpgan.augment import Augment
 from bpgan.losses import AUXILIARY, LOSSES
 from bpgan.nets import linen_net, mlp
 from bpgan.optim import half_life, schedule
-from bpgan.penalties import PENALTIES, lecam, path_length
+from bpgan.penalties import PENALTIES, lecam, path_length, weighted
 from bpgan.types import Net
-
-# The Dirac-GAN (Mescheder et al. 2018, arXiv:1801.04406): real mass at 0, G emits theta, D(x) = psi x.
-DIRAC_G = Net(
-    init=lambda key, z: {"params": jnp.ones(())},
-    apply=lambda v, z, train: (jnp.broadcast_to(v["params"], (z.shape[0], 1)), {}),
-)
-DIRAC_D = Net(
-    init=lambda key, x: {"params": -jnp.ones(())},
-    apply=lambda v, x, train: (v["params"] * x[:, 0], {}),
-)
-
-# |(theta, psi)| after 500 steps of size 0.1 from (1, -1) for gamma = 0, 0.3, 1, 2; SCIENCE T2.1.
-DIRAC_NORMS = {
-    ("minimax", True): (2.25358, 9.1957e-4, 2.283e-10, 1.22470e-3),
-    ("nonsaturating", True): (0.521108, 8.6412e-4, 8.300e-12, 8.9782e-4),
-    ("minimax", False): (1.41427, 5.0234e-4, 4.1223e-9, 1.38170e-3),
-    ("nonsaturating", False): (0.381375, 4.3757e-4, 1.13851e-9, 1.08016e-3),
-}
-
-
-def dirac(module, loss, tx, *, gamma=0.0, penalty=PENALTIES["r1"], **options):
-    return module.make(
-        DIRAC_G,
-        DIRAC_D,
-        loss,
-        tx,
-        tx,
-        latents=module.uniform_latents(1, jnp.float64),
-        data_shape=(1,),
-        dtype=jnp.float64,
-        penalties=[(gamma, penalty)],
-        **options,
-    )
-
-
-def trajectory(algorithm, steps: int, rows: int = 4) -> np.ndarray:
-    """(theta, psi) after each step, float64 [steps + 1, 2]."""
-    batch = {"x": jnp.zeros((rows, 1))}
-
-    def body(state, _):
-        state, _ = algorithm.step(state, batch, jax.random.key(0))
-        return state, jnp.stack([state.g.params, state.d.params])
-
-    state = algorithm.init(jax.random.key(1))
-    start = np.array([[state.g.params, state.d.params]])
-    _, points = jax.jit(lambda s: jax.lax.scan(body, s, None, length=steps))(state)
-    return np.concatenate([start, np.asarray(points)])
-
-
-def check_dirac(
-    module, loss_name: str, loss, penalty, simultaneous: bool, gamma_index: int
-) -> None:
-    """T2.1: update order, signs, step size, the half in R1 and absence of momentum, in one number."""
-    gamma = (0.0, 0.3, 1.0, 2.0)[gamma_index]
-    expected = DIRAC_NORMS[loss_name, simultaneous][gamma_index]
-    with jax.enable_x64(True):
-        algorithm = dirac(
-            module, loss, optax.sgd(0.1), gamma=gamma, penalty=penalty, simultaneous=simultaneous
-        )
-        norm = np.hypot(*trajectory(algorithm, 500)[-1])
-    np.testing.assert_allclose(norm, expected, rtol=1e-2 if expected < 1e-8 else 1e-4)
 
 
 @pytest.mark.parametrize("gamma_index", range(4))
@@ -91,9 +42,9 @@ def test_penalized_dirac_gan_contracts_as_its_jacobian_says(x64):
     state = algorithm.init(jax.random.key(0))
 
     def flow(v):
-        moved = state._replace(g=state.g._replace(params=v[0]), d=state.d._replace(params=v[1]))
+        moved = at(state, g=v[0], d=v[1])
         moved, _ = algorithm.step(moved, {"x": jnp.zeros((4, 1))}, jax.random.key(1))
-        return jnp.stack([moved.g.params, moved.d.params])
+        return jnp.stack(params_of(moved))
 
     jacobian = jax.jacobian(flow)(jnp.array([0.3, -0.2]))
     expected = np.array([[1 - h * h, h * (1 - h * gamma)], [-h, 1 - h * gamma]])
@@ -105,7 +56,9 @@ def test_penalized_dirac_gan_contracts_as_its_jacobian_says(x64):
 # The bilinear game min_x max_y x y is the Dirac-GAN with the Wasserstein loss; SCIENCE section 2.2.
 def test_bilinear_simultaneous_descent_spirals_out(x64):
     eta = 0.1
-    points = trajectory(dirac(gan, LOSSES["wasserstein"], optax.sgd(eta), simultaneous=True), 200)
+    points = trajectory(
+        dirac(gan, LOSSES["wasserstein"], optax.sgd(eta), rule=game.RULES["simultaneous"]), 200
+    )
     norms = np.linalg.norm(points, axis=1)
     np.testing.assert_allclose(norms[1:] / norms[:-1], np.sqrt(1 + eta**2), rtol=1e-9)
 
@@ -124,55 +77,12 @@ def test_bilinear_alternating_descent_stays_on_its_ellipse(x64):
 def test_bilinear_optimistic_descent_converges_at_the_known_rate(x64):
     eta = 0.1
     tx = optax.optimistic_gradient_descent(eta)
-    points = trajectory(dirac(gan, LOSSES["wasserstein"], tx, simultaneous=True), 2000)
+    points = trajectory(
+        dirac(gan, LOSSES["wasserstein"], tx, rule=game.RULES["simultaneous"]), 2000
+    )
     norms = np.linalg.norm(points, axis=1)
     rate = (norms[2000] / norms[1000]) ** (1 / 1000)
     np.testing.assert_allclose(rate, np.sqrt((1 + np.sqrt(1 - 4 * eta**2)) / 2), rtol=1e-9)
-
-
-def recorder() -> optax.GradientTransformation:
-    """An optimizer that sums the gradients it is given and never moves."""
-
-    def update(grads, total, params=None):
-        del params
-        return jax.tree.map(jnp.zeros_like, grads), jax.tree.map(jnp.add, total, grads)
-
-    return optax.GradientTransformation(lambda p: jax.tree.map(jnp.zeros_like, p), update)
-
-
-def mlp_gan(module=gan, loss="nonsaturating", tx=None, *, shape=(2,), **options):
-    tx = tx or optax.sgd(0.1)
-    g, d = mlp.Generator(shape=shape, widths=(8,)), mlp.Discriminator(widths=(8,))
-    return module.make(
-        linen_net(g),
-        linen_net(d),
-        LOSSES[loss],
-        tx,
-        tx,
-        latents=module.normal_latents(3),
-        data_shape=shape,
-        **options,
-    )
-
-
-def run(algorithm, steps, batch, state=None):
-    state = algorithm.init(jax.random.key(0)) if state is None else state
-    step = jax.jit(algorithm.step)
-    for _ in range(steps):
-        state, metrics = step(state, batch, jax.random.key(1))
-    return state, metrics
-
-
-def check_lazy_penalty(module) -> None:
-    """T1.4: with frozen players, six D updates with the penalty every third sum to the same gradient."""
-    batch = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)}
-    totals = []
-    for every in (1, 3):
-        algorithm = mlp_gan(
-            module, tx=recorder(), penalties=[(5.0, PENALTIES["r1"])], penalty_every=every
-        )
-        totals.append(run(algorithm, 6, batch)[0].d.opt)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *totals)
 
 
 @pytest.mark.medium
@@ -192,7 +102,7 @@ def test_d_steps_use_their_own_rows_and_noise():
     permuted, _ = jax.jit(algorithm.step)(
         state, {"x": rows.reshape(4, 2, 2)[::-1].reshape(8, 2)}, jax.random.key(1)
     )
-    kernel = lambda s: np.asarray(s.d.params["dense0"]["kernel"])  # noqa: E731
+    kernel = lambda s: np.asarray(s.players["d"].params["dense0"]["kernel"])  # noqa: E731
     np.testing.assert_allclose(kernel(permuted), kernel(after), atol=1e-6)
     assert np.abs(kernel(swapped) - kernel(after)).max() > 1e-5
     with pytest.raises(ValueError, match="not a multiple"):
@@ -205,16 +115,18 @@ def test_average_of_g():
     batch = {"x": jnp.ones((8, 2))}
     algorithm = mlp_gan(ema_decay=decay)
     state = algorithm.init(jax.random.key(0))
-    expected = np.asarray(state.g.params["dense1"]["kernel"])
+    expected = np.asarray(state.players["g"].params["dense1"]["kernel"])
     for t in range(6):
         state, _ = run(algorithm, 1, batch, state)
         d = min(decay, (1 + t) / (10 + t))
-        expected = d * expected + (1 - d) * np.asarray(state.g.params["dense1"]["kernel"])
-    np.testing.assert_allclose(state.ema["params"]["dense1"]["kernel"], expected, rtol=1e-5)
-    frozen = state._replace(g=state.g._replace(params=jax.tree.map(jnp.zeros_like, state.g.params)))
+        expected = d * expected + (1 - d) * np.asarray(
+            state.players["g"].params["dense1"]["kernel"]
+        )
+    np.testing.assert_allclose(state.ema["g"]["params"]["dense1"]["kernel"], expected, rtol=1e-5)
+    frozen = at(state, g=jax.tree.map(jnp.zeros_like, state.players["g"].params))
     drawn = algorithm.sample(frozen, jax.random.key(5), 4)
     assert float(jnp.abs(drawn).max()) > 1e-3
-    assert mlp_gan().init(jax.random.key(0)).ema is None
+    assert mlp_gan().init(jax.random.key(0)).ema == {}
 
 
 @pytest.mark.medium
@@ -226,15 +138,10 @@ def test_averages_and_memories_are_as_precise_as_the_players(x64):
         net.clone(dtype="float64") for net in (mlp.Generator((2,), (4,)), mlp.Discriminator((4,)))
     )
     algorithm = gan.make(
-        linen_net(g),
-        linen_net(d),
+        gan.Networks(linen_net(g), linen_net(d), gan.normal_latents(3, "float64"), (2,), "float64"),
         LOSSES["began"],
-        *(optax.sgd(0.1),) * 2,
-        latents=gan.normal_latents(3, "float64"),
-        data_shape=(2,),
-        dtype="float64",
-        penalties=[(1.0, PENALTIES["lecam"])],
-        g_penalties=[(1.0, path_length())],
+        gan.Optimizers(optax.sgd(0.1), optax.sgd(0.1)),
+        penalties=[weighted(1.0, PENALTIES["lecam"]), weighted(1.0, path_length(), player="g")],
         ema_decay=decay,
     )
     state = algorithm.init(jax.random.key(0))
@@ -243,8 +150,8 @@ def test_averages_and_memories_are_as_precise_as_the_players(x64):
     for each in (state, moved):
         assert {x.dtype.name for x in jax.tree.leaves((each.memory, each.ema))} == {"float64"}
     kernel = lambda tree: np.asarray(jax.tree.leaves(tree)[-1])  # noqa: E731
-    expected = decay * kernel(late.ema) + (1 - decay) * kernel(moved.g.params)
-    np.testing.assert_allclose(kernel(moved.ema) - expected, 0, atol=1e-15)
+    expected = decay * kernel(late.ema["g"]) + (1 - decay) * kernel(moved.players["g"].params)
+    np.testing.assert_allclose(kernel(moved.ema["g"]) - expected, 0, atol=1e-15)
 
 
 def test_step_is_a_function_of_state_batch_and_key(trees_equal):
@@ -255,7 +162,9 @@ def test_step_is_a_function_of_state_batch_and_key(trees_equal):
     state = other.init(jax.random.key(0))
     c, _ = jax.jit(other.step)(state, batch, jax.random.key(2))
     d, _ = jax.jit(other.step)(state, batch, jax.random.key(3))
-    assert not np.array_equal(c.g.params["dense0"]["kernel"], d.g.params["dense0"]["kernel"])
+    assert not np.array_equal(
+        c.players["g"].params["dense0"]["kernel"], d.players["g"].params["dense0"]["kernel"]
+    )
 
 
 @pytest.mark.medium
@@ -264,13 +173,14 @@ def test_unused_real_logits_cost_nothing():
     flops = {}
     for loss in ("nonsaturating", "relativistic"):
         algorithm = gan.make(
-            linen_net(mlp.Generator(shape=(2,), widths=(8,))),
-            linen_net(mlp.Discriminator(widths=(256, 256))),
+            gan.Networks(
+                linen_net(mlp.Generator(shape=(2,), widths=(8,))),
+                linen_net(mlp.Discriminator(widths=(256, 256))),
+                gan.normal_latents(2),
+                (2,),
+            ),
             LOSSES[loss],
-            optax.sgd(0.1),
-            optax.sgd(0.1),
-            latents=gan.normal_latents(2),
-            data_shape=(2,),
+            gan.Optimizers(optax.sgd(0.1), optax.sgd(0.1)),
         )
         state = jax.eval_shape(algorithm.init, jax.random.key(0))
         lowered = jax.jit(algorithm.step).lower(state, {"x": jnp.zeros((64, 2))}, jax.random.key(0))
@@ -282,7 +192,7 @@ def test_unused_real_logits_cost_nothing():
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_with_every_penalty_trains(loss):
     batch = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)}
-    algorithm = mlp_gan(loss=loss, penalties=[(0.1, p) for p in PENALTIES.values()])
+    algorithm = mlp_gan(loss=loss, penalties=[weighted(0.1, p) for p in PENALTIES.values()])
     state, metrics = run(algorithm, 2, batch)
     assert set(metrics) == {
         "d/loss", "d/real", "d/fake", "d/penalty", "d/grad_norm", "g/loss", "g/grad_norm",
@@ -299,7 +209,7 @@ def test_seeds_can_be_vmapped(trees_close):
 
     def train(key):
         state = algorithm.init(jax.random.fold_in(key, 0))
-        return algorithm.step(state, batch, jax.random.fold_in(key, 1))[0].g.params
+        return algorithm.step(state, batch, jax.random.fold_in(key, 1))[0].players["g"].params
 
     keys = jax.random.split(jax.random.key(0), 2)
     together = jax.jit(jax.vmap(train))(keys)
@@ -320,7 +230,8 @@ def trained(steps, batch=None, **options):
 @pytest.mark.medium
 def test_memory_is_part_of_the_state(trees_equal):
     """What LeCam and path length remember moves, and three steps from a saved state are steps three to five."""
-    options = dict(penalties=[(0.1, lecam(start=1))], g_penalties=[(0.1, path_length(), 2)])
+    penalties = [weighted(0.1, lecam(start=1)), weighted(0.1, path_length(), 2, "g")]
+    options = dict(penalties=penalties)
     batch = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)}
     algorithm = mlp_gan(**options)
     two, _ = run(algorithm, 2, batch)
@@ -329,13 +240,14 @@ def test_memory_is_part_of_the_state(trees_equal):
     assert two.memory["penalty0"]["count"] == 2 and five.memory["penalty0"]["count"] == 5
     assert two.memory["g_penalty0"] != 0 and five.memory["g_penalty0"] != two.memory["g_penalty0"]
     assert {"d/penalty", "g/penalty"} <= set(metrics)
-    assert trained(1)[0].memory is None
+    assert trained(1)[0].memory == {}
 
 
 def test_each_penalty_has_its_own_interval():
     """With weights 1 and every 1, 2 and 3, what D pays at updates 0 to 5 is known."""
     ones = [
-        (1.0, lambda critic, real, fake, key: jnp.ones(real.shape[0]), every) for every in (1, 2, 3)
+        weighted(1.0, lambda critic, real, fake, key: jnp.ones(real.shape[0]), every)
+        for every in (1, 2, 3)
     ]
     batch, paid = {"x": jnp.ones((8, 2))}, []
     algorithm, state = mlp_gan(penalties=ones), None
@@ -348,7 +260,7 @@ def test_each_penalty_has_its_own_interval():
 def test_weights_may_be_schedules():
     pays = lambda critic, real, fake, key: jnp.ones(real.shape[0])  # noqa: E731
     batch, paid = {"x": jnp.ones((8, 2))}, []
-    algorithm, state = mlp_gan(penalties=[(schedule("linear:4:0", 4), pays)]), None
+    algorithm, state = mlp_gan(penalties=[weighted(schedule("linear:4:0", 4), pays)]), None
     for _ in range(5):
         state, metrics = run(algorithm, 1, batch, state)
         paid.append(float(metrics["d/penalty"]))
@@ -358,7 +270,7 @@ def test_weights_may_be_schedules():
 @pytest.mark.medium
 @pytest.mark.parametrize("d_steps", [1, 2])
 def test_accumulated_gradients_are_those_of_the_whole_batch(trees_close, d_steps):
-    options = dict(loss="relativistic", penalties=[(0.1, PENALTIES["r1"])], d_steps=d_steps)
+    options = dict(loss="relativistic", penalties=[weighted(0.1, PENALTIES["r1"])], d_steps=d_steps)
     batch = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(24, 2)), jnp.float32)}
     whole, metrics = trained(3, batch, **options)
     cut, same = trained(3, batch, accumulate=4, **options)
@@ -377,7 +289,7 @@ def test_memory_moves_as_with_the_whole_batch(trees_close, loss):
     memories = []
     for accumulate in (1, 8):
         algorithm = mlp_gan(
-            loss=loss, tx=optax.sgd(0.0), penalties=[(0.1, lecam())], augment=augment, accumulate=accumulate
+            loss=loss, tx=optax.sgd(0.0), penalties=[weighted(0.1, lecam())], augment=augment, accumulate=accumulate
         )  # fmt: skip
         state = algorithm.init(jax.random.key(0))
         if loss == "began":  # away from 0, where it is cut off
@@ -399,38 +311,33 @@ def test_statistics_move_as_with_the_whole_batch():
     found = []
     for accumulate in (1, 4):
         algorithm = gan.make(
-            DIRAC_G, d, LOSSES["hinge"], optax.sgd(0.0), optax.sgd(0.0),
-            latents=gan.normal_latents(1), data_shape=(1,), accumulate=accumulate,
+            gan.Networks(DIRAC_G, d, gan.normal_latents(1), (1,)), LOSSES["hinge"],
+            gan.Optimizers(optax.sgd(0.0), optax.sgd(0.0)), accumulate=accumulate,
         )  # fmt: skip
         state, _ = run(algorithm, 3, {"x": jnp.arange(8.0).reshape(8, 1)})
-        found.append(float(state.d.stats["stats"]["mean"]))
+        found.append(float(state.players["d"].stats["stats"]["mean"]))
     np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
 
 
 def test_average_by_half_life(trees_equal):
     """A schedule in the place of the decay is taken as it is; at its start the average is G itself."""
     state, _ = trained(1, ema_decay=half_life(100.0, 8))
-    trees_equal(state.ema["params"], state.g.params)
+    trees_equal(state.ema["g"]["params"], state.players["g"].params)
     held = trained(3, ema_decay=lambda t: jnp.ones_like(t))[0]
     trees_equal(
-        held.ema["params"], trained(1, ema_decay=lambda t: jnp.ones_like(t))[0].ema["params"]
+        held.ema["g"]["params"],
+        trained(1, ema_decay=lambda t: jnp.ones_like(t))[0].ema["g"]["params"],
     )
 
 
 def labeled(head, **options):
-    loss = {"projection": None}.get(head, (0.5, AUXILIARY.get(head)))
     g = mlp.Generator(shape=(2,), widths=(8,), classes=3)
     d = mlp.Discriminator(widths=(8,), classes=3, head=head, embedding=4)
     return gan.make(
-        linen_net(g),
-        linen_net(d),
+        gan.Networks(linen_net(g), linen_net(d), gan.normal_latents(3), (2,)),
         LOSSES["hinge"],
-        optax.sgd(0.1),
-        optax.sgd(0.1),
-        latents=gan.normal_latents(3),
-        data_shape=(2,),
-        classes=3,
-        auxiliary=loss,
+        gan.Optimizers(optax.sgd(0.1), optax.sgd(0.1)),
+        condition=gan.Condition(3, AUXILIARY.get(head), 0.5),
         **options,
     )
 
@@ -440,10 +347,12 @@ def labeled(head, **options):
 def test_conditional_players_heed_labels(head):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)
     y = jnp.asarray(np.arange(8) % 3, jnp.uint8)
-    algorithm = labeled(head, penalties=[(0.1, PENALTIES["r1"])])
+    algorithm = labeled(head, penalties=[weighted(0.1, PENALTIES["r1"])])
     state, metrics = run(algorithm, 2, {"x": x, "y": y})
     other, _ = run(algorithm, 2, {"x": x, "y": (y + 1) % 3})
-    assert not np.allclose(state.d.params["dense0"]["kernel"], other.d.params["dense0"]["kernel"])
+    assert not np.allclose(
+        state.players["d"].params["dense0"]["kernel"], other.players["d"].params["dense0"]["kernel"]
+    )
     assert ("d/auxiliary" in metrics) == ("g/auxiliary" in metrics) == (head != "projection")
     z = algorithm.sample(state, jax.random.key(4), 6)
     np.testing.assert_array_equal(
@@ -457,10 +366,9 @@ def test_auxiliary_loss_is_that_of_the_heads():
     """With D = 0, in closed form: AC-GAN's D classifies reals and fakes, G its fakes."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(9, 2)), jnp.float32)
     y = jnp.asarray(np.arange(9) % 3, jnp.int32)
-    algorithm = labeled("acgan", simultaneous=True)
+    algorithm = labeled("acgan", rule=game.RULES["simultaneous"])
     state = algorithm.init(jax.random.key(0))
-    zero = jax.tree.map(jnp.zeros_like, state.d.params)
-    state = state._replace(d=state.d._replace(params=zero))
+    state = at(state, d=jax.tree.map(jnp.zeros_like, state.players["d"].params))
     _, metrics = jax.jit(algorithm.step)(state, {"x": x, "y": y}, jax.random.key(1))
     np.testing.assert_allclose(metrics["d/auxiliary"], 0.5 * 2 * np.log(3), rtol=1e-6)
     np.testing.assert_allclose(metrics["g/auxiliary"], 0.5 * np.log(3), rtol=1e-6)
@@ -469,13 +377,14 @@ def test_auxiliary_loss_is_that_of_the_heads():
 
 @pytest.mark.medium
 def test_wrong_heads_are_named():
-    options = dict(latents=gan.normal_latents(3), data_shape=(2,), classes=3)
     g = linen_net(mlp.Generator(shape=(2,), classes=3))
     batch = {"x": jnp.ones((4, 2)), "y": jnp.zeros(4, jnp.int32)}
-    for head, auxiliary in (("acgan", None), ("projection", (1.0, AUXILIARY["acgan"]))):
+    for head, auxiliary in (("acgan", None), ("projection", AUXILIARY["acgan"])):
         d = linen_net(mlp.Discriminator(classes=3, head=head))
         tx = optax.sgd(0.1)
-        algorithm = gan.make(g, d, LOSSES["hinge"], tx, tx, auxiliary=auxiliary, **options)
+        networks = gan.Networks(g, d, gan.normal_latents(3), (2,))
+        condition = gan.Condition(3, auxiliary)
+        algorithm = gan.make(networks, LOSSES["hinge"], gan.Optimizers(tx, tx), condition=condition)
         state = algorithm.init(jax.random.key(0))
         with pytest.raises(ValueError, match="D must return"):
             algorithm.step(state, batch, jax.random.key(1))
@@ -492,14 +401,20 @@ def test_augmentation_is_what_d_sees(trees_equal):
     plain, _ = trained(2)
     off, _ = trained(2, augment=Augment(shifts, p=0.0))
     on, _ = trained(2, augment=Augment(shifts, p=1.0))
-    trees_equal(plain.d.params, off.d.params)
-    trees_equal(plain.g.params, off.g.params)
-    assert not np.allclose(plain.d.params["dense0"]["kernel"], on.d.params["dense0"]["kernel"])
-    assert not np.allclose(plain.g.params["dense0"]["kernel"], on.g.params["dense0"]["kernel"])
+    trees_equal(plain.players["d"].params, off.players["d"].params)
+    trees_equal(plain.players["g"].params, off.players["g"].params)
+    assert not np.allclose(
+        plain.players["d"].params["dense0"]["kernel"], on.players["d"].params["dense0"]["kernel"]
+    )
+    assert not np.allclose(
+        plain.players["g"].params["dense0"]["kernel"], on.players["g"].params["dense0"]["kernel"]
+    )
     doubled = Augment(lambda x, key, p: 2 * x, p=1.0)
     batch = {"x": jnp.zeros((8, 2))}
     slope = [
-        trained(1, batch, penalties=[(1.0, PENALTIES["r1"])], augment=augment)[1]["d/penalty"]
+        trained(1, batch, penalties=[weighted(1.0, PENALTIES["r1"])], augment=augment)[1][
+            "d/penalty"
+        ]
         for augment in (None, doubled)
     ]
     np.testing.assert_allclose(slope[1], 4 * slope[0], rtol=1e-5)
@@ -530,21 +445,27 @@ def test_truncated_latents():
     import scipy.stats
 
     assert abs(z.std() / scipy.stats.truncnorm(-0.7, 0.7).std() - 1) < 0.02
-    algorithm = mlp_gan(sample_latents=lambda key, n: jnp.zeros((n, 3)))
+    algorithm = mlp_gan(sampling=dict(sample_latents=lambda key, n: jnp.zeros((n, 3))))
     drawn = algorithm.sample(algorithm.init(jax.random.key(0)), jax.random.key(1), 5)
     np.testing.assert_array_equal(drawn, np.repeat(drawn[:1], 5, 0))
 
 
 def test_sampler_stands_in_for_g():
     doubled = Net(lambda key, z: None, lambda v, z, train: (2 * z, {}))
-    algorithm = mlp_gan(sampler=doubled)
+    algorithm = mlp_gan(sampling=dict(sampler=doubled))
     state = algorithm.init(jax.random.key(0))
     z = gan.normal_latents(3)(jax.random.key(1), 4)
     np.testing.assert_array_equal(algorithm.sample(state, jax.random.key(1), 4), 2 * z)
 
 
 @pytest.mark.parametrize(
-    "options", [dict(d_steps=0), dict(accumulate=0), dict(penalty_every=0), dict(rule=1, d_steps=2)]
+    "options",
+    [
+        dict(d_steps=0),
+        dict(accumulate=0),
+        dict(penalties=[weighted(1.0, PENALTIES["r1"], 0)]),
+        dict(rule=game.RULES["simultaneous"], d_steps=2),
+    ],
 )
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValueError, match="must be at least 1|not together"):
@@ -567,13 +488,14 @@ def test_devices_share_out_the_work(loss, options):
     """Four devices do a quarter of the step each, also where the loss does not tie a fake to a real."""
     adam = optax.adam(1e-3)
     algorithm = gan.make(
-        linen_net(mlp.Generator((8, 8, 1), (64, 64))),
-        linen_net(mlp.Discriminator((64, 64))),
+        gan.Networks(
+            linen_net(mlp.Generator((8, 8, 1), (64, 64))),
+            linen_net(mlp.Discriminator((64, 64))),
+            gan.normal_latents(64),
+            (8, 8, 1),
+        ),
         LOSSES[loss],
-        adam,
-        adam,
-        latents=gan.normal_latents(64),
-        data_shape=(8, 8, 1),
+        gan.Optimizers(adam, adam),
         **options,
     )
 

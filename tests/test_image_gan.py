@@ -2,20 +2,24 @@
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import math
 import pathlib
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from checks.losses import is_invariant
 
 from bpgan import cli, data
+from bpgan.evaluation import samples
 from bpgan.losses import LOSSES
-from bpgan.runtime import parallel
+from bpgan.runtime import program
 from bpgan.types import UserError
 from experiments import evaluate, image_gan
 
@@ -125,7 +129,7 @@ def test_options(files, flags):
     cfg = config(f"--dataset={files(28, 1)}", "--batch_size=8", *flags)
     state, metrics = shapes_of_a_step(cfg)
     assert {"d/loss", "g/loss"} <= set(metrics)
-    for player in (state.g, state.d):
+    for player in (state.players["g"], state.players["d"]):
         assert {a.dtype for a in jax.tree.leaves(player.params)} == {jnp.dtype("float32")}
 
 
@@ -145,7 +149,9 @@ def test_penalties_of_narrow_networks_are_not_narrow(files, net):
 @pytest.mark.parametrize(
     "flags,said",
     [
-        (["--net=vgg"], "--net=vgg: must be one of mlp"),
+        (["--net=vgg"], "--net=vgg: must be one of biggan:N, "),
+        (["--net=vgg:Net"], "an architecture cannot be imported (ModuleNotFoundError"),
+        (["--net=lite:0"], "'lite:0': must be lite:N, N the channels"),
         (["--net=sngan:3"], "--net=sngan:3"),
         (["--net=lite/dcgan,spectral"], "the options are attention=SIZE"),
         (["--net=sngan,attention"], "the options are attention=SIZE"),
@@ -201,7 +207,7 @@ def test_penalties_of_narrow_networks_are_not_narrow(files, net):
         (["--condition=acgan=-1"], "A and B >= 0.0"),
         (["--loss=began"], "--loss=began"),
         (["--net=dcgan/autoencoder:4"], "an autoencoder as D"),
-        (["--net=autoencoder", "--loss=began"], "an autoencoder can be D only"),
+        (["--net=autoencoder", "--loss=began"], "autoencoder can be D only"),
         (["--net=biggan", "--dataset={30}"], "which must divide the image size 30x30"),
         (["--net=dcgan:4", "--dataset={30}"], "--net=dcgan:4: widths"),
         (["--net=sngan,attention=5"], "--net=sngan,attention=5: "),
@@ -228,7 +234,7 @@ def test_biggan_has_the_widths_of_studiogan(files):
     """Kang et al. 2023, ``big_resnet.py`` at 32 pixels: 4 x 96 channels in G's blocks, 2 x 96 in D's."""
     cfg = config("--preset=biggan-32", f"--dataset={files(32, 3)}")
     state = jax.eval_shape(image_gan.build(cfg).algorithm.init, jax.random.key(0))
-    for params, width in ((state.g.params, 384), (state.d.params, 192)):
+    for params, width in ((state.players["g"].params, 384), (state.players["d"].params, 192)):
         blocks = [params[name] for name in params if name.startswith("block")]
         kernels = [leaf for leaf in jax.tree.leaves(blocks) if leaf.ndim == 4]
         assert {kernel.shape[3] for kernel in kernels} == {width}
@@ -278,7 +284,7 @@ def test_schedules_end_with_the_run_whatever_the_rule(files, monkeypatch):
 
 def test_unlabeled_images_have_no_conditions(tmp_path):
     np.savez(tmp_path / "x.npz", x=np.zeros((40, 28, 28, 1), np.uint8))
-    with pytest.raises(UserError, match="condition=acgan: --dataset=.* has no labels"):
+    with pytest.raises(UserError, match="condition=acgan: `dataset=.*` has no labels"):
         image_gan.build(config(f"--dataset=npz:{tmp_path / 'x.npz'}", "--condition=acgan"))
 
 
@@ -304,7 +310,7 @@ def test_what_is_remembered_survives_a_resume(tmp_path):
     shutil.rmtree(cut / "checkpoints" / "8")
     (cut / "result.json").unlink()
     assert run(*REMEMBERING, f"--workdir={cut}") == 0
-    a, b = (cli.restored(str(path), "newest") for path in (whole, cut))
+    a, b = (cli.restore(str(path), "newest") for path in (whole, cut))
     assert a.step == b.step == 8
     for x, y in zip(jax.tree.leaves(a.state), jax.tree.leaves(b.state), strict=True):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
@@ -318,20 +324,22 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path, mo
     path = tmp_path / "run"
     flags = ["--preset=smoke", "--net=mlp", "--condition=projection", f"--workdir={path}"]
     assert run(*flags, f"--dataset={files(28, 1)}") == 0
-    algorithm = cli.restored(str(path), "newest").experiment.algorithm
-    labels = evaluate.labels_of(algorithm, files(28, 1), 60, 0)
+    algorithm = cli.restore(str(path), "newest").experiment.algorithm
+    labels = samples.draw_labels(algorithm, files(28, 1), 60, 0)
     counts = np.asarray(data.load(files(28, 1)).counts)
     np.testing.assert_allclose(np.bincount(labels) / 60, counts / counts.sum(), atol=1 / 60)
-    plain, _ = evaluate.of_run(str(path), "newest", 300, 0)
+    plain, _ = samples.of_run(str(path), "newest", 300, 0)
     assert plain.turned.shape == (2000 // 3, 3, 28, 28, 1)  # the same latents under each label
     a, b = plain.turned[:, 0].astype(float), plain.turned[:, 1].astype(float)
     assert 0 < np.abs(a - b).mean() < np.abs(a - np.roll(b, 1, axis=0)).mean()
-    batches, drawn = [], parallel._drawn
+    batches, drawn = [], program._draw_batch
     monkeypatch.setattr(
-        parallel, "_drawn", lambda sample, n, *rest: batches.append(n) or drawn(sample, n, *rest)
+        program,
+        "_draw_batch",
+        lambda sample, n, *rest: batches.append(n) or drawn(sample, n, *rest),
     )
     monkeypatch.setattr(evaluate, "_TURNED", 30)
-    cut, _ = evaluate.of_run(str(path), "newest", 300, 0, ["truncation=0.2"])
+    cut, _ = samples.of_run(str(path), "newest", 300, 0, ["truncation=0.2"])
     assert batches == [500, 500, 10, 10, 10]  # no more under a label than are kept
     assert cut.x.std(0).mean() < 0.8 * plain.x.std(0).mean()
     assert cut.facts["flags"] == "truncation=0.2"
@@ -340,12 +348,12 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path, mo
         ("truncation=-1", ">= 0"),
     ):
         with pytest.raises(UserError, match=said):
-            evaluate.of_run(str(path), "newest", 300, 0, [text])
+            samples.of_run(str(path), "newest", 300, 0, [text])
     out = tmp_path / "out"
     flags = [
         f"--run={path}",
         "--n=50",
-        "--features=experiments.evaluate:pixels",
+        "--features=pixels",
         "--metrics=fd,class_fd",
         f"--workdir={out}",
     ]
@@ -370,7 +378,7 @@ def test_the_recipe_for_a_cpu_learns(optimized, tmp_path):
     assert 0 < found["test/FD"] < 130 and found["test/recall-k3"] > 0.1
 
 
-MULTIPLE = "^batch_size=1[26]: must be a multiple of --accumulate=1?[16] times the 8 devices"
+MULTIPLE = "^batch_size=1[26]: must be a multiple of `accumulate=1?[16]` times the 8 devices"
 
 
 @pytest.mark.parametrize(
@@ -390,22 +398,153 @@ def test_each_device_cuts_its_rows_into_micro_batches(files, flags, fits):
         image_gan.build(cfg, axis_name="batch")
 
 
-@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "began"])
+@pytest.mark.parametrize("loss", [name for name in LOSSES if not LOSSES[name].energy])
 def test_adaptive_augmentation_needs_a_zero_that_the_loss_fixes(files, loss):
-    """Refused wherever D's loss does not feel a constant added to all logits, whatever losses there are."""
-    real, fake = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)
-    d = LOSSES[loss].d
-    blind = np.allclose(d(real, fake), d(real + 2.0, fake + 2.0), atol=1e-5)
+    """Refused wherever the loss does not balance at 0, and so wherever it does not feel a constant added to logits."""
     flags = [f"--dataset={files(28, 1)}", "--net=mlp", f"--loss={loss}"]
-    if blind or loss == "least_squares":  # whose balance is at 1/2
+    if LOSSES[loss].balances_at_zero:
+        assert not is_invariant(LOSSES[loss].d)
+        image_gan.build(config(*flags, "--augment=bgc@ada"))
+    else:
         with pytest.raises(UserError, match="augment=bgc@ada: .* must be one of minimax, "):
             image_gan.build(config(*flags, "--augment=bgc@ada"))
-    else:
-        image_gan.build(config(*flags, "--augment=bgc@ada"))
     image_gan.build(config(*flags, "--augment=bgc@0.5"))
 
 
 def test_every_loss_is_offered():
-    for loss in LOSSES:
-        extra = ["--net=dcgan/autoencoder:4"] if loss == "began" else []
-        assert config("--preset=smoke", f"--loss={loss}", *extra).loss == loss
+    for name, loss in LOSSES.items():
+        extra = ["--net=dcgan/autoencoder:4"] if loss.energy else []
+        assert config("--preset=smoke", f"--loss={name}", *extra).loss.value is loss
+
+
+# One file outside the package adds a network, a loss, and a penalty with memory.
+MINE = '''
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from bpgan.nets import Architecture, Network, Option, mlp
+from bpgan.penalties import Regularizer
+from bpgan.types import AdversarialLoss
+
+
+class Critic(nn.Module):
+    """x[b, ...] -> logits[b]"""
+
+    dtype: object = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, labels=None, *, train=False):
+        return nn.Dense(1, name="dense0")(jnp.tanh(x.reshape(x.shape[0], -1)))[:, 0]
+
+
+class Painter(nn.Module):
+    """z[b, z] -> x[b, h, w, c]"""
+
+    shape: tuple
+    axis_name: object = None
+
+    @nn.compact
+    def __call__(self, z, *, train=False):
+        x = nn.Dense(int(np.prod(self.shape)), name="dense0")(z)
+        return jnp.tanh(x).reshape(z.shape[0], *self.shape)
+
+
+both = Architecture(
+    Network(lambda shape, size, deep, **given: mlp.Generator(shape, (size,) * (1 + deep), **given),
+            options={"deep": Option("LAYERS")}),
+    Network(lambda shape, size, **given: mlp.Discriminator((size,), **given)),
+    size=16,
+)
+quartic = AdversarialLoss(lambda r, f: (r - 1) ** 4 + f**4, lambda r, f: (f - 1) ** 2)
+
+
+def remember(scene, memory):
+    mean = 0.5 * memory + 0.5 * jnp.mean(jax.lax.stop_gradient(scene.logits[0]))
+    return jnp.square(scene.critic(scene.real) - mean), mean
+
+
+settle = Regularizer(remember, np.zeros((), np.float32))
+
+
+def small(critic, real, fake, key):
+    return jnp.square(critic(fake))
+'''
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "mine"
+    sys.modules.pop("mine", None)
+
+
+def test_one_s_own_code_needs_no_entry(files, mine):
+    flags = [f"--dataset={files(28, 1)}", "--batch_size=8", "--loss=mine:quartic"]
+    flags.append("--penalty=mine:settle=0.3/4+g.mine:small+mine:small=linear:1:0")
+    cfg = config(*flags, "--net=mine:both:12,deep=2", "--condition=acgan")
+    state, metrics = shapes_of_a_step(cfg)
+    assert state.players["g"].params["dense2"]["kernel"].shape == (12, 12)
+    assert {"d/penalty", "g/penalty"} <= set(metrics)
+    state, _ = shapes_of_a_step(config(*flags, "--net=mine:Painter/mine:Critic"))
+    assert jax.tree.leaves(state.memory)[0].shape == ()
+    # Labels reach a D that knows nothing of them as channels.
+    concat = config(*flags, "--net=lite:4/mine:Critic", "--condition=concat")
+    state, _ = shapes_of_a_step(concat)
+    assert state.players["d"].params["dense0"]["kernel"].shape == (28 * 28 * 4, 1)
+    for more, said in (
+        (["--net=lite:4/mine:Critic", "--condition=acgan"], "must be one of none, concat"),
+        (["--net=mine:Painter/mlp", "--condition=acgan"], "mine:Painter as G .* must be none"),
+        (["--net=mine:Painter"], "mine:Painter can be G only, as in mine:Painter/OTHER"),
+        (["--net=mine:Critic/mlp"], "mine:Critic can be D only"),
+        (["--net=mine:quartic/mlp"], "must be an Architecture or a class of Linen modules"),
+        (["--net=mine:Painter/mlp", "--penalty=g.path_length"], "needs a G that takes each"),
+        (["--augment=bgc@ada"], "which means nothing with `loss=mine:quartic`"),
+    ):
+        with pytest.raises(UserError, match=said):
+            image_gan.build(config(*flags, *more))
+
+
+def test_entries_that_are_added_while_it_runs_are_seen(mine, monkeypatch):
+    from bpgan.nets import ARCHITECTURES
+    from bpgan.penalties import PENALTIES
+
+    module = importlib.import_module(mine)
+    for table, entry in (
+        (LOSSES, module.quartic), (PENALTIES, module.settle), (ARCHITECTURES, module.both)
+    ):  # fmt: skip
+        monkeypatch.setitem(table, "added", entry)
+    cfg = config("--net=added:8", "--loss=added", "--penalty=added=2")
+    assert cfg.net.value.g.size == 8 and cfg.loss.value is module.quartic
+    text = " ".join(cli.help_text(image_gan.Config, image_gan.PRESETS, image_gan).split())
+    for flag, name in (
+        ("loss", "began, added"),
+        ("penalty", "orthogonal, added"),
+        ("net", "added:N"),
+    ):
+        start = text.index(f"--{flag}=")
+        assert name in text[start : start + 800]
+    for flag in ("--loss=adde", "--net=adde"):
+        with pytest.raises(UserError, match="must be one of .*did you mean added"):
+            config(flag)
+
+
+@pytest.mark.medium
+def test_one_s_own_penalty_with_memory_survives_a_resume(mine, tmp_path):
+    flags = [
+        "--preset=smoke",
+        "--net=mine:Painter/mine:Critic",
+        "--loss=mine:quartic",
+        "--penalty=mine:settle=0.1",
+    ]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for path in (whole, cut):
+        assert run(*flags, f"--workdir={path}") == 0
+    shutil.rmtree(cut / "checkpoints" / "8")
+    (cut / "result.json").unlink()
+    assert run(*flags, f"--workdir={cut}") == 0
+    a, b = (cli.restore(str(path), "newest") for path in (whole, cut))
+    for x, y in zip(jax.tree.leaves(a.state), jax.tree.leaves(b.state), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bpgan import cli
-from bpgan.runtime import parallel
+from bpgan.runtime.program import compile_program
 from bpgan.types import UserError
 from experiments import linear_regression
 
@@ -20,7 +20,7 @@ def build(*flags):
 
 
 def train(experiment, steps):
-    program = parallel.compile(experiment.algorithm, experiment.source, seed=0, devices=1)
+    program = compile_program(experiment.algorithm, experiment.source, seed=0, devices=1)
     carry, finite = program.run(program.init(), steps)
     assert finite
     return carry, experiment.evaluate(carry.state)

@@ -9,161 +9,41 @@ import numpy as np
 import optax
 import pytest
 import scipy.special
+from checks.losses import (
+    ANCHORS,
+    REFERENCE,
+    balances_at_zero,
+    check_anchor,
+    check_generally,
+    check_values_and_gradients,
+    is_invariant,
+    players,
+)
 from references import make_losses
 
 from bpgan.losses import (
     LOSSES,
-    balances_at_zero,
     began,
     data_to_data_cross_entropy,
     mean_squared_error,
+    of_logits,
+    parse,
+    parse_of_logits,
     softmax_cross_entropy,
 )
 from bpgan.penalties import PENALTIES
-from bpgan.types import AdversarialLoss
-
-GRID = np.array([-40, -3, -0.5, 0, 0.5, 3, 40], np.float64)
 
 
-def sp(t):
-    return np.logaddexp(t, 0.0)
-
-
-s = scipy.special.expit
-
-
-def relativistic_average(f, df):
-    """``REFERENCE`` of a relativistic average loss; of sums over the batch, so that means of others enter."""
-    u, v = (lambda r, f_: r - f_.mean()), (lambda r, f_: f_ - r.mean())
-    return (
-        lambda r, f_: f(u(r, f_)) + f(-v(r, f_)),
-        lambda r, f_: f(v(r, f_)) + f(-u(r, f_)),
-        lambda r, f_: df(u(r, f_)) + np.mean(df(-v(r, f_))),
-        lambda r, f_: -df(-v(r, f_)) - np.mean(df(u(r, f_))),
-        lambda r, f_: -df(-u(r, f_)) - np.mean(df(v(r, f_))),
-        lambda r, f_: df(v(r, f_)) + np.mean(df(-u(r, f_))),
-    )
-
-
-# name: (D, G, dD/dreal, dD/dfake, dG/dreal, dG/dfake), written from the papers in NumPy.
-REFERENCE = {
-    "minimax": (
-        lambda r, f: sp(-r) + sp(f),
-        lambda r, f: -sp(f),
-        lambda r, f: -s(-r),
-        lambda r, f: s(f),
-        lambda r, f: 0 * r,
-        lambda r, f: -s(f),
-    ),
-    "nonsaturating": (
-        lambda r, f: sp(-r) + sp(f),
-        lambda r, f: sp(-f),
-        lambda r, f: -s(-r),
-        lambda r, f: s(f),
-        lambda r, f: 0 * r,
-        lambda r, f: -s(-f),
-    ),
-    "least_squares": (
-        lambda r, f: 0.5 * (r - 1) ** 2 + 0.5 * f**2,
-        lambda r, f: 0.5 * (f - 1) ** 2,
-        lambda r, f: r - 1,
-        lambda r, f: f,
-        lambda r, f: 0 * r,
-        lambda r, f: f - 1,
-    ),
-    "hinge": (
-        lambda r, f: np.maximum(0, 1 - r) + np.maximum(0, 1 + f),
-        lambda r, f: -f,
-        lambda r, f: -1.0 * (r < 1),
-        lambda r, f: 1.0 * (f > -1),
-        lambda r, f: 0 * r,
-        lambda r, f: -1 + 0 * f,
-    ),
-    "wasserstein": (
-        lambda r, f: f - r,
-        lambda r, f: -f,
-        lambda r, f: -1 + 0 * r,
-        lambda r, f: 1 + 0 * f,
-        lambda r, f: 0 * r,
-        lambda r, f: -1 + 0 * f,
-    ),
-    "relativistic": (
-        lambda r, f: sp(f - r),
-        lambda r, f: sp(r - f),
-        lambda r, f: -s(f - r),
-        lambda r, f: s(f - r),
-        lambda r, f: s(r - f),
-        lambda r, f: -s(r - f),
-    ),
-    "least_squares_pearson": (
-        lambda r, f: 0.5 * (r - 1) ** 2 + 0.5 * (f + 1) ** 2,
-        lambda r, f: 0.5 * f**2,
-        lambda r, f: r - 1,
-        lambda r, f: f + 1,
-        lambda r, f: 0 * r,
-        lambda r, f: f,
-    ),
-    "relativistic_average": relativistic_average(lambda t: sp(-t), lambda t: -s(-t)),
-    "relativistic_average_hinge": relativistic_average(
-        lambda t: np.maximum(0, 1 - t), lambda t: -1.0 * (t < 1)
-    ),
-    "relativistic_average_least_squares": relativistic_average(
-        lambda t: (t - 1) ** 2, lambda t: 2 * (t - 1)
-    ),
-}
-ANCHORS = {  # value at D = 0, as the literature states it: (D, G)
-    "minimax": (np.log(4), -np.log(2)),
-    "nonsaturating": (np.log(4), np.log(2)),
-    "least_squares": (0.5, 0.5),
-    "hinge": (2.0, 0.0),
-    "wasserstein": (0.0, 0.0),
-    "relativistic": (np.log(2), np.log(2)),
-    "least_squares_pearson": (1.0, 0.0),
-    "relativistic_average": (np.log(4), np.log(4)),
-    "relativistic_average_hinge": (2.0, 2.0),
-    "relativistic_average_least_squares": (2.0, 2.0),
-}
-PLAIN = [name for name, loss in LOSSES.items() if loss.memory is None]
-
-
-def players(name: str):
-    """D's and G's function of the logits; what D remembers is that of the start."""
-    loss = LOSSES[name]
-    if loss.memory is None:
-        return loss.d, loss.g
-    return lambda r, f: loss.d(r, f, loss.memory)[0], loss.g
-
-
-def check_values_and_gradients(name: str, loss: AdversarialLoss) -> None:
-    """T1.1: values and both partial derivatives on the whole grid of logit pairs, 1e-6 relative in float32."""
-    r, f = (a.ravel() for a in np.meshgrid(GRID, GRID))
-    d, g, *partials = REFERENCE[name]
-    r32, f32 = jnp.asarray(r, jnp.float32), jnp.asarray(f, jnp.float32)
-    tiny = 2e-6 if "average" in name else 1e-12  # differences of means cancel
-    np.testing.assert_allclose(loss.d(r32, f32), d(r, f), rtol=1e-6, atol=tiny)
-    np.testing.assert_allclose(loss.g(r32, f32), g(r, f), rtol=1e-6, atol=tiny)
-    ours = [
-        jax.grad(lambda r, f, fn=fn: jnp.sum(fn(r, f)), argnums=argnum)(r32, f32)
-        for fn in (loss.d, loss.g)
-        for argnum in (0, 1)
-    ]
-    for got, expected in zip(ours, partials, strict=True):
-        np.testing.assert_allclose(got, expected(r, f), rtol=2e-6, atol=tiny)
-
-
-def check_anchor(name: str, loss: AdversarialLoss) -> None:
-    """T1.2: the published values at D = 0."""
-    zero = jnp.zeros(4)
-    for fn, expected in zip((loss.d, loss.g), ANCHORS[name], strict=True):
-        np.testing.assert_allclose(fn(zero, zero), np.full(4, expected), rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", LOSSES)
 def test_values_and_gradients(name):
-    check_values_and_gradients(name, LOSSES[name])
+    check_generally(LOSSES[name])
+    if name not in REFERENCE and name != "began":  # which has a test of its own
+        pytest.skip(f"{name} has no closed form: add it to REFERENCE in tests/checks/losses.py")
+    if name in REFERENCE:
+        check_values_and_gradients(name, LOSSES[name])
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", ANCHORS)
 def test_anchor(name):
     check_anchor(name, LOSSES[name])
 
@@ -173,7 +53,7 @@ def test_anchor(name):
 def test_finite_and_dtype_kept(name, dtype):
     """Extreme logits give finite values and gradients, in the type that came in, without implicit promotion."""
     r, f = jnp.asarray([-1e4, 0, 1e4, 30], dtype), jnp.asarray([1e4, 0, -1e4, -30], dtype)
-    if "least_squares" in name:  # its square of 1e4 is beyond float16
+    if "least_squares" in name or name not in REFERENCE:  # the square of 1e4 is beyond float16
         r, f = r / 100, f / 100
     with jax.numpy_dtype_promotion("strict"):
         for fn in players(name):
@@ -187,18 +67,15 @@ def test_finite_and_dtype_kept(name, dtype):
 def test_generator_wants_higher_logits(name):
     """Where D rejects fakes, every G loss falls as the fake logit rises."""
     fake = jnp.linspace(-4, 0.9, 9)
-    if name == "least_squares_pearson":  # whose target for G is 0
+    if name == "least_squares_pearson" or name not in REFERENCE:  # its target for G is 0
         fake -= 1
     gradient = jax.grad(lambda f: jnp.sum(LOSSES[name].g(jnp.zeros(9), f)))(fake)
     assert bool(jnp.all(gradient < 0))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [*REFERENCE, "began"])
 def test_only_relativistic_losses_ignore_a_common_shift(name):
-    r, f = jnp.asarray([0.3, -1.0]), jnp.asarray([-0.2, 0.4])
-    d, _ = players(name)
-    invariant = bool(jnp.allclose(d(r, f), d(r + 2.0, f + 2.0), atol=1e-6))
-    assert invariant == ("relativistic" in name or name == "wasserstein")
+    assert is_invariant(players(name)[0]) == ("relativistic" in name or name == "wasserstein")
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -297,7 +174,10 @@ def test_pytorch_has_the_same_losses_and_gradients(x64, name):
 
 
 def test_pytorch_knows_every_loss_but_began():
-    assert {name.split("/")[0] for name in PYTORCH["losses"]} == set(LOSSES) - {"began"}
+    known = {name.split("/")[0] for name in PYTORCH["losses"]}
+    assert known == set(REFERENCE)
+    if missing := set(LOSSES) - known - {"began"}:
+        pytest.skip(f"of {missing} nothing is recorded: add it to tests/references/make_losses.py")
 
 
 @pytest.mark.parametrize("name", PYTORCH["penalties"])
@@ -314,14 +194,24 @@ def test_pytorch_has_the_same_penalties_and_second_derivatives(x64, name):
     np.testing.assert_allclose(gradient, change, rtol=1e-9)
 
 
-def test_what_adaptive_augmentation_can_go_by():
-    """The sign of a logit means something to a loss whose D is symmetric about 0; also where a step is traced."""
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_says_of_itself_where_it_balances(name):
+    """The sign of a logit means something to a loss whose D is symmetric about 0."""
+    assert LOSSES[name].balances_at_zero == balances_at_zero(LOSSES[name])
+
+
+def test_losses_that_balance_at_zero():
     expected = {"minimax", "nonsaturating", "least_squares_pearson", "hinge"}
-    assert {name for name, loss in LOSSES.items() if balances_at_zero(loss)} == expected
-    jax.jit(lambda x: x * balances_at_zero(LOSSES["hinge"]))(1.0)
-    # The logistic loss by another formula, which differs at 3 and -3 by rounding.
-    log1p_exp = lambda t: jnp.log1p(jnp.exp(t))  # noqa: E731
-    other = AdversarialLoss(lambda r, f: log1p_exp(-r) + f + log1p_exp(-f), LOSSES["minimax"].g)
-    assert balances_at_zero(other)
-    flat = AdversarialLoss(lambda r, f: (f + 100.1) - (r * 1.0000001), LOSSES["minimax"].g)
-    assert not balances_at_zero(flat)
+    assert {name for name in [*REFERENCE, "began"] if LOSSES[name].balances_at_zero} == expected
+
+
+def test_losses_are_found_by_name_or_in_one_s_own_code(monkeypatch):
+    assert parse("hinge") is LOSSES["hinge"]
+    monkeypatch.setitem(LOSSES, "added", LOSSES["hinge"])
+    assert parse("added") is LOSSES["hinge"] and "added" in of_logits()
+    with pytest.raises(ValueError, match="must be one of minimax, .*added, or module:name"):
+        parse("wgan")
+    with pytest.raises(ValueError, match="must be an AdversarialLoss"):
+        parse("bpgan.losses:hinge_d")
+    with pytest.raises(ValueError, match="needs an autoencoder as D; must be one of minimax"):
+        parse_of_logits("began")

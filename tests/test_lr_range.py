@@ -12,7 +12,7 @@ import pytest
 from bpgan import cli, data, optim
 from bpgan.launcher import main as launch
 from bpgan.launcher import search
-from bpgan.runtime import parallel
+from bpgan.runtime import program
 from bpgan.types import stream
 from experiments import lr_range, mnist_gan
 
@@ -97,7 +97,8 @@ def test_the_rate_is_that_of_the_ramp(x64, monkeypatch, system):
     state, rates = jax.jit(algorithm.init)(jax.random.key(0)), []
     for _ in range(30):
         before, (state, metrics) = state, step(state)
-        old, new = (s.d.params if system == "d" else s.params for s in (before, state))
+        name = "d" if system == "d" else next(iter(state.players))
+        old, new = (s.players[name].params for s in (before, state))
         moved = optax.tree.norm(jax.tree.map(lambda a, b: a - b, new, old))
         rates.append(float(moved / metrics["d/grad_norm" if system == "d" else "grad_norm"]))
     np.testing.assert_allclose(rates, [ramp(i) for i in range(30)], rtol=1e-5)
@@ -159,7 +160,7 @@ def test_every_system_has_a_range(tmp_path, copies, system):
 def test_a_loss_that_is_lost_is_null(tmp_path, monkeypatch):
     """JSON has no NaN, and strict readers refuse it."""
     losses = np.float32([[*np.linspace(2, 1, 15), np.nan, *[np.inf] * 4]])
-    monkeypatch.setattr(parallel, "recorded", lambda *_, **__: {"loss": losses})
+    monkeypatch.setattr(program, "record_metrics", lambda *_, **__: {"loss": losses})
     assert go(tmp_path, "--preset=smoke") == 0
     text = (tmp_path / "lr_range.json").read_text()
     record = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
@@ -168,7 +169,7 @@ def test_a_loss_that_is_lost_is_null(tmp_path, monkeypatch):
 
 
 def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(parallel, "recorded", lambda *_, **__: pytest.fail("was computed"))
+    monkeypatch.setattr(program, "record_metrics", lambda *_, **__: pytest.fail("was computed"))
     for argv, said in (
         (["--low=1", "--high=0.1"], "--low=1.0: must be < --high=0.1"),
         (["--system=gan"], "--system=gan: must be one of classifier, vae, d"),

@@ -5,14 +5,16 @@ A mutant is a module whose source differs in one place. If a check accepts it, t
 
 import pathlib
 import types
+from typing import Any
 
 import pytest
-import test_architectures
-import test_gan
-import test_losses
-import test_penalties
+from checks import gans
+from checks import losses as check_losses
+from checks import networks as check_networks
+from checks import penalties as check_penalties
 
 import bpgan.algorithms.gan
+import bpgan.algorithms.turns
 import bpgan.losses
 import bpgan.nets.layers
 import bpgan.penalties
@@ -49,24 +51,26 @@ MUTANTS = {
                              "jax.nn.relu(-real) + jax.nn.relu(fake)", "hinge"),
     "relativistic G with exchanged arguments": (bpgan.losses, "return jax.nn.softplus(real - fake)",
                                                 "return jax.nn.softplus(fake - real)", "relativistic"),
-    "lazy penalty without its factor": (bpgan.algorithms.gan, "return every * sum(terms)", "return sum(terms)", "lazy"),
-    "lazy penalty twice as often": (bpgan.algorithms.gan, "index % every == 0",
-                                    "index % max(every - 1, 1) == 0", "lazy"),
-    "real and fake exchanged in D's step": (bpgan.algorithms.gan, "loss.d(real_logits, fake_logits))",
-                                            "loss.d(fake_logits, real_logits))", "dirac"),
-    "G follows the old D": (bpgan.algorithms.gan, "state if simultaneous else state._replace(d=d)", "state",
+    "lazy penalty without its factor": (bpgan.algorithms.turns, "return term.every * value, Aux(",
+                                        "return value, Aux(", "lazy"),
+    "lazy penalty twice as often": (bpgan.algorithms.turns, "index % term.every == 0",
+                                    "index % max(term.every - 1, 1) == 0", "lazy"),
+    "real and fake exchanged in D's step": (bpgan.algorithms.gan, "loss.d(*seen.logits))",
+                                            "loss.d(*seen.logits[::-1]))", "dirac"),
+    "G follows the old D": (bpgan.algorithms.turns, "now = Now(players, batch", "now = Now(state.players, batch",
                             "dirac"),
-    "penalty left out of the gradient": (bpgan.algorithms.gan, "jnp.mean(value))\n",
-                                         "jax.lax.stop_gradient(jnp.mean(value)))\n", "dirac"),
-    "summed loss": (bpgan.algorithms.gan, "value = jnp.mean(loss.d(", "value = jnp.sum(loss.d(", "dirac"),
+    "penalty left out of the gradient": (bpgan.algorithms.gan, "jnp.mean(value)\n",
+                                         "jax.lax.stop_gradient(jnp.mean(value))\n", "dirac"),
+    "summed loss": (bpgan.algorithms.gan, "value = jnp.mean(setting.loss.d(", "value = jnp.sum(setting.loss.d(",
+                    "dirac"),
     "spectral norm without state": (bpgan.nets.layers, "kept.value = u = new", "u = new", "spectral"),
     "spectral norm of the kernel's first axis": (bpgan.nets.layers,
                                                  "matrix = kernel.reshape(-1, kernel.shape[-1])  # W^T",
                                                  "matrix = kernel.reshape(kernel.shape[0], -1)", "spectral"),
     "spectral norm one iteration late": (bpgan.nets.layers, "_product(v, _product(matrix, u))",
                                          "_product(v, _product(matrix, unit(jnp.ones_like(u))))", "spectral"),
-    "G does not move": (bpgan.algorithms.gan, "return GANState(before.step + 1, g, d, ema, memory), metrics",
-                        "return GANState(before.step + 1, before.g, d, ema, memory), metrics", "dirac"),
+    "G does not move": (bpgan.algorithms.turns, "players[turn.player], kept, metrics[turn.player] = moved",
+                        "players, kept, metrics[turn.player] = {**players, 'd': moved[0]}, *moved[1:]", "dirac"),
 }  # fmt: skip
 
 
@@ -81,22 +85,31 @@ def mutate(module: types.ModuleType, old: str, new: str) -> types.ModuleType:
     return mutant
 
 
+def trained_by(module: types.ModuleType) -> Any:
+    """``algorithms.gan`` as it is, or on this module in the place of ``algorithms.turns``."""
+    if module.__name__ == bpgan.algorithms.gan.__name__:
+        return module
+    copy = mutate(bpgan.algorithms.gan, "return turns.play(", "return turns.play(")
+    vars(copy)["turns"] = module
+    return copy
+
+
 def check(module: types.ModuleType, target: str) -> None:
     """The check that guards ``target``, run on a module (mutated or not)."""
     if target in ("r1", "r2"):
-        test_penalties.check_on_quadratic_critic(target, module.PENALTIES[target])
+        check_penalties.check_on_quadratic_critic(target, module.PENALTIES[target])
     elif target == "gp":
-        test_penalties.check_gradient_penalty(module.PENALTIES["wgan_gp"])
+        check_penalties.check_gradient_penalty(module.PENALTIES["wgan_gp"])
     elif target == "lazy":
-        test_gan.check_lazy_penalty(module)
+        gans.check_lazy_penalty(trained_by(module))
     elif target == "spectral":
-        test_architectures.check_spectral_norm(module.spectral_norm)
+        check_networks.check_spectral_norm(module.spectral_norm)
     elif target == "dirac":
         loss, r1 = bpgan.losses.LOSSES["nonsaturating"], bpgan.penalties.PENALTIES["r1"]
-        test_gan.check_dirac(module, "nonsaturating", loss, r1, False, 1)
+        gans.check_dirac(trained_by(module), "nonsaturating", loss, r1, False, 1)
     else:
-        test_losses.check_values_and_gradients(target, module.LOSSES[target])
-        test_losses.check_anchor(target, module.LOSSES[target])
+        check_losses.check_values_and_gradients(target, module.LOSSES[target])
+        check_losses.check_anchor(target, module.LOSSES[target])
 
 
 @pytest.mark.parametrize("name", MUTANTS)

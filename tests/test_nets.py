@@ -1,18 +1,24 @@
 """Networks: convolutions and their derivatives against lax, shapes, counts, batch statistics."""
 
-import importlib
-import pkgutil
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checks.networks import (
+    TINY,
+    close,
+    compiled,
+    convolutions,
+    derivatives,
+    modules,
+    normal,
+    size,
+    tiny,
+)
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-import bpgan.nets
-from bpgan.nets import cnn, dcgan, layers, linen_net, mlp, r3gan
+from bpgan.nets import cnn, conv, dcgan, layers, linen_net, mlp, r3gan, resample
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -36,15 +42,6 @@ CASES = [
     pytest.param(case, id=name, marks=() if i < 4 else pytest.mark.medium)
     for i, (case, name) in enumerate(zip(CONVS, IDS, strict=True))
 ]
-
-
-def compiled(f):
-    """``jit`` that compiles fast rather than well."""
-    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def normal(seed, *shape, dtype=np.float64):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
 def pair(value):
@@ -77,32 +74,6 @@ def lax_conv_transpose(x, kernel, stride, padding):
     return lax.conv_transpose(x, kernel[::-1, ::-1], pair(stride), padding, dimension_numbers=NHWC)
 
 
-def close(a, b, tolerance):
-    """Every leaf agrees to ``tolerance`` of its own largest element."""
-    a, b = jax.tree.leaves(a), jax.tree.leaves(b)
-    assert len(a) == len(b)
-    for u, v in zip(a, b, strict=True):
-        assert u.shape == v.shape and u.dtype == v.dtype
-        np.testing.assert_allclose(u, v, rtol=0, atol=tolerance * max(float(abs(v).max()), 1e-30))
-
-
-def derivatives(f, x, w):
-    """Value, gradient, gradient of the squared gradient norms, and tangents of all three."""
-
-    def value(x, w):
-        return jnp.sum(jnp.sin(f(x, w)))
-
-    gradient = jax.grad(value, argnums=(0, 1))
-
-    def penalty(x, w):
-        return sum(jnp.sum(jnp.square(g)) for g in gradient(x, w))
-
-    def everything(x, w):
-        return f(x, w), gradient(x, w), jax.grad(penalty, argnums=(0, 1))(x, w)
-
-    return compiled(lambda x, w: jax.jvp(everything, (x, w), (jnp.cos(x), jnp.cos(w))))(x, w)
-
-
 # Convolution
 
 
@@ -110,7 +81,7 @@ def derivatives(f, x, w):
 def test_conv_and_its_derivatives_are_those_of_lax(x64, case):
     (h, w), k, stride, padding, c, o = case
     x, kernel = normal(0, 2, h, w, c), normal(1, *k, c, o)
-    ours = derivatives(lambda x, w: layers.conv(x, w, stride=stride, padding=padding), x, kernel)
+    ours = derivatives(lambda x, w: conv.conv(x, w, stride=stride, padding=padding), x, kernel)
     close(ours, derivatives(lambda x, w: lax_conv(x, w, stride, padding), x, kernel), 1e-12)
 
 
@@ -121,7 +92,7 @@ def test_conv_transpose_and_its_derivatives_are_those_of_lax(x64, case):
     if padding == ((5, 4), (0, 6)):
         padding = ((5, 1), (0, 6))
     ours = derivatives(
-        lambda x, w: layers.conv_transpose(x, w, stride=stride, padding=padding), x, kernel
+        lambda x, w: conv.conv_transpose(x, w, stride=stride, padding=padding), x, kernel
     )
     theirs = derivatives(lambda x, w: lax_conv_transpose(x, w, stride, padding), x, kernel)
     close(ours, theirs, 1e-12)
@@ -136,7 +107,7 @@ def test_float32_agrees_with_float64(case):
         with jax.enable_x64(dtype == np.float64):
             x, kernel = normal(0, 2, h, w, c, dtype=dtype), normal(1, *k, c, o, dtype=dtype)
             (value, gradient, _), _ = derivatives(
-                lambda x, w: layers.conv(x, w, stride=stride, padding=padding), x, kernel
+                lambda x, w: conv.conv(x, w, stride=stride, padding=padding), x, kernel
             )
         results.append(jax.tree.map(lambda a: np.asarray(a, np.float64), (value, gradient)))
         assert value.dtype == dtype
@@ -147,9 +118,9 @@ def test_float32_agrees_with_float64(case):
 def test_conv_transpose_is_the_adjoint_of_conv(x64, stride, padding):
     k = normal(0, 4, 4, 3, 8)
     x = normal(1, 2, 5, 6, 3)
-    up = layers.conv_transpose(x, k, stride=stride, padding=padding)
+    up = conv.conv_transpose(x, k, stride=stride, padding=padding)
     y = normal(2, *up.shape)
-    down = layers.conv(y, k.transpose(0, 1, 3, 2), stride=stride, padding=padding)
+    down = conv.conv(y, k.transpose(0, 1, 3, 2), stride=stride, padding=padding)
     assert down.shape == x.shape
     np.testing.assert_allclose(jnp.vdot(up, y), jnp.vdot(x, down), rtol=1e-12)
 
@@ -157,7 +128,7 @@ def test_conv_transpose_is_the_adjoint_of_conv(x64, stride, padding):
 def test_conv_transpose_4_2_1_doubles_and_adds_scaled_kernels(x64):
     kernel = normal(0, 4, 4, 1, 1)
     x = jnp.zeros((1, 3, 3, 1)).at[0, 1, 1, 0].set(2.0)
-    y = layers.conv_transpose(x, kernel, stride=2, padding=1)
+    y = conv.conv_transpose(x, kernel, stride=2, padding=1)
     expected = np.zeros((1, 6, 6, 1))
     expected[0, 1:5, 1:5] = 2 * np.asarray(kernel[..., 0])
     np.testing.assert_array_equal(y, expected)
@@ -166,7 +137,7 @@ def test_conv_transpose_4_2_1_doubles_and_adds_scaled_kernels(x64):
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (3, None), (None, 4), (0, 0), (2, 1)])
 @pytest.mark.parametrize("operation", ["conv", "conv_transpose"])
 def test_vmap_is_a_loop(x64, operation, axes):
-    f = getattr(layers, operation)
+    f = getattr(conv, operation)
     x, kernel = normal(0, 2, 6, 6, 3), normal(1, 4, 4, 3, 2)
 
     def g(x, w):
@@ -199,7 +170,7 @@ def test_per_example_kernel_gradients_sum_to_the_gradient(x64):
     x, kernel = normal(0, 5, 6, 6, 3), normal(1, 4, 4, 3, 8)
 
     def value(w, x):
-        return jnp.sum(jnp.sin(layers.conv(x, w, stride=2, padding=1)))
+        return jnp.sum(jnp.sin(conv.conv(x, w, stride=2, padding=1)))
 
     single = compiled(jax.vmap(jax.grad(value), in_axes=(None, 0)))(kernel, x[:, None])
     close(single.sum(0), compiled(jax.grad(value))(kernel, x), 1e-12)
@@ -210,7 +181,7 @@ def test_derivatives_in_a_scan_stay_plain_convolutions_on_cpu():
     x, kernel = jnp.ones((2, 8, 8, 8)), jnp.ones((4, 4, 8, 8))
 
     def value(w, x):
-        return jnp.sum(jnp.sin(layers.conv(x, w, stride=2, padding=1)))
+        return jnp.sum(jnp.sin(conv.conv(x, w, stride=2, padding=1)))
 
     def penalized(w, x):
         return value(w, x) + jnp.sum(jnp.square(jax.grad(value, argnums=1)(w, x)))
@@ -229,14 +200,6 @@ def test_derivatives_in_a_scan_stay_plain_convolutions_on_cpu():
     assert total > plain
 
 
-def convolutions(f, platform, *arguments):
-    """The convolutions that f is lowered to, layouts and paddings included."""
-    text = jax.jit(f).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
-    return sorted(
-        re.sub(r"%\w+", "%", line.strip()) for line in text.splitlines() if ".convolution(" in line
-    )
-
-
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_other_platforms_get_what_autodiff_of_lax_emits(platform):
     x, kernel = jnp.ones((2, 8, 8, 8)), jnp.ones((4, 4, 8, 5))
@@ -244,7 +207,7 @@ def test_other_platforms_get_what_autodiff_of_lax_emits(platform):
     def gradients(f):
         return jax.grad(lambda x, w: jnp.sum(jnp.sin(f(x, w))), argnums=(0, 1))
 
-    ours = gradients(lambda x, w: layers.conv(x, w, stride=2, padding=1))
+    ours = gradients(lambda x, w: conv.conv(x, w, stride=2, padding=1))
     theirs = gradients(lambda x, w: lax_conv(x, w, 2, 1))
     found = convolutions(ours, platform, x, kernel)
     assert len(found) == 3
@@ -258,7 +221,7 @@ def test_batch_sharded_over_devices_gathers_nothing():
 
     def gradient(w, x):
         def value(w, x):
-            return jnp.sum(jnp.sin(layers.conv(x, w, stride=2, padding=1)))
+            return jnp.sum(jnp.sin(conv.conv(x, w, stride=2, padding=1)))
 
         def total(w, x):
             return value(w, x) + jnp.sum(jnp.square(jax.grad(value, argnums=1)(w, x)))
@@ -278,7 +241,7 @@ def test_shard_map_sums_kernel_gradients_over_devices():
     x, kernel = normal(0, 16, 8, 8, 3, dtype=np.float32), normal(1, 4, 4, 3, 8, dtype=np.float32)
 
     def value(w, x):
-        return jnp.sum(jnp.sin(layers.conv(x, w, stride=2, padding=1)))
+        return jnp.sum(jnp.sin(conv.conv(x, w, stride=2, padding=1)))
 
     whole, split = PartitionSpec(), PartitionSpec("batch")
     total = jax.shard_map(
@@ -300,7 +263,7 @@ def test_shard_map_sums_kernel_gradients_over_devices():
         ((1, 4, 4, 3), (3, 3, 3, 1), {"padding": (1, 1)}, r"padding=\(1, 1\): must be"),
     ],
 )
-@pytest.mark.parametrize("operation", [layers.conv, layers.conv_transpose])
+@pytest.mark.parametrize("operation", [conv.conv, conv.conv_transpose])
 def test_what_does_not_fit_is_one_line(operation, x, kernel, options, message):
     with pytest.raises(ValueError, match=message) as error:
         operation(jnp.ones(x), jnp.ones(kernel), **options)
@@ -309,11 +272,11 @@ def test_what_does_not_fit_is_one_line(operation, x, kernel, options, message):
 
 def test_empty_outputs_and_integers_are_refused():
     with pytest.raises(ValueError, match=r"conv: kernel \(5, 5\) exceeds the image \(4, 4\)"):
-        layers.conv(jnp.ones((1, 4, 4, 1)), jnp.ones((5, 5, 1, 1)), padding=0)
+        conv.conv(jnp.ones((1, 4, 4, 1)), jnp.ones((5, 5, 1, 1)), padding=0)
     with pytest.raises(ValueError, match="leaves nothing"):
-        layers.conv_transpose(jnp.ones((1, 1, 1, 1)), jnp.ones((2, 2, 1, 1)), padding=1)
+        conv.conv_transpose(jnp.ones((1, 1, 1, 1)), jnp.ones((2, 2, 1, 1)), padding=1)
     with pytest.raises(ValueError, match="floating-point .* uint8"):
-        layers.conv(jnp.ones((1, 4, 4, 1), jnp.uint8), jnp.ones((3, 3, 1, 1), jnp.uint8))
+        conv.conv(jnp.ones((1, 4, 4, 1), jnp.uint8), jnp.ones((3, 3, 1, 1), jnp.uint8))
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 1, 3), (1, 4, 7, 2), (3, 7, 14, 1)])
@@ -321,14 +284,14 @@ def test_upsample2_is_bilinear_resizing(x64, shape):
     x = normal(0, *shape)
     b, h, w, c = shape
     resized = jax.image.resize(x, (b, 2 * h, 2 * w, c), "bilinear")
-    np.testing.assert_allclose(layers.upsample2(x), resized, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(resample.upsample2(x), resized, rtol=0, atol=1e-14)
 
 
 def test_linen_layers_add_a_bias_to_the_functions():
     x = normal(0, 2, 6, 6, 3, dtype=np.float32)
     for layer, operation in (
-        (layers.Conv, layers.conv),
-        (layers.ConvTranspose, layers.conv_transpose),
+        (layers.Conv, conv.conv),
+        (layers.ConvTranspose, conv.conv_transpose),
     ):
         module = layer(5, (4, 2), 2, ((1, 1), (0, 0)))
         params = module.init(jax.random.key(0), x)["params"]
@@ -342,32 +305,6 @@ def test_linen_layers_add_a_bias_to_the_functions():
 
 
 # Networks
-
-
-def modules():
-    """Every file of ``bpgan/nets`` that has a generator; by name."""
-    names = [info.name for info in pkgutil.iter_modules(bpgan.nets.__path__)]
-    found = {n: importlib.import_module(f"bpgan.nets.{n}") for n in names}
-    return {n: module for n, module in found.items() if hasattr(module, "Generator")}
-
-
-# Options that make the networks small, of generators and of discriminators; without an entry a network is as it is.
-TINY = {
-    "cnn": ({"widths": (16, 8, 8)}, {"widths": (16, 8, 8)}),
-    "resnet": ({"widths": (16, 16, 16)}, {"widths": (16, 16)}),
-    "biggan": (
-        {"channels": 8, "widths": (2, 2, 2), "shared": 4},
-        {"channels": 8, "widths": (2, 2)},
-    ),
-    "r3gan": ({"widths": (16, 8, 8), "blocks": 1}, {"widths": (16, 8, 8), "blocks": 1}),
-    "stylegan2": ({"widths": (16, 8, 8), "styles": 16, "depth": 2}, {"widths": (16, 8, 8)}),
-}
-
-
-def tiny(name, kind, *args, **options):
-    """A small ``Generator`` or ``Discriminator``."""
-    small = TINY.get(name, ({}, {}))[kind == "Discriminator"]
-    return getattr(modules()[name], kind)(*args, **small, **options)
 
 
 def instances():
@@ -394,10 +331,6 @@ def shapes(module, example, batch=2):
     key, x = jax.random.key(0), jax.ShapeDtypeStruct((batch, *example), jnp.float32)
     variables = jax.eval_shape(net.init, key, x)
     return variables, *jax.eval_shape(lambda v, x: net.apply(v, x, train=True), variables, x)
-
-
-def size(tree):
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 @pytest.mark.parametrize("module, example, output", list(instances()))

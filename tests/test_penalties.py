@@ -4,26 +4,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checks.penalties import (
+    RNG,
+    B,
+    check_gradient_penalty,
+    check_on_quadratic_critic,
+)
 
 from bpgan.penalties import (
     G_PENALTIES,
     PENALTIES,
     Scene,
+    Terms,
     consistency,
     dragan,
     flip_and_shift,
+    forms,
     lecam,
     orthogonal,
+    parse,
     path_length,
     regularizer,
 )
-
-RNG = np.random.default_rng(0)
-A = RNG.normal(size=(5, 5))
-A = (A + A.T) / 2
-B = RNG.normal(size=5)
-REAL, FAKE = RNG.normal(size=(7, 5)), RNG.normal(size=(7, 5))
-
 
 # Penalties that are functions of the norm n of D's gradient at one point.
 OF_THE_NORM = {
@@ -35,52 +37,6 @@ OF_THE_NORM = {
     "dragan": lambda n: (n - 1) ** 2,
 }
 FUNCTIONS = [name for name, penalty in PENALTIES.items() if callable(penalty)]
-
-
-def quadratic(parameters):
-    """D(x) = x'Ax/2 + b'x, with gradient Ax + b."""
-    a, b = parameters
-    return lambda x: 0.5 * jnp.sum(x * (x @ a), axis=-1) + x @ b
-
-
-def check_on_quadratic_critic(name: str, penalty) -> None:
-    """T1.3: value and parameter gradients of R1 and R2 in closed form; catches a lost 1/2 and a detached penalty."""
-    x = {"r1": REAL, "r2": FAKE}[name]
-    g = x @ A + B
-
-    def mean_penalty(parameters):
-        return jnp.mean(penalty(quadratic(parameters), REAL, FAKE, jax.random.key(0)))
-
-    with jax.enable_x64(True):
-        value, (da, db) = jax.value_and_grad(mean_penalty)((jnp.asarray(A), jnp.asarray(B)))
-        per_example = penalty(quadratic((A, B)), REAL, FAKE, jax.random.key(0))
-    np.testing.assert_allclose(per_example, 0.5 * (g**2).sum(1), rtol=1e-12)
-    np.testing.assert_allclose(value, 0.5 * (g**2).sum(1).mean(), rtol=1e-12)
-    np.testing.assert_allclose(db, g.mean(0), rtol=1e-12)
-    # D sees A only through x'Ax, so JAX's dA is symmetric already; compare with the symmetrized closed form.
-    outer = np.einsum("ni,nj->nij", g, x).mean(0)
-    da = np.asarray(da)
-    np.testing.assert_allclose((da + da.T) / 2, (outer + outer.T) / 2, rtol=1e-12)
-
-
-def check_gradient_penalty(penalty) -> None:
-    """WGAN-GP on the critic |x|^2/2, whose gradient norm is |x|: which points are used can be read off the value."""
-    b, n = 64, 200
-    keys = jax.random.split(jax.random.key(1), n)
-    real, fake = np.zeros((b, 2, 3)), np.full((b, 2, 3), 0.6)
-    critic = lambda x: 0.5 * jnp.sum(jnp.square(x), axis=(1, 2))  # noqa: E731
-    values = jax.vmap(lambda k: penalty(critic, jnp.asarray(real), jnp.asarray(fake), k))(keys)
-    # x = t * fake with one t per example: norm = (1 - t) * 0.6 * sqrt(6), so each value gives back one t;
-    # norms fall on both sides of 1.
-    norm = 0.6 * np.sqrt(6)
-    expected_mean = (norm**2) / 3 - norm + 1  # E (u n - 1)^2, u uniform
-    expected_std = np.sqrt(norm**4 / 5 - norm**3 + 2 * norm**2 - 2 * norm + 1 - expected_mean**2)
-    standard_error = expected_std / np.sqrt(b * n)
-    assert abs(float(jnp.mean(values)) - expected_mean) < 5 * standard_error
-    assert abs(float(jnp.std(values)) / expected_std - 1) < 0.05
-    assert (
-        len(np.unique(np.asarray(values[0]).round(6))) > b // 2
-    )  # a t of its own for every example
 
 
 @pytest.mark.parametrize("name", ["r1", "r2"])
@@ -209,14 +165,105 @@ def scene(**changes) -> Scene:
     return start._replace(**changes)
 
 
-@pytest.mark.parametrize("name", PENALTIES)
-def test_every_penalty_is_a_regularizer(name):
+EVERY = [("d", name) for name in PENALTIES] + [("g", name) for name in G_PENALTIES]
+
+
+@pytest.mark.parametrize("player,name", EVERY)
+def test_every_penalty_is_a_regularizer(player, name):
     """Values are finite, [b] or a scalar, and what is remembered keeps its form."""
-    r = regularizer(PENALTIES[name])
-    value, memory = r.apply(scene(params={"dense": {"kernel": jnp.ones((2, 2))}}), r.memory)
-    assert value.shape in ((6,), ()) and bool(jnp.isfinite(value).all())
+    r = regularizer({"d": PENALTIES, "g": G_PENALTIES}[player][name])
+    assert player in r.players
+    changes = {"generator": lambda z, **method: z @ jnp.ones((z.shape[1], 3))} if r.mapping else {}
+    params = {"dense": {"kernel": jnp.ones((2, 2))}}
+    value, memory = r.apply(scene(params=params, **changes), r.memory)
+    assert value.shape in ((6,), (3,), ()) and bool(jnp.isfinite(value).all())
     assert jax.tree.map(jnp.shape, memory) == jax.tree.map(jnp.shape, r.memory)
     assert jax.tree.map(jnp.result_type, memory) == jax.tree.map(jnp.result_type, r.memory)
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_the_slope_of_every_penalty_is_that_of_central_differences(x64, name):
+    """In the parameters of a smooth critic, in a random direction, nothing else being known of a penalty."""
+    r, direction = regularizer(PENALTIES[name]), RNG.normal(size=5)
+    real, fake = (jnp.asarray(RNG.normal(size=(7, 5))) for _ in range(2))
+
+    def mean(t):
+        w = jnp.asarray(B) + t * direction
+        critic = lambda x: jnp.sin(0.3 * x @ w)  # noqa: E731
+        logits = critic(real), critic(fake)
+        now = scene(critic=critic, real=real, fake=fake, logits=logits,
+                    params={"kernel": w.reshape(1, -1)}, z=fake, generator=lambda z: z)  # fmt: skip
+        return jnp.mean(r.apply(now, r.memory)[0])
+
+    slope, h = float(jax.grad(mean)(0.0)), 1e-5
+    difference = float(mean(h) - mean(-h)) / (2 * h)
+    np.testing.assert_allclose(slope, difference, rtol=1e-5, atol=1e-8)
+
+
+def test_penalties_say_of_themselves_what_they_need():
+    """As experiments refuse what a network cannot do by these attributes alone."""
+    every = [((p, n), regularizer({"d": PENALTIES, "g": G_PENALTIES}[p][n])) for p, n in EVERY]
+    each = {key for key, r in every if r.each_example}
+    lengths = {("g", "path_length"), ("g", "path_length_w")}
+    assert {("d", name) for name in OF_THE_NORM} | lengths <= each
+    assert not each & {("d", "cr"), ("d", "bcr"), ("d", "zcr"), ("d", "lecam"), ("d", "orthogonal")}
+    assert {key for key, r in every if r.mapping} >= {("g", "path_length_w")}
+    assert {key for key, r in every if r.matrices} >= {("d", "orthogonal"), ("g", "orthogonal")}
+
+
+def mine(critic, real, fake, key):
+    """A penalty of one's own."""
+    return jnp.square(critic(real))
+
+
+kept = lecam(decay=0.5)
+
+
+def test_the_grammar_of_penalties(monkeypatch):
+    found = parse("r1=0.3/4+r2+g.path_length=linear:0:2/8+clip=0.1")
+    assert found.clip == 0.1 and [str(t) for t in found.terms] == ["r1", "r2", "g.path_length"]
+    (w1, r1, n1), (w2, _, n2) = found.of("d", 100, weight=7.0, every=3)
+    assert (w1, n1, w2, n2) == (0.3, 4, 7.0, 3) and r1.each_example
+    ((schedule, length, every),) = found.of("g", 100)
+    assert float(schedule(50)) == 1 and every == 8 and length is G_PENALTIES["path_length"]
+    assert parse("none") == Terms() and parse("clip").clip == 0.01
+    assert [t.penalty.players for t in parse("lecam+g.orthogonal").terms] == ["d", "gd"]
+    monkeypatch.setitem(PENALTIES, "added", mine)
+    assert str(parse("added=2").terms[0]) == "added" and "added" in forms()
+
+
+def test_penalties_of_one_s_own_code():
+    name = f"{__name__}:mine"
+    for text, player in ((f"{name}=0.3/4", "d"), (f"g.{name}=0.3/4", "g")):
+        (term,) = parse(text).terms
+        assert (term.player, term.name, term.every) == (player, name, 4)
+        assert term.weight is not None and term.weight(1) == 0.3
+    assert parse(f"{__name__}:kept").terms[0].penalty is kept
+
+
+@pytest.mark.parametrize(
+    "text,players,said",
+    [
+        (
+            "r3",
+            "dg",
+            "'r3' is not a penalty; must be none or a sum of r1, .*clip, g.zcr, .*module:name",
+        ),
+        ("g.zcr", "d", "'g.zcr' is not a penalty; must be none or a sum of r1, "),
+        ("clip", "g", "'clip' is not a penalty"),
+        ("g.lecam", "dg", "'g.lecam' is not a penalty"),
+        (f"g.{__name__}:kept", "dg", "is for D, not for G"),
+        (f"{__name__}:EVERY", "dg", "must be a function or a Regularizer"),
+        (f"{__name__}:nothing", "dg", "a penalty cannot be imported"),
+        ("r1/0", "dg", "the interval after / must be a positive whole number"),
+        ("r1=-1", "dg", "A and B >= 0"),
+        ("clip=0", "dg", "a number > 0; every update is clipped"),
+        ("clip=1/2", "dg", "every update is clipped"),
+    ],
+)
+def test_sums_that_cannot_be_read(text, players, said):
+    with pytest.raises(ValueError, match=said):
+        parse(text, players)
 
 
 def test_lecam_follows_its_averages(x64):

@@ -16,35 +16,35 @@ import pytest
 from PIL import Image
 
 from bpgan.report import page as report
-from bpgan.runtime import records
+from bpgan.runtime import images, records
 from bpgan.types import UserError
 
 
 def test_grid_places_and_quantises_every_pixel():
     x = np.linspace(-1, 1, 5 * 2 * 3).reshape(5, 2, 3, 1)
-    grid = report.image_grid(x, columns=2, gap=1)
+    grid = images.image_grid(x, columns=2, gap=1)
     assert grid.shape == (3 * 2 + 2, 2 * 3 + 1, 1) and grid.dtype == np.uint8
     expected = np.round((x + 1) * 255 / 2)
     np.testing.assert_array_equal(grid[0:2, 0:3], expected[0])
     np.testing.assert_array_equal(grid[0:2, 4:7], expected[1])
     np.testing.assert_array_equal(grid[6:8, 0:3], expected[4])
     assert grid[6:8, 4:7].max() == 0 and grid[2].max() == 0
-    np.testing.assert_array_equal(report.to_bytes(np.array([-9.0, 9.0])), [0, 255])
+    np.testing.assert_array_equal(images.to_bytes(np.array([-9.0, 9.0])), [0, 255])
 
 
 def test_quantization_of_values_between_and_beyond():
     """127.5 (x + 1): ties go to the even byte, as numpy rounds; NaN is black, without a warning."""
     x = np.array([-1, -1 + 1 / 255, 0, 0.5, 1, np.nan, np.inf, -np.inf], np.float32)
-    np.testing.assert_array_equal(report.to_bytes(x), [0, 0, 128, 191, 255, 0, 255, 0])
+    np.testing.assert_array_equal(images.to_bytes(x), [0, 0, 128, 191, 255, 0, 255, 0])
     every = np.arange(256, dtype=np.uint8)
-    assert report.to_bytes(every) is every
-    np.testing.assert_array_equal(report.to_bytes(every / np.float32(127.5) - 1), every)
+    assert images.to_bytes(every) is every
+    np.testing.assert_array_equal(images.to_bytes(every / np.float32(127.5) - 1), every)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_png_round_trip(tmp_path, channels):
     image = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
-    report.save_png(tmp_path / "new" / "a.png", image)
+    images.save_png(tmp_path / "new" / "a.png", image)
     with Image.open(tmp_path / "new" / "a.png") as read:
         np.testing.assert_array_equal(np.asarray(read).reshape(image.shape), image)
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.png"]
@@ -116,7 +116,7 @@ def make_run(path, *, grids=3, evil="<script>alert(1)</script>"):
             )
     for step in range(grids):
         image = np.full((8, 8, 1), step % 256, np.uint8)
-        report.save_png(path / f"samples/step_{step:08d}.png", image)
+        images.save_png(path / f"samples/step_{step:08d}.png", image)
 
 
 def make_log(path, values, **more):
@@ -329,7 +329,7 @@ def test_large_grids_are_thinned_to_what_can_be_mailed(tmp_path):
     make_run(tmp_path, grids=0)
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)  # 270 kB each
     for step in range(60):
-        report.save_png(tmp_path / f"samples/step_{step:08d}.png", noise)
+        images.save_png(tmp_path / f"samples/step_{step:08d}.png", noise)
     text, page, _ = page_of(tmp_path)
     steps = [int(a["data-step"]) for a in pictures(page)]
     assert 3e6 < len(text) < 5e6 and steps[0] == 0 and steps[-1] == 59 and len(steps) > 8
@@ -407,7 +407,7 @@ def test_samples_become_a_moving_picture(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"experiment": "test"}))
     (tmp_path / "metrics.jsonl").write_text("")
     for step, gray in ((0, 20), (10, 120), (5, 70)):
-        report.save_png(
+        images.save_png(
             tmp_path / f"samples/step_{step:08d}.png", np.full((8, 12, 3), gray, np.uint8)
         )
     report.write_report(tmp_path)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bpgan import cli
+from bpgan.evaluation import features
 from bpgan.metrics.features import plug
 from experiments import evaluate, mnist_gan, sensitivity
 
@@ -22,7 +23,7 @@ def blocks(images):
 def sight():
     metrics = "fd,kd,prdc,vendi,memorization,class_fd"
     cfg = sensitivity.Config(n=1500, metrics=metrics, draws=5)
-    return sensitivity.look(cfg, plug(f"{__name__}:blocks"))
+    return sensitivity.look(cfg, plug(blocks, "blocks"))
 
 
 SEEN = {
@@ -97,7 +98,7 @@ def test_a_metric_that_cannot_be_had_is_left_out(tmp_path, capsys):
     ],
 )
 def test_mistakes_are_one_line(flags, message, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "embed", lambda *_: pytest.fail("was computed"))
+    monkeypatch.setattr(sensitivity, "embed", lambda *_: pytest.fail("was computed"))
     argv = ["--preset=smoke", f"--workdir={tmp_path}", *flags]
     assert cli.run(sensitivity.Config, sensitivity.run, sensitivity.PRESETS, argv) == 2
     error = capsys.readouterr().err
@@ -108,7 +109,7 @@ def test_mistakes_are_one_line(flags, message, capsys, tmp_path, monkeypatch):
 @pytest.mark.timeout(1200)
 def test_the_projects_feature_nets(optimized):
     """T3.20 to T3.22 on the nets that ``--features=classifier`` trains, both of them."""
-    for extractor in evaluate.extractors("classifier", "mnist10k"):
+    for extractor in features.extractors("classifier", "mnist10k"):
         sight = sensitivity.look(sensitivity.Config(n=2000, metrics="fd,class_fd"), extractor)
         floor, bias = sight.floor
         assert floor < 2 * bias
@@ -131,9 +132,9 @@ def test_feature_nets_rank_checkpoints_alike(optimized, tmp_path):
     found = {}
     for step in steps:
         argv = [f"--run={tmp_path / 'run'}", f"--checkpoint={step}", "--metrics=fd", "--n=5000"]
-        for features in ("classifier", f"{__name__}:random_features"):
+        for nets in ("classifier", f"{__name__}:random_features"):
             out = tmp_path / "out"
-            flags = [*argv, f"--features={features}", f"--workdir={out}"]
+            flags = [*argv, f"--features={nets}", f"--workdir={out}"]
             assert cli.run(evaluate.Config, evaluate.run, evaluate.PRESETS, flags) == 0
             for row in json.loads((out / "metrics.json").read_text()):
                 if row["metric"].startswith("FD-"):

@@ -16,9 +16,9 @@ import sys
 import time
 
 import pytest
-import slurm_cluster
+from checks import slurm_cluster
+from checks.harness import assert_same
 from checks.jobs import LOCAL, make_jobs, options
-from faults.harness import assert_same
 
 from bpgan import cli
 from bpgan.launcher import main as launch

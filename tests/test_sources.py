@@ -10,9 +10,9 @@ from test_train import SHAPE, logged, small_gan
 
 from bpgan import data
 from bpgan.data import order
-from bpgan.report import page as report
-from bpgan.runtime import parallel, train
+from bpgan.runtime import images, train
 from bpgan.runtime.checkpoint import Checkpoints, Keep
+from bpgan.runtime.program import compile_program
 from bpgan.types import UserError
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -99,16 +99,18 @@ def test_worker_processes_read_the_same(short_windows):
 
 
 def fit(workdir, source, steps, **options):
-    return train.fit(
-        small_gan(options.get("mode", "jit")), source, name="test", config={},
-        restart_safe=frozenset(), workdir=workdir, seed=3, steps=steps, log_every=4,
-        checkpoint_every=3, keep=Keep(100), tensorboard=False, **options,
+    mode = options.pop("mode", "jit")
+    spec = train.RunSpec(config={}, workdir=workdir, seed=3)
+    plan = train.Plan(
+        name="test", restart_safe=frozenset(), steps=steps, log_every=4, checkpoint_every=3,
+        keep=Keep(100), tensorboard=False, **options,
     )  # fmt: skip
+    return train.fit(small_gan(mode), source, spec, plan, mode=mode)
 
 
 def final_state(workdir):
     memory, _ = feeds()
-    program = parallel.compile(small_gan(), memory, seed=3)
+    program = compile_program(small_gan(), memory, seed=3)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=Keep(100))
     _, carry = checkpoints.restore(program.abstract)
     checkpoints.close()
@@ -203,7 +205,7 @@ def test_examples_are_spread_over_the_data():
     sorted_by_class = data.in_memory(np.arange(5000.0), np.arange(5000), seed=0, batch_size=8)
     gaps = np.diff(sorted_by_class.examples)
     assert len(gaps) == 99 and gaps.min() >= 50 and gaps.max() <= 51
-    assert report.to_bytes(memory.examples) is memory.examples
+    assert images.to_bytes(memory.examples) is memory.examples
 
 
 @pytest.mark.medium

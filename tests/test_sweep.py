@@ -17,8 +17,12 @@ from bpgan.cli import ended
 from bpgan.launcher import group as _group
 from bpgan.losses import LOSSES
 from bpgan.nets import linen_net, mlp
-from bpgan.penalties import PENALTIES
-from bpgan.runtime import parallel, run, sweep, train
+from bpgan.penalties import PENALTIES, weighted
+from bpgan.report.page import update_report
+from bpgan.runtime import directory, train
+from bpgan.runtime import group as groups
+from bpgan.runtime.group import LOWERINGS, compile_group
+from bpgan.runtime.program import compile_program
 from bpgan.types import UserError
 from experiments import classifier, mnist_gan
 
@@ -27,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("no_curves")
 X = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8)
 MEMBERS = [dict(seed=0, lr=1e-3, gamma=0.1), dict(seed=7, lr=3e-4, gamma=1.0),
            dict(seed=2**32 - 1, lr=2e-3, gamma=0.0)]  # fmt: skip
-LOWERINGS = pytest.mark.parametrize("lowering", sweep.LOWERINGS)
+LOWERINGS = pytest.mark.parametrize("lowering", LOWERINGS)
 
 
 def make(seed, lr=1e-3, gamma=0.1, dtype="float32"):
@@ -37,16 +41,10 @@ def make(seed, lr=1e-3, gamma=0.1, dtype="float32"):
         mlp.Discriminator((16,), dtype=dtype),
     )
     algorithm = gan.make(
-        linen_net(g),
-        linen_net(d),
+        gan.Networks(linen_net(g), linen_net(d), gan.normal_latents(4, dtype), (4, 4, 1), dtype),
         LOSSES["nonsaturating"],
-        optax.adam(lr, b1=0.5),
-        optax.adam(lr, b1=0.5),
-        latents=gan.normal_latents(4, dtype),
-        data_shape=(4, 4, 1),
-        dtype=dtype,
-        penalties=[(gamma, PENALTIES["r1"])],
-        penalty_every=4,
+        gan.Optimizers(optax.adam(lr, b1=0.5), optax.adam(lr, b1=0.5)),
+        penalties=[weighted(gamma, PENALTIES["r1"], 4)],
         ema_decay=0.99,
     )
     source = data.in_memory(X, np.zeros(50, np.int32), seed=seed, batch_size=8, dtype=dtype)
@@ -74,14 +72,14 @@ def test_members_are_what_they_would_be_alone(x64, lowering, devices, copies):
     def of(**values):
         return make(**values, dtype="float64")
 
-    group = sweep.compile(of, members, lowering, devices=devices)
+    group = compile_group(of, members, lowering, devices=devices)
     assert group.devices == (1 if devices else min(len(members), jax.local_device_count()))
     carry, finite = ran(group, 150, 50)
     assert finite.shape == (len(members),) and finite.all()
     drawn = group.sample(carry, 5)
     for i, values in enumerate(MEMBERS):
         algorithm, source = of(**values)
-        program = parallel.compile(algorithm, source, seed=values["seed"], devices=1)
+        program = compile_program(algorithm, source, seed=values["seed"], devices=1)
         alone, _ = program.run(program.init(), 200)
         member = group.member(carry, len(members) - len(MEMBERS) + i)
         assert jax.tree.structure(member) == jax.tree.structure(alone)
@@ -96,7 +94,7 @@ def test_members_are_what_they_would_be_alone(x64, lowering, devices, copies):
 
 @LOWERINGS
 def test_members_come_apart_and_together(lowering):
-    group = sweep.compile(make, MEMBERS, lowering)
+    group = compile_group(make, MEMBERS, lowering)
     carry, _ = ran(group, 5)
     again = group.join([group.member(carry, i) for i in range(3)])
     assert bits(again) == bits(carry)
@@ -109,27 +107,30 @@ def test_members_come_apart_and_together(lowering):
 @pytest.mark.medium
 @LOWERINGS
 def test_who_is_not_alive_stays_and_a_broken_member_hurts_none(lowering):
-    group = sweep.compile(make, MEMBERS, lowering)
+    group = compile_group(make, MEMBERS, lowering)
     broken = [*MEMBERS[:1], MEMBERS[1] | dict(lr=math.inf), *MEMBERS[2:]]
-    other = sweep.compile(make, broken, lowering)
+    other = compile_group(make, broken, lowering)
     well, finite = ran(group, 8)
     assert finite.all()
     ill, finite = ran(other, 8)
     assert list(finite) == [True, False, True]
     for i in (0, 2):
         assert bits(group.member(well, i)) == bits(other.member(ill, i))
-    before = bits(group.member(well, 1).state.g), bits(group.member(well, 0).state.g)
+    before = (
+        bits(group.member(well, 1).state.players["g"]),
+        bits(group.member(well, 0).state.players["g"]),
+    )
     after, _ = group.run(well, 3, np.array([True, False, True]))
-    assert bits(group.member(after, 1).state.g) == before[0]
-    assert bits(group.member(after, 0).state.g) != before[1]
+    assert bits(group.member(after, 1).state.players["g"]) == before[0]
+    assert bits(group.member(after, 0).state.players["g"]) != before[1]
 
 
 @pytest.mark.medium
 def test_the_faster_lowering_is_measured_where_there_is_a_choice(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     seconds = {"map": 3.0, "vmap": 1.0}
-    monkeypatch.setattr(sweep, "_seconds_per_step", lambda group, size: seconds[group.lowering])
-    group = sweep.compile(make, MEMBERS)
+    monkeypatch.setattr(groups, "_seconds_per_step", lambda group, size: seconds[group.lowering])
+    group = compile_group(make, MEMBERS)
     assert group.lowering == "vmap" and "(vmap), measured 3 times as fast" in group.how
 
 
@@ -142,8 +143,12 @@ PLAN = dict(name="test", restart_safe=frozenset({"steps"}), log_every=2, sample_
 
 def members_at(folder, members):
     return [
-        train.Member(
-            dict(values), folder / str(i), values["seed"], {k: values[k] for k in ("lr", "gamma")}
+        train.RunSpec(
+            dict(values),
+            folder / str(i),
+            values["seed"],
+            {k: values[k] for k in ("lr", "gamma")},
+            report=update_report,
         )
         for i, values in enumerate(members)
     ]
@@ -151,7 +156,7 @@ def members_at(folder, members):
 
 def fit(folder, steps, members=MEMBERS, **plan):
     of = members_at(folder, members)
-    return train.fit_group(make, make(0)[1], of, steps=steps, **{**PLAN, **plan})
+    return train.fit_group(make, make(0)[1], of, train.Plan(steps=steps, **{**PLAN, **plan}))
 
 
 def saved(folder, step):
@@ -169,11 +174,10 @@ def test_each_run_has_a_directory_as_if_it_had_been_alone(tmp_path):
         train.fit(
             algorithm,
             source,
-            config=values,
-            workdir=tmp_path / "alone" / str(i),
-            seed=values["seed"],
-            steps=12,
-            **PLAN,
+            train.RunSpec(
+                values, tmp_path / "alone" / str(i), values["seed"], report=update_report
+            ),
+            train.Plan(steps=12, **PLAN),
         )
         mine, alone = (tmp_path / f / str(i) for f in ("group", "alone"))
         names = [sorted(str(p.relative_to(f)) for p in f.rglob("*")) for f in (mine, alone)]
@@ -207,7 +211,7 @@ def test_a_report_that_cannot_be_made_costs_no_member_its_result(tmp_path, capsy
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("lowering", sweep.LOWERINGS)
+@pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("lost", [(1,), pytest.param((0, 1, 2), marks=pytest.mark.slow)])
 def test_a_group_killed_between_two_saves_goes_on_bit_for_bit(tmp_path, lowering, lost):
     fit(tmp_path / "whole", 16, lowering=lowering)
@@ -225,7 +229,7 @@ def test_a_group_killed_between_two_saves_goes_on_bit_for_bit(tmp_path, lowering
 
 def killed_while_it_records(monkeypatch, *args, **plan):
     """The group ends after the record of its first member."""
-    write, written = train.run.write_record, []
+    write, written = directory.write_record, []
 
     def killed(*args, **kwargs):
         if written:
@@ -233,7 +237,7 @@ def killed_while_it_records(monkeypatch, *args, **plan):
         written.append(write(*args, **kwargs))
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train.run, "write_record", killed)
+        patch.setattr(directory, "write_record", killed)
         fit(*args, **plan)
 
 
@@ -246,8 +250,8 @@ def test_a_group_killed_while_its_records_are_written_stays_one(tmp_path, monkey
     shutil.move(tmp_path / "cut", tmp_path / "moved")
     killed_while_it_records(monkeypatch, tmp_path / "moved", 8)
     fit(tmp_path / "moved", 8)
-    groups = [train.run.group_of(tmp_path / "moved" / str(i)) for i in range(3)]
-    assert groups[0] == groups[1] == groups[2] and len(groups[0]["members"]) == 3
+    recorded = [directory.group_of(tmp_path / "moved" / str(i)) for i in range(3)]
+    assert recorded[0] == recorded[1] == recorded[2] and len(recorded[0]["members"]) == 3
     for i in range(3):
         assert saved(tmp_path / "moved" / str(i), 8) == saved(tmp_path / "whole" / str(i), 8)
 
@@ -305,8 +309,8 @@ def test_more_members_join_without_moving_the_old_ones(tmp_path, capsys):
 def test_a_member_goes_on_alone(tmp_path, capsys):
     fit(tmp_path, 8)
     algorithm, source = make(**MEMBERS[1])
-    values = dict(config=MEMBERS[1], workdir=tmp_path / "1", seed=MEMBERS[1]["seed"])
-    result = train.fit(algorithm, source, steps=12, **values, **PLAN)
+    spec = train.RunSpec(MEMBERS[1], tmp_path / "1", MEMBERS[1]["seed"])
+    result = train.fit(algorithm, source, spec, train.Plan(steps=12, **PLAN))
     assert result.step == 12 and "resuming at step 8" in capsys.readouterr().out
     # The others go on, too, and leave it alone.
     assert [r.step for r in fit(tmp_path, 12)] == [12, 12, 12]
@@ -330,9 +334,9 @@ def test_a_run_that_breaks_is_frozen_and_reported_once_and_again(tmp_path, capsy
 def test_a_group_is_cut_to_fit_the_memory(tmp_path, monkeypatch, capsys):
     """Nine on eight devices are two on one of them."""
     members = [MEMBERS[0] | dict(seed=i) for i in range(9)]
-    needed = sweep.compile(make, members).needed
+    needed = compile_group(make, members).needed
     assert needed > 2 * X.nbytes
-    monkeypatch.setattr(sweep, "free_memory", lambda: needed - 1)
+    monkeypatch.setattr(groups, "free_memory", lambda: needed - 1)
     results = fit(tmp_path, 2, members)
     assert [r.status for r in results] == ["done"] * 9
     said = capsys.readouterr().out
@@ -346,7 +350,7 @@ def test_a_group_that_has_trained_is_not_cut_when_memory_is_short(tmp_path, monk
     """It would not be bitwise what it was."""
     members = [MEMBERS[0] | dict(seed=i) for i in range(9)]
     fit(tmp_path, 2, members, checkpoint_every=0)
-    monkeypatch.setattr(sweep, "free_memory", lambda: 0)
+    monkeypatch.setattr(groups, "free_memory", lambda: 0)
     assert [r.step for r in fit(tmp_path, 4, members, checkpoint_every=0)] == [4] * 9
     record = json.loads((tmp_path / "0" / "config.json").read_text())
     assert len(record["group"]["members"]) == 9
@@ -394,7 +398,8 @@ def test_what_is_killed_leaves_no_result_of_before(tmp_path):
             member._replace(config={**member.config, "steps": steps}, validate=validate)
             for member in members_at(tmp_path, MEMBERS[:2])
         ]
-        return train.fit_group(make, make(0)[1], members, steps=steps, eval_every=2, **PLAN)
+        plan = train.Plan(steps=steps, eval_every=2, **PLAN)
+        return train.fit_group(make, make(0)[1], members, plan)
 
     trained(4)
     with pytest.raises(KeyboardInterrupt):
@@ -414,8 +419,7 @@ def test_a_group_that_broke_as_a_whole_is_so_again(tmp_path):
         make,
         make(0)[1],
         [m._replace(config={**m.config, "steps": 12}) for m in members_at(tmp_path, members)],
-        steps=12,
-        **PLAN,
+        train.Plan(steps=12, **PLAN),
     )
     assert all(isinstance(result, train.Anomaly) for result in (*first, *again))
     assert [str(result) for result in first] == [str(result) for result in again]
@@ -440,13 +444,13 @@ def branching(how):
 @pytest.mark.parametrize("how", ["a branch", "an array"])
 def test_runs_that_cannot_be_one_program_train_alone(tmp_path, capsys, how):
     members = members_at(tmp_path, MEMBERS[:2])
-    plan = dict(PLAN, steps=2)
+    plan = train.Plan(steps=2, **PLAN)
     with pytest.raises(train.TRACED):
-        train.fit_group(branching(how), make(0)[1], members, **plan)
-    results = train.fit_group(branching(how), make(0)[1], members, or_alone=True, **plan)
+        train.fit_group(branching(how), make(0)[1], members, plan)
+    results = train.fit_group(branching(how), make(0)[1], members, plan, or_alone=True)
     assert [r.status for r in results] == ["done"] * 2
     assert capsys.readouterr().out.count("one run at a time: ") == 1
-    assert run.group_of(tmp_path / "0") is None
+    assert directory.group_of(tmp_path / "0") is None
 
 
 @pytest.mark.medium

@@ -15,7 +15,8 @@ import pytest
 from bpgan import cli, memory
 from bpgan.cli import experiments
 from bpgan.launcher import group as grouping
-from bpgan.runtime import sweep
+from bpgan.runtime import group as groups
+from bpgan.runtime.group import LOWERINGS, compile_group, free_memory
 from bpgan.types import stream
 from experiments import infogan, mnist_gan, toy_gan
 
@@ -49,7 +50,7 @@ def test_every_flag_that_names_data_may_follow_them():
 
 
 def test_the_readme_says_which_flags_group():
-    text = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+    text = (pathlib.Path(__file__).parent.parent / "docs" / "sweeps.md").read_text()
     rows = text.split("| experiment | flags |\n|---|---|\n")[1].split("\n\n")[0].splitlines()
     told = {}
     for row in rows:
@@ -98,12 +99,12 @@ def digits(**values):
 @pytest.mark.medium
 def test_an_average_that_decays_at_once_is_the_present_generator(trees_equal):
     """So runs with and without an average are one group, and each of them goes on alone."""
-    group = sweep.compile(digits, [dict(seed=0, ema=0.0), dict(seed=0, ema=0.9)])
+    group = compile_group(digits, [dict(seed=0, ema=0.0), dict(seed=0, ema=0.9)])
     carry, finite = group.run(group.init(), 3, np.ones(2, bool))
     assert finite.all()
     without, averaged = (jax.device_get(group.member(carry, i).state) for i in range(2))
-    trees_equal(without.ema, {"params": without.g.params, **without.g.stats})
-    trees_equal(without.g, averaged.g)
+    trees_equal(without.ema["g"], without.players["g"].variables)
+    trees_equal(without.players["g"], averaged.players["g"])
     difference = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), averaged.ema, without.ema)
     assert max(jax.tree.leaves(difference)) > 1e-5
     alone, _ = digits(ema=0.0)
@@ -123,14 +124,14 @@ def test_one_factor_moves_both_step_sizes(monkeypatch):
 def test_lowerings_are_measured(monkeypatch):
     """Both are trained, on the CPU as on a GPU, whose compiler does not answer which is faster."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    measured, clock = {}, sweep._seconds_per_step
+    measured, clock = {}, groups._seconds_per_step
     monkeypatch.setattr(
-        sweep, "_seconds_per_step",
+        groups, "_seconds_per_step",
         lambda group, size: measured.setdefault(group.lowering, clock(group, size, 0.02)),
     )  # fmt: skip
     members = [dict(seed=0, g_lr=1e-3), dict(seed=1, g_lr=1e-4)]
-    group = sweep.compile(digits, members, devices=1)
-    assert set(measured) == set(sweep.LOWERINGS) and min(measured.values()) > 0
+    group = compile_group(digits, members, devices=1)
+    assert set(measured) == set(LOWERINGS) and min(measured.values()) > 0
     assert measured[group.lowering] == min(measured.values())
     ratio = max(measured.values()) / min(measured.values())
     assert (
@@ -182,4 +183,4 @@ def test_available_memory_of_a_container_and_without_proc(tmp_path):
     found = memory.available(machine(tmp_path / "a", {"": (2 * MB, MB, 0)}, own="/"))
     assert found == MB
     assert memory.available(tmp_path / "b") > MB
-    assert MB < memory.available() and sweep.free_memory() > MB
+    assert MB < memory.available() and free_memory() > MB

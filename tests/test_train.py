@@ -16,15 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tensorboard_points import assert_says_the_log, points_of, reader
+from checks.tensorboard_points import assert_says_the_log, points_of, reader
 
 from bpgan import data
 from bpgan.algorithms import gan
 from bpgan.losses import LOSSES
 from bpgan.nets import dcgan, linen_net
-from bpgan.penalties import PENALTIES, lecam
-from bpgan.runtime import parallel, records, run, train
+from bpgan.penalties import PENALTIES, lecam, weighted
+from bpgan.report.page import update_report
+from bpgan.runtime import directory, program, records, train
 from bpgan.runtime.checkpoint import Checkpoints, Keep
+from bpgan.runtime.log import Log
+from bpgan.runtime.program import Window, axis_name, compile_program
 from bpgan.types import Algorithm, UserError
 
 SHAPE = (8, 8, 1)
@@ -34,19 +37,19 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (50, *SHAPE), dtype=np.uint8)
 def small_gan(mode="jit", lr=1e-2, tx=None, loss="relativistic", more=()):
     """A DCGAN with every kind of state: batch statistics, Adam moments, an average of G, lazy penalties."""
     tx = tx or optax.adam(lr, b1=0.5)
-    axis_name = parallel.axis_name(mode)
+    axis = axis_name(mode)
     return gan.make(
-        linen_net(dcgan.Generator(shape=SHAPE, widths=(4, 4), axis_name=axis_name)),
-        linen_net(dcgan.Discriminator(widths=(4,))),
+        gan.Networks(
+            linen_net(dcgan.Generator(shape=SHAPE, widths=(4, 4), axis_name=axis)),
+            linen_net(dcgan.Discriminator(widths=(4,))),
+            gan.normal_latents(3),
+            SHAPE,
+        ),
         LOSSES[loss],
-        tx,
-        tx,
-        latents=gan.normal_latents(3),
-        data_shape=SHAPE,
-        penalties=[(0.1, PENALTIES["r1"]), *more],
-        penalty_every=2,
+        gan.Optimizers(tx, tx),
+        penalties=[weighted(0.1, PENALTIES["r1"], 2), *more],
         ema_decay=0.9,
-        axis_name=axis_name,
+        axis_name=axis,
     )
 
 
@@ -64,19 +67,22 @@ def fit(workdir, steps, *, algorithm=None, **options):
         "checkpoint_every": 3,
         "keep": Keep(100),
         "tensorboard": False,
+        "report": update_report,
     } | options
+    mode = options.pop("mode", "jit")
+    own = {name: options.pop(name) for name in train.RunSpec._fields if name in options}
     return train.fit(
-        algorithm or small_gan(options.get("mode", "jit")),
+        algorithm or small_gan(mode),
         source(),
-        workdir=workdir,
-        steps=steps,
-        **options,
+        train.RunSpec(workdir=workdir, **own),
+        train.Plan(steps=steps, **options),
+        mode=mode,
     )
 
 
 def final_state(workdir, step=None):
     """Everything in the newest checkpoint."""
-    program = parallel.compile(small_gan(), source(), seed=3)
+    program = compile_program(small_gan(), source(), seed=3)
     checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=Keep(100))
     found, carry = checkpoints.restore(program.abstract)
     checkpoints.close()
@@ -179,9 +185,9 @@ def test_a_run_shorter_than_a_window_is_averaged_as_a_whole(tmp_path, every):
 
 def test_what_is_left_of_a_window_is_averaged_with_the_one_before(tmp_path):
     def means(log, count, total):
-        return log.means(parallel.Window(np.int32(count), {"at": np.float32(total)}))
+        return log.means(Window(np.int32(count), {"at": np.float32(total)}))
 
-    log = run.Log(tmp_path, 0, 30, source(), every=4, speak=False, tensorboard=False)
+    log = Log(tmp_path, 0, 30, source(), every=4, speak=False, tensorboard=False)
     assert means(log, 2, 6.0) == {"at": 3.0}  # there is none before
     log.write(2, {"at": 3.0}, {}, {})  # a pause
     assert means(log, 4, 20.0) == {"at": 5.0}
@@ -191,7 +197,7 @@ def test_what_is_left_of_a_window_is_averaged_with_the_one_before(tmp_path):
     for _ in range(2):  # now, and read back from the file
         assert means(log, 1, 10.0) == {"at": (4 * 5 + 10) / 5}
         log.close()
-        log = run.Log(tmp_path, 7, 30, source(), every=4, speak=False, tensorboard=False)
+        log = Log(tmp_path, 7, 30, source(), every=4, speak=False, tensorboard=False)
     log.close()
 
 
@@ -215,8 +221,8 @@ def test_seconds_add_up_to_those_of_the_process(tmp_path):
 def test_the_speed_leaves_out_compilation_and_elapsed_time_no_step(tmp_path, monkeypatch):
     """Also not the steps between the last line and the checkpoint that the run goes on from."""
     seconds = iter(range(0, 10**6, 10))
-    monkeypatch.setattr(run.time, "perf_counter", lambda: float(next(seconds)))
-    log = run.Log(tmp_path, 0, 30, source(), every=4, speak=False, tensorboard=False)
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
+    log = Log(tmp_path, 0, 30, source(), every=4, speak=False, tensorboard=False)
     log.compiled(1)
     log.write(1, {"at": 1.0}, {}, {})
     assert "time/steps_per_s" not in log.values  # it was all compilation
@@ -228,7 +234,7 @@ def test_the_speed_leaves_out_compilation_and_elapsed_time_no_step(tmp_path, mon
     speeds = {line["step"]: line.get("time/steps_per_s") for line in lines}
     # Every reading of the clock takes ten seconds here, two to a line.
     assert speeds == {1: None, 4: 0.1, 8: 0.2, 12: 0.2, 13: round(5 / 40, 3)}
-    log = run.Log(tmp_path, 11, 30, source(), every=4, speak=False, tensorboard=False)
+    log = Log(tmp_path, 11, 30, source(), every=4, speak=False, tensorboard=False)
     log.close()
     assert log._before == times[8] + 3 / 0.2
 
@@ -250,8 +256,8 @@ def test_a_terminal_gets_whole_words_and_a_bar_of_its_own(tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(sys, "stderr", terminal)
     calls = []
-    advance = run.Log.compiled
-    monkeypatch.setattr(run.Log, "compiled", lambda *args: calls.append(args) or advance(*args))
+    advance = Log.compiled
+    monkeypatch.setattr(Log, "compiled", lambda *args: calls.append(args) or advance(*args))
     count(tmp_path, 8)
     assert [step for _, step in calls] == [1]
     lines = terminal.lines()
@@ -344,7 +350,7 @@ def test_nor_those_of_a_run_that_was_killed(straight, tmp_path):
 
 
 def test_nor_that_of_a_run_that_was_saved_once(tmp_path, monkeypatch):
-    write = run.Log.write
+    write = Log.write
 
     def killed(log, step, *line):
         while step == 7 and not (tmp_path / "run/checkpoints/6").exists():
@@ -353,7 +359,7 @@ def test_nor_that_of_a_run_that_was_saved_once(tmp_path, monkeypatch):
             raise RuntimeError("killed")
         return write(log, step, *line)
 
-    monkeypatch.setattr(run.Log, "write", killed)
+    monkeypatch.setattr(Log, "write", killed)
     with pytest.raises(RuntimeError, match="killed"):
         fit(tmp_path / "run", 9, log_every=1, checkpoint_every=6)
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["6"]
@@ -389,7 +395,7 @@ def test_state_is_donated_and_traced_once(devices):
         traces.append(1)
         return algorithm.step(*args)
 
-    program = parallel.compile(algorithm._replace(step=step), source(), seed=0, devices=devices)
+    program = compile_program(algorithm._replace(step=step), source(), seed=0, devices=devices)
     carry = first = program.init()
     for k in (1, 2, 5, 3):
         carry, finite = program.run(carry, k)
@@ -402,14 +408,14 @@ def test_state_is_donated_and_traced_once(devices):
 @pytest.mark.medium
 @pytest.mark.parametrize(
     "options",
-    [dict(), dict(loss="relativistic_average", more=[(0.3, lecam(start=1), 1)])],
+    [dict(), dict(loss="relativistic_average", more=[weighted(0.3, lecam(start=1))])],
     ids=["pairs", "means of the whole batch"],
 )
 def test_devices_and_modes_agree(trees_close, options):
     """One device, eight devices and pmap; SGD, because Adam would hide a gradient that is too large by a factor."""
     results = {}
     for mode, devices in (("jit", 1), ("jit", 8), ("pmap", 4)):
-        program = parallel.compile(
+        program = compile_program(
             small_gan(mode, tx=optax.sgd(0.05), **options),
             source(),
             seed=0,
@@ -425,7 +431,7 @@ def test_devices_and_modes_agree(trees_close, options):
 
 def test_uneven_batch_is_refused():
     with pytest.raises(UserError, match="batch_size: 20 rows cannot be split over 8 devices"):
-        parallel.compile(small_gan(), source(20), seed=0)
+        compile_program(small_gan(), source(20), seed=0)
 
 
 @pytest.mark.medium
@@ -438,7 +444,7 @@ def test_restart_on_other_devices(tmp_path, trees_close, trees_equal, modes):
 
     def program(devices, mode="jit"):
         algorithm = small_gan(mode, tx=optax.sgd(1e-2))
-        return parallel.compile(algorithm, source(), seed=0, devices=devices, mode=mode)
+        return compile_program(algorithm, source(), seed=0, devices=devices, mode=mode)
 
     alone = program(1)
     expected, _ = alone.run(alone.init(), 6)
@@ -462,7 +468,7 @@ def test_restart_on_other_devices(tmp_path, trees_close, trees_equal, modes):
 @pytest.mark.medium
 def test_later_changes_do_not_reach_a_checkpoint(tmp_path, trees_equal):
     """The state is donated to the next call while the checkpoint is still being written."""
-    program = parallel.compile(small_gan(), source(), seed=0)
+    program = compile_program(small_gan(), source(), seed=0)
     checkpoints = Checkpoints(tmp_path, keep=Keep(100))
     carry, copies = program.init(), {}
     for _ in range(6):
@@ -540,7 +546,7 @@ def test_a_run_follows_its_data_to_another_path(tmp_path):
 
     def open_run(path, dataset, lr, fingerprint):
         config = {"dataset": dataset, "lr": lr}
-        return run.open_run(
+        return directory.open_run(
             path,
             name="test",
             config=config,
@@ -553,7 +559,8 @@ def test_a_run_follows_its_data_to_another_path(tmp_path):
         ("abc", "abc", False), ("abc", "abd", True), ("", "abc", True),
     ):  # fmt: skip
         path = open_run(tmp_path / f"{data_of_run}-{now}", "folder:a", 1, data_of_run or "unknown")
-        record = {"experiment": "test", "config": {"dataset": "folder:a", "lr": 1}}
+        config = {"dataset": "folder:a", "lr": 1}
+        record = {"experiment": "test", "format": records.FORMAT, "config": config}
         (path / "config.json").write_text(json.dumps(record | {"data": data_of_run}))
         (path / "metrics.jsonl").write_text('{"step": 1}\n')
         if refused:
@@ -566,6 +573,21 @@ def test_a_run_follows_its_data_to_another_path(tmp_path):
     with pytest.raises(ValueError, match="fingerprint must not be empty"):
         open_run(tmp_path / "none", "folder:a", 1, "")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("form, whose", [(None, "an earlier"), (records.FORMAT + 1, "a later")])
+def test_a_run_of_another_version_is_refused_in_one_line(short, tmp_path, form, whose):
+    run = shutil.copytree(short, tmp_path / "run")
+    record = json.loads((run / "config.json").read_text())
+    assert record.pop("format") == records.FORMAT and record["restart_safe"] == ["steps"]
+    (run / "config.json").write_text(json.dumps(record | ({"format": form} if form else {})))
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=f"holds a run of {whose} version .* CHANGELOG") as caught:
+        fit_tiny(run, 12)
+    assert "\n" not in str(caught.value)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+    page = update_report(run)  # its log and its result can still be read
+    assert page is not None and "done" in page.read_text()
 
 
 def test_workdir_that_is_a_file_is_refused(tmp_path):
@@ -941,7 +963,7 @@ def test_a_log_that_cannot_be_written_is_one_line(short, tmp_path, monkeypatch, 
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.run.Log, "write", write)
+        patch.setattr(Log, "write", write)
         with pytest.raises(UserError) as caught:
             fit_tiny(run, 12)
     said = str(caught.value)
@@ -952,14 +974,14 @@ def test_a_log_that_cannot_be_written_is_one_line(short, tmp_path, monkeypatch, 
 
 
 def test_a_directory_that_is_removed_under_a_run_is_one_line(tmp_path, monkeypatch):
-    write = run.Log.write
+    write = Log.write
 
     def removed(log, step, *line):
         if step == 2:
             shutil.rmtree(tmp_path / "run")
         return write(log, step, *line)
 
-    monkeypatch.setattr(run.Log, "write", removed)
+    monkeypatch.setattr(Log, "write", removed)
     with pytest.raises(UserError, match=f"workdir={tmp_path / 'run'}: .*No such file or directory"):
         fit_tiny(tmp_path / "run", 9)
 
@@ -971,7 +993,7 @@ def test_memory_that_is_spent_is_one_line(tmp_path, monkeypatch):
     def compiled(*_, **__):
         raise Exhausted("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
-    monkeypatch.setattr(parallel, "compile", compiled)
+    monkeypatch.setattr(program, "compile_program", compiled)
     with pytest.raises(UserError, match="^batch_size=16: the device's memory is spent .*9 bytes"):
         fit_tiny(tmp_path / "run", 9)
     assert not (tmp_path / "run").exists()

@@ -11,7 +11,7 @@ from bpgan import cli, data
 from bpgan.algorithms import vae
 from bpgan.nets import linen_net, mlp
 from bpgan.nets.vae import Encoder
-from bpgan.runtime import parallel
+from bpgan.runtime.program import axis_name, compile_program
 from bpgan.types import Net, Source, stream
 from experiments import vae as experiment
 
@@ -60,7 +60,7 @@ def test_a_linear_autoencoder_finds_the_likelihood_of_probabilistic_pca(x64, opt
     )
     data = jnp.asarray(x)
     source = Source({"x": data}, lambda d, step: {"x": d["x"]}, 300, 300, "test")
-    program = parallel.compile(algorithm, source, seed=0, devices=1)
+    program = compile_program(algorithm, source, seed=0, devices=1)
     carry, _ = program.run(program.init(), 4000)
     bound = jax.jit(lambda key: jnp.mean(vae.iwae_bound(model, carry.state, data, key, 1)))
     bounds = [float(bound(jax.random.key(i))) for i in range(60)]
@@ -99,7 +99,7 @@ def trained(algorithm, steps=150, seed=0):
     rng = np.random.default_rng(1)
     codes = rng.normal(size=(128, 2)) @ rng.normal(size=(2, 6))
     source = Source({"x": np.tanh(2 * codes)}, lambda d, step: {"x": d["x"]}, 128, 128, "test")
-    program = parallel.compile(algorithm, source, seed=seed, devices=1)
+    program = compile_program(algorithm, source, seed=seed, devices=1)
     carry, finite = program.run(program.init(), steps)
     assert finite
     return carry, jnp.asarray(source.data["x"])
@@ -114,7 +114,7 @@ def test_bounds_rise_with_the_samples_to_the_true_marginal(x64, likelihood):
     state, x = carry.state, x[:8]
     grid = np.linspace(-8, 8, 401)
     z = jnp.stack(jnp.meshgrid(grid, grid), -1).reshape(-1, 2)
-    logits, _ = model.decoder.apply(state.variables("decoder"), z, train=False)
+    logits, _ = model.decoder.apply(vae.variables(state, "decoder"), z, train=False)
     u = model.likelihood.observe(x, jax.random.key(0))
     log_joint = jnp.sum(model.likelihood.log_prob(logits[None], u[:, None]), -1)
     log_joint += jnp.sum(jax.scipy.stats.norm.logpdf(z), -1)[None]
@@ -130,10 +130,10 @@ def test_bounds_rise_with_the_samples_to_the_true_marginal(x64, likelihood):
     assert all(a < b + 5e-3 for a, b in zip(means, means[1:], strict=False))
     assert means[0] < means[1] < means[2] and means[-1] <= float(np.mean(known)) + 0.02
     # One sample: the ELBO, whose KL is known.
-    (mean, log_variance), _ = model.encoder.apply(state.variables("encoder"), u, train=False)
+    (mean, log_variance), _ = model.encoder.apply(vae.variables(state, "encoder"), u, train=False)
     noise = jax.random.normal(jax.random.key(3), (4000, *mean.shape), mean.dtype)
     z = vae.reparametrize(mean[None], log_variance[None], noise).reshape(-1, 2)
-    logits, _ = model.decoder.apply(state.variables("decoder"), z, train=False)
+    logits, _ = model.decoder.apply(vae.variables(state, "decoder"), z, train=False)
     log_p = jnp.sum(model.likelihood.log_prob(logits.reshape(4000, 8, 6), u[None]), -1)
     elbo = jnp.mean(log_p, 0) - vae.kl(mean, log_variance)
     assert float(jnp.mean(elbo)) == pytest.approx(means[0], abs=0.1)
@@ -243,10 +243,10 @@ def test_devices_agree(x64):
     source = Source({"x": x}, lambda d, step: {"x": d["x"]}, 16, 16, "test")
     states = []
     for mode in ("jit", "pmap"):
-        algorithm = vae.make(model, optax.sgd(1e-2), axis_name=parallel.axis_name(mode), **options)
-        program = parallel.compile(algorithm, source, seed=0, mode=mode)
+        algorithm = vae.make(model, optax.sgd(1e-2), axis_name=axis_name(mode), **options)
+        program = compile_program(algorithm, source, seed=0, mode=mode)
         carry, _ = program.run(program.init(), 5)
-        states.append(jax.device_get(carry.state.params))
+        states.append(jax.device_get(carry.state.players[vae.VAE].params))
     for a, b in zip(*map(jax.tree.leaves, states), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
@@ -315,9 +315,11 @@ def test_bounds_that_a_run_reports_are_of_the_same_images(monkeypatch, likelihoo
 
     def elbo(key):
         u = model.likelihood.observe(x, stream(key, "observe"))
-        (mean, log_variance), _ = model.encoder.apply(state.variables("encoder"), u, train=False)
+        (mean, log_variance), _ = model.encoder.apply(
+            vae.variables(state, "encoder"), u, train=False
+        )
         z = vae.reparametrize(mean, log_variance, jax.random.normal(stream(key, "z"), mean.shape))
-        logits, _ = model.decoder.apply(state.variables("decoder"), z, train=False)
+        logits, _ = model.decoder.apply(vae.variables(state, "decoder"), z, train=False)
         log_p = jnp.sum(model.likelihood.log_prob(logits, u).reshape(count, -1), -1)
         return log_p - vae.kl(mean, log_variance)
 

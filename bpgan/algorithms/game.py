@@ -31,11 +31,14 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Complex, Float
 
-from bpgan.types import PRNG, Algorithm, Metrics, Params
+from bpgan.algorithms.turns import Aux, Now, Rule, State, Term, Turn, play
+from bpgan.types import PRNG, Algorithm, Params
 
 Pair = tuple[Params, Params]
 Optimizer = optax.GradientTransformation
 Losses = Callable[[Pair], tuple[tuple[Array, Array], Any]]
+PLAYERS = ("g", "d")
+"""The names of the players, theta's first."""
 
 
 def _gradient(losses: Losses, params: Pair, player: int) -> tuple[Params, Any]:
@@ -57,20 +60,6 @@ def field(losses: Losses) -> Callable[[Pair], tuple[Pair, Any]]:
         return (g, d), aux
 
     return xi
-
-
-class Rule(NamedTuple):
-    """How a game is played.
-
-    Attributes:
-      update: ``(losses, txs, params, opts) -> (params, opts, gradients, aux)``, as described at the top of this file.
-      optimizer: wraps each player's optax transformation; ``txs`` and ``opts`` of ``update`` are those of the wrapped.
-      counts: by how much an update advances the optimizers' states, and so the count of their schedules.
-    """
-
-    update: Callable[..., tuple[Pair, Any, Pair, Any]]
-    optimizer: Callable[[Optimizer], Optimizer] = lambda tx: tx
-    counts: int = 1
 
 
 def _move(tx, gradient: Params, params: Params, opt) -> tuple[Params, Any]:
@@ -259,14 +248,6 @@ def rule_of(text: str) -> Rule | None:
     raise ValueError(f"must be one of {RULE_FORMS}; WEIGHT and STEPS >= 0, LR > 0")
 
 
-class GameState(NamedTuple):
-    """``step`` of a game without data: parameters of both players and the states of their optimizers."""
-
-    step: jax.Array
-    params: Any
-    opts: Any
-
-
 def make(losses: Losses, init: Callable[[PRNG], Any], txs: Pair, rule: Rule) -> Algorithm:
     """A game that is known exactly, an expectation in closed form for example, as an algorithm without data.
 
@@ -277,50 +258,44 @@ def make(losses: Losses, init: Callable[[PRNG], Any], txs: Pair, rule: Rule) -> 
       rule: moves the players.
 
     Returns:
-      The algorithm; metrics are ``g/loss, d/loss, g/grad_norm, d/grad_norm`` before the step. It draws no samples.
+      The algorithm of the players ``g`` and ``d``; metrics are ``g/loss, d/loss, g/grad_norm, d/grad_norm`` before the
+      step. It draws no samples.
     """
-    g_tx, d_tx = (rule.optimizer(tx) for tx in txs)
-    txs = g_tx, d_tx
 
-    def start(key: PRNG) -> GameState:
-        params = init(key)
-        opts = tuple(tx.init(p) for tx, p in zip(txs, params, strict=True))
-        return GameState(jnp.zeros((), jnp.int32), params, opts)
+    def start(key: PRNG) -> dict[str, Any]:
+        return {name: {"params": p} for name, p in zip(PLAYERS, init(key), strict=True)}
 
-    def step(state: GameState, batch: Any, key: PRNG) -> tuple[GameState, Metrics]:
-        del batch, key
-        params, opts, xi, _ = rule.update(losses, txs, state.params, state.opts)
-        (g, d), _ = losses(state.params)
-        norms = (optax.tree.norm(gradient) for gradient in xi)
-        names = ("g/loss", "d/loss", "g/grad_norm", "d/grad_norm")
-        return GameState(state.step + 1, params, opts), dict(
-            zip(names, (g, d, *norms), strict=True)
-        )
+    def turn(player: int) -> Turn:
+        def objective(now: Now) -> tuple[Array, Aux]:
+            theta, psi = (now.players[name].params for name in PLAYERS)
+            value = losses((theta, psi))[0][player]
+            return value, Aux(metrics={"loss": value})
 
-    return Algorithm(start, step)
+        return Turn(PLAYERS[player], [Term(objective)], txs[player])
+
+    return play(start, [turn(1), turn(0)], rule=rule)
 
 
-def of(make: Callable[[Rule], Algorithm], state: Any, batch: Any, key: PRNG) -> tuple[Losses, Pair]:
+def of(algorithm: Algorithm, state: State, batch: Any, key: PRNG) -> tuple[Losses, Pair]:
     """The game that a two-player algorithm plays at a state, with its networks, losses, penalties and this batch.
 
-    For ``spectrum``, ``arnoldi`` and their like: ``losses, params = of(lambda rule: gan.make(..., rule=rule), ...)``.
+    For ``spectrum``, ``arnoldi`` and their like.
 
     Args:
-      make: the algorithm with a given rule.
-      state: of the algorithm, with or without a rule.
+      algorithm: with players ``g`` and ``d``, with a rule or without.
+      state: of the algorithm.
       batch: of one step.
       key: the root key of the steps.
     """
-    found: list[Any] = []
+    if algorithm.objectives is None:
+        raise ValueError("the algorithm does not say what its players minimize")
+    both = algorithm.objectives(state, batch, key)
 
-    def watch(losses, txs, params, opts):
-        del txs
-        found.append((losses, params))
-        gradients, aux = field(losses)(params)
-        return params, opts, gradients, aux
+    def losses(params: Pair) -> tuple[tuple[Array, Array], Any]:
+        values, aux = both(dict(zip(PLAYERS, params, strict=True)))
+        return (values["g"], values["d"]), aux
 
-    make(Rule(watch)).step(state, batch, key)  # not under jit: ``losses`` must outlive the step
-    return found[0]
+    return losses, (state.players["g"].params, state.players["d"].params)
 
 
 def _flat_field(losses: Losses, params: Pair) -> tuple[Callable[[Array], Array], Array]:
@@ -446,3 +421,37 @@ def largest_stable_step(
     # Not over |l|^2, which leaves the range of floats before l does.
     steps = np.where(real > bound, 2 * (real / size) / size, 0.0)
     return StableStep(float(steps.min(initial=np.inf)), np.flatnonzero(neutral))
+
+
+def growth(sizes: Float[np.ndarray, " n"]) -> float:
+    """The factor of each step, by least squares on the logarithms."""
+    return math.exp(np.polyfit(np.arange(len(sizes)), np.log(sizes), 1)[0])
+
+
+def linear_factor(
+    points: Float[np.ndarray, "n p"],
+    moved: Float[np.ndarray, "n p"],
+    jacobian: Float[np.ndarray, "p p"],
+) -> tuple[float, float] | None:
+    """The factor of each step of a path near an equilibrium, and the spectral radius that it is to be.
+
+    With the eigenvalue l of ``jacobian`` that is largest in absolute value and its left eigenvector w, a linear step
+    multiplies ``|w x|`` by ``|l|``, the spectral radius, wherever x is: no period, transient or polynomial factor of a
+    double eigenvalue comes in. Measured is what the last run of up to 101 points has of it, of those from where the
+    step is linear and ``w x`` is not lost in the rounding of x.
+
+    Args:
+      points: of the path, as it was played; moved: a step from each of them, exactly.
+      jacobian: of the step at the equilibrium, 0.
+
+    Returns:
+      The factor measured and the one known; None if fewer than five points can tell.
+    """
+    values, left = np.linalg.eig(jacobian.T)
+    top = np.abs(values).argmax()
+    along, after = points @ left[:, top], moved @ left[:, top]
+    counts = np.abs(after - values[top] * along) <= 1e-5 * np.abs(along)
+    counts &= np.abs(along) >= 1e-3 * np.linalg.norm(points, axis=1)
+    runs = [run[counts[run]] for run in np.split(np.arange(len(points)), np.flatnonzero(~counts))]
+    long = [run[-101:] for run in runs if len(run) >= 5]
+    return (growth(np.abs(along[long[-1]])), abs(values[top])) if long else None

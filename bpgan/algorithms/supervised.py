@@ -1,27 +1,21 @@
-"""Supervised training: gradient descent on one network."""
+"""Supervised training: gradient descent on one network, ``w <- w + tx(grad mean_b loss(f(x; w), y))``."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import optax
-from jax import lax
 from jaxtyping import Array, Float, Int
 
-from bpgan.types import PRNG, Algorithm, Metrics
+from bpgan.algorithms import turns
+from bpgan.types import PRNG, Algorithm, Params
 
 Gradient = Callable[[Mapping[str, Any], Any, Any], tuple[tuple[Array, tuple[Any, Any]], Any]]
 """``(variables, x, y) -> ((mean loss, (prediction, mutable)), dparams)``: the form of
 ``jax.value_and_grad(..., has_aux=True)``."""
 
-
-class State(NamedTuple):
-    """One network in training: ``stats`` holds its other collections, such as batch statistics."""
-
-    step: Int[Array, ""]
-    params: Any
-    stats: Any
-    opt: Any
+NET = "net"
+"""The name of the player."""
 
 
 def accuracy(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, ""]:
@@ -39,11 +33,11 @@ def make(
     metrics: Mapping[str, Callable[[Any, Any], Float[Array, ""]]] | None = None,
     axis_name: str | None = None,
 ) -> Algorithm:
-    """Gradient descent on one network: ``w <- w + tx(grad mean_b loss(f(x; w), y))``.
+    """Gradient descent on one network.
 
     Args:
       init: ``Net.init``.
-      gradient: ``value_and_grad(network, loss)`` or ``autodiff(net, loss)``.
+      gradient: ``backprop.value_and_grad(network, loss)`` or ``backprop.autodiff(net, loss)``.
       tx: the descent: ``optax.sgd(lr)``, ``optax.sgd(lr, momentum)``, ``optax.adam(lr)``, ...
       data_shape, dtype: of one example.
       metrics: more scalars ``(prediction, target) -> f[]`` by name: ``{"accuracy": accuracy}``.
@@ -51,27 +45,25 @@ def make(
         averaged over it.
 
     Returns:
-      The algorithm, with state ``State`` and batches ``{"x": ..., "y": ...}``. Metrics ``loss``,
+      The algorithm of the player ``NET``, with batches ``{"x": ..., "y": ...}``. Metrics ``loss``,
       ``grad_norm`` and those asked for are of the batch before the update. Steps draw no numbers.
     """
 
-    def pmean(tree):
-        return tree if axis_name is None else lax.pmean(tree, axis_name)
+    def given(
+        objective: turns.Objective, now: turns.Now, player: str
+    ) -> tuple[tuple[Array, turns.Aux], Params]:
+        """The gradient comes with the value, so the objective is not asked."""
+        del objective
+        x, y = now.batch["x"], now.batch["y"]
+        (loss, (prediction, stats)), found = gradient(now.players[player].variables, x, y)
+        values = {name: metric(prediction, y) for name, metric in (metrics or {}).items()}
+        return (loss, turns.Aux(now.axis.mean(stats), {}, {"loss": loss, **values})), found
 
-    def start(key: PRNG) -> State:
-        variables = dict(init(key, jnp.zeros((2, *data_shape), dtype)))
-        params = variables.pop("params")
-        return State(jnp.zeros((), jnp.int32), params, variables, tx.init(params))
+    def objective(now: turns.Now) -> tuple[Array, turns.Aux]:
+        return given(objective, now, NET)[0]
 
-    def step(state: State, batch, key: PRNG) -> tuple[State, Metrics]:
-        del key
-        variables = {**state.stats, "params": state.params}
-        (loss, (prediction, stats)), grads = gradient(variables, batch["x"], batch["y"])
-        grads = pmean(grads)
-        updates, opt = tx.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
-        extra = {name: metric(prediction, batch["y"]) for name, metric in (metrics or {}).items()}
-        values = pmean({"loss": loss, **extra}) | {"grad_norm": optax.tree.norm(grads)}
-        return State(state.step + 1, params, pmean(stats), opt), values
+    def start(key: PRNG) -> dict[str, Any]:
+        return {NET: init(key, jnp.zeros((2, *data_shape), dtype))}
 
-    return Algorithm(start, step)
+    turn = turns.Turn(NET, [turns.Term(objective)], tx, gradient=given)
+    return turns.play(start, [turn], dtype=dtype, axis=turns.Axis(axis_name))

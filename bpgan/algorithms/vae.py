@@ -25,7 +25,8 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float
 
-from bpgan.types import PRNG, Algorithm, Images, Latents, Metrics, Net, stream
+from bpgan.algorithms import turns
+from bpgan.types import PRNG, Algorithm, Images, Latents, Net, stream
 
 
 class Likelihood(NamedTuple):
@@ -136,17 +137,14 @@ class Model(NamedTuple):
     likelihood: Likelihood
 
 
-class State(NamedTuple):
-    """Everything a run needs to go on; ``params`` and ``stats`` hold those of ``encoder`` and ``decoder``."""
+VAE = "vae"
+"""The name of the player: encoder and decoder, which one optimizer moves."""
 
-    step: jax.Array
-    params: Any
-    stats: Any
-    opt: Any
 
-    def variables(self, net: str) -> dict[str, Any]:
-        """Of one of the networks."""
-        return {"params": self.params[net], **self.stats[net]}
+def variables(state: turns.State | turns.Now, net: str) -> dict[str, Any]:
+    """Of the ``encoder`` or of the ``decoder``."""
+    player = state.players[VAE]
+    return {"params": player.params[net], **player.stats[net]}
 
 
 def kl(mean: Float[Array, "b z"], log_variance: Float[Array, "b z"]) -> Float[Array, " b"]:
@@ -164,7 +162,9 @@ def _sum(x: Array) -> Array:
     return jnp.sum(x.reshape(x.shape[0], -1), -1)
 
 
-def iwae_bound(model: Model, state: State, x: Images, key: PRNG, k: int) -> Float[Array, " b"]:
+def iwae_bound(
+    model: Model, state: turns.State, x: Images, key: PRNG, k: int
+) -> Float[Array, " b"]:
     """``log (1/k) sum_i p(x, z_i) / q(z_i | x)``, ``z_i ~ q``: a lower bound of ``log p(x)`` that rises with k.
 
     Burda et al. 2016, arXiv:1509.00519, Eq. 8; with k = 1 an unbiased estimate of the ELBO. One decoder pass for each
@@ -174,12 +174,12 @@ def iwae_bound(model: Model, state: State, x: Images, key: PRNG, k: int) -> Floa
       x: images in [-1, 1]; binarized with ``key`` where the likelihood does so.
     """
     u = model.likelihood.observe(x, stream(key, "observe"))
-    (mean, log_variance), _ = model.encoder.apply(state.variables("encoder"), u, train=False)
+    (mean, log_variance), _ = model.encoder.apply(variables(state, "encoder"), u, train=False)
 
     def weight(i: Any) -> Array:
         noise = jax.random.normal(jax.random.fold_in(key, i), mean.shape, mean.dtype)
         z = reparametrize(mean, log_variance, noise)
-        logits, _ = model.decoder.apply(state.variables("decoder"), z, train=False)
+        logits, _ = model.decoder.apply(variables(state, "decoder"), z, train=False)
         prior_over_q = 0.5 * jnp.sum(jnp.square(noise) - jnp.square(z) + log_variance, -1)
         return _sum(model.likelihood.log_prob(logits, u)) + prior_over_q
 
@@ -190,6 +190,35 @@ def iwae_bound(model: Model, state: State, x: Images, key: PRNG, k: int) -> Floa
 def active_units(means: Float[Array, "n z"], threshold: float = 1e-2) -> int:
     """Latents that say something of x: those with ``Var_x E_q[z] > threshold`` (Burda et al. 2016, Sec. 4.2)."""
     return int(jnp.sum(jnp.var(means, axis=0) > threshold))
+
+
+def observed(model: Model, now: turns.Now, latents: int, dtype: Any) -> dict[str, Array]:
+    """What an update is computed from: pixels ``u``, by each device for itself, and the noise of its latents."""
+    x = now.batch["x"]
+    noise = now.axis.rows(lambda n: jax.random.normal(stream(now.key, "z"), (n, latents), dtype), x)
+    u = model.likelihood.observe(x, now.axis.key(stream(now.key, "observe")))
+    return {"u": u, "noise": noise}
+
+
+def objective(model: Model, now: turns.Now, beta: Any = 1.0) -> tuple[Array, turns.Aux]:
+    """``-E_q(z|u) log p(u|z) + beta KL(q(z|u) | N(0, I))``, with one z for each u, in nats of an image.
+
+    Kingma & Welling 2014, arXiv:1312.6114, Eq. 10; beta: Higgins et al. 2017. ``now.batch`` has ``u`` and ``noise``.
+    """
+    u = now.batch["u"]
+    (mean, log_variance), encoder = model.encoder.apply(variables(now, "encoder"), u, train=True)
+    z = reparametrize(mean, log_variance, now.batch["noise"])
+    logits, decoder = model.decoder.apply(variables(now, "decoder"), z, train=True)
+    reconstruction = -jnp.mean(_sum(model.likelihood.log_prob(logits, u)))
+    divergence = jnp.mean(kl(mean, log_variance))
+    loss = reconstruction + beta * divergence
+    metrics = {
+        "loss": loss,
+        "elbo": -reconstruction - divergence,
+        "reconstruction": reconstruction,
+        "kl": divergence,
+    }
+    return loss, turns.Aux({"encoder": encoder, "decoder": decoder}, {}, metrics)
 
 
 def make(
@@ -216,7 +245,7 @@ def make(
         are averaged, pixels are binarized by each device for itself.
 
     Returns:
-      The algorithm with state ``State`` and metrics ``loss`` (``beta KL - log p``), ``elbo``, ``reconstruction``
+      The algorithm of the player ``VAE`` with metrics ``loss`` (``beta KL - log p``), ``elbo``, ``reconstruction``
       (``-log p(x|z)``), ``kl`` and ``grad_norm``, in nats of an image, before the update.
 
     Raises:
@@ -225,64 +254,27 @@ def make(
     if samples not in ("mean", "draw"):
         raise ValueError(f"samples={samples!r}: must be mean or draw")
 
-    def pmean(tree: Any) -> Any:
-        return tree if axis_name is None else lax.pmean(tree, axis_name)
-
-    def rows(draw: Callable[[int], Array], n: int) -> Array:
-        """This device's rows of what is drawn for the global batch."""
-        if axis_name is None:
-            return draw(n)
-        whole = draw(n * lax.axis_size(axis_name))
-        return lax.dynamic_slice_in_dim(whole, lax.axis_index(axis_name) * n, n)
-
-    def init(key: PRNG) -> State:
+    def init(key: PRNG) -> dict[str, Any]:
         x, z = jnp.zeros((2, *data_shape), dtype), jnp.zeros((2, latents), dtype)
-        variables = {
+        nets = {
             "encoder": dict(model.encoder.init(stream(key, "encoder"), x)),
             "decoder": dict(model.decoder.init(stream(key, "decoder"), z)),
         }
-        params = {name: v.pop("params") for name, v in variables.items()}
-        return State(jnp.zeros((), jnp.int32), params, variables, tx.init(params))
+        params = {name: found.pop("params") for name, found in nets.items()}
+        return {VAE: {"params": params, **nets}}
 
-    def step(state: State, batch: Any, key: PRNG) -> tuple[State, Metrics]:
-        x, key = batch["x"], jax.random.fold_in(key, state.step)
-        n = x.shape[0]
-        observe = stream(key, "observe")
-        if axis_name is not None:
-            observe = jax.random.fold_in(observe, lax.axis_index(axis_name))
-        u = model.likelihood.observe(x, observe)
-        noise = rows(lambda m: jax.random.normal(stream(key, "z"), (m, latents), dtype), n)
-
-        def objective(params: Any) -> tuple[Array, Any]:
-            now = state._replace(params=params)
-            (mean, log_variance), encoder = model.encoder.apply(
-                now.variables("encoder"), u, train=True
-            )
-            z = reparametrize(mean, log_variance, noise)
-            logits, decoder = model.decoder.apply(now.variables("decoder"), z, train=True)
-            reconstruction = -jnp.mean(_sum(model.likelihood.log_prob(logits, u)))
-            divergence = jnp.mean(kl(mean, log_variance))
-            loss = reconstruction + beta * divergence
-            metrics = {
-                "loss": loss,
-                "elbo": -reconstruction - divergence,
-                "reconstruction": reconstruction,
-                "kl": divergence,
-            }
-            return loss, (metrics, {"encoder": encoder, "decoder": decoder})
-
-        (_, (metrics, stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-        grads = pmean(grads)
-        updates, opt = tx.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = pmean(metrics) | {"grad_norm": optax.tree.norm(grads)}
-        return State(state.step + 1, params, pmean(stats), opt), metrics
-
-    def sample(state: State, key: PRNG, n: int) -> Images:
+    def sample(state: turns.State, key: PRNG, n: int) -> Images:
         z = jax.random.normal(stream(key, "z"), (n, latents), dtype)
-        logits, _ = model.decoder.apply(state.variables("decoder"), z, train=False)
+        logits, _ = model.decoder.apply(variables(state, "decoder"), z, train=False)
         if samples == "mean":
             return model.likelihood.mean(logits)
         return model.likelihood.draw(logits, stream(key, "pixels"))
 
-    return Algorithm(init, step, sample)
+    turn = turns.Turn(
+        VAE,
+        [turns.Term(lambda now: objective(model, now, beta))],
+        tx,
+        draw=lambda now: observed(model, now, latents, dtype),
+        key=lambda key, player, i: key,
+    )
+    return turns.play(init, [turn], dtype=dtype, axis=turns.Axis(axis_name), sample=sample)

@@ -19,6 +19,7 @@ Gradient = Callable[[Mapping[str, Any], Any, Any], tuple[tuple[Array, tuple[Any,
 
 
 def _run(network: Layer, variables, x, train: bool):
+    """The forward pass of ``Net.apply``, and the cache that the backward pass needs."""
     y, stats, cache = network.forward(
         variables["params"], variables.get("batch_stats", {}), x, train
     )
@@ -38,7 +39,7 @@ def value_and_grad(network: Layer, loss: Loss) -> Gradient:
 
     def gradient(variables, x, y):
         prediction, mutable, cache = _run(network, variables, x, True)
-        dprediction = loss.gradient(prediction, y) / prediction.shape[0]
+        dprediction = loss.gradient(prediction, y) / prediction.shape[0]  # of the mean
         _, dparams = network.backward(variables["params"], cache, dprediction)
         return (jnp.mean(loss.value(prediction, y)), (prediction, mutable)), dparams
 
@@ -91,12 +92,12 @@ def losses_by_hand(name: str) -> AdversarialLoss:
       UserError: if that loss has no hand-written gradient.
     """
     if name not in ADVERSARIAL_GRADIENTS:
-        raise UserError(
-            f"loss {name!r} has no hand-written gradient; those that have: "
-            + ", ".join(ADVERSARIAL_GRADIENTS)
-        )
+        allowed = ", ".join(ADVERSARIAL_GRADIENTS)
+        reason = f"has no hand-written gradient; must be one of {allowed}"
+        raise UserError(reason, argument="loss", value=name)
 
     def join(value, gradient):
+        """The value, which JAX then differentiates by the given gradient."""
         loss = jax.custom_vjp(value)
 
         def backward(residuals, cotangent):

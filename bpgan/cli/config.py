@@ -203,6 +203,9 @@ def flags_of(config_class: type[Config]) -> dict[str, Flag]:
         for base in reversed(config_class.__mro__):
             declared = base.__dict__.get("__dataclass_fields__", {}).get(f.name)
             inherited |= declared.metadata if declared else {}
+        choices: Any = inherited.get("choices")
+        if choices:  # of this moment
+            inherited["choices"] = tuple(choices() if callable(choices) else choices)
         if is_parsed and "parse" not in inherited:
             raise TypeError(f"{config_class.__name__}.{f.name}: needs a parse=function")
         result[f.name] = Flag(f.name, str if is_parsed else kind, f.default, **inherited)

@@ -5,7 +5,7 @@ import difflib
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from absl import flags
@@ -43,7 +43,7 @@ def field(
     default: Any,
     help: str = "",
     *,
-    choices: Iterable[Any] | None = None,
+    choices: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
     low: float | None = None,
     high: float | None = None,
     exclusive_low: bool = False,
@@ -60,7 +60,8 @@ def field(
     Args:
       default: the value without flag and preset.
       help: one sentence for ``--help``.
-      choices: the allowed values.
+      choices: the allowed values; where there is a parser, which decides, those that it knows by name. A table, or a
+        function without arguments, is read whenever the flag is: what was added to it meanwhile is allowed.
       low, high: bounds, both allowed values themselves unless ``exclusive_low``.
       restart_safe: an interrupted run may be resumed with another value.
       sweepable: ``build`` never branches on it in Python, so it may be a tracer.
@@ -73,7 +74,9 @@ def field(
     """
     given = dict(
         help=help,
-        choices=tuple(choices) if choices is not None else None,
+        choices=choices
+        if isinstance(choices, Mapping) or callable(choices)
+        else choices and tuple(choices),
         low=low,
         high=high,
         exclusive_low=exclusive_low,
@@ -135,12 +138,12 @@ class Flag(NamedTuple):
             good = value > self.low if self.exclusive_low else value >= self.low
         if good and self.high is not None:
             good = value <= self.high
-        if good and self.choices is not None:
+        if good and self.choices is not None and self.parse is None:
             good = value in self.choices
         if not good:
             given = value if text is None else text
-            hint = did_you_mean(show(given), map(show, self.choices)) if self.choices else ""
-            raise UserError(f"must be {self.allowed}{hint}", argument=self.name, value=given)
+            reason = f"must be {self.allowed}{self._hint(given)}"
+            raise UserError(reason, argument=self.name, value=given)
         return self._accept(value)
 
     def _fits(self, value: object) -> bool:
@@ -155,13 +158,18 @@ class Flag(NamedTuple):
                 return value
             return Parsed(value, self.parse)
         except ValueError as error:
-            raise UserError(str(error), argument=self.name, value=value) from None
+            hint = self._hint(value) if value.isidentifier() else ""
+            raise UserError(f"{error}{hint}", argument=self.name, value=value) from None
+
+    def _hint(self, value: Any) -> str:
+        return did_you_mean(show(value), map(show, self.choices)) if self.choices else ""
 
     @property
     def bounds(self) -> str:
         """``> 0``, ``in [1, 10]``, ``one of a, b``; empty where everything is allowed."""
         if self.choices is not None:
-            return "one of " + ", ".join(map(show, self.choices))
+            names = "one of " + ", ".join(map(show, self.choices))
+            return f"{names}, or module:name of your own" if self.parse else names
         if self.low is not None and self.high is not None:
             return f"in {'(' if self.exclusive_low else '['}{self.low}, {self.high}]"
         if self.low is not None:

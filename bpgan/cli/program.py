@@ -158,10 +158,10 @@ def leave(program: Callable[[], int]) -> NoReturn:
 
 def _fault_of_devices() -> UserError | None:
     """What is wrong with the devices, if that may be why something failed; None if it is a bug."""
-    from bpgan.runtime import parallel
+    from bpgan.runtime import distributed
 
     try:
-        parallel.find_devices()  # what does not train asks for them when it needs them
+        distributed.find_devices()  # what does not train asks for them when it needs them
     except UserError as fault:
         return fault
     return None
@@ -206,34 +206,39 @@ def _train(
     idle: Mapping[str, str],
 ) -> int:
     # Heavy, and of no use to --help or a mistaken flag.
-    from bpgan.runtime import parallel, train
-    from bpgan.runtime.run import fitted
+    from bpgan.report.page import update_report
+    from bpgan.runtime import distributed, train
+    from bpgan.runtime.log import fitted
+    from bpgan.runtime.program import axis_name
 
-    parallel.setup(precision=cfg.precision)
+    distributed.setup(precision=cfg.precision)
 
     def say(text: str) -> None:
-        if parallel.is_lead():
+        if distributed.is_lead():
             print(fitted(text), flush=True)
 
     say(" ".join([experiments.label_of(name), *_changed(cfg)]))
     for flag, why in idle.items():
         say(f"warning: --{flag}={show(getattr(cfg, flag))} {why}")
-    experiment = build(cfg, axis_name=parallel.axis_name(cfg.parallel))
+    experiment = build(cfg, axis_name=axis_name(cfg.parallel))
     if experiment.title:
         say(experiment.title)
     try:
         result = train.fit(
             experiment.algorithm,
             experiment.source,
-            config=dataclasses.asdict(cfg),
-            workdir=pathlib.Path(workdir),
-            seed=cfg.seed,
+            train.RunSpec(
+                config=dataclasses.asdict(cfg),
+                workdir=pathlib.Path(workdir),
+                seed=cfg.seed,
+                validate=experiment.validate,
+                evaluate=experiment.evaluate,
+                measure=experiment.measure,
+                command=command_of(cfg, workdir),
+                report=update_report,
+            ),
+            train.Plan(**plan_of(name, cfg, experiment)),
             mode=cfg.parallel,
-            validate=experiment.validate,
-            evaluate=experiment.evaluate,
-            measure=experiment.measure,
-            command=command_of(cfg, workdir),
-            **plan_of(name, cfg, experiment),
         )
     except train.Anomaly as error:
         raise Anomaly(str(error)) from None

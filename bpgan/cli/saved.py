@@ -43,7 +43,7 @@ def restore(
       UserError: if there is no run or no sound checkpoint, the run's flags are not those of this version or have values
         that are not allowed, or where a change says that the data are there are others.
     """
-    from bpgan.runtime import parallel
+    from bpgan.runtime import distributed
 
     path = pathlib.Path(workdir).expanduser()
     record = _record_of(path)
@@ -51,7 +51,7 @@ def restore(
     changes = [text for text in changes if text not in moved]
     script = _script_of(path, moved[-1].partition("=")[2] if moved else record.experiment)
     cfg = _config_of(path, record, script.config, changes)
-    parallel.setup(precision=cfg.precision)
+    distributed.setup(precision=cfg.precision)
     experiment = _build(path, script, cfg)
     located = [text for text in changes if text.partition("=")[0] in locates_data(type(cfg))]
     if located and experiment.source.fingerprint != record.data:
@@ -67,6 +67,8 @@ def _record_of(path: pathlib.Path) -> "RunRecord":
     record = records.read_run(path / "config.json")
     if record is None:
         raise UserError(f"{path}: holds no run of an experiment (config.json)")
+    if foreign := records.foreign_format(record):
+        raise UserError(f"{path}: {foreign}")
     return record
 
 
@@ -115,14 +117,15 @@ def _read(
     path: pathlib.Path, which: str, run: str, cfg: RunConfig, experiment: Experiment
 ) -> tuple[int, Any]:
     """Step and state of a checkpoint."""
-    from bpgan.runtime import checkpoint, parallel
+    from bpgan.runtime import checkpoint
+    from bpgan.runtime.program import compile_program
 
     if not (path / "checkpoints").is_dir():
         raise UserError(f"{path}: has no checkpoint")
     keep = keep_of(cfg, experiment)
     if which == "best" and not keep.metric:
         raise UserError(f"{path}: keeps no best checkpoint (`eval_every` and `keep` do)")
-    program = parallel.compile(experiment.algorithm, experiment.source, seed=cfg.seed)
+    program = compile_program(experiment.algorithm, experiment.source, seed=cfg.seed)
     checkpoints = checkpoint.Checkpoints(path / "checkpoints", run=run, keep=keep, read_only=True)
     step = int(which) if which.isdecimal() else None
     found = checkpoints.restore(program.abstract, best=which == "best", step=step)
@@ -161,9 +164,9 @@ def train(
     Raises:
       UserError: if it is no longer finite.
     """
-    from bpgan.runtime import parallel
+    from bpgan.runtime.program import compile_program
 
-    program = parallel.compile(experiment.algorithm, experiment.source, seed=seed)
+    program = compile_program(experiment.algorithm, experiment.source, seed=seed)
     carry, step = program.init(), 0
     while step < steps:
         k = min(steps - step, program.window - step % program.window if program.window else 500)
@@ -198,11 +201,11 @@ def draw(
     """
     import jax
 
-    from bpgan.report import page as report
-    from bpgan.runtime import parallel
+    from bpgan.runtime import images
+    from bpgan.runtime.program import draw_batches
 
     if algorithm.sample is None:
         raise UserError("the experiment draws no samples")
     key = stream(jax.random.key(seed), "evaluate")
-    batches = parallel.draw(algorithm.sample, state, key, n, labels=labels, batch=batch)
-    return np.concatenate([report.to_bytes(batch) for batch in batches])
+    batches = draw_batches(algorithm.sample, state, key, n, labels=labels, batch=batch)
+    return np.concatenate([images.to_bytes(batch) for batch in batches])

@@ -1,11 +1,19 @@
 """Sources of step-indexed batches: what is trained on, and in which order.
 
 A batch is a pure function of ``(seed, step)``: no iterator, nothing to checkpoint, any step reachable at once.
+
+Modules import each other in one direction, each only those before it: ``order``; ``images``, ``tfds``, ``readers``;
+``cache``, ``convert``; ``known``, ``names``, ``datasets``, ``duplicates``; ``sources``, ``toys``.
 """
 
-from bpgan.data.datasets import DATASETS, FORMS, Dataset, hold_out, load, of_arrays
+from typing import Any
+
+from bpgan.data.datasets import Dataset, hold_out, load, load_for_training, of_arrays
+from bpgan.data.known import DATASETS, File, Row
+from bpgan.data.names import Name, forms, parse
 from bpgan.data.order import epoch_order
 from bpgan.data.sources import (
+    Feed,
     fingerprint_of,
     in_memory,
     mirrored,
@@ -16,16 +24,28 @@ from bpgan.data.sources import (
 
 __all__ = [
     "DATASETS",
-    "FORMS",
     "Dataset",
+    "Feed",
+    "File",
+    "Name",
+    "Row",
     "epoch_order",
     "fingerprint_of",
+    "forms",
     "hold_out",
     "in_memory",
     "load",
+    "load_for_training",
     "mirrored",
     "of_arrays",
+    "parse",
     "parse_feed",
     "source",
     "streamed",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FORMS":  # the entries of a table that grows
+        return forms()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,8 @@
 ``mnist10k``
     10,000 real MNIST digits, shipped with bpgan; needs no network. Origin and license: ``bpgan/data/MNIST10K.md``.
     It is a part of the MNIST training set with a split of its own, so results on it are not results on MNIST.
+``mnist``, ``fashion_mnist``, ``kmnist``, ``cifar10``, ``cifar100``
+    Downloaded when they are first used, and verified; see ``known.py``. What was converted once needs no network.
 ``npz:FILE``
     Arrays ``x`` (uint8, [n, h, w] or [n, h, w, c]) and, optionally, integer labels ``y`` [n]; or ``x_train``,
     ``y_train``, ``x_test``, ``y_test``.
@@ -14,7 +16,11 @@
     Two top folders ``train`` and ``test`` are the splits, also as ``Training`` and ``Testing``, ``seg_train`` and
     ``seg_test``, ``train2017`` and ``val2017``. A folder around all of them does not count.
 ``tfds:NAME``
-    A dataset of TensorFlow Datasets (TensorFlow itself is not needed).
+    What TensorFlow Datasets prepared as array_record (TensorFlow itself is not needed). Where nothing is prepared it
+    is the entry of that name, if there is one, with the same examples in the same order.
+``module:name``
+    An object of your own code: a ``known.Row``; or a function ``load(split)`` that gives a ``Dataset`` or arrays ``x``
+    (uint8, [n, h, w] or [n, h, w, c]) and ``y`` (integers [n]). Entries of ``DATASETS`` are the same.
 
 Without splits, every tenth example of each class is for the test. Options follow, as in ``folder:cats,size=64``:
 ``size=H`` or ``size=HxW`` resizes, needed if sizes differ; ``fit=crop`` (default: the greatest centered part of that
@@ -32,11 +38,8 @@ import contextlib
 import errno
 import functools
 import hashlib
-import importlib.resources
 import json
-import os
 import pathlib
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -44,14 +47,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bpgan import files
-from bpgan.data import cache, convert, images, readers
+from bpgan import download, files
+from bpgan.data import cache, convert, known, names, readers
 from bpgan.types import UserError
 
 _MENDING = threading.RLock()
 _MOMENT = 2_000_000_000  # ns: the coarsest times of change that disks have
-
-FORMS = "mnist10k, npz:FILE, idx:PATH, folder:PATH, zip:FILE or tfds:NAME"
 
 
 class Dataset(NamedTuple):
@@ -125,30 +126,41 @@ class Dataset(NamedTuple):
         return "\n".join([facts, *(f"warning: {w}" for w in self.warnings)])
 
 
-def load(name: str, split: str = "train", *, mirror: str = "") -> Dataset:
+def load(name: str | names.Name, split: str = "train", *, mirror: str = "") -> Dataset:
     """A split of a dataset, which is converted when it is first asked for, or has changed since.
 
     Args:
-      name: ``mnist10k`` or ``KIND:ARGUMENT[,OPTION=VALUE...]``; see above.
+      name: one of ``names.forms()``; see above. Or what ``names.parse`` made of it.
       split: ``train`` or ``test``.
-      mirror: where ``tfds`` looks for files to download; see ``builders.py``.
+      mirror: an http or https URL of a folder, where files are downloaded from in place of those of the ``known.Row``.
 
     Raises:
-      UserError: if the dataset is unknown, missing, unreadable or of the wrong form, or cannot be converted.
+      UserError: if the dataset is unknown, missing, unreadable or of the wrong form, or cannot be downloaded or
+        converted.
     """
     if split not in cache.SPLITS:
         raise ValueError(f"split={split!r}: must be one of {', '.join(cache.SPLITS)}")
-    return _load(name, split, mirror=mirror)
+    if mirror:
+        try:
+            download.check_url(mirror)
+        except ValueError as error:
+            given = " ".join(mirror.split())
+            raise UserError(str(error), argument="mirror", value=given) from None
+    return _load(_named(name) if isinstance(name, str) else name, split, mirror=mirror)
 
 
-def _load(name: str, split: str, *, mirror: str = "", deep: bool = False) -> Dataset:
-    kind, colon, argument = name.partition(":")
+def _named(text: str) -> names.Name:
     try:
-        if kind.startswith("mnist10k,"):
-            raise UserError("mnist10k takes no options")
-        if kind not in DATASETS or (kind == "mnist10k") == bool(colon):
-            raise UserError(f"must be {FORMS}")
-        return DATASETS[kind](name, split, mirror=mirror, deep=deep)
+        return names.parse(text)
+    except ValueError as error:
+        raise UserError(str(error), argument="dataset", value=text) from None
+
+
+def _load(name: names.Name, split: str, *, mirror: str = "", deep: bool = False) -> Dataset:
+    try:
+        if name.kind or isinstance(name.source, known.Row):
+            return _converted(name, split, mirror=mirror, deep=deep)
+        return _own(name.text, name.source, split)
     except UserError as error:
         if error.argument:
             raise
@@ -157,7 +169,7 @@ def _load(name: str, split: str, *, mirror: str = "", deep: bool = False) -> Dat
         reason = f"{error.filename}: {error.strerror}"
     except MemoryError:
         reason = "not enough memory to read it"
-    raise UserError(reason, argument="dataset", value=name)
+    raise UserError(reason, argument="dataset", value=name.text)
 
 
 def of_arrays(name: str, split: str, x: np.ndarray, y: np.ndarray, classes: int) -> Dataset:
@@ -166,6 +178,16 @@ def of_arrays(name: str, split: str, x: np.ndarray, y: np.ndarray, classes: int)
     tally.add(x, y.astype(np.int32))
     found = files.convert({**tally.result(), "bytes": 0, "warnings": ()}, cache.Split)
     return _dataset(name, split, found, (), (), functools.partial(_rows, x, y))
+
+
+def load_for_training(name: str, held_out: bool = False) -> tuple[Dataset, Dataset | None]:
+    """The training split, and if ``held_out`` a part of it that is set apart (``hold_out``), else None.
+
+    Raises:
+      UserError: as ``load`` and ``hold_out``.
+    """
+    images = load(name)
+    return hold_out(images) if held_out else (images, None)
 
 
 def hold_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
@@ -211,123 +233,51 @@ def _rows(x: np.ndarray, y: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray
     return x[indices], y[indices].astype(np.int32)
 
 
-def _mnist10k(name: str, split: str, **_: Any) -> Dataset:
-    dataset = of_arrays(name, split, *_digits(split), 10)
-    return dataset._replace(read=functools.partial(_read_digits, split))  # small when pickled
-
-
-@functools.lru_cache(maxsize=2)
-def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    with importlib.resources.files("bpgan.data").joinpath("mnist10k.npz").open("rb") as file:
-        arrays = np.load(file)
-        x, y = arrays["x"], arrays["y"]
-    keep = convert.every_tenth(y) == (split == "test")
-    x = x[keep]
-    return x if x.ndim == 4 else x[..., None], y[keep].astype(np.int32)
-
-
-def _read_digits(split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return _rows(*_digits(split), indices)
-
-
-class Options(NamedTuple):
-    """What follows the argument in a dataset's name."""
-
-    form: images.Form = images.Form()
-    skip: bool = False
-
-
-_OPTIONS = {
-    "size": "size=H or size=HxW",
-    "fit": "fit=crop|pad|stretch",
-    "channels": "channels=1|3|4",
-    "background": "background=white",
-    "bits": "bits=12",
-    "skip": "skip=unreadable",
-}
-
-
-def _parse(text: str) -> tuple[str, Options]:
-    """``(argument, options)``. Only options that exist are split off, so that a path may have commas in it."""
-    found: dict[str, str] = {}
-    while True:
-        rest, _, last = text.rpartition(",")
-        key, equals, value = last.partition("=")
-        if key not in _OPTIONS or not rest or not equals:
-            break
-        if key in found:
-            raise UserError(f"{key}= is given twice")
-        found[key] = value
-        text = rest
-    like = re.search(r",\s*\w+\s*=[^,/]*$", text)
-    if like and not os.path.exists(os.path.expanduser(text)):
-        *others, last = _OPTIONS.values()
-        raise UserError(f"no option {like[0]!r}; there are {', '.join(others)} and {last}")
-    for key, allowed in {"fit": images.FITS, "channels": "134", "skip": ["unreadable"]}.items():
-        if found.get(key, allowed[0]) not in tuple(allowed):
-            raise UserError(f"{key}={found[key]}: must be {' or '.join(allowed)}")
-    if "fit" in found and "size" not in found:
-        raise UserError(f"fit={found['fit']}: needs size=")
-    form = images.Form(
-        _parse_size(found["size"]) if "size" in found else None,
-        found.get("fit", "crop"),
-        int(found["channels"]) if "channels" in found else None,
-        _parse_color(found["background"]) if "background" in found else None,
-        _parse_bits(found["bits"]) if "bits" in found else None,
+def _own(text: str, load: Callable[[str], Any], split: str) -> Dataset:
+    """What a function gives, as a split."""
+    found = load(split)
+    if isinstance(found, Dataset):
+        return found._replace(name=text)
+    x, y = _arrays_of(load, split)
+    most = max(int(_arrays_of(load, part)[1].max(initial=0)) for part in cache.SPLITS)
+    # Small when pickled: the arrays are loaded again.
+    return of_arrays(text, split, x, y, most + 1)._replace(
+        read=functools.partial(_read_own, load, split)
     )
-    return text, Options(form, "skip" in found)
 
 
-def _parse_size(text: str) -> tuple[int, int]:
-    size = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text, re.ASCII)
-    height, width = (int(size[1]), int(size[2] or size[1])) if size else (0, 0)
-    if not (1 <= height <= 16384 and 1 <= width <= 16384):
-        raise UserError(f"size={text}: must be H or HxW, height and width in 1 to 16384")
-    return height, width
+@functools.lru_cache(maxsize=4)
+def _arrays_of(load: Callable[[str], Any], split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 ``[n, h, w, c]`` and labels int32 ``[n]`` of a function. Raises a UserError for anything else."""
+    found = load(split)
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise UserError(f"gave a {type(found).__name__}, must give a Dataset or arrays (x, y)")
+    x, y = map(np.asarray, found)
+    readers.check_arrays(x, y, f"x of {split}", f"y of {split}")
+    y = y.reshape(-1)
+    if y.min() < 0 or y.max() >= 1 << 31:
+        raise UserError(f"labels go from {y.min()} to {y.max()}, must be class numbers from 0")
+    return x if x.ndim == 4 else x[..., None], y.astype(np.int32)
 
 
-def _parse_color(text: str) -> tuple[int, int, int]:
-    """Red, green and blue."""
-    gray = {"white": 255, "black": 0}.get(
-        text, int(text) if re.fullmatch("[0-9]{1,3}", text) else 256
-    )
-    if gray <= 255:
-        return gray, gray, gray
-    if not re.fullmatch("#?[0-9a-fA-F]{6}", text):
-        raise UserError(
-            f"background={text}: must be white, black, a gray from 0 to 255 or a color such as ff8800"
-        )
-    red, green, blue = bytes.fromhex(text.removeprefix("#"))
-    return red, green, blue
+def _read_own(load: Callable[[str], Any], split: str, indices: np.ndarray):
+    return _rows(*_arrays_of(load, split), indices)
 
 
-def _parse_bits(text: str) -> int:
-    if text not in map(str, range(9, 17)):
-        raise UserError(f"bits={text}: must be in 9 to 16")
-    return int(text)
-
-
-def _converted(
-    reader: Callable[..., readers.Raw], name: str, split: str, *, mirror: str, deep: bool
-) -> Dataset:
-    """A dataset of a reader, from its cache."""
-    kind, _, argument = name.partition(":")
-    argument, options = _parse(argument)
-    for option, given in {"skip=unreadable": options.skip, "bits": options.form.bits}.items():
-        if given and kind not in ("folder", "zip"):
-            raise UserError(f"{option}: only for folder and zip")
-    more = {"mirror": mirror} if kind == "tfds" else {}
-    raw = reader(argument, **more)
-    origin = _origin(kind, raw, options)
+def _converted(name: names.Name, split: str, *, mirror: str, deep: bool) -> Dataset:
+    """What a reader reads, from its cache."""
+    raw = _raw(name, mirror)
+    origin = _origin(name, raw)
     key = hashlib.sha256(json.dumps(origin.identity).encode()).hexdigest()[:16]
-    stem = re.sub(r"[^\w.-]+", "-", argument if kind == "tfds" else raw.path.stem, flags=re.ASCII)
-    folder = cache.directory() / f"{kind}-{stem[:40]}-{key}"
+    kind = origin.identity["kind"]
+    stem = known.plain(name.argument if kind == "tfds" else raw.path.stem)
+    folder = cache.directory() / f"{kind}-{stem}-{key}"
 
     def make(directory: pathlib.Path) -> dict[str, Any]:
         content = origin.content()
-        made = convert.convert(raw.examples(), *options, directory, name)
-        now = reader(argument, **more)
-        if now.files != raw.files and _content(now.path, tuple(now.files), name) != content:
+        made = convert.convert(raw.examples(), name.form, name.skip, directory, name.text)
+        now = _raw(name, mirror)
+        if now.files != raw.files and _content(now.path, tuple(now.files), name.text) != content:
             raise UserError("its files were changed while they were read; repeat the command")
         return {"content": content or "", **made}
 
@@ -338,27 +288,36 @@ def _converted(
     path = folder / f"{split}.array_record"
     records = cache.Records(path, found.count, found.shape, found.sha256)
     read = _Cached(records, name, split, found.sha256)
-    return _dataset(name, split, found, manifest.class_names, found.warnings, read)
+    return _dataset(name.text, split, found, manifest.class_names, found.warnings, read)
 
 
-def _origin(kind: str, raw: readers.Raw, options: Options) -> cache.Origin:
-    """The source of a cache: its names, sizes and times of modification are its identity."""
+def _raw(name: names.Name, mirror: str) -> readers.Raw:
+    if not name.kind:
+        return known.of_row(name.source, name.argument, mirror)
+    more = {"mirror": mirror} if name.kind == "tfds" else {}
+    return names.KINDS[name.kind].reader(name.source, **more)
+
+
+def _origin(name: names.Name, raw: readers.Raw) -> cache.Origin:
+    """The source of a cache: its names, sizes and times of modification are its identity; or its digest."""
     identity = {
         "version": cache.VERSION,
-        "kind": kind,
-        "source": readers.shown(str(raw.path)),
-        "options": {**options.form._asdict(), "skip": options.skip},
+        "kind": "download" if raw.digest else name.kind,
+        "source": readers.shown(str(raw.path)) if not raw.digest else "",
+        "options": {**name.form._asdict(), "skip": name.skip},
         "fingerprint": {
             "files": len(raw.files),
             "bytes": sum(size for _, size, *_ in raw.files),
-            "sha256": _digest(file[:3] for file in raw.files),
+            "sha256": raw.digest or _digest(file[:3] for file in raw.files),
         },
     }
+    if raw.digest:
+        return cache.Origin(identity, raw.digest, lambda: "")
     stamps = _digest(raw.files)
     # What was changed a moment ago may be changed again without another time: some disks count in seconds.
     settled = max((changed for *_, changed in raw.files), default=0) < time.time_ns() - _MOMENT
     read = _content_once if settled else _content
-    content = functools.partial(read, raw.path, tuple(raw.files), f"{kind}:{raw.path}")
+    content = functools.partial(read, raw.path, tuple(raw.files), f"{name.kind}:{raw.path}")
     return cache.Origin(identity, stamps if settled else "", content)
 
 
@@ -406,7 +365,7 @@ def _bytes_of(path: pathlib.Path) -> bytes:
 class _Cached:
     """``Dataset.read`` of a cache, which is made again if it is found to be damaged."""
 
-    def __init__(self, records: cache.Records, name: str, split: str, sha256: str):
+    def __init__(self, records: cache.Records, name: names.Name, split: str, sha256: str):
         self._records, self._name, self._split, self._sha256 = records, name, split, sha256
 
     def __call__(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -425,7 +384,7 @@ class _Cached:
                 return read()
             if _load(self._name, self._split, deep=True).sha256 != self._sha256:
                 reason = "the cache is damaged and the source changed"
-                raise UserError(reason, argument="dataset", value=self._name)
+                raise UserError(reason, argument="dataset", value=self._name.text)
             self._records.close()
             return read()
 
@@ -445,14 +404,3 @@ def _dataset(name: str, split: str, found: cache.Split, class_names, warnings, r
         found.std,
         warnings,
     )
-
-
-DATASETS: dict[str, Callable[..., Dataset]] = {
-    "mnist10k": _mnist10k,
-    "npz": functools.partial(_converted, readers.npz),
-    "idx": functools.partial(_converted, readers.idx),
-    "folder": functools.partial(_converted, readers.folder),
-    "zip": functools.partial(_converted, readers.archive),
-    "tfds": functools.partial(_converted, readers.tfds),
-}
-"""By the part of the name before the colon: ``(name, split, mirror=, deep=) -> Dataset``; see ``_converted``."""

@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import re
+import tarfile
 import unicodedata
 import zipfile
 import zlib
@@ -22,8 +23,11 @@ import msgspec
 import numpy as np
 
 from bpgan import files, memory
-from bpgan.data import images
+from bpgan.data import images, tfds
 from bpgan.types import UserError
+
+LARGEST = 1 << 30
+"""Bytes that a downloaded file may unpack to; a damaged one could claim any size."""
 
 _BLOCK = 4 << 20  # bytes of an array that are read at once
 _FEW = 3  # names that a message lists
@@ -65,11 +69,19 @@ class Examples(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """A dataset as it lies on disk: the absolute path, its files as ``images.stamp``, and its examples."""
+    """A dataset as it lies on disk.
+
+    Attributes:
+      path: absolute.
+      files: each as ``images.stamp``.
+      examples: gives them; until then only names, sizes and times are looked at.
+      digest: of all that the examples depend on, where that is known without looking at files; else empty.
+    """
 
     path: pathlib.Path
     files: list[tuple[Any, ...]]
     examples: Callable[[], Examples]
+    digest: str = ""
 
 
 def _raw(path: pathlib.Path, parts: list[pathlib.Path], examples: Callable[[], Examples]) -> Raw:
@@ -152,6 +164,11 @@ class _Array(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}"
+
+
+def check_arrays(x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> None:
+    """Raises a UserError unless these are images and their labels, as the arrays of an .npz file."""
+    _check_arrays(_Array(x.shape, x.dtype), _Array(y.shape, y.dtype), x_name, y_name)
 
 
 def _check_arrays(images: _Array, labels: _Array | None, x: str, y: str) -> None:
@@ -359,6 +376,88 @@ def _idx_blocks(path: pathlib.Path) -> Iterator[np.ndarray]:
         yield from _stream(file, shape)
 
 
+def cifar10(argument: str) -> Raw:
+    """The archive of CIFAR-10 in its binary version."""
+    return _cifar(argument, label_bytes=1, names="batches.meta.txt")
+
+
+def cifar100(argument: str) -> Raw:
+    """The archive of CIFAR-100 in its binary version, with its 100 fine classes."""
+    return _cifar(argument, label_bytes=2, names="fine_label_names.txt")
+
+
+def _cifar(argument: str, label_bytes: int, names: str) -> Raw:
+    path = _existing(argument)
+    return _raw(path, [path], lambda: _cifar_examples(path, label_bytes, names))
+
+
+def _cifar_examples(path: pathlib.Path, label_bytes: int, names: str) -> Examples:
+    """Records of a byte for each label, then the red, the green and the blue pixels of 32 x 32.
+
+    Args:
+      path: of the archive, of which the members ``*.bin`` hold records, ``test*.bin`` those of the test split.
+      label_bytes: labels of a record, the last of which counts.
+      names: the member that lists the class names, one a line.
+    """
+    found = dict(members(path))
+    size = label_bytes + 3072
+    parts = []
+    for is_test in (False, True):
+        chosen = [
+            n for n in sorted(found) if n.endswith(".bin") and n.startswith("test") == is_test
+        ]
+        for name in chosen:
+            if len(found[name]) % size:
+                raise UserError(f"{name}: {len(found[name])} bytes, which is no multiple of {size}")
+        data = b"".join(found[name] for name in chosen)
+        records = np.frombuffer(data, np.uint8).reshape(-1, size)
+        pixels = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        parts.append((pixels.shape, records[:, label_bytes - 1], functools.partial(_once, pixels)))
+    class_names = found.get(names, b"").decode("ascii", "replace").split("\n")
+    return _arrays(parts, path.name)._replace(class_names=tuple(filter(None, class_names)))
+
+
+def _once(block: np.ndarray) -> Iterator[np.ndarray]:
+    yield block
+
+
+def members(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+    """What is in a .tar, compressed or not, by name without folders; it is read in memory, so no path is followed.
+
+    Raises:
+      UserError: if it is damaged, or a member is larger than one GiB.
+    """
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.size > LARGEST:  # a sparse one may claim any size
+                    raise UserError(f"{member.name!r} unpacks to more than {LARGEST} bytes")
+                if member.isfile() and (file := archive.extractfile(member)):
+                    yield member.name.rpartition("/")[2], file.read()
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise UserError(f"{path.name}: damaged or cut short ({error})") from None
+
+
+def content(path: pathlib.Path) -> Iterator[bytes]:
+    """What is in a file that may be gzipped, block by block.
+
+    Raises:
+      UserError: if it is damaged, or unpacks to more than one GiB.
+    """
+    size = 0
+    try:
+        with path.open("rb") as plain:
+            zipped = plain.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                size += len(block)
+                if size > LARGEST:
+                    raise UserError(f"{path.name} unpacks to more than {LARGEST} bytes")
+                yield block
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path.name}: damaged or cut short ({error})") from None
+
+
 def folder(argument: str) -> Raw:
     """Images in class folders, in ``train/`` and ``test/`` of such, flat, or labeled by a ``dataset.json``."""
     path = _existing(argument)
@@ -564,21 +663,18 @@ def _json_labels(
     ] * bool(gone)
 
 
-def tfds(name: str, *, mirror: str = "") -> Raw:
-    """A dataset of TensorFlow Datasets, which is prepared first where that is possible."""
-    from bpgan.data import builders
-
-    prepared = builders.open_prepared(name, mirror=mirror)
-    root = pathlib.Path(prepared.directory).absolute()
-    found = sorted(p for p in root.rglob("*") if p.is_file())
-    return _raw(root, found, lambda: _tfds(prepared))
+def prepared(found: tfds.Prepared) -> Raw:
+    """What TensorFlow Datasets prepared."""
+    root = pathlib.Path(found.directory).absolute()
+    parts = sorted(p for p in root.rglob("*") if p.is_file())
+    return _raw(root, parts, lambda: _tfds(found))
 
 
-def _tfds(prepared: Any) -> Examples:
-    splits = [prepared.splits.get("train")]
-    splits += [prepared.splits[name] for name in _TESTS if name in prepared.splits][:1]
-    if splits[0] is None:
+def _tfds(prepared: tfds.Prepared) -> Examples:
+    if "train" not in prepared.splits:
         raise UserError(f"no split 'train', only {', '.join(prepared.splits) or 'none'}")
+    test = [name for name in _TESTS if name in prepared.splits][:1]
+    splits = [prepared.splits[name] for name in ("train", *test)]
     items = [(split, i) for split in splits for i in range(len(split))]
     labels, shapes = [], []
     for split, i in items:

@@ -6,7 +6,7 @@ sequence of shuffled epochs (``order.py``). Neither has a state, so there is not
 
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def source(
     seed: int,
     batch_size: int,
     dtype: Any = jnp.float32,
-    feed: str = "auto",
+    feed: "str | Feed" = "auto",
     flip: bool = False,
 ) -> Source:
     """The batches of a dataset.
@@ -43,17 +43,18 @@ def source(
       batch_size: rows of the global batch.
       dtype: of the images in a batch, which are in [-1, 1].
       feed: ``memory``, the split is kept on the device; ``stream``, it is read from disk by threads ahead of its use,
-        or ``stream:N``, by N worker processes; ``auto``, memory for at most 2 GiB. The batches are the same.
+        or ``stream:N``, by N worker processes; ``auto``, memory for at most 2 GiB. The batches are the same. Or what
+        ``parse_feed`` made of the text.
       flip: see ``mirrored``.
 
     Raises:
       UserError: if the split is too large for an exact order or, kept on the device, for the memory.
     """
-    kind, workers = parse_feed(feed)
+    kind, workers = parse_feed(feed) if isinstance(feed, str) else feed
     size = dataset.length * int(np.prod(dataset.shape))
     if kind == "memory" and size > (free := memory.available()):
         reason = f"{memory.shortfall(size, free)} for this dataset; stream reads it from disk"
-        raise UserError(reason, argument="feed", value=feed)
+        raise UserError(reason, argument="feed", value=kind)
     if kind == "memory" or (kind == "auto" and size <= _MEMORY):
         result = in_memory(
             *dataset.arrays(),
@@ -92,14 +93,21 @@ def mirrored(source: Source, *, seed: int) -> Source:
     return source._replace(batch_at=batch_at)
 
 
-def parse_feed(text: str) -> tuple[str, int]:
-    """``auto``, ``memory``, ``stream`` or ``stream:WORKERS`` as (kind, workers). Raises ValueError."""
+class Feed(NamedTuple):
+    """Where the data lie: ``auto``, ``memory`` or ``stream``, and how many processes read a stream."""
+
+    kind: str
+    workers: int
+
+
+def parse_feed(text: str) -> Feed:
+    """Reads ``auto``, ``memory``, ``stream`` or ``stream:WORKERS``. Raises ValueError."""
     kind, colon, workers = text.partition(":")
     if kind not in ("auto", "memory", "stream") or (
         colon and (kind != "stream" or not workers.isdecimal() or int(workers) > 64)
     ):
         raise ValueError("must be auto, memory, stream or stream:WORKERS (0 to 64)")
-    return kind, int(workers or 0)
+    return Feed(kind, int(workers or 0))
 
 
 def fingerprint_of(*parts: np.ndarray | str) -> str:

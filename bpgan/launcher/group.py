@@ -133,10 +133,11 @@ def _train(
     experiment: experiments.Script, cfgs: Sequence[cli.RunConfig], or_alone: bool
 ) -> list[_End]:
     """Trains the members; how each ended."""
-    from bpgan.runtime import parallel, train
+    from bpgan.report.page import update_report
+    from bpgan.runtime import distributed, train
 
     differing = _find_differing(experiment, cfgs)
-    parallel.setup(precision=cfgs[0].precision)
+    distributed.setup(precision=cfgs[0].precision)
     built, measures, refusals = _build(experiment, cfgs, differing)
     for error in refusals.values():
         cli.fail(error)
@@ -150,19 +151,20 @@ def _train(
 
     numbers = [field for field in differing if field not in ("seed", "workdir")]
     members = [
-        train.Member(
+        train.RunSpec(
             dataclasses.asdict(cfgs[i]),
             cfgs[i].workdir,
             cfgs[i].seed,
             {field: getattr(cfgs[i], field) for field in numbers},
             *each,
-            cli.command_of(cfgs[i], cfgs[i].workdir),
+            command=cli.command_of(cfgs[i], cfgs[i].workdir),
+            report=update_report,
         )
         for i, each in measures.items()
     ]
-    plan = cli.plan_of(experiment.name, first, built)
+    plan = train.Plan(**cli.plan_of(experiment.name, first, built))
     try:
-        results = train.fit_group(make, built.source, members, or_alone=or_alone, **plan)
+        results = train.fit_group(make, built.source, members, plan, or_alone=or_alone)
     except train.TRACED as error:
         reason = (
             f"{experiment.name} decides by the value of one of {', '.join(differing)} what to compile;"

@@ -24,7 +24,7 @@ class Classes(NamedTuple):
     def __str__(self) -> str:
         if not self.names:
             return f"{self.count} without names, 0 to {self.count - 1}"
-        return f"{self.count}: {listed(self.names)}"
+        return f"{self.count}: {list_names(self.names)}"
 
 
 class Matched(NamedTuple):
@@ -108,7 +108,7 @@ def covered(
     return enough if others is None else np.intersect1d(enough, covered(others, least=least))
 
 
-def listed(names: Sequence[str]) -> str:
+def list_names(names: Sequence[str]) -> str:
     """Names for a message, the first of them if they are many."""
     more = f" and {len(names) - _MANY} more" if len(names) > _MANY else ""
     return ", ".join(names[:_MANY]) + more

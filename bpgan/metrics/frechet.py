@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from bpgan.metrics.arrays import check_matrix, check_pair
+
 _BLOCK = 4096  # rows turned to float64 at a time
 
 Features = Float[np.ndarray, "n f"]
@@ -42,7 +44,7 @@ def gaussian(features: Features) -> Gaussian:
     Raises:
       ValueError: unless ``features`` is a finite matrix with at least one row and one column.
     """
-    features = _checked(features, "features")
+    features = check_matrix(features, "features")
     n, f = features.shape
     mean = features.mean(axis=0, dtype=np.float64)
     scatter = np.zeros((f, f))
@@ -75,7 +77,7 @@ def frechet_distance(x: Features, y: Features) -> float:
     Raises:
       ValueError: unless both are finite matrices with as many columns and at least two rows each.
     """
-    x, y = _checked_pair(x, y)
+    x, y = check_pair(x, y)
     difference = x.mean(axis=0, dtype=np.float64) - y.mean(axis=0, dtype=np.float64)
     return _distance(difference, _root_of_rows(x), _root_of_rows(y))
 
@@ -112,7 +114,7 @@ def frechet_bias(cov: Float[np.ndarray, "f f"], n: float, m: float) -> float:
     Raises:
       ValueError: if ``cov`` is not a finite square matrix or ``n`` or ``m`` is not positive.
     """
-    cov = _checked(cov, "cov").astype(np.float64)
+    cov = check_matrix(cov, "cov").astype(np.float64)
     if cov.shape[0] != cov.shape[1]:
         raise ValueError(f"cov must be square, not {cov.shape}")
     if not (n > 0 and m > 0):
@@ -162,7 +164,7 @@ def frechet_infinity(
     Raises:
       ValueError: on anything else.
     """
-    x, y = _checked_pair(x, y)
+    x, y = check_pair(x, y)
     m, f = y.shape
     if m < 40 or points < 3:
         raise ValueError(
@@ -219,23 +221,3 @@ def _root(cov: np.ndarray) -> np.ndarray:
     root = np.zeros((len(cov), rank))
     root[order - 1] = np.tril(factor)[:, :rank]
     return root
-
-
-def _checked(features: np.ndarray, name: str) -> np.ndarray:
-    features = np.asarray(features)
-    if features.ndim != 2 or 0 in features.shape:
-        raise ValueError(f"{name} must be a matrix [n, f] that is not empty, not {features.shape}")
-    if not np.isfinite(features).all():
-        raise ValueError(f"{name} must be finite")
-    return features
-
-
-def _checked_pair(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    x, y = _checked(x, "x"), _checked(y, "y")
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"x and y must have as many columns, not {x.shape[1]} and {y.shape[1]}")
-    if min(len(x), len(y)) < 2:
-        raise ValueError(
-            f"x and y need at least 2 rows each for a covariance, not {len(x)} and {len(y)}"
-        )
-    return x, y

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
+from bpgan.metrics.arrays import check_pair
+
 _BLOCK = 2048  # rows and columns of the kernel matrix held at a time
 
 Features = Float[np.ndarray, "n f"]
@@ -26,7 +28,7 @@ def kernel_distance(x: Features, y: Features) -> float:
     Raises:
       ValueError: unless both are finite matrices with as many columns and at least two rows each.
     """
-    x, y = _checked_pair(x, y)
+    x, y = check_pair(x, y)
     n, m = len(x), len(y)
     within = _sum_of_pairs(x) / (n * (n - 1)) + _sum_of_pairs(y) / (m * (m - 1))
     between = math.fsum(np.sum(_kernel(a, b)) for a in _blocks(x) for b in _blocks(y))
@@ -57,7 +59,7 @@ def kernel_distance_subsets(
     Raises:
       ValueError: as ``kernel_distance``, or if ``size`` exceeds the rows of a set or is below 2.
     """
-    x, y = _checked_pair(x, y)
+    x, y = check_pair(x, y)
     if not 2 <= size <= min(len(x), len(y)) or subsets < 1:
         raise ValueError(
             f"needs subsets >= 1 and 2 <= size <= rows, not {subsets} subsets of {size} rows "
@@ -95,14 +97,3 @@ def _sum_of_pairs(x: np.ndarray) -> float:
 def _blocks(x: np.ndarray):
     """``x`` in blocks of rows, as float64."""
     return (x[i : i + _BLOCK].astype(np.float64) for i in range(0, len(x), _BLOCK))
-
-
-def _checked_pair(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    x, y = np.asarray(x), np.asarray(y)
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or x.shape[1] == 0:
-        raise ValueError(f"x and y must be [n, f] and [m, f], not {x.shape} and {y.shape}")
-    if min(len(x), len(y)) < 2:
-        raise ValueError(f"x and y need at least 2 rows each, not {len(x)} and {len(y)}")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("x and y must be finite")
-    return x, y

@@ -12,7 +12,8 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float, Int
 
-from bpgan.metrics.neighbors import Features, _checked, nearest
+from bpgan.metrics.arrays import check_sets
+from bpgan.metrics.neighbors import Features, nearest
 
 _COMPONENTS = 64  # principal components that the cells are made of
 _MIN_FAKES = 20  # a cell counts if it holds more fakes than this
@@ -53,7 +54,7 @@ def neighbor_ratio(fake: Features, train: Features, test: Features) -> NeighborR
     Raises:
       ValueError: if a set is not a finite matrix with at least one row, or the numbers of features differ.
     """
-    fake, train, test = _checked(fake, train, test)
+    fake, train, test = check_sets(fake, train, test)
     of_fake, of_test = nearest(fake, train, 1)[0][:, 0], nearest(test, train, 1)[0][:, 0]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.median(of_fake) / np.median(of_test)
@@ -113,7 +114,7 @@ def data_copying(
       ValueError: if a set is not a finite matrix, the numbers of features differ, there are fewer training examples
         than cells, a cell holds no test example, or no cell holds more than 20 fakes.
     """
-    fake, train, test = _principal(*_checked(fake, train, test))
+    fake, train, test = _principal(*check_sets(fake, train, test))
     if not 1 <= cells <= len(train):
         raise ValueError(f"cells must be from 1 to {len(train)} for {len(train)} rows, not {cells}")
     centers = _k_means(train, cells, np.random.default_rng(seed))
@@ -157,7 +158,7 @@ def authenticity(fake: Features, train: Features, test: Features) -> Authenticit
     Raises:
       ValueError: if a set is not a finite matrix, the numbers of features differ, or there is one training example.
     """
-    fake, train, test = _checked(fake, train, test)
+    fake, train, test = check_sets(fake, train, test)
     own = nearest(train, train, 1, exclude_self=True)[0][:, 0]
 
     def percentage(x):
@@ -191,7 +192,7 @@ def two_sample_accuracy(real: Features, fake: Features) -> TwoSampleAccuracy:
     Raises:
       ValueError: if a set is not a finite matrix with at least two rows, or the numbers of features differ.
     """
-    real, fake = _checked(real, fake)
+    real, fake = check_sets(real, fake)
 
     def correct(x, other):
         own = nearest(x, x, 1, exclude_self=True)[0]

@@ -29,6 +29,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float, Int
 
+from bpgan.metrics.arrays import check_sets
+
 Features = Float[np.ndarray, "n f"]
 
 _TILE = 2**22  # pairs on the device at a time: 16 MiB of float32, which caches hold
@@ -62,7 +64,7 @@ def nearest(
       ValueError: if a set is not a finite matrix with at least one row and one column, the columns differ in number, k
         is out of range, or ``exclude_self`` is asked of sets of different length.
     """
-    queries, points = _checked(queries, points)
+    queries, points = check_sets(queries, points)
     q, n = len(queries), len(points)
     if exclude_self and q != n:
         raise ValueError(f"exclude_self needs queries that are the points, not {q} and {n} rows")
@@ -112,7 +114,7 @@ def ball_counts(
       ValueError: if a set is not a finite matrix with at least one row and one column, the columns differ in number, or
         the radii are not one non-negative number per point.
     """
-    queries, points = _checked(queries, points)
+    queries, points = check_sets(queries, points)
     radii = np.asarray(radii, np.float64)
     if radii.shape != (len(points),) or not (radii >= 0).all():
         raise ValueError(f"radii must be one number >= 0 for each of {len(points)} points")
@@ -166,7 +168,7 @@ def precision_recall(
     Raises:
       ValueError: as ``nearest``.
     """
-    real, fake = _checked(real, fake)
+    real, fake = check_sets(real, fake)
     held_by_real, _ = ball_counts(fake, real, _radii(real, k), strict=strict)
     held_by_fake, _ = ball_counts(real, fake, _radii(fake, k), strict=strict)
     return PrecisionRecall(float(np.mean(held_by_real > 0)), float(np.mean(held_by_fake > 0)))
@@ -197,7 +199,7 @@ def density_coverage(
     Raises:
       ValueError: as ``nearest``.
     """
-    real, fake = _checked(real, fake)
+    real, fake = check_sets(real, fake)
     per_fake, per_real = ball_counts(fake, real, _radii(real, k), strict=strict)
     return DensityCoverage(float(per_fake.mean() / k), float(np.mean(per_real > 0)))
 
@@ -367,20 +369,3 @@ def _inside(queries, q_squares, points, p_squares, inner, outer, size):
     inside = counted & (squares + margin < inner[None, :])
     unsure = counted & ~inside & (squares - margin <= outer[None, :])
     return jnp.sum(inside, axis=1), jnp.sum(inside, axis=0), unsure
-
-
-def _checked(*sets) -> list[np.ndarray]:
-    """The sets as real matrices with as many columns, or ValueError."""
-    arrays = [np.asarray(x) for x in sets]
-    for x in arrays:
-        if x.ndim != 2 or 0 in x.shape or x.dtype.kind not in "fiub":
-            raise ValueError(f"features must be real numbers [n, f], not {x.dtype} {x.shape}")
-        # Squares of larger numbers overflow; NaN fails every comparison.
-        if not (-1e150 < float(x.min()) and float(x.max()) < 1e150):
-            raise ValueError("features must be finite (and below 1e150 in size)")
-    if len({x.shape[1] for x in arrays}) > 1:
-        widths = ", ".join(str(x.shape[1]) for x in arrays)
-        raise ValueError(f"the sets must have as many features each, not {widths}")
-    return [
-        x.astype(np.float32) if x.dtype.kind in "b" or x.dtype.itemsize < 4 else x for x in arrays
-    ]

@@ -12,6 +12,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float, Int
 
+from bpgan.metrics.arrays import check_matrix
+
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """The exponents of MS-SSIM's scales, finest first (Wang, Simoncelli & Bovik 2003)."""
 
@@ -35,7 +37,7 @@ def inception_score(
     Raises:
       ValueError: on anything else, and on logits that are not finite.
     """
-    logits = _checked(logits, "logits")
+    logits = check_matrix(logits, "logits")
     n = len(logits)
     if not 1 <= splits <= n:
         raise ValueError(f"splits must be between 1 and the {n} rows, not {splits}")
@@ -59,7 +61,7 @@ def vendi_score(features: Float[np.ndarray, "n f"]) -> float:
     Raises:
       ValueError: unless ``features`` is a finite matrix without zero rows.
     """
-    features = _checked(features, "features").astype(np.float64)
+    features = check_matrix(features, "features").astype(np.float64)
     largest = np.abs(features).max(axis=1, keepdims=True)
     if not largest.all():
         raise ValueError("a row of zeros has no cosine similarity; every row must have a norm")
@@ -219,12 +221,3 @@ def _halve(image):
 def _log_sum_exp(x: np.ndarray, axis: int) -> np.ndarray:
     top = x.max(axis=axis, keepdims=True)
     return top + np.log(np.exp(x - top).sum(axis=axis, keepdims=True))
-
-
-def _checked(features: np.ndarray, name: str) -> np.ndarray:
-    features = np.asarray(features)
-    if features.ndim != 2 or 0 in features.shape:
-        raise ValueError(f"{name} must be a matrix [n, k] that is not empty, not {features.shape}")
-    if not np.isfinite(features).all():
-        raise ValueError(f"{name} must be finite")
-    return features

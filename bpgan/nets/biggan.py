@@ -12,17 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from bpgan.nets.architecture import ARCHITECTURES, Architecture, Network, Option
+from bpgan.nets.blocks import DownBlock, SelfAttention, UpBlock
 from bpgan.nets.heads import Kind, Scores, score
-from bpgan.nets.layers import (
-    BatchNorm,
-    Conv,
-    Dense,
-    Embed,
-    check_labels,
-    lookup_size,
-    storage_dtype,
-)
-from bpgan.nets.resnet import DownBlock, SelfAttention, UpBlock, check_attention, low_resolution
+from bpgan.nets.layers import BatchNorm, Conv, Dense, Embed, check_labels, storage_dtype
+from bpgan.nets.sizes import check_attention, lookup_size, low_resolution
 from bpgan.types import Images, Labels, Latents
 
 # Multiples of the channel width by image height: of G from low to high resolution; of D's blocks, and how many of
@@ -176,3 +170,19 @@ class Discriminator(nn.Module):
             features, labels, name="dense0", classes=self.classes, head=self.head,
             embedding=self.embedding, kernel_init=_orthogonal, train=train, **kind,
         )  # fmt: skip
+
+
+ARCHITECTURES["biggan"] = Architecture(
+    Network(
+        lambda shape, size, *, classes, **given: Generator(
+            shape, size, classes=classes, hierarchical=classes > 0, **given
+        ),
+        options={"attention": Option("SIZE")},
+        mixes_examples=True,
+    ),
+    Network(
+        lambda shape, size, **given: Discriminator(size, **given),
+        options={"attention": Option("SIZE")},
+    ),
+    size=64,
+)

@@ -13,17 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from bpgan.nets.architecture import ARCHITECTURES, Architecture, Network, Option
 from bpgan.nets.heads import Kind, Scores, score
-from bpgan.nets.layers import (
-    BatchNorm,
-    Conv,
-    ConvTranspose,
-    Dense,
-    check_labels,
-    lookup_size,
-    storage_dtype,
-)
-from bpgan.nets.resnet import low_resolution
+from bpgan.nets.layers import BatchNorm, Conv, ConvTranspose, Dense, check_labels, storage_dtype
+from bpgan.nets.sizes import lookup_size, low_resolution
 from bpgan.types import Images, Labels, Latents
 
 # Channels by image height, from low to high resolution.
@@ -133,3 +126,14 @@ class Discriminator(nn.Module):
             features, labels, name="dense0", classes=self.classes, head=self.head,
             embedding=self.embedding, train=train, **kind,
         )  # fmt: skip
+
+
+ARCHITECTURES["cnn"] = Architecture(
+    Network(lambda shape, size, **given: Generator(shape, **given), mixes_examples=True),
+    Network(
+        lambda shape, size, **given: Discriminator(**given),
+        options={"spectral": Option()},
+        mixes_examples=True,
+        mixes_unless="spectral",
+    ),
+)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from bpgan.nets.architecture import ARCHITECTURES, Architecture, Network, Option
 from bpgan.nets.heads import Kind, Scores, score
 from bpgan.nets.layers import (
     BatchNorm,
@@ -24,8 +25,10 @@ from bpgan.nets.layers import (
     Init,
     check_labels,
     storage_dtype,
-    upsample2,
 )
+from bpgan.nets.resample import upsample2
+from bpgan.nets.sizes import levels
+from bpgan.nets.wrappers import energy, linen_net
 from bpgan.types import Images, Labels, Latents
 
 _SLOPE = 0.2
@@ -269,3 +272,48 @@ class Classifier(nn.Module):
         if not self.features:
             x = _dense(1, self.classes, self.dtype, nn.initializers.lecun_normal())(x)
         return x.astype(storage_dtype(self.dtype))
+
+
+def _widths(size: int, count: int) -> tuple[int, ...]:
+    """``count`` widths, each twice the one before."""
+    return tuple(size << i for i in range(count))
+
+
+def _generator(shape: tuple[int, int, int], size: int, *, norm: bool, **given: Any) -> Generator:
+    widths = _widths(size, levels(shape[0]))[::-1]
+    return Generator(shape, widths, conditioning="norm" if norm else "concat", **given)
+
+
+def _lite_generator(
+    shape: tuple[int, int, int], size: int, *, norm: bool, **given: Any
+) -> Generator:
+    widths = _widths(size, levels(shape[0]) + 1)[::-1]
+    conditioning = "norm" if norm else "concat"
+    return Generator(shape, widths, "resize", output_gain=0.5, conditioning=conditioning, **given)
+
+
+_NORM = {"norm": Option(of_labels=True, meaning="labels enter G's batch norms")}
+
+ARCHITECTURES["dcgan"] = Architecture(
+    Network(_generator, options=_NORM, mixes_examples=True),
+    Network(lambda shape, size, **given: Discriminator(_widths(size, levels(shape[0])), **given)),
+    size=64,
+)
+# The recipe for a CPU: bilinear interpolation in G, a first convolution at full resolution in D.
+ARCHITECTURES["lite"] = Architecture(
+    Network(_lite_generator, options=_NORM, mixes_examples=True),
+    Network(
+        lambda shape, size, **given: Discriminator(
+            (2 * size, 4 * size), full_resolution=size, hidden=128, **given
+        )
+    ),
+    size=24,
+)
+ARCHITECTURES["autoencoder"] = Architecture(
+    discriminator=Network(
+        lambda shape, size, dtype: energy(linen_net(Autoencoder((size, 2 * size), dtype=dtype))),
+        conditions=(),
+    ),
+    size=64,
+    energy=True,
+)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from bpgan.nets.architecture import ARCHITECTURES, Architecture, Network
 from bpgan.nets.heads import Kind, Scores, score
 from bpgan.nets.layers import Embed, Init, check_labels, storage_dtype
 from bpgan.types import Labels, Latents
@@ -124,3 +125,9 @@ class Classifier(nn.Module):
         x = x.reshape(x.shape[0], -1)
         x = _perceptron(x, (*self.widths, self.classes), self.dtype)
         return x.astype(storage_dtype(self.dtype))
+
+
+ARCHITECTURES["mlp"] = Architecture(
+    Network(lambda shape, size, **given: Generator(shape, **given)),
+    Network(lambda shape, size, **given: Discriminator(**given)),
+)

@@ -12,21 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 from jaxtyping import Array, Float
 
+from bpgan.nets.architecture import ARCHITECTURES, Architecture, Network
+from bpgan.nets.conv import grouped_conv
 from bpgan.nets.heads import Kind, Scores, score
-from bpgan.nets.layers import (
-    Conv,
-    Dense,
-    Embed,
-    biased,
-    check_labels,
-    grouped_conv,
-    lookup_size,
-    storage_dtype,
-)
-from bpgan.nets.resnet import low_resolution
+from bpgan.nets.layers import Conv, Dense, Embed, biased, check_labels, storage_dtype
+from bpgan.nets.resample import downsample121, upsample121
+from bpgan.nets.sizes import lookup_size, low_resolution
 from bpgan.types import Images, Labels, Latents
 
 _SLOPE = 0.2
@@ -44,36 +37,6 @@ _WIDTHS = {
 def _msr(gain: float = 1.0) -> Any:
     """``N(0, gain^2 / fan_in)``."""
     return nn.initializers.variance_scaling(gain**2, "fan_in", "normal")
-
-
-def _filter2(x: Images, axis: int) -> Images:
-    """``y[2i] = (x[i-1] + x[i]) / 2, y[2i+1] = x[i]`` along an axis: zeros between, then [1, 2, 1] / 2."""
-    n = x.shape[axis]
-    pad = [(0, 0, 0)] * x.ndim
-    pad[axis] = (1, -1, 0)
-    before = lax.pad(x, jnp.zeros((), x.dtype), pad)
-    pairs = jnp.stack([0.5 * before + 0.5 * x, x], axis=axis + 1)
-    return pairs.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
-
-
-def _filter_half(x: Images, axis: int) -> Images:
-    """``y[i] = (x[2i-1] + 2 x[2i] + x[2i+1]) / 4`` along an axis, with zero outside."""
-    n = x.shape[axis] // 2
-    pairs = x.reshape(*x.shape[:axis], n, 2, *x.shape[axis + 1 :])
-    even, odd = (lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
-    pad = [(0, 0, 0)] * x.ndim
-    pad[axis] = (1, -1, 0)
-    return 0.25 * lax.pad(odd, jnp.zeros((), x.dtype), pad) + 0.5 * even + 0.25 * odd
-
-
-def upsample121(x: Images) -> Images:
-    """``[b, h, w, c] -> [b, 2h, 2w, c]`` by the filter [1, 2, 1], zero outside."""
-    return _filter2(_filter2(x, 1), 2)
-
-
-def downsample121(x: Images) -> Images:
-    """``[b, 2h, 2w, c] -> [b, h, w, c]`` by the filter [1, 2, 1], zero outside."""
-    return _filter_half(_filter_half(x, 1), 2)
 
 
 class GroupedConv(nn.Module):
@@ -233,3 +196,12 @@ class Discriminator(nn.Module):
             embedding=self.embedding, projection_scale=1 / math.sqrt(c), kernel_init=_msr(),
             train=train, dtype=self.dtype,
         )  # fmt: skip
+
+
+ARCHITECTURES["r3gan"] = Architecture(
+    Network(lambda shape, size, **given: Generator(shape, blocks=size, **given)),
+    Network(lambda shape, size, **given: Discriminator(blocks=size, **given)),
+    size=2,
+    size_of="blocks in a stage",
+    kernels="grouped",
+)

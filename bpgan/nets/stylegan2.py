@@ -21,20 +21,12 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from bpgan.nets.architecture import ARCHITECTURES, Architecture, Network
+from bpgan.nets.conv import conv
 from bpgan.nets.heads import Kind, Scores, score
-from bpgan.nets.layers import (
-    Conv,
-    Dense,
-    Embed,
-    biased,
-    check_labels,
-    conv,
-    equalized,
-    lookup_size,
-    storage_dtype,
-    upsample2,
-)
-from bpgan.nets.resnet import low_resolution
+from bpgan.nets.layers import Conv, Dense, Embed, biased, check_labels, equalized, storage_dtype
+from bpgan.nets.resample import downsample1331, upsample2
+from bpgan.nets.sizes import lookup_size, low_resolution
 from bpgan.types import Images, Labels, Latents
 
 Styles = Float[Array, "b f"]
@@ -60,25 +52,6 @@ def _normalize(x: Float[Array, "b f"]) -> Float[Array, "b f"]:
 
 def _equal(rate: float = 1.0) -> dict[str, Any]:
     return {"kernel_init": nn.initializers.normal(1 / rate), "rate": rate}
-
-
-def downsample1331(x: Images) -> Images:
-    """``[b, 2h, 2w, c] -> [b, h, w, c]``, a quarter of the adjoint of ``upsample2``.
-
-    Per axis ``y[i] = (x[2i-1] + 3 x[2i] + 3 x[2i+1] + x[2i+2]) / 8``, the edges repeated.
-    """
-    for axis in (1, 2):
-        n = x.shape[axis] // 2
-        pairs = x.reshape(*x.shape[:axis], n, 2, *x.shape[axis + 1 :])
-        even, odd = (lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
-        first, last = (
-            lax.slice_in_dim(even, 0, 1, axis=axis),
-            lax.slice_in_dim(odd, n - 1, n, axis=axis),
-        )
-        before = lax.concatenate([first, lax.slice_in_dim(odd, 0, n - 1, axis=axis)], axis)
-        after = lax.concatenate([lax.slice_in_dim(even, 1, n, axis=axis), last], axis)
-        x = 0.125 * (before + after) + 0.375 * (even + odd)
-    return x
 
 
 def minibatch_deviation(x: Images, group: int) -> Images:
@@ -299,3 +272,11 @@ class Discriminator(nn.Module):
             x, labels, name="dense1", classes=self.classes, head=self.head, embedding=self.embedding,
             projection_scale=1 / math.sqrt(hidden), train=train, dtype=self.dtype, **_equal(),
         )  # fmt: skip
+
+
+ARCHITECTURES["stylegan2"] = Architecture(
+    Network(lambda shape, size, **given: Generator(shape, **given)),
+    Network(lambda shape, size, **given: Discriminator(**given)),
+    kernels="scaled where they are used",
+    mapping=True,
+)

@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from bpgan import files
 from bpgan.files import Damaged, replaced
 from bpgan.measures import direction, mean_and_deviation
 from bpgan.report import page as report
-from bpgan.runtime import records
+from bpgan.runtime import images, records
 from bpgan.runtime.records import EvaluationRow, printable
 from bpgan.types import UserError
 
@@ -45,6 +46,9 @@ _NOT_SETTINGS = {"seed", "workdir", "pause_at", "keep", "feed", "tensorboard", "
                  "log_every", "sample_every", "checkpoint_every"}  # fmt: skip
 
 
+_SIGNS = {"higher": 1, "lower": -1}
+
+
 class Run(NamedTuple):
     """What a run directory says.
 
@@ -60,6 +64,7 @@ class Run(NamedTuple):
       curves: ``(steps, values)`` of each metric, thinned.
       grid: the newest sample grid, if there is one.
       evaluated: which of the metrics are of evaluations.
+      better: of those whose row says it, 1 if more is better, -1 if less is, 0 if neither.
     """
 
     path: pathlib.Path
@@ -74,6 +79,7 @@ class Run(NamedTuple):
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
     grid: pathlib.Path | None
     evaluated: tuple[str, ...] = ()
+    better: Mapping[str, int] = MappingProxyType({})
 
     @property
     def finished(self) -> bool:
@@ -184,19 +190,21 @@ def _read(path: pathlib.Path) -> Run | None:
     rows = records.sound(records.read_evaluations, path / "metrics.json") or ()
     evaluated = {_column(row, step): row.value for row in rows}
     final |= evaluated
+    ways = {_column(row, step): row.better for row in rows if row.better is not None}
     best, curves = {}, {}
     for key, pairs in points.items():
         steps, values = (np.array(each) for each in zip(*pairs, strict=True))
         if better := direction(key):
             best[key] = better * float((better * values).max())
         curves[key] = _thinned(steps, values)
-    grids = report.grids(path)
+    grids = images.grids(path)
     each = record.images_per_step
-    images = None if each is None else step * each
+    seen = None if each is None else step * each
     seconds = final.get("time/elapsed", math.nan)
     return Run(
-        path, record.experiment, record.config, status, step, images, seconds, final, best, curves,
+        path, record.experiment, record.config, status, step, seen, seconds, final, best, curves,
         grids[-1][1] if grids else None, tuple(evaluated),
+        {name: _SIGNS.get(way, 0) for name, way in ways.items()},
     )  # fmt: skip
 
 
@@ -286,9 +294,15 @@ def _named(wanted: str, known: Sequence[str]) -> list[str]:
     return [name for name in known if wanted and wanted in (name, name.partition(" (")[0])]
 
 
+def _direction(groups: Sequence[Setting], metric: str) -> int:
+    """1 if more of it is better, -1 if less is, 0 if neither: as its evaluation says, or the rule for logged names."""
+    ways = (run.better for setting in groups for run in setting.runs)
+    return next((way[metric] for way in ways if metric in way), direction(metric))
+
+
 def ranked(groups: Sequence[Setting], metric: str) -> list[Setting]:
     """Settings, the best first, or those with the least of a metric of no known direction; those without it last."""
-    sign = -1 if direction(metric) > 0 else 1
+    sign = -1 if _direction(groups, metric) > 0 else 1
 
     def key(setting: Setting) -> float:
         value = setting.mean(metric)[0]
@@ -402,7 +416,7 @@ def evaluated_metrics(runs: Sequence[Run]) -> list[str]:
 def _section(name: str, groups: Sequence[Setting], metric: str) -> str:
     runs = [run for setting in groups for run in setting.runs]
     odd = [run for setting in groups for run in setting.others]
-    which = "best" if direction(metric) else "least"
+    which = "best" if _direction(groups, metric) else "least"
     parts = [f"<h2>{html.escape(name)}</h2><p>{extent(groups)}. The {which} {html.escape(metric)} first, mean ±"
              " standard deviation over the seeds that are done, or paused where none went further.</p>"]  # fmt: skip
     if odd:

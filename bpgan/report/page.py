@@ -13,7 +13,6 @@ import json
 import math
 import os
 import pathlib
-import re
 import statistics
 import string
 import warnings
@@ -23,7 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bpgan.files import Damaged, read_bytes, replaced
-from bpgan.runtime import records
+from bpgan.runtime import images, records
+from bpgan.runtime.images import image_grid, save_png, to_bytes  # noqa: F401
 from bpgan.runtime.records import EvaluationRow, ResultRecord, RunRecord
 from bpgan.types import UserError
 
@@ -45,43 +45,6 @@ _ORDER = {"loss": 0, "logits": 1, "grad_norm": 2, "images_per_s": 9}  # others i
 _UNPLOTTED = {"step", "epoch", "time/elapsed", "time/steps_per_s"}
 _PLAYERS = {"d": 0, "g": 1}  # the same colors in every report
 _COLORS = ("#2f6fde", "#e2622b", "#2a9d6f", "#8a5fd0", "#c9417c", "#947b1f")
-
-
-def to_bytes(images: np.ndarray) -> np.ndarray:
-    """Images in [-1, 1] as uint8: ``round(127.5 (x + 1))``, clipped, NaN black; uint8 is returned as it is."""
-    if images.dtype == np.uint8:
-        return images
-    x = np.nan_to_num(np.asarray(images, np.float64), nan=-1, posinf=1, neginf=-1)
-    return np.rint(127.5 * (np.clip(x, -1, 1) + 1)).astype(np.uint8)
-
-
-def image_grid(images: np.ndarray, *, columns: int = 10, gap: int = 2) -> np.ndarray:
-    """Images ``[n, h, w, c]`` side by side, row by row, as uint8 ``[H, W, c]``.
-
-    Args:
-      images: uint8, or floats in [-1, 1].
-      columns: images per row, or all if there are fewer; the last row is filled up with black.
-      gap: black pixels between images.
-    """
-    n, h, w, c = images.shape
-    columns = min(columns, n)
-    rows = -(-n // columns)
-    grid = np.zeros((rows * (h + gap) - gap, columns * (w + gap) - gap, c), np.uint8)
-    for i, image in enumerate(to_bytes(images)):
-        top, left = i // columns * (h + gap), i % columns * (w + gap)
-        grid[top : top + h, left : left + w] = image
-    return grid
-
-
-def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Writes uint8 ``[h, w, 1|3|4]`` as PNG; a reader never sees half a file. Makes the folder if need be."""
-    from PIL import Image
-
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as temporary:
-        plane = image[..., 0] if image.shape[-1] == 1 else image
-        Image.fromarray(plane).save(temporary, format="png")
 
 
 class _Curve(NamedTuple):
@@ -409,14 +372,6 @@ def _drawing(path: str | os.PathLike, **figure: Any) -> Iterator[Any]:
 # --- the page -------------------------------------------------------------------------------------
 
 
-def grids(workdir: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
-    """The sample grids of a run, the newest last: step and file."""
-    found = [
-        (re.fullmatch(r"step_(\d+)\.png", p.name), p) for p in workdir.glob("samples/step_*.png")
-    ]
-    return sorted((int(match[1]), path) for match, path in found if match)
-
-
 def read_grid(path: pathlib.Path) -> tuple[bytes, Any] | None:
     """A PNG as it is and as a decoded picture; None, and a warning, if it is damaged or no file."""
     from PIL import Image
@@ -436,7 +391,7 @@ def read_grid(path: pathlib.Path) -> tuple[bytes, Any] | None:
 
 def _frames(path: pathlib.Path) -> list[_Frame]:
     """The sample grids to show: evenly spaced, the first and the last of those that are sound among them."""
-    found = [(step, file) for step, file in grids(path) if _begins_as_png(file)]
+    found = [(step, file) for step, file in images.grids(path) if _begins_as_png(file)]
     read: dict[pathlib.Path, _Frame | None] = {}
     # Until all that are chosen are sound; a long run may have too many to read them all.
     while True:

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from bpgan.measures import Goal
-from bpgan.runtime import parallel
+from bpgan.runtime import distributed, program
 from bpgan.types import UserError
 
 
@@ -183,7 +183,7 @@ class Checkpoints:
           UserError: if this or the save before it cannot be written.
         """
         # The caller goes on to donate these buffers, and on CPU orbax may write from them directly.
-        copy = jax.block_until_ready(parallel.copy(tree))
+        copy = jax.block_until_ready(program.copy(tree))
         value = (metrics or {}).get(self._keep.metric, math.nan)
         rank = {self._keep.metric: float(value)} if math.isfinite(value) else None
         manifest = {"format": _FORMAT, "run": self._run, "step": step, "rank": rank}
@@ -246,7 +246,7 @@ class Checkpoints:
         for at in steps[::-1]:
             tree, reason = self._read(at, abstract)
             # What one process cannot read, none uses: they must go on from the same step.
-            if parallel.agree(not reason).all():
+            if distributed.agree(not reason).all():
                 self._set_aside(damaged)
                 return at, tree
             self._report(damaged, at, reason)
@@ -277,7 +277,7 @@ class Checkpoints:
                 reasons.append("")
             except _Unsound as error:
                 reasons.append(str(error))
-        agreed = parallel.agree([not reason for reason in reasons])
+        agreed = distributed.agree([not reason for reason in reasons])
         sound = {at for i, at in enumerate(steps) if agreed[:, i].all()}
         for at, reason in zip(steps[::-1], reasons[::-1], strict=True):
             if at not in sound:
@@ -291,7 +291,7 @@ class Checkpoints:
         gone = (
             by == [self._keep.mode, self._keep.metric] and at not in steps and path not in damaged
         )
-        if gone and parallel.is_lead():
+        if gone and distributed.is_lead():
             print(
                 f"warning: checkpoint {path}, the best one, is gone; the best of the others counts"
             )
@@ -299,15 +299,15 @@ class Checkpoints:
     def _report(self, damaged: dict[pathlib.Path, str], step: int, reason: str) -> None:
         path = self._directory / str(step)
         damaged[path] = reason or "is damaged: see above"
-        if parallel.is_lead():
+        if distributed.is_lead():
             print(f"warning: checkpoint {path} {damaged[path]}")
 
     def _set_aside(self, damaged: Collection[pathlib.Path]) -> None:
         if self._read_only or not damaged:
             return
-        for path in damaged if parallel.is_lead() else ():
+        for path in damaged if distributed.is_lead() else ():
             path.rename(_unused(path.with_name(f"{path.name}.damaged")))
-        parallel.agree(True)  # the directories have their new names before anyone looks
+        distributed.agree(True)  # the directories have their new names before anyone looks
         self._manager.reload()
 
     def steps(self) -> list[int]:

@@ -20,11 +20,16 @@ from bpgan.files import Count, Damaged, Scalar, convert, decode, read_bytes, rea
 _T = TypeVar("_T")
 
 
+FORMAT = 1
+"""Of a run directory, as its ``config.json`` says. Runs of before it was written are of format 0: what is in their
+checkpoints is laid out in another way; their logs and results read as those of today."""
+
+
 class Group(msgspec.Struct, frozen=True, kw_only=True):
     """How a run was trained together with others.
 
     Attributes:
-      lowering: see ``sweep.compile``.
+      lowering: see ``group.compile_group``.
       members: identities of all, in order.
     """
 
@@ -33,10 +38,25 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """``config.json``: which run this is. See ``run.write_record``."""
+    """``config.json``: which run this is.
+
+    Attributes:
+      experiment: its name.
+      format: of the directory.
+      run: what tells this run from every other; see ``directory.identity``.
+      config: every flag.
+      restart_safe: the flags that may differ when the run is resumed.
+      data: SHA-256 of what it is trained on.
+      images_per_step, versions, devices, git, command: what it is trained with.
+      group: of a run that is trained together with others, who they are and how.
+      goal: ``min:METRIC`` or ``max:METRIC``, by which checkpoints rank.
+      measure: what it is evaluated with while it trains.
+    """
 
     experiment: str
+    format: Count = 0
     config: dict[str, Scalar] = {}
+    restart_safe: list[str] | None = None
     run: str = ""
     data: str = ""
     images_per_step: Count | None = None
@@ -45,6 +65,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     git: str | None = None
     command: str = ""
     group: Group | None = None
+    goal: str = ""
     measure: dict[str, str] = {}
 
 
@@ -75,12 +96,13 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 class EvaluationRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A number of ``metrics.json`` and what it depends on; see ``bpgan.metrics.evaluations``. It may have more keys."""
+    """A number of ``metrics.json`` and what it depends on; see ``bpgan.evaluation.rows``. It may have more keys."""
 
     metric: str
     value: float
     real: float | None = None
     untrained: float | None = None
+    better: str | None = None
     classes: Count | None = None
     of_classes: Count | None = None
     checkpoint: str = ""
@@ -115,6 +137,17 @@ def is_same_experiment(old: str, new: str) -> bool:
 def read_run(path: pathlib.Path) -> RunRecord | None:
     """A ``config.json``."""
     return read_json(path, RunRecord)
+
+
+def foreign_format(record: RunRecord) -> str:
+    """Why this version of bpgan can neither go on with a run nor read its checkpoints; empty if it can."""
+    if record.format == FORMAT:
+        return ""
+    whose = "an earlier" if record.format < FORMAT else "a later"
+    return (
+        f"holds a run of {whose} version of bpgan (format {record.format}, not {FORMAT}); go on with that version,"
+        " or begin the run anew in another directory (CHANGELOG.md says what has changed)"
+    )
 
 
 def read_result(path: pathlib.Path) -> ResultRecord | None:

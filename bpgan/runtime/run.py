@@ -1,553 +1,368 @@
-"""A run directory and its log: who may use it, what is written when, and what survives a kill.
+"""One run on the host: its directory, checkpoints and log while it is trained, and how it ends."""
 
-Everything in it is either replaced as a whole or, the log and its grids, cut back to the checkpoint that a run goes on
-from. What TensorBoard reads is made of the log (``events``).
-"""
-
-import collections
 import contextlib
-import heapq
-import json
+import functools
 import os
 import pathlib
-import platform
-import re
-import secrets
-import shutil
-import subprocess
-import sys
-import textwrap
 import time
 import types
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from bpgan import files
-from bpgan.report import page as report
-from bpgan.runtime import anomaly, environment, events, parallel, records
-from bpgan.runtime.parallel import Window
+from bpgan.files import write_json
+from bpgan.runtime import anomaly, directory, distributed, images, log, records
+from bpgan.runtime.checkpoint import NEWEST, Checkpoints, Keep
+from bpgan.runtime.program import Carry
 from bpgan.types import Source, UserError
-from bpgan.version import __version__
 
-_LOCK, _RECORD, _CHECKPOINTS = ".lock", "config.json", "checkpoints"
-_FOLDERS = {_CHECKPOINTS, "samples", "hparams"}
-_FILES = {_LOCK, ".saved", _RECORD, "metrics.jsonl", "result.json"}
-CLOCK = ("time/elapsed", "time/steps_per_s", "time/images_per_s")
-"""The names of what every log line says of time."""
+EVAL = "eval/"
+"""Before the names of what ``validate`` finds."""
+
+SAVED = ".saved"
+"""In a run directory that has held a checkpoint."""
 
 
-def open_run(
-    workdir: str | os.PathLike,
-    *,
-    name: str,
-    config: Mapping[str, Any],
-    restart_safe: frozenset[str],
-    locates_data: frozenset[str] = frozenset(),
-    fingerprint: str,
-    measure: Mapping[str, str] = types.MappingProxyType({}),
-) -> pathlib.Path:
-    """Makes a run directory, or accepts the one that is there; ``write_record`` then makes it this run's.
+class Anomaly(Exception):
+    """The run was stopped, for a number that is not finite or by ``on_anomaly``; the message says what and when."""
 
-    Layout: ``config.json``, ``metrics.jsonl``, ``events.*``, ``samples/``, ``checkpoints/``, ``curves.png``,
-    ``report.html``, ``result.json``, and ``result_at_STEP.json`` for a pause that it had passed when it was asked for.
-    It may be moved or copied as a whole.
 
-    Raises:
-      UserError: if the directory cannot be written, holds something else than a run of experiment ``name``, or a run
-        whose config differs in a field that is not ``restart_safe``, whose data had another ``fingerprint`` or whose
-        evaluations another ``measure``, or if its record or log is damaged. Nothing in it is changed then. A field that
-        only ``locates_data`` may differ if the fingerprint is the same: the data have moved.
-      ValueError: if the fingerprint is empty, with which no change would be seen.
+class Result(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+      status: ``done``, ``paused`` (``Plan.pause``) or ``interrupted`` (saved, and resumed by the same command).
+      step: where.
+      metrics: as last logged, and what was evaluated.
+      evaluated: what ``evaluate`` found; of the best checkpoint, if one is kept, under ``best/...``.
     """
-    if not fingerprint:
-        raise ValueError("fingerprint must not be empty")
-    path = pathlib.Path(workdir)
-    try:
-        environment.check_path(str(workdir))
-    except ValueError as error:
-        raise UserError(str(error), argument="workdir", value=workdir) from None
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        entries = os.listdir(path)
-    except OSError as error:
-        reason = error.strerror
-        if os.path.islink(path) and isinstance(error, FileExistsError):
-            reason = f"a link to {os.readlink(path)}, which is not there"
-        raise UserError(f"cannot be used ({reason})", argument="workdir", value=workdir) from None
-    _check_layout(path, entries)
-    reason = ""
-    if not os.access(path, os.W_OK):
-        reason = "is not writable"
-    elif (old := records.read_run(path / _RECORD)) is not None:
-        free = restart_safe | locates_data if fingerprint == old.data else restart_safe
-        reason = _difference(path, old, name, config, free, fingerprint, measure)
-    # What a process killed before its first step may leave behind does not count.
-    elif set(entries) - {_LOCK, f"{_RECORD}.tmp", _CHECKPOINTS}:
-        reason = "is not empty and holds no bpgan run; name a new or empty directory"
-    if reason:
-        raise UserError(reason, argument="workdir", value=workdir)
-    return path
+
+    status: str
+    step: int
+    metrics: dict[str, float]
+    evaluated: dict[str, float]
 
 
-def _difference(
-    path: pathlib.Path,
-    old: records.RunRecord,
-    name: str,
-    config: Mapping[str, Any],
-    free: frozenset[str],
-    fingerprint: str,
-    measure: Mapping[str, str],
-) -> str:
-    """Why the run in a directory does not go on as what ``open_run`` is asked for; empty if it does.
+class Timings(dict):
+    """Seconds by activity, from now on."""
 
-    ``free`` are the fields that may differ; before anything was trained all may, but the experiment.
-    """
-    if not records.is_same_experiment(old.experiment, name):
-        return f"holds a run of {old.experiment}, not of {name}"
-    if not any(path.glob("checkpoints/*")) and not records.read_log(path / "metrics.jsonl"):
-        return ""
-    changed = [
-        f"`{field}` was {old.config.get(field)!r}, now {config.get(field)!r}"
-        for field in sorted(set(config) | set(old.config))
-        if field not in free and config.get(field) != old.config.get(field)
-    ]
-    if changed:
-        return (
-            f"holds a run with another configuration ({'; '.join(changed)});"
-            " use the same flags to resume it or another workdir"
-        )
-    if old.data and old.data != fingerprint:  # older records may have none
-        return (
-            f"the data have changed since this run began (sha256 was {old.data[:12]}, now {fingerprint[:12]});"
-            " use another workdir for the new data"
-        )
-    if old.measure and old.measure != measure:
-        return (
-            f"was evaluated with {_said(old.measure)} so far, and would be with {_said(measure)} from here on, whose"
-            " numbers do not compare; bring that back or use another workdir"
-        )
-    return ""
+    def __init__(self):
+        super().__init__()
+        self._start = time.perf_counter()
 
+    def until_now(self) -> dict[str, float]:
+        """The seconds of each activity, of all ``other`` ones and their ``total``."""
+        total = time.perf_counter() - self._start
+        return {**self, "other": total - sum(self.values()), "total": total}
 
-def _check_layout(path: pathlib.Path, entries: Sequence[str]) -> None:
-    """Refuses a directory, pipe or device where bpgan is to write a file, and anything else where it needs a folder.
-
-    Seen before anything is trained or changed, it costs nothing. A hidden or temporary file that is a link would lead
-    bpgan to write elsewhere.
-    """
-    for entry in sorted(entries):
-        base = entry.removesuffix(".tmp")
-        file = path / entry
-        if entry in _FOLDERS and not file.is_dir():
-            raise UserError(f"{entry} must be a folder", argument="workdir", value=path)
-        if base in _FILES and file.is_symlink() and (entry != base or entry.startswith(".")):
-            raise UserError(f"{entry} must not be a link", argument="workdir", value=path)
-        if base in _FILES and not file.is_file():
-            raise UserError(f"{entry} must be a file", argument="workdir", value=path)
-
-
-def identity(path: pathlib.Path) -> str:
-    """What tells a run from every other, and its checkpoints from theirs: as its record says, or new, 16 hex digits.
-
-    It is random, as two runs of the same flags need not be the same: one may have trained alone, on another machine or
-    towards another end. No number of the run depends on it. Several processes that train one run ask together.
-    """
-    old = records.read_run(path / _RECORD)
-    known = old and re.fullmatch("[0-9a-f]{16}", old.run)
-    raw = bytes.fromhex(old.run) if old and known else secrets.token_bytes(8)
-    return parallel.agree(np.frombuffer(raw, np.uint8))[0].tobytes().hex()
-
-
-def write_record(
-    path: pathlib.Path,
-    name: str,
-    config: Mapping[str, Any],
-    source: Source,
-    group: Mapping[str, Any] | None = None,
-    measure: Mapping[str, str] = types.MappingProxyType({}),
-    run: str = "",
-    command: str = "",
-) -> None:
-    """Writes ``config.json``: the experiment, every field, the data, versions, devices, revision and command.
-
-    Args:
-      path: the run directory.
-      name, config: see ``open_run``.
-      source: the batches.
-      group: of a run that is trained together with others, who they are and how.
-      measure: what it is evaluated with while it trains.
-      run: its ``identity``.
-      command: what a shell repeats the run with; empty if it was not begun by one.
-    """
-    versions = {"bpgan": __version__, "python": platform.python_version()}
-    versions |= {p: metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax", "numpy")}
-    description = {
-        "experiment": name,
-        "run": run,
-        "config": dict(config),
-        "data": source.fingerprint,
-        "images_per_step": source.batch_size,
-        "versions": versions,
-        "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()],
-        "git": _git_revision(),
-        "command": command,
-    }
-    if group is not None:
-        description["group"] = dict(group)
-    if measure:
-        description["measure"] = dict(measure)
-    files.write_json(path / _RECORD, description)
-
-
-def _said(measure: Any) -> str:
-    """``{"features": "classifier0-1a2b3c4d"}`` in words."""
-    return ", ".join(f"{k}={v}" for k, v in dict(measure).items()) or "nothing"
-
-
-def group_of(path: pathlib.Path) -> dict[str, Any] | None:
-    """The group that a run was trained in, as ``write_record`` noted it; None for a run that was alone."""
-    record = records.read_run(path / _RECORD)
-    return None if record is None or record.group is None else records.fields(record.group)
-
-
-@contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[None]:
-    """One process per run directory, where its disk has locks. The kernel gives it back however the process ends.
-
-    If the run does not come to its record, the lock and an empty folder of checkpoints are removed again.
-    """
-    lock = path / _LOCK
-    with contextlib.ExitStack() as stack:
-        try:
-            unlocked = stack.enter_context(files.locked(lock))
-        except BlockingIOError:
-            reason = "another process is training here"
-            raise UserError(reason, argument="workdir", value=path) from None
-        if unlocked:
-            print(
-                f"warning: {path}: cannot be locked ({unlocked});"
-                " see to it that no second process trains here"
-            )
+    @contextlib.contextmanager
+    def __call__(self, activity: str) -> Iterator[None]:
+        start = time.perf_counter()
         try:
             yield
-        except BaseException:
-            if not (path / _RECORD).exists():
-                with contextlib.suppress(OSError):  # another process may have begun to fill it
-                    lock.unlink()
-                    (path / _CHECKPOINTS).rmdir()
-            raise
+        finally:
+            self[activity] = self.get(activity, 0.0) + time.perf_counter() - start
 
 
-def log_prefix(
-    path: pathlib.Path, size: int | None, known: tuple[int, int] = (0, 0)
-) -> tuple[int, int]:
-    """Length and CRC-32 of the beginning of a log.
+class RunSpec(NamedTuple):
+    """What one run is, alone or among those that are trained together.
 
-    Args:
-      path: of the log; there may be none.
-      size: how many bytes, or as many as there are; None: all.
-      known: what this found before, of a beginning that is as it was.
+    Attributes:
+      config, workdir: see ``directory.open_run``.
+      seed: root seed.
+      values: the other arguments of ``group.Make``, by name.
+      validate: ``state -> {name: value}`` on the host, logged as ``eval/name``; ``Plan.keep`` may rank by one of them.
+      evaluate: ``state -> {name: value}`` on the host, after the last step; of the best checkpoint, too, if
+        ``Plan.keep`` ranks them.
+      measure: see ``directory.open_run``.
+      command: what a shell repeats the run with, for config.json and report; empty if it was not begun by one.
+      report: called with the run directory once the result is there; returns the path of the page that it has made of
+        it, or None.
     """
-    length, crc = known
-    if path.exists():
-        with path.open("rb") as file:
-            file.seek(length)
-            raw = file.read(-1 if size is None else max(0, size - length))
-        length, crc = length + len(raw), zlib.crc32(raw, crc)
-    return length, crc
+
+    config: Mapping[str, Any]
+    workdir: str | os.PathLike
+    seed: int
+    values: Mapping[str, float] = types.MappingProxyType({})
+    validate: Callable[[Any], Mapping[str, float]] | None = None
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None
+    measure: Mapping[str, str] = types.MappingProxyType({})
+    command: str = ""
+    report: Callable[[pathlib.Path], pathlib.Path | None] | None = None
 
 
-def _git_revision() -> str | None:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    folder = pathlib.Path(__file__).parent
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", timeout=5)
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
+class Plan(NamedTuple):
+    """What happens when in a run, or in all runs of a group.
 
-
-class Log:
-    """Log lines to the terminal, ``metrics.jsonl`` and TensorBoard; keeps what later lines are compared with.
-
-    Args:
-      path: the run directory. What was logged or drawn after ``step`` is dropped.
-      step, total: where the run goes on, and where it ends.
-      source: for epochs and images per second.
-      every: steps of a whole window; 0 if there is only one.
+    Attributes:
+      name, restart_safe, locates_data: see ``directory.open_run``.
+      steps: the step at which a run is done.
+      pause: if not 0, the step to stop at for now: there, too, a run is logged, validated and saved.
+      log_every: metrics are averaged over this many steps and written; at the end and at a pause, what is less is
+        averaged together with the whole window before it. If there is none before it, over all steps so far.
+      sample_every: a grid of ``GRID`` samples, always of the same latents, and how diverse they are.
+      checkpoint_every: besides the checkpoint at the end and on SIGTERM or SIGINT.
+      eval_every: how often ``validate`` is called; a checkpoint is saved each time, so that the best can be kept.
+      keep: which checkpoints stay.
+      on_anomaly: ``flag`` names loss spikes and collapsed samples in log and report, ``stop`` also ends the run.
       tensorboard: also write event files.
-      lead: of several processes that train one run, only the lead writes and speaks; all keep the history.
-      speak: also print; not if this is one of many runs.
     """
 
-    def __init__(
-        self,
-        path: pathlib.Path,
-        step: int,
-        total: int,
-        source: Source,
-        *,
-        every: int = 0,
-        tensorboard: bool = True,
-        lead: bool = True,
-        speak: bool = True,
-    ):
-        self._total, self._source, self._every = total, source, every
-        metrics = path / "metrics.jsonl"
-        if lead:
-            records.truncate_log(metrics, step)
-            for drawn, grid in report.grids(path):
-                if drawn > step and grid.is_file():
-                    grid.unlink()
-        lines = [line for line in records.read_log(metrics) if line["step"] <= step]
-        self.values: dict[str, float] = {}
-        self._whole: Mapping[str, Any] = {}
-        for line in lines:
-            self.values |= {k: v for k, v in line.items() if k not in _NO_VALUES}
-            if CLOCK[0] in line and self._ends_window(line["step"]):
-                self._whole = line
-        self.anomalies = [f"step {at['step']}: {at['anomaly']}" for at in lines if "anomaly" in at]
-        self.history = collections.deque(lines, 2 * anomaly.HISTORY)
-        self._before = _elapsed_by(step, lines)
-        self._start = time.perf_counter()
-        self._marks = [(step, self._start)]
-        self._path, self._speak = path, lead and speak
-        self._bar: Any = None
-        # Points that are made of elapsed time: the curves have no gap where the run was interrupted, and a clock that
-        # goes back does not tangle them.
-        self._begun = time.time() - self._before
-        self._events = None
-        if tensorboard and lead:
-            self._events = events.Writer(path, _events_of(path, lines, self._begun))
-        self._file = metrics.open("a", encoding="utf-8") if lead else None
+    name: str
+    restart_safe: frozenset[str]
+    steps: int
+    log_every: int
+    sample_every: int = 0
+    checkpoint_every: int = 0
+    eval_every: int = 0
+    pause: int = 0
+    keep: Keep = NEWEST
+    on_anomaly: str = "flag"
+    tensorboard: bool = True
+    locates_data: frozenset[str] = frozenset()
 
-    def _ends_window(self, step: int) -> bool:
-        """Whether windows end at this step; the end and a pause of a run may come amid one."""
-        return self._every > 0 and step % self._every == 0
 
-    def _elapsed(self) -> float:
-        return self._before + time.perf_counter() - self._start
+class Run:
+    """A run on the host: its directory, checkpoints and log, while it is trained.
 
-    def means(self, window: Window) -> dict[str, float]:
-        """Means over a window; what is less than a whole one is averaged together with the whole one before it."""
-        count, means = int(window.count), window.means()
-        if count >= self._every or not self._whole:
-            return means
-        total = self._every + count
-        return {
-            k: (self._every * self._whole[k] + count * v) / total if k in self._whole else v
-            for k, v in means.items()
-        }
+    Args:
+      spec, plan, source: what it is, when what happens, and its batches.
+      quiet: do not speak; one of many.
+    """
 
-    def compiled(self, step: int) -> None:
-        """Starts the clock of the speed, and the progress bar: the first call, which compiles, is over."""
-        from tqdm import tqdm
-
-        self._marks = [(step, time.perf_counter())]
-        self._bar = tqdm(
-            total=self._total,
-            initial=step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not (self._speak and sys.stderr.isatty()),
+    def __init__(self, spec: RunSpec, plan: Plan, source: Source, quiet: bool):
+        self.spec, self.plan, self.source, self.quiet = spec, plan, source, quiet
+        self.result: Result | Anomaly | None = None
+        self.marked = False
+        self.path = directory.open_run(
+            spec.workdir,
+            name=plan.name,
+            config=spec.config,
+            restart_safe=plan.restart_safe,
+            locates_data=plan.locates_data,
+            fingerprint=source.fingerprint,
+            measure=spec.measure,
         )
+        self.logged = (0, 0)
 
-    def progress(self, step: int) -> None:
-        """Moves the progress bar, if it has begun."""
-        if self._bar is None:
-            return
-        self._bar.update(step - self._bar.n)
-        rate = self._bar.format_dict["rate"]
-        if rate:
-            self._bar.set_postfix_str(f"{rate * self._source.batch_size:,.0f} images/s", False)
+    @functools.cached_property
+    def id(self) -> str:
+        """See ``directory.identity``; asked for once the directory is locked: nobody else makes one meanwhile."""
+        return directory.identity(self.path)
 
-    def write(
-        self,
-        step: int,
-        window: Mapping[str, float],
-        samples: Mapping[str, float],
-        evaluated: Mapping[str, float],
-    ) -> list[str]:
-        """Writes a line. Returns the anomalies in it, which are also logged.
+    def open(self, abstract: Carry) -> tuple[int, Carry] | None:
+        """Finds the newest sound checkpoint.
 
-        Args:
-          step: the line's; at most one line a step.
-          window: means of the metrics since the line before, to which the speed is added; empty if none are due.
-          samples: the diversity of the samples drawn at this step; empty if none were.
-          evaluated: what an evaluation at this step found; empty if there was none.
+        Raises:
+          UserError: if there is none, though there has been one: the run would begin anew, over its log.
         """
-        line: dict[str, Any] = {
-            "step": step,
-            "epoch": round(step / self._source.steps_per_epoch, 4),
-        }
-        at = pairs({"step": f"{step}/{self._total}"})
-        found = anomaly.loss_spikes(self.history, window)
-        # A generator that has only begun to learn draws the same image everywhere.
-        if samples and step >= self._source.steps_per_epoch:
-            found += anomaly.collapse(samples)
-        values = {**window, **samples, **evaluated}
-        if window:
-            timed = self._timed(step)
-            values |= timed
-            shown = {k: v for k, v in window.items() if "norm" not in k}
-            shown = pairs({"epoch": line["epoch"], **shown})
-            self.say(f"{at}  {shown}  {left(self._total - step, timed)}")
-        if evaluated:
-            self.say(f"{at}  {pairs(evaluated)}")
-        line |= values
-        if found:
-            line["anomaly"] = "; ".join(found)
-            self.anomalies.append(f"step {step}: {line['anomaly']}")
-            self.say(f"anomaly at step {step}: {line['anomaly']}")
-        self.history.append(line)
-        self.values |= values
-        if window and self._ends_window(step):
-            self._whole = line
-        if self._file:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-        if self._events:
-            self._events.write(_scalars_of(line, self._begun + self._elapsed()))
+        self.checkpoints = Checkpoints(self.path / "checkpoints", run=self.id, keep=self.plan.keep)
+        found = self.checkpoints.restore(abstract)
+        result = self._result()
+        ended = result if result and result.status in ("done", "paused", "interrupted") else None
+        if found is None and (ended or (self.path / SAVED).exists()):
+            came = f"the run came to step {ended.step}" if ended else "the run has been saved"
+            raise UserError(
+                f"{came}, and its checkpoints are gone; remove the directory to begin it anew, or name another",
+                argument="workdir",
+                value=self.path,
+            )
         return found
 
-    def _timed(self, step: int) -> dict[str, float]:
-        """The time and the speed over a window, without the first call, which compiles; no speed if it was all."""
-        now = time.perf_counter()
-        timed = {CLOCK[0]: round(self._elapsed(), 3)}
-        if self._ends_window(step):
-            begin, start = self._marks[-1]
-            self._marks = [self._marks[-1], (step, now)]
-        else:  # less than a window, and the one before it
-            begin, start = self._marks[0]
-        if step > begin:
-            rate = (step - begin) / max(now - start, 1e-9)
-            speed = rate * self._source.batch_size
-            timed |= zip(CLOCK[1:], (round(rate, 3), round(speed, 1)), strict=True)
-        return timed
+    def ended_before(self) -> bool:
+        """Whether the run was stopped by an anomaly that stops it still; then that is its result."""
+        old = self._result()
+        stopping = ("non-finite", "anomaly") if self.plan.on_anomaly == "stop" else ("non-finite",)
+        if old is None or old.status not in stopping:
+            return False
+        self.result = Anomaly((old.anomalies or ["stopped before"])[-1])
+        self._record(directory.group_of(self.path))
+        return True
 
-    def image(self, step: int, png: pathlib.Path) -> None:
-        """Hands a sample grid to TensorBoard."""
-        if self._events:
-            at = self._begun + self._elapsed()
-            self._events.write(events.image(step, "samples", png.read_bytes(), at))
+    def _result(self) -> records.ResultRecord | None:
+        """How the run ended before; that of another run is none."""
+        result = records.sound(records.read_result, self.path / "result.json")
+        return result if result and result.run == self.id else None
 
-    def hyperparameters(self, config: Mapping[str, Any], values: Mapping[str, float]) -> None:
-        """Makes the run a row of TensorBoard's table of hyper-parameters, in the place of what it was there before."""
-        if self._events:
-            final = {f"final/{k}": v for k, v in values.items()}
-            row = events.hyperparameters(config, final, self._begun + self._elapsed())
-            events.Writer(self._path / "hparams", row).close()
+    def _record(self, group: Mapping[str, Any] | None) -> None:
+        if not distributed.is_lead():
+            return
+        record = {
+            "experiment": self.plan.name,
+            "run": self.id,
+            "config": dict(self.spec.config),
+            "restart_safe": sorted(self.plan.restart_safe),
+            "data": self.source.fingerprint,
+            "images_per_step": self.source.batch_size,
+            "command": self.spec.command,
+        }
+        if self.plan.keep.metric:
+            record["goal"] = f"{self.plan.keep.mode}:{self.plan.keep.metric}"
+        if group is not None:
+            record["group"] = dict(group)
+        if self.spec.measure:
+            record["measure"] = dict(self.spec.measure)
+        directory.write_record(self.path, record)
 
-    def say(self, line: str) -> None:
-        """Prints a line without disturbing the progress bar; see ``environment.say``."""
-        if self._speak:
-            environment.say(fitted(line), print if self._bar is None else self._bar.write)
+    def find_log(self, step: int) -> None:
+        """Makes sure, before anything is changed, that the log is the one that the checkpoint of this step was told of.
 
-    def flush(self) -> None:
-        """Returns when what was logged is on the disk; a checkpoint must not be ahead of its log."""
-        if self._file:
-            os.fsync(self._file.fileno())
-        if self._events:
-            self._events.sync()
+        Raises:
+          UserError: if it is another one, or a part of it was changed. If there is none, that is a warning.
+        """
+        size, crc = self.checkpoints.log(step)
+        file = self.path / "metrics.jsonl"
+        if size and not file.exists():
+            if distributed.is_lead():
+                print(
+                    f"warning: {file} is gone; the run goes on without what was logged by step {step}"
+                )
+        elif log.log_prefix(file, size) != (size, crc):
+            raise UserError(
+                f"metrics.jsonl does not begin with what this run had logged by step {step} ({size} bytes with CRC-32"
+                f" {crc:08x}); put that log back, or move this one away to go on without it",
+                argument="workdir",
+                value=self.path,
+            )
+        else:
+            self.logged = (size, crc)
 
-    def end_progress(self) -> None:
-        """Ends the progress bar: whatever is printed from now on has lines of its own."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def close(self) -> None:
-        """Closes the files."""
-        with contextlib.ExitStack() as stack:  # all of them, though a full disk may fail each
-            for file in (self._file, self._events):
-                if file:
-                    stack.callback(file.close)
-            self.end_progress()
-
-
-_NO_VALUES = ("step", "epoch", "anomaly")
-
-
-def values_by(path: pathlib.Path, step: int) -> dict[str, float]:
-    """The metrics of a run as last logged by a step."""
-    lines = [x for x in records.read_log(path / "metrics.jsonl") if x["step"] <= step]
-    return {k: v for line in lines for k, v in line.items() if k not in _NO_VALUES}
-
-
-def _elapsed_by(step: int, lines: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds that a run had taken by a step: as last logged, and from there on at the speed logged there."""
-    line = next((line for line in reversed(lines) if CLOCK[0] in line), {})
-    speed = line.get(CLOCK[1])
-    return line.get(CLOCK[0], 0.0) + ((step - line["step"]) / speed if speed else 0.0)
-
-
-def _events_of(
-    path: pathlib.Path, lines: Sequence[Mapping[str, Any]], begun: float
-) -> Iterator[events.Event]:
-    """What was logged and drawn, in the order in which it was."""
-    seconds = 0.0
-    logged = [(line["step"], line) for line in lines]
-    for at, thing in heapq.merge(report.grids(path), logged, key=lambda pair: pair[0]):
-        if not isinstance(thing, pathlib.Path):
-            seconds = thing.get(CLOCK[0], seconds)
-            yield _scalars_of(thing, begun + seconds)
-        elif png := _png(thing):
-            yield events.image(at, "samples", png, begun + seconds)
-
-
-def _png(file: pathlib.Path) -> bytes:
-    """The content of a picture; empty if it is none or cannot be read."""
-    try:
-        content = file.read_bytes()
-    except OSError:
-        return b""
-    return content if content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 32 else b""
-
-
-def _scalars_of(line: Mapping[str, Any], time: float) -> events.Event:
-    """All numbers of a log line; TensorBoard has the step itself."""
-    return events.scalars(line["step"], {k: v for k, v in line.items() if k != "step"}, time)
-
-
-def pairs(values: Mapping[str, Any]) -> str:
-    """Names with their values, four digits of each; ``fitted`` breaks no pair."""
-    shown = ((k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in values.items())
-    return "  ".join(f"{k}{_TIED}{v}" for k, v in shown)
-
-
-def left(steps: int, timed: Mapping[str, float], *, runs: int = 1) -> str:
-    """The speed of ``runs`` together, and the time that ``steps`` more take; nothing while the speed is not known."""
-    if not timed.get(CLOCK[1]):
-        return ""
-    rate, speed = (timed[k] for k in CLOCK[1:])
-    shown = [f"{rate * runs:.4g} steps/s" + " in all" * (runs > 1)]
-    shown += [f"{speed:,.0f} images/s"] * (runs == 1)
-    shown += [f"{clock(steps / rate)} left"]
-    return "  ".join(word.replace(" ", _TIED) for word in shown)
-
-
-_TIED = "\N{NO-BREAK SPACE}"
-
-
-def fitted(text: str) -> str:
-    """Text for stdout: on a terminal, lines are broken to its width between words, and never within a pair."""
-    if sys.stdout.isatty():
-        wrapper = textwrap.TextWrapper(
-            width=max(20, shutil.get_terminal_size().columns),
-            subsequent_indent="  ",
-            break_long_words=False,
-            break_on_hyphens=False,
+    def begin(self, step: int, resumed: bool, group: Mapping[str, Any] | None) -> None:
+        """Begins, or goes on, at a step."""
+        if step > self.plan.steps:
+            reason = f"the run is at step {step} already, past {self.plan.steps}"
+            raise UserError(reason, argument="workdir", value=self.path)
+        self.saved = step if resumed else -1
+        self.past = 0 < self.plan.pause < step
+        if not self.past:
+            if distributed.is_lead():  # before the record: the result beside it is of these flags
+                (self.path / "result.json").unlink(missing_ok=True)
+            self._record(group)
+        file = self.path / "metrics.jsonl"
+        if distributed.is_lead() and file.exists():
+            os.truncate(file, self.logged[0])  # what was logged since will be logged again
+        self.log = log.Log(
+            self.path,
+            step,
+            self.plan.steps,
+            self.source,
+            every=self.plan.log_every,
+            tensorboard=self.plan.tensorboard,
+            lead=distributed.is_lead(),
+            speak=not self.quiet,
         )
-        text = "\n".join(map(wrapper.fill, text.split("\n")))
-    return text.replace(_TIED, " ").rstrip(" ")
+
+    def draw(self, step: int, samples: np.ndarray) -> dict[str, float]:
+        """Saves a grid; returns how diverse its samples are, if that can be compared with the data."""
+        samples = images.to_bytes(samples)
+        grid = images.image_grid(samples)
+        if distributed.is_lead():
+            file = self.path / "samples" / f"step_{step:08d}.png"
+            images.save_png(file, grid)
+            self.log.image(step, file)
+        if np.shape(self.source.examples)[1:] != samples.shape[1:]:
+            return {}
+        return anomaly.diversity(samples, images.to_bytes(self.source.examples))
+
+    def save(
+        self,
+        step: int,
+        carry: Carry,
+        evaluated: Mapping[str, float] = types.MappingProxyType({}),
+    ) -> None:
+        """Saves; the checkpoint ranks by what was logged last, but never by the evaluation of another step."""
+        self.log.flush()
+        keep, known = self.plan.keep, self.log.values.items()
+        ranks = {k: v for k, v in known if not k.startswith(EVAL)} | dict(evaluated)
+        if keep.metric.startswith(EVAL) and evaluated and keep.metric not in evaluated:
+            raise not_logged(keep, evaluated)
+        file = self.path / "metrics.jsonl"
+        self.logged = log.log_prefix(file, None, self.logged)
+        self.checkpoints.save(step, carry, ranks, log=self.logged)
+        self.saved = step
+
+    def mark(self) -> None:
+        """Notes that the run has a checkpoint, once it is complete: should it be gone one day, that is no new run."""
+        if distributed.is_lead() and not self.marked and self.checkpoints.complete():
+            (self.path / SAVED).touch()
+            self.marked = True
+
+    def stop(self, error: Anomaly, status: str, step: int, seconds: Timings) -> None:
+        """Ends the run for an anomaly; nothing is saved."""
+        self.result = error
+        values, anomalies = self.log.values, self.log.anomalies
+        if status == "non-finite":
+            values, anomalies = {}, [str(error)]
+        self.log.end_progress()
+        self._finish(status, step, values, seconds, anomalies)
+        if self.quiet:
+            print(error, flush=True)
+
+    def end(self, step: int, carry: Carry, seconds: Timings, abstract: Any) -> None:
+        """Evaluates a run that is done, and writes its result; one that is past its pause counts as it was there.
+
+        Its own result stays as it is, then; ``result_at_STEP.json`` says how it was there, and by which flags.
+        """
+        self.log.end_progress()
+        found: dict[str, float] = {}
+        steps, keep, evaluate = self.plan.steps, self.plan.keep, self.spec.evaluate
+        at = min(step, self.plan.pause or steps)
+        status = "done" if at == steps else "paused" if at == self.plan.pause else "interrupted"
+        if status == "done" and evaluate is not None:
+            with seconds("evaluate"):
+                found = {k: float(v) for k, v in evaluate(carry.state).items()}
+                best = self._best(abstract) if keep.metric and found else None
+                if best is not None:
+                    again = found if best[0] == steps else evaluate(best[1].state)
+                    found |= {f"best/{k}": float(v) for k, v in again.items()}
+                    found["best/step"] = float(best[0])
+        logged = log.values_by(self.path, at) if self.past else self.log.values
+        values = logged | found
+        if status == "done":
+            self.log.hyperparameters(self.spec.config, values)
+        if not self.past:
+            self._finish(status, at, values, seconds, self.log.anomalies)
+        elif distributed.is_lead():
+            view = {"config": dict(self.spec.config), "status": status, "step": at}
+            write_json(self.path / f"result_at_{at}.json", view | {"metrics": values})
+        self.result = Result(status, at, values, found)
+
+    def _best(self, abstract: Any) -> tuple[int, Any] | None:
+        """The best checkpoint, read back from the disk; None if none was ranked."""
+        checkpoints = Checkpoints(
+            self.path / "checkpoints", run=self.id, keep=self.plan.keep, read_only=True
+        )
+        try:
+            return checkpoints.restore(abstract, best=True)
+        finally:
+            checkpoints.close()
+
+    def _finish(
+        self,
+        status: str,
+        step: int,
+        values: Mapping[str, float],
+        seconds: Timings,
+        anomalies: Sequence[str],
+    ) -> None:
+        """Writes the result, and has it reported."""
+        if not distributed.is_lead():
+            return
+        result = {
+            "run": self.id,
+            "status": status,
+            "step": step,
+            "metrics": values,
+            "anomalies": anomalies,
+            "timings": {f"{k}_s": round(v, 3) for k, v in seconds.until_now().items()},
+        }
+        write_json(self.path / "result.json", result)
+        page = self.spec.report(self.path) if self.spec.report else None
+        if not self.quiet:
+            print(f"{status} at step {step}" + (f"; report: {page}" if page else ""))
 
 
-def clock(seconds: float) -> str:
-    """``h:mm:ss``, or ``m:ss``."""
-    minutes, s = divmod(int(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+def not_logged(keep: Keep, known: Iterable[str]) -> UserError:
+    reason = f"{keep.metric} is not logged by this run; known: {', '.join(known)}"
+    return UserError(reason, argument="keep")

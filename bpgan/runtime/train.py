@@ -1,44 +1,35 @@
 """The training loop: runs a program, logs, draws, saves, resumes and stops cleanly. It knows no GANs.
 
-A run is a directory (see ``run.open_run``); the same command line continues it. Everything that decides the numbers is
-in the compiled program and its carry; this file only chooses how many steps the next call takes and what happens then.
+A run is a directory (see ``directory.open_run``); the same command line continues it. Everything that decides the
+numbers is in the compiled program and its carry; this file only chooses how many steps the next call takes and what
+happens then.
 """
 
 import contextlib
-import functools
 import json
 import math
-import os
 import pathlib
-import signal
 import statistics
-import threading
 import time
-import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from bpgan.files import write_json
-from bpgan.report import page as report
-from bpgan.runtime import anomaly, limits, parallel, peers, records, run, sweep
-from bpgan.runtime.checkpoint import NEWEST, Checkpoints, Keep
+from bpgan.runtime import anomaly, directory, distributed, limits, log, peers, program, signals
+from bpgan.runtime import group as groups
+from bpgan.runtime.program import Carry
+from bpgan.runtime.run import EVAL, SAVED, Anomaly, Plan, Result, Run, RunSpec, Timings, not_logged
 from bpgan.types import Algorithm, Source, UserError
+
+__all__ = ["Anomaly", "Lost", "Plan", "Result", "RunSpec", "fit", "fit_group"]
 
 GRID = 100
 """Images in a sample grid."""
 
-_EVAL = "eval/"
-"""Before the names of what ``validate`` finds."""
-
-_SAVED = ".saved"
-"""In a run directory that has held a checkpoint."""
-
 _CALL_SECONDS = 0.5
 """Aim for one call of the program: long enough to hide the host, short enough for signals and progress."""
-
 
 TRACED = (
     jax.errors.ConcretizationTypeError,
@@ -48,131 +39,25 @@ TRACED = (
 """What JAX raises when Python code needs the value of a member's argument."""
 
 
-class Anomaly(Exception):
-    """The run was stopped, for a number that is not finite or by ``on_anomaly``; the message says what and when."""
-
-
 class Lost(Exception):
     """Another process that trains the same run has ended; what was saved is kept, and the same command goes on."""
 
 
-class Result(NamedTuple):
-    """How a run ended.
-
-    Attributes:
-      status: ``done``, ``paused`` (``Plan.pause``) or ``interrupted`` (saved, and resumed by the same command).
-      step: where.
-      metrics: as last logged, and what was evaluated.
-      evaluated: what ``evaluate`` found; of the best checkpoint, if one is kept, under ``best/...``.
-    """
-
-    status: str
-    step: int
-    metrics: dict[str, float]
-    evaluated: dict[str, float]
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[Callable[[], str | None]]:
-    """Turns the first SIGTERM, SIGHUP or SIGINT into a request; a second SIGINT interrupts at once.
-
-    Only the main thread may do that; in another one signals are left to the program around.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    received: list[str] = []
-
-    def handler(number, frame):
-        del frame
-        received.append(signal.Signals(number).name)
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    handled = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
-    # What the process was told to ignore, as nohup does of SIGHUP, is none.
-    heard = [s for s in handled if signal.getsignal(s) != signal.SIG_IGN]
-    previous = {s: signal.signal(s, handler) for s in heard}
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
-
-
-class _Timings(dict):
-    """Seconds by activity, from now on."""
-
-    def __init__(self):
-        super().__init__()
-        self._start = time.perf_counter()
-
-    def until_now(self) -> dict[str, float]:
-        """The seconds of each activity, of all ``other`` ones and their ``total``."""
-        total = time.perf_counter() - self._start
-        return {**self, "other": total - sum(self.values()), "total": total}
-
-    @contextlib.contextmanager
-    def __call__(self, activity: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self[activity] = self.get(activity, 0.0) + time.perf_counter() - start
-
-
-class Member(NamedTuple):
-    """What is one run's own among those that are trained together.
-
-    Attributes:
-      config, workdir: see ``run.open_run``.
-      seed: root seed.
-      values: the other arguments of ``sweep.Make``, by name.
-      validate, evaluate, measure, command: see ``fit``.
-    """
-
-    config: Mapping[str, Any]
-    workdir: str | os.PathLike
-    seed: int
-    values: Mapping[str, float] = types.MappingProxyType({})
-    validate: Callable[[Any], Mapping[str, float]] | None = None
-    evaluate: Callable[[Any], Mapping[str, float]] | None = None
-    measure: Mapping[str, str] = types.MappingProxyType({})
-    command: str = ""
-
-
 def fit(
-    algorithm: Algorithm,
-    source: Source,
-    *,
-    config: Mapping[str, Any],
-    workdir: str | os.PathLike,
-    seed: int,
-    mode: str = "jit",
-    validate: Callable[[Any], Mapping[str, float]] | None = None,
-    evaluate: Callable[[Any], Mapping[str, float]] | None = None,
-    measure: Mapping[str, str] = types.MappingProxyType({}),
-    command: str = "",
-    **plan: Any,
+    algorithm: Algorithm, source: Source, spec: RunSpec, plan: Plan, *, mode: str = "jit"
 ) -> Result:
-    """Trains until ``steps``, from the newest sound checkpoint in ``workdir`` if there is one.
+    """Trains until ``plan.steps``, from the newest sound checkpoint in the run directory if there is one.
 
     Intervals are in steps, 0 means never; the last step is always logged, drawn and saved. On the same machine and
     devices, the result is bitwise the same however often the run was interrupted. Several processes that train one run
-    (``parallel.join``) call this together; the first of them writes and speaks.
+    (``distributed.join``) call this together; the first of them writes and speaks.
 
     Args:
-      algorithm: built with ``parallel.axis_name(mode)``.
+      algorithm: built with ``program.axis_name(mode)``.
       source: the batches.
-      config, workdir: see ``run.open_run``.
-      seed: root seed.
+      spec: what run this is.
+      plan: how long it is, and what happens when.
       mode: ``jit`` or ``pmap``.
-      validate: ``state -> {name: value}`` on the host, logged as ``eval/name``; ``keep`` may rank by one of them.
-      evaluate: ``state -> {name: value}`` on the host, after the last step; of the best checkpoint, too, if ``keep``
-        ranks them.
-      measure: see ``run.open_run``.
-      command: what a shell repeats the run with, for config.json and report; empty if it was not begun by one.
-      **plan: the fields of ``Plan``.
 
     Raises:
       UserError: for a workdir that cannot be used, a full disk, or a batch that cannot be split.
@@ -181,32 +66,24 @@ def fit(
       Lost: if another process of the run has ended.
     """
 
-    def compiled() -> sweep.Group:
-        return sweep.alone(parallel.compile(algorithm, source, seed=seed, mode=mode), mode)
+    def compiled() -> groups.Group:
+        one = program.compile_program(algorithm, source, seed=spec.seed, mode=mode)
+        return groups.Alone(one, mode)
 
-    member = Member(
-        config,
-        workdir,
-        seed,
-        validate=validate,
-        evaluate=evaluate,
-        measure=measure,
-        command=command,
-    )
-    (result,) = _fit([member], source, compiled, Plan(**plan))
+    (result,) = _fit([spec], source, compiled, plan)
     if isinstance(result, Anomaly):
         raise result
     return result
 
 
 def fit_group(
-    make: sweep.Make,
+    make: groups.Make,
     source: Source,
-    members: Sequence[Member],
+    members: Sequence[RunSpec],
+    plan: Plan,
     *,
     lowering: str = "",
     or_alone: bool = False,
-    **plan: Any,
 ) -> list[Result | Anomaly]:
     """Trains runs that differ only in numbers together; each has its directory, as if it had run alone.
 
@@ -218,9 +95,9 @@ def fit_group(
       make: the member of given numbers.
       source: of any member; for its lengths and examples.
       members: at least one.
-      lowering: see ``sweep.compile``.
+      plan: how long they are, and what happens when.
+      lowering: see ``group.compile_group``.
       or_alone: train one after the other those of which no common program can be made.
-      **plan: the fields of ``Plan``.
 
     Raises:
       UserError: as ``fit``; if one member's directory cannot be used, none is trained.
@@ -238,51 +115,52 @@ def fit_group(
             continue
         part = [members[i] for i in indices]
         try:
-            program = _compiled(make, part, how)
+            group = _compiled(make, part, how)
         except TRACED as error:
             if not or_alone or len(part) == 1:
                 raise
             print(f"one run at a time: {str(error).splitlines()[0]}", flush=True)
             waiting[:0] = [([i], how) for i in indices]
             continue
-        free = sweep.free_memory()
+        free = groups.free_memory()
         # Cut, a group that has trained before would not be bitwise what it was.
         new = not any(map(_has_trained, part))
-        if new and program.needed > free and len(part) > program.devices:
+        if new and group.needed > free and len(part) > group.devices:
             half = (len(part) + 1) // 2
             print(
-                f"{len(part)} runs need {program.needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free:"
+                f"{len(part)} runs need {group.needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free:"
                 f" {half} at a time",
                 flush=True,
             )
             waiting[:0] = [(indices[:half], how), (indices[half:], how)]
             continue
-        ended = _fit(part, source, lambda program=program: program, Plan(**plan))
+        ended = _fit(part, source, lambda group=group: group, plan)
         results |= dict(zip(indices, ended, strict=True))
         if any(isinstance(result, Result) and result.status == "interrupted" for result in ended):
             break
     return [results.get(i, Result("interrupted", 0, {}, {})) for i in range(len(members))]
 
 
-def _compiled(make: sweep.Make, members: Sequence[Member], lowering: str) -> sweep.Group:
+def _compiled(make: groups.Make, members: Sequence[RunSpec], lowering: str) -> groups.Group:
     numbers = [{"seed": member.seed, **member.values} for member in members]
     if len(members) > 1:
-        return sweep.compile(make, numbers, lowering)
+        return groups.compile_group(make, numbers, lowering)
     algorithm, source = make(**numbers[0])
-    return sweep.alone(parallel.compile(algorithm, source, seed=members[0].seed), "jit")
+    one = program.compile_program(algorithm, source, seed=members[0].seed)
+    return groups.Alone(one, "jit")
 
 
-def _has_trained(member: Member) -> bool:
+def _has_trained(member: RunSpec) -> bool:
     return any(pathlib.Path(member.workdir).glob("checkpoints/[0-9]*"))
 
 
-def _groups(members: Sequence[Member], lowering: str) -> list[tuple[list[int], str]]:
-    """Members that go on together, as they did before: with others their numbers would not be bitwise the same.
+def _groups(members: Sequence[RunSpec], lowering: str) -> list[tuple[list[int], str]]:
+    """RunSpecs that go on together, as they did before: with others their numbers would not be bitwise the same.
 
     Those of a group of which one has trained are together again, those that have trained alone are alone, the rest is
     new. A group that was killed before it had trained is none: not all of its members may have been told of it.
     """
-    records = [run.group_of(pathlib.Path(member.workdir)) for member in members]
+    records = [directory.group_of(pathlib.Path(member.workdir)) for member in members]
     keys = [json.dumps(group) for group in records]
     begun = {key for key, member in zip(keys, members, strict=True) if _has_trained(member)}
     groups: dict[Any, tuple[list[int], str]] = {}
@@ -295,423 +173,223 @@ def _groups(members: Sequence[Member], lowering: str) -> list[tuple[list[int], s
     return list(groups.values())
 
 
-class Plan(NamedTuple):
-    """What happens when in a run, or in all runs of a group.
-
-    Attributes:
-      name, restart_safe, locates_data: see ``run.open_run``.
-      steps: the step at which a run is done.
-      pause: if not 0, the step to stop at for now: there, too, a run is logged, validated and saved.
-      log_every: metrics are averaged over this many steps and written; at the end and at a pause, what is less is
-        averaged together with the whole window before it. If there is none before it, over all steps so far.
-      sample_every: a grid of ``GRID`` samples, always of the same latents, and how diverse they are.
-      checkpoint_every: besides the checkpoint at the end and on SIGTERM or SIGINT.
-      eval_every: how often ``validate`` is called; a checkpoint is saved each time, so that the best can be kept.
-      keep: which checkpoints stay.
-      on_anomaly: ``flag`` names loss spikes and collapsed samples in log and report, ``stop`` also ends the run.
-      tensorboard: also write event files.
-    """
-
-    name: str
-    restart_safe: frozenset[str]
-    steps: int
-    log_every: int
-    sample_every: int = 0
-    checkpoint_every: int = 0
-    eval_every: int = 0
-    pause: int = 0
-    keep: Keep = NEWEST
-    on_anomaly: str = "flag"
-    tensorboard: bool = True
-    locates_data: frozenset[str] = frozenset()
-
-
-class _Run:
-    """A run on the host: its directory, checkpoints and log, while it is trained.
-
-    Args:
-      member, plan, source: what it is.
-      quiet: do not speak; one of many.
-    """
-
-    def __init__(self, member: Member, plan: Plan, source: Source, quiet: bool):
-        self.member, self.plan, self.source, self.quiet = member, plan, source, quiet
-        self.result: Result | Anomaly | None = None
-        self.marked = False
-        self.path = run.open_run(
-            member.workdir,
-            name=plan.name,
-            config=member.config,
-            restart_safe=plan.restart_safe,
-            locates_data=plan.locates_data,
-            fingerprint=source.fingerprint,
-            measure=member.measure,
-        )
-        self.logged = (0, 0)
-
-    @functools.cached_property
-    def id(self) -> str:
-        """See ``run.identity``; asked for once the directory is locked, so that nobody else makes one meanwhile."""
-        return run.identity(self.path)
-
-    def open(self, abstract: parallel.Carry) -> tuple[int, parallel.Carry] | None:
-        """Finds the newest sound checkpoint.
-
-        Raises:
-          UserError: if there is none, though there has been one: the run would begin anew, over its log.
-        """
-        self.checkpoints = Checkpoints(self.path / "checkpoints", run=self.id, keep=self.plan.keep)
-        found = self.checkpoints.restore(abstract)
-        result = self._result()
-        ended = result if result and result.status in ("done", "paused", "interrupted") else None
-        if found is None and (ended or (self.path / _SAVED).exists()):
-            came = f"the run came to step {ended.step}" if ended else "the run has been saved"
-            raise UserError(
-                f"{came}, and its checkpoints are gone; remove the directory to begin it anew, or name another",
-                argument="workdir",
-                value=self.path,
-            )
-        return found
-
-    def ended_before(self) -> bool:
-        """Whether the run was stopped by an anomaly that stops it still; then that is its result."""
-        old = self._result()
-        stopping = ("non-finite", "anomaly") if self.plan.on_anomaly == "stop" else ("non-finite",)
-        if old is None or old.status not in stopping:
-            return False
-        self.result = Anomaly((old.anomalies or ["stopped before"])[-1])
-        self._record(run.group_of(self.path))
-        return True
-
-    def _result(self) -> records.ResultRecord | None:
-        """How the run ended before; that of another run is none."""
-        result = records.sound(records.read_result, self.path / "result.json")
-        return result if result and result.run == self.id else None
-
-    def _record(self, group: Mapping[str, Any] | None) -> None:
-        if parallel.is_lead():
-            member = self.member
-            run.write_record(
-                self.path,
-                self.plan.name,
-                member.config,
-                self.source,
-                group,
-                measure=member.measure,
-                run=self.id,
-                command=member.command,
-            )
-
-    def find_log(self, step: int) -> None:
-        """Makes sure, before anything is changed, that the log is the one that the checkpoint of this step was told of.
-
-        Raises:
-          UserError: if it is another one, or a part of it was changed. If there is none, that is a warning.
-        """
-        size, crc = self.checkpoints.log(step)
-        file = self.path / "metrics.jsonl"
-        if size and not file.exists():
-            if parallel.is_lead():
-                print(
-                    f"warning: {file} is gone; the run goes on without what was logged by step {step}"
-                )
-        elif run.log_prefix(file, size) != (size, crc):
-            raise UserError(
-                f"metrics.jsonl does not begin with what this run had logged by step {step} ({size} bytes with CRC-32"
-                f" {crc:08x}); put that log back, or move this one away to go on without it",
-                argument="workdir",
-                value=self.path,
-            )
-        else:
-            self.logged = (size, crc)
-
-    def begin(self, step: int, resumed: bool, group: Mapping[str, Any] | None) -> None:
-        """Begins, or goes on, at a step."""
-        if step > self.plan.steps:
-            reason = f"the run is at step {step} already, past {self.plan.steps}"
-            raise UserError(reason, argument="workdir", value=self.path)
-        self.saved = step if resumed else -1
-        self.past = 0 < self.plan.pause < step
-        if not self.past:
-            if parallel.is_lead():  # before the record: the result beside it is of these flags
-                (self.path / "result.json").unlink(missing_ok=True)
-            self._record(group)
-        file = self.path / "metrics.jsonl"
-        if parallel.is_lead() and file.exists():
-            os.truncate(file, self.logged[0])  # what was logged since will be logged again
-        self.log = run.Log(
-            self.path,
-            step,
-            self.plan.steps,
-            self.source,
-            every=self.plan.log_every,
-            tensorboard=self.plan.tensorboard,
-            lead=parallel.is_lead(),
-            speak=not self.quiet,
-        )
-
-    def draw(self, step: int, samples: np.ndarray) -> dict[str, float]:
-        """Saves a grid; returns how diverse its samples are, if that can be compared with the data."""
-        samples = report.to_bytes(samples)
-        grid = report.image_grid(samples)
-        if parallel.is_lead():
-            file = self.path / "samples" / f"step_{step:08d}.png"
-            report.save_png(file, grid)
-            self.log.image(step, file)
-        if np.shape(self.source.examples)[1:] != samples.shape[1:]:
-            return {}
-        return anomaly.diversity(samples, report.to_bytes(self.source.examples))
-
-    def save(
-        self,
-        step: int,
-        carry: parallel.Carry,
-        evaluated: Mapping[str, float] = types.MappingProxyType({}),
-    ) -> None:
-        """Saves; the checkpoint ranks by what was logged last, but never by the evaluation of another step."""
-        self.log.flush()
-        keep, known = self.plan.keep, self.log.values.items()
-        ranks = {k: v for k, v in known if not k.startswith(_EVAL)} | dict(evaluated)
-        if keep.metric.startswith(_EVAL) and evaluated and keep.metric not in evaluated:
-            raise _not_logged(keep, evaluated)
-        file = self.path / "metrics.jsonl"
-        self.logged = run.log_prefix(file, None, self.logged)
-        self.checkpoints.save(step, carry, ranks, log=self.logged)
-        self.saved = step
-
-    def mark(self) -> None:
-        """Notes that the run has a checkpoint, once it is complete: should it be gone one day, that is no new run."""
-        if parallel.is_lead() and not self.marked and self.checkpoints.complete():
-            (self.path / _SAVED).touch()
-            self.marked = True
-
-    def stop(self, error: Anomaly, status: str, step: int, seconds: _Timings) -> None:
-        """Ends the run for an anomaly; nothing is saved."""
-        self.result = error
-        values, anomalies = self.log.values, self.log.anomalies
-        if status == "non-finite":
-            values, anomalies = {}, [str(error)]
-        self.log.end_progress()
-        self._finish(status, step, values, seconds, anomalies)
-        if self.quiet:
-            print(error, flush=True)
-
-    def end(self, step: int, carry: parallel.Carry, seconds: _Timings, abstract: Any) -> None:
-        """Evaluates a run that is done, and writes its result; one that is past its pause counts as it was there.
-
-        Its own result stays as it is, then; ``result_at_STEP.json`` says how it was there, and by which flags.
-        """
-        self.log.end_progress()
-        found: dict[str, float] = {}
-        steps, keep, evaluate = self.plan.steps, self.plan.keep, self.member.evaluate
-        at = min(step, self.plan.pause or steps)
-        status = "done" if at == steps else "paused" if at == self.plan.pause else "interrupted"
-        if status == "done" and evaluate is not None:
-            with seconds("evaluate"):
-                found = {k: float(v) for k, v in evaluate(carry.state).items()}
-                best = self._best(abstract) if keep.metric and found else None
-                if best is not None:
-                    again = found if best[0] == steps else evaluate(best[1].state)
-                    found |= {f"best/{k}": float(v) for k, v in again.items()}
-                    found["best/step"] = float(best[0])
-        logged = run.values_by(self.path, at) if self.past else self.log.values
-        values = logged | found
-        if status == "done":
-            self.log.hyperparameters(self.member.config, values)
-        if not self.past:
-            self._finish(status, at, values, seconds, self.log.anomalies)
-        elif parallel.is_lead():
-            view = {"config": dict(self.member.config), "status": status, "step": at}
-            write_json(self.path / f"result_at_{at}.json", view | {"metrics": values})
-        self.result = Result(status, at, values, found)
-
-    def _best(self, abstract: Any) -> tuple[int, Any] | None:
-        """The best checkpoint, read back from the disk; None if none was ranked."""
-        checkpoints = Checkpoints(
-            self.path / "checkpoints", run=self.id, keep=self.plan.keep, read_only=True
-        )
-        try:
-            return checkpoints.restore(abstract, best=True)
-        finally:
-            checkpoints.close()
-
-    def _finish(
-        self,
-        status: str,
-        step: int,
-        values: Mapping[str, float],
-        seconds: _Timings,
-        anomalies: Sequence[str],
-    ) -> None:
-        """Writes result and report."""
-        if not parallel.is_lead():
-            return
-        result = {
-            "run": self.id,
-            "status": status,
-            "step": step,
-            "metrics": values,
-            "anomalies": anomalies,
-            "timings": {f"{k}_s": round(v, 3) for k, v in seconds.until_now().items()},
-        }
-        write_json(self.path / "result.json", result)
-        page = report.update_report(self.path)
-        if not self.quiet:
-            print(f"{status} at step {step}" + (f"; report: {page}" if page else ""))
-
-
 def _fit(
-    members: Sequence[Member], source: Source, compiled: Callable[[], sweep.Group], plan: Plan
+    members: Sequence[RunSpec], source: Source, compiled: Callable[[], groups.Group], plan: Plan
 ) -> list[Result | Anomaly]:
-    """The loop, of one run or of a group."""
-    seconds = _Timings()
-    lead, several, steps = parallel.is_lead(), len(members) > 1, plan.steps
+    """Trains one run or a group."""
+    seconds, several = Timings(), len(members) > 1
     if several:  # one that was saved when the others were not can then go back to where they are
         plan = plan._replace(keep=plan.keep._replace(newest=max(plan.keep.newest, 2)))
     workdirs = [member.workdir for member in members]
     with contextlib.ExitStack() as stack:
         stack.enter_context(limits.tidied(*workdirs))
         stack.enter_context(limits.disk_errors(*workdirs, kept="the checkpoints there are kept"))
-        runs = [_Run(member, plan, source, quiet=several) for member in members]
-        first = runs[0]
-        stack.enter_context(_lost_processes(first.path))
+        runs = [Run(member, plan, source, quiet=several) for member in members]
+        stack.enter_context(_lost_processes(runs[0].path))
         stack.enter_context(limits.memory_errors(source.batch_size))
-        for each in runs if lead else ():
-            stack.enter_context(run.locked(each.path))
-        if several and all([each.ended_before() for each in runs]):
-            return [each.result for each in runs if each.result is not None]
+        for run in runs if distributed.is_lead() else ():
+            stack.enter_context(directory.locked(run.path))
+        if several and all([run.ended_before() for run in runs]):
+            return [run.result for run in runs if run.result is not None]
         with seconds("compile"):
-            program = compiled()
-        _check_rank(plan, program, source)
-        step, carry = _begin(runs, program, stack)
-        resumed, step = step is not None, step or 0
-        stopped = stack.enter_context(_signals())
-        where = first.path.parent if several else first.path
-        say = (lambda line: print(run.fitted(line), flush=True)) if several else first.log.say
-        say(
-            f"{plan.name}: {'resuming at step ' + str(step) if resumed else 'starting'}, {steps} steps"
-            f" ({steps / source.steps_per_epoch:.4g} epochs) on {program.devices}"
-            f" {jax.devices()[0].platform} device(s), {program.how}; {where}"
+            group = compiled()
+        _check_rank(plan, group, source)
+        step, carry = _begin(runs, group, stack)
+        stopped = stack.enter_context(signals.listen())
+        _Loop(runs, group, plan, source, seconds, stopped).train(step, carry)
+    distributed.leave()
+    return [run.result for run in runs if run.result is not None]
+
+
+class _Loop:
+    """The loop over the calls of a program: what happens between two of them.
+
+    Args:
+      runs: those that train together.
+      group: their program.
+      plan: what happens when.
+      source: the batches of any of them.
+      seconds: the clock.
+      stopped: what signal asks to stop, if one does.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        group: groups.Group,
+        plan: Plan,
+        source: Source,
+        seconds: Timings,
+        stopped: Callable[[], str | None],
+    ):
+        self._runs, self._group, self._plan, self._source = runs, group, plan, source
+        self._seconds, self._stopped = seconds, stopped
+        self._several = len(runs) > 1
+        self._until = min(plan.pause or plan.steps, plan.steps)
+
+    def train(self, step: int | None, carry: Any) -> None:
+        """Trains all runs to their end, or until one of the processes is told to stop.
+
+        Args:
+          step: at which they go on; None if they begin.
+          carry: of all of them.
+        """
+        self._step, self._carry = step or 0, carry
+        self._announce(resumed=step is not None)
+        if self._step == 0:
+            with self._seconds("sample"):
+                self._draw()
+        k, ending = self._agree(1)
+        while self._step < self._until and not ending and self._alive():
+            k = self._call(k)
+            self._record()
+            k, ending = self._agree(k)
+        self._end()
+
+    def _alive(self) -> list[tuple[int, Run]]:
+        return [(i, run) for i, run in enumerate(self._runs) if run.result is None]
+
+    def _say(self, line: str) -> None:
+        if self._several:
+            print(log.fitted(line), flush=True)
+        else:
+            self._runs[0].log.say(line)
+
+    def _announce(self, resumed: bool) -> None:
+        path, group, steps = self._runs[0].path, self._group, self._plan.steps
+        begins = f"resuming at step {self._step}" if resumed else "starting"
+        self._say(
+            f"{self._plan.name}: {begins}, {steps} steps ({steps / self._source.steps_per_epoch:.4g} epochs)"
+            f" on {group.devices} {jax.devices()[0].platform} device(s), {group.how};"
+            f" {path.parent if self._several else path}"
         )
 
-        def alive() -> list[tuple[int, _Run]]:
-            return [(i, each) for i, each in enumerate(runs) if each.result is None]
+    def _agree(self, k: int) -> tuple[int, bool]:
+        """Steps of the next call, which is the lead's word, and whether to stop, which is anyone's."""
+        wishes = distributed.agree([k, bool(self._stopped())])
+        return int(wishes[0, 0]), bool(wishes[:, 1].any())
 
-        def draw(step: int) -> dict[int, dict[str, float]]:
-            if program.sample is None or not plan.sample_every:
-                return {}
-            samples = program.sample(carry, GRID)  # by all processes together
-            return {i: each.draw(step, samples[i]) for i, each in alive()}
+    def _call(self, k: int) -> int:
+        """Calls the program for at most ``k`` steps; returns how many the next call should take."""
+        plan, seconds, step = self._plan, self._seconds, self._step
+        intervals = (plan.log_every, plan.sample_every, plan.checkpoint_every, plan.eval_every)
+        ends = [step - step % n + n for n in (*intervals, self._group.window) if n]
+        k = min(k, min([self._until, *ends]) - step)
+        called = time.perf_counter()
+        active = np.array([run.result is None for run in self._runs])
+        with seconds("train" if "first_call" in seconds else "first_call"):
+            self._carry, finite = self._group.run(self._carry, k, active)
+        self._step += k
+        if "train" not in seconds:
+            for _, run in self._alive():
+                run.log.compiled(self._step)
+        for i, run in self._alive():
+            if not finite[i]:
+                carry = self._group.member(self._carry, i)
+                error = _non_finite(carry, self._step, run.saved, run.path)
+                run.stop(error, "non-finite", self._step, seconds)
+        if not self._several:
+            self._runs[0].log.progress(self._step)
+        # Calls of about the same time whatever the speed; their length does not change any number.
+        took = time.perf_counter() - called
+        return max(1, min(2 * k, int(k * _CALL_SECONDS / max(took, 1e-6))))
 
-        def decide(k: int) -> tuple[int, bool]:
-            """Steps of the next call, which is the lead's word, and whether to stop, which is anyone's."""
-            wishes = parallel.agree([k, bool(stopped())])
-            return int(wishes[0, 0]), bool(wishes[:, 1].any())
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and self._step % every == 0
 
-        if step == 0:
-            with seconds("sample"):
-                draw(0)
-        k, ending = decide(1)
-        until = min(plan.pause or steps, steps)
-        while step < until and not ending and alive():
-            intervals = (plan.log_every, plan.sample_every, plan.checkpoint_every, plan.eval_every)
-            boundary = min(
-                [until] + [step - step % n + n for n in (*intervals, program.window) if n]
-            )
-            k = min(k, boundary - step)
-            called = time.perf_counter()
-            active = np.array([each.result is None for each in runs])
-            with seconds("train" if "first_call" in seconds else "first_call"):
-                carry, finite = program.run(carry, k, active)
-            if "train" not in seconds:
-                for _, each in alive():
-                    each.log.compiled(step + k)
-            step += k
-            for i, each in alive():
-                if not finite[i]:
-                    error = _non_finite(program.member(carry, i), step, each.saved, each.path)
-                    each.stop(error, "non-finite", step, seconds)
-            if not several:
-                first.log.progress(step)
-            # Calls of about the same time whatever the speed; their length does not change any number.
-            took = time.perf_counter() - called
-            k = max(1, min(2 * k, int(k * _CALL_SECONDS / max(took, 1e-6))))
-            last, windows, drawn, evaluated = step == until, [], {}, {}
-            if last or (plan.log_every and step % plan.log_every == 0):
-                with seconds("log"):
-                    windows = program.windows(carry)
-                    # Not for the end or a pause, which the run will not remember when it goes on.
-                    if plan.log_every and step % plan.log_every == 0:
-                        carry = program.clear(carry)
-            if step == steps or (plan.sample_every and step % plan.sample_every == 0):
-                with seconds("sample"):
-                    drawn = draw(step)
-            if plan.eval_every and (last or step % plan.eval_every == 0):
-                with seconds("evaluate"):
-                    for i, each in alive():
-                        if each.member.validate is not None:
-                            values = each.member.validate(program.member(carry, i).state)
-                            evaluated[i] = {_EVAL + k: float(v) for k, v in values.items()}
-            lines = []
-            for i, each in alive():
-                line = (
-                    each.log.means(windows[i]) if windows else {},
-                    drawn.get(i, {}),
-                    evaluated.get(i, {}),
-                )
-                with seconds("log"):
-                    anomalies = each.log.write(step, *line) if any(line) else []
-                lines.append(each.log.values)
-                each.mark()
-                if anomalies and plan.on_anomaly == "stop":
-                    error = _stop_at(step, anomalies, each.saved, each.path)
-                    each.stop(error, "anomaly", step, seconds)
-            if several and windows:
-                say(_summary(step, steps, lines))
-            if last or evaluated or (plan.checkpoint_every and step % plan.checkpoint_every == 0):
-                with seconds("checkpoint"):
-                    for i, each in alive():
-                        each.save(step, program.member(carry, i), evaluated.get(i, {}))
-            k, ending = decide(k)
-        for i, each in alive():
-            if step < steps and each.saved != step:
-                each.save(step, program.member(carry, i))
-        for each in runs:
-            each.checkpoints.close()
-        if step < until and alive():
-            who = stopped() or "another process was told to stop"
-            say(f"{who}: saved at step {step}; the same command continues")
-        for i, each in alive():
-            each.end(step, program.member(carry, i), seconds, program.abstract)
-    parallel.leave()
-    return [each.result for each in runs if each.result is not None]
+    def _record(self) -> None:
+        """Logs, draws, evaluates and saves what is due at this step."""
+        plan, step, last = self._plan, self._step, self._step == self._until
+        windows: Sequence[Any] = []
+        if last or self._is_due(plan.log_every):
+            with self._seconds("log"):
+                windows = self._group.windows(self._carry)
+                # Not for the end or a pause, which the run will not remember when it goes on.
+                if self._is_due(plan.log_every):
+                    self._carry = self._group.clear(self._carry)
+        drawn: dict[int, dict[str, float]] = {}
+        if step == plan.steps or self._is_due(plan.sample_every):
+            with self._seconds("sample"):
+                drawn = self._draw()
+        evaluated = (
+            self._evaluate() if plan.eval_every and (last or self._is_due(plan.eval_every)) else {}
+        )
+        lines = []
+        for i, run in self._alive():
+            means = run.log.means(windows[i]) if windows else {}
+            self._log(run, means, drawn.get(i, {}), evaluated.get(i, {}))
+            lines.append(run.log.values)
+        if self._several and windows:
+            self._say(_summary(step, plan.steps, lines))
+        if last or evaluated or self._is_due(plan.checkpoint_every):
+            with self._seconds("checkpoint"):
+                for i, run in self._alive():
+                    run.save(step, self._group.member(self._carry, i), evaluated.get(i, {}))
+
+    def _draw(self) -> dict[int, dict[str, float]]:
+        """Draws a grid of each run, by all processes together; how diverse each is."""
+        if not self._group.samples or not self._plan.sample_every:
+            return {}
+        samples = self._group.sample(self._carry, GRID)
+        return {i: run.draw(self._step, samples[i]) for i, run in self._alive()}
+
+    def _evaluate(self) -> dict[int, dict[str, float]]:
+        found = {}
+        with self._seconds("evaluate"):
+            for i, run in self._alive():
+                if run.spec.validate is not None:
+                    values = run.spec.validate(self._group.member(self._carry, i).state)
+                    found[i] = {EVAL + name: float(value) for name, value in values.items()}
+        return found
+
+    def _log(self, run: Run, *parts: Mapping[str, float]) -> None:
+        """Writes a line, if there is anything to log, and stops the run for an anomaly that is to stop it."""
+        with self._seconds("log"):
+            anomalies = run.log.write(self._step, *parts) if any(parts) else []
+        run.mark()
+        if anomalies and self._plan.on_anomaly == "stop":
+            error = _stop_at(self._step, anomalies, run.saved, run.path)
+            run.stop(error, "anomaly", self._step, self._seconds)
+
+    def _end(self) -> None:
+        step = self._step
+        for i, run in self._alive():
+            if step < self._plan.steps and run.saved != step:
+                run.save(step, self._group.member(self._carry, i))
+        for run in self._runs:
+            run.checkpoints.close()
+        if step < self._until and self._alive():
+            who = self._stopped() or "another process was told to stop"
+            self._say(f"{who}: saved at step {step}; the same command continues")
+        for i, run in self._alive():
+            run.end(step, self._group.member(self._carry, i), self._seconds, self._group.abstract)
 
 
 def _begin(
-    runs: Sequence[_Run], program: sweep.Group, stack: contextlib.ExitStack
+    runs: Sequence[Run], group: groups.Group, stack: contextlib.ExitStack
 ) -> tuple[int | None, Any]:
     """Opens all runs, which ``stack`` closes, and begins at the step and with the carry of ``_start``."""
     found = []
     for each in runs:
-        found.append(each.open(program.abstract))
+        found.append(each.open(group.abstract))
         close = each.checkpoints.close
         stack.push(lambda kind, *_, close=close: None if _is_alone(kind) else close())
-    step, carry = _start(runs, found, program)
-    group = None
+    step, carry = _start(runs, found, group)
+    together = None
     if len(runs) > 1:
-        group = {"lowering": program.lowering, "members": [each.id for each in runs]}
+        together = {"lowering": group.lowering, "members": [each.id for each in runs]}
     alive = [each for each in runs if each.result is None]
     if step is not None:
         for each in alive:  # all of them, before anything is changed
             each.find_log(step)
     for each in alive:
-        each.begin(step or 0, step is not None, group)
+        each.begin(step or 0, step is not None, together)
         stack.callback(each.log.close)
     return step, carry
 
 
 def _start(
-    runs: Sequence[_Run], found: Sequence[tuple[int, parallel.Carry] | None], program: sweep.Group
+    runs: Sequence[Run], found: Sequence[tuple[int, Carry] | None], group: groups.Group
 ) -> tuple[int | None, Any]:
     """The step that all runs can go on from and the carry there; of a new start, None and the initial one.
 
@@ -735,7 +413,7 @@ def _start(
             carries.append(None)
             continue
         if step is not None and at is not None and at[0] != step:
-            at = each.checkpoints.restore(program.abstract, step=step)
+            at = each.checkpoints.restore(group.abstract, step=step)
             if at is None:
                 raise UserError(
                     f"has no checkpoint of step {step}, where the runs it trains with are;"
@@ -743,14 +421,14 @@ def _start(
                     argument="workdir",
                     value=each.path,
                 )
-        if step is None and parallel.is_lead():
-            (each.path / _SAVED).unlink(missing_ok=True)
+        if step is None and distributed.is_lead():
+            (each.path / SAVED).unlink(missing_ok=True)
         each.checkpoints.rewind(-1 if step is None else step)
         carries.append(at[1] if at else None)
     if step is None:
-        return None, program.init()
+        return None, group.init()
     one = next(carry for carry in carries if carry is not None)
-    return step, program.join([one if carry is None else carry for carry in carries])
+    return step, group.join([one if carry is None else carry for carry in carries])
 
 
 def _summary(step: int, steps: int, lines: Sequence[Mapping[str, float]]) -> str:
@@ -763,26 +441,21 @@ def _summary(step: int, steps: int, lines: Sequence[Mapping[str, float]]) -> str
         values = [line[name] for line in lines if name in line]
         low, mid, high = min(values), statistics.median(values), max(values)
         shown[name] = f"{mid:.4g} ({low:.3g} to {high:.3g})"
-    speed = run.left(steps - step, lines[0], runs=len(lines))
-    return f"{run.pairs({'step': f'{step}/{steps}', 'runs': len(lines), **shown})}  {speed}"
+    speed = log.left(steps - step, lines[0], runs=len(lines))
+    return f"{log.pairs({'step': f'{step}/{steps}', 'runs': len(lines), **shown})}  {speed}"
 
 
-def _check_rank(plan: Plan, program: sweep.Group, source: Source) -> None:
+def _check_rank(plan: Plan, group: groups.Group, source: Source) -> None:
     """Refuses, before anything is trained, to rank checkpoints by what is never logged.
 
     Evaluations have names that are known only after the first one.
     """
-    known = [*program.abstract.window.sums, *run.CLOCK]
-    if program.sample is not None and plan.sample_every and np.ndim(source.examples) == 4:
+    known = [*group.abstract.window.sums, *log.CLOCK]
+    if group.samples and plan.sample_every and np.ndim(source.examples) == 4:
         known += anomaly.DIVERSITY
     metric = plan.keep.metric
-    if metric and not metric.startswith(_EVAL) and metric not in known:
-        raise _not_logged(plan.keep, known)
-
-
-def _not_logged(keep: Keep, known: Iterable[str]) -> UserError:
-    reason = f"{keep.metric} is not logged by this run; known: {', '.join(known)}"
-    return UserError(reason, argument="keep")
+    if metric and not metric.startswith(EVAL) and metric not in known:
+        raise not_logged(plan.keep, known)
 
 
 @contextlib.contextmanager
@@ -812,7 +485,7 @@ def _stop_at(step: int, anomalies: list[str], saved: int, path: pathlib.Path) ->
     )
 
 
-def _non_finite(carry: parallel.Carry, step: int, saved: int, path: pathlib.Path) -> Anomaly:
+def _non_finite(carry: Carry, step: int, saved: int, path: pathlib.Path) -> Anomaly:
     """The error that says what is no longer finite, by which step, and what can be done."""
     means = carry.window.means()
     names = [name for name, value in means.items() if not math.isfinite(value)]

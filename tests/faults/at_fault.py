@@ -8,7 +8,7 @@ import os
 import sys
 import time
 
-from bpgan.runtime import checkpoint, run, train
+from bpgan.runtime import checkpoint, directory, log, run, train
 from bpgan.types import UserError
 from experiments import toy_gan
 
@@ -51,11 +51,11 @@ if os.environ.get("JAX_PROCESS_ID") == index:
         "data": lambda: fails(
             toy_gan, "build", UserError("is torn", argument="dataset", value="x")
         ),
-        "log": lambda: fails(run.Log, "write", full, after=2),
-        "record": lambda: fails(run, "write_record", full),
-        "result": lambda: fails(train, "write_json", full),
-        "bug": lambda: fails(run.Log, "write", TypeError("a bug"), after=2),
-        "stop": lambda: fails(run.Log, "write", train.Anomaly("it diverged"), after=2),
+        "log": lambda: fails(log.Log, "write", full, after=2),
+        "record": lambda: fails(directory, "write_record", full),
+        "result": lambda: fails(run, "write_json", full),
+        "bug": lambda: fails(log.Log, "write", TypeError("a bug"), after=2),
+        "stop": lambda: fails(log.Log, "write", train.Anomaly("it diverged"), after=2),
         "checkpoint": damage_newest,
         "slow": lambda: setattr(toy_gan, "build", lambda *_, **__: wait()),
     }[fault]()

@@ -1,7 +1,7 @@
 """What several files of fault tests compare with."""
 
-import harness
 import pytest
+from checks import harness
 
 
 @pytest.fixture(scope="module")

@@ -76,15 +76,15 @@ def arguments(module, rng):
     return argv
 
 
-def traced(algorithm, source, *, seed, mode="jit", **plan):
+def traced(algorithm, source, spec, plan, *, mode="jit"):
     """In the place of ``train.fit``: the step is traced, and neither compiled nor run."""
     if not source.windows and mode == "jit":
-        root = jax.random.key(seed)
+        root = jax.random.key(spec.seed)
         state = jax.eval_shape(algorithm.init, root)
         jax.eval_shape(
             lambda s, d: algorithm.step(s, source.batch_at(d, s.step), root), state, source.data
         )
-    return train.Result("done", plan["steps"], {}, {})
+    return train.Result("done", plan.steps, {}, {})
 
 
 def end_of(call, argv, capfd):
@@ -135,8 +135,8 @@ def test_experiments(name, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fit = train.fit  # of classifiers whose features are compared
 
-    def fit_or_trace(algorithm, source, **plan):
-        return (traced if plan["name"] == name else fit)(algorithm, source, **plan)
+    def fit_or_trace(algorithm, source, spec, plan, **options):
+        return (traced if plan.name == name else fit)(algorithm, source, spec, plan, **options)
 
     monkeypatch.setattr(train, "fit", fit_or_trace)
     script = experiments.find(name)

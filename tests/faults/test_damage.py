@@ -6,11 +6,10 @@ import importlib
 import shutil
 import traceback
 
-import damage
-import harness
 import jax
 import numpy as np
 import pytest
+from checks import damage, harness
 from PIL import Image
 
 from bpgan import cli, data

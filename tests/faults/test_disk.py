@@ -11,11 +11,11 @@ import subprocess
 import jax
 import numpy as np
 import pytest
-from harness import assert_same, finish, start, wait_for_step
+from checks.harness import assert_same, finish, start, wait_for_step
 from test_train import small_gan, source
 
-from bpgan.runtime import parallel
 from bpgan.runtime.checkpoint import Checkpoints, Keep
+from bpgan.runtime.program import compile_program
 
 pytestmark = [pytest.mark.usefixtures("optimized"), pytest.mark.filterwarnings("ignore")]
 
@@ -102,7 +102,7 @@ def test_directory_without_permission(tmp_path):
 def saved(optimized, tmp_path_factory):
     """Two checkpoints, and what is in them."""
     path = tmp_path_factory.mktemp("saved")
-    program = parallel.compile(small_gan(), source(), seed=0)
+    program = compile_program(small_gan(), source(), seed=0)
     checkpoints = Checkpoints(path, keep=Keep(2))
     carry, values = program.init(), {}
     for step in (2, 4):

@@ -7,10 +7,10 @@ import signal
 import sys
 import time
 
-import harness
 import numpy as np
 import pytest
-from harness import assert_same, finish, kill, start, wait_for_step
+from checks import harness
+from checks.harness import assert_same, finish, kill, start, wait_for_step
 
 pytestmark = [pytest.mark.usefixtures("optimized"), pytest.mark.filterwarnings("ignore")]
 

@@ -9,7 +9,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from harness import assert_same, finish, start
+from checks.harness import assert_same, finish, start
 
 pytestmark = [pytest.mark.usefixtures("optimized"), pytest.mark.filterwarnings("ignore")]
 

@@ -13,10 +13,10 @@ import time
 import jax
 import numpy as np
 import pytest
-from harness import LIMIT, ROOT, arrays, finish, kill, logged, start, wait_for_step
+from checks.harness import LIMIT, ROOT, arrays, finish, kill, logged, start, wait_for_step
 from jax.experimental import multihost_utils
 
-from bpgan.runtime import peers, run
+from bpgan.runtime import directory, peers
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -209,7 +209,7 @@ def test_what_only_the_first_process_checks(tmp_path):
     """A directory that is busy, flags of another run, and a checkpoint that one process cannot read."""
     path = tmp_path / "run"
     assert ends_of(meet("nothing", 0, path))[0] == [0, 0]
-    with run.locked(path):
+    with directory.locked(path):
         codes, said = ends_of(meet("nothing", 0, path, steps=60))
     assert codes == [2, 2] and "another process is training here" in said[0]
     codes, said = ends_of(meet("nothing", 0, path, "--lr=0.2", steps=60))

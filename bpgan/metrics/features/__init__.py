@@ -4,7 +4,6 @@ A number is comparable with another one only if both came from the same net on t
 ``Extractor`` carries its name, the hash of its weights and what it does to an image, and every report shows them.
 """
 
-import importlib
 import traceback
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -56,22 +55,19 @@ def in_batches(
     return np.concatenate(list(rows()))
 
 
-def plug(path: str) -> Extractor:
-    """A user's own ``images uint8 [n, h, w, c] -> features [n, f]``, by import path ``package.module:function``.
+def plug(function: Callable[[np.ndarray], np.ndarray], path: str) -> Extractor:
+    """A user's own ``images uint8 [n, h, w, c] -> features [n, f]``.
+
+    Args:
+      function: the user's.
+      path: the name of the extractor and of the function in messages, such as ``package.module:function``.
 
     Raises:
-      UserError: if there is no such function, or it cannot be imported; later, if it fails or returns something else.
+      ValueError: if it is no function.
+      UserError: later, if it fails or returns something else.
     """
-    module, colon, name = path.partition(":")
-    if not colon or not module or not name:
-        raise UserError(f"{path}: must be MODULE:FUNCTION")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the module does when it is imported
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot be imported ({reason})") from None
     if not callable(function):
-        raise UserError(f"{path}: is not a function")
+        raise ValueError("is not a function")
 
     widths: set[int] = set()
 

@@ -129,7 +129,9 @@ def params_of(state: dict[str, np.ndarray], path: Any = "weights") -> dict[str, 
       UserError: if the state dict is of another network.
     """
     weights.expect(state, shapes(), path)
-    params = {name: weights.folded(state, *pair, eps=EPS) for name, pair in _layers().items()}
+    params = {
+        name: weights.fold_batch_norm(state, *pair, eps=EPS) for name, pair in _layers().items()
+    }
     return params | {"logits": {"kernel": state["_fc.weight"].T, "bias": state["_fc.bias"]}}
 
 
@@ -156,7 +158,7 @@ def extractor(path: str | pathlib.Path | None = None) -> Extractor:
     @jax.jit
     def forward(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         # As the TensorFlow model's own evaluation normalizes: mean 127, scale 1/128.
-        x = (preprocess.resized(x, SIZE, "clean") - 127) / 128
+        x = (preprocess.resize(x, SIZE, "clean") - 127) / 128
         return EfficientNetLite0().apply({"params": params}, x)  # type: ignore[return-value]
 
     def function(part: int):

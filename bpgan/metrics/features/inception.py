@@ -225,14 +225,14 @@ def params_of(
             node = params
             for part in layer.split("."):
                 node = node.setdefault(part, {})
-            node["conv"] = weights.folded(state, f"{layer}.conv", f"{layer}.bn", eps=eps)
+            node["conv"] = weights.fold_batch_norm(state, f"{layer}.conv", f"{layer}.bn", eps=eps)
     return params
 
 
 def taps(params: Any, images: jax.Array, preset: str = "tf1") -> dict[str, jax.Array]:
     """Everything ``InceptionV3`` gives of images uint8 ``[b, h, w, 3]``, traceable."""
     how, mean, scale = PRESETS[preset]
-    x = (preprocess.resized(images, SIZE, how) - mean) / scale
+    x = (preprocess.resize(images, SIZE, how) - mean) / scale
     return InceptionV3().apply({"params": params}, x)  # type: ignore[return-value]
 
 

@@ -58,7 +58,7 @@ def _bicubic(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-def resized(images: jax.Array, target: int, how: Resize) -> jax.Array:
+def resize(images: jax.Array, target: int, how: Resize) -> jax.Array:
     """``[b, h, w, c]`` of any type as float32 ``[b, target, target, c]``, in the same units."""
     _, h, w, _ = images.shape
     x = images.astype(jnp.float32)

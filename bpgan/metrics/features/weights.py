@@ -333,7 +333,7 @@ def _fetch(url: str, path: pathlib.Path, name: str) -> None:
         raise UserError(f"{url}: broke off after {done} of {total} bytes")
 
 
-def folded(
+def fold_batch_norm(
     state: dict[str, np.ndarray], conv: str, norm: str, *, eps: float
 ) -> dict[str, np.ndarray]:
     """A convolution and the batch norm behind it, with its running statistics, as one convolution with a bias.

@@ -9,7 +9,8 @@ import sys
 
 import jax
 import numpy as np
-from tensorboard_points import assert_says_the_log
+
+from checks.tensorboard_points import assert_says_the_log
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 STEPS = 400

@@ -1,4 +1,4 @@
-"""Damages of files, as disks, editors, copies and synchronisers make them; each a function of a seed."""
+"""Damages of files, as disks, editors, copies and synchronizers make them; each a function of a seed."""
 
 import json
 import os

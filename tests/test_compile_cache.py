@@ -8,14 +8,14 @@ import sys
 import pytest
 from jax._src.lru_cache import LRUCache
 
-from bpgan.runtime import programs
+from bpgan.runtime import compile_cache
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture
 def cache(tmp_path):
-    return programs._Checked(LRUCache(str(tmp_path), max_size=-1), str(tmp_path))
+    return compile_cache._Checked(LRUCache(str(tmp_path), max_size=-1), str(tmp_path))
 
 
 def file_of(folder, key):
@@ -69,8 +69,8 @@ def test_a_full_disk_is_said_once(cache, tmp_path, capsys, monkeypatch):
 
 PROGRAM = """
 import jax
-from bpgan.runtime import parallel
-parallel.setup()
+from bpgan.runtime import distributed
+distributed.setup()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 plus, times = jax.jit(lambda x: x + 5), jax.jit(lambda x: x * 5)
 print(plus(1), times(1))

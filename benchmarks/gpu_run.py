@@ -1,0 +1,526 @@
+"""Everything that bpgan promises of a GPU, in one command of at most nine minutes.
+
+    bash benchmarks/gpu_run.sh [PHASE...] [--out=DIR] [--seconds=540] [--rehearse]
+
+The phases, the most important first; each is a process of its own with a time limit, and the next one starts whatever
+became of it:
+
+============  ========================================================================================================
+machine       packages and devices; a run, its resumption and their report by the command line; what float32 means here
+bits          whether two processes end in the same bits: one takes the program of the other, one compiles it anew
+mlp           the article's GAN against PyTorch
+flags         what XLA's flags do to the speed of the same programs: one CUDA graph, deterministic kernels
+sngan         the networks of ``sngan-32`` against PyTorch
+sweep         members of a sweep as one program: vmap, map
+r3gan         the networks of ``r3-32`` against PyTorch
+tests         fast tests with optimized programs on the GPU, as many as there is time for
+============  ========================================================================================================
+
+Every result is a line of JSON in ``DIR/results.jsonl``, written when it is known; the first line names the card, the
+driver, the versions and the commit. ``--rehearse`` tries everything at tiny sizes on a CPU.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from benchmarks import gpu, peers
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LIMITS = {
+    "machine": 60, "bits": 115, "mlp": 85, "flags": 70, "sngan": 80, "sweep": 45, "r3gan": 75, "tests": 120,
+}  # fmt: skip
+"""Seconds of each phase at most; what one leaves is for those after it, and what is left in the end for the tests."""
+GRAPHS = "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL,+CONVOLUTION"
+MODES = {
+    "default": "",
+    "no nondeterministic kernels": "--xla_gpu_exclude_nondeterministic_ops=true",
+    "deterministic": "--xla_gpu_deterministic_ops=true",
+}
+FLAGS = MODES | {"one graph": GRAPHS, "no graphs": "--xla_gpu_enable_command_buffer="}
+RECIPES = {
+    "article": ("mnist_gan", ["--preset=article"]),
+    "mnist": ("mnist_gan", []),
+    "sngan": ("image_gan", ["--preset=sngan-32"]),
+    "r3": ("image_gan", ["--preset=r3-32", "--batch_size=64"]),
+    "stylegan2": ("image_gan", ["--preset=stylegan2-32"]),
+    "tiny": ("mnist_gan", ["--preset=smoke"]),
+}
+"""Experiments and flags; the images of ``image_gan`` are random."""
+TESTS = (
+    "nets",
+    "architectures",
+    "penalties",
+    "gan",
+    "augment",
+    "metrics_neighbors",
+    "sweep",
+    "train",
+)
+
+
+class Run(NamedTuple):
+    """What every phase is given.
+
+    Attributes:
+      out: folder of the results.
+      tiny: whether this is a rehearsal.
+      seconds: of this phase; ``begun`` is its start, by the monotonic clock.
+    """
+
+    out: pathlib.Path
+    tiny: bool
+    seconds: float
+    begun: float
+
+    @property
+    def left(self) -> float:
+        return self.seconds - (time.monotonic() - self.begun)
+
+    def say(self, phase: str, **row: Any) -> None:
+        """Prints a result and keeps it at once, for nobody knows whether the next one comes."""
+        line = json.dumps({"phase": phase, "at": round(time.monotonic() - self.begun, 1), **row})
+        print(line, flush=True)
+        with open(self.out / "results.jsonl", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+# --- Children -----------------------------------------------------------------------------------------------------
+
+
+class Child:
+    """A process in which one function of this module runs, in ``CHILDREN``; its answer is one line of JSON."""
+
+    def __init__(self, name: str, *arguments: Any, limit: float, **environment: str):
+        self.deadline = time.monotonic() + limit
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.gpu_run", "--child", name, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | environment,
+        )
+
+    def answer(self) -> dict[str, Any]:
+        """What it found, or ``{"failed": reason}``."""
+        try:
+            said, _ = self.process.communicate(timeout=max(1.0, self.deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            said, _ = self.process.communicate()
+            return {"failed": f"no answer within its limit: {said[-300:]}"}
+        lines = [line for line in said.splitlines() if line.startswith("@")]
+        if self.process.returncode or not lines:
+            return {"failed": f"exit code {self.process.returncode}: {said[-400:]}"}
+        return json.loads(lines[-1][1:])
+
+
+def recipe(name: str) -> Any:
+    """The experiment of one of ``RECIPES``."""
+    module, argv = RECIPES[name]
+    return gpu.build(module, argv, (32, 32, 3) if module == "image_gan" else None)
+
+
+def trained(name: str, steps: str, calls: str) -> dict[str, Any]:
+    """Hashes of the whole state before the first and after the last step, and the speed after them.
+
+    The steps are grouped into so many calls of the compiled program, after a call of one step.
+    """
+    import jax
+    import numpy as np
+
+    def bits(carry: Any) -> str:
+        found = hashlib.sha256()
+        for leaf in jax.tree.leaves(carry.state):
+            found.update(np.asarray(leaf).tobytes())
+        return found.hexdigest()[:12]
+
+    start = time.perf_counter()
+    program = gpu.compiled(lambda: recipe(name))
+    carry = program.init()
+    first = bits(carry)
+    carry, finite = program.run(carry, 1)
+    jax.block_until_ready(carry)
+    compiled, done = time.perf_counter() - start, 1
+    for i in range(int(calls)):
+        k = (int(steps) - done) // (int(calls) - i)
+        carry, finite = program.run(carry, k)
+        done += k
+    last = bits(carry)
+    k, took = 1, 0.0
+    while took < 0.8:
+        k *= 2
+        start = time.perf_counter()
+        carry, finite = program.run(carry, k)
+        jax.block_until_ready(carry)
+        took = time.perf_counter() - start
+    used = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+    return {
+        "bits": [first, last],
+        "finite": bool(finite),
+        "first_call_s": round(compiled, 1),
+        "steps_per_s": round(k / took, 2),
+        "memory_mb": round(used / 1e6),
+    }
+
+
+def members(net: str, size: str, lowering: str) -> dict[str, Any]:
+    """Steps of a sweep's members per second, as one program."""
+    import numpy as np
+
+    from benchmarks.sweep import group_of
+
+    count, start = int(size), time.perf_counter()
+    group = group_of(net, count, lowering)
+    carry, alive = group.init(), np.ones(count, bool)
+    carry, _ = group.run(carry, 1, alive)
+    compiled = time.perf_counter() - start
+    k, took = 1, 0.0
+    while took < 1.0:
+        k *= 2
+        start = time.perf_counter()
+        carry, _ = group.run(carry, k, alive)
+        took = time.perf_counter() - start
+    return {"steps_per_s_in_all": round(count * k / took, 1), "first_call_s": round(compiled, 1)}
+
+
+def devices() -> dict[str, Any]:
+    """Devices and their memory, and how far a float32 product and convolution are from the exact one here."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from bpgan.nets import conv
+
+    rng = np.random.default_rng(0)
+    x, w = (
+        rng.standard_normal(shape).astype(np.float32) for shape in ((8, 16, 16, 64), (3, 3, 64, 64))
+    )
+    left, right = x.reshape(-1, 64), w[0, 0]
+    exact = left.astype(np.float64) @ right.astype(np.float64)
+    errors = {}
+    for level in ("default", "highest"):
+        with jax.default_matmul_precision(level):
+            product = np.asarray(jnp.asarray(left) @ jnp.asarray(right), np.float64)
+            errors[f"product, {level}"] = float(np.abs(product - exact).max() / np.abs(exact).max())
+            errors[f"convolution, {level}"] = np.asarray(conv.conv(x, w, padding=1), np.float64)
+    narrow, wide = errors["convolution, default"], errors.pop("convolution, highest")
+    errors["convolution, default"] = float(np.abs(narrow - wide).max() / np.abs(wide).max())
+    device = jax.devices()[0]
+    return {
+        "devices": [str(d.device_kind) for d in jax.devices()],
+        "memory_mb": round((device.memory_stats() or {}).get("bytes_limit", 0) / 1e6),
+        "relative_errors": errors,
+    }
+
+
+CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {
+    "trained": trained,
+    "members": members,
+    "devices": devices,
+}
+
+
+# --- Phases -------------------------------------------------------------------------------------------------------
+
+
+def machine(run: Run) -> None:
+    run.say("machine", **Child("devices", limit=run.left).answer())
+    folder = run.out / "smoke"
+    for steps in (8, 12):  # the second resumes the first
+        command = [
+            sys.executable, "-m", "experiments.mnist_gan", "--preset=smoke", "--tensorboard=false",
+            f"--workdir={folder}", f"--steps={steps}",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, run.left))
+        said = (done.stdout + done.stderr).strip()
+        run.say("machine", command=" ".join(command[1:]), code=done.returncode, said=said[-300:])
+
+
+def bits(run: Run) -> None:
+    names, steps = (["tiny"], 8) if run.tiny else (["mnist", "sngan", "stylegan2", "r3"], 60)
+    modes = dict(list(MODES.items())[:1]) if run.tiny else MODES
+    # Every recipe as it is comes first; then with the flags that should make the bits the same.
+    for mode, name in [(mode, name) for mode in modes for name in names]:
+        if run.left < 15:
+            run.say("bits", name=name, mode=mode, failed="no time left")
+            continue
+        caches = [str(run.out / "cache" / f"{name}-{len(mode)}-{i}") for i in (0, 1)]
+        flags = {"XLA_FLAGS": modes[mode]}
+        first, anew = (
+            Child(
+                "trained", name, steps, 1, limit=run.left, JAX_COMPILATION_CACHE_DIR=cache, **flags
+            )
+            for cache in caches
+        )
+        first, anew = first.answer(), anew.answer()
+        # The program of the first from its cache, and the steps in other calls, as after a resumption.
+        cached = Child(
+            "trained", name, steps, 4, limit=run.left, JAX_COMPILATION_CACHE_DIR=caches[0], **flags
+        ).answer()
+        found = [each.get("bits") for each in (first, cached, anew)]
+        same = None if None in found else [a == b for a, b in zip(found[0], found[1], strict=True)]
+        other = None if None in found else [a == b for a, b in zip(found[0], found[2], strict=True)]
+        run.say(
+            "bits", name=name, mode=mode, same_program=same, compiled_anew=other,
+            runs=[first, cached, anew],
+        )  # fmt: skip
+
+
+def flags(run: Run) -> None:
+    names = ["tiny"] if run.tiny else ["article", "mnist", "sngan"]
+    labels = ["default"] if run.tiny else list(FLAGS)
+    for label, name in [(label, name) for label in labels for name in names]:
+        if run.left < 8:
+            run.say("flags", name=name, flags=label, failed="no time left")
+            continue
+        cache = str(run.out / "cache" / f"flags-{name}-{len(label)}")
+        found = Child(
+            "trained",
+            name,
+            3,
+            1,
+            limit=run.left,
+            XLA_FLAGS=FLAGS[label],
+            JAX_COMPILATION_CACHE_DIR=cache,
+        ).answer()
+        run.say("flags", name=name, flags=label, **found)
+
+
+def speed(net: str, precision: str) -> Callable[[Run], None]:
+    """``benchmarks.gpu`` in a limited time: its peers start side by side, and whoever is late is left out."""
+
+    def phase(run: Run) -> None:
+        settings = gpu.Settings(
+            net,
+            "float32" if run.tiny else precision,
+            4 if run.tiny else gpu.KINDS[net].batch,
+            "cpu" if run.tiny else "cuda",
+        )
+        about = {} if run.tiny else gpu.card()
+        if run.tiny and net == "r3gan":  # takes minutes to compile for a CPU
+            return run.say(net, counted=json.loads(gpu.child(settings, gpu.COUNT, "cpu")))
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            pool = {}
+            for label, name, given in forms(settings):
+                os.environ["XLA_FLAGS"] = given
+                cores = sorted(os.sched_getaffinity(0))
+                prefix = settings.show() + name
+                pool[label] = peers.Peer("benchmarks.gpu", prefix, cores, folder, settings.device)
+                stack.callback(pool[label].stop)
+                pool[label].begin()
+            os.environ.pop("XLA_FLAGS", None)
+            counts = json.loads(gpu.child(settings, gpu.COUNT, "cpu"))
+            results = {}
+            for label, peer in pool.items():
+                waiting = run.left - (0 if run.tiny else 5 * len(pool))
+                if peer.wait(max(1.0, waiting)) and peer.answer():
+                    results[label] = []
+                else:
+                    peer.stop()
+            run.say(net, started=list(results), left_out=[n for n in pool if n not in results])
+            rounds(run, settings, {n: pool[n] for n in results}, counts, about)
+
+    return phase
+
+
+def forms(settings: gpu.Settings) -> Iterator[tuple[str, str, str]]:
+    """Labels, names and XLA's flags of the peers: PyTorch's where it is there, and bpgan's also as one graph."""
+    import importlib.util
+
+    for name in gpu.peers(settings):
+        if name == gpu.OURS or importlib.util.find_spec("torch"):
+            if settings.device == "cuda" or name in (gpu.OURS, gpu.EAGER):
+                yield name, name, ""
+    if settings.device == "cuda":
+        yield "bpgan, one graph", gpu.OURS, GRAPHS
+
+
+def rounds(run: Run, settings: gpu.Settings, pool: dict, counts: dict, about: dict) -> None:
+    """Asks the peers in turn while there is time, at least once; says the medians after every round."""
+    results: dict[str, list] = {label: [] for label in pool}
+    done, took = 0, 0.0
+    while results and done < (1 if run.tiny else 5) and (not done or run.left > 1.3 * took):
+        start = time.monotonic()
+        for label in list(results):
+            answer = pool[label].ask()
+            if answer is None:
+                del results[label]
+            else:
+                results[label].append(answer)
+        done, took = done + 1, time.monotonic() - start
+        if gpu.OURS not in results:
+            run.say(settings.net, failed="bpgan did not run")
+            return
+        summary = gpu.summarize(results, settings, counts, about.get("card", ""))
+        verdicts, _ = gpu.verdicts(summary)
+        run.say(settings.net, rounds=done, summary=summary, verdicts=verdicts)
+
+
+def sweep(run: Run) -> None:
+    cases = [("mlp", 2, "vmap")] if run.tiny else [
+        ("mlp", 1, "vmap"), ("mlp", 32, "vmap"), ("mlp", 8, "vmap"), ("mlp", 8, "map"), ("mlp", 128, "vmap"),
+        ("dcgan", 1, "vmap"), ("dcgan", 8, "vmap"),
+    ]  # fmt: skip
+    for net, size, lowering in cases:
+        if run.left < 8:
+            run.say("sweep", net=net, size=size, lowering=lowering, failed="no time left")
+            continue
+        found = Child("members", net, size, lowering, limit=run.left).answer()
+        run.say("sweep", net=net, size=size, lowering=lowering, **found)
+
+
+def tests(run: Run) -> None:
+    """Fast tests, whose programs are optimized as a user's, one file after the other."""
+    names = TESTS[:1] if run.tiny else TESTS
+    for name in names:
+        if run.left < 10:
+            run.say("tests", file=name, failed="no time left")
+            continue
+        command = [
+            sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-o", "filterwarnings=", "-p", "no:cacheprovider",
+            "--maxfail=40", f"tests/test_{name}.py", *(["-k", "lax or float64"] if run.tiny else []),
+        ]  # fmt: skip
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=run.left - 3,
+                env=os.environ | {"BPGAN_TESTS_OPTIMIZED": "1"},
+            )
+        except subprocess.TimeoutExpired as error:
+            said = (error.stdout or b"").decode(errors="replace")
+            run.say("tests", file=name, failed="no time left", said=said[-200:])
+            continue
+        lines = done.stdout.splitlines()
+        bad = [line[:160] for line in lines if line.startswith(("FAILED", "ERROR"))]
+        run.say(
+            "tests",
+            file=name,
+            code=done.returncode,
+            said=(lines or [done.stderr[-200:]])[-1],
+            bad=bad,
+        )
+
+
+PHASES: dict[str, Callable[[Run], None]] = {
+    "machine": machine,
+    "bits": bits,
+    "mlp": speed("mlp", "float32"),
+    "flags": flags,
+    "sngan": speed("sngan", "tf32"),
+    "sweep": sweep,
+    "r3gan": speed("r3gan", "bfloat16"),
+    "tests": tests,
+}
+
+
+# --- The whole ----------------------------------------------------------------------------------------------------
+
+
+def commit() -> str:
+    """The commit of this checkout, or a hash of the package's files where git knows none."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if found.returncode == 0:
+        return found.stdout.strip()
+    digest = hashlib.sha256()
+    for path in sorted(ROOT.glob("bpgan/**/*.py")):
+        digest.update(path.read_bytes())
+    return f"no commit is known; the files of bpgan have SHA-256 {digest.hexdigest()[:12]}"
+
+
+def about(tiny: bool) -> dict[str, Any]:
+    """The card, its driver and clocks, the versions and the commit."""
+    from importlib import metadata, util
+
+    query = "name,driver_version,clocks.sm,clocks.max.sm,power.limit"
+    row: dict[str, Any] = {"commit": commit(), **peers.machine(), "rehearsal": tiny}
+    for package in ("optax", "orbax-checkpoint", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            row[package] = metadata.version(package)
+    for package in ("tensorboardX", "array_record", "grain", "tensorflow_datasets"):
+        row[package] = util.find_spec(package) is not None
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        row["cards"] = [
+            dict(zip(query.split(","), line.split(", "), strict=False))
+            for line in lines.splitlines()
+        ]
+    return row
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("phases", nargs="*", metavar="PHASE", help="all if none is named")
+    parser.add_argument(
+        "--out", default=str(ROOT / "runs" / "gpu_run"), help="folder of the results"
+    )
+    parser.add_argument("--seconds", type=float, default=540.0, help="of everything together")
+    parser.add_argument("--rehearse", action="store_true", help="at tiny sizes on a CPU")
+    parser.add_argument("--phase", help=argparse.SUPPRESS)  # one, in this process
+    given = parser.parse_args()
+    if unknown := [name for name in given.phases if name not in PHASES]:
+        parser.error(f"{unknown[0]}: must be one of {', '.join(PHASES)}")
+    begun, out = time.monotonic(), pathlib.Path(given.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if given.phase:
+        PHASES[given.phase](Run(out, given.rehearse, given.seconds, begun))
+        return 0
+    if given.rehearse:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    whole = Run(out, given.rehearse, given.seconds, begun)
+    whole.say("about", **about(given.rehearse))
+    for name in given.phases or PHASES:
+        limit = min(
+            whole.left - 3, whole.left if name == "tests" or given.rehearse else LIMITS[name]
+        )
+        if limit < 10:
+            whole.say(name, failed="no time left")
+            continue
+        print(f"== {name}: at most {limit:.0f} s", file=sys.stderr)
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.gpu_run",
+            f"--phase={name}",
+            f"--out={out}",
+            f"--seconds={limit}",
+        ]
+        with subprocess.Popen(
+            command + ["--rehearse"] * given.rehearse, start_new_session=True
+        ) as child:
+            try:
+                code = child.wait(limit + 2)
+            except subprocess.TimeoutExpired:
+                code = "none: it was ended"
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # whatever it has left running
+        if code:
+            whole.say(name, failed=f"exit code {code}")
+    whole.say("done", seconds=round(time.monotonic() - begun, 1))
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        print("@" + json.dumps(CHILDREN[sys.argv[2]](*sys.argv[3:])))
+        sys.exit(0)
+    sys.exit(main())

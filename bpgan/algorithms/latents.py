@@ -1,0 +1,38 @@
+"""Distributions of latents by name."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from bpgan.algorithms import gan
+from bpgan.types import PRNG
+from bpgan.types import Latents as Array
+
+DISTRIBUTIONS: dict[str, Callable[..., Callable[[PRNG, int], Array]]] = {
+    "normal": gan.normal_latents,
+    "uniform": gan.uniform_latents,
+}
+"""``distribution(dim, dtype) -> draw``, by name."""
+
+
+class Latents(NamedTuple):
+    """A distribution and its dimension.
+
+    Attributes:
+      kind: of ``DISTRIBUTIONS``.
+      dim: numbers in a z.
+    """
+
+    kind: str
+    dim: int
+
+    def draw(self, dtype: Any, *options: Any) -> Callable[[PRNG, int], Array]:
+        """``(key, n) -> z[n, dim]``; the options are those of the distribution, such as a truncation."""
+        return DISTRIBUTIONS[self.kind](self.dim, dtype, *options)
+
+    @classmethod
+    def parse(cls, text: str) -> "Latents":
+        """Reads ``normal:DIM`` or ``uniform:DIM``. Raises ValueError for anything else."""
+        kind, _, dim = text.partition(":")
+        if kind not in DISTRIBUTIONS or not dim.isdecimal() or int(dim) < 1:
+            raise ValueError("must be " + " or ".join(f"{name}:DIM" for name in DISTRIBUTIONS))
+        return cls(kind, int(dim))

@@ -1,0 +1,187 @@
+"""The rows of all metrics of all candidates, in the features of one net; ``rows`` has their form."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from bpgan import cli, data
+from bpgan.evaluation.images import Images, embed, embed_split
+from bpgan.evaluation.rows import Row
+from bpgan.evaluation.samples import Candidate, classes_of
+from bpgan.evaluation.table import METRICS, Metric, Sets
+from bpgan.metrics import classes
+from bpgan.metrics.features import Extractor
+from bpgan.types import UserError
+from bpgan.version import __version__
+
+
+def evaluate(
+    candidates: Sequence[Candidate],
+    dataset: str,
+    extractor: Extractor,
+    metrics: Mapping[str, Metric],
+    seed: int,
+) -> list[Row]:
+    """A row for each number of each candidate.
+
+    ``real`` is the metric of as many training images, all if they are fewer, in the place of the samples; of the test
+    images' one half against the other where the metric looks at the training images itself. Each ``Metric`` says what
+    stands beside its numbers.
+
+    Args:
+      candidates: what is evaluated.
+      dataset: what it is compared with, by name.
+      extractor: the feature net.
+      metrics: by name, as ``table.parse`` gives them.
+      seed: of subsets.
+
+    Raises:
+      UserError: if a candidate has other classes than the dataset, and a metric of classes is asked for; or images of
+        another shape.
+    """
+    splits = {split: data.load(dataset, split) for split in ("train", "test")}
+    logits = needs_logits(metrics)
+    train, real = (embed_split(splits[split], extractor, logits) for split in ("train", "test"))
+    rng = np.random.default_rng(seed)
+    rows = []
+    for candidate in candidates:
+        if candidate.x.shape[1:] != real.x.shape[1:]:
+            ours, theirs = candidate.x.shape[1:], real.x.shape[1:]
+            raise UserError(f"{candidate.name}: images are {ours}, those of {dataset} {theirs}")
+        y, by = _match(candidate, splits["train"], metrics)
+        best = train.take(np.sort(rng.permutation(len(train.x))[: len(candidate.x)]))
+        sets = Sets(
+            _embed_candidate(candidate, y, extractor, logits),
+            embed(candidate.untrained, y, extractor, logits),
+            train,
+            real,
+            best if y is not None else best._replace(y=None),
+            splits["train"].classes,
+        )
+        facts = {
+            "of": candidate.name,
+            **candidate.facts,
+            "matched_by": by,
+            "n": len(candidate.x),
+            "seed": seed,
+            "reference": f"{dataset} test",
+            "reference_images": len(real.x),
+            "reference_sha256": splits["test"].sha256,
+            "train_images": len(train.x),
+            "train_sha256": splits["train"].sha256,
+            "real_images": len(sets.best.x),
+            "quantization": "uint8",
+            "versions": _versions(),
+        }
+        for name, metric in metrics.items():
+            found = _measure(name, metric, sets, extractor, candidate.name, seed, rng)
+            rows += [row | facts for row in found]
+    return rows
+
+
+def needs_logits(metrics: Mapping[str, Metric]) -> bool:
+    """Whether one of the metrics needs logits."""
+    return any(not each.needs.isdisjoint({"logits", "classes"}) for each in metrics.values())
+
+
+def name_of(number: str, extractor: Extractor) -> str:
+    """With the feature net; only distances in the published Inception net's features are FID and KID."""
+    if extractor.inception:
+        number = number.replace("FD", "FID").replace("KD", "KID")
+    return f"{number}-{extractor.name}"
+
+
+def _match(
+    candidate: Candidate, split: data.Dataset, metrics: Mapping[str, Metric]
+) -> tuple[np.ndarray | None, str]:
+    """The labels of a candidate in the numbers of the dataset, None if either has none or they play no part; and by
+    what they were matched: ``name``, ``number`` or ""."""
+    of_classes = any(metric.covers for metric in metrics.values())
+    if candidate.y is None or split.classes < 2 or not of_classes:
+        return None, ""
+    try:
+        found = classes.match(candidate.y, candidate.called, classes_of(split))
+    except ValueError as error:
+        others = ",".join(name for name, metric in METRICS.items() if not metric.covers)
+        raise UserError(
+            f"{candidate.name}: {error}, {split.name}; `metrics={others}` need no classes"
+        ) from None
+    if found.doubt:
+        print(f"warning: {candidate.name}: classes are {found.doubt}", file=sys.stderr, flush=True)
+    return found.labels, found.by
+
+
+def _embed_candidate(
+    candidate: Candidate, y: np.ndarray | None, extractor: Extractor, logits: bool
+) -> Images:
+    """The samples with their features and, by a classifier of the data, what it sees in turned latents."""
+    fake = embed(candidate.x, y, extractor, logits)
+    if candidate.turned is None or fake.logits is None or not extractor.of_data:
+        return fake
+    m, k = candidate.turned.shape[:2]
+    flat = candidate.turned.reshape(m * k, *candidate.x.shape[1:])
+    seen = embed(flat, None, extractor, True).logits
+    assert seen is not None  # as of the samples
+    return fake._replace(turned=seen.argmax(1).reshape(m, k))
+
+
+def _measure(
+    name: str,
+    metric: Metric,
+    sets: Sets,
+    extractor: Extractor,
+    of: str,
+    seed: int,
+    rng: np.random.Generator,
+) -> list[Row]:
+    """The rows of one metric, without the facts of the candidate ``of``; none, and why, if it cannot be had."""
+
+    def leave_out(why: str, what: str = of) -> list[Row]:
+        print(f"  {what}: {name} left out: {why}", flush=True)
+        return []
+
+    begin, covered, fake = time.perf_counter(), None, sets.fake
+    if "classes" in metric.needs and fake.y is not None and not extractor.of_data:
+        return leave_out("it is no classifier of the data", extractor.name)
+    if lacking := metric.lacks(fake, sets.real):
+        return leave_out(lacking)
+    if metric.covers and fake.y is not None:
+        assert sets.real.y is not None  # what its classes were matched with
+        covered = metric.covers(fake.y, sets.real.y)
+        if not len(covered):
+            return leave_out("no class has images enough")
+    controls = metric.controls(sets, covered, rng)
+    try:
+        values = metric(fake, sets.real, sets.train, seed)
+        floor = metric(controls.best, controls.reference, sets.train, seed)
+        ceiling = metric(controls.worst, sets.real, sets.train, seed)
+    except (ValueError, UserError) as error:  # too few images, or small ones; features not finite
+        return leave_out(cli.message_of(error))
+    took = time.perf_counter() - begin
+    print(f"  {of}: {name} with {extractor.name} in {took:.1f} s", flush=True)
+    pixels = metric.of_pixels
+    return [
+        {
+            "metric": number if pixels else name_of(number, extractor),
+            "value": value,
+            "real": floor.get(number),
+            "untrained": ceiling.get(number),
+            "better": metric.better.get(number, ""),
+            "classes": None if covered is None else len(covered),
+            "of_classes": None if covered is None else sets.classes,
+            "features": "" if pixels else extractor.name,
+            "features_sha256": "" if pixels else extractor.sha256,
+            "preprocessing": "" if pixels else extractor.preprocessing,
+        }
+        for number, value in values.items()
+    ]
+
+
+def _versions() -> str:
+    packages: list[tuple[str, Any]] = [("bpgan", __version__)]
+    packages += [(name, metadata.version(name)) for name in ("jax", "numpy", "scipy")]
+    return ", ".join(f"{name} {version}" for name, version in packages)

@@ -1,0 +1,100 @@
+"""Images twice as large and half as large, by the filters of the architectures.
+
+============  ======================  ======================  =======================
+filter        twice as large          half as large           edges
+============  ======================  ======================  =======================
+[1, 1]        ``nearest2``            ``downsample2``         each pixel by itself
+[1, 3, 3, 1]  ``upsample2``           ``downsample1331``      repeated
+[1, 2, 1]     ``upsample121``         ``downsample121``       zero outside
+============  ======================  ======================  =======================
+
+All are sums of shifted copies; none is a convolution, an indexing or a product with a dense matrix.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+
+from bpgan.types import Images
+
+
+def nearest2(x: Images) -> Images:
+    """``[b, h, w, c] -> [b, 2h, 2w, c]``: every pixel becomes a 2x2 square."""
+    b, h, w, c = x.shape
+    x = jnp.broadcast_to(x.reshape(b, h, 1, w, 1, c), (b, h, 2, w, 2, c))
+    return x.reshape(b, 2 * h, 2 * w, c)
+
+
+def downsample2(x: Images) -> Images:
+    """``[b, 2h, 2w, c] -> [b, h, w, c]``: the mean of each 2x2 square."""
+    b, h, w, c = x.shape
+    if h % 2 or w % 2:
+        raise ValueError(f"downsample2: {h}x{w} cannot be halved")
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+
+
+def upsample2(x: Images) -> Images:
+    """``[b, h, w, c] -> [b, 2h, 2w, c]``, bilinear with half-pixel centers.
+
+    Each output pixel lies a quarter of a pixel off an input pixel, so per axis
+    ``y[2i] = (x[i-1] + 3 x[i]) / 4``, ``y[2i+1] = (3 x[i] + x[i+1]) / 4``, the edge repeated. The
+    same as ``jax.image.resize(x, ..., "bilinear")``, which multiplies by dense ``[h, 2h]``
+    matrices.
+    """
+    for axis in (1, 2):
+        n = x.shape[axis]
+        # Not jnp.pad(mode="edge"), whose derivative is ten times slower on CPU.
+        first, last = (lax.slice_in_dim(x, i, i + 1, axis=axis) for i in (0, n - 1))
+        before = lax.concatenate([first, lax.slice_in_dim(x, 0, n - 1, axis=axis)], axis)
+        after = lax.concatenate([lax.slice_in_dim(x, 1, n, axis=axis), last], axis)
+        pairs = jnp.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis=axis + 1)
+        x = pairs.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
+    return x
+
+
+def downsample1331(x: Images) -> Images:
+    """``[b, 2h, 2w, c] -> [b, h, w, c]``, a quarter of the adjoint of ``upsample2``.
+
+    Per axis ``y[i] = (x[2i-1] + 3 x[2i] + 3 x[2i+1] + x[2i+2]) / 8``, the edges repeated.
+    """
+    for axis in (1, 2):
+        n = x.shape[axis] // 2
+        pairs = x.reshape(*x.shape[:axis], n, 2, *x.shape[axis + 1 :])
+        even, odd = (lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
+        first, last = (
+            lax.slice_in_dim(even, 0, 1, axis=axis),
+            lax.slice_in_dim(odd, n - 1, n, axis=axis),
+        )
+        before = lax.concatenate([first, lax.slice_in_dim(odd, 0, n - 1, axis=axis)], axis)
+        after = lax.concatenate([lax.slice_in_dim(even, 1, n, axis=axis), last], axis)
+        x = 0.125 * (before + after) + 0.375 * (even + odd)
+    return x
+
+
+def _filter2(x: Images, axis: int) -> Images:
+    """``y[2i] = (x[i-1] + x[i]) / 2, y[2i+1] = x[i]`` along an axis: zeros between, then [1, 2, 1] / 2."""
+    n = x.shape[axis]
+    pad = [(0, 0, 0)] * x.ndim
+    pad[axis] = (1, -1, 0)
+    before = lax.pad(x, jnp.zeros((), x.dtype), pad)
+    pairs = jnp.stack([0.5 * before + 0.5 * x, x], axis=axis + 1)
+    return pairs.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
+
+
+def _filter_half(x: Images, axis: int) -> Images:
+    """``y[i] = (x[2i-1] + 2 x[2i] + x[2i+1]) / 4`` along an axis, with zero outside."""
+    n = x.shape[axis] // 2
+    pairs = x.reshape(*x.shape[:axis], n, 2, *x.shape[axis + 1 :])
+    even, odd = (lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
+    pad = [(0, 0, 0)] * x.ndim
+    pad[axis] = (1, -1, 0)
+    return 0.25 * lax.pad(odd, jnp.zeros((), x.dtype), pad) + 0.5 * even + 0.25 * odd
+
+
+def upsample121(x: Images) -> Images:
+    """``[b, h, w, c] -> [b, 2h, 2w, c]`` by the filter [1, 2, 1], zero outside."""
+    return _filter2(_filter2(x, 1), 2)
+
+
+def downsample121(x: Images) -> Images:
+    """``[b, 2h, 2w, c] -> [b, h, w, c]`` by the filter [1, 2, 1], zero outside."""
+    return _filter_half(_filter_half(x, 1), 2)

@@ -1,0 +1,54 @@
+"""Pictures that a run leaves: grids of samples, as PNG files."""
+
+import os
+import pathlib
+import re
+
+import numpy as np
+
+from bpgan.files import replaced
+
+
+def to_bytes(images: np.ndarray) -> np.ndarray:
+    """Images in [-1, 1] as uint8: ``round(127.5 (x + 1))``, clipped, NaN black; uint8 is returned as it is."""
+    if images.dtype == np.uint8:
+        return images
+    x = np.nan_to_num(np.asarray(images, np.float64), nan=-1, posinf=1, neginf=-1)
+    return np.rint(127.5 * (np.clip(x, -1, 1) + 1)).astype(np.uint8)
+
+
+def image_grid(images: np.ndarray, *, columns: int = 10, gap: int = 2) -> np.ndarray:
+    """Images ``[n, h, w, c]`` side by side, row by row, as uint8 ``[H, W, c]``.
+
+    Args:
+      images: uint8, or floats in [-1, 1].
+      columns: images per row, or all if there are fewer; the last row is filled up with black.
+      gap: black pixels between images.
+    """
+    n, h, w, c = images.shape
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    grid = np.zeros((rows * (h + gap) - gap, columns * (w + gap) - gap, c), np.uint8)
+    for i, image in enumerate(to_bytes(images)):
+        top, left = i // columns * (h + gap), i % columns * (w + gap)
+        grid[top : top + h, left : left + w] = image
+    return grid
+
+
+def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Writes uint8 ``[h, w, 1|3|4]`` as PNG; a reader never sees half a file. Makes the folder if need be."""
+    from PIL import Image
+
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(path) as temporary:
+        plane = image[..., 0] if image.shape[-1] == 1 else image
+        Image.fromarray(plane).save(temporary, format="png")
+
+
+def grids(workdir: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
+    """The sample grids of a run, the newest last: step and file."""
+    found = [
+        (re.fullmatch(r"step_(\d+)\.png", p.name), p) for p in workdir.glob("samples/step_*.png")
+    ]
+    return sorted((int(match[1]), path) for match, path in found if match)
