@@ -482,19 +482,21 @@ def test_features_of_a_classifier_are_its_hidden_layer_and_alive():
     cfg = classifier.Config()
     built = classifier.build(cfg)
     state = cli.train(built, seed=0, steps=15)
+    from bpgan.evaluation.classifier import variables
     from bpgan.metrics.features import classifier as nets
 
-    extractor = nets.extractor(state.params, classes=10, name="net")
+    params = variables(state)["params"]
+    extractor = nets.extractor(params, classes=10, name="net")
     x, _ = data.load("mnist10k", "test").arrays()
     found = extractor.function(x[:501])
     assert found.shape == (501, 128) and (found.std(axis=0) > 0).all()
     assert extractor.name == f"net-{extractor.sha256[:8]}"
-    dense = state.params["dense1"]
+    dense = params["dense1"]
     logits = found @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"])
     np.testing.assert_allclose(extractor.logits(x[:501]), logits, rtol=1e-3, atol=1e-3)
-    moved = nets.extractor({**state.params, "dense1": state.params["dense1"]}, classes=10, name="n")
+    moved = nets.extractor({**params, "dense1": params["dense1"]}, classes=10, name="n")
     assert moved.sha256 == extractor.sha256
-    other = {**state.params, "dense1": {**dense, "bias": dense["bias"] + 1}}
+    other = {**params, "dense1": {**dense, "bias": dense["bias"] + 1}}
     assert nets.extractor(other, classes=10, name="n").sha256 != extractor.sha256
 
 
