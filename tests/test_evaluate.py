@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from bpgan import cli, data
-from bpgan.evaluation import features, samples, table
+from bpgan.evaluation import features, monitor, samples, table
 from bpgan.evaluation import rows as metrics_file
 from bpgan.evaluation.images import Images
 from bpgan.measures import direction
@@ -930,6 +930,25 @@ def test_the_table_knows_what_the_rule_for_logged_names_knows():
     assert {name: direction(f"{name}-net0-12ab") for name in better} == {
         name: sign[way] for name, way in better.items()
     }
+
+
+def test_the_best_checkpoint_is_by_the_first_metric_that_has_a_direction(monkeypatch):
+    """And what takes long is not computed while something trains."""
+    none = monitor.Monitors(lambda state: {}, lambda state: {}, {})
+    monkeypatch.setattr(monitor, "monitors", lambda *_: none)
+    built = mnist_gan.build(cli.resolve(mnist_gan.Config, mnist_gan.PRESETS, ["--preset=smoke"]))
+    own = table.Metric(lambda *_: {}, {"shine": "higher"}, while_training=True)
+    monkeypatch.setitem(table.METRICS, "shine", own)
+    held = data.load("mnist10k", "test")
+    for names, goal in (
+        ((), "min:eval/FD"),
+        (("kd",), "min:eval/KD"),
+        (("shine", "fd"), "max:eval/shine"),
+    ):
+        assert monitor.monitor(built, "mnist10k", held, *names).prefers == goal
+    with pytest.raises(ValueError, match="cas: not computed while"):
+        monitor.monitor(built, "mnist10k", held, "fd", "cas")
+    assert monitor.monitor(built, "mnist10k", None) is built
 
 
 @pytest.mark.parametrize("name", table.METRICS)
