@@ -154,7 +154,7 @@ def run(cfg: Config) -> None:
     """
     from bpgan.report import page as report
 
-    out = cli.writable(cfg.workdir, "workdir", cfg.workdir)
+    out = cli.make_folder(cfg.workdir, "workdir", cfg.workdir)
     train, test = (data.load(cfg.dataset, split, mirror=cfg.mirror) for split in ("train", "test"))
     for split in (train, test):
         mean, std = (", ".join(f"{v:.4f}" for v in values) for values in (split.mean, split.std))

@@ -116,7 +116,7 @@ def run(cfg: Config) -> None:
             f"must be < `high={cfg.high}`", argument="low", value=cfg.low, beside=["high"]
         )
     system, (module, flags) = SYSTEMS[cfg.system], chosen(cfg)
-    folder = cli.writable(cfg.workdir, "workdir", cfg.workdir)
+    folder = cli.make_folder(cfg.workdir, "workdir", cfg.workdir)
     parallel.setup(precision=flags.precision)
     lrs = np.geomspace(cfg.low, cfg.high, cfg.steps)
     algorithm = ramped(module, flags, system.flag, optim.geometric(cfg.low, cfg.high, cfg.steps))

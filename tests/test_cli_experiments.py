@@ -3,6 +3,7 @@
 import os
 import pathlib
 import pickle
+import shutil
 import subprocess
 import sys
 import types
@@ -45,7 +46,6 @@ def own(tmp_path, monkeypatch):
     """A folder with ``alone.py``, that imports its sibling ``beside.py``, and a package ``pack`` with ``inside.py``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
-    before = set(sys.modules)
     (tmp_path / "beside.py").write_text("NUMBER = 7\n")
     (tmp_path / "alone.py").write_text(OWN.format(imports="import beside\n"))
     (tmp_path / "pack").mkdir()
@@ -53,8 +53,9 @@ def own(tmp_path, monkeypatch):
     (tmp_path / "pack" / "near.py").touch()
     (tmp_path / "pack" / "inside.py").write_text(OWN.format(imports="from . import near\n"))
     yield tmp_path
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 def message(text):
@@ -73,6 +74,12 @@ def test_those_of_the_project_have_short_names():
         assert script.trains == hasattr(script.module, "build")
         assert experiments.describe(name)[1] == list(script.presets)
         assert experiments.program_of(name) == [f"experiments.{name}"]
+
+
+def test_where_their_folder_is_out_of_reach_another_program_runs_them(monkeypatch):
+    """As where a checkout is installed to be edited: Python finds bpgan from anywhere, and nothing else."""
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(ROOT)])
+    assert experiments.program_of("vae") == ["bpgan.cli", "vae"]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +193,19 @@ def test_an_experiment_that_only_says_what_it_is(own):
     assert message("less.py").startswith("is no experiment: it has neither build(cfg, axis_name)")
 
 
+def test_the_config_of_another_experiment_is_none_of_its_own(own):
+    """A run knows its experiment by the class of its config."""
+    (own / "taken.py").write_text("from experiments.linear_regression import Config, build\n")
+    said = "needs a Config of its own, if only derived from that of experiments.linear_regression"
+    assert message("taken.py") == said
+    code = "\nfrom bpgan import cli\ncli.main(Config, build)"
+    (own / "taken.py").write_text((own / "taken.py").read_text() + code)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "taken.py"]
+    done = subprocess.run(argv, cwd=own, env=env, capture_output=True, encoding="utf-8")
+    assert done.returncode == 2 and done.stderr == f"error: {own / 'taken.py'}: {said}\n"
+
+
 def test_what_is_in_no_file_has_no_name():
     assert experiments.name_of(types.ModuleType("__main__")) == ""
     assert experiments.label_of("") == "notebook"
@@ -203,5 +223,19 @@ def test_it_has_the_same_name_from_wherever_it_is_started(own):
         done = subprocess.run(argv, cwd=own, env=env, capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr
         assert f"done at step {epochs}" in done.stdout
-    record = cli.restore(own / "run")
-    assert record.name == path and record.step == 4 and record.config.own == 3
+    saved = cli.restore(own / "run")
+    assert saved.name == path and saved.step == 4 and saved.config.own == 3
+    moved = own / "pack" / "alone.py"
+    os.rename(path, moved)
+    with pytest.raises(UserError, match="there is none; if it has moved, `flags=experiment=...`"):
+        cli.restore(own / "run")
+    saved = cli.restore(own / "run", changes=[f"experiment={moved}"])
+    assert saved.name == str(moved) and saved.step == 4
+    argv = [sys.executable, str(moved), *flags, "--epochs=5"]
+    env["PYTHONPATH"] += os.pathsep + str(own)  # for its sibling
+    done = subprocess.run(argv, cwd=own, env=env, capture_output=True, encoding="utf-8")
+    assert "done at step 5" in done.stdout, done.stderr
+    shutil.copy(moved, path)  # the file of the run is still there: this is another
+    argv = [sys.executable, path, *flags, "--epochs=6"]
+    done = subprocess.run(argv, cwd=own, env=env, capture_output=True, encoding="utf-8")
+    assert done.returncode == 2 and f"holds a run of {moved}, not of {path}" in done.stderr

@@ -193,6 +193,8 @@ ASCII = "LC_ALL=C PYTHONCOERCECLOCALE=0 PYTHONUTF8=0"
 CASES = {
     "a platform that is not there": (2, "JAX_PLATFORMS=cuda {python} {train}", "JAX_PLATFORMS=cuda: is not there"),
     "a value that JAX refuses": (2, "JAX_ENABLE_X64=maybe {python} {train}", "'maybe' for environment"),
+    "the launcher with such a value": (2, "JAX_ENABLE_X64=maybe {python} launch.py --list", "'maybe' for environment"),
+    "any program with such a value": (2, "JAX_ENABLE_X64=maybe {python} -m bpgan.cli vae", "'maybe' for environment"),
     "a flag that XLA does not know": (2, "XLA_FLAGS=--xla_no=1 {python} {train}", "XLA_FLAGS=--xla_no=1: Unknown flag"),
     "no standard output": (0, "{python} {train} >&-", ""),
     "no stream at all": (0, "{python} {train} >&- 2>&- <&-", ""),

@@ -136,12 +136,12 @@ def test_changed_numbers_are_refused_and_moved_ones_are_not(tmp_path, capsys, no
     moved.write_text("x,y\n10,2\n20,3\n30,5\n")  # equal when standardized, with other weights
     assert run(f"--csv={moved}", "--epochs=12") == 2
     with pytest.raises(UserError, match="flags=csv=.*: other data than those of the run"):
-        cli.restored(tmp_path / "run", changes=[f"csv={moved}"])
+        cli.restore(tmp_path / "run", changes=[f"csv={moved}"])
     moved.unlink()
     with pytest.raises(UserError, match="--csv=.*moved, `flags=csv=...` says where to"):
-        cli.restored(tmp_path / "run", changes=[])
+        cli.restore(tmp_path / "run", changes=[])
     path.write_text("x,y\n1,2\n2,3\n3,5\n")
-    assert cli.restored(tmp_path / "run", changes=[f"csv={path}"]).step == 11
+    assert cli.restore(tmp_path / "run", changes=[f"csv={path}"]).step == 11
 
 
 def test_stochastic_gradient_descent_comes_near(houses):

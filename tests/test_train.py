@@ -530,7 +530,7 @@ def test_foreign_workdir_is_refused_and_untouched(tmp_path, prepare, message):
 
 def test_changed_configuration_is_refused_by_name(straight):
     before = (straight / "config.json").read_bytes()
-    with pytest.raises(UserError, match=r"--lr was 0.01, now 0.02"):
+    with pytest.raises(UserError, match=r"`lr` was 0.01, now 0.02"):
         fit(straight, 13, config={"lr": 0.02, "steps": 13})
     assert (straight / "config.json").read_bytes() == before
 
@@ -557,11 +557,11 @@ def test_a_run_follows_its_data_to_another_path(tmp_path):
         (path / "config.json").write_text(json.dumps(record | {"data": data_of_run}))
         (path / "metrics.jsonl").write_text('{"step": 1}\n')
         if refused:
-            with pytest.raises(UserError, match="--dataset was 'folder:a', now 'folder:b'"):
+            with pytest.raises(UserError, match="`dataset` was 'folder:a', now 'folder:b'"):
                 open_run(path, "folder:b", 1, now)
         else:
             assert open_run(path, "folder:b", 1, now) == path
-            with pytest.raises(UserError, match="--lr was 1, now 2"):
+            with pytest.raises(UserError, match="`lr` was 1, now 2"):
                 open_run(path, "folder:b", 2, now)
     with pytest.raises(ValueError, match="fingerprint must not be empty"):
         open_run(tmp_path / "none", "folder:a", 1, "")

@@ -102,7 +102,10 @@ def _duration_field(default: str, help: str) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What flags are made of, and the one that every experiment has."""
+    """What flags are made of, and the one that every experiment has.
+
+    A subclass that defines ``__post_init__`` calls this one's, which reads the texts that have a grammar.
+    """
 
     workdir: str = field(
         "",

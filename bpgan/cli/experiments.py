@@ -81,12 +81,21 @@ def find(text: str) -> Script:
     else:
         allowed = f"{', '.join(names())}, or of your own package.module or path/to/file.py"
         raise _refusal(text, f"must be one of {allowed}{did_you_mean(text, names())}")
+    if fault := find_fault(module):
+        raise _refusal(text, fault)
+    return Script(name_of(module), module)
+
+
+def find_fault(module: ModuleType) -> str:
+    """Why a module is no experiment; empty if it is one."""
     config = getattr(module, "Config", None)
     if not (isinstance(config, type) and issubclass(config, Config)):
-        raise _refusal(text, "is no experiment: it has no Config derived from cli.Config")
+        return "is no experiment: it has no Config derived from cli.Config"
+    if config.__module__ != module.__name__:  # by its class a config knows its experiment
+        return f"needs a Config of its own, if only derived from that of {config.__module__}"
     if not callable(getattr(module, "build", getattr(module, "run", None))):
-        raise _refusal(text, "is no experiment: it has neither build(cfg, axis_name) nor run(cfg)")
-    return Script(name_of(module), module)
+        return "is no experiment: it has neither build(cfg, axis_name) nor run(cfg)"
+    return ""
 
 
 def name_of(module: ModuleType) -> str:
@@ -111,7 +120,8 @@ def label_of(name: str) -> str:
 
 def program_of(name: str) -> list[str]:
     """What runs the experiment of a canonical name: the words after ``python -m``, before the flags."""
-    return [f"{_package()}.{name}"] if name in names() else ["bpgan.cli", name]
+    in_reach = _package() == _INSTALLED or str(_folder().parent) in sys.path
+    return [f"{_package()}.{name}"] if in_reach and name in names() else ["bpgan.cli", name]
 
 
 def names() -> list[str]:

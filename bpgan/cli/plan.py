@@ -58,7 +58,7 @@ def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]
     if eval_every and experiment.validate is None:
         reason = f"{name} has nothing to evaluate; must be 0"
         raise UserError(reason, argument="eval_every", value=cfg.eval_every)
-    keep = kept(cfg, experiment)
+    keep = keep_of(cfg, experiment)
     if keep.metric.startswith("eval/") and not eval_every:
         reason = f"{keep.metric} is found by `eval_every`, which is {cfg.eval_every}; must be > 0"
         raise UserError(reason, argument="keep", value=cfg.keep, beside=["eval_every"])
@@ -78,7 +78,7 @@ def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]
     )
 
 
-def kept(cfg: RunConfig, experiment: Experiment) -> "Keep":
+def keep_of(cfg: RunConfig, experiment: Experiment) -> "Keep":
     """Which checkpoints a run keeps: the best, too, if it is evaluated while it trains."""
     from bpgan.runtime import checkpoint
 

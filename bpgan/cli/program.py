@@ -114,7 +114,15 @@ def main(
     presets: Presets = MappingProxyType({}),
 ) -> NoReturn:
     """The whole ``__main__`` of an experiment: ``run`` with the process's arguments, then exits."""
-    leave(lambda: run(config_class, build, presets, sys.argv[1:], ended.recorder()))
+
+    def program() -> int:
+        started = sys.modules["__main__"]
+        if getattr(started, "Config", None) is config_class:
+            if fault := experiments.find_fault(started):
+                raise UserError(f"{started.__file__}: {fault}")
+        return run(config_class, build, presets, sys.argv[1:], ended.recorder())
+
+    leave(program)
 
 
 def leave(program: Callable[[], int]) -> NoReturn:

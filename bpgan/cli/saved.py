@@ -10,7 +10,7 @@ import numpy as np
 from bpgan.cli import experiments
 from bpgan.cli.config import Config, RunConfig, flags_of, locates_data
 from bpgan.cli.flags import Flag, show
-from bpgan.cli.plan import Experiment, kept
+from bpgan.cli.plan import Experiment, keep_of
 from bpgan.cli.program import message_of
 from bpgan.types import Algorithm, UserError, stream
 
@@ -37,7 +37,7 @@ def restore(
       workdir: the run directory.
       which: ``newest`` (of those that are sound), ``best`` by the metric of the run's ``--keep``, or a step.
       changes: ``NAME=VALUE``, flags that are other than the run's, of those that may differ when it is resumed, or
-        ``dataset``, where the run's data are now.
+        ``dataset``, where the run's data are now, or ``experiment``, where the file of its experiment is now.
 
     Raises:
       UserError: if there is no run or no sound checkpoint, the run's flags are not those of this version or have values
@@ -47,7 +47,9 @@ def restore(
 
     path = pathlib.Path(workdir).expanduser()
     record = _record_of(path)
-    script = _script_of(path, record.experiment)
+    moved = [text for text in changes if text.startswith("experiment=")]
+    changes = [text for text in changes if text not in moved]
+    script = _script_of(path, moved[-1].partition("=")[2] if moved else record.experiment)
     cfg = _config_of(path, record, script.config, changes)
     parallel.setup(precision=cfg.precision)
     experiment = _build(path, script, cfg)
@@ -75,8 +77,9 @@ def _script_of(path: pathlib.Path, name: str) -> experiments.Script:
     try:
         script = experiments.find(name)
     except UserError as error:
-        reason = f"is a run of an experiment {name!r} (config.json), which cannot be used"
-        raise UserError(f"{path}: {reason}: {error.reason}") from None
+        hint = "; if it has moved, `flags=experiment=...` says where to" * os.path.isabs(name)
+        reason = f"is a run of {name!r}, an experiment that cannot be used: {error.reason}{hint}"
+        raise UserError(f"{path}: {reason}") from None
     if not script.trains:
         raise UserError(f"{path}: holds no run of an experiment (config.json)")
     return script
@@ -116,7 +119,7 @@ def _read(
 
     if not (path / "checkpoints").is_dir():
         raise UserError(f"{path}: has no checkpoint")
-    keep = kept(cfg, experiment)
+    keep = keep_of(cfg, experiment)
     if which == "best" and not keep.metric:
         raise UserError(f"{path}: keeps no best checkpoint (`eval_every` and `keep` do)")
     program = parallel.compile(experiment.algorithm, experiment.source, seed=cfg.seed)

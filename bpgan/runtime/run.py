@@ -107,12 +107,15 @@ def _difference(
 
     ``free`` are the fields that may differ; before anything was trained all may, but the experiment.
     """
-    if old.experiment != name:
+    is_moved = os.path.isabs(name) and not os.path.exists(old.experiment)  # a file of the user's
+    if old.experiment != name and not (
+        is_moved and os.path.basename(name) == os.path.basename(old.experiment)
+    ):
         return f"holds a run of {old.experiment}, not of {name}"
     if not any(path.glob("checkpoints/*")) and not records.read_log(path / "metrics.jsonl"):
         return ""
     changed = [
-        f"--{field} was {old.config.get(field)!r}, now {config.get(field)!r}"
+        f"`{field}` was {old.config.get(field)!r}, now {config.get(field)!r}"
         for field in sorted(set(config) | set(old.config))
         if field not in free and config.get(field) != old.config.get(field)
     ]
