@@ -305,7 +305,7 @@ def test_what_is_remembered_survives_a_resume(tmp_path):
     shutil.rmtree(cut / "checkpoints" / "8")
     (cut / "result.json").unlink()
     assert run(*REMEMBERING, f"--workdir={cut}") == 0
-    a, b = (cli.restored(str(path), "newest") for path in (whole, cut))
+    a, b = (cli.restore(str(path), "newest") for path in (whole, cut))
     assert a.step == b.step == 8
     for x, y in zip(jax.tree.leaves(a.state), jax.tree.leaves(b.state), strict=True):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
@@ -319,7 +319,7 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path, mo
     path = tmp_path / "run"
     flags = ["--preset=smoke", "--net=mlp", "--condition=projection", f"--workdir={path}"]
     assert run(*flags, f"--dataset={files(28, 1)}") == 0
-    algorithm = cli.restored(str(path), "newest").experiment.algorithm
+    algorithm = cli.restore(str(path), "newest").experiment.algorithm
     labels = samples.draw_labels(algorithm, files(28, 1), 60, 0)
     counts = np.asarray(data.load(files(28, 1)).counts)
     np.testing.assert_allclose(np.bincount(labels) / 60, counts / counts.sum(), atol=1 / 60)
@@ -331,7 +331,7 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path, mo
     monkeypatch.setattr(
         parallel, "_drawn", lambda sample, n, *rest: batches.append(n) or drawn(sample, n, *rest)
     )
-    monkeypatch.setattr(evaluate, "_TURNED", 30)
+    monkeypatch.setattr(samples, "TURNED", 30)
     cut, _ = samples.of_run(str(path), "newest", 300, 0, ["truncation=0.2"])
     assert batches == [500, 500, 10, 10, 10]  # no more under a label than are kept
     assert cut.x.std(0).mean() < 0.8 * plain.x.std(0).mean()
@@ -352,7 +352,7 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path, mo
     ]
     assert cli.run(evaluate.Config, evaluate.run, evaluate.PRESETS, flags) == 0
     rows = {
-        row["metric"].partition("-exp")[0] for row in json.loads((out / "metrics.json").read_text())
+        row["metric"].partition("-pix")[0] for row in json.loads((out / "metrics.json").read_text())
     }
     assert {"FD", "class-FD"} <= rows
 
