@@ -479,13 +479,9 @@ def test_classification_accuracy_sees_labels_that_say_nothing():
 
 @pytest.mark.medium
 def test_features_of_a_classifier_are_its_hidden_layer_and_alive():
-    cfg = classifier.Config()
-    built = classifier.build(cfg)
-    state = cli.train(built, seed=0, steps=15)
-    from bpgan.evaluation.classifier import variables
     from bpgan.metrics.features import classifier as nets
 
-    params = variables(state)["params"]
+    params = features.train_classifier(data.load("mnist10k"), features.Plan(0, 0.1067, 3.0))
     extractor = nets.extractor(params, classes=10, name="net")
     x, _ = data.load("mnist10k", "test").arrays()
     found = extractor.function(x[:501])

@@ -44,11 +44,6 @@ def halving(
     return lambda step: lr * 0.5 ** (step / steps)
 
 
-def variables(state: Any) -> dict[str, Any]:
-    """The variables of the network in a state of its training, ``{"params": ..., ...}``."""
-    return {**state.stats, "params": state.params}
-
-
 def build(
     net: Net,
     gradient: supervised.Gradient,
@@ -85,10 +80,10 @@ def build(
     source = data.source(train, seed=seed, batch_size=batch_size, dtype=dtype, feed=feed)
 
     def accuracy(state: Any, images: data.Dataset) -> float:
-        values, correct = variables(state), 0
+        variables, correct = {**state.stats, "params": state.params}, 0
         for i in range(0, images.length, _CHUNK):
             x, labels = images.read(np.arange(i, min(i + _CHUNK, images.length)))
-            logits, _ = net.apply(values, jnp.asarray(x, dtype) / 127.5 - 1, train=False)
+            logits, _ = net.apply(variables, jnp.asarray(x, dtype) / 127.5 - 1, train=False)
             correct += np.sum(np.argmax(np.asarray(logits), axis=1) == labels)
         return float(correct / images.length)
 

@@ -178,7 +178,7 @@ def train_classifier(train: data.Dataset, plan: Plan) -> Any:
             steps = round(plan.epochs * experiment.source.steps_per_epoch)
             tell = progress("training the feature net", steps, "steps")
             state = cli.train(experiment, seed=plan.seed, steps=steps, progress=tell)
-            return jax.device_get(classifier.variables(state)["params"])
+            return jax.device_get(state.params)
     except UserError as error:
         reason = f"the net could not be trained on {train.name} ({cli.message_of(error)})"
         raise UserError(reason, argument="features", value="classifier") from None
