@@ -25,7 +25,7 @@ ALLOWED = {
     "bpgan.nets": {"bpgan.types"},
     "bpgan.data": {"bpgan.types", "bpgan.lookup", "bpgan.files", "bpgan.memory", "bpgan.download"},
     "bpgan.metrics": {"bpgan.types"},
-    "bpgan.metrics.features": {"bpgan.types", "bpgan.files", "bpgan.nets"},
+    "bpgan.metrics.features": {"bpgan.types", "bpgan.files", "bpgan.download", "bpgan.nets"},
     "bpgan.optim": set(),
     "bpgan.augment": {"bpgan.types"},
     "bpgan.backprop": {"bpgan.types", "bpgan.losses"},

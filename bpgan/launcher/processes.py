@@ -25,7 +25,7 @@ from bpgan.cli import ended as _ended
 from bpgan.runtime import environment
 from bpgan.types import UserError
 
-_HOME = pathlib.Path(__file__).resolve().parent.parent
+_HOME = pathlib.Path(__file__).resolve().parents[2]
 _GRACE_SECONDS = 15.0
 _MEMORY = 3 << 29  # bytes that a process is reckoned to need
 _CANCELLED = (-signal.SIGINT, -signal.SIGTERM, cli.CANCELLED)
