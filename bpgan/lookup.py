@@ -14,8 +14,8 @@ from bpgan.types import UserError
 def find(table: Mapping[str, Any], text: str, kind: str) -> Any:
     """What a text names: an entry of a table, or ``module:attribute`` of the user's own code.
 
-    The table is read when this is called, so an entry that was added since is found. A module is looked for where Python
-    does, and last in the current directory, where a console command would not look.
+    The table is read when this is called, so an entry that was added since is found. A module is looked for where
+    Python does, and last in the current directory, where a console command would not look.
 
     Args:
       table: what the project knows, by name.
