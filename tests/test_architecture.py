@@ -32,7 +32,7 @@ ALLOWED = {
     "bpgan.runtime": {"bpgan.types", "bpgan.files", "bpgan.memory", "bpgan.measures", "bpgan.version",
                       "bpgan.runtime.records"},
     "bpgan.runtime.records": {"bpgan.files"},
-    "bpgan.report": {"bpgan.types", "bpgan.files", "bpgan.measures", "bpgan.runtime.records"},
+    "bpgan.report": {"bpgan.types", "bpgan.files", "bpgan.measures", "bpgan.runtime", "bpgan.runtime.records"},
     "bpgan.cli": {"bpgan.types", "bpgan.files", "bpgan.measures", "bpgan.data", "bpgan.runtime",
                   "bpgan.runtime.records", "bpgan.report"},
     "bpgan.launcher": {"bpgan.types", "bpgan.files", "bpgan.memory", "bpgan.measures", "bpgan.runtime",
