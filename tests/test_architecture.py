@@ -40,8 +40,7 @@ LINES, NESTING, ARGUMENTS = 80, 4, 12
 """What a function has at most: lines without its docstring, blocks within blocks, arguments."""
 TOO_LARGE = {
     "bpgan.algorithms.gan.make", "bpgan.runtime.sweep._compile", "bpgan.runtime.train._fit",
-    "bpgan.launcher.slurm._wait",
-    "bpgan.runtime.parallel.compile", "bpgan.launcher.processes.execute", "experiments.lucic.run",
+    "bpgan.runtime.parallel.compile", "experiments.lucic.run",
     "experiments.image_gan.build",
 }  # fmt: skip
 """Functions beyond these limits. This may only become shorter."""
