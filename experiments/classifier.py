@@ -29,7 +29,9 @@ OPTIMIZERS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
-    dataset: str = cli.field("mnist10k", data.FORMS, locates_data=True)
+    dataset: cli.Parsed[data.Name] = cli.field(
+        "mnist10k", data.forms, parse=data.parse, locates_data=True
+    )
     net: str = cli.field("cnn", "architecture", choices=NETS)
     gradients: str = cli.field(
         "autodiff", "who computes the gradients", choices=("autodiff", "manual")
@@ -52,7 +54,7 @@ PRESETS = {
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The classifier that ``cfg`` describes, its data, and its accuracy on the test split."""
-    train, test = (data.load(cfg.dataset, split) for split in ("train", "test"))
+    train, test = (data.load(cfg.dataset.value, split) for split in ("train", "test"))
     held = None
     if cfg.eval_every.value:
         train, held = data.hold_out(train)

@@ -32,7 +32,7 @@ SIDE = 512
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.Config):
-    dataset: str = cli.field("mnist10k", data.FORMS)
+    dataset: cli.Parsed[data.Name] = cli.field("mnist10k", data.forms, parse=data.parse)
     mirror: str = cli.field(
         "", "URL of a folder to download the dataset's files from", restart_safe=True
     )
@@ -83,7 +83,9 @@ def run(cfg: Config) -> None:
     from bpgan.runtime.images import image_grid, save_png
 
     out = cli.make_folder(cfg.workdir, "workdir", cfg.workdir)
-    train, test = (data.load(cfg.dataset, split, mirror=cfg.mirror) for split in ("train", "test"))
+    train, test = (
+        data.load(cfg.dataset.value, split, mirror=cfg.mirror) for split in ("train", "test")
+    )
     for split in (train, test):
         mean, std = (", ".join(f"{v:.4f}" for v in values) for values in (split.mean, split.std))
         print(split.summary())

@@ -67,7 +67,9 @@ class Config(cli.Config):
         "newest", "of the runs: newest, best (by their --keep) or a step", check=_checkpoint
     )
     samples: str = cli.field("", "images instead of a run: npz:FILE, folder:PATH or zip:FILE")
-    dataset: str = cli.field("", f"what to compare with; empty: the run's own; {data.FORMS}")
+    dataset: str = cli.field(
+        "", lambda: f"what to compare with; empty: the run's own; {data.forms()}"
+    )
     features: cli.Parsed[Make] = FEATURES
     metrics: cli.Parsed[dict[str, table.Metric]] = cli.field(
         "all", "all, or names separated by commas; MODULE:NAME for your own", parse=table.parse

@@ -98,7 +98,9 @@ _SCALAR = "a number or a schedule such as cosine:2e-4:5e-5"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
-    dataset: str = cli.field("mnist10k", data.FORMS, locates_data=True)
+    dataset: cli.Parsed[data.Name] = cli.field(
+        "mnist10k", data.forms, parse=data.parse, locates_data=True
+    )
     flip: bool = cli.field(False, "mirror images left to right with probability 1/2")
     net: cli.Parsed[architecture.Choices] = cli.field(
         "lite:24",
@@ -425,7 +427,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The GAN that ``cfg`` describes, and its data."""
     _check(cfg, axis_name)
     dtype = jnp.dtype("float64" if cfg.precision == "float64" else "float32")
-    images, held = data.load_for_training(cfg.dataset, bool(cfg.eval_every.value))
+    images, held = data.load_for_training(cfg.dataset.value, bool(cfg.eval_every.value))
     g_net, d_net, classes = _networks(cfg, images, axis_name)
     source = data.source(
         images,

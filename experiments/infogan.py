@@ -74,7 +74,9 @@ def _metrics(text: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
-    dataset: str = cli.field("mnist10k", data.FORMS, locates_data=True)
+    dataset: cli.Parsed[data.Name] = cli.field(
+        "mnist10k", data.forms, parse=data.parse, locates_data=True
+    )
     model: str = cli.field("ns", "what is trained", choices=MODELS)
     lr: float = cli.field(2e-4, "Adam step size", low=0, exclusive_low=True, sweepable=True)
     b1: float = cli.field(
@@ -116,7 +118,7 @@ PRESETS = {
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The model that ``cfg`` describes, and its data."""
-    images, held = data.load_for_training(cfg.dataset, bool(cfg.eval_every.value))
+    images, held = data.load_for_training(cfg.dataset.value, bool(cfg.eval_every.value))
     _check(cfg, images)
     source = data.source(
         images,

@@ -56,7 +56,7 @@ _OURS = {
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.Config):
     system: str = cli.field("classifier", "what is trained", choices=SYSTEMS)
-    dataset: str = cli.field("mnist10k", data.FORMS)
+    dataset: cli.Parsed[data.Name] = cli.field("mnist10k", data.forms, parse=data.parse)
     flags: cli.Parsed[list[str]] = cli.field(
         "", "more flags of the experiment: net=mlp latents=10", parse=cli.assignments
     )

@@ -96,7 +96,7 @@ def _models(text: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.Config):
-    dataset: str = cli.field("mnist10k", data.FORMS)
+    dataset: cli.Parsed[data.Name] = cli.field("mnist10k", data.forms, parse=data.parse)
     budget: str = cli.field("small", "of every model", choices=BUDGETS)
     images: int = cli.field(0, "real images of every run; 0: as the budget says", low=0)
     models: cli.Parsed[list[str]] = cli.field(
@@ -117,7 +117,7 @@ def run(cfg: Config) -> None:
     """
     budget, folder = BUDGETS[cfg.budget], pathlib.Path(cfg.workdir)
     budget = budget._replace(images=cfg.images or budget.images)
-    images, _ = data.load_for_training(cfg.dataset, held_out=True)
+    images, _ = data.load_for_training(cfg.dataset.value, held_out=True)
     epochs = budget.images / images.length
     common = [f"--dataset={cfg.dataset}", f"--epochs={epochs:.6g}", f"--eval_every={_AT_THE_END}", "--notensorboard",
               "--metrics=fd", "--log_every=0.1ep", "--sample_every=0", "--checkpoint_every=0", "--keep=1",

@@ -36,7 +36,9 @@ def _width(text: str) -> int | None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
-    dataset: str = cli.field("mnist10k", data.FORMS, locates_data=True)
+    dataset: cli.Parsed[data.Name] = cli.field(
+        "mnist10k", data.forms, parse=data.parse, locates_data=True
+    )
     net: cli.Parsed[int | None] = cli.field(
         "dcgan:32", "both players: mlp, or dcgan:WIDTH (channels)", parse=_width
     )
@@ -172,7 +174,7 @@ def _nets(cfg: Config, shape: tuple[int, int, int], axis_name: str | None) -> tu
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The GAN that ``cfg`` describes, and its data."""
     dtype = jnp.dtype(cfg.precision)
-    images, held = data.load_for_training(cfg.dataset, bool(cfg.eval_every.value))
+    images, held = data.load_for_training(cfg.dataset.value, bool(cfg.eval_every.value))
     g_net, d_net = _nets(cfg, images.shape, axis_name)
     source = data.source(
         images,

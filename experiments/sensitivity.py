@@ -30,7 +30,7 @@ from bpgan.types import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.Config):
-    dataset: str = cli.field("mnist10k", data.FORMS)
+    dataset: cli.Parsed[data.Name] = cli.field("mnist10k", data.forms, parse=data.parse)
     features: cli.Parsed[Make] = FEATURES
     metrics: cli.Parsed[dict[str, Metric]] = cli.field(
         "fd,kd,prdc,is,vendi,msssim,memorization,class_fd",
@@ -199,7 +199,7 @@ def look(cfg: Config, extractor: Extractor) -> Sight:
     Raises:
       UserError: if the dataset has no labels or too few images, or their features have no distance.
     """
-    train, test = (data.load(cfg.dataset, split) for split in ("train", "test"))
+    train, test = (data.load(cfg.dataset.value, split) for split in ("train", "test"))
     rng = np.random.default_rng(cfg.seed)
     seen, pool = _halves(cfg, train, rng)
     bench = _Bench(cfg, extractor, test, seen)

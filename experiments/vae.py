@@ -38,7 +38,9 @@ from bpgan.types import UserError, stream
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
-    dataset: str = cli.field("mnist10k", data.FORMS, locates_data=True)
+    dataset: cli.Parsed[data.Name] = cli.field(
+        "mnist10k", data.forms, parse=data.parse, locates_data=True
+    )
     likelihood: str = cli.field("continuous-bernoulli", "of a pixel", choices=vae.LIKELIHOODS)
     net: str = cli.field("conv", "encoder and decoder", choices=("conv", "mlp"))
     latents: int = cli.field(50, "dimension of z", low=1)
@@ -128,11 +130,11 @@ def bounds(
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The autoencoder that ``cfg`` describes, and its data."""
-    images, held = data.load_for_training(cfg.dataset, bool(cfg.eval_every.value))
+    images, held = data.load_for_training(cfg.dataset.value, bool(cfg.eval_every.value))
     shape, dtype = images.shape, jnp.dtype(cfg.precision)
     if cfg.net == "conv" and (shape[0] % 4 or shape[1] % 4):
         raise UserError(
-            f"images of --dataset={cfg.dataset} are {shape[0]}x{shape[1]};"
+            f"images of `dataset={cfg.dataset}` are {shape[0]}x{shape[1]};"
             " height and width must be multiples of 4 (--net=mlp takes any size)",
             argument="net",
             value="conv",
@@ -159,7 +161,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     metrics = experiment.evaluate
 
     def evaluate(state: turns.State) -> dict[str, float]:
-        test = data.load(cfg.dataset, "test")
+        test = data.load(cfg.dataset.value, "test")
         return bounds(model, state, test, cfg.bound, dtype) | (metrics(state) if metrics else {})
 
     return experiment._replace(evaluate=evaluate)

@@ -811,16 +811,17 @@ from bpgan.nets import linen_net, mlp
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
-    dataset: str = cli.field("mnist10k", data.FORMS, locates_data=True)
+    dataset: cli.Parsed[data.Name] = cli.field("mnist10k", data.forms, parse=data.parse, locates_data=True)
 
 
 def build(cfg, axis_name=None):
-    images = data.load(cfg.dataset)
-    algorithm = gan.make(
+    images = data.load(cfg.dataset.value)
+    networks = gan.Networks(
         linen_net(mlp.Generator(shape=images.shape)), linen_net(mlp.Discriminator()),
-        LOSSES["nonsaturating"], optax.adam(1e-3), optax.adam(1e-3),
-        latents=gan.normal_latents(4), data_shape=images.shape, axis_name=axis_name,
+        gan.normal_latents(4), images.shape,
     )
+    optimizers = gan.Optimizers(optax.adam(1e-3), optax.adam(1e-3))
+    algorithm = gan.make(networks, LOSSES["nonsaturating"], optimizers, axis_name=axis_name)
     source = data.source(images, seed=cfg.seed, batch_size=cfg.batch_size)
     return cli.Experiment(algorithm, source)
 

@@ -592,12 +592,12 @@ def test_what_is_no_dataset_is_said(own):
 def test_entries_that_are_added_are_seen(own, monkeypatch):
     import my_data
 
-    assert "must be" in refused("mine") and "mine" not in data.FORMS
+    assert "must be" in refused("mine") and "mine" not in data.forms()
     monkeypatch.setitem(data.DATASETS, "mine", my_data.ROW)
     monkeypatch.setitem(data.DATASETS, "drawn", my_data.load)
     assert data.load("mine").sha256 == data.load("my_data:ROW").sha256
     assert data.load("drawn").length == 40
-    assert ", mine, drawn, npz:FILE" in data.FORMS and ", mine, drawn, " in refused("mime")
+    assert ", mine, drawn, npz:FILE" in data.forms() and ", mine, drawn, " in refused("mime")
 
 
 def command(folders, *arguments):

@@ -203,7 +203,7 @@ def test_a_classifier_learns_faster_with_what_is_recommended(tmp_path):
     for lr in (tenth / 100, tenth):
         cfg = cli.resolve(classifier.Config, classifier.PRESETS, [f"--lr={lr}"])
         built = classifier.build(cfg)
-        state = cli.trained(built, seed=0, steps=150)
+        state = cli.train(built, seed=0, steps=150)
         assert built.evaluate is not None
         accuracy[lr] = built.evaluate(state)["test_accuracy"]
     assert accuracy[tenth] > accuracy[tenth / 100] + 0.05

@@ -477,7 +477,7 @@ def test_the_process_of_a_group(tmp_path, capsys):
     assert "steps/s in all" in said and "left" in said
     # One of them, as if it had been trained alone.
     cfg = cli.resolve(mnist_gan.Config, mnist_gan.PRESETS, [f"--workdir={tmp_path / '1'}"])
-    found = cli.restored(cfg.workdir)
+    found = cli.restore(cfg.workdir)
     assert found.step == 4 and found.config.seed == 1 and found.config.g_lr == 1e-4
     assert dataclasses.asdict(found.config)["net"] == "mlp"
 

@@ -35,7 +35,6 @@ from bpgan.cli.config import (
     Duration,
     RunConfig,
     assignments,
-    duration,
     flags_of,
     locates_data,
     resolve,
@@ -67,9 +66,6 @@ from bpgan.cli.program import (
 )
 from bpgan.cli.saved import Restored, draw, restore, train
 
-# The names of before, until nothing uses them.
-restored, trained, drawn, writable, shortened = restore, train, draw, make_folder, shorten
-
 __all__ = [
     "ANOMALY",
     "BAD_INPUT",
@@ -93,8 +89,6 @@ __all__ = [
     "did_you_mean",
     "docstring_of",
     "draw",
-    "drawn",
-    "duration",
     "ended",
     "experiments",
     "fail",
@@ -113,16 +107,12 @@ __all__ = [
     "resolve",
     "restart_safe",
     "restore",
-    "restored",
     "run",
     "run_name",
     "shorten",
-    "shortened",
     "show",
     "steps_of",
     "train",
-    "trained",
     "unexpected",
     "without_effect",
-    "writable",
 ]

@@ -55,11 +55,6 @@ class Duration:
         return max(1, round(min(self.number * per_epoch, MAX_STEP)))
 
 
-def duration(text: str, steps_per_epoch: float) -> int:
-    """The steps of a duration. Raises ValueError as ``Duration.parse``."""
-    return Duration.parse(text).steps(steps_per_epoch)
-
-
 def assignments(text: str) -> list[str]:
     """The parts of ``net=mlp latents=10``, flags of another command in one of ours.
 
@@ -206,10 +201,11 @@ def flags_of(config_class: type[Config]) -> dict[str, Flag]:
         for base in reversed(config_class.__mro__):
             declared = base.__dict__.get("__dataclass_fields__", {}).get(f.name)
             inherited |= declared.metadata if declared else {}
-        choices: Any = inherited.get("choices")
-        if choices:  # of this moment
-            current: Any = choices() if callable(choices) else choices
-            inherited["choices"] = tuple(current)
+        for key in ("choices", "help"):  # a table may have grown since the class was made
+            if callable(inherited.get(key)):
+                inherited[key] = inherited[key]()
+        if inherited.get("choices"):
+            inherited["choices"] = tuple(inherited["choices"])
         if is_parsed and "parse" not in inherited:
             raise TypeError(f"{config_class.__name__}.{f.name}: needs a parse=function")
         result[f.name] = Flag(f.name, str if is_parsed else kind, f.default, **inherited)

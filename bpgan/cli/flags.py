@@ -41,7 +41,7 @@ class Parsed(str, Generic[T]):
 
 def field(
     default: Any,
-    help: str = "",
+    help: str | Callable[[], str] = "",
     *,
     choices: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
     low: float | None = None,
@@ -59,7 +59,7 @@ def field(
 
     Args:
       default: the value without flag and preset.
-      help: one sentence for ``--help``.
+      help: one sentence for ``--help``, or a function that says it when it is asked, of a table that may grow.
       choices: the allowed values; where there is a parser, which decides, those that it knows by name. A table, or a
         function without arguments, is read whenever the flag is: what was added to it meanwhile is allowed.
       low, high: bounds, both allowed values themselves unless ``exclusive_low``.

@@ -6,8 +6,6 @@ Modules import each other in one direction, each only those before it: ``order``
 ``cache``, ``convert``; ``known``, ``names``, ``datasets``, ``duplicates``; ``sources``, ``toys``.
 """
 
-from typing import Any
-
 from bpgan.data.datasets import Dataset, hold_out, load, load_for_training, of_arrays
 from bpgan.data.known import DATASETS, File, Row
 from bpgan.data.names import Name, forms, parse
@@ -43,9 +41,3 @@ __all__ = [
     "source",
     "streamed",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "FORMS":  # the entries of a table that grows
-        return forms()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -180,7 +180,9 @@ def of_arrays(name: str, split: str, x: np.ndarray, y: np.ndarray, classes: int)
     return _dataset(name, split, found, (), (), functools.partial(_rows, x, y))
 
 
-def load_for_training(name: str, held_out: bool = False) -> tuple[Dataset, Dataset | None]:
+def load_for_training(
+    name: str | names.Name, held_out: bool = False
+) -> tuple[Dataset, Dataset | None]:
     """The training split, and if ``held_out`` a part of it that is set apart (``hold_out``), else None.
 
     Raises:

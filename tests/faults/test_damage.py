@@ -44,7 +44,7 @@ def repeat(name, workdir):
 
 def outcome(run):
     """The state of a run at its end, bit for bit, and its log."""
-    found = cli.restored(run)
+    found = cli.restore(run)
     leaves = map(np.asarray, jax.tree.leaves(found.state))
     return [(x.dtype, x.shape, x.tobytes()) for x in leaves], harness.logged(run)
 
@@ -65,7 +65,7 @@ def test_run_directory(name, tmp_path, capfd, no_curves):
                 if rng.random() < 0.5:
                     launch.run([f"--report={run.parent}"])
                 elif rng.random() < 0.3:
-                    cli.restored(run)
+                    cli.restore(run)
             code = repeat(name, run)
             out, err = capfd.readouterr()
             ends[code] += 1
