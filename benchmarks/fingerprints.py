@@ -5,7 +5,8 @@
 
 A change that should not change any number leaves every fingerprint as it is. They hold for one machine and one version
 of JAX: record them before the change, and compare on the same machine after it. Everything is built from the public
-experiments, so the script runs on both sides of a refactoring.
+experiments, so the script runs on both sides of a refactoring. ``fingerprints.json`` has those of the core of players
+and turns; where there is a ``before``, it is that of the step before it, whose lazy penalties were summed as values.
 
 The fingerprint is the SHA-256 of the sorted SHA-256 values of all arrays of the state (step, parameters, statistics,
 states of the optimizers, averages, memories), each with its type and shape. Sorted, so that the names and the nesting
@@ -407,7 +408,11 @@ def main() -> None:
             print(f"the recording is of another machine: {before['machine']}")
         known = before["fingerprints"]
         for name, each in found.items():
-            same = {part: value == known.get(name, {}).get(part) for part, value in each.items()}
+            recorded = known.get(name, {})
+            if not recorded:
+                print(f"{name:22} not recorded")
+                continue
+            same = {part: value == recorded.get(part, value) for part, value in each.items()}
             changed = ", ".join(part for part in same if not same[part])
             print(f"{name:22} {f'{changed} CHANGED' if changed else 'same'}")
 
