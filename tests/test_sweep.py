@@ -154,9 +154,10 @@ def members_at(folder, members):
     ]
 
 
-def fit(folder, steps, members=MEMBERS, **plan):
+def fit(folder, steps, members=MEMBERS, lowering="", **plan):
+    whole = train.Plan(steps=steps, **{**PLAN, **plan})
     of = members_at(folder, members)
-    return train.fit_group(make, make(0)[1], of, train.Plan(steps=steps, **{**PLAN, **plan}))
+    return train.fit_group(make, make(0)[1], of, whole, lowering=lowering)
 
 
 def saved(folder, step):
