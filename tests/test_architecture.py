@@ -22,7 +22,7 @@ RESERVED = {
     "grain": {"bpgan/data/sources.py"},
     "tensorboardX": {"bpgan/runtime/events.py"},
     "tqdm": {"bpgan/runtime/log.py", "bpgan/download.py", "bpgan/data"},
-    "matplotlib": {"bpgan/report"},
+    "matplotlib": set(),
     "submitit": {"bpgan/launcher/slurm.py"},
     "cloudpickle": {"bpgan/launcher/slurm.py"},
     "optuna": {"bpgan/launcher/search.py"},
@@ -39,8 +39,7 @@ HEAVY = {
 LINES, NESTING, ARGUMENTS = 80, 4, 12
 """What a function has at most: lines without its docstring, blocks within blocks, arguments."""
 TOO_LARGE = {
-    "bpgan.algorithms.gan.make", "bpgan.runtime.sweep._compile", "bpgan.runtime.train._fit",
-    "bpgan.runtime.parallel.compile", "experiments.lucic.run",
+    "bpgan.algorithms.gan.make", "experiments.lucic.run",
     "experiments.image_gan.build",
 }  # fmt: skip
 """Functions beyond these limits. This may only become shorter."""

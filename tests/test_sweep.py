@@ -21,7 +21,7 @@ from bpgan.penalties import PENALTIES, weighted
 from bpgan.report.page import update_report
 from bpgan.runtime import directory, train
 from bpgan.runtime import group as groups
-from bpgan.runtime.group import LOWERINGS, compile_group
+from bpgan.runtime.group import compile_group
 from bpgan.runtime.program import compile_program
 from bpgan.types import UserError
 from experiments import classifier, mnist_gan
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("no_curves")
 X = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8)
 MEMBERS = [dict(seed=0, lr=1e-3, gamma=0.1), dict(seed=7, lr=3e-4, gamma=1.0),
            dict(seed=2**32 - 1, lr=2e-3, gamma=0.0)]  # fmt: skip
-LOWERINGS = pytest.mark.parametrize("lowering", LOWERINGS)
+LOWERINGS = pytest.mark.parametrize("lowering", groups.LOWERINGS)
 
 
 def make(seed, lr=1e-3, gamma=0.1, dtype="float32"):
@@ -154,9 +154,10 @@ def members_at(folder, members):
     ]
 
 
-def fit(folder, steps, members=MEMBERS, **plan):
+def fit(folder, steps, members=MEMBERS, lowering="", **plan):
+    whole = train.Plan(steps=steps, **{**PLAN, **plan})
     of = members_at(folder, members)
-    return train.fit_group(make, make(0)[1], of, train.Plan(steps=steps, **{**PLAN, **plan}))
+    return train.fit_group(make, make(0)[1], of, whole, lowering=lowering)
 
 
 def saved(folder, step):
@@ -211,7 +212,7 @@ def test_a_report_that_cannot_be_made_costs_no_member_its_result(tmp_path, capsy
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("lowering", groups.LOWERINGS)
 @pytest.mark.parametrize("lost", [(1,), pytest.param((0, 1, 2), marks=pytest.mark.slow)])
 def test_a_group_killed_between_two_saves_goes_on_bit_for_bit(tmp_path, lowering, lost):
     fit(tmp_path / "whole", 16, lowering=lowering)

@@ -1,15 +1,14 @@
 """How programs meet machines and people: compilation, the loop, run directories, checkpoints.
 
-A module imports only those below it::
+A module imports only those in the lines below its own::
 
     train                                       the loop, of one run or of a group
     run                                         one run on the host, while it is trained
-    checkpoint  directory  log                  what a run keeps on the disk
-    group                                       many runs as one program
-    program                                     one run as a program
+    checkpoint  directory                       what a run keeps on the disk
     distributed                                 processes and devices
-    peers       events     images               other processes, TensorBoard, pictures
-    anomaly  compile_cache  environment  limits  records  signals
+    group  log  peers                           many runs as one program, the log, other processes
+    program  images  events  anomaly  records   one run as a program, pictures, TensorBoard
+    compile_cache  environment  limits  signals
 
 ``report`` reads what runs leave here, and nothing here knows it.
 """

@@ -59,7 +59,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.report": Room(
         "the page of a run, the comparison of runs",
         "runtime.records runtime.images files measures types",
-        "compare page",
+        "compare page plot",
     ),
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",
@@ -84,7 +84,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.runtime": Room(
         "compiles, trains, saves, resumes",
         "files memory measures types version",
-        "train (checkpoint run) directory distributed (group log peers)"
+        "train run (checkpoint directory) distributed (group log peers)"
         " (anomaly compile_cache environment events images limits program records signals)",
     ),
     "bpgan.data": Room(
