@@ -1,7 +1,11 @@
 """Names of things that may be the project's or a user's own."""
 
+import contextlib
 import importlib
+import os
+import sys
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from bpgan.types import UserError
@@ -10,7 +14,8 @@ from bpgan.types import UserError
 def find(table: Mapping[str, Any], text: str, kind: str) -> Any:
     """What a text names: an entry of a table, or ``module:attribute`` of the user's own code.
 
-    The table is read when this is called, so an entry that was added since is found.
+    The table is read when this is called, so an entry that was added since is found. A module is looked for where
+    Python does, and last in the current directory, where a console command would not look.
 
     Args:
       table: what the project knows, by name.
@@ -28,7 +33,7 @@ def find(table: Mapping[str, Any], text: str, kind: str) -> Any:
             f"must be one of {', '.join(table)}, or module:name for {kind} of your own"
         )
     try:
-        found: Any = importlib.import_module(module)
+        found: Any = _import(module)
         for part in attribute.split("."):
             found = getattr(found, part)
     except UserError:
@@ -36,3 +41,10 @@ def find(table: Mapping[str, Any], text: str, kind: str) -> Any:
     except Exception as error:  # whatever a user's module raises while it is imported
         raise ValueError(f"{kind} cannot be imported ({type(error).__name__}: {error})") from error
     return found
+
+
+def _import(module: str) -> ModuleType:
+    with contextlib.suppress(FileNotFoundError):  # of a directory that has been removed
+        if not {"", os.getcwd()} & set(sys.path):
+            sys.path.append(os.getcwd())
+    return importlib.import_module(module)
