@@ -14,45 +14,20 @@ import signal
 import subprocess
 import sys
 import time
-from typing import NamedTuple
 
 import pytest
 from checks import slurm_cluster
 from checks.harness import assert_same
+from checks.jobs import LOCAL, options, runs
 
 from bpgan import cli
-from bpgan.launcher import flags, slurm
 from bpgan.launcher import main as launch
+from bpgan.launcher import slurm
 from bpgan.types import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
-DEFAULTS = flags.parse([]).values
 
 
-class Run(NamedTuple):
-    """All that a job needs to know of a run."""
-
-    command: list[str]
-    workdirs: list[pathlib.Path]
-    log: pathlib.Path
-    title: str
-
-
-def runs(folder, *scripts):
-    """Runs of little Python programs, whose working directories exist."""
-    found = []
-    for i, script in enumerate(scripts):
-        (folder / f"run{i}").mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-c", script]
-        found.append(Run(command, [folder / f"run{i}"], folder / f"run{i}.log", f"x={i}"))
-    return found
-
-
-def options(**chosen):
-    return slurm.parse_options(DEFAULTS | {"slurm": "true"} | chosen, chosen, "fake")
-
-
-LOCAL = options(slurm="local")
 assert LOCAL is not None
 
 
@@ -279,7 +254,7 @@ def test_a_local_job_does_not_outlive_its_launcher(tmp_path):
     )
     driver = (
         "import pathlib, sys; sys.path.insert(0, 'tests')\n"
-        "from test_slurm import LOCAL, slurm, runs\n"
+        "from checks.jobs import LOCAL, slurm, runs\n"
         f"todo = runs(pathlib.Path({str(tmp_path)!r}), {script!r})\n"
         f"import os; os.chdir({str(tmp_path)!r})\n"
         "slurm.submit(todo, LOCAL, 1, {})"
@@ -370,7 +345,7 @@ def test_a_signal_makes_the_run_save_and_a_notice_requeues_the_job(
             0,
             True,
         ),  # a notice: by itself, Slurm would count the job as completed
-        (signal.SIGTERM, "COMPLETING", 0, False),  # cancelled
+        (signal.SIGTERM, "COMPLETING", 0, False),  # canceled
         (signal.SIGTERM, "PENDING", 0, False),  # Slurm has requeued it
         (signal.SIGTERM, "RUNNING", 1, False),  # the first process of the run does that
     ],
@@ -420,7 +395,7 @@ def test_a_signal_to_the_launcher_lets_local_jobs_save(tmp_path, number):
     scripts = ["import signal, sys, time\n" + text for text in [*wait, ""]]
     driver = (
         "import pathlib, sys; sys.path.insert(0, 'tests')\n"
-        "from test_slurm import LOCAL, slurm, runs\n"
+        "from checks.jobs import LOCAL, slurm, runs\n"
         f"todo = runs(pathlib.Path({str(tmp_path)!r}), *{scripts!r})\n"
         f"import os; os.chdir({str(tmp_path)!r})\n"
         "print(slurm.submit(todo, LOCAL, 2, {}))"
@@ -579,7 +554,7 @@ def cancel(cluster, job):
 def test_an_interrupted_job_ends_in_the_same_bits(
     tmp_path, cluster, undisturbed, disturb, partition
 ):
-    """By notice of the time limit, an administrator, a more important job, or cancelled and submitted again."""
+    """By notice of the time limit, an administrator, a more important job, or canceled and submitted again."""
     argv = [*GAN, "--root=.", "--slurm", "--slurm_cpus=1", f"--slurm_partition={partition}"]
     job = re.search(r"submitted as job (\d+)", launched(tmp_path, *argv, **cluster.environment))[1]
     folder = tmp_path / "mnist_gan"
