@@ -56,18 +56,20 @@ class Case(NamedTuple):
     steps: int = STEPS
 
 
+_EVERYTIME = "r1=0.3+r2=0.3"
+"""Penalties that are not lazy, whose gradients are one sum with those of the loss."""
+
+
 def _lite(**flags: Any) -> Case:
-    """``lite28`` in small, one flag or two apart."""
-    mode = flags.pop("mode", "jit")
-    return Case(
-        "image_gan", "lite28", dict(net="lite:4", latents="normal:8", batch_size=16) | flags, mode
-    )
+    """Small convolutions."""
+    common = dict(net="lite:4", latents="normal:8", batch_size=16, penalty=_EVERYTIME)
+    return Case("image_gan", "", common | flags)
 
 
-def _mlp(**flags: Any) -> Case:
+def _mlp(mode: str = "jit", **flags: Any) -> Case:
     """Perceptrons, which compile fast."""
-    mode = flags.pop("mode", "jit")
-    return Case("image_gan", "", dict(net="mlp", latents="normal:8", batch_size=16) | flags, mode)
+    common = dict(net="mlp", latents="normal:8", batch_size=16, penalty=_EVERYTIME)
+    return Case("image_gan", "", common | flags, mode)
 
 
 def _preset(name: str, **flags: Any) -> Case:
@@ -77,7 +79,7 @@ def _preset(name: str, **flags: Any) -> Case:
 
 CASES = {
     # Every preset of image_gan, in small.
-    "lite28": _lite(),
+    "lite28": Case("image_gan", "lite28", dict(net="lite:4", latents="normal:8", batch_size=16)),
     "plain28": Case("image_gan", "plain28", dict(net="lite:4", latents="normal:8", batch_size=16)),
     "cgan28": Case("image_gan", "cgan28", dict(net="lite:4", latents="normal:8", batch_size=16)),
     "r3-28": _preset("r3-28", dataset="mnist10k", net="r3gan:1"),
@@ -94,15 +96,22 @@ CASES = {
     },
     "rule-with-augment": _mlp(rule="simultaneous", loss="hinge", augment="color@ada", penalty="r1=0.3+g.zcr=0.5"),
     # What a step is made of.
-    "d-steps": _lite(d_steps=3),
-    "accumulate": _lite(accumulate=2, penalty="r1=0.3/4+lecam=0.1", loss="hinge"),
+    "lite": _lite(),
+    "d-steps": _mlp(d_steps=3),
+    "accumulate": _mlp(accumulate=2, penalty="r1=0.3+lecam=0.1", loss="hinge"),
     "accumulate-d-steps": _mlp(accumulate=2, d_steps=2),
-    "intervals": _mlp(penalty="r1=0.3/4+r2=0.3/3+lecam=0.3+bcr=1/2", d_steps=2, loss="hinge"),
-    "every-penalty": _mlp(loss="hinge",
-             penalty="r1=0.1+r2=0.1+wgan_gp=1+wgan_lp=1+zero_gp=1+dragan=1+cr=1+bcr=1+zcr=1+lecam=0.1+orthogonal=1e-4"
-             "+g.zcr=0.5+g.path_length=2/4+g.orthogonal=1e-4"),
-    "ada-lecam-path": _mlp(loss="hinge", augment="color@ada:0.1",
-             penalty="lecam=0.3+g.path_length=2/4", d_steps=2),
+    "every-penalty": _mlp(
+        loss="hinge",
+        penalty="r1=0.1+r2=0.1+wgan_gp=1+wgan_lp=1+zero_gp=1+dragan=1+cr=1+bcr=1+zcr=1+lecam=0.1+orthogonal=1e-4"
+        "+g.zcr=0.5+g.path_length=2+g.orthogonal=1e-4",
+    ),
+    "ada-lecam-path": _mlp(
+        loss="hinge", augment="color@ada:0.1", penalty="lecam=0.3+g.path_length=2", d_steps=2
+    ),
+    # Lazy penalties, whose gradients are taken by themselves.
+    "lazy": _mlp(penalty="r1=0.3/4+r2=0.3/3+lecam=0.3+bcr=1/2", d_steps=2, loss="hinge"),
+    "lazy-accumulate": _mlp(accumulate=2, penalty="r1=0.3/4+lecam=0.1", loss="hinge"),
+    "lazy-path": _mlp(loss="hinge", penalty="lecam=0.3/2+g.path_length=2/4"),
     "augment": _lite(augment="color,translation,cutout@0.5"),
     "projection": _mlp(condition="projection"),
     "acgan": _mlp(condition="acgan=0.5", loss="hinge"),
@@ -111,7 +120,12 @@ CASES = {
     "began": Case("image_gan", "", dict(net="lite:4/autoencoder:4", loss="began", penalty="none", batch_size=16)),
     "clip": _mlp(loss="wasserstein", penalty="clip=0.01", d_steps=3),
     "no-average": _mlp(ema="0"),
-    "float64": _mlp(precision="float64", penalty="r1=0.3/4+lecam=0.1", loss="hinge"),
+    "float64": _mlp(precision="float64", penalty="r1=0.3+lecam=0.1", loss="hinge"),
+    "float64-lazy": _mlp(
+        precision="float64", loss="hinge", d_steps=2, accumulate=2,
+        penalty="r1=0.3/4+lecam=0.3/2+g.path_length=2/4+g.zcr=0.5/3",
+    ),
+    "float64-lite": _lite(precision="float64", penalty="r1=0.3/4+r2=0.3/4", loss="hinge"),
     "bfloat16": _lite(precision="bfloat16"),
     # The other experiments.
     "mnist_gan": Case("mnist_gan", "", dict(net="dcgan:4", latents="normal:8", batch_size=16)),
@@ -133,13 +147,14 @@ CASES = {
         for model in ("ns", "wgan_gp", "began", "vae")
     },
     # Several devices.
-    "pmap": _lite(mode="pmap", penalty="r1=0.3/4+lecam=0.3", loss="hinge"),
-    "pmap-conditions": _mlp(mode="pmap", condition="acgan=0.5", loss="hinge", d_steps=2, augment="color@ada"),
-    "pmap-accumulate": _mlp(mode="pmap", accumulate=2),
+    "pmap": _mlp("pmap", penalty="r1=0.3+lecam=0.3", loss="hinge"),
+    "pmap-lazy": _mlp("pmap", penalty="r1=0.3/4+lecam=0.3", loss="hinge"),
+    "pmap-conditions": _mlp("pmap", condition="acgan=0.5", loss="hinge", d_steps=2, augment="color@ada"),
+    "pmap-accumulate": _mlp("pmap", accumulate=2),
     "pmap-vae": Case("vae", "", dict(hidden=16, latents=4, batch_size=16, likelihood="bernoulli"), "pmap"),
     "pmap-classifier": Case("classifier", "", dict(batch_size=16), "pmap"),
-    "sharded": _lite(mode="sharded"),
-    "sharded-hinge": _mlp(mode="sharded", loss="hinge", d_steps=2),
+    "sharded": _mlp("sharded"),
+    "sharded-hinge": _mlp("sharded", loss="hinge", d_steps=2),
 }  # fmt: skip
 
 TIMED = {

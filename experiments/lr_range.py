@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bpgan import cli, data, optim
-from bpgan.report import page as report
+from bpgan.report import plot
 from bpgan.types import Algorithm, Source, UserError
 
 
@@ -104,7 +104,7 @@ def chosen(cfg: Config) -> tuple[Any, cli.RunConfig]:
 
 
 def run(cfg: Config) -> None:
-    """Tests, writes ``lr_range.json`` and ``lr_range.png``, and says what it recommends.
+    """Tests, writes ``lr_range.json`` and ``lr_range.svg``, and says what it recommends.
 
     Raises:
       UserError: for an empty range, one that begins too high, or a workdir that cannot be written.
@@ -156,7 +156,7 @@ def run(cfg: Config) -> None:
     try:
         (folder / "lr_range.json").write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
         title = f"{cfg.system}, {cfg.dataset}: {system.loss}, {cfg.seeds} seeds"
-        report.save_range(folder / "lr_range.png", title, lrs, losses, smooth, marks)
+        plot.save_range(folder / "lr_range.svg", title, lrs, losses, smooth, marks)
     except OSError as error:
         raise UserError(
             f"cannot be written ({error.strerror})", argument="workdir", value=folder
@@ -171,7 +171,7 @@ def run(cfg: Config) -> None:
         if ends
         else "the loss never diverged: try a greater --high"
     )
-    print(f"try --{system.flag}={marks['a tenth of the minimum']:.1g}; {folder / 'lr_range.png'}")
+    print(f"try --{system.flag}={marks['a tenth of the minimum']:.1g}; {folder / 'lr_range.svg'}")
 
 
 def _listed(values: np.ndarray) -> list[list[float | None]]:

@@ -11,7 +11,7 @@ from its "narrow" ones, and every run sees as many real images: with five update
 updates. The setting with the least Frechet distance to a tenth of the training data, held out, is trained again with
 other seeds, which decide the table: distances to the test split, mean, deviation and quartiles. A setting that breaks
 counts as one of the search; a repeat that breaks is named. The same command goes on where it stopped; ``lucic.json``
-holds every number, ``table.md`` the table, ``distributions.png`` all runs of it.
+holds every number, ``table.md`` the table, ``distributions.svg`` all runs of it.
 
 Two differences: distances are in the features of a classifier trained on the same data, not Inception's, so that orders
 can be compared with the paper's, values cannot; and the setting to repeat is the best of both searches, where the
@@ -32,7 +32,7 @@ from bpgan.cli import experiments
 from bpgan.launcher import processes, runs, search
 from bpgan.launcher.sweep import Sweep
 from bpgan.measures import Goal
-from bpgan.report import page as report
+from bpgan.report import plot
 from bpgan.types import UserError
 
 from . import infogan
@@ -202,8 +202,8 @@ def run(cfg: Config) -> None:
         for row in rows
     }
     title = f"{cfg.dataset}, budget {cfg.budget}: FD in the features of a classifier, all runs"
-    report.save_distributions(folder / "distributions.png", title, shown)
-    print(f"\n{table}\nwrote table.md, distributions.png and lucic.json to {folder}")
+    plot.save_distributions(folder / "distributions.svg", title, shown)
+    print(f"\n{table}\nwrote table.md, distributions.svg and lucic.json to {folder}")
 
 
 def _table(cfg: Config, budget: Budget, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -183,13 +183,14 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     )
     steps = cli.steps_of(cfg, source.steps_per_epoch)
     terms, by_hand = cfg.penalty.value, cfg.gradients == "manual"
-    d_tx = optax.adam(cfg.lr_scale * cfg.d_lr, b1=cfg.b1, b2=cfg.b2)
+    g_tx, d_tx = (
+        optax.adam(cfg.lr_scale * lr, b1=cfg.b1, b2=cfg.b2) for lr in (cfg.g_lr, cfg.d_lr)
+    )
     algorithm = gan.make(
         gan.Networks(g_net, d_net, cfg.latents.value.draw(dtype), images.shape, dtype),
         backprop.losses_by_hand(cfg.loss) if by_hand else cfg.loss.value,
         gan.Optimizers(
-            optax.adam(cfg.lr_scale * cfg.g_lr, b1=cfg.b1, b2=cfg.b2),
-            optax.chain(d_tx, optim.clip_weights(terms.clip)) if terms.clip else d_tx,
+            g_tx, optax.chain(d_tx, optim.clip_weights(terms.clip)) if terms.clip else d_tx
         ),
         penalties=terms.over(steps, weight=cfg.gamma, every=cfg.penalty_every),
         d_steps=cfg.d_steps,

@@ -58,11 +58,11 @@ def optimized():
 
 @pytest.fixture(scope="module")
 def no_curves():
-    """Draws no ``curves.png`` in this process: it would take longer than the runs of most tests."""
-    from bpgan.report import page as report
+    """Draws no ``curves.svg`` in this process: most tests do not look at it."""
+    from bpgan.report import plot
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_write_curves", lambda *_: None)
+        patch.setattr(plot, "write_svg", lambda *_, **__: None)
         yield
 
 

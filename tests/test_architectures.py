@@ -23,7 +23,9 @@ from flax import linen as nn
 from jax import lax
 
 from bpgan.algorithms.gan import normal_latents
+from bpgan.losses import AUXILIARY
 from bpgan.nets import (
+    ARCHITECTURES,
     biggan,
     blocks,
     cnn,
@@ -41,6 +43,7 @@ from bpgan.nets import (
     stylegan2,
     truncated,
 )
+from bpgan.nets.architecture import parse
 from bpgan.types import Net
 
 NAMES = sorted(modules())
@@ -221,6 +224,48 @@ def test_what_does_not_fit_is_refused(module, example, message):
     with pytest.raises(ValueError, match=message) as error:
         shapes(module, example, batch=3)
     assert "\n" not in str(error.value)
+
+
+# The table
+
+WAYS = [
+    *((name, "g") for name, a in ARCHITECTURES.items() if a.generator),
+    *((name, "d") for name, a in ARCHITECTURES.items() if a.discriminator),
+]
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("name, player", WAYS)
+def test_what_the_table_says_of_a_network_is_true(name, player):
+    """Of every entry, with each of its options; nothing is computed."""
+    architecture, shape = ARCHITECTURES[name], (32, 32, 3)
+    options = (architecture.generator if player == "g" else architecture.discriminator).options
+    for option in ("", *(key for key, found in options.items() if not found.unit)):
+        text = ",".join(filter(None, (name, option)))
+        choice = parse(f"{text}/mlp").g if player == "g" else parse(f"mlp/{text}").d
+        assert choice.size == architecture.size
+        net = choice.make(shape, dtype=jnp.float32)
+        x = jnp.zeros((2, 64) if player == "g" else (2, *shape))
+        variables = jax.eval_shape(net.init, jax.random.key(0), x)
+        y, _ = jax.eval_shape(lambda v, net=net, x=x: net.apply(v, x, train=True), variables)
+        assert y.shape == ((2, *shape) if player == "g" else (2,))
+        assert choice.mixes_examples == ("batch_stats" in variables)
+        if choice.mapping:
+            styles = lambda v, net=net, x=x: net.apply(v, x, train=True, method="mapping")  # noqa: E731
+            assert jax.eval_shape(styles, variables)[0].ndim == 2
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("name, player", WAYS)
+def test_what_the_table_says_of_labels_is_true(name, player):
+    text = f"{name}/mlp" if player == "g" else f"mlp/{name}"
+    choice = parse(text).g if player == "g" else parse(text).d
+    x = jnp.zeros((2, 64) if player == "g" else (2, 32, 32, 3))
+    for condition in choice.network.conditions if player == "d" else choice.network.conditions[:1]:
+        net = choice.make((32, 32, 3), dtype=jnp.float32, classes=3, condition=condition)
+        variables = jax.eval_shape(net.init, jax.random.key(0), x, LABELS[:2])
+        y, _ = jax.eval_shape(lambda v, net=net: net.apply(v, x, LABELS[:2], train=True), variables)
+        assert isinstance(y, tuple) == (condition in AUXILIARY and player == "d")
 
 
 # Conditions

@@ -518,7 +518,7 @@ def test_augment_is_a_record():
     assert a.images == 500_000 and augment.Augment(a.apply, 0.5).target is None
 
 
-@pytest.mark.parametrize("text", ["", "color", "color,", "color, cutout", "bgcf"])
+@pytest.mark.parametrize("text", ["", "colors", "color,", "color, cutout", "bgcf"])
 def test_unknown_names(text):
     with pytest.raises(ValueError, match="is not an augmentation; must be .*cutout.*bgc") as caught:
         augment.policy(text)

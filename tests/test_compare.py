@@ -19,6 +19,7 @@ from bpgan.launcher import main as launch
 from bpgan.measures import direction, mean_and_deviation
 from bpgan.report import compare
 from bpgan.report import page as report
+from bpgan.report.plot import figure
 from bpgan.runtime import anomaly, images
 from bpgan.types import UserError
 from experiments import toy_gan
@@ -73,6 +74,22 @@ def test_means_are_over_the_seeds_of_a_setting(folder):
     }  # fmt: skip
 
 
+def test_what_may_change_while_a_run_trains_is_no_setting(tmp_path):
+    """As the runs say themselves; how long they were to be is one, and so is what only older runs do not tell."""
+    for i, mine in enumerate((1, 2)):
+        path = tmp_path / str(i)
+        make_run(path, {"mine": mine, "seed": i, "steps": 20}, [3.0, 2.0])
+        record = json.loads((path / "config.json").read_text())
+        record |= {"restart_safe": ["mine", "steps"], "goal": "max:eval/FD"}
+        (path / "config.json").write_text(json.dumps(record))
+    runs = compare.read([tmp_path])
+    (setting,) = compare.settings(runs)
+    assert setting.mean("eval/FD", "best") == (3.0, 0.0, 2)  # more is better, says the run
+    assert len(compare.settings([r._replace(restart_safe=frozenset()) for r in runs])) == 2
+    longer = runs[0]._replace(config={**runs[0].config, "steps": 40})
+    assert len(compare.settings([longer, runs[1]])) == 2
+
+
 def test_a_seed_counts_once(tmp_path, capsys):
     """Of a run by itself, of a sweep over seeds and of one over step sizes: one config in three directories."""
     for name, values, status in (
@@ -108,7 +125,7 @@ def test_a_mean_is_over_runs_that_have_come_as_far(tmp_path):
     assert row["runs"] == "1 paused, 1 done"
     means, apart = lines_of(compare._curves([one], "eval/FD"))
     assert [len(each) for each in (*means, *apart)] == [4, 2]
-    assert compare._sensitivity(groups, "lr", "eval/FD").count("<circle") == 3
+    assert dots_of(compare._sensitivity(groups, "lr", "eval/FD")) == [3]
     page = compare._section("x", groups, "eval/FD")
     assert "curves dashed: 0 (paused)." in page
 
@@ -219,14 +236,16 @@ def test_what_is_not_done_is_counted_and_in_no_mean(folder):
     assert "broken (non-finite)" in page and "going (unfinished)" in page
 
 
-def lines_of(figure):
+def lines_of(plot):
     """Points of the means and of the runs apart, as ``[n, 2]``."""
-    found = re.findall(
-        r"<polyline points='([^']+)' stroke='[^']+' class=curve( stroke-dash)?", figure
-    )
-    points = [np.array([p.split(",") for p in path.split()], float) for path, _ in found]
-    return [[p for p, (_, apart) in zip(points, found, strict=True) if bool(apart) == which]
-            for which in (False, True)]  # fmt: skip
+    return [
+        [np.stack([s.x, s.y], axis=1) for s in plot.shapes if s.kind == kind and len(s.x)]
+        for kind in ("line", "dashed")
+    ]
+
+
+def dots_of(plot):
+    return [len(s.x) for s in plot.shapes if s.kind == "dots"]
 
 
 def test_a_broken_run_moves_no_curve(folder):
@@ -238,11 +257,11 @@ def test_a_broken_run_moves_no_curve(folder):
     after = compare._curves(groups, "eval/FD")
     for old, new in zip(lines_of(before)[0], lines_of(after)[0], strict=True):
         np.testing.assert_array_equal(old, new)
-    bands = [re.findall("<polygon points='[^']+'", figure) for figure in (before, after)]
+    bands = [[s.path(1, 1) for s in p.shapes if s.kind == "band"] for p in (before, after)]
     assert bands[0] == bands[1] and len(bands[0]) == 2
     apart = lines_of(after)[1]
     assert len(lines_of(before)[1]) == 0 and len(apart) == 2
-    assert all(0 <= p.min() and p[:, 1].max() <= 240 for p in apart)
+    assert all(0 <= p.min() and p.max() <= 1 for p in apart)
     assert "curves dashed: broken (non-finite), going (unfinished)" in compare._section(
         "x", groups, "eval/FD"
     )
@@ -253,7 +272,7 @@ def test_runs_that_still_train_have_curves_and_no_mean(tmp_path):
         make_run(tmp_path / str(seed), {"lr": 0.1, "seed": seed}, [5.0, 4.0 + seed], status="")
     groups = compare.settings(compare.read([tmp_path]))
     means, apart = lines_of(compare._curves(groups, "eval/FD"))
-    assert len(apart) == 2 and not np.array_equal(*apart) and not any(map(len, means))
+    assert len(apart) == 2 and not np.array_equal(*apart) and not means
     assert compare.rows(groups, ["eval/FD"])[0]["seconds"] == ""
 
 
@@ -265,7 +284,7 @@ def test_sensitivities_are_of_finished_runs(folder):
     )
     make_run(folder / "a/going", config | {"seed": 10}, [7.0], status="")
     after = compare._sensitivity(compare.settings(compare.read([folder])), "lr", "eval/FD")
-    assert after == before and after.count("<circle") == 6
+    assert figure(after) == figure(before) and dots_of(after) == [6]
 
 
 def test_damaged_files_are_no_traceback(folder, capsys):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from bpgan import cli, data
-from bpgan.evaluation import features, samples, table
+from bpgan.evaluation import features, monitor, samples, table
 from bpgan.evaluation import rows as metrics_file
 from bpgan.evaluation.images import Images
 from bpgan.measures import direction
@@ -479,22 +479,20 @@ def test_classification_accuracy_sees_labels_that_say_nothing():
 
 @pytest.mark.medium
 def test_features_of_a_classifier_are_its_hidden_layer_and_alive():
-    cfg = classifier.Config()
-    built = classifier.build(cfg)
-    state = cli.train(built, seed=0, steps=15)
     from bpgan.metrics.features import classifier as nets
 
-    extractor = nets.extractor(state.params, classes=10, name="net")
+    params = features.train_classifier(data.load("mnist10k"), features.Plan(0, 0.1067, 3.0))
+    extractor = nets.extractor(params, classes=10, name="net")
     x, _ = data.load("mnist10k", "test").arrays()
     found = extractor.function(x[:501])
     assert found.shape == (501, 128) and (found.std(axis=0) > 0).all()
     assert extractor.name == f"net-{extractor.sha256[:8]}"
-    dense = state.params["dense1"]
+    dense = params["dense1"]
     logits = found @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"])
     np.testing.assert_allclose(extractor.logits(x[:501]), logits, rtol=1e-3, atol=1e-3)
-    moved = nets.extractor({**state.params, "dense1": state.params["dense1"]}, classes=10, name="n")
+    moved = nets.extractor({**params, "dense1": params["dense1"]}, classes=10, name="n")
     assert moved.sha256 == extractor.sha256
-    other = {**state.params, "dense1": {**dense, "bias": dense["bias"] + 1}}
+    other = {**params, "dense1": {**dense, "bias": dense["bias"] + 1}}
     assert nets.extractor(other, classes=10, name="n").sha256 != extractor.sha256
 
 
@@ -928,6 +926,25 @@ def test_the_table_knows_what_the_rule_for_logged_names_knows():
     assert {name: direction(f"{name}-net0-12ab") for name in better} == {
         name: sign[way] for name, way in better.items()
     }
+
+
+def test_the_best_checkpoint_is_by_the_first_metric_that_has_a_direction(monkeypatch):
+    """And what takes long is not computed while something trains."""
+    none = monitor.Monitors(lambda state: {}, lambda state: {}, {})
+    monkeypatch.setattr(monitor, "monitors", lambda *_: none)
+    built = mnist_gan.build(cli.resolve(mnist_gan.Config, mnist_gan.PRESETS, ["--preset=smoke"]))
+    own = table.Metric(lambda *_: {}, {"shine": "higher"}, while_training=True)
+    monkeypatch.setitem(table.METRICS, "shine", own)
+    held = data.load("mnist10k", "test")
+    for names, goal in (
+        ((), "min:eval/FD"),
+        (("kd",), "min:eval/KD"),
+        (("shine", "fd"), "max:eval/shine"),
+    ):
+        assert monitor.monitor(built, "mnist10k", held, *names).prefers == goal
+    with pytest.raises(ValueError, match="cas: not computed while"):
+        monitor.monitor(built, "mnist10k", held, "fd", "cas")
+    assert monitor.monitor(built, "mnist10k", None) is built
 
 
 @pytest.mark.parametrize("name", table.METRICS)

@@ -338,7 +338,7 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path, mo
         "_draw_batch",
         lambda sample, n, *rest: batches.append(n) or drawn(sample, n, *rest),
     )
-    monkeypatch.setattr(evaluate, "_TURNED", 30)
+    monkeypatch.setattr(samples, "TURNED", 30)
     cut, _ = samples.of_run(str(path), "newest", 300, 0, ["truncation=0.2"])
     assert batches == [500, 500, 10, 10, 10]  # no more under a label than are kept
     assert cut.x.std(0).mean() < 0.8 * plain.x.std(0).mean()
@@ -359,7 +359,7 @@ def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path, mo
     ]
     assert cli.run(evaluate.Config, evaluate.run, evaluate.PRESETS, flags) == 0
     rows = {
-        row["metric"].partition("-exp")[0] for row in json.loads((out / "metrics.json").read_text())
+        row["metric"].partition("-pix")[0] for row in json.loads((out / "metrics.json").read_text())
     }
     assert {"FD", "class-FD"} <= rows
 

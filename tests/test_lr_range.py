@@ -154,7 +154,7 @@ def test_every_system_has_a_range(tmp_path, copies, system):
     assert max(alive) <= 2  # one that is trained on, one that is built while that is compiled
     record = json.loads((tmp_path / "lr_range.json").read_text())
     assert len(record["lr"]) == 20 and np.shape(record["loss"]) == (3, 20)
-    assert np.isfinite(record["loss"]).all() and (tmp_path / "lr_range.png").exists()
+    assert np.isfinite(record["loss"]).all() and (tmp_path / "lr_range.svg").exists()
 
 
 def test_a_loss_that_is_lost_is_null(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ import time
 import pytest
 from checks import slurm_cluster
 from checks.harness import assert_same
-from checks.jobs import LOCAL, options, runs
+from checks.jobs import LOCAL, make_jobs, options
 
 from bpgan import cli
 from bpgan.launcher import main as launch
@@ -26,9 +26,6 @@ from bpgan.launcher import slurm
 from bpgan.types import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
-
-
-assert LOCAL is not None
 
 
 @pytest.mark.parametrize(
@@ -81,7 +78,7 @@ def test_a_single_run_is_a_sweep_of_one():
 
 
 def test_what_is_missing_is_said(tmp_path, monkeypatch):
-    todo = runs(tmp_path, "")
+    todo = make_jobs(tmp_path, "")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
         UserError, match="sbatch is not found; `slurm=local` runs the same jobs here"
@@ -120,7 +117,7 @@ def test_the_flags_become_options_of_one_array(tmp_path, scheduler):
         jobs=2, processes=4, slurm_nodes=2, slurm_gpus=2, slurm_cpus=3, slurm_memory="16G",
         slurm_partition="gpu", slurm_time="4:00:00", slurm_option=["account=vision", "exclusive"],
     )  # fmt: skip
-    assert slurm.submit(runs(tmp_path, "", "", ""), chosen, 2, {}) is None
+    assert slurm.submit(make_jobs(tmp_path, "", "", ""), chosen, 2, {}) is None
     (script,) = scheduler.glob("sbatch.*")
     assert directives(script) >= {
         "array=0-2%2", "nodes=2", "ntasks-per-node=2", "gpus-per-node=2", "cpus-per-task=3", "mem=16G",
@@ -130,7 +127,7 @@ def test_the_flags_become_options_of_one_array(tmp_path, scheduler):
 
 
 def test_what_is_not_said_is_left_to_the_cluster(tmp_path, scheduler):
-    assert slurm.submit(runs(tmp_path, "", ""), options(), 1, {}) is None
+    assert slurm.submit(make_jobs(tmp_path, "", ""), options(), 1, {}) is None
     said = {line.partition("=")[0] for line in directives(scheduler / "sbatch.12")}
     assert said == {
         "array", "job-name", "nodes", "ntasks-per-node", "open-mode", "output", "requeue", "signal", "time",
@@ -141,7 +138,7 @@ def test_what_is_not_said_is_left_to_the_cluster(tmp_path, scheduler):
 
 
 def test_no_run_is_submitted_twice(tmp_path, scheduler, capsys):
-    todo = runs(tmp_path, "", "", "", "")
+    todo = make_jobs(tmp_path, "", "", "", "")
     slurm.submit(todo, options(), 1, {})
     said = capsys.readouterr().out
     assert "[2/4] x=1: job 12_1, output in" in said and "squeue --job=12" in said
@@ -156,7 +153,7 @@ def test_no_run_is_submitted_twice(tmp_path, scheduler, capsys):
 
 
 def test_a_run_that_waits_in_a_group_is_known_by_itself(tmp_path, scheduler, capsys):
-    first, second, third = runs(tmp_path, "", "", "")
+    first, second, third = make_jobs(tmp_path, "", "", "")
     group = first._replace(workdirs=[*first.workdirs, *second.workdirs], log=tmp_path / "group.log")
     slurm.submit([group], options(), 1, {})
     everyone = [path for run in (first, second, third) for path in run.workdirs]
@@ -174,7 +171,7 @@ def test_what_slurm_refuses_is_one_line_and_leaves_nothing(tmp_path, scheduler, 
         "#!/bin/sh\necho 'error: invalid partition\nsbatch: no' >&2; exit 1\n"
     )
     with pytest.raises(UserError) as caught:
-        slurm.submit(runs(tmp_path, ""), options(), 1, {})
+        slurm.submit(make_jobs(tmp_path, ""), options(), 1, {})
     assert str(caught.value) == "slurm: error: invalid partition sbatch: no"
     assert capfd.readouterr().err == ""
     assert not (tmp_path / "slurm").exists() and not (tmp_path / "run0.job").exists()
@@ -185,12 +182,12 @@ def test_no_folder_has_control_characters_in_a_script(tmp_path, scheduler):
     with pytest.raises(
         UserError, match="root: .*has control characters, which `slurm` cannot have"
     ):
-        slurm.submit(runs(folder, ""), options(), 1, {})
+        slurm.submit(make_jobs(folder, ""), options(), 1, {})
     assert not list(scheduler.glob("sbatch.*")) and not (folder / "slurm").exists()
 
 
 def test_what_waits_in_the_queue_is_not_trained_here(tmp_path, scheduler):
-    todo = runs(tmp_path, "", "")
+    todo = make_jobs(tmp_path, "", "")
     slurm.submit(todo, options(), 1, {})
     (scheduler / "queue").write_text("12_1 PENDING\n")
     with pytest.raises(UserError, match="slurm=local: job 12_1 of x=1 is in the queue"):
@@ -199,7 +196,7 @@ def test_what_waits_in_the_queue_is_not_trained_here(tmp_path, scheduler):
 
 def test_an_experiment_of_the_users_own_is_submitted_by_its_path(tmp_path, scheduler, monkeypatch):
     """However its file is called."""
-    source = "from bpgan.cli import RunConfig as Config\ndef build(cfg): ..."
+    source = "from bpgan import cli\nclass Config(cli.RunConfig): ...\ndef build(cfg): ..."
     (tmp_path / "my gan.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     argv = ["--experiment=my gan.py", "--sweep=keep='3,best=1,min:loss',5", "--vectorize=off"]
@@ -232,7 +229,7 @@ class Trap:
 @pytest.mark.parametrize("cluster", ["local", "slurm"])
 def test_what_a_folder_holds_that_a_file_names_is_not_run(tmp_path, scheduler, cluster, code):
     """Whoever may write beside a run could have had a pickle of his loaded."""
-    (run,), trap = runs(tmp_path, ""), tmp_path / "trapped"
+    (run,), trap = make_jobs(tmp_path, ""), tmp_path / "trapped"
     folder = tmp_path / "of somebody"
     folder.mkdir()
     (folder / "7_0_result.pkl").write_bytes(pickle.dumps(Trap(str(trap))))
@@ -254,8 +251,8 @@ def test_a_local_job_does_not_outlive_its_launcher(tmp_path):
     )
     driver = (
         "import pathlib, sys; sys.path.insert(0, 'tests')\n"
-        "from checks.jobs import LOCAL, slurm, runs\n"
-        f"todo = runs(pathlib.Path({str(tmp_path)!r}), {script!r})\n"
+        "from checks.jobs import LOCAL, make_jobs, slurm\n"
+        f"todo = make_jobs(pathlib.Path({str(tmp_path)!r}), {script!r})\n"
         f"import os; os.chdir({str(tmp_path)!r})\n"
         "slurm.submit(todo, LOCAL, 1, {})"
     )
@@ -285,7 +282,7 @@ print("try", before)
 def test_local_jobs_end_with_their_codes_and_are_not_repeated(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     ends = ["print(os.environ['COLOR'])", "sys.exit(3)", "os.kill(os.getppid(), signal.SIGKILL)"]
-    todo = runs(tmp_path / "out", *(COUNT.format(i=i) + end for i, end in enumerate(ends)))
+    todo = make_jobs(tmp_path / "out", *(COUNT.format(i=i) + end for i, end in enumerate(ends)))
     expected = ({0: 0, 1: 3, 2: -signal.SIGKILL}, False)
     assert slurm.submit(todo, LOCAL, 2, {"COLOR": "green"}) == expected
     assert todo[0].log.read_text().splitlines()[-2:] == ["try 0", "green"]
@@ -305,7 +302,7 @@ def test_local_jobs_end_with_their_codes_and_are_not_repeated(tmp_path, monkeypa
 def test_local_jobs_stop_when_the_budget_is_spent(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     wait = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\nopen('on', 'w')\ntime.sleep(30)"
-    todo = runs(tmp_path / "out", COUNT.format(i=0) + wait, COUNT.format(i=1))
+    todo = make_jobs(tmp_path / "out", COUNT.format(i=0) + wait, COUNT.format(i=1))
     start = time.monotonic()
     spent = tmp_path / "on"
     assert slurm.submit(todo, LOCAL, 1, {}, lambda: not spent.exists()) == ({0: 75}, False)
@@ -329,7 +326,7 @@ def test_a_signal_makes_the_run_save_and_a_notice_requeues_the_job(
         f"        os.kill(pid, {int(number)})\n"
         "if before == 0: time.sleep(30)\n"
     )
-    todo = runs(tmp_path / "out", script)
+    todo = make_jobs(tmp_path / "out", script)
     start = time.monotonic()
     assert slurm.submit(todo, LOCAL, 1, {}) == ({0: code}, False)
     assert (tmp_path / "tries0").read_text() == tries and time.monotonic() - start < 25
@@ -363,7 +360,7 @@ def test_when_a_job_is_requeued(tmp_path, scheduler, monkeypatch, number, state,
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
         f"os.kill(os.getppid(), {int(number)})\ntime.sleep(30)\n"
     )
-    (run,) = runs(tmp_path / "out", script)
+    (run,) = make_jobs(tmp_path / "out", script)
     task = slurm.Task(run.command, run.log, {}, str(tmp_path))
     if requeued:
         with pytest.raises(SystemExit) as caught:
@@ -378,7 +375,7 @@ def test_when_a_job_is_requeued(tmp_path, scheduler, monkeypatch, number, state,
 def test_a_run_that_ends_by_itself_is_not_requeued(tmp_path, monkeypatch):
     """Also with 75, without a notice: whatever made it stop might do so forever."""
     monkeypatch.chdir(tmp_path)
-    todo = runs(tmp_path / "out", COUNT.format(i=0) + "sys.exit(75)")
+    todo = make_jobs(tmp_path / "out", COUNT.format(i=0) + "sys.exit(75)")
     assert slurm.submit(todo, LOCAL, 1, {}) == ({0: 75}, False)
     assert (tmp_path / "tries0").read_text() == "x"
 
@@ -395,8 +392,8 @@ def test_a_signal_to_the_launcher_lets_local_jobs_save(tmp_path, number):
     scripts = ["import signal, sys, time\n" + text for text in [*wait, ""]]
     driver = (
         "import pathlib, sys; sys.path.insert(0, 'tests')\n"
-        "from checks.jobs import LOCAL, slurm, runs\n"
-        f"todo = runs(pathlib.Path({str(tmp_path)!r}), *{scripts!r})\n"
+        "from checks.jobs import LOCAL, make_jobs, slurm\n"
+        f"todo = make_jobs(pathlib.Path({str(tmp_path)!r}), *{scripts!r})\n"
         f"import os; os.chdir({str(tmp_path)!r})\n"
         "print(slurm.submit(todo, LOCAL, 2, {}))"
     )

@@ -434,7 +434,7 @@ def test_a_report_that_cannot_be_made_costs_no_result(tmp_path, capsys):
     raw = bytearray(grid.read_bytes())
     raw[len(raw) // 2] ^= 1
     grid.write_bytes(raw)
-    for name in ("report.html", "samples.gif", "curves.png"):
+    for name in ("report.html", "samples.gif", "curves.svg"):
         (tmp_path / name).unlink(missing_ok=True)
         (tmp_path / name / "kept").mkdir(parents=True)
     capsys.readouterr()
@@ -524,7 +524,7 @@ def test_a_run_of_another_version_is_refused_in_one_line(short, tmp_path, form, 
     assert record.pop("format") == records.FORMAT and record["restart_safe"] == ["steps"]
     (run / "config.json").write_text(json.dumps(record | ({"format": form} if form else {})))
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-    with pytest.raises(UserError, match=f"holds a run of {whose} version .* CHANGELOG") as caught:
+    with pytest.raises(UserError, match=f"holds a run of {whose} version .* .CHANGELOG") as caught:
         fit_tiny(run, 12)
     assert "\n" not in str(caught.value)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
@@ -584,9 +584,11 @@ def test_a_start_that_fails_leaves_the_directory_usable(tmp_path):
     (run / "config.json.tmp").write_text('{"exp')
     with pytest.raises(UserError, match="cannot be split"):
         train.fit(
-            small_gan(), source(20), name="test", config={"batch": 20}, restart_safe=frozenset(),
-            workdir=run, seed=0, steps=1, log_every=1,
-        )  # fmt: skip
+            small_gan(),
+            source(20),
+            train.RunSpec(config={"batch": 20}, workdir=run, seed=0),
+            train.Plan(name="test", restart_safe=frozenset(), steps=1, log_every=1),
+        )
     assert fit(run, 1, config={"batch": 16}).status == "done"
 
 

@@ -1,11 +1,12 @@
 """From a frozen dataclass to a command line, and from a command line to a run.
 
-An experiment is a module with a docstring (its first line describes it) and this::
+An experiment is a module with a docstring (its first line describes it) and this, wherever its file lies::
 
     @dataclass(frozen=True, kw_only=True)
     class Config(cli.RunConfig):
         lr: float = cli.field(1e-3, "learning rate", low=0, exclusive_low=True, sweepable=True)
         epochs: float = 20.0  # another default; help and bounds are inherited
+        penalty: cli.Parsed[Terms] = cli.field("r1=0.3", "of D", parse=penalties.parse)  # cfg.penalty.value
 
     PRESETS = {"smoke": dict(steps=8)}
 
@@ -15,6 +16,7 @@ An experiment is a module with a docstring (its first line describes it) and thi
         cli.main(Config, build, PRESETS)
 
 One that does not train derives its flags from ``cli.Config`` and has, in place of ``build``, ``run(cfg) -> None``.
+It is started by ``python my_gan.py``, or by its name (see ``bpgan.cli.experiments``) as one of the project's own is.
 Every field is a flag. An explicit flag wins over ``--preset=NAME``, which wins over the default.
 Whatever is wrong with a command line is said in one line, before any device is touched.
 """

@@ -93,7 +93,10 @@ def _duration_field(default: str, help: str) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What flags are made of, and the one that every experiment has."""
+    """What flags are made of, and the one that every experiment has.
+
+    A subclass that defines ``__post_init__`` calls this one's, which reads the texts that have a grammar.
+    """
 
     workdir: str = field(
         "",
@@ -205,7 +208,8 @@ def flags_of(config_class: type[Config]) -> dict[str, Flag]:
             inherited |= declared.metadata if declared else {}
         choices: Any = inherited.get("choices")
         if choices:  # of this moment
-            inherited["choices"] = tuple(choices() if callable(choices) else choices)
+            current: Any = choices() if callable(choices) else choices
+            inherited["choices"] = tuple(current)
         if is_parsed and "parse" not in inherited:
             raise TypeError(f"{config_class.__name__}.{f.name}: needs a parse=function")
         result[f.name] = Flag(f.name, str if is_parsed else kind, f.default, **inherited)

@@ -24,19 +24,29 @@ def monitor(
       experiment: of an algorithm that draws samples.
       dataset: what it is trained on.
       held: images that it is not trained on; None: it is not evaluated.
-      metrics: names of ``table.METRICS``, of those that are computed while something trains; none: all of these.
+      metrics: as ``table.parse`` takes them, of those that are computed while something trains; none: all of the table.
+        The best checkpoint is that by the first number of which it is known which way is better.
 
     Raises:
       UserError: as ``monitors``.
+      ValueError: for metrics that are none, or are not computed while something trains.
     """
     if held is None:
         return experiment
     from bpgan.evaluation import table
 
-    known = {name: each for name, each in table.METRICS.items() if each.while_training}
-    chosen = {name: known[name] for name in metrics} if metrics else known
-    found = monitors(experiment.algorithm, dataset, held, chosen)
-    return experiment._replace(**found._asdict(), prefers="min:eval/FD")
+    chosen = table.parse(",".join(metrics) or "all")
+    quick = {name: metric for name, metric in chosen.items() if metric.while_training}
+    if metrics and quick != chosen:
+        names = ", ".join(chosen.keys() - quick.keys())
+        raise ValueError(f"{names}: not computed while something trains; see Metric.while_training")
+    found = monitors(experiment.algorithm, dataset, held, quick)
+    goals = (
+        f"{'min' if way == 'lower' else 'max'}:eval/{number}"
+        for metric in quick.values()
+        for number, way in metric.better.items()
+    )
+    return experiment._replace(**found._asdict(), prefers=next(goals, ""))
 
 
 class Monitors(NamedTuple):

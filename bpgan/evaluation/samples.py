@@ -12,7 +12,7 @@ from bpgan.files import replaced
 from bpgan.metrics import classes
 from bpgan.types import Algorithm, UserError
 
-_TURNED = 2000  # images of the same latents under all labels
+TURNED = 2000  # images of the same latents under all labels
 
 
 class Candidate(NamedTuple):
@@ -85,7 +85,7 @@ def of_run(
 
 def _turn(algorithm: Algorithm, state: Any, seed: int) -> np.ndarray:
     """``[m, k, h, w, c]``: the same m latents under each label."""
-    m = max(_TURNED // algorithm.classes, 1)
+    m = max(TURNED // algorithm.classes, 1)
     labels = (np.full(m, label, np.int32) for label in range(algorithm.classes))
     # In batches of what is kept: of many classes that is a few each.
     batch = min(m, 500)

@@ -13,7 +13,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -24,32 +24,24 @@ from bpgan import files
 from bpgan.files import Damaged, replaced
 from bpgan.measures import direction, mean_and_deviation
 from bpgan.report import page as report
+from bpgan.report import plot
 from bpgan.runtime import images, records
 from bpgan.runtime.records import EvaluationRow, printable
 from bpgan.types import UserError
 
 _POINTS = 200  # of a curve
 _CURVES, _GRIDS = 10, 12  # settings in a plot, grids side by side
-_COLORS = (
-    "#2f6fde",
-    "#e2622b",
-    "#2a9d6f",
-    "#8a5fd0",
-    "#c9417c",
-    "#947b1f",
-    "#4b8b9b",
-    "#a0522d",
-    "#667",
-    "#d4a",
-)
-_NOT_SETTINGS = {"seed", "workdir", "pause_at", "keep", "feed", "tensorboard", "on_anomaly", "parallel",
-                 "log_every", "sample_every", "checkpoint_every"}  # fmt: skip
+_LENGTH = {"epochs", "steps"}
+"""How long a run is to be is a setting, though a run may go on towards another end."""
+
+_RESTART_SAFE = frozenset({
+    "workdir", "pause_at", "keep", "feed", "tensorboard", "on_anomaly", "parallel",
+    "log_every", "sample_every", "checkpoint_every",
+})  # fmt: skip
+"""Of a run that does not say which of its flags may change while it trains."""
 
 
-_SIGNS = {"higher": 1, "lower": -1}
-
-
-class Run(NamedTuple):
+class RunRow(NamedTuple):
     """What a run directory says.
 
     Attributes:
@@ -64,7 +56,8 @@ class Run(NamedTuple):
       curves: ``(steps, values)`` of each metric, thinned.
       grid: the newest sample grid, if there is one.
       evaluated: which of the metrics are of evaluations.
-      better: of those whose row says it, 1 if more is better, -1 if less is, 0 if neither.
+      restart_safe: the flags that may differ when the run is resumed.
+      directions: of the metrics of which the run says so: 1 if more is better, -1 if less is.
     """
 
     path: pathlib.Path
@@ -79,7 +72,8 @@ class Run(NamedTuple):
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
     grid: pathlib.Path | None
     evaluated: tuple[str, ...] = ()
-    better: Mapping[str, int] = MappingProxyType({})
+    restart_safe: frozenset[str] = _RESTART_SAFE
+    directions: Mapping[str, int] = MappingProxyType({})
 
     @property
     def finished(self) -> bool:
@@ -97,7 +91,7 @@ class Setting(NamedTuple):
     """
 
     values: Mapping[str, Any]
-    runs: list[Run]
+    runs: list[RunRow]
     repeats: int = 0
 
     @property
@@ -105,13 +99,13 @@ class Setting(NamedTuple):
         return " ".join(f"{k}={_show(v)}" for k, v in self.values.items()) or "all"
 
     @property
-    def ended(self) -> list[Run]:
+    def ended(self) -> list[RunRow]:
         """What means are over: the runs that finished at the greatest step at which one did."""
         last = max((run.step for run in self.runs if run.finished), default=0)
         return [run for run in self.runs if run.finished and run.step == last]
 
     @property
-    def others(self) -> list[Run]:
+    def others(self) -> list[RunRow]:
         """The runs that are in no mean."""
         ended = {run.path for run in self.ended}
         return [run for run in self.runs if run.path not in ended]
@@ -123,13 +117,13 @@ class Setting(NamedTuple):
         return *mean_and_deviation(values), len(values)
 
 
-def read(folders: Iterable[str | os.PathLike]) -> list[Run]:
+def read(folders: Iterable[str | os.PathLike]) -> list[RunRow]:
     """The runs in folders, at any depth.
 
     Raises:
       UserError: for a folder that is missing, or if there is no run.
     """
-    found: dict[pathlib.Path, Run] = {}
+    found: dict[pathlib.Path, RunRow] = {}
     folders = [pathlib.Path(folder) for folder in folders]
     for folder in folders:
         if not folder.is_dir():
@@ -158,7 +152,7 @@ def _record(path: pathlib.Path) -> records.RunRecord | None:
         return None
 
 
-def _read(path: pathlib.Path) -> Run | None:
+def _read(path: pathlib.Path) -> RunRow | None:
     record = _record(path / "config.json")
     if record is None:
         return None
@@ -190,22 +184,36 @@ def _read(path: pathlib.Path) -> Run | None:
     rows = records.sound(records.read_evaluations, path / "metrics.json") or ()
     evaluated = {_column(row, step): row.value for row in rows}
     final |= evaluated
-    ways = {_column(row, step): row.better for row in rows if row.better is not None}
+    signs = {"higher": 1, "lower": -1, "": 0}
+    directions = {_column(row, step): signs[row.better] for row in rows if row.better in signs}
+    directions |= _directions(record)
     best, curves = {}, {}
     for key, pairs in points.items():
         steps, values = (np.array(each) for each in zip(*pairs, strict=True))
-        if better := direction(key):
+        if better := directions.get(key, direction(key)):
             best[key] = better * float((better * values).max())
         curves[key] = _thinned(steps, values)
     grids = images.grids(path)
     each = record.images_per_step
     seen = None if each is None else step * each
     seconds = final.get("time/elapsed", math.nan)
-    return Run(
+    return RunRow(
         path, record.experiment, record.config, status, step, seen, seconds, final, best, curves,
         grids[-1][1] if grids else None, tuple(evaluated),
-        {name: _SIGNS.get(way, 0) for name, way in ways.items()},
+        _RESTART_SAFE if record.restart_safe is None else frozenset(record.restart_safe), directions,
     )  # fmt: skip
+
+
+def _directions(record: records.RunRecord) -> dict[str, int]:
+    """What a run itself says of which way its metrics are better."""
+    mode, colon, metric = record.goal.partition(":")
+    return {metric: -1 if mode == "min" else 1} if colon else {}
+
+
+def _direction(runs: Iterable[RunRow], metric: str) -> int:
+    """1 if more of a metric is better, -1 if less is: as the runs say, or as its name does; 0 if neither is known."""
+    said = (run.directions[metric] for run in runs if metric in run.directions)
+    return next(said, direction(metric))
 
 
 def _column(row: EvaluationRow, step: int) -> str:
@@ -230,25 +238,27 @@ def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
     return steps[edges[1:] - 1], means
 
 
-def settings(runs: Sequence[Run]) -> list[Setting]:
+def settings(runs: Sequence[RunRow]) -> list[Setting]:
     """The settings of one experiment's runs.
 
     Of several runs of one seed (by itself, and in sweeps over other flags) the one that finished furthest stands for
     all: their numbers are the same, and would make the spread over seeds too small.
     """
     names = dict.fromkeys(name for run in runs for name in run.config)
+    # What may change while a run trains makes no other run of it, and seeds are what means are over.
+    free = {"seed"}.union(*(run.restart_safe for run in runs)) - _LENGTH
     varied = [
         name
         for name in names
-        if name not in _NOT_SETTINGS and len({repr(run.config.get(name)) for run in runs}) > 1
+        if name not in free and len({repr(run.config.get(name)) for run in runs}) > 1
     ]
-    groups: dict[str, tuple[dict[str, Any], list[Run]]] = {}
+    groups: dict[str, tuple[dict[str, Any], list[RunRow]]] = {}
     for run in runs:
         values = {name: run.config.get(name) for name in varied}
         groups.setdefault(repr(values), (values, []))[1].append(run)
     found = []
     for values, members in groups.values():
-        seeds: dict[str, list[Run]] = {}
+        seeds: dict[str, list[RunRow]] = {}
         for run in members:
             seeds.setdefault(repr(run.config.get("seed")), []).append(run)
         kept = [max(same, key=lambda run: (run.finished, run.step)) for same in seeds.values()]
@@ -263,7 +273,7 @@ def extent(groups: Sequence[Setting]) -> str:
     return text + f"; {repeats} repeats of their seeds are left out" * bool(repeats)
 
 
-def check_metric(runs: Sequence[Run], wanted: str) -> None:
+def check_metric(runs: Sequence[RunRow], wanted: str) -> None:
     """Raises a UserError if no run logs the metric."""
     known = _metrics(runs)
     if wanted and not _named(wanted, known):
@@ -274,7 +284,7 @@ def check_metric(runs: Sequence[Run], wanted: str) -> None:
         )
 
 
-def chosen_metric(runs: Sequence[Run], wanted: str) -> str:
+def chosen_metric(runs: Sequence[RunRow], wanted: str) -> str:
     """The metric to rank by: the one that is wanted, where it is logged, or the first distance, or the first loss."""
     known = _metrics(runs)
     if found := _named(wanted, known):
@@ -285,7 +295,7 @@ def chosen_metric(runs: Sequence[Run], wanted: str) -> str:
     return known[0] if known else ""
 
 
-def _metrics(runs: Sequence[Run]) -> list[str]:
+def _metrics(runs: Sequence[RunRow]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.final))
 
 
@@ -294,15 +304,9 @@ def _named(wanted: str, known: Sequence[str]) -> list[str]:
     return [name for name in known if wanted and wanted in (name, name.partition(" (")[0])]
 
 
-def _direction(groups: Sequence[Setting], metric: str) -> int:
-    """1 if more of it is better, -1 if less is, 0 if neither: as its evaluation says, or the rule for logged names."""
-    ways = (run.better for setting in groups for run in setting.runs)
-    return next((way[metric] for way in ways if metric in way), direction(metric))
-
-
 def ranked(groups: Sequence[Setting], metric: str) -> list[Setting]:
     """Settings, the best first, or those with the least of a metric of no known direction; those without it last."""
-    sign = -1 if _direction(groups, metric) > 0 else 1
+    sign = -1 if _direction((run for s in groups for run in s.runs), metric) > 0 else 1
 
     def key(setting: Setting) -> float:
         value = setting.mean(metric)[0]
@@ -345,7 +349,7 @@ def _spread(found: tuple[float, float, int]) -> str:
     return f"{mean:.4g} ± {spread:.2g}"
 
 
-def write_csv(path: pathlib.Path, runs: Sequence[Run]) -> None:
+def write_csv(path: pathlib.Path, runs: Sequence[RunRow]) -> None:
     """One row to a run, numbers in full. Raises OSError."""
     flags = list(dict.fromkeys(name for run in runs for name in run.config if name != "workdir"))
     metrics = list(dict.fromkeys(name for run in runs for name in run.final))
@@ -362,7 +366,7 @@ def write_csv(path: pathlib.Path, runs: Sequence[Run]) -> None:
     files.write_csv(path, names, table)
 
 
-def by_experiment(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def by_experiment(runs: Sequence[RunRow]) -> dict[str, list[RunRow]]:
     """The runs of each experiment."""
     return {
         name: [run for run in runs if run.experiment == name]
@@ -370,7 +374,7 @@ def by_experiment(runs: Sequence[Run]) -> dict[str, list[Run]]:
     }
 
 
-def write(runs: Sequence[Run], metric: str, folder: pathlib.Path) -> pathlib.Path:
+def write(runs: Sequence[RunRow], metric: str, folder: pathlib.Path) -> pathlib.Path:
     """Writes ``comparison.html`` and ``comparison.csv`` into a folder; returns the path of the page.
 
     Raises:
@@ -386,7 +390,7 @@ def write(runs: Sequence[Run], metric: str, folder: pathlib.Path) -> pathlib.Pat
         write_csv(folder / "comparison.csv", runs)
         template = pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
         with replaced(page) as temporary:
-            whole = template.replace("$BODY", "".join(body))
+            whole = template.replace("$STYLE", plot.STYLE).replace("$BODY", "".join(body))
             temporary.write_text(whole, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         reason = f"cannot be written ({error.strerror})"
@@ -394,7 +398,7 @@ def write(runs: Sequence[Run], metric: str, folder: pathlib.Path) -> pathlib.Pat
     return page
 
 
-def shown_metrics(runs: Sequence[Run], first: str) -> list[str]:
+def shown_metrics(runs: Sequence[RunRow], first: str) -> list[str]:
     """Metrics for a table: the one ranked by, then others that are no clock, norm or evaluation, seven in all."""
     known = dict.fromkeys([first, *_metrics(runs)])
     others = known.keys() - {"", *evaluated_metrics(runs)} | {first}
@@ -405,7 +409,7 @@ def shown_metrics(runs: Sequence[Run], first: str) -> list[str]:
     ][:7]
 
 
-def evaluated_metrics(runs: Sequence[Run]) -> list[str]:
+def evaluated_metrics(runs: Sequence[RunRow]) -> list[str]:
     """The metrics that ``experiments.evaluate`` found, each with what it depends on in its name."""
     return list(dict.fromkeys(name for run in runs for name in run.evaluated))
 
@@ -416,7 +420,7 @@ def evaluated_metrics(runs: Sequence[Run]) -> list[str]:
 def _section(name: str, groups: Sequence[Setting], metric: str) -> str:
     runs = [run for setting in groups for run in setting.runs]
     odd = [run for setting in groups for run in setting.others]
-    which = "best" if _direction(groups, metric) else "least"
+    which = "best" if _direction(runs, metric) else "least"
     parts = [f"<h2>{html.escape(name)}</h2><p>{extent(groups)}. The {which} {html.escape(metric)} first, mean ±"
              " standard deviation over the seeds that are done, or paused where none went further.</p>"]  # fmt: skip
     if odd:
@@ -428,12 +432,13 @@ def _section(name: str, groups: Sequence[Setting], metric: str) -> str:
     metrics = shown_metrics(runs, metric)
     parts.append(_table(rows(groups, metrics)))
     parts.append(_evaluations(groups, [n for n in evaluated_metrics(runs) if n not in metrics]))
-    plots = [_curves(groups[:_CURVES], each) for each in metrics]
+    plots: list[plot.Plot | None] = [_curves(groups[:_CURVES], each) for each in metrics]
     varied = [n for n in groups[0].values if len({repr(s.values[n]) for s in groups}) > 1]
     plots += [_sensitivity(groups, each, metric) for each in varied]
     if len(varied) > 1:
         plots.append(_parallel(groups, varied, metric))
-    parts.append(f"<div class=plots>{''.join(plots)}</div>")
+    figures = "".join(plot.figure(each) for each in plots if each is not None)
+    parts.append(f"<div class=plots>{figures}</div>")
     grids = [run for setting in groups for run in setting.runs[:1] if run.grid is not None]
     parts.append("<div class=grids>" + "".join(map(_grid, grids[:_GRIDS])) + "</div>")
     return "".join(parts)
@@ -463,153 +468,111 @@ def _table(table: Sequence[Mapping[str, str]]) -> str:
     return f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
 
 
-class _Axis(NamedTuple):
-    """A scale from values to [0, 1], logarithmic where positive values span more than two decades."""
-
-    low: float
-    high: float
-    log: bool
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> "_Axis":
-        found = report.drawable(np.array([v for v in values if math.isfinite(v)] or [0.0, 1.0]))
-        low, high = float(found.min()), float(found.max())
-        log = low > 0 and high > 100 * low
-        if log:
-            low, high = math.log10(low), math.log10(high)
-        margin = 0.04 * (high - low) or abs(high) * 0.1 or 1.0
-        return cls(low - margin, high + margin, log)
-
-    def at(self, value: float) -> float:
-        value = float(report.drawable(np.array(value)))
-        return ((math.log10(value) if self.log else value) - self.low) / (self.high - self.low)
-
-    def ends(self) -> tuple[str, str]:
-        ends = (10**self.low, 10**self.high) if self.log else (self.low, self.high)
-        return f"{ends[0]:.3g}", f"{ends[1]:.3g}"
-
-
-def _figure(
-    title: str, x: tuple[str, str], y: tuple[str, str], inside: str, legend: str = ""
-) -> str:
-    return (
-        f"<figure><figcaption>{html.escape(title)}</figcaption><svg viewBox='-4 -4 408 268'>"
-        f"<rect width=400 height=240 class=frame /><text x=0 y=256>{html.escape(x[0])}</text>"
-        f"<text x=400 y=256 class=end>{html.escape(x[1])}</text><text x=4 y=236>{html.escape(y[0])}</text>"
-        f"<text x=4 y=14>{html.escape(y[1])}</text>{inside}</svg>{legend}</figure>"
-    )
-
-
-def _curves(groups: Sequence[Setting], metric: str) -> str:
+def _curves(groups: Sequence[Setting], metric: str) -> plot.Plot | None:
     """Mean over seeds of each setting against the step, with a band of one standard deviation.
 
     Runs that are in no mean are dashed lines, within the scale of the means where there are any.
     """
-    lines, apart = [], []
-    for i, setting in enumerate(groups):
-        per_step: dict[int, list[float]] = {}
-        apart += [(i, *run.curves.get(metric, ((), ()))) for run in setting.others]
-        for run in setting.ended:
-            for step, value in zip(*run.curves.get(metric, ((), ())), strict=True):
-                per_step.setdefault(int(step), []).append(float(value))
-        most = max(map(len, per_step.values()), default=0)
-        steps = sorted(step for step, values in per_step.items() if len(values) == most)
-        of_steps = [mean_and_deviation(per_step[s]) for s in steps]
-        means = [mean for mean, _ in of_steps]
-        spreads = [spread if most > 1 else 0.0 for _, spread in of_steps]
-        lines.append((setting.title, steps, np.array(means), np.array(spreads)))
-    apart = [each for each in apart if len(each[1]) > 1][:_CURVES]
-    if not apart and not any(len(steps) > 1 for _, steps, _, _ in lines):
-        return ""
-    right = max(int(steps[-1]) for _, steps, *_ in [*lines, *apart] if len(steps))
-    means = [v for _, _, values, _ in lines for v in values.tolist()]
-    y = _Axis.of(means or [v for _, _, values in apart for v in values.tolist()])
-    floor = 10**y.low if y.log else -math.inf
+    lines = [_mean_curve(setting, metric) for setting in groups]
+    apart = [
+        (i, *run.curves[metric])
+        for i, setting in enumerate(groups)
+        for run in setting.others
+        if metric in run.curves and len(run.curves[metric][0]) > 1
+    ][:_CURVES]
+    if not apart and not any(len(steps) > 1 for steps, _, _ in lines):
+        return None
+    means = np.concatenate([values for _, values, _ in lines])
+    ends = [steps[-1] for steps, *_ in lines if steps] + [steps[-1] for _, steps, _ in apart]
+    x = plot.Axis(0, int(max(ends)))
+    y = plot.Axis.of(means if len(means) else np.concatenate([values for *_, values in apart]))
 
-    def points(steps: Iterable[float], values: Iterable[float]) -> list[str]:
-        return [
-            f"{400 * s / right:.1f},{240 * (1 - min(max(y.at(max(v, floor)), 0), 1)):.1f}"
-            for s, v in zip(steps, values, strict=True)
-        ]
+    def shape(i: int, steps: Any, values: Any, kind: str) -> plot.Shape:
+        return plot.Shape(x.at(steps), np.clip(y.at(values), 0, 1), i, kind)
 
-    def line(i: int, path: list[str], style: str = "") -> str:
-        color = _COLORS[i % len(_COLORS)]
-        return f"<polyline points='{' '.join(path)}' stroke='{color}' class=curve{style} />"
-
-    drawn = [line(i, points(*curve), " stroke-dasharray='3 3'") for i, *curve in apart]
-    legend = []
-    for i, (title, steps, means, spreads) in enumerate(lines):
-        color = _COLORS[i % len(_COLORS)]
+    shapes = [shape(*curve, kind="dashed") for curve in apart]
+    for i, (steps, middle, spreads) in enumerate(lines):
         if np.any(spreads):
-            around = points(steps, means + spreads) + points(steps, means - spreads)[::-1]
-            drawn.append(f"<polygon points='{' '.join(around)}' fill='{color}' opacity=.15 />")
-        drawn.append(line(i, points(steps, means)))
-        legend.append(f"<li style='color:{color}'>{html.escape(title)}")
-    log = ", log scale" if y.log else ""
-    return _figure(
-        f"{metric}{log}", ("0", f"step {right:,}"), y.ends(), "".join(drawn),
-        f"<ul>{''.join(legend)}</ul>",
-    )  # fmt: skip
+            around = np.concatenate([middle + spreads, (middle - spreads)[::-1]])
+            shapes.append(shape(i, [*steps, *steps[::-1]], around, "band"))
+        shapes.append(shape(i, steps, middle, "line"))
+    legend = [(i, setting.title, "") for i, setting in enumerate(groups)]
+    small = "log scale" if y.log else ""
+    return plot.Plot(metric, shapes, x.ticks(whole=True), y.ticks(), legend, small)
 
 
-def _positions(values: Sequence[Any]) -> tuple[Callable[[Any], float], tuple[str, str]]:
-    """Where values of a flag lie in [0, 1]: numbers on a scale, others evenly in order."""
-    if all(_is_number(v) for v in values):
-        axis = _Axis.of(map(float, values))
-        return lambda v: axis.at(float(v)), axis.ends()
-    names = sorted({_show(v) for v in values})
-    return lambda v: (names.index(_show(v)) + 0.5) / len(names), (names[0], names[-1])
+def _mean_curve(setting: Setting, metric: str) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Steps, means and standard deviations of the runs that have ended, where all of them have a value."""
+    per_step: dict[int, list[float]] = {}
+    for run in setting.ended:
+        for step, value in zip(*run.curves.get(metric, ((), ())), strict=True):
+            per_step.setdefault(int(step), []).append(float(value))
+    most = max(map(len, per_step.values()), default=0)
+    steps = sorted(step for step, values in per_step.items() if len(values) == most)
+    found = [mean_and_deviation(per_step[s]) for s in steps]
+    spreads = [spread if most > 1 else 0.0 for _, spread in found]
+    return steps, np.array([mean for mean, _ in found]), np.array(spreads)
 
 
-def _sensitivity(groups: Sequence[Setting], flag: str, metric: str) -> str:
+class _Scale:
+    """Where values of a flag lie in [0, 1]: numbers on an axis, others evenly in order."""
+
+    def __init__(self, values: Sequence[Any]):
+        self._axis = (
+            plot.Axis.of(list(map(float, values))) if all(map(_is_number, values)) else None
+        )
+        self._names = [] if self._axis else sorted({_show(v) for v in values})
+
+    def at(self, value: Any) -> float:
+        if self._axis:
+            return float(self._axis.at(float(value)))
+        return (self._names.index(_show(value)) + 0.5) / len(self._names)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        return self._axis.ticks() if self._axis else [(self.at(n), n) for n in self._names[:6]]
+
+
+def _sensitivity(groups: Sequence[Setting], flag: str, metric: str) -> plot.Plot | None:
     """The metric of every run that is in a mean against one flag, with the median of each value."""
-    at, ends = _positions([setting.values[flag] for setting in groups])
+    x = _Scale([setting.values[flag] for setting in groups])
     runs = [
-        (setting.values[flag], run.final[metric])
+        (x.at(setting.values[flag]), run.final[metric])
         for setting in groups
         for run in setting.ended
         if _is_number(run.final.get(metric))
     ]
     if not runs:
-        return ""
-    y = _Axis.of(value for _, value in runs)
-    dots = "".join(
-        f"<circle cx={400 * at(v):.1f} cy={240 * (1 - y.at(m)):.1f} r=3 />" for v, m in runs
-    )
-    medians: dict[str, list[tuple[Any, float]]] = {}
-    for value, found in runs:
-        medians.setdefault(_show(value), []).append((value, found))
-    path = sorted((at(g[0][0]), float(np.median([m for _, m in g]))) for g in medians.values())
-    line = " ".join(f"{400 * x:.1f},{240 * (1 - y.at(m)):.1f}" for x, m in path)
-    return _figure(f"{metric} against {flag}", ends, y.ends(),
-                   f"{dots}<polyline points='{line}' class=median />")  # fmt: skip
+        return None
+    y = plot.Axis.of([value for _, value in runs])
+    found: dict[float, list[float]] = {}
+    for at, value in sorted(runs):
+        found.setdefault(at, []).append(value)
+    medians = [float(np.median(values)) for values in found.values()]
+    shapes = [
+        plot.Shape([at for at, _ in runs], y.at([value for _, value in runs]), 0, "dots", 0.6),
+        plot.Shape(list(found), y.at(medians), 1),
+    ]
+    small = "log scale" if y.log else ""
+    return plot.Plot(f"{metric} against {flag}", shapes, x.ticks(), y.ticks(), small=small)
 
 
-def _parallel(groups: Sequence[Setting], flags: Sequence[str], metric: str) -> str:
+def _parallel(groups: Sequence[Setting], flags: Sequence[str], metric: str) -> plot.Plot:
     """Each setting a line through its flags to its metric; dark is good."""
     values = [setting.mean(metric)[0] for setting in groups]
-    axes = [*((f, *_positions([s.values[f] for s in groups])) for f in flags)]
-    scale = _Axis.of(values)
-    width = 400 / len(flags)
-    lines, fine = [], [i for i, value in enumerate(values) if math.isfinite(value)]
+    scales = {flag: _Scale([setting.values[flag] for setting in groups]) for flag in flags}
+    y = plot.Axis.of(values)
+    xs = [i / len(flags) for i in range(len(flags) + 1)]
+    fine = [i for i, value in enumerate(values) if math.isfinite(value)]
+    shapes = []
     for rank, i in enumerate(reversed(fine)):  # the best on top
-        xs = [
-            f"{width * j:.1f},{240 * (1 - at(groups[i].values[f])):.1f}"
-            for j, (f, at, _) in enumerate(axes)
-        ]
-        xs.append(f"400,{240 * (1 - scale.at(values[i])):.1f}")
-        shade = 0.15 + 0.85 * (rank + 1) / len(fine)
-        lines.append(f"<polyline points='{' '.join(xs)}' class=curve opacity={shade:.2f} />")
-    names = "".join(
-        f"<text x={width * j:.1f} y=256>{html.escape(f)}</text><path d='M{width * j:.1f} 0V240' class=axis />"
-        for j, (f, _, _) in enumerate(axes)
-    )
-    return _figure(
-        f"{' → '.join(flags)} → {metric}", ("", metric), ("", ""), names + "".join(lines)
-    )
+        through = [scale.at(groups[i].values[flag]) for flag, scale in scales.items()]
+        opacity = 0.15 + 0.85 * (rank + 1) / len(fine)
+        shapes.append(plot.Shape(xs, [*through, float(y.at(values[i]))], opacity=opacity))
+    ticks = list(zip(xs, [*flags, metric], strict=True))
+    return plot.Plot(f"{' → '.join(flags)} → {metric}", shapes, ticks, (), vertical=True)
 
 
-def _grid(run: Run) -> str:
+def _grid(run: RunRow) -> str:
     assert run.grid is not None
     found = report.read_grid(run.grid)
     if found is None or len(found[0]) > 600_000:

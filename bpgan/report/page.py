@@ -1,8 +1,8 @@
 """What a run left on disk, for people: sample grids, curves, one self-contained HTML page.
 
-Everything here is a function of the run directory (its layout is in ``run.open_run``), so a report can be made again
-at any time, of a finished, running or killed run. Page and script are in ``report.html`` next to this file. What is
-damaged in the directory, and what cannot be drawn or written, is named and left out of the page.
+Everything here is a function of the run directory (its layout is in ``directory.open_run``), so a report can be made
+again at any time, of a finished, running or killed run. Page and script are in ``page.html`` next to this file. What
+is damaged in the directory, and what cannot be drawn or written, is named and left out of the page.
 """
 
 import base64
@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bpgan.files import Damaged, read_bytes, replaced
+from bpgan.report import plot
 from bpgan.runtime import images, records
-from bpgan.runtime.images import image_grid, save_png, to_bytes  # noqa: F401
 from bpgan.runtime.records import EvaluationRow, ResultRecord, RunRecord
 from bpgan.types import UserError
 
@@ -44,7 +44,6 @@ _TITLES = {
 _ORDER = {"loss": 0, "logits": 1, "grad_norm": 2, "images_per_s": 9}  # others in between
 _UNPLOTTED = {"step", "epoch", "time/elapsed", "time/steps_per_s"}
 _PLAYERS = {"d": 0, "g": 1}  # the same colors in every report
-_COLORS = ("#2f6fde", "#e2622b", "#2a9d6f", "#8a5fd0", "#c9417c", "#947b1f")
 
 
 class _Curve(NamedTuple):
@@ -58,14 +57,7 @@ class _Curve(NamedTuple):
 class _Panel(NamedTuple):
     title: str
     curves: list[_Curve]
-    log: bool
-    low: float  # ends of the axis; exponents of ten if log
-    high: float
-
-    def heights(self, values: np.ndarray) -> np.ndarray:
-        """Fractions of the axis, from below."""
-        values = drawable(values)
-        return ((np.log10(values) if self.log else values) - self.low) / (self.high - self.low)
+    axis: plot.Axis
 
 
 class _Frame(NamedTuple):
@@ -76,8 +68,19 @@ class _Frame(NamedTuple):
     image: Any
 
 
+class _Found(NamedTuple):
+    """What a run directory holds; ``problems`` says what of it is damaged."""
+
+    run: RunRecord
+    result: ResultRecord | None
+    log: _Log
+    evaluations: Sequence[EvaluationRow]
+    frames: Sequence[_Frame]
+    problems: Sequence[str]
+
+
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
-    """Writes ``curves.png``, ``samples.gif`` and ``report.html`` into a run directory; returns the path of the last.
+    """Writes ``curves.svg``, ``samples.gif`` and ``report.html`` into a run directory; returns the path of the last.
 
     Reads ``config.json``, ``metrics.jsonl``, ``samples/step_*.png``, ``result.json``, and ``metrics.json`` of its
     evaluations; all but the first may be missing or damaged. The page is one file that loads nothing.
@@ -86,6 +89,28 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
       UserError: if the directory holds no run, its record is damaged, or the page cannot be written.
     """
     path = pathlib.Path(workdir)
+    found = _read(path)
+    panels = _panels(found.log)
+    right = max([1] + [int(curve.steps[-1]) for panel in panels for curve in panel.curves])
+    plots = [_plot(panel, right) for panel in panels]
+    if plots:
+        with _spared(path / "curves.svg"):
+            plot.write_svg(path / "curves.svg", plots, title=found.run.experiment)
+    if len(found.frames) > 1:
+        with _spared(path / "samples.gif"):
+            _write_gif(path / "samples.gif", [frame.image for frame in found.frames])
+    where = "/".join(path.resolve().parts[-2:])
+    page = _page(found, where, panels, plots, right)
+    try:
+        with replaced(path / "report.html") as temporary:
+            temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise UserError(f"{path / 'report.html'}: cannot be written ({error.strerror})") from None
+    return path / "report.html"
+
+
+def _read(path: pathlib.Path) -> _Found:
+    """What there is to report on. Raises a UserError if the record is missing or damaged."""
     run = records.read_run(path / "config.json")
     if run is None:
         raise UserError(f"{path}: holds no run to report on (config.json is missing)")
@@ -102,21 +127,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     log = sound(records.read_log, "metrics.jsonl") or []
     result = sound(records.read_result, "result.json")
     evaluations = sound(records.read_evaluations, "metrics.json") or []
-    panels, frames = _panels(log), _frames(path)
-    if panels:
-        with _spared(path / "curves.png"):
-            _write_curves(path / "curves.png", run.experiment, panels)
-    if len(frames) > 1:
-        with _spared(path / "samples.gif"):
-            _write_gif(path / "samples.gif", [frame.image for frame in frames])
-    where = "/".join(path.resolve().parts[-2:])
-    page = _page(where, run, result, log, panels, frames, evaluations, problems)
-    try:
-        with replaced(path / "report.html") as temporary:
-            temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise UserError(f"{path / 'report.html'}: cannot be written ({error.strerror})") from None
-    return path / "report.html"
+    return _Found(run, result, log, evaluations, _frames(path), problems)
 
 
 def update_report(workdir: str | os.PathLike) -> pathlib.Path | None:
@@ -131,7 +142,7 @@ def update_report(workdir: str | os.PathLike) -> pathlib.Path | None:
 def _spared(path: pathlib.Path) -> Iterator[None]:
     """Turns whatever goes wrong with one of the files of a report into a warning.
 
-    Numbers are not at stake, and what matplotlib and Pillow raise has no common type.
+    Numbers are not at stake, and what Pillow raises has no common type.
     """
     try:
         yield
@@ -161,11 +172,17 @@ def _panels(log: _Log) -> list[_Panel]:
     for name, pairs in points.items():
         player, _, metric = name.rpartition("/")
         group = groups.setdefault(_UNITS.get(metric, metric), [])
-        free = [i for i in range(len(_COLORS)) if i not in {curve.color for curve in group}] or [0]
+        free = [
+            i for i in range(len(plot.COLORS)) if i not in {curve.color for curve in group}
+        ] or [0]
         color = _PLAYERS.get(player, 0)
         group.append(_curve(name, color if color in free else free[0], *zip(*pairs, strict=True)))
     return [
-        _panel(_TITLES.get(group, _title(group)), groups[group])
+        _Panel(
+            _TITLES.get(group, _title(group)),
+            groups[group],
+            plot.Axis.of(np.concatenate([curve.values for curve in groups[group]])),
+        )
         for group in sorted(groups, key=lambda group: _ORDER.get(group, 5))
     ]
 
@@ -173,12 +190,6 @@ def _panels(log: _Log) -> list[_Panel]:
 def _title(group: str) -> str:
     text = group.replace("_", " ")
     return text[:1].upper() + text[1:]
-
-
-def drawable(values: np.ndarray) -> np.ndarray:
-    """The values that a picture shows for these: on the way to 1e308, and below 1e-308, axes cannot be computed."""
-    values = np.clip(values, -1e300, 1e300)
-    return np.where(np.abs(values) < 1e-300, 0.0, values)
 
 
 def _curve(name: str, color: int, steps: Sequence[int], values: Sequence[float]) -> _Curve:
@@ -196,177 +207,19 @@ def _curve(name: str, color: int, steps: Sequence[int], values: Sequence[float])
     return _Curve(name, color, x, y, bad_since)
 
 
-def _panel(title: str, curves: list[_Curve]) -> _Panel:
-    """Chooses the axis: logarithmic for positive values over more than two decades."""
-    values = np.concatenate([curve.values for curve in curves])
-    values = drawable(values[np.isfinite(values)])
-    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-    log = low > 0 and high > 100 * low
-    if log:
-        low, high = math.log10(low), math.log10(high)
-    # Never so narrow that the labels, of four digits, are all the same.
-    margin = max(0.05 * (high - low), 0.005 * abs(high)) or 1.0
-    return _Panel(title, curves, log, low - margin, high + margin)
-
-
-def _ticks(low: float, high: float, *, whole: bool) -> list[float]:
-    """About four round numbers (1, 2 or 5 times a power of ten) in ``[low, high]``; integers if ``whole``."""
-    raw = (high - low) / 4
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
-    step = max(step, 1.0) if whole else step
-    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _write_curves(path: pathlib.Path, title: str, panels: Sequence[_Panel]) -> None:
-    """``curves.png``: the panels of the report, for slides, papers and terminals that show pictures."""
-    rows = 1 + len(panels) // 2
-    height = 2.7 * rows + 0.4
-    # Margins in inches that four digits fit into: finding the least ones takes longer than drawing, for every run.
-    top, bottom, gap = 0.65, 0.45, 0.6
-    axes_height = (height - top - bottom - (rows - 1) * gap) / rows
-    with _drawing(path, figsize=(10, height), dpi=110) as figure:
-        figure.suptitle(title, y=1 - 0.1 / height, parse_math=False)
-        cells = figure.add_gridspec(
-            rows,
-            2,
-            left=0.075,
-            right=0.985,
-            top=1 - top / height,
-            bottom=bottom / height,
-            hspace=gap / axes_height,
-            wspace=0.16,
-        )
-        for i, panel in enumerate(panels, 1):
-            # The first over both columns, and so the last if it is alone.
-            alone = i == 1 or (i == len(panels) and i % 2 == 0)
-            _draw_panel(figure.add_subplot(cells[i // 2, slice(None) if alone else i % 2]), panel)
-
-
-def _draw_panel(axes: Any, panel: _Panel) -> None:
+def _plot(panel: _Panel, right: int) -> plot.Plot:
+    """A panel as it is drawn, from step 0 to ``right``."""
+    across = plot.Axis(0, right)
+    shapes, legend = [], []
     for curve in panel.curves:
-        marker = "o" if len(curve.steps) == 1 else None
-        style = {"color": _COLORS[curve.color], "linewidth": 1.2, "marker": marker}
-        axes.plot(curve.steps, drawable(curve.values), label=curve.name, **style)
-    if panel.log:
-        axes.set_yscale("log")
-    else:
-        axes.ticklabel_format(axis="y", scilimits=(-4, 5))
-    axes.set_title(panel.title, fontsize=10, loc="left", parse_math=False)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    for text in axes.legend(fontsize=8, frameon=False).get_texts():
-        text.set_parse_math(False)
-
-
-def save_range(
-    path: pathlib.Path,
-    title: str,
-    lrs: np.ndarray,
-    raw: np.ndarray,
-    smooth: np.ndarray,
-    marks: dict[str, float],
-) -> None:
-    """A range test as PNG: loss against the step size, raw ``[seeds, n]`` and smoothed, with step sizes marked."""
-    with _drawing_of_one(path, title) as (_, axes):
-        for i, (one, mean) in enumerate(zip(drawable(raw), drawable(smooth), strict=True)):
-            shown = np.isfinite(mean)
-            axes.plot(lrs[shown], one[shown], color=_COLORS[0], alpha=0.15, linewidth=0.8)
-            label = "smoothed" if i == 0 else None
-            axes.plot(lrs, mean, color=_COLORS[0], linewidth=1.4, label=label)
-        for i, (name, lr) in enumerate(marks.items()):
-            axes.axvline(lr, color=_COLORS[1 + i], linestyle="--", label=f"{name}: {lr:.2g}")
-        axes.set_xscale("log")
-        axes.set_xlabel("step size")
-        axes.legend(frameon=False, fontsize=8)
-
-
-def save_distributions(
-    path: str | os.PathLike,
-    title: str,
-    groups: Mapping[str, Mapping[str, Sequence[float]]],
-) -> None:
-    """All values of every group as PNG: a row to a group, a color to each of its series, one point to a value.
-
-    Args:
-      path: of the picture.
-      title: of the picture, and of its logarithmic axis.
-      groups: positive values by group and series; values that are not finite are counted in the margin.
-    """
-    series = list(dict.fromkeys(name for group in groups.values() for name in group))
-    with _drawing_of_one(path, title) as (figure, axes):
-        from matplotlib.ticker import LogLocator
-
-        for row, group in enumerate(groups.values()):
-            axes.axhline(row, color="0.9", linewidth=26, zorder=0)
-            for i, name in enumerate(series):
-                fine = [value for value in group.get(name, ()) if math.isfinite(value)]
-                height = row + 0.24 * (i - (len(series) - 1) / 2)
-                axes.scatter(drawable(np.array(fine)), [height] * len(fine), 22, _COLORS[i], alpha=0.75, linewidths=0,
-                             label=name if row == 0 else None)  # fmt: skip
-            if broken := sum(not math.isfinite(v) for values in group.values() for v in values):
-                at, frame = (1.01, row), ("axes fraction", "data")
-                axes.annotate(f"{broken} broken", at, xycoords=frame, fontsize=8, va="center")
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
-        axes.xaxis.set_minor_formatter("")
-        axes.set_yticks(range(len(groups)), list(groups))
-        axes.set_ylim(len(groups) - 0.5, -0.5)
-        figure.legend(loc="outside lower center", ncols=len(series), frameon=False, fontsize=8)
-
-
-@contextlib.contextmanager
-def _drawing_of_one(path: str | os.PathLike, title: str) -> Iterator[tuple[Any, Any]]:
-    """As ``_drawing``: a figure and its only axes."""
-    with _drawing(path, figsize=(8, 4.5), dpi=110, layout="constrained") as figure:
-        axes = figure.add_subplot()
-        axes.set_title(title, fontsize=10, loc="left", parse_math=False)
-        axes.spines[["top", "right"]].set_visible(False)
-        yield figure, axes
-
-
-@contextlib.contextmanager
-def _drawing(path: str | os.PathLike, **figure: Any) -> Iterator[Any]:
-    """A matplotlib figure; once the block has drawn it, it is written as PNG, whole or not at all.
-
-    It does not depend on what the user has set for matplotlib. MPLBACKEND of a notebook names a module that our
-    processes may not have; a matplotlibrc may ask for LaTeX, or be damaged. So the package is imported without either,
-    and drawn with as it is delivered; it may have been imported before.
-
-    Raises:
-      UserError: if matplotlib cannot be imported.
-      OSError: if the picture cannot be written.
-    """
-    ours = {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
-    theirs = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-        # Not pyplot: it is slow to import and keeps every figure.
-        from matplotlib.figure import Figure
-    except Exception as error:
-        # A matplotlibrc in this directory, which comes before ours, may hold anything.
-        raise UserError(
-            f"{path}: cannot be drawn, for matplotlib cannot be imported ({error})"
-        ) from None
-    finally:
-        for name, value in theirs.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters that its font does not have
-        delivered: Any = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}
-        with matplotlib.rc_context(delivered):
-            drawn = Figure(**figure)
-            yield drawn
-            with replaced(path) as temporary:
-                FigureCanvasAgg(drawn).print_png(os.fspath(temporary))
+        kind = "dots" if len(curve.steps) == 1 else "line"
+        places = across.at(curve.steps), panel.axis.at(curve.values)
+        shapes.append(plot.Shape(*places, color=curve.color, kind=kind))
+        legend.append((curve.color, curve.name, plot.number(curve.values[-1].item())))
+    small = "log scale" if panel.axis.log else ""
+    return plot.Plot(
+        panel.title, shapes, across.ticks(whole=True), panel.axis.ticks(), legend, small
+    )
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -437,19 +290,17 @@ def _write_gif(path: pathlib.Path, images: Sequence[Any]) -> None:
 
 
 def _page(
+    found: _Found,
     where: str,
-    run: RunRecord,
-    result: ResultRecord | None,
-    log: _Log,
-    panels: list[_Panel],
-    frames: Sequence[_Frame],
-    evaluations: Sequence[EvaluationRow],
-    problems: Sequence[str],
+    panels: Sequence[_Panel],
+    plots: Sequence[plot.Plot],
+    right: int,
 ) -> str:
+    run, log = found.run, found.log
     last = log[-1] if log else {}
-    step = max(last.get("step", 0), result.step if result else 0)
-    if result and result.step != step:  # left by an earlier part of a run that goes on
-        result = None
+    step = max(last.get("step", 0), found.result.step if found.result else 0)
+    # Left by an earlier part of a run that goes on, a result does not describe it.
+    result = found.result if found.result and found.result.step == step else None
     status = result.status if result else "unfinished"
     metrics = {k: v for k, v in last.items() if k not in ("step", "epoch", "anomaly")}
     metrics |= result.metrics if result else {}
@@ -457,38 +308,42 @@ def _page(
     epochs = (
         last["epoch"] / last["step"] if last.get("step") and _is_finite(last.get("epoch")) else None
     )
-
-    devices = run.devices[:4] + [f"… ({len(run.devices)} in all)"] * (len(run.devices) > 4)
-    origin = {**run.versions, "git": run.git, "devices": ", ".join(devices)}
-    notes = _notes(result, log, panels, problems)
-    right = max([1] + [int(curve.steps[-1]) for panel in panels for curve in panel.curves])
-    data = {
-        "last": right,
-        "epochsPerStep": epochs,
-        "panels": [
-            [p.low, p.high, p.log, [[c.steps.tolist(), _rounded(c.values)] for c in p.curves]]
-            for p in panels
-        ],
-    }
+    notes = _notes(found, result, panels)
     template = pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     return string.Template(template).substitute(
+        style=plot.STYLE,
         experiment=_text(run.experiment),
         where=_text(where),
         status=_text(status),
         status_class="done" if status == "done" else "",
         note=f'<p class="note">{_text(" ".join(notes))}</p>' if notes else "",
-        samples=_samples(frames, epochs),
+        samples=_samples(found.frames, epochs),
         facts=_rows(_facts(step, epochs, log, metrics, timings)),
         timings=_section("Seconds of this process", "bars", _bars(timings)),
-        curves=_section("Curves", "curves", "".join(_figure(panel, right) for panel in panels)),
-        evaluation=_evaluations(evaluations),
+        curves=_section("Curves", "curves", "".join(map(plot.figure, plots))),
+        evaluation=_evaluations(found.evaluations),
         config=_section("Configuration", "wide", _rows(run.config)),
         metrics=_section("Final metrics", "", _rows(metrics)),
-        origin=_section("Versions", "", _rows(origin)),
+        origin=_section("Versions", "", _rows(_origin(run))),
         command=_command(run.command),
-        # Numbers only: nothing in it can end the element that holds it.
-        data=json.dumps(data, separators=(",", ":"), allow_nan=False),
+        data=_data(panels, right, epochs),
     )
+
+
+def _origin(run: RunRecord) -> dict[str, Any]:
+    """With what a run was made."""
+    devices = run.devices[:4] + [f"… ({len(run.devices)} in all)"] * (len(run.devices) > 4)
+    return {**run.versions, "git": run.git, "devices": ", ".join(devices)}
+
+
+def _data(panels: Sequence[_Panel], right: int, epochs_per_step: float | None) -> str:
+    """What the script of the page reads values from: numbers only, so nothing ends the element that holds it."""
+    shown = [
+        [*panel.axis, [[c.steps.tolist(), _rounded(c.values)] for c in panel.curves]]
+        for panel in panels
+    ]
+    data = {"last": right, "epochsPerStep": epochs_per_step, "panels": shown}
+    return json.dumps(data, separators=(",", ":"), allow_nan=False)
 
 
 def _facts(
@@ -502,7 +357,7 @@ def _facts(
     last = log[-1] if log else {}
     facts: dict[str, Any] = {"steps": f"{step:,}"}
     if epochs:
-        facts["epochs"] = _number(round(step * epochs, 2))
+        facts["epochs"] = plot.number(round(step * epochs, 2))
     if _is_finite(seconds := last.get("time/elapsed", timings.get("total_s"))):
         facts["duration"] = _duration(seconds)
     speeds = [r["time/images_per_s"] for r in log if _is_finite(r.get("time/images_per_s"))]
@@ -510,20 +365,18 @@ def _facts(
         facts["images/s (median)"] = f"{statistics.median(speeds):,.0f}"
     # What was measured at the end, then the losses.
     shown = [k for k in metrics if k not in last] + [k for k in last if k.split("/")[-1] == "loss"]
-    return facts | {k: _number(metrics[k]) for k in shown[:6]}
+    return facts | {k: plot.number(metrics[k]) for k in shown[:6]}
 
 
-def _notes(
-    result: ResultRecord | None, log: _Log, panels: Sequence[_Panel], problems: Sequence[str]
-) -> list[str]:
+def _notes(found: _Found, result: ResultRecord | None, panels: Sequence[_Panel]) -> list[str]:
     """What a reader must know before the numbers."""
-    notes = list(problems)
-    if not result and not any(problem.startswith("result.json") for problem in problems):
+    notes = list(found.problems)
+    if not result and not any(problem.startswith("result.json") for problem in notes):
         notes.append("No result yet: the run is going on, or was killed.")
     for curve in (c for panel in panels for c in panel.curves if c.bad_since is not None):
         notes.append(f"{curve.name} is not finite at step {curve.bad_since:,}.")
-    found = [f"Step {r['step']:,}: {r['anomaly']}." for r in log if r.get("anomaly")]
-    return notes + found[:5] + [f"{len(found) - 5} more anomalies."] * (len(found) > 5)
+    said = [f"Step {r['step']:,}: {r['anomaly']}." for r in found.log if r.get("anomaly")]
+    return notes + said[:5] + [f"{len(said) - 5} more anomalies."] * (len(said) > 5)
 
 
 def _samples(frames: Sequence[_Frame], epochs_per_step: float | None) -> str:
@@ -532,7 +385,7 @@ def _samples(frames: Sequence[_Frame], epochs_per_step: float | None) -> str:
     for i, (step, png, image) in enumerate(frames, 1):
         label = f"step {step:,}"
         if epochs_per_step:
-            label += f" · epoch {_number(round(step * epochs_per_step, 2))}"
+            label += f" · epoch {plot.number(round(step * epochs_per_step, 2))}"
         width, height = image.size
         scale = max(1, _GRID_WIDTH // width)
         kind = ' class="pixels"' if width <= _GRID_WIDTH else ""
@@ -548,49 +401,6 @@ def _samples(frames: Sequence[_Frame], epochs_per_step: float | None) -> str:
 <noscript>(earlier ones are behind a slider that needs JavaScript)</noscript></figcaption></figure>""" * bool(
         frames
     )
-
-
-def _figure(panel: _Panel, right: int) -> str:
-    """A panel as static SVG, 1000 x 1000 and stretched to fit; texts are HTML around it and keep their size."""
-    ticks = _ticks(panel.low, panel.high, whole=panel.log)
-    ys = [
-        (100 * (t - panel.low) / (panel.high - panel.low), 10.0**t if panel.log else t)
-        for t in ticks
-    ]
-    xs = [(100 * t / right, t) for t in _ticks(0, right, whole=True)]
-    lines = "".join(f'<path d="M0 {1000 - 10 * at:.1f}h1000"/>' for at, _ in ys)
-    curves = "".join(
-        f'<path class="c{c.color}{" lone" * (len(c.steps) == 1)}" d="{_path(panel, c, right)}"/>'
-        for c in panel.curves
-    )
-    legend = "".join(
-        f'<span class="c{c.color}"><i></i>{_text(c.name)} <b>{_number(c.values[-1])}</b></span>'
-        for c in panel.curves
-    )
-    y_labels = "".join(f'<span style="bottom:{at:.2f}%">{_number(t)}</span>' for at, t in ys)
-    x_labels = "".join(f'<span style="left:{at:.2f}%">{_number(t)}</span>' for at, t in xs)
-    title = _text(panel.title) + (" <small>log scale</small>" if panel.log else "")
-    return f"""<figure class="panel"><figcaption><h3>{title}</h3><div class="legend">{legend}</div></figcaption>
-<div class="plot"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{_text(panel.title)}">
-<g>{lines}</g>{curves}</svg><div class="ys">{y_labels}</div><div class="xs">{x_labels}</div></div></figure>"""
-
-
-def _path(panel: _Panel, curve: _Curve, right: int) -> str:
-    """A curve as SVG path data; it breaks where values are not finite."""
-    xs, ys = 1000 * curve.steps / right, 1000 * (1 - panel.heights(curve.values))
-    parts, draws = [], False
-    for x, y in zip(xs.tolist(), ys.tolist(), strict=True):
-        if not math.isnan(y):  # "h0" makes a lone point a dot
-            parts.append(f"L{x:.1f} {y:.1f}" if draws else f"M{x:.1f} {y:.1f}h0")
-        draws = not math.isnan(y)
-    return "".join(parts)
-
-
-def _number(value: Any) -> str:
-    """Four digits, or a whole number with separators: for reading, not for computing."""
-    if not _is_finite(value):
-        return "not finite" if isinstance(value, float) else "–"
-    return f"{value:,.0f}" if value == 0 or 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def _duration(seconds: float) -> str:
@@ -641,7 +451,7 @@ def _evaluation(rows: Sequence[EvaluationRow]) -> str:
     head = "".join(f"<th>{column}</th>" for column in ("value", "real", "untrained"))
     body = ""
     for row in rows:
-        cells = "".join(f"<td>{_number(v)}</td>" for v in (row.value, row.real, row.untrained))
+        cells = "".join(f"<td>{plot.number(v)}</td>" for v in (row.value, row.real, row.untrained))
         covers = f" <small>{row.classes} of {row.of_classes} classes</small>"
         body += f"<tr><th>{_text(row.metric)}{covers * (row.classes is not None)}</th>{cells}</tr>"
     first, nets = rows[0], {(row.features, row.features_sha256): row for row in rows}

@@ -41,7 +41,7 @@ def open_run(
 ) -> pathlib.Path:
     """Makes a run directory, or accepts the one that is there; ``write_record`` then makes it this run's.
 
-    Layout: ``config.json``, ``metrics.jsonl``, ``events.*``, ``samples/``, ``checkpoints/``, ``curves.png``,
+    Layout: ``config.json``, ``metrics.jsonl``, ``events.*``, ``samples/``, ``checkpoints/``, ``curves.svg``,
     ``report.html``, ``result.json``, and ``result_at_STEP.json`` for a pause that it had passed when it was asked for.
     It may be moved or copied as a whole.
 

@@ -1,4 +1,4 @@
-"""Runs that are given to Slurm."""
+"""Jobs of little Python programs, for tests of who runs them."""
 
 import pathlib
 import sys
@@ -6,11 +6,9 @@ from typing import NamedTuple
 
 from bpgan.launcher import flags, slurm
 
-DEFAULTS = flags.parse([]).values
 
-
-class Run(NamedTuple):
-    """All that a job needs to know of a run."""
+class Job(NamedTuple):
+    """All that a cluster needs to know of a run."""
 
     command: list[str]
     workdirs: list[pathlib.Path]
@@ -18,18 +16,22 @@ class Run(NamedTuple):
     title: str
 
 
-def runs(folder, *scripts):
-    """Runs of little Python programs, whose working directories exist."""
+def make_jobs(folder: pathlib.Path, *scripts: str) -> list[Job]:
+    """One for each script; their working directories exist."""
     found = []
     for i, script in enumerate(scripts):
         (folder / f"run{i}").mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-c", script]
-        found.append(Run(command, [folder / f"run{i}"], folder / f"run{i}.log", f"x={i}"))
+        found.append(Job(command, [folder / f"run{i}"], folder / f"run{i}.log", f"x={i}"))
     return found
 
 
-def options(**chosen):
-    return slurm.parse_options(DEFAULTS | {"slurm": "true"} | chosen, chosen, "fake")
+def options(**chosen) -> slurm.Options:
+    """What the launcher's flags ask for, of which these are given."""
+    values = flags.parse([]).values | {"slurm": "true"} | chosen
+    found = slurm.parse_options(values, chosen, "fake")
+    assert found is not None
+    return found
 
 
 LOCAL = options(slurm="local")

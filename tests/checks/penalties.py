@@ -1,4 +1,4 @@
-"""Gradient penalties against algebra on quadratic critics; checks that mutants must fail."""
+"""Penalties in tests: the checks against algebra on critics whose gradient is known."""
 
 import jax
 import jax.numpy as jnp
