@@ -78,7 +78,6 @@ PRIVATE: dict[str, set[str]] = {
         "neighbors._gamma",
         "neighbors._products",
     },
-    "test_records.py": {"report._write_curves"},
     "test_sources.py": {"data.sources._WINDOW", "data.sources._Windows"},
     "test_sweep.py": {"groups._seconds_per_step"},
     "test_sweepable.py": {"groups._seconds_per_step"},
