@@ -1,6 +1,6 @@
 """bpgan: backpropagation and generative adversarial networks in JAX.
 
-Start at ``bpgan.types`` (the vocabulary), then ``bpgan.algorithms.gan`` (the two-player step).
+Start at ``bpgan.types`` (the vocabulary), then ``bpgan.algorithms.turns`` (the step) and ``gan``.
 Importing the package does nothing but name its version.
 """
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from bpgan import cli, data
+from bpgan.data import duplicates
 from experiments import data as experiment
 
 
@@ -188,14 +189,14 @@ def test_the_grid_of_many_classes_and_of_none(folders):
 def test_images_are_read_in_blocks(folders, monkeypatch):
     """Never more at once than a block, each once, whatever the size of the dataset."""
     name, arrays = made(folders, kinds=400, train=300)
-    monkeypatch.setattr(experiment, "BLOCK", 7 * 60 + 59)
+    monkeypatch.setattr(duplicates, "BLOCK", 7 * 60 + 59)
     dataset, asked = data.load(name), []
 
     def read(indices):
         asked.append(np.asarray(indices))
         return dataset.read(indices)
 
-    found = experiment.prints(dataset._replace(read=read))
+    found = duplicates.prints(dataset._replace(read=read))
     assert {len(block) for block in asked[:-1]} == {7} and len(asked[-1]) <= 7
     np.testing.assert_array_equal(np.concatenate(asked), np.arange(300))
     np.testing.assert_array_equal(found.labels, arrays["y_train"])
@@ -222,7 +223,7 @@ def test_mistakes_are_one_line(folders, capsys, monkeypatch):
     (folders / "file").write_text("")
     cases = {
         ("--dataset=npz:none.npz",): "--dataset=npz:none.npz: no such file",
-        ("--dataset=mnist",): "--dataset=mnist: must be mnist10k",
+        ("--dataset=mnits",): "--dataset=mnits: must be mnist10k",
         (
             "--dataset=tfds:mnist",
             "--mirror=ftp://host",

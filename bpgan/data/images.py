@@ -405,6 +405,14 @@ def _empty(folders: list[str], paths: list[str]) -> list[str]:
     return sorted(f for f in set(folders) - parents if not _hidden(f))
 
 
+def _about(entry: os.DirEntry) -> os.stat_result:
+    """What is known of a file, or of a link that leads nowhere, which is named later."""
+    try:
+        return entry.stat()
+    except OSError:
+        return entry.stat(follow_symlinks=False)
+
+
 def folder(root: pathlib.Path) -> Tree:
     """The tree of a directory. Symbolic links are followed, but not round in circles.
 
@@ -434,10 +442,7 @@ def folder(root: pathlib.Path) -> Tree:
                     folders.append(name)
                     walk(entry.path, f"{name}/", (*above, (here.st_dev, here.st_ino)))
                 else:
-                    try:
-                        found[name] = entry.stat()
-                    except OSError:  # a link that leads nowhere is named later
-                        found[name] = entry.stat(follow_symlinks=False)
+                    found[name] = _about(entry)
 
     try:
         walk(str(root), "", ())

@@ -7,6 +7,7 @@ are HTML, which keeps its size; in a file it is drawn to scale.
 import html
 import math
 import os
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,45 +16,17 @@ import numpy as np
 
 from bpgan.files import replaced
 
-COLORS = (
-    ("#2f6fde", "#6ea2ff"), ("#e2622b", "#ff8a55"), ("#2a9d6f", "#4cc795"), ("#8a5fd0", "#b391f2"),
-    ("#c9417c", "#f078a8"), ("#947b1f", "#cdb45a"), ("#4b8b9b", "#7fc3d3"), ("#a0522d", "#d08a63"),
-    ("#66667a", "#a5a5bb"), ("#b2459f", "#e58ad4"),
-)  # fmt: skip
+STYLE = pathlib.Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+"""Of a page with figures."""
+
+
+def _colors() -> list[tuple[str, str]]:
+    light, dark = (dict(re.findall(r"-(c\d): (#\w+);", part)) for part in STYLE.split("@media"))
+    return [(light[name], dark[name]) for name in sorted(light)]
+
+
+COLORS = _colors()
 """Of curves, each on a light and on a dark page."""
-
-
-def _variables(dark: int) -> str:
-    return " ".join(f"--c{i}: {pair[dark]};" for i, pair in enumerate(COLORS))
-
-
-STYLE = f"""
-:root {{ {_variables(0)} }}
-@media (prefers-color-scheme: dark) {{ :root {{ {_variables(1)} }} }}
-{" ".join(f".c{i} {{ --c: var(--c{i}) }}" for i in range(len(COLORS)))}
-.panel {{ min-width: 0; margin: 0; background: var(--card); border: 1px solid var(--line);
-  border-radius: 10px; padding: .9rem 1.2rem 2.2rem 1rem; }}
-.panel figcaption {{ display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 1.2rem; }}
-.panel h3 {{ font-size: .93rem; font-weight: 600; margin: 0; overflow-wrap: anywhere; }}
-.panel small {{ font-size: 12px; font-weight: 400; color: var(--soft); margin-left: .3rem; }}
-.legend {{ display: flex; flex-wrap: wrap; gap: 0 1.1rem; font-size: 13px; color: var(--soft);
-  overflow-wrap: anywhere; }}
-.legend i {{ display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: .35rem;
-  background: var(--c); }}
-.legend b {{ font-weight: 600; color: var(--ink); display: inline-block; min-width: 3.2rem; }}
-.plot {{ position: relative; height: 150px; margin: 1rem 0 0 3rem; font-size: 11.5px; color: var(--soft);
-  font-variant-numeric: tabular-nums; touch-action: pan-y; }}
-.plot svg {{ position: absolute; width: 100%; height: 100%; overflow: visible; }}
-.plot path {{ fill: none; stroke: var(--c); stroke-width: 1.6; stroke-linejoin: round; stroke-linecap: round;
-  vector-effect: non-scaling-stroke; }}
-.plot .dots {{ stroke-width: 7; }}
-.plot .dashed {{ stroke-dasharray: 4 4; }}
-.plot .band {{ fill: var(--c); stroke: none; opacity: .15; }}
-.plot g path {{ stroke: var(--line); stroke-width: 1; stroke-linecap: butt; }}
-.ys span {{ position: absolute; right: calc(100% + 8px); transform: translateY(50%); white-space: nowrap; }}
-.xs span {{ position: absolute; top: calc(100% + 6px); transform: translateX(-50%); white-space: nowrap; }}
-"""
-"""Of a page with figures; it defines ``--card``, ``--ink``, ``--soft`` and ``--line``."""
 
 
 def number(value: Any) -> str:

@@ -25,7 +25,7 @@ from bpgan.runtime import environment
 from bpgan.types import UserError
 
 _BEAT, _PATIENCE = 5.0, 25.0
-_GRACE = 3.0
+GRACE = 3.0
 """Seconds for which a process that has lost another one waits for a word of why; those who said it wait longer."""
 _SECRET = 16
 _LONGEST = 1000
@@ -91,7 +91,7 @@ class Peers:
         for connection in list(self._connections.values()) if first else ():
             with contextlib.suppress(OSError):  # it has ended before us
                 _send(connection, {"code": code, "reason": reason[:_LONGEST]})
-        deadline = time.monotonic() + 2 * _GRACE
+        deadline = time.monotonic() + 2 * GRACE
         for listener in self._listeners if self._code else ():
             listener.join(max(0.0, deadline - time.monotonic()))
         return self._code or 0
@@ -189,7 +189,7 @@ def end(code: int, reason: str = "") -> int:
 
 def await_reason() -> None:
     """Gives another process that has ended, as it seems, the time to be heard; then this one ends as it did."""
-    time.sleep(_GRACE)
+    time.sleep(GRACE)
 
 
 def leave_at_once(code: int) -> NoReturn:

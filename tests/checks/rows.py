@@ -34,7 +34,7 @@ def made_digits(counts=(40, 24)) -> tuple[dict[str, bytes], dict]:
         y = rng.permutation(np.arange(n) % 10).astype(np.uint8)
         contents |= {names[0]: idx(x), names[1]: idx(y)}
         arrays[split] = x[..., None], y
-    return {f"{name}.gz": gzip.compress(data) for name, data in contents.items()}, arrays
+    return {f"{k}.gz": gzip.compress(raw, mtime=0) for k, raw in contents.items()}, arrays
 
 
 def row_of(files: dict[str, bytes], urls=(), *, contents=True, **changes) -> known.Row:

@@ -315,7 +315,7 @@ def pair(monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: here.index)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(peers, "leave_at_once", ended.append)
-    monkeypatch.setattr(peers, "_GRACE", 0.2)
+    monkeypatch.setattr(peers, "GRACE", 0.2)
 
     def make(index):
         here.index = index

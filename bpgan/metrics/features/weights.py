@@ -6,7 +6,6 @@ make a dictionary of tensors, calls nothing, and builds nothing much larger than
 """
 
 import hashlib
-import http.client
 import io
 import math
 import mmap
@@ -16,8 +15,6 @@ import pickle
 import pickletools
 import stat
 import struct
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
@@ -25,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from bpgan import files
+from bpgan.download import fetch
 from bpgan.types import UserError
 
 _LEGACY = 0x1950A86A20F9469CFC6C
@@ -304,33 +301,12 @@ def download(url: str, path: str | os.PathLike, prefix: str) -> pathlib.Path:
     Raises:
       UserError: if it cannot be had, or is another file.
     """
-    path = pathlib.Path(path)
-    if path.exists() and sha256(path).startswith(prefix):
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with files.replaced(path, shared=True) as temporary:
-            _fetch(url, temporary, path.name)
-            if not (found := sha256(temporary)).startswith(prefix):
-                raise UserError(f"{url}: sha256 is {found[:12]}..., must begin with {prefix}")
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise UserError(f"{url}: cannot be downloaded to {path} ({reason})") from None
-    return path
 
+    def problem(path: pathlib.Path) -> str:
+        found = sha256(path)
+        return "" if found.startswith(prefix) else f"SHA-256 must begin with {prefix}, is {found}"
 
-def _fetch(url: str, path: pathlib.Path, name: str) -> None:
-    """Writes what is at a URL into a new file, and says how far it is."""
-    with urllib.request.urlopen(url, timeout=30) as answer, path.open("xb") as file:
-        total, done, shown = int(answer.headers.get("Content-Length") or 0), 0, 0
-        while block := answer.read(1 << 20):
-            file.write(block)
-            done += len(block)
-            if done - shown >= 1 << 24:
-                shown = done
-                print(f"  {name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB", flush=True)
-    if total and done != total:
-        raise UserError(f"{url}: broke off after {done} of {total} bytes")
+    return fetch([url], path, problem)
 
 
 def fold_batch_norm(
