@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from test_train import SHAPE, fit, logged, small_gan
+from checks.training import SHAPE, fit, logged, small_gan
 
 from bpgan.runtime import anomaly, train
 

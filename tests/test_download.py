@@ -9,7 +9,7 @@ import sys
 import threading
 
 import pytest
-from loopback import HALF, MUTE, STALL, Server
+from checks.loopback import HALF, MUTE, STALL, Server
 
 from bpgan import download
 from bpgan.types import UserError

@@ -616,7 +616,7 @@ def test_arnoldi_stops_when_the_space_is_exhausted(x64, j, n, expected):
 
 
 def test_arnoldi_stays_orthogonal(x64):
-    """59 eigenvalues in [1, 2] beside one of 1e6: orthogonalised once, complex values of 150 appear among them."""
+    """59 eigenvalues in [1, 2] beside one of 1e6: orthogonalized once, complex values of 150 appear among them."""
     expected = np.append(np.linspace(1, 2, 59), 1e6)
     losses, params = game_of(np.diag(expected), 30)
     found = game.arnoldi(losses, params, jax.random.key(0), 60)

@@ -2,7 +2,6 @@
 
 import contextlib
 import gzip
-import hashlib
 import importlib
 import io
 import json
@@ -16,7 +15,8 @@ import tarfile
 
 import numpy as np
 import pytest
-from loopback import HALF, STALL, Server
+from checks.loopback import HALF, STALL, Server
+from checks.rows import FILES, ROWS, made_digits, row_of, sha
 
 from bpgan import data, download
 from bpgan.data import known, readers, tfds
@@ -24,10 +24,6 @@ from bpgan.types import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEBIAN = pathlib.Path("/usr/share/datasets/fashion-mnist")
-FILES = tuple(
-    f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-)
-ROWS = {name: row for name, row in known.DATASETS.items() if isinstance(row, known.Row)}
 
 
 @pytest.fixture
@@ -45,39 +41,6 @@ def folders(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "_STALL", 0.4)
     monkeypatch.setattr(download, "_PAUSE", 0.01)
     return tmp_path
-
-
-def idx(array: np.ndarray) -> bytes:
-    head = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-    return head + array.tobytes()
-
-
-def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def made_digits(counts=(40, 24)) -> tuple[dict[str, bytes], dict]:
-    """Files of the form of MNIST's, and per split the images and labels in them."""
-    rng = np.random.default_rng(3)
-    contents, arrays = {}, {}
-    for split, names, n in (("train", FILES[:2], counts[0]), ("test", FILES[2:], counts[1])):
-        x = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
-        y = rng.permutation(np.arange(n) % 10).astype(np.uint8)
-        contents |= {names[0]: idx(x), names[1]: idx(y)}
-        arrays[split] = x[..., None], y
-    return {f"{k}.gz": gzip.compress(raw, mtime=0) for k, raw in contents.items()}, arrays
-
-
-def row_of(files: dict[str, bytes], urls=(), *, contents=True, **changes) -> known.Row:
-    """MNIST's row, for these files in place of the real ones."""
-    table = {
-        name: known.File(
-            sha(raw), len(raw), {name[:-3]: sha(gzip.decompress(raw))} if contents else {}
-        )
-        for name, raw in files.items()
-    }
-    row = ROWS["mnist"]._replace(files=table, examples={"train": 40, "test": 24}, **changes)
-    return row._replace(urls=urls or row.urls)
 
 
 @pytest.fixture
@@ -456,7 +419,7 @@ def test_mirrors_that_are_no_addresses(name, mirror):
 CHILD = """
 import sys
 sys.path[:0] = [{tests!r}]
-import test_known as t
+from checks import rows as t
 from bpgan import data
 from bpgan.data import known
 known.DATASETS["mnist"] = t.row_of(t.made_digits()[0])

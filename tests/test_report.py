@@ -20,7 +20,7 @@ from bpgan.runtime import images, records
 from bpgan.types import UserError
 
 
-def test_grid_places_and_quantises_every_pixel():
+def test_grid_places_and_quantizes_every_pixel():
     x = np.linspace(-1, 1, 5 * 2 * 3).reshape(5, 2, 3, 1)
     grid = images.image_grid(x, columns=2, gap=1)
     assert grid.shape == (3 * 2 + 2, 2 * 3 + 1, 1) and grid.dtype == np.uint8

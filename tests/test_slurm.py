@@ -342,7 +342,7 @@ def test_a_signal_makes_the_run_save_and_a_notice_requeues_the_job(
             0,
             True,
         ),  # a notice: by itself, Slurm would count the job as completed
-        (signal.SIGTERM, "COMPLETING", 0, False),  # cancelled
+        (signal.SIGTERM, "COMPLETING", 0, False),  # canceled
         (signal.SIGTERM, "PENDING", 0, False),  # Slurm has requeued it
         (signal.SIGTERM, "RUNNING", 1, False),  # the first process of the run does that
     ],
@@ -551,7 +551,7 @@ def cancel(cluster, job):
 def test_an_interrupted_job_ends_in_the_same_bits(
     tmp_path, cluster, undisturbed, disturb, partition
 ):
-    """By notice of the time limit, an administrator, a more important job, or cancelled and submitted again."""
+    """By notice of the time limit, an administrator, a more important job, or canceled and submitted again."""
     argv = [*GAN, "--root=.", "--slurm", "--slurm_cpus=1", f"--slurm_partition={partition}"]
     job = re.search(r"submitted as job (\d+)", launched(tmp_path, *argv, **cluster.environment))[1]
     folder = tmp_path / "mnist_gan"

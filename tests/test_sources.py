@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_train import SHAPE, logged, small_gan
+from checks.training import SHAPE, logged, small_gan
 
 from bpgan import data
 from bpgan.data import order

@@ -140,7 +140,7 @@ def test_bounds_rise_with_the_samples_to_the_true_marginal(x64, likelihood):
 
 
 @pytest.mark.medium
-def test_training_maximises_the_bound_it_reports(x64):
+def test_training_maximizes_the_bound_it_reports(x64):
     model, algorithm = small()
     carry, x = trained(algorithm, 1)
     first = carry.window.means()

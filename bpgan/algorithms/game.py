@@ -337,7 +337,7 @@ def arnoldi(losses: Losses, params: Pair, key: PRNG, iterations: int) -> Complex
     """Ritz values of J from a random start: approximate eigenvalues, the outermost ones first to converge.
 
     Arnoldi 1951, matrix-free: one jvp of the field per iteration, and memory for ``iterations + 1`` vectors. Each new
-    vector is orthogonalised twice against all before it ("twice is enough": Giraud et al. 2005).
+    vector is orthogonalized twice against all before it ("twice is enough": Giraud et al. 2005).
 
     Returns:
       ``k <= min(iterations, p)`` complex numbers on the host. Fewer than asked for if the Krylov space is exhausted:

@@ -54,7 +54,7 @@ def run(
 ) -> int:
     """Runs the experiment that ``argv`` asks for; returns the exit code.
 
-    0 done, 2 a mistake of the user, 3 stopped by an anomaly, 75 interrupted and resumable, 130 cancelled
+    0 done, 2 a mistake of the user, 3 stopped by an anomaly, 75 interrupted and resumable, 130 canceled
     by Ctrl-C without saving. Anything unexpected is raised.
 
     Args:

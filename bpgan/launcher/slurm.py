@@ -562,7 +562,7 @@ class Task:
 def _requeue(number: int) -> None:
     """Puts the job back into the queue and ends this process, if that is what the signal was for.
 
-    SIGTERM may also say that Slurm has requeued the job, or that it was cancelled; then it no longer counts as running.
+    SIGTERM may also say that Slurm has requeued the job, or that it was canceled; then it no longer counts as running.
     """
     import submitit
 

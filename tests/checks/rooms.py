@@ -38,8 +38,8 @@ ROOMS = {  # top to bottom; imports go down
         "what a researcher writes: one file an experiment",
         "launcher evaluation cli report algorithms backprop metrics metrics.features runtime data nets"
         " losses penalties augment optim files measures lookup types version",
-        "lucic (image_gan infogan vae) mnist_gan"
-        " (classifier data evaluate linear_regression lr_range sensitivity toy_gan)",
+        "lucic (classifier data evaluate image_gan infogan linear_regression lr_range mnist_gan"
+        " sensitivity toy_gan vae)",
     ),
     "bpgan.launcher": Room(
         "sweeps, searches, processes, Slurm",
@@ -74,7 +74,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.metrics": Room(
         "distances between sets of features",
         "types",
-        "memorization (classes frechet kernel modes neighbors scores)",
+        "memorization (frechet kernel neighbors scores) (arrays classes modes)",
     ),
     "bpgan.metrics.features": Room(
         "nets that make features of images",
@@ -90,7 +90,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.data": Room(
         "datasets, and batches as functions of the step",
         "download files memory lookup types",
-        "toys sources datasets names known convert readers (cache images order tfds)",
+        "toys (duplicates sources) datasets names known convert readers (cache images order tfds)",
     ),
     "bpgan.nets": Room(
         "convolutions, layers, architectures",

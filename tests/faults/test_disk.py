@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from checks.harness import assert_same, finish, start, wait_for_step
-from test_train import small_gan, source
+from checks.training import small_gan, source
 
 from bpgan.runtime.checkpoint import Checkpoints, Keep
 from bpgan.runtime.program import compile_program
