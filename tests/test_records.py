@@ -257,11 +257,7 @@ def test_no_cell_of_a_table_is_a_formula(tmp_path):
 @pytest.mark.parametrize("name", [name for name in KINDS if not name.startswith(("sweep", "run."))])
 def test_any_run_directory_has_a_report_and_a_place_in_a_comparison(tmp_path, monkeypatch, name):
     """Of 300 crafted files of each kind beside sound ones; drawing has its own tests, and takes longer."""
-<<<<<<< HEAD
     monkeypatch.setattr(report.plot, "write_svg", lambda *_, **__: None)
-=======
-    monkeypatch.setattr(plot, "write_svg", lambda *arguments, **options: None)
->>>>>>> house-integrated
     monkeypatch.setattr(records, "warn", lambda text: None)
     for each, (_, document) in KINDS.items():
         (tmp_path / each).write_text(json.dumps(document) + "\n")

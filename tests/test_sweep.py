@@ -212,11 +212,7 @@ def test_a_report_that_cannot_be_made_costs_no_member_its_result(tmp_path, capsy
 
 
 @pytest.mark.medium
-<<<<<<< HEAD
 @pytest.mark.parametrize("lowering", groups.LOWERINGS)
-=======
-@LOWERINGS
->>>>>>> house-integrated
 @pytest.mark.parametrize("lost", [(1,), pytest.param((0, 1, 2), marks=pytest.mark.slow)])
 def test_a_group_killed_between_two_saves_goes_on_bit_for_bit(tmp_path, lowering, lost):
     fit(tmp_path / "whole", 16, lowering=lowering)
