@@ -12,7 +12,7 @@ import pytest
 
 from bpgan import files
 from bpgan.files import Damaged
-from bpgan.report import compare, plot
+from bpgan.report import compare
 from bpgan.report import page as report
 from bpgan.runtime import records
 from bpgan.types import UserError
