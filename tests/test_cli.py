@@ -188,6 +188,19 @@ def test_flagfile_stands_for_the_flags_in_it(tmp_path):
     assert message(f"--flagfile={file}") == "--lr=-1: must be a number > 0"
 
 
+def test_annotations_may_be_text():
+    """As all of a module are after ``from __future__ import annotations``."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Own(cli.RunConfig):
+        lr: "float" = cli.field(1.0)
+        penalty: "cli.Parsed[OnlyTypeCheckersKnowThis]" = cli.field("a", parse=str.upper)  # noqa: F821
+
+    specs = cli.flags_of(Own)
+    assert (specs["lr"].type, specs["penalty"].type, specs["seed"].type) == (float, str, int)
+    assert cli.resolve(Own, {}, ["--penalty=b"]).penalty.value == "B"
+
+
 def test_redeclared_fields_inherit_help_bounds_and_restart_safety():
     flags = cli.flags_of(Config)
     assert flags["epochs"].default == 20.0

@@ -182,16 +182,14 @@ def flags_of(config_class: type[Config]) -> dict[str, Flag]:
     Raises:
       TypeError: for a field no flag can be made of.
     """
-    fields = dataclasses.fields(config_class)
-    types: dict[str, Any] = {f.name: f.type for f in fields}
-    if any(isinstance(annotation, str) for annotation in types.values()):
-        types = typing.get_type_hints(config_class)
     result = {}
-    for f in sorted(fields, key=lambda f: f.name in RunConfig.__dataclass_fields__):
+    for f in sorted(
+        dataclasses.fields(config_class), key=lambda f: f.name in RunConfig.__dataclass_fields__
+    ):
         if f.name in _RESERVED or hasattr(flags.FlagValues, f.name):
             raise TypeError(f"{config_class.__name__}.{f.name}: the name is taken by another flag")
-        kind = types[f.name]
-        is_parsed = (typing.get_origin(kind) or kind) is Parsed
+        kind = _type_of(f.type)
+        is_parsed = kind is Parsed
         if not is_parsed and kind not in (bool, int, float, str):
             raise TypeError(
                 f"{config_class.__name__}.{f.name}: must be a bool, int, float, str or Parsed[...]"
@@ -211,6 +209,18 @@ def flags_of(config_class: type[Config]) -> dict[str, Flag]:
             raise TypeError(f"{config_class.__name__}.{f.name}: needs a parse=function")
         result[f.name] = Flag(f.name, str if is_parsed else kind, f.default, **inherited)
     return result
+
+
+def _type_of(annotation: Any) -> Any:
+    """What a field is annotated with. As text, after ``from __future__ import annotations``, it is only looked at.
+
+    What stands in the brackets of ``Parsed[...]`` may be known to a type checker alone.
+    """
+    if isinstance(annotation, str):
+        if re.match(r"(\w+\.)*Parsed\b", annotation):
+            return Parsed
+        return {kind.__name__: kind for kind in (bool, int, float, str)}.get(annotation, annotation)
+    return typing.get_origin(annotation) or annotation
 
 
 @functools.cache
