@@ -1,9 +1,6 @@
 """Sources of step-indexed batches: what is trained on, and in which order.
 
 A batch is a pure function of ``(seed, step)``: no iterator, nothing to checkpoint, any step reachable at once.
-
-Modules import each other in one direction, each only those before it: ``order``; ``images``, ``tfds``, ``readers``;
-``cache``, ``convert``; ``known``, ``names``, ``datasets``, ``duplicates``; ``sources``, ``toys``.
 """
 
 from bpgan.data.datasets import Dataset, hold_out, load, load_for_training, of_arrays

@@ -272,7 +272,8 @@ def _converted(name: names.Name, split: str, *, mirror: str, deep: bool) -> Data
     origin = _origin(name, raw)
     key = hashlib.sha256(json.dumps(origin.identity).encode()).hexdigest()[:16]
     kind = origin.identity["kind"]
-    stem = known.plain(name.argument if kind == "tfds" else raw.path.stem)
+    published = not raw.digest and names.KINDS[name.kind].published
+    stem = known.plain(name.argument if published else raw.path.stem)
     folder = cache.directory() / f"{kind}-{stem}-{key}"
 
     def make(directory: pathlib.Path) -> dict[str, Any]:
@@ -296,8 +297,8 @@ def _converted(name: names.Name, split: str, *, mirror: str, deep: bool) -> Data
 def _raw(name: names.Name, mirror: str) -> readers.Raw:
     if not name.kind:
         return known.of_row(name.source, name.argument, mirror)
-    more = {"mirror": mirror} if name.kind == "tfds" else {}
-    return names.KINDS[name.kind].reader(name.source, **more)
+    kind = names.KINDS[name.kind]
+    return kind.reader(name.source, **({"mirror": mirror} if kind.published else {}))
 
 
 def _origin(name: names.Name, raw: readers.Raw) -> cache.Origin:

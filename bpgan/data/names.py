@@ -10,19 +10,29 @@ from bpgan.data import images, known, readers, tfds
 
 
 class Kind(NamedTuple):
-    """A kind of data that users have: what follows the colon, and what reads it."""
+    """A kind of data that users have.
+
+    Attributes:
+      argument: what follows the colon.
+      reader: ``reader(what parse returns) -> readers.Raw``.
+      parse: of what follows the colon.
+      of_pictures: whether each image is a file of its own, which may be unreadable, or hold fewer bits than 16.
+      published: whether what follows is a name of what others publish; the reader takes a ``mirror`` of it, too.
+    """
 
     argument: str
-    reader: Callable[[Any], readers.Raw]
+    reader: Callable[..., readers.Raw]
     parse: Callable[[str], Any] = str
+    of_pictures: bool = False
+    published: bool = False
 
 
 KINDS: dict[str, Kind] = {
     "npz": Kind("FILE", readers.npz),
     "idx": Kind("PATH", readers.idx),
-    "folder": Kind("PATH", readers.folder),
-    "zip": Kind("FILE", readers.archive),
-    "tfds": Kind("NAME", known.of_tfds, tfds.parse),
+    "folder": Kind("PATH", readers.folder, of_pictures=True),
+    "zip": Kind("FILE", readers.archive, of_pictures=True),
+    "tfds": Kind("NAME", known.of_tfds, tfds.parse, published=True),
 }
 
 
@@ -58,23 +68,21 @@ def parse(text: str) -> Name:
     Raises:
       ValueError: if it is none, saying what is allowed.
     """
-    kind, colon, rest = text.partition(":")
-    if colon and kind in KINDS:
-        argument, form, skip = _options(rest)
-        for option, given in {"skip=unreadable": skip, "bits": form.bits}.items():
-            if given and kind not in ("folder", "zip"):
-                raise ValueError(f"{option}: only for folder and zip")
-        return Name(text, kind, argument, KINDS[kind].parse(argument), form, skip)
-    argument, form, skip = _options(text)
-    source = _find(argument)
-    if not isinstance(source, known.Row):
+    word, colon, rest = text.partition(":")
+    kind = KINDS.get(word) if colon else None
+    argument, form, skip = _options(rest if kind else text)
+    source = None if kind else _find(argument)
+    if not kind and not isinstance(source, known.Row):
         if not callable(source):
             raise ValueError(f"is a {type(source).__name__}, must be a data.Row or a function")
         if argument != text:
             raise ValueError(f"{argument} takes no options")
-    elif skip or form.bits:
-        raise ValueError(f"{'skip=unreadable' if skip else 'bits'}: only for folder and zip")
-    return Name(text, "", argument, source, form, skip)
+    for option, given in {"skip=unreadable": skip, "bits": form.bits}.items():
+        if given and not (kind and kind.of_pictures):
+            able = " and ".join(name for name, each in KINDS.items() if each.of_pictures)
+            raise ValueError(f"{option}: only for {able}")
+    source = kind.parse(argument) if kind else source
+    return Name(text, word if kind else "", argument, source, form, skip)
 
 
 def _find(name: str) -> Any:
