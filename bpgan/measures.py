@@ -84,6 +84,14 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return mean, _times_two_to(exponent, spread)
 
 
+def mean_of(values: Sequence[float]) -> str:
+    """For a table: the mean, and of several finite values their standard deviation; empty if there is none."""
+    if not values:
+        return ""
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:.4g}" if math.isnan(deviation) else f"{mean:.4g} ± {deviation:.2g}"
+
+
 def _times_two_to(exponent: int, value: float) -> float:
     try:
         return math.ldexp(value, exponent)

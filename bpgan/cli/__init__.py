@@ -44,7 +44,7 @@ from bpgan.cli.config import (
     without_effect,
 )
 from bpgan.cli.flags import Flag, Parsed, columns, define, did_you_mean, field, parse, show
-from bpgan.cli.help import docstring_of, help_text, is_help, mean_of
+from bpgan.cli.help import docstring_of, help_text, is_help
 from bpgan.cli.plan import Experiment, plan_of, steps_of
 from bpgan.cli.program import (
     ANOMALY,
@@ -100,7 +100,6 @@ __all__ = [
     "locates_data",
     "main",
     "make_folder",
-    "mean_of",
     "message_of",
     "parse",
     "plan_of",

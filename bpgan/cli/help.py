@@ -2,14 +2,12 @@
 
 import ast
 import inspect
-import math
 import re
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 from bpgan.cli.config import Config, Presets, RunConfig, flags_of
 from bpgan.cli.flags import columns, show
-from bpgan.measures import mean_and_deviation
 
 _HELP = re.compile(r"-h|--?help(short|full)?")
 
@@ -46,14 +44,6 @@ def docstring_of(module: ModuleType) -> str:
 def is_help(argv: Sequence[str]) -> bool:
     """Whether a command line asks for help, wherever in it."""
     return any(_HELP.fullmatch(arg) for arg in argv)
-
-
-def mean_of(values: Sequence[float]) -> str:
-    """For a table: the mean, and of several finite values their standard deviation; empty if there is none."""
-    if not values:
-        return ""
-    mean, deviation = mean_and_deviation(values)
-    return f"{mean:.4g}" if math.isnan(deviation) else f"{mean:.4g} ± {deviation:.2g}"
 
 
 def value_rows(found: Mapping[str, float]) -> list[tuple[str, str]]:

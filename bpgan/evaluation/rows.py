@@ -33,8 +33,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bpgan import cli
 from bpgan.files import decode, write_json
+from bpgan.measures import mean_of
 from bpgan.metrics.features import kept
 from bpgan.runtime import records
 from bpgan.types import UserError
@@ -121,7 +121,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     lines = [f"{'metric':34s} {'value':>22s} {'real':>12s} {'untrained':>12s}"]
     for metric in dict.fromkeys(row["metric"] for row in rows):
         found = [row for row in rows if row["metric"] == metric]
-        text = cli.mean_of([row["value"] for row in found])
+        text = mean_of([row["value"] for row in found])
         bounds = []
         for column in ("real", "untrained"):
             known = [row[column] for row in found if row[column] is not None]

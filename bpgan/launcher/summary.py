@@ -8,6 +8,7 @@ from bpgan import cli
 from bpgan.files import write_csv
 from bpgan.launcher import outcomes, processes
 from bpgan.launcher.runs import PlannedRun
+from bpgan.measures import mean_of
 
 
 def summarize(
@@ -85,8 +86,7 @@ def _print_means(
     for members in groups.values():
         values = {k: cli.show(v) for k, v in runs[members[0]].values.items() if k != "seed"}
         means = {
-            key: cli.mean_of([numbers[i][key] for i in members if key in numbers[i]])
-            for key in shown
+            key: mean_of([numbers[i][key] for i in members if key in numbers[i]]) for key in shown
         }
         rows.append(values | {"seeds": str(len(members))} | means)
     print_table(rows)

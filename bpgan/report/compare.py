@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from bpgan import files
 from bpgan.files import Damaged, replaced
-from bpgan.measures import direction, mean_and_deviation
+from bpgan.measures import Goal, direction, mean_and_deviation, mean_of
 from bpgan.report import page as report
 from bpgan.report import plot
 from bpgan.runtime import images, records
@@ -110,10 +110,14 @@ class Setting(NamedTuple):
         ended = {run.path for run in self.ended}
         return [run for run in self.runs if run.path not in ended]
 
+    def numbers(self, metric: str, which: str = "final") -> list[float]:
+        """Of the runs that have ended, those that are finite."""
+        found = [getattr(run, which).get(metric) for run in self.ended]
+        return [v for v in found if _is_number(v)]
+
     def mean(self, metric: str, which: str = "final") -> tuple[float, float, int]:
         """Mean, standard deviation (NaN for one) and number of the runs that have ended."""
-        found = [getattr(run, which).get(metric) for run in self.ended]
-        values = [v for v in found if _is_number(v)]
+        values = self.numbers(metric, which)
         return *mean_and_deviation(values), len(values)
 
 
@@ -206,8 +210,11 @@ def _read(path: pathlib.Path) -> RunRow | None:
 
 def _directions(record: records.RunRecord) -> dict[str, int]:
     """What a run itself says of which way its metrics are better."""
-    mode, colon, metric = record.goal.partition(":")
-    return {metric: -1 if mode == "min" else 1} if colon else {}
+    try:
+        goal = Goal.parse(record.goal)
+    except ValueError:  # there is none
+        return {}
+    return {goal.metric: -goal.sign}
 
 
 def _direction(runs: Iterable[RunRow], metric: str) -> int:
@@ -332,21 +339,14 @@ def rows(groups: Sequence[Setting], metrics: Sequence[str]) -> list[dict[str, st
         row["images"] = f"{max(images):,}" if images else ""
         row["seconds"] = f"{mean_and_deviation(seconds)[0]:.0f}" if seconds else ""
         for metric in metrics:
-            row[metric] = _spread(setting.mean(metric))
-            best = _spread(setting.mean(metric, "best"))
+            row[metric] = mean_of(setting.numbers(metric))
+            best = mean_of(setting.numbers(metric, "best"))
             if best and best != row[metric]:
                 row[metric] += f" (best {best})"
             if lost := sum(not math.isfinite(run.final.get(metric, 0)) for run in setting.ended):
                 row[metric] += f" ({lost} not finite)"
         table.append({printable(name): printable(cell) for name, cell in row.items()})
     return table
-
-
-def _spread(found: tuple[float, float, int]) -> str:
-    mean, spread, n = found
-    if n < 2:
-        return f"{mean:.4g}" if n else ""
-    return f"{mean:.4g} ± {spread:.2g}"
 
 
 def write_csv(path: pathlib.Path, runs: Sequence[RunRow]) -> None:
