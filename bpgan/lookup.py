@@ -33,7 +33,7 @@ def find(table: Mapping[str, Any], text: str, kind: str) -> Any:
             f"must be one of {', '.join(table)}, or module:name for {kind} of your own"
         )
     try:
-        found: Any = _import(module)
+        found: Any = import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
     except UserError:
@@ -43,8 +43,9 @@ def find(table: Mapping[str, Any], text: str, kind: str) -> Any:
     return found
 
 
-def _import(module: str) -> ModuleType:
+def import_module(name: str) -> ModuleType:
+    """Imports a module of the user's: from where Python looks, and last from the current directory."""
     with contextlib.suppress(FileNotFoundError):  # of a directory that has been removed
-        if not {"", os.getcwd()} & set(sys.path):
+        if not {"", os.getcwd()} & set(sys.path):  # a console command does not look there
             sys.path.append(os.getcwd())
-    return importlib.import_module(module)
+    return importlib.import_module(name)

@@ -110,10 +110,8 @@ def test_the_table_goes_down():
     above = set()
     for name, room in ROOMS.items():
         above.add(name)
-        allowed = {rooms.of(short) for short in room.imports.split()}
-        allowed = {
-            rooms.room_of(target) or target for target in allowed
-        }  # of a single module its room
+        targets = [rooms.of(short) for short in room.imports.split()]
+        allowed = {rooms.room_of(target) or target for target in targets}  # of a module its room
         assert allowed <= ROOMS.keys(), f"{name}: {allowed - ROOMS.keys()} are no rooms"
         assert not allowed & above, f"{name} stands below {allowed & above}, and must not import it"
 

@@ -5,7 +5,6 @@ is installed it is ``bpgan.experiments``. Either way each is known by its short 
 """
 
 import ast
-import contextlib
 import importlib
 import importlib.util
 import os
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 
 from bpgan.cli.config import Config, Presets, RunConfig
 from bpgan.cli.flags import did_you_mean
+from bpgan.lookup import import_module
 from bpgan.types import UserError
 
 _BPGAN = pathlib.Path(__file__).resolve().parent.parent
@@ -77,7 +77,7 @@ def find(text: str) -> Script:
     elif text.endswith(".py") or os.sep in text:
         module = _of_file(text)
     elif re.fullmatch(r"\w+(\.\w+)+", text):
-        module = _of_module(text)
+        module = _import(text, lambda: import_module(text))
     else:
         allowed = f"{', '.join(names())}, or of your own package.module or path/to/file.py"
         raise _refusal(text, f"must be one of {allowed}{did_you_mean(text, names())}")
@@ -106,7 +106,7 @@ def name_of(module: ModuleType) -> str:
         return path.stem
     spec = (
         module.__spec__
-    )  # of `python -m package.module`, too, in which the module is called __main__
+    )  # `python -m package.module` has one, too, in which it is called __main__
     if spec is not None and "." in spec.name:
         return spec.name
     return str(path or "")
@@ -161,13 +161,6 @@ def _own_package() -> str:
     if package not in sys.modules:
         _load(package, folder / "__init__.py", [str(folder)])
     return package
-
-
-def _of_module(text: str) -> ModuleType:
-    with contextlib.suppress(FileNotFoundError):  # of a directory that has been removed
-        if not {"", os.getcwd()} & set(sys.path):  # a console command does not look there
-            sys.path.append(os.getcwd())
-    return _import(text, lambda: importlib.import_module(text))
 
 
 def _of_file(text: str) -> ModuleType:

@@ -48,12 +48,12 @@ ROOMS = {  # top to bottom; imports go down
     ),
     "bpgan.evaluation": Room(
         "samples, feature nets and metrics of a trained run",
-        "cli algorithms backprop metrics metrics.features runtime data nets files lookup types version",
+        "cli algorithms backprop metrics metrics.features runtime data nets files measures lookup types version",
         "(evaluate monitor) (features table) (classifier images rows samples)",
     ),
     "bpgan.cli": Room(
         "flags from a dataclass, and a run from flags",
-        "report runtime data files measures types",
+        "report runtime data files measures lookup types",
         "(__main__ saved) program (experiments help plan) (config ended) flags",
     ),
     "bpgan.report": Room(
