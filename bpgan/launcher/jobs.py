@@ -10,6 +10,7 @@ from bpgan.cli import experiments
 from bpgan.launcher import outcomes, processes, runs
 from bpgan.launcher.processes import Job
 from bpgan.launcher.runs import PlannedRun
+from bpgan.runtime import records
 
 _MOST_MEMBERS = 1000  # of a group, whose flags are one command line
 
@@ -44,10 +45,10 @@ def _settle(
     """Indices of the runs that must be together or alone, and of new ones that could be one program."""
     settled: dict[Any, list[int]] = {}
     fresh: dict[str, list[int]] = {}
-    records = [outcomes.read_record(run) for run in planned]
-    paths = {its.get("run"): run.workdir for run, its in zip(planned, records, strict=True)}
-    trained = {run.workdir for run in planned if outcomes.has_trained(run)}
-    for index, (run, record) in enumerate(zip(planned, records, strict=True)):
+    found = [outcomes.read_record(run) for run in planned]
+    paths = {its.get("run"): run.workdir for run, its in zip(planned, found, strict=True)}
+    trained = {run.workdir for run in planned if records.has_checkpoint(run.workdir)}
+    for index, (run, record) in enumerate(zip(planned, found, strict=True)):
         members = {*(record.get("group") or {}).get("members", ())}
         group = {paths[member] for member in members if member in paths}
         pmap = vectorize == "auto" and run.config.get("parallel") == "pmap"  # no program of a group

@@ -202,7 +202,7 @@ def _check_runs(
             print(f"warning: --{flag} {why}")
     aim = chosen["aim"]
     if aim and aim.value.metric.startswith("eval/"):
-        if not all(cli.Duration.parse(run.config["eval_every"]).steps(1.0) for run in planned):
+        if not all(cli.Duration.parse(run.config["eval_every"]) for run in planned):
             reason = "nothing is evaluated with `eval_every=0`"
             raise UserError(reason, argument="aim", value=aim)
 

@@ -57,11 +57,6 @@ def is_finished(run: PlannedRun) -> bool:
     return read_result(run).get("status") in _FINAL
 
 
-def has_trained(run: PlannedRun) -> bool:
-    """Whether there is a checkpoint of the run."""
-    return any(run.workdir.glob("checkpoints/[0-9]*"))
-
-
 def has_gone_on(run: PlannedRun) -> bool:
     """Whether the run has been continued with other flags."""
     return read_record(run).get("config", run.config) != run.config

@@ -32,9 +32,7 @@ from bpgan import cli
 from bpgan.cli import ended as _ended
 from bpgan.files import Damaged, read_json, write_json
 from bpgan.launcher import processes as _processes
-from bpgan.launcher.processes import (
-    collect_signals,
-)  # by name: a task takes it along, but no module
+from bpgan.launcher.processes import collect_signals  # by name: a task takes no module along
 from bpgan.runtime import records
 from bpgan.types import UserError
 
@@ -93,7 +91,7 @@ FLAGS = (
         str,
         "1:00:00",
         "time limit of a job: minutes, H:MM:SS or D-HH:MM:SS; a longer run saves, is requeued and goes on",
-        check=parse_minutes,
+        parse=parse_minutes,
     ),
     cli.Flag("slurm_gpus", int, 0, "GPUs of a run on each of its nodes", low=0),
     cli.Flag("slurm_cpus", int, 0, "cores of each process of a run; 0: the cluster's default", low=0),
@@ -146,7 +144,7 @@ def parse_options(chosen: Mapping[str, Any], given: Collection[str], name: str) 
         raise UserError(reason, argument="experiment")
     local = chosen["slurm"] == "local"
     parameters = dict(
-        time=parse_minutes(chosen["slurm_time"]),
+        time=chosen["slurm_time"].value,
         partition=chosen["slurm_partition"] or None,
         nodes=chosen["slurm_nodes"],
         ntasks_per_node=_share_processes(chosen, local),

@@ -26,7 +26,10 @@ from bpgan.version import __version__
 
 _LOCK, _RECORD, _CHECKPOINTS = ".lock", "config.json", "checkpoints"
 _FOLDERS = {_CHECKPOINTS, "samples", "hparams"}
-_FILES = {_LOCK, ".saved", _RECORD, "metrics.jsonl", "result.json"}
+SAVED = ".saved"
+"""In a run directory that has held a checkpoint."""
+
+_FILES = {_LOCK, SAVED, _RECORD, "metrics.jsonl", "result.json"}
 
 
 def open_run(
@@ -46,11 +49,10 @@ def open_run(
     It may be moved or copied as a whole.
 
     Raises:
-      UserError: if the directory cannot be written, holds something else than a run of experiment ``name``, or a run
-        that another version of bpgan began,
-        whose config differs in a field that is not ``restart_safe``, whose data had another ``fingerprint`` or whose
-        evaluations another ``measure``, or if its record or log is damaged. Nothing in it is changed then. A field that
-        only ``locates_data`` may differ if the fingerprint is the same: the data have moved.
+      UserError: if the directory cannot be written, or holds something else than a run of experiment ``name``, or one
+        that has another format, whose config differs in a field that is not ``restart_safe``, whose data had another
+        ``fingerprint`` or whose evaluations another ``measure``; or if its record or log is damaged. Nothing in it is
+        changed then. A field that only ``locates_data`` may differ if the fingerprint is the same: the data have moved.
       ValueError: if the fingerprint is empty, with which no change would be seen.
     """
     if not fingerprint:

@@ -139,6 +139,11 @@ def read_run(path: pathlib.Path) -> RunRecord | None:
     return read_json(path, RunRecord)
 
 
+def has_checkpoint(workdir: pathlib.Path) -> bool:
+    """Whether the run in a directory has been saved, and that is still there."""
+    return any(workdir.glob("checkpoints/[0-9]*"))
+
+
 def foreign_format(record: RunRecord) -> str:
     """Why this version of bpgan can neither go on with a run nor read its checkpoints; empty if it can."""
     if record.format == FORMAT:

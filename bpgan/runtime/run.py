@@ -20,9 +20,6 @@ from bpgan.types import Source, UserError
 EVAL = "eval/"
 """Before the names of what ``validate`` finds."""
 
-SAVED = ".saved"
-"""In a run directory that has held a checkpoint."""
-
 
 class Anomaly(Exception):
     """The run was stopped, for a number that is not finite or by ``on_anomaly``; the message says what and when."""
@@ -161,7 +158,7 @@ class Run:
         found = self.checkpoints.restore(abstract)
         result = self._result()
         ended = result if result and result.status in ("done", "paused", "interrupted") else None
-        if found is None and (ended or (self.path / SAVED).exists()):
+        if found is None and (ended or (self.path / directory.SAVED).exists()):
             came = f"the run came to step {ended.step}" if ended else "the run has been saved"
             raise UserError(
                 f"{came}, and its checkpoints are gone; remove the directory to begin it anew, or name another",
@@ -197,8 +194,8 @@ class Run:
             "images_per_step": self.source.batch_size,
             "command": self.spec.command,
         }
-        if self.plan.keep.metric:
-            record["goal"] = f"{self.plan.keep.mode}:{self.plan.keep.metric}"
+        if self.plan.keep.goal:
+            record["goal"] = str(self.plan.keep.goal)
         if group is not None:
             record["group"] = dict(group)
         if self.spec.measure:
@@ -285,7 +282,7 @@ class Run:
     def mark(self) -> None:
         """Notes that the run has a checkpoint, once it is complete: should it be gone one day, that is no new run."""
         if distributed.is_lead() and not self.marked and self.checkpoints.complete():
-            (self.path / SAVED).touch()
+            (self.path / directory.SAVED).touch()
             self.marked = True
 
     def stop(self, error: Anomaly, status: str, step: int, seconds: Timings) -> None:

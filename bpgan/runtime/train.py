@@ -17,10 +17,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from bpgan.runtime import anomaly, directory, distributed, limits, log, peers, program, signals
+from bpgan.runtime import (
+    anomaly,
+    directory,
+    distributed,
+    limits,
+    log,
+    peers,
+    program,
+    records,
+    signals,
+)
 from bpgan.runtime import group as groups
 from bpgan.runtime.program import Carry
-from bpgan.runtime.run import EVAL, SAVED, Anomaly, Plan, Result, Run, RunSpec, Timings, not_logged
+from bpgan.runtime.run import EVAL, Anomaly, Plan, Result, Run, RunSpec, Timings, not_logged
 from bpgan.types import Algorithm, Source, UserError
 
 __all__ = ["Anomaly", "Lost", "Plan", "Result", "RunSpec", "fit", "fit_group"]
@@ -151,7 +161,7 @@ def _compiled(make: groups.Make, members: Sequence[RunSpec], lowering: str) -> g
 
 
 def _has_trained(member: RunSpec) -> bool:
-    return any(pathlib.Path(member.workdir).glob("checkpoints/[0-9]*"))
+    return records.has_checkpoint(pathlib.Path(member.workdir))
 
 
 def _groups(members: Sequence[RunSpec], lowering: str) -> list[tuple[list[int], str]]:
@@ -160,11 +170,11 @@ def _groups(members: Sequence[RunSpec], lowering: str) -> list[tuple[list[int], 
     Those of a group of which one has trained are together again, those that have trained alone are alone, the rest is
     new. A group that was killed before it had trained is none: not all of its members may have been told of it.
     """
-    records = [directory.group_of(pathlib.Path(member.workdir)) for member in members]
-    keys = [json.dumps(group) for group in records]
+    before = [directory.group_of(pathlib.Path(member.workdir)) for member in members]
+    keys = [json.dumps(group) for group in before]
     begun = {key for key, member in zip(keys, members, strict=True) if _has_trained(member)}
     groups: dict[Any, tuple[list[int], str]] = {}
-    for i, (key, group) in enumerate(zip(keys, records, strict=True)):
+    for i, (key, group) in enumerate(zip(keys, before, strict=True)):
         if group is not None and key in begun:
             groups.setdefault(key, ([], group["lowering"]))[0].append(i)
         else:
@@ -422,7 +432,7 @@ def _start(
                     value=each.path,
                 )
         if step is None and distributed.is_lead():
-            (each.path / SAVED).unlink(missing_ok=True)
+            (each.path / directory.SAVED).unlink(missing_ok=True)
         each.checkpoints.rewind(-1 if step is None else step)
         carries.append(at[1] if at else None)
     if step is None:

@@ -28,7 +28,11 @@ def make_jobs(folder: pathlib.Path, *scripts: str) -> list[Job]:
 
 def options(**chosen) -> slurm.Options:
     """What the launcher's flags ask for, of which these are given."""
-    values = flags.parse([]).values | {"slurm": "true"} | chosen
+    given = {"slurm": "true"} | chosen
+    single = [
+        flag for flag in flags.TABLE if flag.name in given and flag.name not in flags.REPEATED
+    ]
+    values = flags.parse([]).values | given | {f.name: f.validate(given[f.name]) for f in single}
     found = slurm.parse_options(values, chosen, "fake")
     assert found is not None
     return found
