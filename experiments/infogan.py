@@ -16,60 +16,56 @@ likelihood and draws its mean images, where the study's code puts gray pixels un
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
 import optax
 
 from bpgan import cli, data, optim
 from bpgan.algorithms import gan, vae
-from bpgan.evaluation.monitor import monitor
+from bpgan.evaluation import monitor
 from bpgan.losses import LOSSES, began
 from bpgan.nets import dcgan, energy, linen_net
 from bpgan.nets.vae import Encoder
-from bpgan.penalties import PENALTIES, regularizer, weighted
-from bpgan.types import Algorithm, Net, UserError
+from bpgan.penalties import PENALTIES, Regularizer, regularizer, weighted
+from bpgan.types import AdversarialLoss, Algorithm, Net, UserError
+
+if TYPE_CHECKING:
+    from bpgan.evaluation.table import Metric
 
 
 class Model(NamedTuple):
     """One row of the study.
 
     Attributes:
-      loss: of ``LOSSES``; empty of the VAE.
-      penalty: of ``PENALTIES``, on D; empty: none.
+      loss: None of the VAE, which has no D.
+      penalty: on D.
       flags: those that only this model, and others that have them, make use of.
     """
 
-    loss: str = ""
-    penalty: str = ""
+    loss: AdversarialLoss | None = None
+    penalty: Regularizer | None = None
     flags: tuple[str, ...] = ()
 
     @property
     def takes_norm(self) -> bool:
         """Whether D may have batch norm: one that is no autoencoder, and whose examples pass by themselves nowhere."""
-        if not self.loss or LOSSES[self.loss].energy:
+        if not self.loss or self.loss.energy:
             return False
-        return not (self.penalty and regularizer(PENALTIES[self.penalty]).each_example)
+        return not (self.penalty and self.penalty.each_example)
 
 
 MODELS = {
-    "mm": Model("minimax"),
-    "ns": Model("nonsaturating"),
-    "lsgan": Model("least_squares"),
-    "wgan": Model("wasserstein", flags=("clip",)),
-    "wgan_gp": Model("wasserstein", "wgan_gp", ("weight",)),
-    "dragan": Model("nonsaturating", "dragan", ("weight",)),
-    "began": Model("began", flags=("k_step", "balance")),
+    "mm": Model(LOSSES["minimax"]),
+    "ns": Model(LOSSES["nonsaturating"]),
+    "lsgan": Model(LOSSES["least_squares"]),
+    "wgan": Model(LOSSES["wasserstein"], flags=("clip",)),
+    "wgan_gp": Model(LOSSES["wasserstein"], regularizer(PENALTIES["wgan_gp"]), ("weight",)),
+    "dragan": Model(LOSSES["nonsaturating"], regularizer(PENALTIES["dragan"]), ("weight",)),
+    "began": Model(LOSSES["began"], flags=("k_step", "balance")),
     "vae": Model(),
 }
 """The models by name."""
-
-
-def _metrics(text: str) -> list[str]:
-    names = text.split(",")
-    if not set(names) <= {"fd", "kd", "prdc"}:
-        raise ValueError("must be some of fd, kd and prdc, separated by commas")
-    return names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,8 +90,11 @@ class Config(cli.RunConfig):
         64, "of the convolutions next to the image; the others have twice as many", low=1
     )
     hidden: int = cli.field(1024, "units of the dense layers of G and D", low=1)
-    metrics: cli.Parsed[list[str]] = cli.field(
-        "fd,kd,prdc", "of the evaluations: some of these", parse=_metrics, restart_safe=True
+    metrics: cli.Parsed["dict[str, Metric]"] = cli.field(
+        "fd,kd,prdc",
+        "of the evaluations while it trains, separated by commas",
+        parse=monitor.parse,
+        restart_safe=True,
     )
     latents: int = cli.field(64, "dimension of z, uniform in [-1, 1]", low=1)
     epochs: float = cli.field(20.0)
@@ -127,10 +126,10 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         dtype=jnp.dtype(cfg.precision),
         feed=cfg.feed.value,
     )
-    make = _vae if cfg.model == "vae" else _gan
+    make = _gan if MODELS[cfg.model].loss else _vae
     algorithm = make(cfg, images.shape, axis_name)
     experiment = cli.Experiment(algorithm, source, title=images.summary())
-    return monitor(experiment, cfg.dataset, held, *cfg.metrics.value)
+    return monitor.monitor(experiment, cfg.dataset, held, cfg.metrics.value)
 
 
 def _check(cfg: Config, images: data.Dataset) -> None:
@@ -142,14 +141,15 @@ def _check(cfg: Config, images: data.Dataset) -> None:
             argument="dataset",
             value=cfg.dataset,
         )
-    if cfg.model == "vae" and (cfg.d_steps > 1 or cfg.d_norm):
+    model = MODELS[cfg.model]
+    if not model.loss and (cfg.d_steps > 1 or cfg.d_norm):
         raise UserError(
             "has no D; `d_steps` must be 1 and `d_norm` false",
             argument="model",
-            value="vae",
+            value=cfg.model,
             beside=["d_steps", "d_norm"],
         )
-    if cfg.d_norm and MODELS[cfg.model].penalty and not MODELS[cfg.model].takes_norm:
+    if cfg.d_norm and model.penalty and not model.takes_norm:
         raise UserError(
             f"`model={cfg.model}` penalizes the gradient of each example by itself; must be false",
             argument="d_norm",
@@ -163,7 +163,7 @@ def _decoder(cfg: Config, shape: tuple[int, int, int], axis_name: str | None) ->
         shape,
         (2 * cfg.channels, cfg.channels),
         hidden=cfg.hidden,
-        linear=cfg.model == "vae",
+        linear=not MODELS[cfg.model].loss,
         axis_name=axis_name,
         dtype=jnp.dtype(cfg.precision),
     )
@@ -187,7 +187,8 @@ def _vae(cfg: Config, shape: tuple[int, int, int], axis_name: str | None) -> Alg
 def _gan(cfg: Config, shape: tuple[int, int, int], axis_name: str | None) -> Algorithm:
     model, widths = MODELS[cfg.model], (cfg.channels, 2 * cfg.channels)
     dtype = jnp.dtype(cfg.precision)
-    loss = LOSSES[model.loss]
+    loss = model.loss
+    assert loss is not None  # else it is the VAE
     if loss.energy:
         loss = began(cfg.balance, cfg.k_step)
         d = energy(linen_net(dcgan.Autoencoder(widths, code=cfg.latents, dtype=dtype)))
@@ -204,7 +205,7 @@ def _gan(cfg: Config, shape: tuple[int, int, int], axis_name: str | None) -> Alg
         gan.Networks(_decoder(cfg, shape, axis_name), d, latents, shape, dtype),
         loss,
         gan.Optimizers(g_tx, d_tx),
-        penalties=[weighted(cfg.weight, PENALTIES[model.penalty])] if model.penalty else [],
+        penalties=[weighted(cfg.weight, model.penalty)] if model.penalty else [],
         d_steps=cfg.d_steps,
         axis_name=axis_name,
     )

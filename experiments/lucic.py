@@ -60,9 +60,14 @@ BUDGETS = {
 
 _AT_THE_END = "1000000000"  # steps between evaluations
 
-_OWN = {"wgan_gp": ("weight=log:0.1:100", "weight=log:0.1:10"), "dragan": ("weight=log:0.1:100", "weight=log:0.1:10"),
-        "wgan": ("clip=log:0.001:1",) * 2, "began": ("k_step=log:0.0001:0.01",) * 2}  # fmt: skip
-"""A model's own flag, in the wide and in the narrow search."""
+_WEIGHTS = {"wide": ("weight=log:0.1:100",), "narrow": ("weight=log:0.1:10",)}
+_OWN = {
+    "wgan_gp": _WEIGHTS,
+    "dragan": _WEIGHTS,
+    "wgan": dict.fromkeys(_WEIGHTS, ("clip=log:0.001:1",)),
+    "began": dict.fromkeys(_WEIGHTS, ("k_step=log:0.0001:0.01", "balance=uniform:0:1")),
+}
+"""A model's own flags, in the wide and in the narrow search."""
 
 
 def ranges(model: str, space: str) -> list[str]:
@@ -74,15 +79,11 @@ def ranges(model: str, space: str) -> list[str]:
     """
     narrow = space == "narrow"
     axes = ["lr=log:1e-4:1e-3"] if narrow else ["lr=log:1e-5:1e-2", "b1=uniform:0:0.9999"]
-    if not narrow and model != "vae":
+    if not narrow and infogan.MODELS[model].loss:
         axes.append("d_steps=choice:1,5")
     if infogan.MODELS[model].takes_norm:
         axes.append("d_norm=choice:true,false")
-    if model in _OWN:
-        axes.append(_OWN[model][narrow])
-    if model == "began":
-        axes.append("balance=uniform:0:1")
-    return axes
+    return [*axes, *_OWN.get(model, {}).get(space, ())]
 
 
 def _models(text: str) -> list[str]:

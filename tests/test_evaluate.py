@@ -17,7 +17,7 @@ from bpgan import cli, data
 from bpgan.evaluation import features, monitor, samples, table
 from bpgan.evaluation import rows as metrics_file
 from bpgan.evaluation.images import Images
-from bpgan.measures import direction
+from bpgan.measures import Goal, direction
 from bpgan.metrics.features import Extractor, in_batches, plug
 from bpgan.runtime import records
 from bpgan.types import UserError
@@ -481,7 +481,7 @@ def test_classification_accuracy_sees_labels_that_say_nothing():
 def test_features_of_a_classifier_are_its_hidden_layer_and_alive():
     from bpgan.metrics.features import classifier as nets
 
-    params = features.train_classifier(data.load("mnist10k"), features.Plan(0, 0.1067, 3.0))
+    params = features.train_classifier(data.load("mnist10k"), features.Recipe(0, 0.1067, 3.0))
     extractor = nets.extractor(params, classes=10, name="net")
     x, _ = data.load("mnist10k", "test").arrays()
     found = extractor.function(x[:501])
@@ -937,14 +937,12 @@ def test_the_best_checkpoint_is_by_the_first_metric_that_has_a_direction(monkeyp
     own = table.Metric(lambda *_: {}, {"shine": "higher"}, while_training=True)
     monkeypatch.setitem(table.METRICS, "shine", own)
     held = data.load("mnist10k", "test")
-    for names, goal in (
-        ((), "min:eval/FD"),
-        (("kd",), "min:eval/KD"),
-        (("shine", "fd"), "max:eval/shine"),
-    ):
-        assert monitor.monitor(built, "mnist10k", held, *names).prefers == goal
-    with pytest.raises(ValueError, match="cas: not computed while"):
-        monitor.monitor(built, "mnist10k", held, "fd", "cas")
+    assert monitor.monitor(built, "mnist10k", held).prefers == Goal("min", "eval/FD")
+    for names, goal in (("kd", Goal("min", "eval/KD")), ("shine,fd", Goal("max", "eval/shine"))):
+        chosen = monitor.parse(names)
+        assert monitor.monitor(built, "mnist10k", held, chosen).prefers == goal
+    with pytest.raises(ValueError, match="cas: not computed while .* of fd, kd, prdc, shine"):
+        monitor.parse("fd,cas")
     assert monitor.monitor(built, "mnist10k", None) is built
 
 

@@ -163,7 +163,7 @@ def test_bad_input_is_named(tmp_path):
     with pytest.raises(UserError, match="preset=pil: must be one of tf1, torch, clean"):
         inception.extractor(tmp_path / "a", "pil")
     with pytest.raises(UserError, match="nothing.pth: cannot be read"):
-        feature_nets.extractors(f"inception-clean:{tmp_path}/nothing.pth", "mnist10k")
+        feature_nets.parse(f"inception-clean:{tmp_path}/nothing.pth")("mnist10k")
     path = pathlib.Path(__file__).parent / "references" / "state_zip.pth"
     with pytest.raises(UserError, match="is of another network"):
-        feature_nets.extractors(f"inception:{path}", "mnist10k")
+        feature_nets.parse(f"inception:{path}")("mnist10k")

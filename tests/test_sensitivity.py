@@ -109,7 +109,7 @@ def test_mistakes_are_one_line(flags, message, capsys, tmp_path, monkeypatch):
 @pytest.mark.timeout(1200)
 def test_the_projects_feature_nets(optimized):
     """T3.20 to T3.22 on the nets that ``--features=classifier`` trains, both of them."""
-    for extractor in features.extractors("classifier", "mnist10k"):
+    for extractor in features.parse("classifier")("mnist10k"):
         sight = sensitivity.look(sensitivity.Config(n=2000, metrics="fd,class_fd"), extractor)
         floor, bias = sight.floor
         assert floor < 2 * bias

@@ -23,7 +23,7 @@ class Experiment(NamedTuple):
       title: one line for people.
       validate: ``validate(state) -> {name: value}`` on the host every ``--eval_every``, logged as ``eval/name``; on
         data that are neither trained on nor tested on.
-      prefers: ``min:eval/name`` or ``max:eval/name``, by which ``--eval_every`` keeps the best checkpoint where
+      prefers: a goal of ``eval/name``, by which ``--eval_every`` keeps the best checkpoint where
         ``--keep`` names no metric.
       measure: what ``validate`` and ``evaluate`` measure with, such as the hash of a feature net, by name. It is kept
         in ``config.json``, and a run does not go on with another one.
@@ -34,7 +34,7 @@ class Experiment(NamedTuple):
     evaluate: Callable[[Any], dict[str, float]] | None = None
     title: str = ""
     validate: Callable[[Any], dict[str, float]] | None = None
-    prefers: str = ""
+    prefers: Goal | None = None
     measure: Mapping[str, str] = MappingProxyType({})
 
 
@@ -84,4 +84,4 @@ def keep_of(cfg: RunConfig, experiment: Experiment) -> "Keep":
     keep = cfg.keep.value
     if keep.metric or not experiment.prefers or not cfg.eval_every.value:
         return keep
-    return keep._replace(best=1, goal=Goal.parse(experiment.prefers))
+    return keep._replace(best=1, goal=experiment.prefers)

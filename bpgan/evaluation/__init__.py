@@ -17,6 +17,6 @@ project's own classifiers::
     from bpgan.evaluation import evaluate, features, samples, table
 
     candidate, dataset = samples.of_run("runs/mnist_gan/default", "newest", n=10_000, seed=0)
-    for extractor in features.extractors("classifier", dataset):
+    for extractor in features.parse("classifier")(dataset):
         rows = evaluate.evaluate([candidate], dataset, extractor, table.parse("fd"), seed=0)
 """

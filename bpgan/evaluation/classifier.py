@@ -9,6 +9,7 @@ import optax
 
 from bpgan import backprop, cli, data
 from bpgan.algorithms import supervised
+from bpgan.measures import Goal
 from bpgan.nets import dcgan, linen_net
 from bpgan.types import Net, UserError
 
@@ -96,7 +97,7 @@ def build(
         },
         title=f"{train.summary()}\n{test.summary()}",
         validate=(lambda state: {"accuracy": accuracy(state, held)}) if held else None,
-        prefers="max:eval/accuracy",
+        prefers=Goal("max", "eval/accuracy"),
     )
 
 

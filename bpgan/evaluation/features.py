@@ -59,7 +59,8 @@ def parse(text: str) -> Make:
     """What ``--features`` names: ``make(dataset) -> extractors``.
 
     An entry of ``EXTRACTORS``; ``inception-tf1:FILE`` with weights of the user's; or ``module:name``, an ``Extractor``
-    or a function ``images uint8 [n, h, w, c] -> features [n, f]``.
+    or a function ``images uint8 [n, h, w, c] -> features [n, f]``. Classifiers are trained when they are made, if they
+    have not been yet; ``make`` raises a UserError if there are no labels to train one on, or weights cannot be had.
 
     Raises:
       ValueError: if there is none of this name, saying what is allowed.
@@ -74,16 +75,6 @@ def parse(text: str) -> Make:
     return lambda dataset: [extractor]
 
 
-def extractors(text: str, dataset: str) -> list[Extractor]:
-    """The feature nets that ``--features`` names; classifiers are trained if they have not been yet.
-
-    Raises:
-      ValueError: if there is none of this name.
-      UserError: if there are no labels to train one on, or the weights cannot be had.
-    """
-    return parse(text)(dataset)
-
-
 FEATURES: Any = cli.field(
     "classifier",
     "classifier (trained on the dataset if need be), effnet (ImageNet), inception-tf1, -torch or -clean (:FILE of the"
@@ -93,7 +84,7 @@ FEATURES: Any = cli.field(
 """The flag of every experiment that compares images: ``features: cli.Parsed[Make] = FEATURES``."""
 
 
-class Plan(NamedTuple):
+class Recipe(NamedTuple):
     """How a classifier is trained: its seed, its epochs, and those in which its step size halves."""
 
     seed: int
@@ -130,8 +121,8 @@ def load_classifier(dataset: str, seed: int) -> Extractor:
             argument="features",
             value="classifier",
         )
-    plan = Plan(seed, 12.0, 3.0) if train.length < 20_000 else Plan(seed, 4.0, 1.0)
-    key = zlib.crc32(f"{__version__} {plan}".encode())
+    recipe = Recipe(seed, 12.0, 3.0) if train.length < 20_000 else Recipe(seed, 4.0, 1.0)
+    key = zlib.crc32(f"{__version__} {recipe}".encode())
     path = cache.directory() / "features" / f"{train.sha256[:16]}-{key:08x}.npz"
     say = functools.partial(print, flush=True) if distributed.is_lead() else lambda *_, **__: None
     net = _kept_by_all(path, train, seed)
@@ -144,7 +135,7 @@ def load_classifier(dataset: str, seed: int) -> Extractor:
                 if os.path.lexists(path):
                     say(f"warning: {path} is damaged; it is made again", file=sys.stderr)
                 say(f"training the feature net of seed {seed} on {dataset}, once: {path}")
-                params = train_classifier(train, plan)
+                params = train_classifier(train, recipe)
                 net = _extractor(params, train, seed)
                 if lead and (reason := hidden_layer.save(path, params)):
                     say(f"warning: {path} cannot be written ({reason})", file=sys.stderr)
@@ -169,16 +160,16 @@ def _extractor(params: Any, train: data.Dataset, seed: int) -> Extractor:
     return hidden_layer.extractor(params, classes=train.classes, name=f"classifier{seed}")
 
 
-def train_classifier(train: data.Dataset, plan: Plan) -> Any:
+def train_classifier(train: data.Dataset, recipe: Recipe) -> Any:
     """The parameters of a classifier after its training, in 32 bits whatever the run that asks for it has."""
     try:
         with jax.enable_x64(False):
             experiment = classifier.convolutional(
-                train, data.load(train.name, "test"), seed=plan.seed, half_life=plan.half_life
+                train, data.load(train.name, "test"), seed=recipe.seed, half_life=recipe.half_life
             )
-            steps = round(plan.epochs * experiment.source.steps_per_epoch)
+            steps = round(recipe.epochs * experiment.source.steps_per_epoch)
             tell = progress("training the feature net", steps, "steps")
-            state = cli.train(experiment, seed=plan.seed, steps=steps, progress=tell)
+            state = cli.train(experiment, seed=recipe.seed, steps=steps, progress=tell)
             return jax.device_get(state.players[supervised.NET].params)
     except UserError as error:
         reason = f"the net could not be trained on {train.name} ({cli.message_of(error)})"

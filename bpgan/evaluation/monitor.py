@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bpgan import cli, data
+from bpgan.measures import Goal
 from bpgan.types import Algorithm, UserError
 
 if TYPE_CHECKING:
@@ -15,8 +16,33 @@ if TYPE_CHECKING:
     from bpgan.evaluation.table import Metric
 
 
+def parse(text: str) -> "dict[str, Metric]":
+    """As ``table.parse``, of the metrics that are computed while something trains.
+
+    Raises:
+      ValueError: for others, saying what is allowed.
+    """
+    from bpgan.evaluation import table
+
+    found = table.parse(text)
+    if slow := [name for name, metric in found.items() if not metric.while_training]:
+        allowed = f"must be some of {', '.join(_quick())}"
+        raise ValueError(f"{', '.join(slow)}: not computed while something trains; {allowed}")
+    return found
+
+
+def _quick() -> "dict[str, Metric]":
+    """All of the table that are computed while something trains."""
+    from bpgan.evaluation.table import METRICS
+
+    return {name: metric for name, metric in METRICS.items() if metric.while_training}
+
+
 def monitor(
-    experiment: cli.Experiment, dataset: str, held: data.Dataset | None, *metrics: str
+    experiment: cli.Experiment,
+    dataset: str,
+    held: data.Dataset | None,
+    metrics: "dict[str, Metric] | None" = None,
 ) -> cli.Experiment:
     """The experiment, evaluated on the images ``held`` out while it trains and on the test split at its end.
 
@@ -24,29 +50,22 @@ def monitor(
       experiment: of an algorithm that draws samples.
       dataset: what it is trained on.
       held: images that it is not trained on; None: it is not evaluated.
-      metrics: as ``table.parse`` takes them, of those that are computed while something trains; none: all of the table.
-        The best checkpoint is that by the first number of which it is known which way is better.
+      metrics: as of ``parse``; None: all of the table that are computed while something trains. The best checkpoint is
+        that by the first number of which it is known which way is better.
 
     Raises:
       UserError: as ``monitors``.
-      ValueError: for metrics that are none, or are not computed while something trains.
     """
     if held is None:
         return experiment
-    from bpgan.evaluation import table
-
-    chosen = table.parse(",".join(metrics) or "all")
-    quick = {name: metric for name, metric in chosen.items() if metric.while_training}
-    if metrics and quick != chosen:
-        names = ", ".join(chosen.keys() - quick.keys())
-        raise ValueError(f"{names}: not computed while something trains; see Metric.while_training")
-    found = monitors(experiment.algorithm, dataset, held, quick)
+    metrics = metrics or _quick()
+    found = monitors(experiment.algorithm, dataset, held, metrics)
     goals = (
-        f"{'min' if way == 'lower' else 'max'}:eval/{number}"
-        for metric in quick.values()
+        Goal("min" if way == "lower" else "max", f"eval/{number}")
+        for metric in metrics.values()
         for number, way in metric.better.items()
     )
-    return experiment._replace(**found._asdict(), prefers=next(goals, ""))
+    return experiment._replace(**found._asdict(), prefers=next(goals, None))
 
 
 class Monitors(NamedTuple):
