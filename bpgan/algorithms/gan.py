@@ -338,12 +338,10 @@ def adapted(setting: Setting, now: Now, metrics: Metrics) -> dict[str, jax.Array
     """
     if not setting.adaptive:
         return {}
-    assert setting.augment is not None
-    seen, limits = (
-        now.axis.total(len(now.batch["x"])),
-        (setting.augment.images, setting.augment.target),
-    )
-    return {"augment": adapt(now.memory["augment"], metrics["sign"], seen, *limits)}
+    augment, seen = setting.augment, now.axis.total(len(now.batch["x"]))
+    assert augment is not None
+    p = adapt(now.memory["augment"], metrics["sign"], seen, augment.images, augment.target)
+    return {"augment": p}
 
 
 def _terms(setting: Setting, player: str, objective: Callable[[Setting, Now], Any]) -> list[Term]:
