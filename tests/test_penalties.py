@@ -222,9 +222,11 @@ kept = lecam(decay=0.5)
 def test_the_grammar_of_penalties(monkeypatch):
     found = parse("r1=0.3/4+r2+g.path_length=linear:0:2/8+clip=0.1")
     assert found.clip == 0.1 and [str(t) for t in found.terms] == ["r1", "r2", "g.path_length"]
-    (w1, r1, n1), (w2, _, n2) = found.of("d", 100, weight=7.0, every=3)
+    (w1, r1, n1, p1), (w2, _, n2, p2), (schedule, length, every, p3) = found.over(
+        100, weight=7.0, every=3
+    )
     assert (w1, n1, w2, n2) == (0.3, 4, 7.0, 3) and r1.each_example
-    ((schedule, length, every),) = found.of("g", 100)
+    assert (p1, p2, p3) == ("d", "d", "g")
     assert float(schedule(50)) == 1 and every == 8 and length is G_PENALTIES["path_length"]
     assert parse("none") == Terms() and parse("clip").clip == 0.01
     assert [t.penalty.players for t in parse("lecam+g.orthogonal").terms] == ["d", "gd"]

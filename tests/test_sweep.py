@@ -487,7 +487,7 @@ def test_of_a_member_only_its_measures_are_kept(tmp_path, monkeypatch, copies):
     """One copy of the data is trained on, another is the member's that is being built."""
     alive, given = copies(classifier), []
 
-    def fit_group(make, source, members, **plan):
+    def fit_group(make, source, members, plan, **options):
         given.extend(members)
         return [train.Result("done", 1, {}, {}) for _ in members]
 
@@ -512,7 +512,7 @@ def test_an_experiment_that_branches_is_told_to_be_off(tmp_path, monkeypatch, ho
 
 
 def test_pmap_is_not_for_groups(tmp_path):
-    with pytest.raises(UserError, match="vectorize: must be off with --parallel=pmap"):
+    with pytest.raises(UserError, match="vectorize: must be off with `parallel=pmap`"):
         group(tmp_path, "--seed=0", "--seed=1", flags=["--parallel=pmap"])
 
 
@@ -526,7 +526,7 @@ def test_a_member_that_is_refused_does_not_keep_the_others_from_training(
             raise UserError("is too large", argument="g_lr", value=cfg.g_lr)
         return build(cfg, axis_name)
 
-    def fit_group(make, source, members, **plan):
+    def fit_group(make, source, members, plan, **options):
         trained.extend(member.seed for member in members)
         ends = [train.Result("done", 1, {}, {}), train.Anomaly("not finite by step 1")]
         return ends[: len(members)]
