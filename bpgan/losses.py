@@ -187,13 +187,15 @@ def began(gamma: float = 0.5, rate: float = 1e-3) -> AdversarialLoss:
 
 
 LOSSES = {
-    "minimax": AdversarialLoss(logistic_d, minimax_g, balances_at_zero=True),
-    "nonsaturating": AdversarialLoss(logistic_d, nonsaturating_g, balances_at_zero=True),
+    "minimax": AdversarialLoss(logistic_d, minimax_g, balances_at_zero=True, log_ratio=True),
+    "nonsaturating": AdversarialLoss(
+        logistic_d, nonsaturating_g, balances_at_zero=True, log_ratio=True
+    ),
     "least_squares": AdversarialLoss(least_squares_d, least_squares_g),
     "least_squares_pearson": AdversarialLoss(pearson_d, pearson_g, balances_at_zero=True),
     "hinge": AdversarialLoss(hinge_d, score_g, balances_at_zero=True),
     "wasserstein": AdversarialLoss(wasserstein_d, score_g),
-    "relativistic": AdversarialLoss(relativistic_d, relativistic_g),
+    "relativistic": AdversarialLoss(relativistic_d, relativistic_g, log_ratio=True),
     "relativistic_average": relativistic_average(lambda t: jax.nn.softplus(-t)),
     "relativistic_average_hinge": relativistic_average(lambda t: jax.nn.relu(1.0 - t)),
     "relativistic_average_least_squares": relativistic_average(lambda t: jnp.square(t - 1.0)),

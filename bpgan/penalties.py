@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float
 
 from bpgan import lookup, optim
@@ -430,6 +431,10 @@ class Terms(NamedTuple):
 
     terms: tuple[Term, ...] = ()
     clip: float | None = None
+
+    def bounded(self, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+        """An optimizer of D, which keeps the bound if there is one."""
+        return optax.chain(tx, optim.clip_weights(self.clip)) if self.clip else tx
 
     def over(self, steps: int, *, weight: Any = 1.0, every: int = 1) -> list[Weighted]:
         """The penalties of both players, in a run of so many steps.

@@ -76,6 +76,7 @@ class AdversarialLoss(NamedTuple):
       energy: whether the logits must be energies, minus the reconstruction error of an autoencoder (``nets.energy``).
       balances_at_zero: whether a D that cannot tell reals from fakes is best off with logits around 0. Only then does
         the sign of a logit say what D thinks, as an adaptive augmentation takes it to (``augment.adapt``).
+      log_ratio: whether the best D is the log of the ratio of densities, up to a constant.
     """
 
     d: Callable[..., Any]
@@ -83,6 +84,7 @@ class AdversarialLoss(NamedTuple):
     memory: Any = None
     energy: bool = False
     balances_at_zero: bool = False
+    log_ratio: bool = False
 
 
 class Auxiliary(NamedTuple):

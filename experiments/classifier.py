@@ -77,7 +77,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         seed=cfg.seed,
         batch_size=cfg.batch_size,
         held=held,
-        feed=cfg.feed,
+        feed=cfg.feed.value,
         dtype=dtype,
         axis_name=axis_name,
     )

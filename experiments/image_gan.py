@@ -325,8 +325,8 @@ def _check(cfg: Config, axis_name: str | None) -> None:
         reason += f" and an {' or '.join(energies)} as D need each other, as in"
         reason += f" `net=dcgan/{energies[0]}`"
         raise UserError(reason, argument="loss", value=cfg.loss, beside=["net"])
-    if cfg.penalty.value.clip and cfg.rule == "optimistic":
-        reason = "the steps of `rule=optimistic` go beyond the bound; another rule keeps it"
+    if cfg.penalty.value.clip and cfg.rule.value and cfg.rule.value.remembers:
+        reason = f"the steps of `rule={cfg.rule}` go beyond the bound; another rule keeps it"
         raise UserError(reason, argument="penalty", value=penalties.CLIP, beside=["rule"])
     for term in cfg.penalty.value.terms:
         if reason := _misfit(term, choices.g if term.player == "g" else choices.d):
@@ -416,11 +416,11 @@ def _truncation(
 
 def _optimizers(cfg: Config, steps: int) -> dict[Literal["g", "d"], optax.GradientTransformation]:
     """Adam of both players; D's then keeps its weights within the bound, if there is one."""
-    rule, bound = cfg.rule.value, cfg.penalty.value.clip
+    rule = cfg.rule.value
     steps *= rule.counts if rule else 1
     g = cfg.betas.value.adam(cfg.lr.value.g, steps)
     d = cfg.betas.value.adam(cfg.lr.value.d, steps * cfg.d_steps)
-    return {"g": g, "d": optax.chain(d, optim.clip_weights(bound)) if bound else d}
+    return {"g": g, "d": cfg.penalty.value.bounded(d)}
 
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
@@ -434,7 +434,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         seed=cfg.seed,
         batch_size=cfg.batch_size * cfg.d_steps,
         dtype=dtype,
-        feed=cfg.feed,
+        feed=cfg.feed.value,
         flip=cfg.flip,
     )
     steps = cli.steps_of(cfg, source.steps_per_epoch)

@@ -125,7 +125,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         seed=cfg.seed,
         batch_size=cfg.batch_size * cfg.d_steps,
         dtype=jnp.dtype(cfg.precision),
-        feed=cfg.feed,
+        feed=cfg.feed.value,
     )
     make = _vae if cfg.model == "vae" else _gan
     algorithm = make(cfg, images.shape, axis_name)

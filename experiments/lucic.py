@@ -108,6 +108,74 @@ class Config(cli.Config):
 PRESETS = {"smoke": dict(budget="smoke", models="ns,wgan_gp")}
 
 
+class _Study:
+    """The runs of a study, all of which have flags in common.
+
+    Attributes:
+      cfg: what is asked for.
+      budget: of every model.
+      folder: where everything goes.
+      common: flags of all runs.
+      spaces: settings of a model by the space in which they are drawn.
+    """
+
+    def __init__(self, cfg: Config):
+        budget = BUDGETS[cfg.budget]
+        self.cfg, self.folder = cfg, pathlib.Path(cfg.workdir)
+        self.budget = budget._replace(images=cfg.images or budget.images)
+        images, _ = data.load_for_training(cfg.dataset.value, held_out=True)
+        epochs = self.budget.images / images.length
+        self.common = [f"--dataset={cfg.dataset}", f"--epochs={epochs:.6g}", f"--eval_every={_AT_THE_END}",
+                       "--notensorboard", "--metrics=fd", "--log_every=0.1ep", "--sample_every=0",
+                       "--checkpoint_every=0", "--keep=1", *budget.flags]  # fmt: skip
+        self.spaces = {
+            name: n for name, n in (("wide", budget.wide), ("narrow", budget.narrow)) if n
+        }
+        self._script, self._slots = experiments.find("infogan"), processes.count_slots(0)
+
+    def plan(self, model: str, combinations: Sequence[Mapping[str, str]]) -> list[runs.PlannedRun]:
+        """The runs of a model with these flags."""
+        argv = [*self.common, f"--model={model}"]
+        return runs.plan(self._script, argv, combinations, self.folder)
+
+    def plan_search(self, model: str, space: str) -> list[runs.PlannedRun]:
+        """The settings of a model that are drawn in a space."""
+        specs = cli.flags_of(infogan.Config)
+        axes = [search.parse_axis(text, specs) for text in ranges(model, space)]
+        # With one seed, both would be the same points of their ranges.
+        seed = 2 * self.cfg.seed + (space == "narrow")
+        return self.plan(model, search.combine(axes, self.spaces[space], seed))
+
+    def plan_repeats(self, model: str, setting: Mapping[str, Any]) -> list[runs.PlannedRun]:
+        """A setting of a model with other seeds than that of the search, which is 0."""
+        texts = {name: cli.show(value) for name, value in setting.items()}
+        seeds = range(1, self.budget.repeats + 1)
+        return self.plan(model, [{**texts, "seed": str(seed)} for seed in seeds])
+
+    def train(
+        self, label: str, groups: Mapping[Any, list[runs.PlannedRun]]
+    ) -> dict[Any, list[dict[str, Any]]]:
+        """Results by the groups' keys; all runs are trained together.
+
+        Raises:
+          UserError: if a run ended otherwise than well or by an anomaly: only that is the model's failure.
+          cli.Interrupted: by a signal.
+        """
+        every = [run for group in groups.values() for run in group]
+        sweep = Sweep(self._script, self.folder / "infogan", label, slots=self._slots)
+        with sweep.locked():
+            results = iter(sweep.train(every))
+        codes = {run.workdir: sweep.codes.get(run.workdir, cli.INTERRUPTED) for run in every}
+        if sweep.interrupted or cli.INTERRUPTED in codes.values():
+            raise cli.Interrupted
+        for workdir, code in codes.items():
+            if code not in (cli.DONE, cli.ANOMALY):
+                reason = f"{workdir.name} {processes.status_of(code)}; see {sweep.logs[workdir]}."
+                reason += " The same command goes on"
+                raise UserError(reason, argument="workdir", value=self.cfg.workdir)
+        return {key: [next(results) for _ in group] for key, group in groups.items()}
+
+
 def run(cfg: Config) -> None:
     """Searches, selects, repeats and writes the table.
 
@@ -115,92 +183,59 @@ def run(cfg: Config) -> None:
       UserError: if nothing of a model's search came to an end.
       cli.Interrupted: by a signal; the same command goes on.
     """
-    budget, folder = BUDGETS[cfg.budget], pathlib.Path(cfg.workdir)
-    budget = budget._replace(images=cfg.images or budget.images)
-    images, _ = data.load_for_training(cfg.dataset.value, held_out=True)
-    epochs = budget.images / images.length
-    common = [f"--dataset={cfg.dataset}", f"--epochs={epochs:.6g}", f"--eval_every={_AT_THE_END}", "--notensorboard",
-              "--metrics=fd", "--log_every=0.1ep", "--sample_every=0", "--checkpoint_every=0", "--keep=1",
-              *budget.flags]  # fmt: skip
-    models, slots = cfg.models.value, processes.count_slots(0)
-    spaces = {name: n for name, n in (("wide", budget.wide), ("narrow", budget.narrow)) if n}
-    script, specs = experiments.find("infogan"), cli.flags_of(infogan.Config)
-
-    def planned(model: str, combinations: Sequence[Mapping[str, str]]) -> list[runs.Run]:
-        argv = [*common, f"--model={model}"]
-        return runs.plan(script, argv, combinations, folder)
-
-    def train(label: str, groups: Mapping[Any, list[runs.Run]]) -> dict[Any, list[dict]]:
-        """Results by the groups' keys; all runs are trained together."""
-        every = [run for group in groups.values() for run in group]
-        sweep = Sweep(script, folder / "infogan", label, slots=slots)
-        with sweep.locked():
-            results = iter(sweep.train(every))
-        codes = {run.workdir: sweep.codes.get(run.workdir, cli.INTERRUPTED) for run in every}
-        if sweep.interrupted or cli.INTERRUPTED in codes.values():
-            raise cli.Interrupted
-        # Only an anomaly is the model's failure.
-        for workdir, code in codes.items():
-            if code not in (cli.DONE, cli.ANOMALY):
-                raise UserError(
-                    f"{workdir.name} {processes.status_of(code)}; see {sweep.logs[workdir]}."
-                    " The same command goes on",
-                    argument="workdir",
-                    value=cfg.workdir,
-                )
-        return {key: [next(results) for _ in group] for key, group in groups.items()}
-
-    searches = {}
+    study, models = _Study(cfg), cfg.models.value
+    searches = {
+        (model, space): study.plan_search(model, space)
+        for model in models
+        for space in study.spaces
+    }
+    found = study.train("search", searches)
+    rows, repeats = {}, {}
     for model in models:
-        for space, n in spaces.items():
-            axes = [search.parse_axis(text, specs) for text in ranges(model, space)]
-            # With one seed, both would be the same points of their ranges.
-            seed = 2 * cfg.seed + (space == "narrow")
-            searches[model, space] = planned(model, search.combine(axes, n, seed))
-    found = train("search", searches)
-    aim, rows, repeats = Goal("min", "eval/FD"), {}, {}
-    for model in models:
-        scores = {
-            space: [search.score(aim, [result]) for result in found[model, space]]
-            for space in spaces
-        }
-        space = min(spaces, key=lambda space: min(scores[space]))
-        best = int(np.argmin(scores[space]))
-        if not math.isfinite(scores[space][best]):
-            raise UserError(
-                f"no setting of {model} came to an end", argument="budget", value=cfg.budget
-            )
-        setting = searches[model, space][best].values
-        rows[model] = {
-            "model": model,
-            "searches (validation)": scores,
-            "space": space,
-            "setting": setting,
-        }
-        texts = {name: cli.show(value) for name, value in setting.items()}
-        seeds = range(1, budget.repeats + 1)  # 0 is the search's
-        repeats[model] = planned(model, [{**texts, "seed": str(seed)} for seed in seeds])
-    for model, results in train("repeats", repeats).items():
-        tested = Goal("min", "test/FD")
+        planned = {space: searches[model, space] for space in study.spaces}
+        rows[model] = _select(cfg, model, planned, {s: found[model, s] for s in study.spaces})
+        repeats[model] = study.plan_repeats(model, rows[model]["setting"])
+    tested = Goal("min", "test/FD")
+    for model, results in study.train("repeats", repeats).items():
         rows[model]["repeats (test)"] = [search.score(tested, [result]) for result in results]
-    rows = list(rows.values())
-    table = _table(cfg, budget, rows)
+    _write(study, list(rows.values()))
+
+
+def _select(
+    cfg: Config,
+    model: str,
+    planned: Mapping[str, Sequence[runs.PlannedRun]],
+    found: Mapping[str, Sequence[dict[str, Any]]],
+) -> dict[str, Any]:
+    """The best setting of a model, and the scores of all, by space. Raises a UserError if none came to an end."""
+    aim = Goal("min", "eval/FD")
+    scores = {
+        space: [search.score(aim, [result]) for result in results]
+        for space, results in found.items()
+    }
+    space = min(scores, key=lambda space: min(scores[space]))
+    best = int(np.argmin(scores[space]))
+    if not math.isfinite(scores[space][best]):
+        reason = f"no setting of {model} came to an end"
+        raise UserError(reason, argument="budget", value=cfg.budget)
+    setting = planned[space][best].values
+    return {"model": model, "searches (validation)": scores, "space": space, "setting": setting}
+
+
+def _write(study: _Study, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes and prints what was found."""
+    cfg, folder = study.cfg, study.folder
+    table = _table(cfg, study.budget, rows)
+    record = {"config": dataclasses.asdict(cfg), "flags": study.common, "rows": rows}
     with processes.open_file(folder / "lucic.json", "w") as file:
-        json.dump(
-            {"config": dataclasses.asdict(cfg), "flags": common, "rows": rows}, file, indent=1
-        )
+        json.dump(record, file, indent=1)
     with processes.open_file(folder / "table.md", "w") as file:
         file.write(table)
-    shown = {
-        row["model"]: {
-            **{
-                f"{space} search, validation": fds
-                for space, fds in row["searches (validation)"].items()
-            },
-            "repeats, test": row["repeats (test)"],
-        }
-        for row in rows
-    }
+    shown = {}
+    for row in rows:
+        searches = row["searches (validation)"].items()
+        shown[row["model"]] = {f"{space} search, validation": fds for space, fds in searches}
+        shown[row["model"]]["repeats, test"] = row["repeats (test)"]
     title = f"{cfg.dataset}, budget {cfg.budget}: FD in the features of a classifier, all runs"
     plot.save_distributions(folder / "distributions.svg", title, shown)
     print(f"\n{table}\nwrote table.md, distributions.svg and lucic.json to {folder}")

@@ -16,7 +16,7 @@ import functools
 import jax.numpy as jnp
 import optax
 
-from bpgan import backprop, cli, data, losses, optim, penalties
+from bpgan import backprop, cli, data, losses, penalties
 from bpgan.algorithms import gan
 from bpgan.algorithms.latents import Latents
 from bpgan.evaluation.monitor import monitor
@@ -181,7 +181,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         seed=cfg.seed,
         batch_size=cfg.batch_size * cfg.d_steps,
         dtype=dtype,
-        feed=cfg.feed,
+        feed=cfg.feed.value,
     )
     steps = cli.steps_of(cfg, source.steps_per_epoch)
     terms, by_hand = cfg.penalty.value, cfg.gradients == "manual"
@@ -191,9 +191,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     algorithm = gan.make(
         gan.Networks(g_net, d_net, cfg.latents.value.draw(dtype), images.shape, dtype),
         backprop.losses_by_hand(cfg.loss) if by_hand else cfg.loss.value,
-        gan.Optimizers(
-            g_tx, optax.chain(d_tx, optim.clip_weights(terms.clip)) if terms.clip else d_tx
-        ),
+        gan.Optimizers(g_tx, terms.bounded(d_tx)),
         penalties=terms.over(steps, weight=cfg.gamma, every=cfg.penalty_every),
         d_steps=cfg.d_steps,
         ema_decay=cfg.ema,

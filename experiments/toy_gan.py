@@ -31,7 +31,6 @@ from bpgan.data import toys
 from bpgan.nets import linen_net, mlp
 from bpgan.types import PRNG, AdversarialLoss, Algorithm, Net, UserError
 
-PROBLEMS = ("ring8", "grid25", "gaussian1d", "dirac", "bilinear", "lqg")
 MU, SIGMA = 2.0, 0.5
 """The Gaussian of ``gaussian1d``."""
 SPECTRUM = np.array([4.0, 2.0, 1.0, 0.5, 0.25, 0.1])
@@ -40,23 +39,12 @@ RANK = 2
 SAMPLES = 2500
 """For the measures of mixtures, as in the literature."""
 _PIXELS, _TRAIL = 240, 512
-_IDLE = {
-    # D of the game is solved exactly.
-    "lqg": ("rule", "loss", "penalty", "gamma", "ema", "width"),
-    # What is shown and measured are the players themselves.
-    "dirac": ("width", "ema"),
-    "bilinear": ("width", "ema"),
-    "gaussian1d": ("width",),
-}
-"""Flags that a problem makes no use of."""
-_LOG_RATIO = ("minimax", "nonsaturating", "relativistic")
-"""Losses whose best D is the log of the ratio of densities, up to a constant."""
 he_normal = jax.nn.initializers.he_normal()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
-    problem: str = cli.field("ring8", "what is learned", choices=PROBLEMS)
+    problem: str = cli.field("ring8", "what is learned", choices=lambda: PROBLEMS)
     loss: cli.Parsed[AdversarialLoss] = cli.field(
         "relativistic", "adversarial loss", choices=losses.of_logits, parse=losses.parse_of_logits
     )
@@ -67,16 +55,16 @@ class Config(cli.RunConfig):
         parse=functools.partial(penalties.parse, players="d"),
     )
     gamma: float = cli.field(0.1, "weight of penalties without one", low=0, sweepable=True)
-    rule: str = cli.field(
+    rule: cli.Parsed[game.Rule | None] = cli.field(
         "none",
         f"update rule of the game: {game.RULE_FORMS}; none: D, then G",
-        check=game.rule_of,
+        parse=game.rule_of,
     )
     optimizer: str = cli.field("adam", "of both players", choices=("adam", "sgd"))
-    lr: str = cli.field(
+    lr: cli.Parsed[optim.OverRun] = cli.field(
         "cosine:1e-3:2e-5",
         "step size: a number or a schedule",
-        check=functools.partial(optim.schedule, low=0.0),
+        parse=functools.partial(optim.parse, low=0.0),
     )
     b1: float = cli.field(0.0, "Adam's decay of the mean gradient", low=0, high=0.99999)
     b2: float = cli.field(0.99, "Adam's decay of the squared gradient", low=0, high=0.99999)
@@ -94,7 +82,7 @@ class Config(cli.RunConfig):
         found = {} if any(term.weight is None for term in terms) else {"gamma": "penalty"}
         if self.optimizer == "sgd":
             found |= {"b1": "optimizer", "b2": "optimizer"}
-        return found | dict.fromkeys(_IDLE.get(self.problem, ()), "problem")
+        return found | dict.fromkeys(PROBLEMS[self.problem].idle, "problem")
 
 
 _EXACT = dict(penalty="none", optimizer="sgd", lr="0.1", ema=0.0, batch_size=4, steps=500, log_every="100",
@@ -114,8 +102,20 @@ PRESETS = {
 }
 
 
-_NO_KERNELS = ("dirac", "bilinear", "gaussian1d")
-"""Problems whose D has none, so that ``orthogonal`` is 0."""
+class Problem(NamedTuple):
+    """A problem whose answer is known.
+
+    Attributes:
+      make: ``(cfg, steps) -> cli.Experiment``, with the measures at the end.
+      idle: flags that it makes no use of.
+      kernels: whether D has kernels, without which ``orthogonal`` is 0.
+      solved: whether D is, exactly, and so takes no steps.
+    """
+
+    make: Callable[[Config, int], cli.Experiment]
+    idle: tuple[str, ...] = ()
+    kernels: bool = True
+    solved: bool = False
 
 
 class Trail(NamedTuple):
@@ -231,24 +231,22 @@ def picture_of_path(
 
 def _tx(cfg: Config, steps: int, updates: int = 1) -> optax.GradientTransformation:
     """The optimizer of a player that is updated so many times in a step."""
-    rule = game.rule_of(cfg.rule)
-    lr = optim.schedule(cfg.lr, steps * updates * (rule.counts if rule else 1))
+    rule = cfg.rule.value
+    lr = cfg.lr.value(steps * updates * (rule.counts if rule else 1))
     return optax.sgd(lr) if cfg.optimizer == "sgd" else optim.adam(lr, cfg.b1, cfg.b2)
 
 
 def _gan(cfg: Config, g: Net, d: Net, steps: int, shape: tuple[int, ...]) -> Algorithm:
     dtype = jnp.dtype(cfg.precision)
-    d_tx, bound = _tx(cfg, steps, cfg.d_steps), cfg.penalty.value.clip
+    terms = cfg.penalty.value
     return gan.make(
         gan.Networks(g, d, gan.normal_latents(2 if shape == (2,) else 1, dtype), shape, dtype),
         cfg.loss.value,
-        gan.Optimizers(
-            _tx(cfg, steps), optax.chain(d_tx, optim.clip_weights(bound)) if bound else d_tx
-        ),
-        penalties=cfg.penalty.value.over(steps, weight=cfg.gamma),
+        gan.Optimizers(_tx(cfg, steps), terms.bounded(_tx(cfg, steps, cfg.d_steps))),
+        penalties=terms.over(steps, weight=cfg.gamma),
         d_steps=cfg.d_steps,
         ema_decay=cfg.ema or None,
-        rule=game.rule_of(cfg.rule),
+        rule=cfg.rule.value,
     )
 
 
@@ -257,9 +255,8 @@ def _drawn(algorithm: Algorithm, state: Any, n: int, seed: int = 0) -> np.ndarra
     return np.asarray(algorithm.sample(state, jax.random.key(seed), n))
 
 
-def mixture(cfg: Config, steps: int) -> cli.Experiment:
+def mixture(target: toys.Mixture, cfg: Config, steps: int) -> cli.Experiment:
     """ring8 and grid25."""
-    target = toys.ring() if cfg.problem == "ring8" else toys.grid()
     dtype, widths = jnp.dtype(cfg.precision), (cfg.width,) * 3
     d = linen_net(mlp.Discriminator(widths, he_normal, dtype=dtype))
     g = linen_net(
@@ -360,7 +357,7 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
                 jnp.min(jax.vmap(lambda c: loss.d(c[None], c[None])[0])(constant))
             ),
         }
-        if cfg.loss in _LOG_RATIO:
+        if loss.log_ratio:
             # Spread over the reals, for a constant says nothing; of the G that D plays against.
             ratio = log_ratio(real[:, 0], g["a"], g["b"])
             found |= {"logit_error": float(jnp.std(logits[0] - ratio)), "logit_error/known": 0.0}
@@ -408,7 +405,7 @@ def point_of(state: Any) -> jax.Array:
 def dirac(cfg: Config, steps: int) -> cli.Experiment:
     """dirac and bilinear: two numbers, from (1, -1), with the path that they take."""
     if cfg.problem == "bilinear" and cfg.loss != "wasserstein":
-        reason = "--problem=bilinear is that of wasserstein"
+        reason = "`problem=bilinear` is that of wasserstein"
         raise UserError(reason, argument="loss", value=cfg.loss)
     dtype = jnp.dtype(cfg.precision)
     inner, moved = _two_numbers(cfg, steps)
@@ -441,9 +438,10 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
         points, norms = points[there], norms[there][-101:]
         if len(norms) > 1:
             found["factor"] = game.growth(norms)
-        fixed = not callable(optim.schedule(cfg.lr)) and not trail.state.memory
+        rule, changes = cfg.rule.value, callable(cfg.lr.value(1)) or trail.state.memory
+        remembers = cfg.optimizer != "sgd" or (rule and rule.remembers)
         # Else the step is no function of the point alone.
-        if cfg.optimizer == "sgd" and cfg.rule != "optimistic" and fixed and len(points):
+        if len(points) and not changes and not remembers:
             # Of a double eigenvalue float32 finds only the first three digits.
             with jax.enable_x64(True):
                 _, exactly = _two_numbers(dataclasses.replace(cfg, precision="float64"), steps)
@@ -523,12 +521,27 @@ def lqg(cfg: Config, steps: int) -> cli.Experiment:
     return cli.Experiment(inner._replace(sample=sample), source, evaluate, cfg.problem)
 
 
+# Of two numbers, what is shown and measured are the players themselves.
+_PLANE = Problem(dirac, ("width", "ema"), kernels=False)
+
+PROBLEMS = {
+    "ring8": Problem(functools.partial(mixture, toys.ring())),
+    "grid25": Problem(functools.partial(mixture, toys.grid())),
+    "gaussian1d": Problem(gaussian1d, ("width",), kernels=False),
+    "dirac": _PLANE,
+    "bilinear": _PLANE,
+    "lqg": Problem(lqg, ("rule", "loss", "penalty", "gamma", "ema", "width"), solved=True),
+}
+"""By name."""
+
+
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The problem that ``cfg`` names."""
     if axis_name:
         raise UserError("must be jit for toy_gan", argument="parallel", value="pmap")
-    for term in cfg.penalty.value.terms if cfg.problem in _NO_KERNELS else ():
-        if term.penalty.matrices:
+    problem = PROBLEMS[cfg.problem]
+    for term in cfg.penalty.value.terms:
+        if term.penalty.matrices and not problem.kernels:
             raise UserError(
                 f"{term} has no part in `problem={cfg.problem}`, whose D has no kernels;"
                 " must be without",
@@ -536,17 +549,16 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
                 value=cfg.penalty,
                 beside=["problem"],
             )
-    if cfg.d_steps > 1 and (cfg.rule != "none" or cfg.problem == "lqg"):
-        why = "problem" if cfg.problem == "lqg" else "rule"
+    if cfg.d_steps > 1 and (cfg.rule.value or problem.solved):
+        why = "problem" if problem.solved else "rule"
         raise UserError(
-            f"must be 1 with --{why}={getattr(cfg, why)}",
+            f"must be 1 with `{why}={getattr(cfg, why)}`",
             argument="d_steps",
             value=cfg.d_steps,
             beside=[why],
         )
     steps = cli.steps_of(cfg, toys.LENGTH / (cfg.batch_size * cfg.d_steps))
-    makers = {"gaussian1d": gaussian1d, "dirac": dirac, "bilinear": dirac, "lqg": lqg}
-    return makers.get(cfg.problem, mixture)(cfg, steps)
+    return problem.make(cfg, steps)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     if cfg.net == "conv" and (shape[0] % 4 or shape[1] % 4):
         raise UserError(
             f"images of `dataset={cfg.dataset}` are {shape[0]}x{shape[1]};"
-            " height and width must be multiples of 4 (--net=mlp takes any size)",
+            " height and width must be multiples of 4 (`net=mlp` takes any size)",
             argument="net",
             value="conv",
             beside=["dataset"],
@@ -153,7 +153,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         axis_name=axis_name,
     )
     source = data.source(
-        images, seed=cfg.seed, batch_size=cfg.batch_size, dtype=dtype, feed=cfg.feed
+        images, seed=cfg.seed, batch_size=cfg.batch_size, dtype=dtype, feed=cfg.feed.value
     )
     experiment = monitor(
         cli.Experiment(algorithm, source, title=images.summary()), cfg.dataset, held

@@ -146,7 +146,7 @@ def _optimistic(tx: Optimizer) -> Optimizer:
     return optax.GradientTransformation(init, update)
 
 
-optimistic = Rule(simultaneous.update, _optimistic)
+optimistic = Rule(simultaneous.update, _optimistic, remembers=True)
 """``w <- w + 2 u_t - u_{t-1}`` with the updates u of any optimizer and ``u_{-1} = u_0``; simultaneous.
 
 Daskalakis et al. 2018, arXiv:1711.00141: with SGD ``w - 2 h xi_t + h xi_{t-1}``, with Adam their Optimistic Adam. The

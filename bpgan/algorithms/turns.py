@@ -237,6 +237,11 @@ class Turn(NamedTuple):
     key: Callable[[PRNG, str, Any], PRNG] = own_key
 
 
+def as_it_is(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same optimizer."""
+    return tx
+
+
 class Rule(NamedTuple):
     """How two players are moved at once, by the gradients of both objectives (``bpgan.algorithms.game.RULES``).
 
@@ -244,13 +249,14 @@ class Rule(NamedTuple):
       update: ``(losses, txs, params, opts) -> (params, opts, gradients, aux)``, each but the first a pair.
       optimizer: wraps each player's optax transformation; ``txs`` and ``opts`` of ``update`` are those of the wrapped.
       counts: by how much an update advances the optimizers' states, and so the count of their schedules.
+      remembers: whether a step depends on the ones before it. It may then go beyond what an optimizer allows, such as a
+        bound of the parameters.
     """
 
     update: Callable[..., tuple[Any, Any, Any, Any]]
-    optimizer: Callable[[optax.GradientTransformation], optax.GradientTransformation] = lambda tx: (
-        tx
-    )
+    optimizer: Callable[[optax.GradientTransformation], optax.GradientTransformation] = as_it_is
     counts: int = 1
+    remembers: bool = False
 
 
 def global_norm(tree: Any) -> jax.Array:

@@ -16,6 +16,7 @@ from bpgan.runtime import environment
 from bpgan.types import UserError
 
 if TYPE_CHECKING:
+    from bpgan.data import Feed
     from bpgan.runtime.checkpoint import Keep
 
 MAX_STEP = 2**31 - 1  # the step is an int32 on the device
@@ -150,7 +151,7 @@ class RunConfig(Config):
         restart_safe=True,
         parse=_keep,
     )
-    feed: Parsed[tuple[str, int]] = field(
+    feed: Parsed["Feed"] = field(
         "auto",
         "where the data lie: memory, stream or stream:WORKERS (read from disk ahead of use), auto: by size",
         restart_safe=True,

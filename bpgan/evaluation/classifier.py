@@ -54,7 +54,7 @@ def build(
     seed: int,
     batch_size: int,
     held: data.Dataset | None = None,
-    feed: str = "auto",
+    feed: str | data.Feed = "auto",
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
 ) -> cli.Experiment:

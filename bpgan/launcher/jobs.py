@@ -9,14 +9,14 @@ from typing import Any
 from bpgan.cli import experiments
 from bpgan.launcher import outcomes, processes, runs
 from bpgan.launcher.processes import Job
-from bpgan.launcher.runs import Run
+from bpgan.launcher.runs import PlannedRun
 
 _MOST_MEMBERS = 1000  # of a group, whose flags are one command line
 
 
 def make_jobs(
     experiment: experiments.Script,
-    planned: Sequence[Run],
+    planned: Sequence[PlannedRun],
     vectorize: str,
     slots: int,
     queued: Mapping[Path, str] = types.MappingProxyType({}),
@@ -39,7 +39,7 @@ def make_jobs(
 
 
 def _settle(
-    planned: Sequence[Run], vectorize: str, queued: Mapping[Path, str]
+    planned: Sequence[PlannedRun], vectorize: str, queued: Mapping[Path, str]
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Indices of the runs that must be together or alone, and of new ones that could be one program."""
     settled: dict[Any, list[int]] = {}
@@ -66,7 +66,7 @@ def _settle(
 
 def _make_job(
     experiment: experiments.Script,
-    planned: Sequence[Run],
+    planned: Sequence[PlannedRun],
     members: list[int],
     options: Sequence[str],
 ) -> Job:

@@ -194,7 +194,7 @@ def _combine(
 
 
 def _check_runs(
-    experiment: experiments.Script, planned: Sequence[runs.Run], chosen: Mapping[str, Any]
+    experiment: experiments.Script, planned: Sequence[runs.PlannedRun], chosen: Mapping[str, Any]
 ) -> None:
     """Warns of flags without effect; raises UserError if what a search looks for is never measured."""
     if chosen["search"] != "tpe":  # of which one run is planned so far
@@ -219,7 +219,7 @@ def _count_slots(jobs: int, cluster: slurm.Options | None) -> int:
     return processes.count_slots(jobs)
 
 
-def _print_jobs(sweep: Sweep, planned: Sequence[runs.Run], kind: str) -> int:
+def _print_jobs(sweep: Sweep, planned: Sequence[runs.PlannedRun], kind: str) -> int:
     if kind == "tpe":
         raise UserError("what `search=tpe` runs is not known beforehand", argument="dry_run")
     if kind == "halving":  # later rungs are not known beforehand

@@ -10,7 +10,7 @@ from typing import Any
 from bpgan import cli
 from bpgan.cli import ended
 from bpgan.launcher import processes
-from bpgan.launcher.runs import Run
+from bpgan.launcher.runs import PlannedRun
 from bpgan.runtime import records
 
 _FINAL = {"done": cli.DONE, "paused": cli.DONE, "non-finite": cli.ANOMALY, "anomaly": cli.ANOMALY}
@@ -19,7 +19,7 @@ _MOST_KILLS = 3
 _PATIENCE = 60.0  # seconds in which a process that lost its launcher has saved
 
 
-def read_record(run: Run) -> dict[str, Any]:
+def read_record(run: PlannedRun) -> dict[str, Any]:
     """What is known of the run; nothing if its process will refuse it.
 
     That is so if the record is damaged, which is a warning, or of another experiment, whose file has the same name.
@@ -30,7 +30,7 @@ def read_record(run: Run) -> dict[str, Any]:
     return records.fields(record)
 
 
-def read_result(run: Run) -> dict[str, Any]:
+def read_result(run: PlannedRun) -> dict[str, Any]:
     """The result of a run with exactly these flags; none if it has none yet, or went on with others."""
     record = read_record(run)
     if not record:
@@ -42,7 +42,7 @@ def read_result(run: Run) -> dict[str, Any]:
     return next((result for result in earlier if result.get("config") == run.config), {})
 
 
-def read_newest_result(run: Run) -> dict[str, Any]:
+def read_newest_result(run: PlannedRun) -> dict[str, Any]:
     """The result in the run's directory, of whatever flags."""
     return _read(run.workdir / "result.json")
 
@@ -52,22 +52,22 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     return records.fields(records.sound(records.read_result, path))
 
 
-def is_finished(run: Run) -> bool:
+def is_finished(run: PlannedRun) -> bool:
     """Whether a run with exactly these flags has come to its end."""
     return read_result(run).get("status") in _FINAL
 
 
-def has_trained(run: Run) -> bool:
+def has_trained(run: PlannedRun) -> bool:
     """Whether there is a checkpoint of the run."""
     return any(run.workdir.glob("checkpoints/[0-9]*"))
 
 
-def has_gone_on(run: Run) -> bool:
+def has_gone_on(run: PlannedRun) -> bool:
     """Whether the run has been continued with other flags."""
     return read_record(run).get("config", run.config) != run.config
 
 
-def count_images(run: Run) -> int:
+def count_images(run: PlannedRun) -> int:
     """Real images that a run has seen, by its log."""
     step = read_newest_result(run).get("step", 0)
     with contextlib.suppress(OSError, ValueError, LookupError):
@@ -77,7 +77,7 @@ def count_images(run: Run) -> int:
     return step * (read_record(run).get("images_per_step") or 0)
 
 
-def conclude(run: Run, code: int, attempt: str, alone: bool) -> int:
+def conclude(run: PlannedRun, code: int, attempt: str, alone: bool) -> int:
     """How a run ended, as its process says or, if it was killed or crashed, as it was found; that is then written down.
 
     A run that was killed counts as interrupted, unless that happens again and again: it is not known who is at fault.
@@ -98,7 +98,7 @@ def conclude(run: Run, code: int, attempt: str, alone: bool) -> int:
     return cli.INTERRUPTED if passing else found
 
 
-def _count_kills(run: Run, now: ended.Ended, before: ended.Ended | None) -> ended.Ended:
+def _count_kills(run: PlannedRun, now: ended.Ended, before: ended.Ended | None) -> ended.Ended:
     """With the number of times that the run was killed without having been saved in between."""
     if now.code >= 0:
         return now
@@ -108,7 +108,7 @@ def _count_kills(run: Run, now: ended.Ended, before: ended.Ended | None) -> ende
     return ended.Ended(attempt=now.attempt, code=now.code, kills=1 + earlier, step=step)
 
 
-def infer_code(run: Run, code: int) -> int:
+def infer_code(run: PlannedRun, code: int) -> int:
     """How a run ended of which its process, whose code this is, did not say so itself."""
     status = read_result(run).get("status")
     if status in _FINAL:
@@ -116,7 +116,7 @@ def infer_code(run: Run, code: int) -> int:
     return cli.INTERRUPTED if code in (cli.DONE, cli.ANOMALY, cli.INTERRUPTED) else code
 
 
-def recall_code(run: Run) -> int:
+def recall_code(run: PlannedRun) -> int:
     """How a run ended that is not trained again."""
     if has_gone_on(run):
         return cli.DONE
@@ -124,7 +124,7 @@ def recall_code(run: Run) -> int:
     return infer_code(run, said.code if said else cli.UNEXPECTED)
 
 
-def is_at_fault(run: Run) -> bool:
+def is_at_fault(run: PlannedRun) -> bool:
     """Whether a run was refused for something that the sweep chose for it, alone or together with other flags."""
     said = ended.read(run.workdir)
     if said is None or said.code != cli.BAD_INPUT:
@@ -132,7 +132,7 @@ def is_at_fault(run: Run) -> bool:
     return not run.set_by_sweep.isdisjoint([said.argument, *said.beside])
 
 
-def describe_kills(run: Run) -> str:
+def describe_kills(run: PlannedRun) -> str:
     """What is to be said of a run that was killed; empty if it was not."""
     said = ended.read(run.workdir)
     if said is None or not said.kills:
@@ -143,7 +143,7 @@ def describe_kills(run: Run) -> str:
     return f"killed by {signal}, {often}{again}"
 
 
-def describe_reason(run: Run, code: int = cli.BAD_INPUT) -> str:
+def describe_reason(run: PlannedRun, code: int = cli.BAD_INPUT) -> str:
     """Why a run failed with this code, as it says: ``: reason``, or empty."""
     anomalies = read_result(run).get("anomalies") if code == cli.ANOMALY else None
     if anomalies:
@@ -152,7 +152,7 @@ def describe_reason(run: Run, code: int = cli.BAD_INPUT) -> str:
     return f": {cli.message_of(said.error)}" if said and said.reason else ""
 
 
-def wait_for_orphans(runs: Sequence[Run]) -> None:
+def wait_for_orphans(runs: Sequence[PlannedRun]) -> None:
     """Gives those that a launcher that is gone has left behind the time to save; they were told to."""
     deadline = time.monotonic() + _PATIENCE
     for run in runs:

@@ -19,7 +19,7 @@ from bpgan.types import UserError
 _MOST_BYTES = 100_000  # of a command; Linux takes 131,072 in one argument
 
 
-class Run(NamedTuple):
+class PlannedRun(NamedTuple):
     """One combination of a sweep: the swept values by flag, what else decides its numbers, and how it runs alone.
 
     Attributes:
@@ -57,7 +57,7 @@ class Run(NamedTuple):
         shown = {k: cli.show(v) for k, v in self.values.items() if k not in without}
         return " ".join(f"{name}={value}" for name, value in shown.items())
 
-    def pause_at(self, share: float) -> "Run":
+    def pause_at(self, share: float) -> "PlannedRun":
         """The same run, paused at a share of its length."""
         if share >= 1:
             return self
@@ -102,7 +102,7 @@ def plan(
     argv: Sequence[str],
     combinations: Sequence[Mapping[str, str]],
     root: str | os.PathLike,
-) -> list[Run]:
+) -> list[PlannedRun]:
     """The runs of all combinations of swept values, checked.
 
     A run's directory is named after its swept values and a hash of the other settings that decide
@@ -111,7 +111,7 @@ def plan(
     Raises:
       UserError: for a combination that the experiment refuses, or two that are the same.
     """
-    runs: dict[pathlib.Path, Run] = {}
+    runs: dict[pathlib.Path, PlannedRun] = {}
     for texts in combinations:
         run = _plan_one(experiment, argv, texts, root)
         if run.workdir in runs:
@@ -125,7 +125,7 @@ def _plan_one(
     argv: Sequence[str],
     texts: Mapping[str, str],
     root: str | os.PathLike,
-) -> Run:
+) -> PlannedRun:
     specs, presets = cli.flags_of(experiment.config), experiment.presets
     own = [f"--{k}={v}" for k, v in texts.items()]
     arguments = [*argv, *own]
@@ -147,7 +147,7 @@ def _plan_one(
         reason = f"the command of a run has {size:,} bytes; must have at most {_MOST_BYTES:,}"
         raise UserError(reason, argument="sweep")
     code = {k: getattr(cfg, k) for k, f in specs.items() if not f.sweepable and k != "workdir"}
-    return Run(
+    return PlannedRun(
         values=swept,
         workdir=workdir,
         command=command,
@@ -165,7 +165,7 @@ def hash_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def find_idle_flags(experiment: experiments.Script, runs: Sequence[Run]) -> dict[str, str]:
+def find_idle_flags(experiment: experiments.Script, runs: Sequence[PlannedRun]) -> dict[str, str]:
     """The flags that are given and change nothing in any of the runs, and why; see ``cli.without_effect``."""
     found: dict[str, str] = {}
     for index, run in enumerate(runs):

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from bpgan.launcher import search
-from bpgan.launcher.runs import Run, hash_of
+from bpgan.launcher.runs import PlannedRun, hash_of
 from bpgan.launcher.sweep import Sweep
 from bpgan.measures import Goal
 from bpgan.types import UserError
@@ -12,14 +12,14 @@ from bpgan.types import UserError
 _FACTOR = 3  # of successive halving
 
 
-def plan_first_rung(runs: Sequence[Run]) -> list[Run]:
+def plan_first_rung(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """What successive halving trains first."""
     count = len(search.group_by_setting([run.values for run in runs]))
     share, _ = search.rungs(count, _FACTOR)[0]
     return [run.pause_at(share) for run in runs]
 
 
-def halve(sweep: Sweep, runs: Sequence[Run], aim: Goal) -> None:
+def halve(sweep: Sweep, runs: Sequence[PlannedRun], aim: Goal) -> None:
     """Successive halving of the settings of these runs; see ``search.rungs``.
 
     Raises:
@@ -51,7 +51,7 @@ def halve(sweep: Sweep, runs: Sequence[Run], aim: Goal) -> None:
 
 
 def _score_rung(
-    sweep: Sweep, name: str, rung: int, settings: Sequence[Sequence[Run]], aim: Goal
+    sweep: Sweep, name: str, rung: int, settings: Sequence[Sequence[PlannedRun]], aim: Goal
 ) -> list[float] | None:
     """The scores of settings: as they were decided before, though the runs may have gone on, or after training them.
 
@@ -79,7 +79,7 @@ def ask_study(
     axes: Sequence[search.Axis],
     samples: int,
     aim: Goal,
-    plan: Callable[[Sequence[Mapping[str, str]]], list[Run]],
+    plan: Callable[[Sequence[Mapping[str, str]]], list[PlannedRun]],
 ) -> None:
     """Trains what the study asks for, generation by generation.
 
@@ -92,7 +92,7 @@ def ask_study(
     """
     best, crossed = math.inf, {axis.name for axis in axes if not axis.is_drawn}
 
-    def compare(setting: Sequence[Run], score: float) -> None:
+    def compare(setting: Sequence[PlannedRun], score: float) -> None:
         nonlocal best
         if score < best:
             best, drawn = score, setting[0].name_setting(without=crossed)

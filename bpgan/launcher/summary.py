@@ -7,10 +7,12 @@ from typing import Any
 from bpgan import cli
 from bpgan.files import write_csv
 from bpgan.launcher import outcomes, processes
-from bpgan.launcher.runs import Run
+from bpgan.launcher.runs import PlannedRun
 
 
-def summarize(runs: Sequence[Run], codes: Sequence[int | None], csv_path: pathlib.Path) -> None:
+def summarize(
+    runs: Sequence[PlannedRun], codes: Sequence[int | None], csv_path: pathlib.Path
+) -> None:
     """Prints the final metrics of every run, their mean over seeds, and writes them all as CSV.
 
     Args:
@@ -36,7 +38,7 @@ def summarize(runs: Sequence[Run], codes: Sequence[int | None], csv_path: pathli
     print(f"\nall metrics: {csv_path}")
 
 
-def _read_result(run: Run, code: int | None) -> Mapping[str, Any]:
+def _read_result(run: PlannedRun, code: int | None) -> Mapping[str, Any]:
     if code in (cli.DONE, cli.INTERRUPTED):
         return outcomes.read_result(run)
     result = {} if code is not None else outcomes.read_newest_result(run)
@@ -44,7 +46,7 @@ def _read_result(run: Run, code: int | None) -> Mapping[str, Any]:
     return result if result.get("status") in ("paused", "interrupted") else {}
 
 
-def _describe(run: Run, code: int | None, result: Mapping[str, Any]) -> dict[str, Any]:
+def _describe(run: PlannedRun, code: int | None, result: Mapping[str, Any]) -> dict[str, Any]:
     """The swept values of a run, and how far it is."""
     status = result.get("status") or processes.status_of(code)  # paused is no code
     values = {name: cli.show(value) for name, value in run.values.items()}
@@ -53,7 +55,7 @@ def _describe(run: Run, code: int | None, result: Mapping[str, Any]) -> dict[str
 
 def _write_table(
     path: pathlib.Path,
-    runs: Sequence[Run],
+    runs: Sequence[PlannedRun],
     rows: Sequence[Mapping[str, Any]],
     numbers: Sequence[Mapping[str, float]],
     keys: Sequence[str],
@@ -69,7 +71,7 @@ def _write_table(
 
 
 def _print_means(
-    runs: Sequence[Run], numbers: Sequence[Mapping[str, float]], shown: Sequence[str]
+    runs: Sequence[PlannedRun], numbers: Sequence[Mapping[str, float]], shown: Sequence[str]
 ) -> None:
     """Prints a second table if there are several seeds of a setting."""
     groups: dict[str, list[int]] = {}

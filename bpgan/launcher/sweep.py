@@ -15,7 +15,7 @@ from bpgan.launcher import outcomes, processes, slurm, summary
 from bpgan.launcher.budget import UNLIMITED, Budget
 from bpgan.launcher.jobs import make_jobs
 from bpgan.launcher.processes import Job
-from bpgan.launcher.runs import Run
+from bpgan.launcher.runs import PlannedRun
 from bpgan.runtime import records
 from bpgan.types import UserError
 
@@ -47,7 +47,7 @@ class Sweep:
         self.cluster, self.submitted = cluster, False
         self.experiment, self.folder, self.label = experiment, folder, label
         self.vectorize, self.slots, self.budget = vectorize, slots, budget
-        self.runs: dict[pathlib.Path, Run] = {}
+        self.runs: dict[pathlib.Path, PlannedRun] = {}
         self.codes: dict[pathlib.Path, int] = {}
         self.logs: dict[pathlib.Path, pathlib.Path] = {}
         self.interrupted = self.cut = False
@@ -91,13 +91,13 @@ class Sweep:
         """Trained by this and earlier commands."""
         return round(self._before + time.monotonic() - self._start, 1)
 
-    def jobs(self, runs: Sequence[Run]) -> list[Job]:
+    def jobs(self, runs: Sequence[PlannedRun]) -> list[Job]:
         """The processes that train runs."""
         queued = slurm.find_queued([run.workdir for run in runs]) if self.cluster else {}
         slots = 0 if self.budget.is_limited else self.slots
         return make_jobs(self.experiment, runs, self.vectorize, slots, queued)
 
-    def train(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    def train(self, runs: Sequence[PlannedRun]) -> list[dict[str, Any]]:
         """Trains runs, and returns the results they left; none if they were submitted to a cluster."""
         self.runs |= {run.workdir: run for run in runs}
         jobs = self._select_due(runs)
@@ -117,7 +117,7 @@ class Sweep:
         self.remember(seconds=self._seconds)
         return [outcomes.read_result(run) for run in runs]
 
-    def _select_due(self, runs: Sequence[Run]) -> list[Job]:
+    def _select_due(self, runs: Sequence[PlannedRun]) -> list[Job]:
         """The jobs that are not done. Of a job of which one run is not, all of them train.
 
         Alone, that one would not be bitwise what it was.
@@ -139,7 +139,7 @@ class Sweep:
         return due
 
     def _execute(
-        self, jobs: Sequence[Job], runs: Sequence[Run], attempt: str
+        self, jobs: Sequence[Job], runs: Sequence[PlannedRun], attempt: str
     ) -> tuple[dict[int, int], bool] | None:
         """Trains jobs, of these runs, here or on the cluster; see ``processes.execute`` and ``slurm.submit``."""
         if not self.cluster or self.cluster.local:
@@ -149,7 +149,7 @@ class Sweep:
         environment = processes.child_environment() | {ended.ATTEMPT: attempt}
         return slurm.submit(jobs, self.cluster, self.slots, environment, self.is_affordable)
 
-    def recall(self, runs: Sequence[Run]) -> None:
+    def recall(self, runs: Sequence[PlannedRun]) -> None:
         """Counts runs of before as this sweep's, as they are now. They are not trained again."""
         self.runs |= {run.workdir: run for run in runs}
         self.codes |= {run.workdir: outcomes.recall_code(run) for run in runs}
@@ -165,7 +165,7 @@ class Sweep:
         """The error that what the sweep remembers cannot be."""
         return Damaged(self._path, f"is damaged ({reason})")
 
-    def is_over(self, runs: Sequence[Run] = ()) -> bool:
+    def is_over(self, runs: Sequence[PlannedRun] = ()) -> bool:
         """Whether nothing more is to be trained, for now.
 
         After training ``runs`` also if one of them was interrupted or killed, or refused (for want of room, say): the
@@ -186,7 +186,7 @@ class Sweep:
         self.cut |= left and not self.is_affordable()
         return self.cut
 
-    def _is_refused(self, run: Run) -> bool:
+    def _is_refused(self, run: PlannedRun) -> bool:
         """Whether a run was refused for what is not its own values."""
         return self.codes.get(run.workdir) == cli.BAD_INPUT and not outcomes.is_at_fault(run)
 
@@ -214,7 +214,7 @@ class Sweep:
         unexpected = [code for code in ends if code not in _SEVERITY]
         return cli.UNEXPECTED if unexpected else max(ends, key=_SEVERITY.index, default=cli.DONE)
 
-    def _report_failure(self, run: Run, code: int) -> None:
+    def _report_failure(self, run: PlannedRun, code: int) -> None:
         killed = outcomes.describe_kills(run)
         if killed or code not in (cli.DONE, cli.INTERRUPTED):
             how = processes.status_of(code) + outcomes.describe_reason(run, code)
