@@ -487,7 +487,7 @@ def test_of_a_member_only_its_measures_are_kept(tmp_path, monkeypatch, copies):
     """One copy of the data is trained on, another is the member's that is being built."""
     alive, given = copies(classifier), []
 
-    def fit_group(make, source, members, plan, or_alone):
+    def fit_group(make, source, members, plan, **options):
         given.extend(members)
         return [train.Result("done", 1, {}, {}) for _ in members]
 
@@ -526,7 +526,7 @@ def test_a_member_that_is_refused_does_not_keep_the_others_from_training(
             raise UserError("is too large", argument="g_lr", value=cfg.g_lr)
         return build(cfg, axis_name)
 
-    def fit_group(make, source, members, plan, or_alone):
+    def fit_group(make, source, members, plan, **options):
         trained.extend(member.seed for member in members)
         ends = [train.Result("done", 1, {}, {}), train.Anomaly("not finite by step 1")]
         return ends[: len(members)]
