@@ -271,7 +271,7 @@ def _thinned(files: Sequence[tuple[int, pathlib.Path]]) -> Sequence[tuple[int, p
 def _begins_as_png(path: pathlib.Path) -> bool:
     """Whether it is worth reading; if not, with a warning."""
     try:
-        if read_bytes(path, first=8) == b"\x89PNG\r\n\x1a\n":
+        if read_bytes(path, first=8) == images.SIGNATURE:
             return True
         records.warn(f"{path}: is no PNG; it is left out of the report")
     except Damaged as error:

@@ -8,6 +8,9 @@ import numpy as np
 
 from bpgan.files import replaced
 
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+"""With which a PNG begins."""
+
 
 def to_bytes(images: np.ndarray) -> np.ndarray:
     """Images in [-1, 1] as uint8: ``round(127.5 (x + 1))``, clipped, NaN black; uint8 is returned as it is."""

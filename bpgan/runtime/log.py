@@ -277,7 +277,7 @@ def _png(file: pathlib.Path) -> bytes:
         content = file.read_bytes()
     except OSError:
         return b""
-    return content if content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 32 else b""
+    return content if content.startswith(images.SIGNATURE) and len(content) > 32 else b""
 
 
 def _scalars_of(line: Mapping[str, Any], time: float) -> events.Event:
