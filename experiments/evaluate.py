@@ -39,6 +39,11 @@ def _checkpoint(text: str) -> None:
         raise ValueError("must be newest, best or a step")
 
 
+def _name(text: str) -> data.Name | None:
+    """Of a dataset; None of an empty text. Before samples are drawn, which takes a while."""
+    return data.parse(text) if text else None
+
+
 def _file(text: str) -> pathlib.Path | None:
     """``FILE.npz``; None of an empty text. Raises ValueError for another."""
     if text and not text.endswith(".npz"):
@@ -66,9 +71,11 @@ class Config(cli.Config):
     checkpoint: str = cli.field(
         "newest", "of the runs: newest, best (by their --keep) or a step", check=_checkpoint
     )
-    samples: str = cli.field("", "images instead of a run: npz:FILE, folder:PATH or zip:FILE")
-    dataset: str = cli.field(
-        "", lambda: f"what to compare with; empty: the run's own; {data.forms()}"
+    samples: cli.Parsed[data.Name | None] = cli.field(
+        "", "images instead of a run: npz:FILE, folder:PATH or zip:FILE", parse=_name
+    )
+    dataset: cli.Parsed[data.Name | None] = cli.field(
+        "", lambda: f"what to compare with; empty: the run's own; {data.forms()}", parse=_name
     )
     features: cli.Parsed[Make] = FEATURES
     metrics: cli.Parsed[dict[str, table.Metric]] = cli.field(

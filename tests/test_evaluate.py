@@ -567,7 +567,8 @@ def test_a_plug_must_return_a_matrix():
     "flags, message",
     [
         ([], "--run or --samples is needed"),
-        (["--run=a", "--samples=b"], "--run or --samples is needed"),
+        (["--run=a", "--samples=mnist10k"], "--run or --samples is needed"),
+        (["--samples=b"], "--samples=b: must be mnist10k, "),
         (["--run=nowhere"], "nowhere: holds no run"),
         (["--run=nowhere", "--workdir=/proc/x"], "--workdir=/proc/x: cannot be written"),
         (["--run=nowhere", "--save=x.png"], "--save=x.png: must be FILE.npz"),
