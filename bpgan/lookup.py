@@ -1,12 +1,17 @@
 """Names of things that may be the project's or a user's own."""
 
 import contextlib
+import functools
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from bpgan.types import UserError
 
@@ -38,9 +43,82 @@ def find(table: Mapping[str, Any], text: str, kind: str) -> Any:
             found = getattr(found, part)
     except UserError:
         raise
-    except Exception as error:  # whatever a user's module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
         raise ValueError(f"{kind} cannot be imported ({type(error).__name__}: {error})") from error
     return found
+
+
+def guard(
+    function: Callable[..., Any], name: str, check: Callable[..., None]
+) -> Callable[..., Any]:
+    """A function of the user's own code, whose mistakes are told in one line, by its name and their place.
+
+    Args:
+      name: as the user wrote it.
+      check: ``check(returned, *args)``; it raises a ValueError if the function may not return this.
+
+    Returns:
+      The function. It raises a UserError for whatever ``mistakes`` tells, and for what the check refuses.
+    """
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **options: Any) -> Any:
+        with mistakes(f"{name}: "):
+            returned = function(*args, **options)
+        try:
+            check(returned, *args)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{name}: {error}") from error
+        return returned
+
+    return guarded
+
+
+@contextlib.contextmanager
+def mistakes(start: str = "") -> Iterator[None]:
+    """Raises a UserError for whatever the user's code raises within, but NaN and spent memory, which others tell.
+
+    Args:
+      start: of the line.
+    """
+    try:
+        yield
+    except (UserError, FloatingPointError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        raise UserError(f"{start}failed ({describe(error)})") from error
+
+
+def describe(error: Exception) -> str:
+    """An error in one line, with the place in the user's code that raised it, if one did."""
+    library = (f"{os.sep}site-packages{os.sep}", "<frozen", os.path.dirname(__file__) + os.sep)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not any(part in frame.filename for part in library)]
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{reason}, {own[-1].filename}:{own[-1].lineno}" if own else reason
+
+
+def check_each(value: Any) -> None:
+    """That it is one number, or one for each example. Raises a ValueError if it is not."""
+    leaves = jax.tree.leaves(value)
+    if len(leaves) != 1 or leaves[0] is not value or isinstance(value, str):
+        raise ValueError(
+            f"returned a {type(value).__name__}, must return a number for each example"
+        )
+    if jnp.ndim(value) > 1:
+        raise ValueError(
+            f"returned {list(value.shape)}, must return a number for each example, [b]"
+        )
+
+
+def check_remembered(returned: Any, memory: Any) -> None:
+    """That it is ``(numbers, memory)``, the memory in the form of before. Raises a ValueError if it is not."""
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise ValueError(f"returned a {type(returned).__name__}, must return (numbers, memory)")
+    check_each(returned[0])
+    old, new = ([*map(jnp.shape, jax.tree.leaves(m))] for m in (memory, returned[1]))
+    if jax.tree.structure(memory) != jax.tree.structure(returned[1]) or old != new:
+        raise ValueError("returned a memory of another form than it was given")
 
 
 def import_module(name: str) -> ModuleType:

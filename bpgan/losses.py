@@ -32,6 +32,7 @@ loss of your own code needs no entry: ``--loss=my_module:my_loss`` names an ``Ad
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -217,7 +218,16 @@ def parse(text: str) -> AdversarialLoss:
     found = lookup.find(LOSSES, text, "a loss")
     if not isinstance(found, AdversarialLoss):
         raise ValueError("must be an AdversarialLoss")
-    return found
+    return _guarded(found, text) if ":" in text else found
+
+
+def _guarded(loss: AdversarialLoss, name: str) -> AdversarialLoss:
+    def check(returned: Any, real: Any, fake: Any, *memory: Any) -> None:
+        del real, fake
+        (lookup.check_remembered if memory else lookup.check_each)(returned, *memory)
+
+    d, g = (lookup.guard(function, name, check) for function in (loss.d, loss.g))
+    return loss._replace(d=d, g=g)
 
 
 def of_logits() -> dict[str, AdversarialLoss]:

@@ -481,6 +481,11 @@ def parse(text: str, players: str = "dg") -> Terms:
     return Terms(tuple(terms), min(bounds, default=None))
 
 
+def _check(returned: Any, scene: Scene, memory: Any) -> None:
+    del scene
+    lookup.check_remembered(returned, memory)
+
+
 def _bound(part: str) -> float:
     bound = optim.parse(part.partition("=")[2] or "0.01", low=0.0) if "/" not in part else None
     value = bound(1) if bound else 0.0
@@ -504,6 +509,8 @@ def _term(part: str, players: str) -> Term:
     if not isinstance(found, Regularizer) and not callable(found):
         raise ValueError(f"{part!r}: must be a function or a Regularizer")
     penalty = regularizer(cast(Penalty | Regularizer, found))
+    if ":" in name:
+        penalty = penalty._replace(apply=lookup.guard(penalty.apply, name, _check))
     if player not in penalty.players:
         raise ValueError(f"{part!r} is for {penalty.players.upper()}, not for {player.upper()}")
     if slash and not (every.isdecimal() and int(every)):

@@ -148,6 +148,12 @@ def test_what_is_none(own, text, said):
     assert message(text).startswith(said)
 
 
+@pytest.mark.parametrize("presets", ["3", "[]", "dict(quick=5)"])
+def test_presets_that_are_none(own, presets):
+    (own / "preset.py").write_text(OWN.format(imports="") + f"\nPRESETS = {presets}\n")
+    assert message("preset.py") == "PRESETS must be a dict from names to dicts of flags"
+
+
 def test_the_name_that_was_meant_is_said():
     assert message("mnist_gam").endswith("path/to/file.py; did you mean mnist_gan?")
 

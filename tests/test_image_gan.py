@@ -481,6 +481,65 @@ def mine(tmp_path, monkeypatch):
     sys.modules.pop("mine", None)
 
 
+WRONG = """
+import flax.linen as nn
+from bpgan.nets.architecture import Architecture, Network
+
+
+class Flat(nn.Module):
+    shape: tuple
+
+    @nn.compact
+    def __call__(self, z, train=False):
+        return nn.Dense(5)(z)
+
+
+class Column(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(1)(x.reshape(len(x), -1))
+
+
+class Deaf(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x
+
+
+class Wide(nn.Module):
+    width: int
+
+
+nothing = Architecture(Network(lambda *args, **given: None))
+"""
+
+
+@pytest.mark.parametrize(
+    "net,said",
+    [
+        (
+            "wrong:Flat/lite:4",
+            r"wrong:Flat: returned \[8, 5\], must return images, \[8, 28, 28, 1\]",
+        ),
+        (
+            "lite:4/wrong:Column",
+            r"returned \[8, 1\], must return one logit for each example, \[8\]",
+        ),
+        ("lite:4/wrong:Deaf", "wrong:Deaf: failed .TypeError: .* keyword argument 'train'"),
+        ("lite:4/wrong:Wide", "wrong:Wide: failed .TypeError: .* argument: 'width'"),
+        ("wrong:nothing/mlp", "wrong:nothing: built a NoneType, must build a Linen module or a"),
+    ],
+)
+def test_mistakes_of_one_s_own_net_are_told_by_its_name(files, tmp_path, monkeypatch, net, said):
+    (tmp_path / "wrong.py").write_text(WRONG)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        with pytest.raises(UserError, match=said):
+            shapes_of_a_step(config(f"--dataset={files(28, 1)}", "--batch_size=8", f"--net={net}"))
+    finally:
+        sys.modules.pop("wrong", None)
+
+
 def test_one_s_own_code_needs_no_entry(files, mine):
     flags = [f"--dataset={files(28, 1)}", "--batch_size=8", "--loss=mine:quartic"]
     flags.append("--penalty=mine:settle=0.3/4+g.mine:small+mine:small=linear:1:0")

@@ -495,6 +495,18 @@ def whole(split):
     return data.of_arrays("whole", split, x[..., None], y, 3)
 
 
+def fails(split):
+    raise KeyError("oh")
+
+
+def ragged(split):
+    return [[1, 2], [3]], [0, 1]
+
+
+def deaf():
+    return load("train")
+
+
 def features(images):
     return images.reshape(len(images), -1)[:, ::16].astype(np.float32)
 
@@ -547,6 +559,9 @@ def test_what_is_no_dataset_is_said(own):
         "my_data:none": "has no attribute 'none'",
         "my_date:ROW": "No module named 'my_date'",
         "my_data:load,size=4": "my_data:load takes no options",
+        "my_data:fails": "failed (KeyError: 'oh', /",
+        "my_data:ragged": "failed (ValueError: setting an array element",
+        "my_data:deaf": "failed (TypeError: deaf() takes 0 positional arguments but 1 was given)",
         "my_data:ROW,bits=12": "bits: only for folder and zip",
     }.items():
         assert message in refused(name)

@@ -32,6 +32,7 @@ from bpgan.losses import (
     softmax_cross_entropy,
 )
 from bpgan.penalties import PENALTIES
+from bpgan.types import AdversarialLoss, UserError
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -215,3 +216,20 @@ def test_losses_are_found_by_name_or_in_one_s_own_code(monkeypatch):
         parse("bpgan.losses:hinge_d")
     with pytest.raises(ValueError, match="needs an autoencoder as D; must be one of minimax"):
         parse_of_logits("began")
+
+
+one_sided = AdversarialLoss(d=lambda real, fake: real[:, None] - fake[None], g=lambda fake: -fake)
+
+
+def test_mistakes_of_one_s_own_loss_are_told_by_its_name(tmp_path, monkeypatch):
+    loss, logits = parse(f"{__name__}:one_sided"), (jnp.ones(4), jnp.ones(4))
+    with pytest.raises(
+        UserError, match=rf"^{__name__}:one_sided: returned \[4, 4\], must return a"
+    ):
+        loss.d(*logits)
+    with pytest.raises(UserError, match=rf"^{__name__}:one_sided: failed \(TypeError: .* 2 were"):
+        loss.g(*logits)
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="a loss cannot be imported .SystemExit: 3."):
+        parse("leaves:loss")

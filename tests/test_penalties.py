@@ -14,6 +14,7 @@ from checks.penalties import (
 from bpgan.penalties import (
     G_PENALTIES,
     PENALTIES,
+    Regularizer,
     Scene,
     Terms,
     consistency,
@@ -26,6 +27,7 @@ from bpgan.penalties import (
     path_length,
     regularizer,
 )
+from bpgan.types import UserError
 
 # Penalties that are functions of the norm n of D's gradient at one point.
 OF_THE_NORM = {
@@ -239,7 +241,32 @@ def test_penalties_of_one_s_own_code():
         (term,) = parse(text).terms
         assert (term.player, term.name, term.every) == (player, name, 4)
         assert term.weight is not None and term.weight(1) == 0.3
-    assert parse(f"{__name__}:kept").terms[0].penalty is kept
+    found = parse(f"{__name__}:kept").terms[0].penalty
+    assert found._replace(apply=kept.apply) == kept
+    assert (
+        vars(found.apply)["__wrapped__"] is kept.apply
+    )  # so that its mistakes are told by its name
+
+
+@pytest.mark.parametrize(
+    "returned,said",
+    [
+        (lambda scene, memory: scene.real, "a tuple|ArrayImpl, must return .numbers, memory."),
+        (
+            lambda scene, memory: (scene.real, memory),
+            r"returned \[5, 3\], must return a number for",
+        ),
+        (lambda scene, memory: ("x", memory), "returned a str, must return a number for each"),
+        (lambda scene, memory: (1.0, {"m": 2.0}), "a memory of another form than it was given"),
+        (lambda scene: 1.0, r"failed \(TypeError: .* 1 positional argument but 2 were given\)$"),
+        (lambda scene, memory: 1 / 0, rf"failed \(ZeroDivisionError: .*, {__file__}:\d+\)$"),
+    ],
+)
+def test_mistakes_of_one_s_own_penalty_are_told_by_its_name(monkeypatch, returned, said):
+    monkeypatch.setitem(globals(), "wrong", Regularizer(returned, np.float32(0)))
+    (term,) = parse(f"{__name__}:wrong").terms
+    with pytest.raises(UserError, match=f"^{__name__}:wrong: .*{said}"):
+        term.penalty.apply(scene(real=jnp.ones((5, 3))), term.penalty.memory)
 
 
 @pytest.mark.parametrize(

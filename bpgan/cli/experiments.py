@@ -13,7 +13,7 @@ import re
 import sys
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -95,6 +95,9 @@ def find_fault(module: ModuleType) -> str:
         return f"needs a Config of its own, if only derived from that of {config.__module__}"
     if not callable(getattr(module, "build", getattr(module, "run", None))):
         return "is no experiment: it has neither build(cfg, axis_name) nor run(cfg)"
+    presets = getattr(module, "PRESETS", {})
+    if not (isinstance(presets, Mapping) and all(isinstance(p, Mapping) for p in presets.values())):
+        return "PRESETS must be a dict from names to dicts of flags"
     return ""
 
 

@@ -221,6 +221,9 @@ def _train(
     for flag, why in idle.items():
         say(f"warning: --{flag}={show(getattr(cfg, flag))} {why}")
     experiment = build(cfg, axis_name=axis_name(cfg.parallel))
+    if not isinstance(experiment, Experiment):
+        kind = type(experiment).__name__
+        raise UserError(f"{name}: build returned a {kind}, must return a cli.Experiment")
     if experiment.title:
         say(experiment.title)
     try:

@@ -47,7 +47,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bpgan import download, files
+from bpgan import download, files, lookup
 from bpgan.data import cache, convert, known, names, readers
 from bpgan.types import UserError
 
@@ -237,7 +237,8 @@ def _rows(x: np.ndarray, y: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray
 
 def _own(text: str, load: Callable[[str], Any], split: str) -> Dataset:
     """What a function gives, as a split."""
-    found = load(split)
+    with lookup.mistakes():
+        found = load(split)
     if isinstance(found, Dataset):
         return found._replace(name=text)
     x, y = _arrays_of(load, split)
@@ -251,10 +252,12 @@ def _own(text: str, load: Callable[[str], Any], split: str) -> Dataset:
 @functools.lru_cache(maxsize=4)
 def _arrays_of(load: Callable[[str], Any], split: str) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 ``[n, h, w, c]`` and labels int32 ``[n]`` of a function. Raises a UserError for anything else."""
-    found = load(split)
+    with lookup.mistakes():
+        found = load(split)
     if not isinstance(found, tuple) or len(found) != 2:
         raise UserError(f"gave a {type(found).__name__}, must give a Dataset or arrays (x, y)")
-    x, y = map(np.asarray, found)
+    with lookup.mistakes():
+        x, y = map(np.asarray, found)
     readers.check_arrays(x, y, f"x of {split}", f"y of {split}")
     y = y.reshape(-1)
     if y.min() < 0 or y.max() >= 1 << 31:

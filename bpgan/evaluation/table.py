@@ -6,7 +6,6 @@ function ``(samples, reference, training images, seed) -> number`` or ``{name: n
 
 import dataclasses
 import statistics
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 from bpgan import cli, data, metrics
 from bpgan.evaluation import classifier
 from bpgan.evaluation.images import Images
-from bpgan.lookup import find
+from bpgan.lookup import describe, find
 from bpgan.metrics import classes
 from bpgan.types import UserError
 
@@ -325,11 +324,7 @@ def _own(text: str) -> Metric:
         except (ValueError, UserError):  # images that it cannot be had of
             raise
         except Exception as error:  # whatever the function does
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(
-                f"{text}: failed ({reason}, {where.filename}:{where.lineno})"
-            ) from error
+            raise UserError(f"{text}: failed ({describe(error)})") from error
         return _numbers(values, text)
 
     return dataclasses.replace(metric, function=function)

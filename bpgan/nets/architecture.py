@@ -146,8 +146,46 @@ class Choice(NamedTuple):
                 given["head"] = condition if classes else "projection"
         if network.mixes_examples:
             given["axis_name"] = axis_name
-        built = network.build(shape, self.size, **given)
-        return built if isinstance(built, Net) else linen_net(built)
+        if ":" not in self.name:
+            built = network.build(shape, self.size, **given)
+            return built if isinstance(built, Net) else linen_net(built)
+        build = lookup.guard(network.build, self.name, _check_built)
+        built = build(shape, self.size, **given)
+        net = built if isinstance(built, Net) else linen_net(built)
+        return _guarded(net, self.name, shape if self.player == "g" else ())
+
+
+def _check_built(built: Any, *given: Any) -> None:
+    del given
+    if not isinstance(built, nn.Module | Net):
+        raise ValueError(f"built a {type(built).__name__}, must build a Linen module or a Net")
+
+
+def _guarded(net: Net, name: str, shape: tuple[int, ...]) -> Net:
+    """A network of the user's own, whose mistakes are told by its name.
+
+    Args:
+      shape: of what it makes of one example; () of a logit.
+    """
+
+    def check(returned: Any, variables: Any, x: Any, *labels: Any) -> None:
+        del variables, labels
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise ValueError("apply must return (output, statistics)")
+        out = returned[0] if shape or not isinstance(returned[0], tuple) else returned[0][0]
+        wanted = (len(x), *shape)
+        if getattr(out, "shape", None) != wanted:
+            got = list(out.shape) if hasattr(out, "shape") else f"a {type(out).__name__}"
+            what = "images" if shape else "one logit for each example"
+            raise ValueError(f"returned {got}, must return {what}, {list(wanted)}")
+
+    run = lookup.guard(net.apply, name, check)
+    method = lookup.guard(net.apply, name, lambda *_: None)
+
+    def apply(*args: Any, **options: Any) -> Any:
+        return (method if options.get("method") else run)(*args, **options)
+
+    return Net(lookup.guard(net.init, name, lambda *_: None), apply)
 
 
 class Choices(NamedTuple):
