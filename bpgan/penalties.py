@@ -487,7 +487,8 @@ def _check(returned: Any, scene: Scene, memory: Any) -> None:
 
 
 def _bound(part: str) -> float:
-    bound = optim.parse(part.partition("=")[2] or "0.01", low=0.0) if "/" not in part else None
+    given = part.partition("=")[2] if "=" in part else "0.01"
+    bound = optim.parse(given, low=0.0) if "/" not in part else None
     value = bound(1) if bound else 0.0
     if callable(value) or value == 0:
         raise ValueError(f"{part!r}: must be clip=BOUND, a number > 0; every update is clipped")
@@ -496,7 +497,7 @@ def _bound(part: str) -> float:
 
 def _term(part: str, players: str) -> Term:
     body, slash, every = part.partition("/")
-    name, _, weight = body.partition("=")
+    name, equals, weight = body.partition("=")
     player: Literal["d", "g"] = "g" if name.startswith("g.") else "d"
     name = name.removeprefix("g.")
     table = G_PENALTIES if player == "g" else PENALTIES
@@ -515,5 +516,5 @@ def _term(part: str, players: str) -> Term:
         raise ValueError(f"{part!r} is for {penalty.players.upper()}, not for {player.upper()}")
     if slash and not (every.isdecimal() and int(every)):
         raise ValueError(f"{part!r}: the interval after / must be a positive whole number")
-    scalar = optim.parse(weight, low=0.0) if weight else None
+    scalar = optim.parse(weight, low=0.0) if equals else None
     return Term(player, name, penalty, scalar, int(every) if slash else None)

@@ -285,6 +285,8 @@ def test_mistakes_of_one_s_own_penalty_are_told_by_its_name(monkeypatch, returne
         (f"{__name__}:nothing", "dg", "a penalty cannot be imported"),
         ("r1/0", "dg", "the interval after / must be a positive whole number"),
         ("r1=-1", "dg", "A and B >= 0"),
+        ("r1=", "dg", "'': must be a number A"),
+        ("clip=", "dg", "'': must be a number A"),
         ("clip=0", "dg", "a number > 0; every update is clipped"),
         ("clip=1/2", "dg", "every update is clipped"),
     ],
