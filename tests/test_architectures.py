@@ -143,6 +143,7 @@ COUNTS = {
 }  # fmt: skip
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts(name):
     module, example, count = COUNTS[name]

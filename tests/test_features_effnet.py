@@ -47,6 +47,7 @@ def test_mistakes_of_a_port_would_show(state, monkeypatch):
         assert error(features, REFERENCE["effnet/features"]) > 20 * TOLERANCE
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(7, 7), (8, 11)])

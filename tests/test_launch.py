@@ -916,6 +916,7 @@ def test_a_longer_sweep_that_is_killed_is_not_done(tmp_path):
     assert done.returncode == 2 or "resuming at step 2" in log.read_text()
 
 
+@pytest.mark.medium
 def test_dry_run_prints_commands_that_work_here(fake, tmp_path):
     argv = [
         fake,
@@ -1110,6 +1111,7 @@ def test_an_unusable_root_is_one_line(fake, tmp_path):
     assert re.fullmatch(r"error: --root: .*: cannot be written \(.*\)\n", done.stderr)
 
 
+@pytest.mark.medium
 def test_help_and_list(fake, tmp_path):
     listed = start("--list", cwd=tmp_path)
     assert "fake" not in listed.stdout
@@ -1184,6 +1186,7 @@ def test_swept_values_with_commas_have_names_members_and_tables(tmp_path):
     assert plan("csv='a'", root=tmp_path)[0].workdir == alone
 
 
+@pytest.mark.medium
 def test_a_sweep_of_values_with_commas_is_done_once(fake, tmp_path):
     argv = [fake, "--sweep=betas='0.5,0.99','0,0.9'", "--sweep=seed=0:2", "--vectorize=off"]
     for times in (1, 2):

@@ -49,6 +49,7 @@ def short_windows(monkeypatch):
     monkeypatch.setattr(data.sources, "_WINDOW", 3 * 16 * int(np.prod(SHAPE)))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("length", [1, 2, 3, 10, 97, 9000, 60000, 2**20 + 1])
 def test_host_and_device_compute_the_same_order(length):
     """Also far along: epochs beyond 2^32 / length, and the last int32 step."""

@@ -128,6 +128,7 @@ def test_the_factor_of_a_linear_step(case, steps):
     assert not game.linear_factor(points, curved, np.array(jacobian))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("rule", ["simultaneous", "extragradient", "consensus", "symplectic"])
 def test_bilinear_factors(rule):
     found = measured(config("--preset=bilinear", f"--rule={rule}", "--steps=200"))
@@ -491,6 +492,7 @@ def test_one_way_to_run():
         toy_gan.build(config(), axis_name="batch")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("penalty", ["wgan_gp", "dragan"])
 def test_no_factor_is_known_of_a_game_without_that_equilibrium(penalty):
     """Penalties centered at 1 leave the origin: the step's radius there, by the norm's epsilon, was said to be 2e5."""
@@ -498,6 +500,7 @@ def test_no_factor_is_known_of_a_game_without_that_equilibrium(penalty):
     assert "factor/known" not in experiment.evaluate(trained(experiment, 5))
 
 
+@pytest.mark.medium
 def test_equal_samples_have_a_consistency_penalty():
     """All fakes of this game are one number, whose standard deviation has no derivative."""
     experiment = toy_gan.build(config("--preset=dirac", "--penalty=bcr"))

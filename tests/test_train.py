@@ -291,6 +291,7 @@ def test_nor_those_of_a_run_that_was_killed(straight, tmp_path):
     assert logged(run) == logged(straight)
 
 
+@pytest.mark.medium
 def test_nor_that_of_a_run_that_was_saved_once(tmp_path, monkeypatch):
     write = Log.write
 
@@ -427,6 +428,7 @@ def test_later_changes_do_not_reach_a_checkpoint(tmp_path, trees_equal):
     checkpoints.close()
 
 
+@pytest.mark.medium
 def test_a_report_that_cannot_be_made_costs_no_result(tmp_path, capsys):
     """A sample grid with a flipped bit, and directories in the place of what a report consists of."""
     fit(tmp_path, 4, sample_every=2)
@@ -672,6 +674,7 @@ def test_keep_by_what_is_not_logged_is_refused_before_the_first_step(tmp_path):
     assert not records.read_log(tmp_path / "run/metrics.jsonl")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "metric, every", [("samples/variance", 0), ("samples/color", 2), ("time/left", 2)]
 )

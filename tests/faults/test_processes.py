@@ -332,6 +332,7 @@ def pair(monkeypatch):
             listener.join(5)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_reason_reaches_the_other_process(pair, capsys, index):
     both, ended = pair
