@@ -485,6 +485,7 @@ def test_u_moves_in_training_only():
     assert changed["dense0"]["u"] < 1e-6 < 1e-3 < min(jax.tree.leaves(changed["block0"]))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "layer, x, key",
     [

@@ -135,6 +135,7 @@ def cases():
 CASES = dict(cases())
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", CASES)
 def test_layer_matches_the_reference_and_finite_differences(name):
     layer, w, s, x, reference = CASES[name]

@@ -1652,6 +1652,7 @@ def test_two_processes_convert_once(tmp_path, own_cache):
     ]
 
 
+@pytest.mark.medium
 def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path, own_cache):
     np.savez(tmp_path / "a.npz", x=random(20, 4, 4))
     np.savez(tmp_path / "b.npz", x=random(20, 4, 4))
@@ -1685,6 +1686,7 @@ def test_what_dead_processes_left_on_a_disk_without_locks_is_swept_away(made):
     assert left == {folder.name, "mine.old", *(f"{folder.name}.{name}" for name in names[2:])}
 
 
+@pytest.mark.medium
 def test_a_live_conversion_is_not_swept_away(tmp_path, own_cache):
     np.savez(tmp_path / "a.npz", x=random(20, 4, 4))
     np.savez(tmp_path / "b.npz", x=random(20, 4, 4))

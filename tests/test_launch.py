@@ -790,6 +790,7 @@ def start(*argv, cwd):
     )
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "argv", [["launch.py", "--help"], ["-m", "experiments.linear_regression", "--help"]]
 )
@@ -803,6 +804,7 @@ def test_output_that_nobody_reads_is_no_traceback(argv):
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.medium
 def test_a_sweep_runs_reports_and_goes_on(fake, tmp_path):
     """From another directory, which has an ``experiments`` package of its own."""
     (tmp_path / "experiments").mkdir()

@@ -49,6 +49,7 @@ def test_anchor(name):
     check_anchor(name, LOSSES[name])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("name", LOSSES)
 def test_finite_and_dtype_kept(name, dtype):

@@ -169,6 +169,7 @@ def test_ball_counts_equal_comparing_all_distances(name, strict, monkeypatch):
 # --- The metrics --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("case", REFERENCES["prdc"], ids=identify)
 def test_equals_prdc(case):
     """All four, exactly, with duplicates and ties within and across the sets too."""

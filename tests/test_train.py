@@ -328,6 +328,7 @@ def test_non_finite_stops_and_keeps_the_last_sound_checkpoint(tmp_path):
     assert steps == [3, 6]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("devices", [1, 8])
 def test_state_is_donated_and_traced_once(devices):
     """For the shapes of the metrics and for calls of every length."""

@@ -159,6 +159,7 @@ def test_damage_to_any_file_is_noticed(saved, tmp_path, capsys, damage):
     assert fell_back >= 2
 
 
+@pytest.mark.medium
 def test_one_flipped_bit_of_a_parameter_is_named(saved, tmp_path, capsys, monkeypatch):
     """The case that orbax restores silently: the file is whole and readable, one value is another."""
     path, program, values = saved
@@ -185,6 +186,7 @@ def test_one_flipped_bit_of_a_parameter_is_named(saved, tmp_path, capsys, monkey
     assert "checksum mismatch in state/" in capsys.readouterr().out
 
 
+@pytest.mark.medium
 def test_damaged_twice(saved, tmp_path):
     """The name that a damaged checkpoint is set aside under may be taken already."""
     path, program, _ = saved
