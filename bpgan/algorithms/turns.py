@@ -24,6 +24,7 @@ A system with one player, which descends ``(w - mean x)^2 / 2``:
 (0.5, 0.5)
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -316,38 +317,38 @@ def _if_due(term: Term, now: Now, compute: Callable[[], tuple[Aux, Any]]) -> tup
     return lax.cond(now.index % term.every == 0, compute, idle)
 
 
-def _lazy(turn: Turn) -> list[Term]:
-    return [term for term in turn.terms if term.every > 1]
-
-
-def _value(turn: Turn, now: Now) -> tuple[jax.Array, Aux]:
-    """All terms of an update, those that are due: what a rule differentiates."""
+def _sum(
+    turn: Turn, now: Now, evaluate: Callable[[Objective, Now], tuple[Aux, Any]]
+) -> tuple[Aux, Any]:
+    """The sum over the terms that are due of what ``evaluate`` makes of an objective: its value, or its gradient."""
     now = now.beside(turn.prepare(now))
-    value, aux = _everytime(turn)(now)
-    for term in _lazy(turn):
+    aux, total = evaluate(_everytime(turn), now)
+    for term in turn.terms:
+        if term.every > 1:
+            compute = functools.partial(evaluate, _multiplied(term), now)
+            found, more = _if_due(term, now, compute)
+            aux, total = _joined(aux, found), jax.tree.map(jnp.add, total, more)
+    return aux, total
 
-        def compute(term: Term = term) -> tuple[Aux, jax.Array]:
-            more, found = _multiplied(term)(now)
-            return found, more
 
-        found, more = _if_due(term, now, compute)
-        value, aux = value + more, _joined(aux, found)
-    return value, aux
+def _value(turn: Turn, now: Now) -> tuple[Aux, jax.Array]:
+    """What a rule differentiates."""
+
+    def evaluate(objective: Objective, now: Now) -> tuple[Aux, jax.Array]:
+        value, aux = objective(now)
+        return aux, value
+
+    return _sum(turn, now, evaluate)
 
 
 def _gradient(turn: Turn, now: Now) -> tuple[Aux, Params]:
-    """The gradient of the terms that are due."""
-    now = now.beside(turn.prepare(now))
-    (_, aux), gradient = turn.gradient(_everytime(turn), now, turn.player)
-    for term in _lazy(turn):
+    """What an optimizer moves the player by."""
 
-        def compute(term: Term = term) -> tuple[Aux, Params]:
-            (_, found), more = turn.gradient(_multiplied(term), now, turn.player)
-            return found, more
+    def evaluate(objective: Objective, now: Now) -> tuple[Aux, Params]:
+        (_, aux), gradient = turn.gradient(objective, now, turn.player)
+        return aux, gradient
 
-        found, more = _if_due(term, now, compute)
-        aux, gradient = _joined(aux, found), jax.tree.map(jnp.add, gradient, more)
-    return aux, gradient
+    return _sum(turn, now, evaluate)
 
 
 def _accumulated(turn: Turn, now: Now, parts: int) -> tuple[Aux, Params]:
@@ -467,8 +468,8 @@ def objectives(
 
     def values(params: Mapping[str, Params]) -> tuple[dict, dict]:
         found = {turn.player: _value(turn, nows[turn.player].of(params)) for turn in turns}
-        return {n: value for n, (value, _) in found.items()}, {
-            n: aux for n, (_, aux) in found.items()
+        return {n: value for n, (_, value) in found.items()}, {
+            n: aux for n, (aux, _) in found.items()
         }
 
     return values, nows

@@ -280,21 +280,34 @@ def resolve(
     Raises:
       UserError: for an unknown flag or preset, a value that is not allowed, a positional argument.
     """
+    return read(config_class, presets, argv, other_flags=other_flags)[0]
+
+
+def read(
+    config_class: type[AnyConfig],
+    presets: Presets,
+    argv: Sequence[str],
+    *,
+    other_flags: Iterable[str] = (),
+) -> tuple[AnyConfig, dict[str, str]]:
+    """The config that a command line asks for, and the flags on it that change nothing, with the reason.
+
+    Neither defaults nor presets are blamed for having no effect. Arguments and errors are those of ``resolve``.
+    """
     chosen, explicit = _read(config_class, presets, argv, other_flags)
-    return config_class(**(chosen | explicit))
+    cfg = config_class(**(chosen | explicit))
+    return cfg, {
+        name: f"has no effect with --{why}={show(getattr(cfg, why))}"
+        for name, why in cfg.idle().items()
+        if name in explicit and explicit[name] != chosen[name]
+    }
 
 
 def without_effect(
     config_class: type[Config], presets: Presets, argv: Sequence[str]
 ) -> dict[str, str]:
-    """Of the flags on a command line, those that change nothing, and why; neither defaults nor presets are blamed."""
-    chosen, explicit = _read(config_class, presets, argv)
-    cfg = config_class(**(chosen | explicit))
-    return {
-        name: f"has no effect with --{why}={show(getattr(cfg, why))}"
-        for name, why in cfg.idle().items()
-        if name in explicit and explicit[name] != chosen[name]
-    }
+    """Of the flags on a command line, those that change nothing, and why."""
+    return read(config_class, presets, argv)[1]
 
 
 def _read(

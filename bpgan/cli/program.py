@@ -20,9 +20,8 @@ from bpgan.cli.config import (
     Presets,
     RunConfig,
     flags_of,
-    resolve,
+    read,
     run_name,
-    without_effect,
 )
 from bpgan.cli.flags import columns, show
 from bpgan.cli.help import help_text, is_help, value_rows
@@ -71,8 +70,7 @@ def run(
         if is_help(argv):
             print(help_text(config_class, presets, module))
             return DONE
-        cfg = resolve(config_class, presets, argv)
-        idle = without_effect(config_class, presets, argv)
+        cfg, idle = read(config_class, presets, argv)
     except UserError as error:
         return fail(error)
     folder = f"runs/{experiments.label_of(name)}/{run_name(cfg, presets)}"

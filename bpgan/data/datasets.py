@@ -237,23 +237,23 @@ def _rows(x: np.ndarray, y: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray
 
 def _own(text: str, load: Callable[[str], Any], split: str) -> Dataset:
     """What a function gives, as a split."""
-    with lookup.mistakes():
-        found = load(split)
+    found = _given(load, split)
     if isinstance(found, Dataset):
         return found._replace(name=text)
-    x, y = _arrays_of(load, split)
     most = max(int(_arrays_of(load, part)[1].max(initial=0)) for part in cache.SPLITS)
     # Small when pickled: the arrays are loaded again.
-    return of_arrays(text, split, x, y, most + 1)._replace(
+    return of_arrays(text, split, *found, most + 1)._replace(
         read=functools.partial(_read_own, load, split)
     )
 
 
 @functools.lru_cache(maxsize=4)
-def _arrays_of(load: Callable[[str], Any], split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 ``[n, h, w, c]`` and labels int32 ``[n]`` of a function. Raises a UserError for anything else."""
+def _given(load: Callable[[str], Any], split: str) -> Dataset | tuple[np.ndarray, np.ndarray]:
+    """A dataset as a function gives it, or images uint8 ``[n, h, w, c]`` and labels int32 ``[n]``; else a UserError."""
     with lookup.mistakes():
         found = load(split)
+    if isinstance(found, Dataset):
+        return found
     if not isinstance(found, tuple) or len(found) != 2:
         raise UserError(f"gave a {type(found).__name__}, must give a Dataset or arrays (x, y)")
     with lookup.mistakes():
@@ -263,6 +263,16 @@ def _arrays_of(load: Callable[[str], Any], split: str) -> tuple[np.ndarray, np.n
     if y.min() < 0 or y.max() >= 1 << 31:
         raise UserError(f"labels go from {y.min()} to {y.max()}, must be class numbers from 0")
     return x if x.ndim == 4 else x[..., None], y.astype(np.int32)
+
+
+def _arrays_of(load: Callable[[str], Any], split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The arrays that a function gives, whose other split is arrays."""
+    found = _given(load, split)
+    if isinstance(found, Dataset):
+        raise UserError(
+            f"gave a Dataset for {split}, must give arrays (x, y) as for the other split"
+        )
+    return found
 
 
 def _read_own(load: Callable[[str], Any], split: str, indices: np.ndarray):
