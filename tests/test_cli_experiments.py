@@ -132,16 +132,16 @@ def test_a_file_whose_name_is_no_identifier(own):
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("nothing.py", "must be a file of Python, *.py; there is none"),
-        ("pack/nothing.py", "must be a file of Python, *.py; there is none"),
-        ("../", "must be a file of Python, *.py; there is none"),
+        ("nothing.py", "must be the path of a Python file (*.py) that exists"),
+        ("pack/nothing.py", "must be the path of a Python file (*.py) that exists"),
+        ("../", "must be the path of a Python file (*.py) that exists"),
         ("pack.nothing", "there is no module pack.nothing"),
         ("nothing.inside", "there is no module nothing"),
         ("nothing", "must be one of "),
         ("", "must be one of "),
         ("beside.py", "is no experiment: it has no Config derived from cli.Config"),
         ("pack.near", "is no experiment: it has no Config derived from cli.Config"),
-        ("\0.py", "must be a file of Python, *.py; there is none"),
+        ("\0.py", "must be the path of a Python file (*.py) that exists"),
     ],
 )
 def test_what_is_none(own, text, said):

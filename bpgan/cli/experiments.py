@@ -169,7 +169,7 @@ def _own_package() -> str:
 def _of_file(text: str) -> ModuleType:
     path = os.path.expanduser(text)
     if not path.endswith(".py") or not os.path.isfile(path):
-        raise _refusal(text, "must be a file of Python, *.py; there is none")
+        raise _refusal(text, "must be the path of a Python file (*.py) that exists")
     path = os.path.abspath(path)
     folder, file = os.path.split(path)
     if pathlib.Path(folder).resolve() == _folder():
