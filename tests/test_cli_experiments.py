@@ -233,7 +233,10 @@ def test_it_has_the_same_name_from_wherever_it_is_started(own):
     assert saved.name == path and saved.step == 4 and saved.config.own == 3
     moved = own / "pack" / "alone.py"
     os.rename(path, moved)
-    with pytest.raises(UserError, match=r"Python file \(\*\.py\) that exists; if it has moved, `flags=experiment=...`"):
+    with pytest.raises(
+        UserError,
+        match=r"Python file \(\*\.py\) that exists; if it has moved, `flags=experiment=...`",
+    ):
         cli.restore(own / "run")
     saved = cli.restore(own / "run", changes=[f"experiment={moved}"])
     assert saved.name == str(moved) and saved.step == 4
