@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bpgan.runtime import limits
+from bpgan.runtime import directory, limits, peers
 from bpgan.types import UserError
 
 GONE = ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE", "ENOTCONN", "EMFILE"]
@@ -100,10 +100,24 @@ def test_other_errors_of_the_device_stay_what_they_are():
 
 
 def test_new_folders_that_stay_empty_are_removed(tmp_path):
+    make_in_vain(tmp_path)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["c", "file", "old"]
+
+
+def test_only_the_lead_makes_and_removes_the_folders_of_several_processes(tmp_path, monkeypatch):
+    """The others may fail between the lead's making of the folder and its lock there."""
+    monkeypatch.setattr(peers, "is_joined", lambda: True)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    make_in_vain(tmp_path)
+    assert (tmp_path / "old/a/b").is_dir()
+    same = {"config": {}, "restart_safe": frozenset(), "fingerprint": "1", "name": "toy"}
+    assert not directory.open_run(tmp_path / "run", **same).exists()
+
+
+def make_in_vain(tmp_path):
     (tmp_path / "old").mkdir()
-    with pytest.raises(KeyError), limits.tidied(tmp_path / "old/a/b", tmp_path / "c", tmp_path):
+    with pytest.raises(KeyError), directory.tidied(tmp_path / "old/a/b", tmp_path / "c", tmp_path):
         (tmp_path / "old/a/b").mkdir(parents=True)
         (tmp_path / "c").mkdir()
         (tmp_path / "c/file").touch()
         raise KeyError
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["c", "file", "old"]

@@ -26,7 +26,7 @@ from bpgan.cli.config import (
 from bpgan.cli.flags import columns, show
 from bpgan.cli.help import help_text, is_help, value_rows
 from bpgan.cli.plan import Experiment, plan_of
-from bpgan.runtime import environment, limits, peers
+from bpgan.runtime import directory, environment, limits, peers
 from bpgan.types import UserError
 
 DONE, UNEXPECTED, BAD_INPUT, ANOMALY, INTERRUPTED, CANCELLED = 0, 1, 2, 3, 75, 130
@@ -77,7 +77,7 @@ def run(
     workdir = os.path.expanduser(cfg.workdir or folder)
     code, cause = DONE, None
     try:
-        with limits.tidied(workdir), limits.disk_errors(), limits.memory_errors():
+        with directory.tidied(workdir), limits.disk_errors(), limits.memory_errors():
             if isinstance(cfg, RunConfig):
                 make = typing.cast(Callable[..., Experiment], build)
                 code = _train(name, cfg, make, workdir, idle)

@@ -16,7 +16,7 @@ from absl import flags
 
 from bpgan import cli
 from bpgan.cli import ended, experiments
-from bpgan.runtime import limits
+from bpgan.runtime import directory
 from bpgan.types import UserError
 
 _End = tuple[int, Exception | None]  # exit code of a member, and its cause
@@ -46,7 +46,7 @@ def run(argv: Sequence[str], record: ended.Record = ended.ignore) -> int:
     ]
     workdirs = [cfg.workdir for cfg in cfgs]
     try:
-        with limits.tidied(*workdirs):
+        with directory.tidied(*workdirs):
             ends = _train(experiment, cfgs, bool(given["or_alone"].value))
     except (Exception, KeyboardInterrupt) as error:
         for workdir in workdirs:

@@ -26,7 +26,7 @@ from bpgan.cli import experiments
 from bpgan.launcher import flags, processes, runs, search, slurm, strategies, summary
 from bpgan.launcher.sweep import Sweep
 from bpgan.measures import direction
-from bpgan.runtime import limits
+from bpgan.runtime import directory
 from bpgan.types import UserError
 
 _ROWS = 40  # of a table on the terminal
@@ -157,7 +157,7 @@ def _sweep(
         _mention_repeats(samples, len(search.draw_settings(axes, samples, seed)))
     length = first.config["epochs"], first.config["steps"]
     journal = folder / f"tpe_{swept}_{runs.hash_of([settings, axes, seed, aim, length])[:8]}.log"
-    with limits.tidied(folder), sweep.locked(*([journal] if kind == "tpe" else [])):
+    with directory.tidied(folder), sweep.locked(*([journal] if kind == "tpe" else [])):
         if kind == "halving":
             strategies.halve(sweep, planned, aim)
         elif kind == "tpe":

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from bpgan import files
-from bpgan.runtime import distributed, environment, records
+from bpgan.runtime import distributed, environment, peers, records
 from bpgan.types import UserError
 from bpgan.version import __version__
 
@@ -63,8 +63,9 @@ def open_run(
     except ValueError as error:
         raise UserError(str(error), argument="workdir", value=workdir) from None
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        entries = os.listdir(path)
+        if distributed.is_lead():
+            path.mkdir(parents=True, exist_ok=True)
+        entries = os.listdir(path) if path.exists() else []
     except OSError as error:
         reason = error.strerror
         if os.path.islink(path) and isinstance(error, FileExistsError):
@@ -72,7 +73,7 @@ def open_run(
         raise UserError(f"cannot be used ({reason})", argument="workdir", value=workdir) from None
     _check_layout(path, entries)
     reason = ""
-    if not os.access(path, os.W_OK):
+    if path.exists() and not os.access(path, os.W_OK):
         reason = "is not writable"
     elif (old := records.read_run(path / _RECORD)) is not None:
         free = restart_safe | locates_data if fingerprint == old.data else restart_safe
@@ -182,6 +183,29 @@ def group_of(path: pathlib.Path) -> dict[str, Any] | None:
     """The group that a run was trained in, as ``write_record`` noted it; None for a run that was alone."""
     record = records.read_run(path / _RECORD)
     return None if record is None or record.group is None else records.fields(record.group)
+
+
+@contextlib.contextmanager
+def tidied(*paths: str | os.PathLike) -> Iterator[None]:
+    """Of folders that are made in vain, nothing stays: on an error, those that are new and empty are removed.
+
+    Of several processes of one run only the lead makes the run directory, and only the lead removes it.
+    """
+    new = {
+        folder
+        for path in paths
+        for folder in (pathlib.Path(path), *pathlib.Path(path).parents)
+        if not os.path.lexists(folder)
+    }
+    try:
+        yield
+    except BaseException:
+        # A process that is alone may not even have devices yet, and is not asked which of several it is.
+        if not peers.is_joined() or distributed.is_lead():
+            for folder in sorted(new, key=lambda folder: len(folder.parts), reverse=True):
+                with contextlib.suppress(OSError, ValueError):
+                    folder.rmdir()
+        raise
 
 
 @contextlib.contextmanager

@@ -94,21 +94,3 @@ def memory_errors(batch_size: int | None = None) -> Iterator[None]:
             argument="batch_size",
             value=batch_size,
         ) from None
-
-
-@contextlib.contextmanager
-def tidied(*paths: str | os.PathLike) -> Iterator[None]:
-    """Of folders that are made in vain, nothing stays: on an error, those that are new and empty are removed."""
-    new = [
-        folder
-        for path in paths
-        for folder in (pathlib.Path(path), *pathlib.Path(path).parents)
-        if not os.path.lexists(folder)
-    ]
-    try:
-        yield
-    except BaseException:
-        for folder in sorted(set(new), key=lambda folder: len(folder.parts), reverse=True):
-            with contextlib.suppress(OSError, ValueError):
-                folder.rmdir()
-        raise

@@ -192,7 +192,7 @@ def _fit(
         plan = plan._replace(keep=plan.keep._replace(newest=max(plan.keep.newest, 2)))
     workdirs = [member.workdir for member in members]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(limits.tidied(*workdirs))
+        stack.enter_context(directory.tidied(*workdirs))
         stack.enter_context(limits.disk_errors(*workdirs, kept="the checkpoints there are kept"))
         runs = [Run(member, plan, source, quiet=several) for member in members]
         stack.enter_context(_lost_processes(runs[0].path))
