@@ -104,7 +104,9 @@ class Module:
             elif now is not None and (found := _INSTRUCTION.match(line)):
                 now.append(Instruction(*found.groups()))
         self._defined = {
-            instruction.name: instruction for body in self.computations.values() for instruction in body
+            instruction.name: instruction
+            for body in self.computations.values()
+            for instruction in body
         }
 
     def kernels(self, name: str) -> Kernels:
@@ -132,7 +134,10 @@ class Module:
     def step(self) -> str:
         """The computation of one step: the loop body of the entry with the most kernels, or the entry."""
         bodies = [
-            body for i in self.computations[self.entry] if i.opcode == "while" for body in i.called("body")
+            body
+            for i in self.computations[self.entry]
+            if i.opcode == "while"
+            for body in i.called("body")
         ]
         return max(bodies, key=lambda name: self.kernels(name).total, default=self.entry)
 
@@ -154,7 +159,9 @@ class Module:
 
     def _traffic(self, kernel: Instruction) -> int:
         """Operands and results; of an operand that a fusion only picks rows from, and of one it updates, those rows."""
-        sizes = [size_of(self._defined[name].type) for name in kernel.operands if name in self._defined]
+        sizes = [
+            size_of(self._defined[name].type) for name in kernel.operands if name in self._defined
+        ]
         result = size_of(kernel.type)
         if kernel.opcode != "fusion":
             return result + sum(sizes)

@@ -418,6 +418,5 @@ def trace(algorithm: Algorithm, source: Source, devices: Sequence[Any]) -> Trace
     return Traces(
         functions.init.trace(root),
         functions.run.trace(functions.abstract, data, root, k),
-        functions.sample
-        and (lambda n: functions.sample.trace(functions.abstract.state, root, n)),
+        functions.sample and (lambda n: functions.sample.trace(functions.abstract.state, root, n)),
     )
