@@ -1,5 +1,8 @@
 """The order of the data, and batches of arrays in memory."""
 
+import collections
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 import scipy.stats
 
 from bpgan import data
+from bpgan.data import order
 
 
 def rows_of(source, steps):
@@ -22,7 +26,8 @@ def counting_source(length, batch_size, seed=0):
 
 
 @pytest.mark.parametrize(
-    "length,batch_size", [(1, 3), (2, 5), (10, 3), (97, 32), (1000, 128), (64, 64)]
+    "length,batch_size",
+    [(1, 3), (2, 5), (3, 2), (5, 5), (10, 3), (97, 32), (1000, 128), (1009, 64), (64, 64)],
 )
 def test_each_epoch_shows_every_example_once(length, batch_size):
     epochs = 3
@@ -42,9 +47,12 @@ def test_epochs_and_seeds_differ():
             assert abs(np.corrcoef(orders[i], orders[j])[0, 1]) < 0.12
 
 
-def test_order_is_uniform():
-    """Where an example lands is uniform over places, and neighbors are independent (chi-squared, 400 epochs)."""
-    length = 20
+@pytest.mark.parametrize("length", [20, 23, 25])
+def test_order_is_uniform(length):
+    """Where an example lands is uniform over places, and neighbors are independent (chi-squared, 400 epochs).
+
+    Of 4 x 5 and 5 x 5 places, and of 23, of which three are outside the rectangle.
+    """
     rows = rows_of(counting_source(length, length), range(400)).astype(int)
     places = np.zeros((length, length))
     pairs = np.zeros((length, length))
@@ -54,6 +62,59 @@ def test_order_is_uniform():
     assert scipy.stats.chisquare(places.ravel(), ddof=2 * length - 2).pvalue > 1e-4
     off_diagonal = pairs[~np.eye(length, dtype=bool)]
     assert scipy.stats.chisquare(off_diagonal).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("length", [3, 4, 5])
+def test_all_orders_are_equally_likely(length):
+    orders = list(itertools.permutations(range(length)))
+    epochs = 40 * len(orders)
+    places = np.arange(epochs * length, dtype=np.int64)
+    rows = order.rows_on_host(np.asarray(order.round_keys(0)), places, length)
+    counts = collections.Counter(map(tuple, rows.reshape(epochs, length).tolist()))
+    assert scipy.stats.chisquare([counts[each] for each in orders]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("length", [9973, 10007, 60000, 100003])
+def test_consecutive_places_show_unrelated_examples(length):
+    """Also of a prime number of examples: in 50 epochs, neighbors of a place are neighbors of an example by chance.
+
+    Of ``50 length`` pairs about 100 follow each other in either direction.
+    """
+    places = np.arange(50 * length, dtype=np.int64)
+    rows = order.rows_on_host(np.asarray(order.round_keys(0)), places, length).astype(int)
+    close = int(np.sum(np.abs(np.diff(rows)) == 1))
+    assert scipy.stats.poisson.sf(close, 100) > 1e-4 and scipy.stats.poisson.cdf(close, 100) > 1e-4
+    assert abs(np.corrcoef(rows[1:], rows[:-1])[0, 1]) < 4 / np.sqrt(len(rows))
+
+
+def test_the_order_of_a_square_of_examples_is_that_of_a_balanced_network():
+    """By the textbook: halves that change places in each of eight rounds, on Python's integers."""
+    mask, keys = 2**32 - 1, np.asarray(order.round_keys(3)).tolist()
+
+    def mix(x):
+        x = ((x ^ (x >> 16)) * 0x85EBCA6B) & mask
+        x = ((x ^ (x >> 13)) * 0xC2B2AE35) & mask
+        return x ^ (x >> 16)
+
+    def permute(i, epoch, side):
+        left, right = divmod(i, side)
+        for key in keys:
+            f = mix(mix((right + key) & mask) ^ mix((epoch + 0x9E3779B9) & mask))
+            left, right = right, (left + f % side) % side
+        return left * side + right
+
+    epoch, places = 7, np.arange(7 * 100**2, 8 * 100**2)
+    rows = order.rows_on_host(np.asarray(order.round_keys(3)), places, 100**2)
+    assert rows.tolist() == [permute(i, epoch, 100) for i in range(100**2)]
+
+
+@pytest.mark.parametrize("length", [100**2, 60000, 10007])
+def test_the_order_takes_no_loop(length):
+    """On a GPU, a loop whose length depends on numbers makes the host wait for the device in every step."""
+    text = str(
+        jax.make_jaxpr(lambda step: order.rows_at(jnp.zeros(8, jnp.uint32), step, length, 64))(0)
+    )
+    assert "while" not in text and "cond" not in text
 
 
 def test_far_steps_do_not_overflow():

@@ -1,9 +1,10 @@
 """The order of the data: a seeded permutation per epoch that can be evaluated at any position.
 
 Storing or recomputing a permutation of all examples at every step would cost more than a small network's step; so the
-permutation is a *function*: a Feistel network over the smallest square that holds the indices, with cycle walking
-(Luby & Rackoff 1988; Black & Rogaway 2002). Evaluating it costs a few integer operations per example. The device and
-the host compute it with the same uint32 arithmetic, so where the data lie cannot change their order.
+permutation is a *function*: a Feistel network over the places of a rectangle (Luby & Rackoff 1988; Black & Rogaway
+2002). Evaluating it costs a few integer operations per example, and no loop, for which a GPU would wait for the host in
+every step. The device and the host compute it with the same uint32 arithmetic, so where the data lie cannot change
+their order.
 """
 
 import math
@@ -11,7 +12,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Int, UInt
 
 from bpgan.types import stream
@@ -39,13 +39,7 @@ def epoch_order(
       epoch, index: uint32, elementwise; ``index < length``.
       length: examples per epoch, at least 1.
     """
-    # Cycle walking: places outside the range are permuted again until they fall inside. Fewer than 2/sqrt(length) of
-    # the places are outside, so this is nearly always a single pass.
-    return lax.while_loop(
-        lambda i: jnp.any(i >= length),
-        lambda i: jnp.where(i >= length, _permute(i, round_keys, epoch, length), i),
-        _permute(index, round_keys, epoch, length),
-    )
+    return _permute(index, round_keys, epoch, length)
 
 
 def rows_at(
@@ -64,21 +58,37 @@ def rows_at(
 def rows_on_host(round_keys: np.ndarray, places: np.ndarray, length: int) -> np.ndarray:
     """The examples at int64 ``places`` (any shape) of the same endless sequence, on the host."""
     epoch = (places // length).astype(np.uint32)
-    rows = _permute((places % length).astype(np.uint32), round_keys, epoch, length)
-    while (outside := rows >= length).any():
-        rows = np.where(outside, _permute(rows, round_keys, epoch, length), rows)
-    return rows
+    return _permute((places % length).astype(np.uint32), round_keys, epoch, length)
 
 
 def _permute(i, round_keys, epoch, length: int):
-    """One pass of the Feistel network over ``range(side^2)``, on uint32 arrays of NumPy or JAX."""
-    side = math.isqrt(length - 1) + 1
+    """A bijection of ``range(length)`` for each epoch, on uint32 arrays of NumPy or JAX.
+
+    The places of a rectangle are shuffled by a Feistel network. Where some are left over, all are rotated by a random
+    number after every two rounds, so that those left over come into the rectangle.
+    """
+    numpy = np if isinstance(i, np.ndarray) else jnp
+    rows, columns = _rectangle(length)
+    inside = rows * columns
     tweak = _mix(epoch + np.uint32(0x9E3779B9))
-    left, right = i // side, i % side
-    for r in range(_ROUNDS):
-        f = _mix(_mix(right + round_keys[r]) ^ tweak)
-        left, right = right, (left + f % side) % side
-    return left * side + right
+    for r in range(0, _ROUNDS, 2):
+        row, column = i // columns, i % columns
+        row = (row + _mix(_mix(column + round_keys[r]) ^ tweak) % rows) % rows
+        column = (column + _mix(_mix(row + round_keys[r + 1]) ^ tweak) % columns) % columns
+        shuffled = row * columns + column
+        if inside == length:
+            i = shuffled
+        else:
+            i = numpy.where(i < inside, shuffled, i)
+            shift = _mix(tweak + round_keys[r]) % length
+            i = numpy.where(i < length - shift, i + shift, i - (length - shift))  # in uint32
+    return i
+
+
+def _rectangle(length: int) -> tuple[int, int]:
+    """Rows and columns of the nearly square rectangle that leaves fewer than a row of ``length`` places over."""
+    rows = max(math.isqrt(length), min(length, 2))
+    return rows, length // rows
 
 
 def _mix(x):

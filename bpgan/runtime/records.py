@@ -20,9 +20,10 @@ from bpgan.files import Count, Damaged, Scalar, convert, decode, read_bytes, rea
 _T = TypeVar("_T")
 
 
-FORMAT = 1
-"""Of a run directory, as its ``config.json`` says. Runs of before it was written are of format 0: what is in their
-checkpoints is laid out in another way; their logs and results read as those of today."""
+FORMAT = 2
+"""Of a run directory, as its ``config.json`` says: it grows where a run of before could not go on to the bit. Runs of
+before it was written are of format 0: what is in their checkpoints is laid out in another way. Those of format 1 saw
+their examples in another order. The logs and results of both read as those of today."""
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
