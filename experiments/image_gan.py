@@ -136,6 +136,11 @@ class Config(cli.RunConfig):
         "0.5,0.99", f"Adam's two decays: {_SCALAR}; and its epsilon", parse=optim.parse_betas
     )
     d_steps: int = cli.field(1, "updates of D per update of G", low=1)
+    one_pass: bool = cli.field(
+        False,
+        "D's updates see reals and fakes in one pass, in fewer kernels; a spectral norm then iterates once an update,"
+        " not twice",
+    )
     accumulate: int = cli.field(1, "micro-batches of an update, for memory", low=1)
     rule: cli.Parsed[game.Rule | None] = cli.field(
         "none",
@@ -314,6 +319,12 @@ def _check(cfg: Config, axis_name: str | None) -> None:
         reason += ", ".join(choices.d.network.conditions)
         raise UserError(reason, argument="net", value=cfg.net, beside=["condition"])
     _check_batches(cfg, axis_name)
+    if cfg.one_pass and choices.d.mixes_examples:
+        reason = (
+            f"needs a D that takes each example by itself; `net={choices.d.name}` has batch norm,"
+        )
+        reason += f" not so {' or '.join(architecture.unmixed('d'))}"
+        raise UserError(reason, argument="one_pass", value=cfg.one_pass, beside=["net"])
     if planned and planned.target is not None and not loss.balances_at_zero:
         allowed = ", ".join(name for name, loss in LOSSES.items() if loss.balances_at_zero)
         reason = "ada goes by the sign of D's logits, which means nothing with"
@@ -448,6 +459,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         cfg.loss.value,
         gan.Optimizers(**txs),
         penalties=cfg.penalty.value.over(steps),
+        one_pass=cfg.one_pass,
         d_steps=cfg.d_steps,
         accumulate=cfg.accumulate,
         condition=cfg.condition.value.over(steps, classes),

@@ -16,7 +16,7 @@ from checks import penalties as check_penalties
 import bpgan.algorithms.gan
 import bpgan.algorithms.turns
 import bpgan.losses
-import bpgan.nets.layers
+import bpgan.nets.spectral
 import bpgan.penalties
 
 SOFTPLUS_G = "return jax.nn.softplus(-fake)"
@@ -63,12 +63,12 @@ MUTANTS = {
                                          "jax.lax.stop_gradient(jnp.mean(value))\n", "dirac"),
     "summed loss": (bpgan.algorithms.gan, "value = jnp.mean(setting.loss.d(", "value = jnp.sum(setting.loss.d(",
                     "dirac"),
-    "spectral norm without state": (bpgan.nets.layers, "kept.value = u = new", "u = new", "spectral"),
-    "spectral norm of the kernel's first axis": (bpgan.nets.layers,
-                                                 "matrix = kernel.reshape(-1, kernel.shape[-1])  # W^T",
-                                                 "matrix = kernel.reshape(kernel.shape[0], -1)", "spectral"),
-    "spectral norm one iteration late": (bpgan.nets.layers, "_product(v, _product(matrix, u))",
-                                         "_product(v, _product(matrix, unit(jnp.ones_like(u))))", "spectral"),
+    "spectral norm without state": (bpgan.nets.spectral, "        kept.value = kept_now", "        pass", "spectral"),
+    "spectral norm of the kernel's first axis": (bpgan.nets.spectral,
+                                                 "[kernel.reshape(-1, kernel.shape[-1]) for",
+                                                 "[kernel.reshape(kernel.shape[0], -1) for", "spectral"),
+    "spectral norm one iteration late": (bpgan.nets.spectral, "return _product(v, _product(matrix, u))",
+                                         "return _product(v, _product(matrix, unit(jnp.ones_like(u))))", "spectral"),
     "G does not move": (bpgan.algorithms.turns, "players[turn.player], kept, metrics[turn.player] = moved",
                         "players, kept, metrics[turn.player] = {**players, 'd': moved[0]}, *moved[1:]", "dirac"),
 }  # fmt: skip

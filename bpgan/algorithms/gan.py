@@ -89,6 +89,7 @@ class Setting(NamedTuple):
     condition: Condition = UNCONDITIONAL
     augment: Augment | None = None
     penalties: Mapping[str, Weighted] = {}
+    one_pass: bool = False
 
     @property
     def adaptive(self) -> bool:
@@ -163,6 +164,28 @@ def score(
     return (out if auxiliary else (out, None)), stats
 
 
+def score_both(
+    setting: Setting, now: Now, real: Images, fake: Images, y: Labels | None
+) -> tuple[tuple[Logits, Any], tuple[Logits, Any], Any]:
+    """``(logits, head)`` of D for reals, the same for fakes, and the statistics after both.
+
+    One pass after the other, or one over all, in which each fake stands beside its real, so that devices that share out
+    the reals need not exchange any.
+    """
+    if not setting.one_pass:
+        of_real, stats = score(setting, now, real, y)
+        of_fake, stats = score(setting, now, fake, y, stats)
+        return of_real, of_fake, stats
+
+    def beside(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.stack([a, b.astype(a.dtype)], 1).reshape(-1, *a.shape[1:])
+
+    out, stats = score(setting, now, beside(real, fake), None if y is None else beside(y, y))
+    pairs = jax.tree.map(lambda x: x.reshape(-1, 2, *x.shape[1:]), out)
+    of_real, of_fake = (jax.tree.map(lambda x, i=i: x[:, i], pairs) for i in (0, 1))
+    return of_real, of_fake, stats
+
+
 def views(setting: Setting, now: Now) -> tuple[Callable[[Images], Images], ...]:
     """What D is shown of the reals and of the fakes of an update."""
     if setting.augment is None:
@@ -192,11 +215,11 @@ def fakes(setting: Setting, now: Now) -> dict[str, Images]:
 
 
 def d_passes(setting: Setting, now: Now) -> Passes:
-    """``D(x)``, then ``D(G(z))``; ``now.batch`` has ``x``, ``z``, ``fake`` and ``y`` if there are classes."""
+    """``D(x)`` and ``D(G(z))``; ``now.batch`` has ``x``, ``z``, ``fake`` and ``y`` if there are classes."""
     real, fake, z, y = now.batch["x"], now.batch["fake"], now.batch["z"], labels(setting, now)
     see_real, see_fake = views(setting, now)
-    (real_logits, real_head), stats = score(setting, now, see_real(real), y)
-    (fake_logits, fake_head), stats = score(setting, now, see_fake(fake), y, stats)
+    of_real, of_fake, stats = score_both(setting, now, see_real(real), see_fake(fake), y)
+    (real_logits, real_head), (fake_logits, fake_head) = of_real, of_fake
     logits = now.axis.gather((real_logits, fake_logits))
 
     def critic(x: Images) -> Logits:
@@ -381,6 +404,7 @@ def make(
     penalties: Sequence[Weighted] = (),
     condition: Condition = UNCONDITIONAL,
     augment: Augment | None = None,
+    one_pass: bool = False,
     d_steps: int = 1,
     accumulate: int = 1,
     ema_decay: Scalar | None = None,
@@ -402,6 +426,9 @@ def make(
       condition: on labels.
       augment: what D sees of reals and of fakes, in the updates of both players. Penalties differentiate through it,
         with respect to the sample before it.
+      one_pass: whether D's own updates see reals and fakes in one pass, in about half as many kernels. D must take each
+        example by itself. Its gradient is the same but for rounding, unless it has statistics: those that move with
+        every pass, such as the u of a spectral norm, then move once an update and not twice, and serve all examples.
       d_steps: updates of D per update of G. ``batch["x"]`` must have ``b * d_steps`` rows; update ``i`` takes rows
         ``i, i + d_steps, ...``.
       accumulate: micro-batches of an update (``turns.play``).
@@ -424,7 +451,7 @@ def make(
       ValueError: numbers below 1; a rule together with what it replaces; from ``step``, at trace time, if the rows of
         the batch are not a multiple of ``d_steps * accumulate``, or D's output is not of the form asked for.
     """
-    setting = Setting(networks, loss, condition, augment, named(penalties))
+    setting = Setting(networks, loss, condition, augment, named(penalties), one_pass)
     return play(
         setting,
         alternate(setting, optimizers, d_steps),

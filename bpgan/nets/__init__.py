@@ -7,6 +7,7 @@ this package only the feature nets of ``metrics.features`` import flax.
 
 =========================  =====================================================================
 ``conv``, ``resample``     convolutions and interpolations as functions of arrays, without Linen
+``spectral``               kernels divided by their largest singular values, all of a network at once
 ``sizes``                  what an image's size makes of a network
 ``layers``                 Linen layers
 ``blocks``, ``heads``      residual blocks; what conditional discriminators return

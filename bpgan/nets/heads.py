@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from bpgan.nets.layers import Dense, Embed, check_labels, storage_dtype, unit
+from bpgan.nets.layers import Dense, Embed, check_labels, storage_dtype
+from bpgan.nets.spectral import unit
 from bpgan.types import Labels, Logits
 
 Kind = Literal["projection", "acgan", "d2d"]

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from bpgan.nets.conv import Padding, Pair, conv, conv_transpose, pair_of
+from bpgan.nets.spectral import spectral_norm
 from bpgan.types import Images, Labels
 
 Init = Callable[..., Array]
@@ -33,63 +34,6 @@ def equalized(parameter: Array, rate: float | None, fan_in: int = 1) -> Array:
     and one step of Adam changes every kernel by the same share of its scale, times ``rate``.
     """
     return parameter if rate is None else rate / math.sqrt(fan_in) * parameter
-
-
-def _scale(x: Array, axis: int | None = None) -> Array:
-    """The power of two that brings the greatest number of x, along an axis or of all, to between 2 and 4; of zeros, 1.
-
-    Squares of the product stay in the range of floats, so that no epsilon is needed, which would be a scale of its own.
-    A constant to differentiation, and exact, so that it changes no digit of a quotient.
-    """
-    top = jnp.max(jnp.abs(lax.stop_gradient(x)), axis, keepdims=True)
-    return jnp.where(top > 0, 4 * jnp.frexp(top)[0] / jnp.where(top > 0, top, 1), 1)
-
-
-def unit(x: Array, axis: int | None = None) -> Array:
-    """``x / |x|`` along an axis, or of all of x, whatever its size; zeros have no direction and stay."""
-    x = x * _scale(x, axis)
-    square = jnp.sum(jnp.square(x), axis, keepdims=True)
-    return x * lax.rsqrt(jnp.where(square > 0, square, 1))
-
-
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
-
-
-def spectral_norm(module: nn.Module, kernel: Array, *, train: bool) -> Array:
-    """``W / sigma(W)`` for ``W[out, rest]``, the kernel's last axis against all others.
-
-    Miyato et al. 2018, arXiv:1802.05957, Alg. 1: ``sigma = u^T W v`` with ``v`` along ``W^T u`` and ``u`` along
-    ``W v``, which near convergence is the largest singular value. Of a convolution it is that of the reshaped
-    kernel, not the norm of the operator. u and v are constants to differentiation, W is not:
-    ``d sigma / d W = u v^T``. A kernel of zeros stays as it is, and so does u.
-
-    Args:
-      module: keeps ``u[out]`` in its collection ``"spectral"``, at the start one iteration from a normal vector.
-      train: whether the iteration starts from the u kept and leaves the new one; otherwise ``sigma = |W^T u|``
-        with the u kept.
-    """
-    matrix = kernel.reshape(-1, kernel.shape[-1])  # W^T
-    fixed = lax.stop_gradient(matrix)
-
-    def iterate(u: Array) -> tuple[Array, Array]:
-        v = unit(_product(fixed, u))
-        new = unit(_product(v, fixed))
-        return v, jnp.where(jnp.any(new != 0), new, u)
-
-    def start() -> Array:
-        # Of a kernel of low rank, such as that of a single channel, a random u may see nothing; one iteration mends it.
-        key = module.make_rng("params")
-        return iterate(unit(jax.random.normal(key, matrix.shape[1:], kernel.dtype)))[1]
-
-    kept = module.variable("spectral", "u", start)
-    u = unit(kept.value)  # an average over steps is shorter
-    v, new = iterate(u)
-    if train:
-        kept.value = u = new
-    sigma = _product(v, _product(matrix, u))
-    scale = _scale(sigma)  # for the derivative, which has the square of sigma
-    return kernel * scale / jnp.where(sigma == 0, 1, sigma * scale)
 
 
 def biased(y: Array, bias: Array) -> Array:
@@ -194,7 +138,8 @@ def lookup(table: Float[Array, "k f"], labels: Labels) -> Float[Array, "b f"]:
     A product with indicators, whose derivative is the same sum in the same order in every run; that of indexing
     adds rows in an order that GPUs do not fix.
     """
-    return _product(jax.nn.one_hot(labels, table.shape[0], dtype=table.dtype), table)
+    indicators = jax.nn.one_hot(labels, table.shape[0], dtype=table.dtype)
+    return jnp.matmul(indicators, table, precision=lax.Precision.HIGHEST)
 
 
 class Embed(nn.Module):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from bpgan.nets.spectral import normalize, updated
 from bpgan.types import PRNG, Net
 
 
@@ -31,12 +32,13 @@ def linen_net(module: nn.Module) -> Net:
         variables: Any, *inputs: Any, train: bool, method: str | None = None
     ) -> tuple[Any, dict[str, Any]]:
         mutable = {name: value for name, value in variables.items() if name != "params"}
+        ready, directions = normalize(variables, train=train)
         if not train:
-            return module.apply(variables, *inputs, train=False, method=method), mutable
+            return module.apply(ready, *inputs, train=False, method=method), mutable
         output, mutable = module.apply(
-            variables, *inputs, train=True, mutable=list(mutable), method=method
+            ready, *inputs, train=True, mutable=list(mutable), method=method
         )
-        return output, dict(mutable)
+        return output, updated(mutable, directions)
 
     return Net(init, apply)
 

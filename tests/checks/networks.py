@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax import lax
 
 import bpgan.nets
-from bpgan.nets import layers, linen_net
+from bpgan.nets import linen_net, spectral
 
 
 def compiled(f):
@@ -91,7 +91,7 @@ def size(tree):
 class Normed(nn.Module):
     """``kernel -> kernel / sigma``."""
 
-    norm: Any = layers.spectral_norm
+    norm: Any = spectral.spectral_norm
 
     @nn.compact
     def __call__(self, kernel, *, train):

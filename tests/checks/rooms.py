@@ -95,8 +95,8 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.nets": Room(
         "convolutions, layers, architectures",
         "lookup types",
-        "(biggan cnn dcgan mlp r3gan resnet stylegan2) architecture (blocks heads vae) layers"
-        " (conv resample sizes wrappers)",
+        "(biggan cnn dcgan mlp r3gan resnet stylegan2) architecture (blocks heads vae)"
+        " (layers wrappers) (conv resample sizes spectral)",
     ),
     "bpgan.losses": Room("what the players minimize", "lookup types"),
     "bpgan.penalties": Room("gradient penalties and other regularizers", "optim lookup types"),
