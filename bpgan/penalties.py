@@ -226,7 +226,8 @@ def flip_and_shift(x: Samples, key: PRNG, pixels: int = 4) -> Samples:
         source = jnp.arange(n).reshape(1, n) + shift
         source = jnp.abs(source)
         source = n - 1 - jnp.abs(n - 1 - source)
-        x = jnp.einsum(name, jax.nn.one_hot(source, n, dtype=x.dtype), x)
+        chosen = jax.nn.one_hot(source, n, dtype=x.dtype)
+        x = jnp.einsum(name, chosen, x, precision=jax.lax.Precision.HIGHEST)
     return x
 
 

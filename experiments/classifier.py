@@ -14,7 +14,8 @@ import optax
 
 from bpgan import backprop, cli, data
 from bpgan.evaluation import classifier
-from bpgan.nets import dcgan, linen_net, mlp
+from bpgan.nets import dcgan, linen_net, mlp, storage_dtype
+from bpgan.types import UserError
 
 NETS = {  # name: (Linen module, the same layers by hand)
     "mlp": (mlp.Classifier, backprop.mlp_classifier),
@@ -41,6 +42,7 @@ class Config(cli.RunConfig):
     lr_half_life: float = cli.field(
         3.0, "epochs in which the step size halves", low=0, exclusive_low=True, sweepable=True
     )
+    precision: str = cli.NETWORK_PRECISION
     epochs: float = cli.field(12.0)
     batch_size: int = cli.field(64)
     sample_every: str = cli.field("0")
@@ -54,15 +56,18 @@ PRESETS = {
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The classifier that ``cfg`` describes, its data, and its accuracy on the test split."""
+    if cfg.gradients == "manual" and cfg.precision == "bfloat16":
+        reason = "must be float32 or float64 with `gradients=manual`"
+        raise UserError(reason, argument="precision", value=cfg.precision, beside=["gradients"])
     train, test = (data.load(cfg.dataset.value, split) for split in ("train", "test"))
     held = None
     if cfg.eval_every.value:
         train, held = data.hold_out(train)
-    dtype, classes = jnp.dtype(cfg.precision), classifier.classes_of(train, test)
+    classes = classifier.classes_of(train, test)
     if cfg.net == "cnn":
         classifier.check_size(train)
     module, layers = NETS[cfg.net]
-    net = linen_net(module(classes=classes, dtype=dtype))
+    net = linen_net(module(classes=classes, dtype=jnp.dtype(cfg.precision)))
     if cfg.gradients == "manual":
         gradient = backprop.value_and_grad(layers(), backprop.cross_entropy)
     else:
@@ -78,7 +83,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         batch_size=cfg.batch_size,
         held=held,
         feed=cfg.feed.value,
-        dtype=dtype,
+        dtype=storage_dtype(cfg.precision),
         axis_name=axis_name,
     )
 

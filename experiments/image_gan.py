@@ -60,7 +60,7 @@ from bpgan.augment import Planned
 from bpgan.augment import parse as parse_augment
 from bpgan.evaluation.monitor import monitor
 from bpgan.losses import AUXILIARY, LOSSES
-from bpgan.nets import architecture, truncated
+from bpgan.nets import architecture, storage_dtype, truncated
 from bpgan.types import AdversarialLoss, Net, UserError
 
 
@@ -164,11 +164,7 @@ class Config(cli.RunConfig):
     )  # fmt: skip
     epochs: float = cli.field(40.0)
     batch_size: int = cli.field(64, "examples per update of D, over all devices")
-    precision: str = cli.field(
-        "float32",
-        "arithmetic of the networks; with bfloat16 parameters are float32, and so are means of losses and penalties",
-        choices=("float32", "bfloat16", "float64"),
-    )
+    precision: str = cli.NETWORK_PRECISION
     log_every: str = cli.field("1ep")
     sample_every: str = cli.field("2ep")
     checkpoint_every: str = cli.field("5ep")
@@ -437,7 +433,7 @@ def _optimizers(cfg: Config, steps: int) -> dict[Literal["g", "d"], optax.Gradie
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The GAN that ``cfg`` describes, and its data."""
     _check(cfg, axis_name)
-    dtype = jnp.dtype("float64" if cfg.precision == "float64" else "float32")
+    dtype = storage_dtype(cfg.precision)
     images, held = data.load_for_training(cfg.dataset.value, bool(cfg.eval_every.value))
     g_net, d_net, classes = _networks(cfg, images, axis_name)
     source = data.source(

@@ -25,7 +25,7 @@ from bpgan import cli, data, optim
 from bpgan.algorithms import gan, vae
 from bpgan.evaluation import monitor
 from bpgan.losses import LOSSES, began
-from bpgan.nets import dcgan, energy, linen_net
+from bpgan.nets import dcgan, energy, linen_net, storage_dtype
 from bpgan.nets.vae import Encoder
 from bpgan.penalties import PENALTIES, Regularizer, regularizer, weighted
 from bpgan.types import AdversarialLoss, Algorithm, Net, UserError
@@ -97,6 +97,7 @@ class Config(cli.RunConfig):
         restart_safe=True,
     )
     latents: int = cli.field(64, "dimension of z, uniform in [-1, 1]", low=1)
+    precision: str = cli.NETWORK_PRECISION
     epochs: float = cli.field(20.0)
     batch_size: int = cli.field(64, "examples per update of D, over all devices")
     log_every: str = cli.field("1ep")
@@ -123,7 +124,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         images,
         seed=cfg.seed,
         batch_size=cfg.batch_size * cfg.d_steps,
-        dtype=jnp.dtype(cfg.precision),
+        dtype=storage_dtype(cfg.precision),
         feed=cfg.feed.value,
     )
     make = _gan if MODELS[cfg.model].loss else _vae
@@ -179,7 +180,7 @@ def _vae(cfg: Config, shape: tuple[int, int, int], axis_name: str | None) -> Alg
         optax.adam(cfg.lr, b1=cfg.b1, b2=0.999),
         latents=cfg.latents,
         data_shape=shape,
-        dtype=dtype,
+        dtype=storage_dtype(dtype),
         axis_name=axis_name,
     )
 
@@ -200,9 +201,12 @@ def _gan(cfg: Config, shape: tuple[int, int, int], axis_name: str | None) -> Alg
     g_tx, d_tx = (optax.adam(cfg.lr, b1=cfg.b1, b2=0.999) for _ in range(2))
     if "clip" in model.flags:
         d_tx = optax.chain(d_tx, optim.clip_weights(cfg.clip))
-    latents = gan.uniform_latents(cfg.latents, dtype)
+    latents = gan.uniform_latents(cfg.latents, storage_dtype(dtype))
+    networks = gan.Networks(
+        _decoder(cfg, shape, axis_name), d, latents, shape, storage_dtype(dtype)
+    )
     return gan.make(
-        gan.Networks(_decoder(cfg, shape, axis_name), d, latents, shape, dtype),
+        networks,
         loss,
         gan.Optimizers(g_tx, d_tx),
         penalties=[weighted(cfg.weight, model.penalty)] if model.penalty else [],

@@ -38,6 +38,7 @@ class Config(cli.RunConfig):
     gradients: str = cli.field(
         "manual", "who computes the gradients", choices=("manual", "autodiff")
     )
+    matmul_precision: str = cli.field("highest")
     epochs: float = cli.field(1000.0)
     batch_size: int = cli.field(0, "examples per step; 0: all of them", low=0)
     log_every: str = cli.field("100ep")

@@ -20,7 +20,7 @@ from bpgan import backprop, cli, data, losses, penalties
 from bpgan.algorithms import gan
 from bpgan.algorithms.latents import Latents
 from bpgan.evaluation.monitor import monitor
-from bpgan.nets import dcgan, linen_net, mlp
+from bpgan.nets import dcgan, linen_net, mlp, storage_dtype
 from bpgan.types import AdversarialLoss, Net, UserError
 
 
@@ -85,6 +85,7 @@ class Config(cli.RunConfig):
         "who computes the gradients; manual: net mlp only",
         choices=("autodiff", "manual"),
     )
+    precision: str = cli.NETWORK_PRECISION
     epochs: float = cli.field(10.0)
     batch_size: int = cli.field(64, "examples per update of D, over all devices")
     log_every: str = cli.field("0.5ep")
@@ -173,7 +174,10 @@ def _nets(cfg: Config, shape: tuple[int, int, int], axis_name: str | None) -> tu
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The GAN that ``cfg`` describes, and its data."""
-    dtype = jnp.dtype(cfg.precision)
+    if cfg.gradients == "manual" and cfg.precision == "bfloat16":
+        reason = "must be float32 or float64 with `gradients=manual`"
+        raise UserError(reason, argument="precision", value=cfg.precision, beside=["gradients"])
+    dtype = storage_dtype(cfg.precision)
     images, held = data.load_for_training(cfg.dataset.value, bool(cfg.eval_every.value))
     g_net, d_net = _nets(cfg, images.shape, axis_name)
     source = data.source(

@@ -73,6 +73,7 @@ class Config(cli.RunConfig):
     ema: float = cli.field(0.999, "decay of the average of G that draws the samples", low=0, high=1)
     steps: int = cli.field(10_000)
     batch_size: int = cli.field(256)
+    matmul_precision: str = cli.field("highest")
     log_every: str = cli.field("1000")
     sample_every: str = cli.field("500")
     checkpoint_every: str = cli.field("5000")

@@ -31,7 +31,7 @@ import optax
 from bpgan import cli, data
 from bpgan.algorithms import turns, vae
 from bpgan.evaluation.monitor import monitor
-from bpgan.nets import dcgan, linen_net, mlp
+from bpgan.nets import dcgan, linen_net, mlp, storage_dtype
 from bpgan.nets.vae import Encoder
 from bpgan.types import UserError, stream
 
@@ -56,6 +56,7 @@ class Config(cli.RunConfig):
     bound: int = cli.field(
         50, "samples of the IWAE bound at the end; 0: none", low=0, restart_safe=True
     )
+    precision: str = cli.NETWORK_PRECISION
     epochs: float = cli.field(20.0)
     batch_size: int = cli.field(64, "examples per step, over all devices")
     log_every: str = cli.field("1ep")
@@ -131,7 +132,7 @@ def bounds(
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The autoencoder that ``cfg`` describes, and its data."""
     images, held = data.load_for_training(cfg.dataset.value, bool(cfg.eval_every.value))
-    shape, dtype = images.shape, jnp.dtype(cfg.precision)
+    shape, dtype = images.shape, storage_dtype(cfg.precision)
     if cfg.net == "conv" and (shape[0] % 4 or shape[1] % 4):
         raise UserError(
             f"images of `dataset={cfg.dataset}` are {shape[0]}x{shape[1]};"
@@ -140,7 +141,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
             value="conv",
             beside=["dataset"],
         )
-    nets = networks(cfg.net, shape, cfg.latents, cfg.hidden, dtype)
+    nets = networks(cfg.net, shape, cfg.latents, cfg.hidden, jnp.dtype(cfg.precision))
     model = vae.Model(*nets, vae.LIKELIHOODS[cfg.likelihood])
     algorithm = vae.make(
         model,

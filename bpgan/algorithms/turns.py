@@ -266,7 +266,8 @@ def global_norm(tree: Any) -> jax.Array:
     XLA on CPU does not vectorize a reduction fused into the gradient's computation (7 % of the step of a small MLP
     GAN); a dot product of the finished gradient costs a quarter of that.
     """
-    squares = [jnp.vdot(x, x) for x in lax.optimization_barrier(jax.tree.leaves(tree))]
+    exact = functools.partial(jnp.vdot, precision=lax.Precision.HIGHEST)
+    squares = [exact(x, x) for x in lax.optimization_barrier(jax.tree.leaves(tree))]
     return jnp.sqrt(sum(squares))
 
 

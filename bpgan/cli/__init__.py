@@ -31,6 +31,7 @@ except ValueError as error:
 
 from bpgan.cli import ended, experiments
 from bpgan.cli.config import (
+    NETWORK_PRECISION,
     Config,
     Duration,
     RunConfig,
@@ -72,6 +73,7 @@ __all__ = [
     "CANCELLED",
     "DONE",
     "INTERRUPTED",
+    "NETWORK_PRECISION",
     "UNEXPECTED",
     "Anomaly",
     "Config",

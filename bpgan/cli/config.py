@@ -167,8 +167,22 @@ class RunConfig(Config):
         "jit", "how a batch is split over devices", choices=("jit", "pmap"), restart_safe=True
     )
     precision: str = field("float32", "arithmetic", choices=("float32", "float64"))
+    matmul_precision: str = field(
+        "default",
+        "of float32 products on GPUs and TPUs: default (TF32; one pass of bfloat16), high (TF32; three passes) or"
+        " highest (float32)",
+        choices=("default", "high", "highest"),
+    )
     tensorboard: bool = field(True, "write TensorBoard event files", restart_safe=True)
 
+
+NETWORK_PRECISION: Any = field(
+    "float32",
+    "arithmetic of the networks; with bfloat16 parameters, statistics, logits, losses, penalties and optimizers are"
+    " float32",
+    choices=("float32", "bfloat16", "float64"),
+)
+"""The flag of experiments whose networks may be narrower than all else: ``precision: str = cli.NETWORK_PRECISION``."""
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 

@@ -209,7 +209,7 @@ def _train(
     from bpgan.runtime.log import fitted
     from bpgan.runtime.program import axis_name
 
-    distributed.setup(precision=cfg.precision)
+    distributed.setup(precision=cfg.precision, matmul_precision=cfg.matmul_precision)
 
     def say(text: str) -> None:
         if distributed.is_lead():

@@ -10,7 +10,7 @@ import optax
 from bpgan import backprop, cli, data
 from bpgan.algorithms import supervised
 from bpgan.measures import Goal
-from bpgan.nets import dcgan, linen_net
+from bpgan.nets import dcgan, exact, linen_net
 from bpgan.types import Net, UserError
 
 _CHUNK = 500  # test images per call of the network
@@ -104,7 +104,7 @@ def build(
 def convolutional(
     train: data.Dataset, test: data.Dataset, *, seed: int, half_life: float, feed: str = "auto"
 ) -> cli.Experiment:
-    """The classifier that metrics use: ``nets.dcgan.Classifier``, by Adam on batches of 64, in 32 bits.
+    """The classifier that metrics use: ``nets.dcgan.Classifier``, by Adam on batches of 64, in full 32 bits.
 
     Args:
       train, test: as of ``build``.
@@ -117,7 +117,7 @@ def convolutional(
     """
     classes = classes_of(train, test)
     check_size(train)
-    net = linen_net(dcgan.Classifier(classes=classes, dtype=jnp.dtype("float32")))
+    net = exact(linen_net(dcgan.Classifier(classes=classes, dtype=jnp.dtype("float32"))))
     return build(
         net,
         backprop.autodiff(net, backprop.cross_entropy.value),

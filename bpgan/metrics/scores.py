@@ -199,9 +199,13 @@ def _ssim_terms(x, y, window: int):
     weights = np.exp(-(distance**2) / (2 * 1.5**2))
     weights /= weights.sum()
 
+    conv = functools.partial(
+        lax.conv, window_strides=(1, 1), padding="VALID", precision=lax.Precision.HIGHEST
+    )
+
     def blur(image):
-        columns = lax.conv(image[:, None], weights.reshape(1, 1, -1, 1), (1, 1), "VALID")
-        return lax.conv(columns, weights.reshape(1, 1, 1, -1), (1, 1), "VALID")[:, 0]
+        columns = conv(image[:, None], weights.reshape(1, 1, -1, 1))
+        return conv(columns, weights.reshape(1, 1, 1, -1))[:, 0]
 
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mean_x, mean_y = blur(x), blur(y)

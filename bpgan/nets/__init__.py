@@ -30,7 +30,8 @@ import importlib
 import pkgutil
 
 from bpgan.nets.architecture import ARCHITECTURES, Architecture, Network, Option
-from bpgan.nets.wrappers import energy, labeled, linen_net, truncated
+from bpgan.nets.layers import storage_dtype
+from bpgan.nets.wrappers import energy, exact, labeled, linen_net, truncated
 
 __all__ = [
     "ARCHITECTURES",
@@ -38,8 +39,10 @@ __all__ = [
     "Network",
     "Option",
     "energy",
+    "exact",
     "labeled",
     "linen_net",
+    "storage_dtype",
     "truncated",
 ]
 

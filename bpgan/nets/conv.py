@@ -23,6 +23,10 @@ Jacobians of gradients never leave them. Each one is lowered twice:
 - Elsewhere as what autodiff of ``lax.conv_general_dilated`` emits, the patterns that the GPU and
   TPU compilers know.
 
+Each has a ``precision``, that of its products on GPUs and TPUs, which its derivatives of every order
+inherit. It is what ``jax_default_matmul_precision`` says where the operation is traced, as it is
+for the products of ``jax.numpy``.
+
 Layout everywhere: images ``[b, h, w, c]``, kernels ``[kh, kw, in, out]`` of the operation at hand.
 """
 
@@ -47,28 +51,39 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 # The three primitives: forms for GPU and TPU, forms for CPU, rules.
-# Parameters: strides and padding ((lo, hi), (lo, hi)) of the convolution, and size, the spatial
-# axes of the result.
+# Parameters: strides and padding ((lo, hi), (lo, hi)) of the convolution, size, the spatial axes of
+# the result, and precision.
 
 
-def _lax_conv(x: Array, w: Array, *, strides: Pair, padding: Any, size: Any) -> Array:
+def _asked_precision() -> Any:
+    """What lax takes where no precision is given; here, because a primitive may be lowered elsewhere."""
+    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+
+
+def _lax_conv(
+    x: Array, w: Array, *, strides: Pair, padding: Any, size: Any, precision: Any
+) -> Array:
     del size  # follows from the rest
-    return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=_NHWC)
+    return lax.conv_general_dilated(
+        x, w, strides, padding, dimension_numbers=_NHWC, precision=precision
+    )
 
 
-def _lax_input_grad(g: Array, w: Array, *, strides: Pair, padding: Any, size: Any) -> Array:
+def _lax_input_grad(g: Array, w: Array, *, size: Any, **params: Any) -> Array:
     x = jax.ShapeDtypeStruct((g.shape[0], *size, w.shape[2]), g.dtype)
-    form = partial(_lax_conv, strides=strides, padding=padding, size=g.shape[1:3])
+    form = partial(_lax_conv, size=g.shape[1:3], **params)
     return jax.linear_transpose(lambda x: form(x, w), x)(g)[0]
 
 
-def _lax_weight_grad(x: Array, g: Array, *, strides: Pair, padding: Any, size: Any) -> Array:
+def _lax_weight_grad(x: Array, g: Array, *, size: Any, **params: Any) -> Array:
     w = jax.ShapeDtypeStruct((*size, x.shape[3], g.shape[3]), g.dtype)
-    form = partial(_lax_conv, strides=strides, padding=padding, size=g.shape[1:3])
+    form = partial(_lax_conv, size=g.shape[1:3], **params)
     return jax.linear_transpose(lambda w: form(x, w), w)(g)[0]
 
 
-def _cpu_input_grad(g: Array, w: Array, *, strides: Pair, padding: Any, size: Any) -> Array:
+def _cpu_input_grad(
+    g: Array, w: Array, *, strides: Pair, padding: Any, size: Any, precision: Any
+) -> Array:
     """``x[h] = sum_{s p + i = h + lo} g[p] w[i]``, from the dilated g or by sub-pixels.
 
     With ``h + lo = s m + a`` only the taps ``i = s u + a`` meet the response ``p = m - u``. So the
@@ -82,7 +97,13 @@ def _cpu_input_grad(g: Array, w: Array, *, strides: Pair, padding: Any, size: An
         pads = [(k - 1 - lo, n + lo - s * (p - 1) - 1) for k, s, (lo, _), n, p in spatial]
         w = w[::-1, ::-1].transpose(0, 1, 3, 2)
         return lax.conv_general_dilated(
-            g, w, (1, 1), pads, lhs_dilation=strides, dimension_numbers=_NHWC
+            g,
+            w,
+            (1, 1),
+            pads,
+            lhs_dilation=strides,
+            dimension_numbers=_NHWC,
+            precision=precision,
         )
     uh, uw = -(-kh // sh), -(-kw // sw)  # taps per phase
     w = jnp.pad(w, ((0, uh * sh - kh), (0, uw * sw - kw), (0, 0), (0, 0)))
@@ -93,13 +114,17 @@ def _cpu_input_grad(g: Array, w: Array, *, strides: Pair, padding: Any, size: An
         first, last = lo // s, (lo + n - 1) // s  # the coarse rows m that x needs
         pads.append((-(-k // s) - 1 - first, last - (p - 1)))
         crops.append(slice(lo - s * first, lo - s * first + n))
-    x = lax.conv_general_dilated(g, phases, (1, 1), pads, dimension_numbers=_NHWC)
+    x = lax.conv_general_dilated(
+        g, phases, (1, 1), pads, dimension_numbers=_NHWC, precision=precision
+    )
     b, mh, mw, _ = x.shape
     x = x.reshape(b, mh, mw, sh, sw, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, mh * sh, mw * sw, c)[:, crops[0], crops[1]]
 
 
-def _cpu_weight_grad(x: Array, g: Array, *, strides: Pair, padding: Any, size: Any) -> Array:
+def _cpu_weight_grad(
+    x: Array, g: Array, *, strides: Pair, padding: Any, size: Any, precision: Any
+) -> Array:
     """``w[i] = sum_p x[s p + i - lo] g[p]``: batch and channels trade places, g is the kernel."""
     pads = [
         (lo, s * (length - 1) + k - lo - n)  # so that the result has exactly k rows
@@ -114,6 +139,7 @@ def _cpu_weight_grad(x: Array, g: Array, *, strides: Pair, padding: Any, size: A
         pads,
         rhs_dilation=strides,
         dimension_numbers=_NHWC,
+        precision=precision,
     )
     return w.transpose(1, 2, 0, 3)
 
@@ -174,17 +200,16 @@ _weight_grad_p = _primitive(
 )
 
 
-def _to_x(g: Array, w: Array, x: Any, *, strides: Pair, padding: Any, **_: Any) -> Array:
-    size = x.aval.shape[1:3]
-    return _input_grad_p.bind(g, w, strides=strides, padding=padding, size=size)
+def _to_x(g: Array, w: Array, x: Any, **params: Any) -> Array:
+    return _input_grad_p.bind(g, w, **params | {"size": x.aval.shape[1:3]})
 
 
-def _to_w(x: Array, g: Array, w: Any, *, strides: Pair, padding: Any, **_: Any) -> Array:
-    return _weight_grad_p.bind(x, g, strides=strides, padding=padding, size=w.aval.shape[:2])
+def _to_w(x: Array, g: Array, w: Any, **params: Any) -> Array:
+    return _weight_grad_p.bind(x, g, **params | {"size": w.aval.shape[:2]})
 
 
-def _to_g(x: Array, w: Array, g: Any, *, strides: Pair, padding: Any, **_: Any) -> Array:
-    return _conv_p.bind(x, w, strides=strides, padding=padding, size=g.aval.shape[1:3])
+def _to_g(x: Array, w: Array, g: Any, **params: Any) -> Array:
+    return _conv_p.bind(x, w, **params | {"size": g.aval.shape[1:3]})
 
 
 # A rule gets the cotangent, named here by the tensor it stands for, and the two operands, one of
@@ -214,15 +239,24 @@ ad.defbilinear(
 _CHUNK = 32  # channels of one dense convolution: narrower ones leave vector units idle and compile longer
 
 
-def _lax_grouped(x: Array, w: Array, *, groups: int) -> Array:
+def _lax_grouped(x: Array, w: Array, *, groups: int, precision: Any) -> Array:
     return lax.conv_general_dilated(
-        x, w, (1, 1), "SAME", dimension_numbers=_NHWC, feature_group_count=groups
+        x,
+        w,
+        (1, 1),
+        "SAME",
+        dimension_numbers=_NHWC,
+        feature_group_count=groups,
+        precision=precision,
     )
 
 
-def _lax_grouped_weight_grad(x: Array, g: Array, *, groups: int, size: Pair) -> Array:
+def _lax_grouped_weight_grad(
+    x: Array, g: Array, *, groups: int, size: Pair, precision: Any
+) -> Array:
     w = jax.ShapeDtypeStruct((*size, x.shape[3] // groups, g.shape[3]), g.dtype)
-    return jax.linear_transpose(lambda w: _lax_grouped(x, w, groups=groups), w)(g)[0]
+    form = partial(_lax_grouped, groups=groups, precision=precision)
+    return jax.linear_transpose(lambda w: form(x, w), w)(g)[0]
 
 
 def _chunks(groups: int, width: int) -> tuple[int, int]:
@@ -231,29 +265,27 @@ def _chunks(groups: int, width: int) -> tuple[int, int]:
     return groups // joined, joined
 
 
-def _cpu_grouped(x: Array, w: Array, *, groups: int) -> Array:
+def _cpu_grouped(x: Array, w: Array, *, groups: int, precision: Any) -> Array:
     kh, kw, i, o = *w.shape[:3], w.shape[3] // groups
     n, joined = _chunks(groups, i)
     blocks = w.reshape(kh, kw, 1, i, n, joined, 1, o)
     diagonal = jnp.eye(joined, dtype=w.dtype).reshape(1, 1, joined, 1, 1, joined, 1, 1)
     # [kh, kw, from group, i, chunk, to group, 1, o], zero unless the two groups are one
     blocks = (blocks * diagonal).reshape(kh, kw, joined * i, n, joined * o)
-    return lax.concatenate(
-        [
-            lax.conv_general_dilated(a, blocks[:, :, :, m], (1, 1), "SAME", dimension_numbers=_NHWC)
-            for m, a in enumerate(jnp.split(x, n, axis=3))
-        ],
-        3,
-    )
+    dense = partial(_lax_conv, strides=(1, 1), padding="SAME", size=None, precision=precision)
+    parts = jnp.split(x, n, axis=3)
+    return lax.concatenate([dense(a, blocks[:, :, :, m]) for m, a in enumerate(parts)], 3)
 
 
-def _cpu_grouped_weight_grad(x: Array, g: Array, *, groups: int, size: Pair) -> Array:
+def _cpu_grouped_weight_grad(
+    x: Array, g: Array, *, groups: int, size: Pair, precision: Any
+) -> Array:
     i, o = x.shape[3] // groups, g.shape[3] // groups
     n, joined = _chunks(groups, i)
     pads = tuple((k // 2, k // 2) for k in size)
     parts = []
     for a, b in zip(jnp.split(x, n, axis=3), jnp.split(g, n, axis=3), strict=True):
-        w = _cpu_weight_grad(a, b, strides=(1, 1), padding=pads, size=size)
+        w = _cpu_weight_grad(a, b, strides=(1, 1), padding=pads, size=size, precision=precision)
         w = w.reshape(*size, joined, i, joined, o)
         parts.append(jnp.stack([w[:, :, m, :, m] for m in range(joined)], axis=3))
     return jnp.stack(parts, axis=3).reshape(*size, i, groups * o)
@@ -289,19 +321,27 @@ def _adjoint(w: Array, groups: int) -> Array:
     return w.transpose(0, 1, 4, 3, 2).reshape(kh, kw, o, groups * i)
 
 
-def _grouped_to_w(x: Array, g: Array, w: Any, *, groups: int) -> Array:
-    return _grouped_weight_grad_p.bind(x, g, groups=groups, size=w.aval.shape[:2])
+def _grouped_to_x(g: Array, w: Array, *, groups: int, precision: Any, **_: Any) -> Array:
+    return _grouped_p.bind(g, _adjoint(w, groups), groups=groups, precision=precision)
+
+
+def _grouped_to_w(x: Array, g: Array, w: Any, **params: Any) -> Array:
+    return _grouped_weight_grad_p.bind(x, g, size=w.aval.shape[:2], **params)
+
+
+def _grouped_to_g(x: Array, w: Array, *, groups: int, precision: Any, **_: Any) -> Array:
+    return _grouped_p.bind(x, w, groups=groups, precision=precision)
 
 
 ad.defbilinear(
     _grouped_p,
-    lambda g, x, w, *, groups: _grouped_p.bind(g, _adjoint(w, groups), groups=groups),
-    lambda g, x, w, *, groups: _grouped_to_w(x, g, w, groups=groups),
+    lambda g, x, w, **params: _grouped_to_x(g, w, **params),
+    lambda g, x, w, **params: _grouped_to_w(x, g, w, **params),
 )
 ad.defbilinear(
     _grouped_weight_grad_p,
-    lambda w, x, g, *, groups, size: _grouped_p.bind(g, _adjoint(w, groups), groups=groups),
-    lambda w, x, g, *, groups, size: _grouped_p.bind(x, w, groups=groups),
+    lambda w, x, g, **params: _grouped_to_x(g, w, **params),
+    lambda w, x, g, **params: _grouped_to_g(x, w, **params),
 )
 
 
@@ -345,7 +385,8 @@ def conv(x: Images, kernel: Kernel, *, stride: int | Pair = 1, padding: Padding 
         raise ValueError(
             f"conv: kernel {kernel.shape[:2]} exceeds the image {spatial} padded by {padding}"
         )
-    return _conv_p.bind(x, kernel, strides=strides, padding=padding, size=size)
+    precision = _asked_precision()
+    return _conv_p.bind(x, kernel, strides=strides, padding=padding, size=size, precision=precision)
 
 
 def conv_transpose(
@@ -393,7 +434,10 @@ def conv_transpose(
     if min(size) < 1:
         raise ValueError(f"conv_transpose: padding {padding} leaves nothing of the output")
     adjoint = kernel.transpose(0, 1, 3, 2)
-    return _input_grad_p.bind(x, adjoint, strides=strides, padding=padding, size=size)
+    precision = _asked_precision()
+    return _input_grad_p.bind(
+        x, adjoint, strides=strides, padding=padding, size=size, precision=precision
+    )
 
 
 def grouped_conv(x: Images, kernel: Kernel, *, groups: int) -> Images:
@@ -416,7 +460,7 @@ def grouped_conv(x: Images, kernel: Kernel, *, groups: int) -> Images:
         raise ValueError(
             f"grouped_conv: kernel {kernel.shape} must be odd, and groups={groups} divide its outputs"
         )
-    return _grouped_p.bind(x, kernel, groups=groups)
+    return _grouped_p.bind(x, kernel, groups=groups, precision=_asked_precision())
 
 
 def _operands(name: str, x: Array, kernel: Array, groups: int = 1) -> tuple[Array, Array]:

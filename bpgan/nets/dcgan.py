@@ -21,6 +21,7 @@ from bpgan.nets.layers import (
     BatchNorm,
     Conv,
     ConvTranspose,
+    Dense,
     Embed,
     Init,
     check_labels,
@@ -47,13 +48,7 @@ def _activation(x: Array) -> Array:
 
 
 def _dense(index: int | str, features: int, dtype: Any, kernel_init: Init) -> nn.Module:
-    return nn.Dense(
-        features,
-        dtype=dtype,
-        param_dtype=storage_dtype(dtype),
-        kernel_init=kernel_init,
-        name=f"dense{index}",
-    )
+    return Dense(features, dtype=dtype, kernel_init=kernel_init, name=f"dense{index}")
 
 
 class Generator(nn.Module):
@@ -123,16 +118,18 @@ class Generator(nn.Module):
                 f"which must divide the image size {height}x{width}"
             )
 
-        def up(index: int, features: int, gain: float = 1.0) -> nn.Module:
+        def up(index: int, features: int, gain: float = 1.0, dtype: Any = self.dtype) -> nn.Module:
             # Only a quarter of the taps of a stride-2 transposed convolution meet: gain sqrt(4).
             init = self.kernel_init or he_init(2 * gain)
             return ConvTranspose(
-                features, 4, 2, 1, kernel_init=init, dtype=self.dtype, name=f"conv{index}"
+                features, 4, 2, 1, kernel_init=init, dtype=dtype, name=f"conv{index}"
             )
 
-        def same(index: int, features: int, gain: float = 1.0) -> nn.Module:
+        def same(
+            index: int, features: int, gain: float = 1.0, dtype: Any = self.dtype
+        ) -> nn.Module:
             init = self.kernel_init or he_init(gain)
-            return Conv(features, 3, kernel_init=init, dtype=self.dtype, name=f"conv{index}")
+            return Conv(features, 3, kernel_init=init, dtype=dtype, name=f"conv{index}")
 
         def finish(index: int | str, x: Array) -> Array:
             if self.norm:
@@ -153,9 +150,11 @@ class Generator(nn.Module):
         for i, features in enumerate(self.widths[1:]):
             x = up(i, features)(x) if transpose else upsample2(same(i, features)(x))
             x = finish(i + 1, x)
-        last = up if transpose else same
-        x = last(len(self.widths) - 1, channels, self.output_gain)(x)
-        return x.astype(storage_dtype(self.dtype)) if self.linear else jnp.tanh(x)
+        last, dtype = up if transpose else same, self.dtype
+        if self.linear:  # logits
+            dtype = storage_dtype(dtype)
+        x = last(len(self.widths) - 1, channels, self.output_gain, dtype)(x)
+        return x if self.linear else jnp.tanh(x)
 
 
 class Discriminator(nn.Module):
@@ -269,9 +268,10 @@ class Classifier(nn.Module):
             x = jax.nn.gelu(layer(x), approximate=False)
         x = _dense(0, self.hidden, self.dtype, he)(x.reshape(x.shape[0], -1))
         x = jax.nn.gelu(x, approximate=False)
-        if not self.features:
-            x = _dense(1, self.classes, self.dtype, nn.initializers.lecun_normal())(x)
-        return x.astype(storage_dtype(self.dtype))
+        stored = storage_dtype(self.dtype)
+        if self.features:
+            return x.astype(stored)
+        return _dense(1, self.classes, stored, nn.initializers.lecun_normal())(x)
 
 
 def _widths(size: int, count: int) -> tuple[int, ...]:

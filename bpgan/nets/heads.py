@@ -56,10 +56,11 @@ def score(
       classes: number of classes k; 0: only the logits, and labels are ignored.
       embedding: size of the d2d embedding.
       projection_scale: factor of ``<e_y, phi>``.
-      layer: ``kernel_init``, ``spectral`` and ``dtype`` of all layers, ``rate`` of the dense ones.
+      layer: ``kernel_init`` and ``spectral`` of all layers, ``rate`` of the dense ones; and ``dtype``, that of the
+        network, which is not that of the head if it is narrower than float32.
 
     Returns:
-      As in the table above, float32 or wider.
+      As in the table above, computed in float32 or wider.
 
     Raises:
       ValueError: an unknown head, or labels that are needed and not integers.
@@ -67,21 +68,20 @@ def score(
     if head not in get_args(Kind):
         raise ValueError(f"head={head!r}: must be one of {', '.join(get_args(Kind))}")
     labels = check_labels(labels, classes)
-    stored = storage_dtype(layer.get("dtype", jnp.float32))
-    logits = Dense(1, name=name, **layer)(features, train=train).astype(stored)[:, 0]
+    layer["dtype"] = storage_dtype(layer.get("dtype", jnp.float32))
+    features = features.astype(layer["dtype"])
+    logits = Dense(1, name=name, **layer)(features, train=train)[:, 0]
     if not classes:
         return logits
     table = {k: v for k, v in layer.items() if k in ("spectral", "dtype")}
     init = layer.get("kernel_init", nn.initializers.lecun_normal())
     if head == "projection":
         embed = Embed(classes, features.shape[-1], embedding_init=init, name="embed0", **table)
-        products = embed(labels, train=train).astype(stored) * features.astype(stored)
+        products = embed(labels, train=train) * features
         return logits + projection_scale * jnp.sum(products, -1)
     if head == "acgan":
-        return logits, Dense(classes, name="classes0", **layer)(features, train=train).astype(
-            stored
-        )
-    place = Dense(embedding, name="embedding0", **layer)(features, train=train).astype(stored)
+        return logits, Dense(classes, name="classes0", **layer)(features, train=train)
+    place = Dense(embedding, name="embedding0", **layer)(features, train=train)
     proxies = Embed(classes, embedding, embedding_init=init, name="proxies0", **table)
-    rows = proxies(labels, train=train).astype(stored)
+    rows = proxies(labels, train=train)
     return logits, (unit(place, -1), unit(rows, -1))

@@ -15,21 +15,28 @@ from jaxtyping import Array, Float
 
 from bpgan.nets.architecture import ARCHITECTURES, Architecture, Network
 from bpgan.nets.heads import Kind, Scores, score
-from bpgan.nets.layers import Embed, Init, check_labels, storage_dtype
+from bpgan.nets.layers import Dense, Embed, Init, check_labels, storage_dtype
 from bpgan.types import Labels, Latents
 
 _lecun = nn.initializers.lecun_normal()
 
 
 def _perceptron(
-    x: Array, widths: tuple[int, ...], dtype: Any, slope: float = 0.2, init: Init = _lecun
+    x: Array,
+    widths: tuple[int, ...],
+    dtype: Any,
+    slope: float = 0.2,
+    init: Init = _lecun,
+    last: Any = None,
 ) -> Array:
-    """Dense layers of the given widths, ``[b, f] -> [b, widths[-1]]``, leaky ReLU between them."""
+    """Dense layers of the given widths, ``[b, f] -> [b, widths[-1]]``, leaky ReLU between them.
+
+    The last one computes in the type ``last``, if that is given.
+    """
     for i, width in enumerate(widths):
         x = x if i == 0 else jax.nn.leaky_relu(x, slope)
-        layer = nn.Dense(width, name=f"dense{i}", dtype=dtype, param_dtype=storage_dtype(dtype),
-                         kernel_init=init)  # fmt: skip
-        x = layer(x)
+        kind = last if last and i == len(widths) - 1 else dtype
+        x = Dense(width, name=f"dense{i}", dtype=kind, kernel_init=init)(x)
     return x
 
 
@@ -68,8 +75,9 @@ class Generator(nn.Module):
             embed = Embed(self.classes, z.shape[1], dtype=self.dtype, name="embed0")
             z = jnp.concatenate([z.astype(self.dtype), embed(labels)], 1)
         widths = (*self.widths, math.prod(self.shape))
-        x = _perceptron(z, widths, self.dtype, self.slope, self.kernel_init)
-        x = x.astype(storage_dtype(self.dtype)) if self.linear else jnp.tanh(x)
+        last = storage_dtype(self.dtype) if self.linear else None
+        x = _perceptron(z, widths, self.dtype, self.slope, self.kernel_init, last)
+        x = x if self.linear else jnp.tanh(x)
         return x.reshape(z.shape[0], *self.shape)
 
 
@@ -123,8 +131,8 @@ class Classifier(nn.Module):
     def __call__(self, x: Float[Array, "b ..."], *, train: bool = False) -> Float[Array, "b k"]:
         del train  # no state
         x = x.reshape(x.shape[0], -1)
-        x = _perceptron(x, (*self.widths, self.classes), self.dtype)
-        return x.astype(storage_dtype(self.dtype))
+        stored = storage_dtype(self.dtype)
+        return _perceptron(x, (*self.widths, self.classes), self.dtype, last=stored)
 
 
 ARCHITECTURES["mlp"] = Architecture(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from bpgan.nets.layers import Conv, storage_dtype
+from bpgan.nets.layers import Conv, Dense, storage_dtype
 
 _he = nn.initializers.he_normal()
 
@@ -39,12 +39,12 @@ class Encoder(nn.Module):
             layer = Conv(width, 4, 2, 1, kernel_init=_he, dtype=self.dtype, name=f"conv{i}")
             x = jax.nn.leaky_relu(layer(x), 0.2)
         x = x.reshape(x.shape[0], -1)
-        common: Any = dict(dtype=self.dtype, param_dtype=storage_dtype(self.dtype))
         for i, width in enumerate(self.hidden):
-            x = nn.Dense(width, name=f"dense{i}", kernel_init=_he, **common)(x)
+            x = Dense(width, name=f"dense{i}", kernel_init=_he, dtype=self.dtype)(x)
             x = jax.nn.leaky_relu(x, 0.2)
         # Small at first, so that q begins near the prior.
         small = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
-        x = nn.Dense(2 * self.latents, name="moments", kernel_init=small, **common)(x)
-        mean, log_variance = jnp.split(x.astype(storage_dtype(self.dtype)), 2, axis=-1)
+        stored = storage_dtype(self.dtype)
+        x = Dense(2 * self.latents, name="moments", kernel_init=small, dtype=stored)(x)
+        mean, log_variance = jnp.split(x, 2, axis=-1)
         return mean, log_variance

@@ -43,6 +43,20 @@ def linen_net(module: nn.Module) -> Net:
     return Net(init, apply)
 
 
+def exact(net: Net) -> Net:
+    """A network whose products are in full precision on every device, forward and backward, whatever a run asks for.
+
+    Args:
+      net: that computes in float32 or wider.
+    """
+
+    def apply(*arguments: Any, **options: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return net.apply(*arguments, **options)
+
+    return Net(net.init, apply)
+
+
 def energy(autoencoder: Net) -> Net:
     """A discriminator whose logits are ``-mean |x - autoencoder(x)|`` over all axes but the first.
 

@@ -12,8 +12,9 @@ from bpgan.runtime import compile_cache, environment, peers
 from bpgan.types import UserError
 
 
-def setup(precision: str = "float32") -> None:
-    """Process-wide JAX settings: several processes, the width of numbers, the persistent compilation cache.
+def setup(precision: str = "float32", matmul_precision: str = "default") -> None:
+    """Process-wide JAX settings: several processes, the width of numbers, how exactly they are multiplied, the
+    persistent compilation cache.
 
     The cache lives in ``$JAX_COMPILATION_CACHE_DIR``, else ``$XDG_CACHE_HOME/bpgan/jax``, else ``~/.cache/bpgan/jax``.
     Where there can be no such directory there is no cache; one that is read-only is read. Raises what ``join`` and
@@ -23,8 +24,10 @@ def setup(precision: str = "float32") -> None:
     join()
     compile_cache.check_entries()
     find_devices()
-    # Also where it is not asked for: JAX_ENABLE_X64 of the environment would make other numbers of the same config.
+    # Also where they are not asked for: JAX_ENABLE_X64 or JAX_DEFAULT_MATMUL_PRECISION of the environment would make
+    # other numbers of the same config.
     jax.config.update("jax_enable_x64", precision == "float64")
+    jax.config.update("jax_default_matmul_precision", matmul_precision)
     if not jax.config.values["jax_compilation_cache_dir"]:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
         path = pathlib.Path(base, "bpgan", "jax")

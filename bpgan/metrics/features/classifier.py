@@ -15,7 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from bpgan.metrics.features import Extractor, in_batches, kept
-from bpgan.nets import dcgan
+from bpgan.nets import dcgan, exact, linen_net
 
 _BATCH = 500
 
@@ -34,10 +34,13 @@ def extractor(params: Any, *, classes: int, name: str) -> Extractor:
         digest.update(np.asarray(leaf, np.float32).tobytes())
 
     def function(features: bool):
-        net = dcgan.Classifier(classes, features=features)
-        compiled = jax.jit(
-            lambda params, x: net.apply({"params": params}, x.astype(jnp.float32) / 127.5 - 1)
-        )
+        # In full precision: the name of a net is that of its features, whatever the device.
+        net = exact(linen_net(dcgan.Classifier(classes, features=features)))
+
+        @jax.jit
+        def compiled(params, x):
+            return net.apply({"params": params}, x.astype(jnp.float32) / 127.5 - 1, train=False)[0]
+
         return lambda images: in_batches(lambda x: compiled(params, x), images, _BATCH)
 
     sha256 = digest.hexdigest()
