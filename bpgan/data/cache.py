@@ -26,6 +26,7 @@ import msgspec
 import numpy as np
 
 from bpgan import files, memory
+from bpgan.data import flat
 from bpgan.types import UserError
 
 VERSION = 2
@@ -338,6 +339,15 @@ def read_all(
     return x, y
 
 
+def _library() -> Any:
+    """What reads and writes record files: array_record, or ``flat`` where that is not installed."""
+    try:
+        from array_record.python import array_record_module
+    except ModuleNotFoundError:
+        return flat
+    return array_record_module
+
+
 class Records:
     """The examples of one record file, by their numbers. Threads may share it; a pickled copy opens the file anew.
 
@@ -400,11 +410,10 @@ class Records:
     def _open(self) -> Any:
         with self._lock:
             if self._reader is None:
-                from array_record.python.array_record_module import ArrayRecordReader
-
                 self._check()
                 # A read-ahead would read megabytes for each record.
-                reader = ArrayRecordReader(str(self._path), options="readahead_buffer_size:0")
+                options = "readahead_buffer_size:0"
+                reader = _library().ArrayRecordReader(str(self._path), options=options)
                 if reader.num_records() != self._count:
                     raise self._damaged(f"{reader.num_records()} records for {self._count}")
                 self._reader = reader
@@ -498,10 +507,8 @@ class Writer:
     def __init__(self, path: pathlib.Path, shape: tuple[int, ...], classes: int):
         self._path, self._tally = path, Tally(shape, classes)
         with self._errors():
-            from array_record.python.array_record_module import ArrayRecordWriter
-
             # A record per group is what makes random access cheap.
-            self._file = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+            self._file = _library().ArrayRecordWriter(str(path), "group_size:1,uncompressed")
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
         """Appends images uint8 ``[k, h, w, c]``, ``k`` at least 1, and their labels."""

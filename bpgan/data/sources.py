@@ -5,6 +5,7 @@ sequence of shuffled epochs (``order.py``). Neither has a state, so there is not
 """
 
 import hashlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -185,6 +186,9 @@ def streamed(
       workers: processes that read; 0 for threads, which suffice unless ``read`` holds the interpreter's lock.
     """
     _check_size(length, batch_size)
+    if importlib.util.find_spec("grain") is None:
+        reason = "reading from disk needs Grain: pip install grain; memory does without"
+        raise UserError(reason, argument="feed", value="stream")
     size = int(np.prod(shape))
     if (need := 4 * batch_size * size) > (free := memory.available()):  # two are ahead, one is used
         raise UserError(memory.shortfall(need, free), argument="batch_size", value=batch_size)

@@ -60,6 +60,16 @@ def parse(text: str) -> Request:
     return Request(text, parts[1], parts[2] or "", parts[3] or "")
 
 
+def _library() -> Any:
+    """TFDS, which takes a while to import. Raises UserError if it is not installed."""
+    try:
+        import tensorflow_datasets
+    except ModuleNotFoundError as error:
+        reason = "needs TensorFlow Datasets: pip install tensorflow-datasets array-record"
+        raise UserError(f"{reason} ({error.name} is missing)") from None
+    return tensorflow_datasets
+
+
 def find(request: Request) -> Prepared | None:
     """What is prepared as array_record under ``$TFDS_DATA_DIR`` (else ``~/tensorflow_datasets``), or None.
 
@@ -74,7 +84,7 @@ def find(request: Request) -> Prepared | None:
     folders = _folders(root, request)
     if not folders:
         return None
-    import tensorflow_datasets as tfds
+    tfds = _library()
 
     formats = {}
     for folder in folders:
@@ -101,7 +111,7 @@ def missing(request: Request, others: Sequence[str] = ()) -> UserError:
       request: for which ``find`` gives None.
       others: names that can be had without TFDS.
     """
-    import tensorflow_datasets as tfds
+    tfds = _library()
 
     root = _data_dir()
     known = {*tfds.list_builders(with_community_datasets=False), *others}
@@ -182,7 +192,7 @@ def _check_files(folder: pathlib.Path) -> None:
 
 
 def _opened(folder: pathlib.Path, builder: Any) -> Prepared:
-    import tensorflow_datasets as tfds
+    tfds = _library()
 
     features: Any = builder.info.features
     names = sorted(features) if isinstance(features, tfds.features.FeaturesDict) else []

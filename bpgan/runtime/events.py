@@ -7,6 +7,7 @@ void. That and the old file, which is emptied and not removed, is for a TensorBo
 its file to come back.
 """
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -106,6 +107,16 @@ def hyperparameters(
     parts = summary.hparams(dict(config), dict(values))
     events = [event_pb2.Event(wall_time=time, summary=part) for part in parts]
     return [*events, scalars(0, values, time)]
+
+
+def missing() -> str:
+    """Why no event file can be written here; empty if one can."""
+    if importlib.util.find_spec("tensorboardX") is not None:
+        return ""
+    return (
+        "no TensorBoard event files are written, which needs tensorboardX: pip install tensorboardX;"
+        " a run that is resumed with it has them from its beginning"
+    )
 
 
 def _messages() -> tuple[Any, Any]:

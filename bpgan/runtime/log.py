@@ -94,7 +94,9 @@ class Log:
         # goes back does not tangle them.
         self._begun = time.time() - self._before
         self._events = None
-        if tensorboard and lead:
+        if tensorboard and lead and (reason := events.missing()):
+            records.warn(reason)
+        elif tensorboard and lead:
             self._events = events.Writer(path, _events_of(path, lines, self._begun))
         self._file = metrics.open("a", encoding="utf-8") if lead else None
 

@@ -90,7 +90,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.data": Room(
         "datasets, and batches as functions of the step",
         "download files memory lookup types",
-        "toys (duplicates sources) datasets names known convert readers (cache images order tfds)",
+        "toys (duplicates sources) datasets names known convert readers (cache images order tfds) flat",
     ),
     "bpgan.nets": Room(
         "convolutions, layers, architectures",
