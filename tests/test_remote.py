@@ -275,6 +275,7 @@ def test_one_that_gives_signs_of_life_is_left_alone(store):
     import threading
 
     over = threading.Event()
+    lock_of_another(store, beats=-1)
 
     def live():
         for beats in range(1000):

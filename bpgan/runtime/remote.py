@@ -419,6 +419,7 @@ class _Lock:
         with self._turn:
             now = time.monotonic()
             if self._newest() > self._number:
+                self._seen = -self._lease  # from now on nothing is written without asking
                 raise _TakenOver("another process has taken over this run")
             self._beats += 1
             self._store.write(self._name(self._number), self._content())
@@ -675,7 +676,6 @@ class _Uploads:
             except (_Trouble, OSError) as error:
                 if time.monotonic() + pause > deadline:
                     return self._out_of_reach(error)
-            self._lock_beat()
             time.sleep(pause)
             pause = min(2 * pause, 15.0)
 
