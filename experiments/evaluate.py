@@ -31,6 +31,7 @@ from bpgan import cli, data
 from bpgan.evaluation import evaluate, rows, samples, table
 from bpgan.evaluation.features import FEATURES, Make
 from bpgan.files import write_json
+from bpgan.runtime import remote
 from bpgan.types import UserError
 
 
@@ -56,6 +57,8 @@ def _runs(text: str) -> list[str]:
     paths = text.split(",") if text else []
     if not all(paths):
         raise ValueError("must be run directories, separated by commas")
+    for path in paths:
+        remote.check_place(path)
     if len(set(map(os.path.realpath, paths))) < len(paths):  # of which a deviation would be 0
         raise ValueError("must name every run once")
     return paths
@@ -65,7 +68,7 @@ def _runs(text: str) -> list[str]:
 class Config(cli.Config):
     run: cli.Parsed[list[str]] = cli.field(
         "",
-        "run directory; several, separated by commas: training seeds of one setting",
+        "run directory, also gs://... or s3://...; several, separated by commas: training seeds of one setting",
         parse=_runs,
     )
     checkpoint: str = cli.field(
@@ -125,7 +128,8 @@ def run(cfg: Config) -> None:
     if not found:
         raise UserError("none can be had of these images", argument="metrics", value=cfg.metrics)
     print("\n".join([*_circumstances(found), *rows.table(found)]))
-    kept_there = any(os.path.samefile(os.path.expanduser(path), out) for path in cfg.run.value)
+    here = [os.path.expanduser(path) for path in cfg.run.value if not remote.is_url(path)]
+    kept_there = any(os.path.samefile(path, out) for path in here)
     where = ""
     try:
         images.save_png(out / "samples.png", images.image_grid(candidates[0].x[:100]))
@@ -136,10 +140,13 @@ def run(cfg: Config) -> None:
     except OSError as error:
         raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
     for path in cfg.run.value:
-        folder = pathlib.Path(path).expanduser()
+        own = [row for row in found if row["of"] == path]
         try:
-            count = rows.add(folder / "metrics.json", [row for row in found if row["of"] == path])
-            print(f"added to {report.write_report(folder)}, which has {count} numbers now")
+            with remote.visited(path, remote.in_run()) as folder:
+                count = rows.add(folder / "metrics.json", own)
+                page = report.write_report(folder)
+            shown = remote.join(path, page.name) if remote.is_url(path) else page
+            print(f"added to {shown}, which has {count} numbers now")
         except (OSError, UserError) as error:  # of a disk that is read-only, of a damaged log
             print(f"warning: not added to the report of {path} ({error}){where}", file=sys.stderr)
 

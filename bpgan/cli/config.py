@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from absl import flags
 
 from bpgan.cli.flags import Flag, Parsed, define, did_you_mean, field, parse, show
-from bpgan.runtime import environment
+from bpgan.runtime import remote
 from bpgan.types import UserError
 
 if TYPE_CHECKING:
@@ -96,9 +96,9 @@ class Config:
 
     workdir: str = field(
         "",
-        "run directory; empty: runs/<experiment>/<preset and changed flags>",
+        "run directory, of this machine or gs://... or s3://...; empty: runs/<experiment>/<preset and changed flags>",
         restart_safe=True,
-        check=environment.check_path,
+        check=remote.check_place,
     )
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """Runs an experiment with a process's arguments: messages, exit codes, training."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -26,7 +27,7 @@ from bpgan.cli.config import (
 from bpgan.cli.flags import columns, show
 from bpgan.cli.help import help_text, is_help, value_rows
 from bpgan.cli.plan import Experiment, plan_of
-from bpgan.runtime import directory, environment, limits, peers
+from bpgan.runtime import directory, environment, limits, peers, remote
 from bpgan.types import UserError
 
 DONE, UNEXPECTED, BAD_INPUT, ANOMALY, INTERRUPTED, CANCELLED = 0, 1, 2, 3, 75, 130
@@ -75,18 +76,23 @@ def run(
         return fail(error)
     folder = f"runs/{experiments.label_of(name)}/{run_name(cfg, presets)}"
     workdir = os.path.expanduser(cfg.workdir or folder)
+    if remote.is_url(workdir):  # beside which nothing can be written
+        record = ended.ignore
     code, cause = DONE, None
     try:
-        with directory.tidied(workdir), limits.disk_errors(), limits.memory_errors():
+        with _tidied(workdir), limits.disk_errors(), limits.memory_errors():
             if isinstance(cfg, RunConfig):
                 make = typing.cast(Callable[..., Experiment], build)
                 code = _train(name, cfg, make, workdir, idle)
             else:
-                build(dataclasses.replace(cfg, workdir=workdir))
+                with remote.staged(workdir, of_run=False) as path:
+                    build(dataclasses.replace(cfg, workdir=str(path)))
     except UserError as error:
         code, cause = fail(error), error
     except Anomaly as error:
         code, cause = fail(error, ANOMALY), error
+    except remote.Away as error:
+        code, cause = fail(error, INTERRUPTED), error
     except Interrupted:
         code = INTERRUPTED
     except KeyboardInterrupt:
@@ -99,6 +105,10 @@ def run(
         code = fail(cause)
     record(workdir, code, cause)
     return code
+
+
+def _tidied(workdir: str) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if remote.is_url(workdir) else directory.tidied(workdir)
 
 
 def unexpected(error: Exception) -> Exception:
@@ -136,6 +146,8 @@ def leave(program: Callable[[], int]) -> NoReturn:
         sys.stdout.flush()
     except UserError as error:
         code = fail(error)
+    except remote.Away as error:
+        code = fail(error, INTERRUPTED)
     except Interrupted:
         code = INTERRUPTED
     except KeyboardInterrupt:
@@ -230,7 +242,7 @@ def _train(
             experiment.source,
             train.RunSpec(
                 config=dataclasses.asdict(cfg),
-                workdir=pathlib.Path(workdir),
+                workdir=workdir if remote.is_url(workdir) else pathlib.Path(workdir),
                 seed=cfg.seed,
                 validate=experiment.validate,
                 evaluate=experiment.evaluate,

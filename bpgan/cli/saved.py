@@ -34,7 +34,7 @@ def restore(
     """A checkpoint of a run; nothing in the directory is changed, and it may be training.
 
     Args:
-      workdir: the run directory.
+      workdir: the run directory, of this machine or on an object store.
       which: ``newest`` (of those that are sound), ``best`` by the metric of the run's ``--keep``, or a step.
       changes: ``NAME=VALUE``, flags that are other than the run's, of those that may differ when it is resumed, or
         ``dataset``, where the run's data are now, or ``experiment``, where the file of its experiment is now.
@@ -43,8 +43,12 @@ def restore(
       UserError: if there is no run or no sound checkpoint, the run's flags are not those of this version or have values
         that are not allowed, or where a change says that the data are there are others.
     """
-    from bpgan.runtime import distributed
+    from bpgan.runtime import distributed, remote
 
+    if remote.is_url(workdir):
+        checkpoints = which if which.isdecimal() else True
+        with remote.visited(workdir, remote.in_run(checkpoints=checkpoints)) as copy:
+            return restore(copy, which, changes)
     path = pathlib.Path(workdir).expanduser()
     record = _record_of(path)
     moved = [text for text in changes if text.startswith("experiment=")]

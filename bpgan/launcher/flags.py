@@ -12,7 +12,7 @@ from bpgan.cli import experiments
 from bpgan.launcher import search, slurm
 from bpgan.launcher.budget import Budget
 from bpgan.measures import Goal
-from bpgan.runtime import environment
+from bpgan.runtime import environment, remote
 from bpgan.types import UserError
 
 
@@ -88,7 +88,13 @@ TABLE = (
         low=1,
         high=1024,
     ),
-    cli.Flag("root", str, "runs", "runs go to ROOT/EXPERIMENT/NAME", check=environment.check_path),
+    cli.Flag(
+        "root",
+        str,
+        "runs",
+        "runs go to ROOT/EXPERIMENT/NAME; gs://... and s3://... for a single run only",
+        check=remote.check_place,
+    ),
     cli.Flag("dry_run", bool, False, "print the commands and stop"),
     *slurm.FLAGS,
 )

@@ -14,6 +14,7 @@ With --processes, one run is trained by several processes of this machine. With 
 becomes jobs of a cluster; the same command then says how far they are.
 """
 
+import contextlib
 import functools
 import pathlib
 import re
@@ -26,7 +27,7 @@ from bpgan.cli import experiments
 from bpgan.launcher import flags, processes, runs, search, slurm, strategies, summary
 from bpgan.launcher.sweep import Sweep
 from bpgan.measures import direction
-from bpgan.runtime import directory
+from bpgan.runtime import directory, remote
 from bpgan.types import UserError
 
 _ROWS = 40  # of a table on the terminal
@@ -111,9 +112,8 @@ def _run_one(experiment: experiments.Script, argv: Sequence[str], chosen: Mappin
     presets = experiment.presets
     cfg = cli.resolve(experiment.config, presets, argv, other_flags=flags.NAMES)
     if chosen["root"] != "runs" and not cfg.workdir:
-        folder = pathlib.Path(
-            chosen["root"], experiments.label_of(experiment.name), cli.run_name(cfg, presets)
-        )
+        label, name = experiments.label_of(experiment.name), cli.run_name(cfg, presets)
+        folder = remote.join(chosen["root"], label, name)
         argv = [f"--workdir={folder}", *argv]
     command = [*processes.python(), *experiments.program_of(experiment.name), *argv]
     if chosen["dry_run"]:
@@ -135,6 +135,9 @@ def _sweep(
     cluster: slurm.Options | None,
 ) -> int:
     """Runs a sweep; returns the exit code."""
+    if remote.is_url(chosen["root"]):
+        reason = "a sweep is kept on this machine; must be a folder of it, or be given without `sweep`"
+        raise UserError(reason, argument="root", value=chosen["root"])
     _check_search(chosen, cluster)
     kind, samples, seed = chosen["search"], chosen["samples"], chosen["search_seed"]
     aim, budget = chosen["aim"].value, chosen["budget"].value
@@ -230,10 +233,19 @@ def _print_jobs(sweep: Sweep, planned: Sequence[runs.PlannedRun], kind: str) -> 
 
 def _report(chosen: Mapping[str, Any]) -> int:
     """Compares runs; returns the exit code."""
+    with contextlib.ExitStack() as stack:
+        folders = [
+            stack.enter_context(remote.visited(place, remote.in_run())) for place in chosen["report"]
+        ]
+        return _compare(folders, chosen)
+
+
+def _compare(folders: Sequence[pathlib.Path], chosen: Mapping[str, Any]) -> int:
+    """``_report``, of folders of this machine."""
     from bpgan.report import compare
     from bpgan.runtime import records
 
-    found = compare.read(chosen["report"])
+    found = compare.read(folders)
     compare.check_metric(found, chosen["report_metric"])
     for name, part in compare.by_experiment(found).items():
         metric = compare.chosen_metric(part, chosen["report_metric"])
@@ -243,7 +255,8 @@ def _report(chosen: Mapping[str, Any]) -> int:
         summary.print_table(table[:_ROWS])
         if len(table) > _ROWS:
             print(f"... and {len(table) - _ROWS} more settings")
-    folder = pathlib.Path(chosen["report_to"] or chosen["report"][0])
-    page = compare.write(found, chosen["report_metric"], folder)
-    print(f"\n{page}\n{page.with_suffix('.csv')}")
+    to, first = chosen["report_to"], chosen["report"][0]
+    page = compare.write(found, chosen["report_metric"], pathlib.Path(to) if to else folders[0])
+    shown = page if to or not remote.is_url(first) else remote.join(first, page.name)
+    print(f"\n{shown}\n{str(shown).removesuffix('.html')}.csv")
     return cli.DONE

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from bpgan.measures import Goal
-from bpgan.runtime import distributed, program
+from bpgan.runtime import distributed, program, records
 from bpgan.types import UserError
 
 
@@ -107,6 +107,8 @@ class Checkpoints:
       run: what tells this run from every other; the checkpoints of others are not used. None: of any run.
       keep: which checkpoints stay; the newest always does.
       read_only: only restore, and change nothing in the directory, which another process may be writing to.
+      shared: several processes that train one run have this directory in common, and write each a part; else each has one
+        of its own, with the whole.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Checkpoints:
         run: str | None = None,
         keep: Keep = NEWEST,
         read_only: bool = False,
+        shared: bool = True,
     ):
         import orbax.checkpoint as ocp
 
@@ -125,6 +128,7 @@ class Checkpoints:
             asyncio.set_event_loop_policy(_Loops())
         self._ocp, self._keep, self._closed = ocp, keep, False
         self._read_only, self._run = read_only, run
+        self._alone = not shared and jax.process_count() > 1
         self._ranks: dict[int, float] = {}
         self._directory = pathlib.Path(directory).absolute()
         policies = ocp.checkpoint_managers.preservation_policy
@@ -147,6 +151,12 @@ class Checkpoints:
             def metrics(self, step: int) -> Any:
                 return ranked(step)
 
+        if self._alone:
+            me = distributed.index()
+            options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
+                primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+            )
+            self._directory.mkdir(parents=True, exist_ok=True)  # orbax does it for all of them only
         try:
             self._manager = Manager(
                 self._directory,
@@ -155,7 +165,7 @@ class Checkpoints:
                     enable_async_checkpointing=True,
                     cleanup_tmp_directories=not read_only,
                     read_only=read_only,
-                    create=not read_only,
+                    create=not read_only and not self._alone,
                     **options,
                 ),
             )
@@ -188,6 +198,8 @@ class Checkpoints:
         rank = {self._keep.metric: float(value)} if math.isfinite(value) else None
         manifest = {"format": _FORMAT, "run": self._run, "step": step, "rank": rank}
         manifest |= {"best": self._best(step, rank), "log": list(log), "leaves": _checksums(copy)}
+        if self._alone:  # orbax would write the part of an array that this process is to write
+            copy = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), copy)
         args = self._ocp.args.Composite(
             carry=self._ocp.args.StandardSave(copy),
             manifest=self._ocp.args.JsonSave(manifest | {"crc": _checksum(manifest)}),
@@ -305,7 +317,7 @@ class Checkpoints:
     def _set_aside(self, damaged: Collection[pathlib.Path]) -> None:
         if self._read_only or not damaged:
             return
-        for path in damaged if distributed.is_lead() else ():
+        for path in damaged if distributed.is_lead() or self._alone else ():
             path.rename(_unused(path.with_name(f"{path.name}.damaged")))
         distributed.agree(True)  # the directories have their new names before anyone looks
         self._manager.reload()
@@ -328,7 +340,7 @@ class Checkpoints:
         """
         path = self._directory / str(step)
         try:
-            manifest = json.loads((path / "manifest/metadata").read_bytes())
+            manifest = json.loads((path / records.MANIFEST).read_bytes())
             form = manifest["format"]
             first = form == 1 and "crc" not in manifest  # format 1 had no checksum of its own
             sound = first or manifest.pop("crc") == _checksum(manifest)

@@ -132,6 +132,11 @@ def is_lead() -> bool:
     return jax.process_index() == 0
 
 
+def index() -> int:
+    """Which process this is of those that train a run together."""
+    return jax.process_index()
+
+
 def agree(value: Any) -> np.ndarray:
     """The ``value`` of every process, ``[processes, ...]``; each waits for all. Free of cost for a single one."""
     if jax.process_count() == 1:

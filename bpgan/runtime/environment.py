@@ -67,14 +67,18 @@ def complain(line: str) -> None:
         silence(sys.stderr)
 
 
-def check_path(text: str) -> None:
+def check_path(text: str, others: str = "; buckets can be mounted as one") -> None:
     """Refuses what is no path of this machine, for which ``pathlib`` would make a folder of that name here.
+
+    Args:
+      text: a path.
+      others: what is said to be allowed beside it.
 
     Raises:
       ValueError: for a URL, or bytes that are no text in this locale: libraries that take text would not find the file.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        raise ValueError("must be a folder of this machine; buckets can be mounted as one")
+        raise ValueError(f"must be a folder of this machine{others}")
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -140,6 +140,10 @@ def read_run(path: pathlib.Path) -> RunRecord | None:
     return read_json(path, RunRecord)
 
 
+MANIFEST = "manifest/metadata"
+"""In the folder of a checkpoint: what it says of itself. Without it, it is none."""
+
+
 def has_checkpoint(workdir: pathlib.Path) -> bool:
     """Whether the run in a directory has been saved, and that is still there."""
     return any(workdir.glob("checkpoints/[0-9]*"))

@@ -74,6 +74,8 @@ class RunSpec(NamedTuple):
         ``Plan.keep`` ranks them.
       measure: see ``directory.open_run``.
       command: what a shell repeats the run with, for config.json and report; empty if it was not begun by one.
+      url: where the directory is kept, if that is not ``workdir`` but an object store. Each of several processes then has
+        a directory of its own.
       report: called with the run directory once the result is there; returns the path of the page that it has made of
         it, or None.
     """
@@ -87,6 +89,7 @@ class RunSpec(NamedTuple):
     measure: Mapping[str, str] = types.MappingProxyType({})
     command: str = ""
     report: Callable[[pathlib.Path], pathlib.Path | None] | None = None
+    url: str = ""
 
 
 class Plan(NamedTuple):
@@ -141,6 +144,7 @@ class Run:
             fingerprint=source.fingerprint,
             measure=spec.measure,
         )
+        self.where = spec.url or str(self.path)
         self.logged = (0, 0)
 
     @functools.cached_property
@@ -154,7 +158,7 @@ class Run:
         Raises:
           UserError: if there is none, though there has been one: the run would begin anew, over its log.
         """
-        self.checkpoints = Checkpoints(self.path / "checkpoints", run=self.id, keep=self.plan.keep)
+        self.checkpoints = self._checkpoints()
         found = self.checkpoints.restore(abstract)
         result = self._result()
         ended = result if result and result.status in ("done", "paused", "interrupted") else None
@@ -166,6 +170,15 @@ class Run:
                 value=self.path,
             )
         return found
+
+    def _checkpoints(self, read_only: bool = False) -> Checkpoints:
+        return Checkpoints(
+            self.path / "checkpoints",
+            run=self.id,
+            keep=self.plan.keep,
+            read_only=read_only,
+            shared=not self.spec.url,
+        )
 
     def ended_before(self) -> bool:
         """Whether the run was stopped by an anomaly that stops it still; then that is its result."""
@@ -327,9 +340,7 @@ class Run:
 
     def _best(self, abstract: Any) -> tuple[int, Any] | None:
         """The best checkpoint, read back from the disk; None if none was ranked."""
-        checkpoints = Checkpoints(
-            self.path / "checkpoints", run=self.id, keep=self.plan.keep, read_only=True
-        )
+        checkpoints = self._checkpoints(read_only=True)
         try:
             return checkpoints.restore(abstract, best=True)
         finally:
@@ -357,7 +368,8 @@ class Run:
         write_json(self.path / "result.json", result)
         page = self.spec.report(self.path) if self.spec.report else None
         if not self.quiet:
-            print(f"{status} at step {step}" + (f"; report: {page}" if page else ""))
+            kept = page and (f"{self.where}/{page.name}" if self.spec.url else page)
+            print(f"{status} at step {step}" + (f"; report: {kept}" if page else ""))
 
 
 def not_logged(keep: Keep, known: Iterable[str]) -> UserError:

@@ -8,6 +8,7 @@ happens then.
 import contextlib
 import json
 import math
+import os
 import pathlib
 import statistics
 import time
@@ -26,6 +27,7 @@ from bpgan.runtime import (
     peers,
     program,
     records,
+    remote,
     signals,
 )
 from bpgan.runtime import group as groups
@@ -65,7 +67,7 @@ def fit(
     Args:
       algorithm: built with ``program.axis_name(mode)``.
       source: the batches.
-      spec: what run this is.
+      spec: what run this is; its ``workdir`` may be on an object store (``remote``).
       plan: how long it is, and what happens when.
       mode: ``jit`` or ``pmap``.
 
@@ -74,13 +76,15 @@ def fit(
       Anomaly: if a metric or the state is no longer finite, or by ``on_anomaly``; nothing is saved after the last sound
         checkpoint.
       Lost: if another process of the run has ended.
+      remote.Away: if the object store of the run is out of reach.
     """
 
     def compiled() -> groups.Group:
         one = program.compile_program(algorithm, source, seed=spec.seed, mode=mode)
         return groups.Alone(one, mode)
 
-    (result,) = _fit([spec], source, compiled, plan)
+    with _placed(spec) as placed:
+        (result,) = _fit([placed], source, compiled, plan)
     if isinstance(result, Anomaly):
         raise result
     return result
@@ -115,6 +119,28 @@ def fit_group(
     """
     if jax.process_count() > 1:
         raise UserError("works in one process; must be off with several", argument="vectorize")
+    with contextlib.ExitStack() as stack:
+        placed = [stack.enter_context(_placed(member)) for member in members]
+        return _fit_groups(make, source, placed, plan, lowering, or_alone)
+
+
+@contextlib.contextmanager
+def _placed(spec: RunSpec) -> Iterator[RunSpec]:
+    """A run with its directory on this machine, if it is kept on an object store; what is trained then goes there."""
+    with remote.staged(spec.workdir) as path:
+        on_store = remote.is_url(spec.workdir)
+        yield spec._replace(workdir=path, url=str(spec.workdir)) if on_store else spec
+
+
+def _fit_groups(
+    make: groups.Make,
+    source: Source,
+    members: Sequence[RunSpec],
+    plan: Plan,
+    lowering: str,
+    or_alone: bool,
+) -> list[Result | Anomaly]:
+    """``fit_group``, of runs whose directories are on this machine."""
     results: dict[int, Result | Anomaly] = {}
     waiting = _groups(members, lowering)
     while waiting:
@@ -195,7 +221,7 @@ def _fit(
         stack.enter_context(directory.tidied(*workdirs))
         stack.enter_context(limits.disk_errors(*workdirs, kept="the checkpoints there are kept"))
         runs = [Run(member, plan, source, quiet=several) for member in members]
-        stack.enter_context(_lost_processes(runs[0].path))
+        stack.enter_context(_lost_processes(runs[0].where))
         stack.enter_context(limits.memory_errors(source.batch_size))
         for run in runs if distributed.is_lead() else ():
             stack.enter_context(directory.locked(run.path))
@@ -266,12 +292,12 @@ class _Loop:
             self._runs[0].log.say(line)
 
     def _announce(self, resumed: bool) -> None:
-        path, group, steps = self._runs[0].path, self._group, self._plan.steps
+        where, group, steps = self._runs[0].where, self._group, self._plan.steps
         begins = f"resuming at step {self._step}" if resumed else "starting"
         self._say(
             f"{self._plan.name}: {begins}, {steps} steps ({steps / self._source.steps_per_epoch:.4g} epochs)"
             f" on {group.devices} {jax.devices()[0].platform} device(s), {group.how};"
-            f" {path.parent if self._several else path}"
+            f" {(os.path.dirname(where) or '.') if self._several else where}"
         )
 
     def _agree(self, k: int) -> tuple[int, bool]:
@@ -296,7 +322,7 @@ class _Loop:
         for i, run in self._alive():
             if not finite[i]:
                 carry = self._group.member(self._carry, i)
-                error = _non_finite(carry, self._step, run.saved, run.path)
+                error = _non_finite(carry, self._step, run.saved, run.where)
                 run.stop(error, "non-finite", self._step, seconds)
         if not self._several:
             self._runs[0].log.progress(self._step)
@@ -358,7 +384,7 @@ class _Loop:
             anomalies = run.log.write(self._step, *parts) if any(parts) else []
         run.mark()
         if anomalies and self._plan.on_anomaly == "stop":
-            error = _stop_at(self._step, anomalies, run.saved, run.path)
+            error = _stop_at(self._step, anomalies, run.saved, run.where)
             run.stop(error, "anomaly", self._step, self._seconds)
 
     def _end(self) -> None:
@@ -469,7 +495,7 @@ def _check_rank(plan: Plan, group: groups.Group, source: Source) -> None:
 
 
 @contextlib.contextmanager
-def _lost_processes(path: pathlib.Path) -> Iterator[None]:
+def _lost_processes(where: str) -> Iterator[None]:
     """Of several processes, turns what the others see when one has ended into one error."""
     try:
         yield
@@ -479,7 +505,7 @@ def _lost_processes(path: pathlib.Path) -> Iterator[None]:
         peers.await_reason()
         raise Lost(
             f"another process of this run has ended or cannot be reached ({str(error).splitlines()[0][:200]});"
-            f" the checkpoints in {path} are kept, and the same command continues"
+            f" the checkpoints in {where} are kept, and the same command continues"
         ) from None
 
 
@@ -488,14 +514,14 @@ def _is_alone(kind: type[BaseException] | None) -> bool:
     return kind is not None and jax.process_count() > 1
 
 
-def _stop_at(step: int, anomalies: list[str], saved: int, path: pathlib.Path) -> Anomaly:
+def _stop_at(step: int, anomalies: list[str], saved: int, where: str) -> Anomaly:
     return Anomaly(
-        f"`on_anomaly=stop`, at step {step}: {'; '.join(anomalies)}; {_kept(saved)} in {path}."
+        f"`on_anomaly=stop`, at step {step}: {'; '.join(anomalies)}; {_kept(saved)} in {where}."
         " The same command with `on_anomaly=flag` goes on"
     )
 
 
-def _non_finite(carry: Carry, step: int, saved: int, path: pathlib.Path) -> Anomaly:
+def _non_finite(carry: Carry, step: int, saved: int, where: str) -> Anomaly:
     """The error that says what is no longer finite, by which step, and what can be done."""
     means = carry.window.means()
     names = [name for name, value in means.items() if not math.isfinite(value)]
@@ -504,7 +530,7 @@ def _non_finite(carry: Carry, step: int, saved: int, path: pathlib.Path) -> Anom
             names.append(jax.tree_util.keystr(leaf_path, simple=True, separator="/"))
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return Anomaly(
-        f"not finite by step {step}: {shown}; {_kept(saved)} in {path}."
+        f"not finite by step {step}: {shown}; {_kept(saved)} in {where}."
         " Try a lower learning rate or penalty weight in a new `workdir`"
     )
 

@@ -84,7 +84,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.runtime": Room(
         "compiles, trains, saves, resumes",
         "files memory measures types version",
-        "train run (checkpoint directory) distributed (group log peers)"
+        "train (remote run) (checkpoint directory) distributed (group log peers)"
         " (anomaly compile_cache environment events images limits program records signals)",
     ),
     "bpgan.data": Room(

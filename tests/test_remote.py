@@ -1,0 +1,557 @@
+"""Run directories on an object store: the order of uploads, the lock, and real runs on servers of this machine."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import signal
+import sys
+import time
+
+import fsspec
+import pytest
+from checks.harness import ROOT, arrays, assert_same, command, finish, kill, start
+from checks.training import fit, logged
+
+from bpgan import cli
+from bpgan.launcher import main as launcher
+from bpgan.runtime import remote, signals, train
+from bpgan.types import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+    """A store in memory, as ``memory://bucket``, that notes and may refuse what it is asked for."""
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    monkeypatch.setitem(remote.STORES, "memory", ("fsspec", ""))
+    monkeypatch.setenv(remote.STAGING, str(tmp_path / "staging"))
+    monkeypatch.setenv(remote.EVERY, "0.05")
+    monkeypatch.setenv(remote.LEASE, "0.4")
+    monkeypatch.setenv(remote.PATIENCE, "0.3")
+    yield Store(monkeypatch, files)
+    files.store.clear()
+
+
+class Store:
+    def __init__(self, monkeypatch, files):
+        self.files, self.done, self.broken = files, [], False
+        for method in ("put_file", "pipe_file", "rm_file"):
+            monkeypatch.setattr(type(files), method, self._watched(method))
+
+    def _watched(self, method):
+        real = getattr(type(self.files), method)
+
+        def watched(files, *args, **options):
+            if self.broken:
+                raise ConnectionError("no route to the store")
+            name = str(args[1 if method == "put_file" else 0]).removeprefix("/bucket/run/")
+            if "/bucket" not in name and ".lock" not in name:
+                self.done.append((method.partition("_")[0], name))
+            return real(files, *args, **options)
+
+        return watched
+
+    def names(self):
+        paths = [path.removeprefix("/bucket/run/") for path in self.files.find("/bucket/run")]
+        return sorted(path for path in paths if ".lock" not in path)
+
+    def save(self, name, text="x"):
+        self.files.pipe_file(f"/bucket/run/{name}", text.encode())
+
+
+URL = "memory://bucket/run"
+
+
+def checkpoint(folder, step):
+    """The files of one, as orbax leaves them: all at once."""
+    new = folder / f"checkpoints/{step}.orbax-checkpoint-tmp"
+    for name in ("manifest/metadata", "carry/d/1", "carry/d/2", "_CHECKPOINT_METADATA"):
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        (new / name).write_text(f"{name} of {step}")
+    os.rename(new, folder / f"checkpoints/{step}")
+
+
+def begin(folder):
+    (folder / "config.json").write_text("{}")
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+
+
+# Places -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", "runs/a", "~/runs", "/mnt/gs:/run"])
+def test_folders_are_places(text):
+    remote.check_place(text)
+    assert not remote.is_url(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["http://host/x", "foo://x", "file:///x", "hdfs://h:1/x", "GS://b/x", "memory://x"]
+)
+def test_other_schemes_are_refused_in_one_line(text):
+    with pytest.raises(ValueError, match="^must be a folder of this machine, or gs://BUCKET/FOLDER"):
+        remote.check_place(text)
+    with pytest.raises(UserError, match="must be a folder of this machine"):
+        cli.resolve(cli.RunConfig, {}, [f"--workdir={text}"])
+
+
+@pytest.mark.parametrize("text", ["gs://", "gs:///x", "gs://b//x", "gs://b/../x"])
+def test_a_bucket_is_needed(monkeypatch, text):
+    monkeypatch.setitem(remote.STORES, "gs", ("fsspec", ""))
+    with pytest.raises(ValueError, match="^must be gs://BUCKET/FOLDER$"):
+        remote.check_place(text)
+
+
+def test_a_missing_package_is_named_before_anything_starts(monkeypatch):
+    monkeypatch.setitem(remote.STORES, "s3", ("no_such_package", "s3"))
+    with pytest.raises(UserError, match=r"workdir=s3://b/x: needs .*pip install no_such_package"):
+        cli.resolve(cli.RunConfig, {}, ["--workdir=s3://b/x"])
+
+
+def test_numbers_of_the_environment(monkeypatch, store):
+    monkeypatch.setenv(remote.LEASE, "soon")
+    with pytest.raises(ValueError, match="BPGAN_STORE_LEASE=soon: must be seconds, above 0"):
+        remote.check_place(URL)
+
+
+def test_a_sweep_is_refused_before_anything_starts(store):
+    argv = ["--experiment=toy_gan", "--root=memory://bucket", "--sweep=seed=0:2"]
+    with pytest.raises(UserError, match="root=memory://bucket: a sweep is kept on this machine"):
+        launcher.run(argv)
+    assert not store.done
+
+
+def test_a_folder_of_this_machine_is_itself(tmp_path):
+    with remote.staged(tmp_path) as staged, remote.visited(str(tmp_path)) as visited:
+        assert staged == visited == tmp_path
+
+
+# The order of uploads -----------------------------------------------------------------------------------------------
+
+
+def test_what_is_uploaded_counts_last(store):
+    with remote.staged(URL) as folder:
+        begin(folder)
+        checkpoint(folder, 3)
+        (folder / "result.json").write_text("{}")
+        (folder / "samples.tmp").write_text("")
+        (folder / "checkpoints/6.orbax-checkpoint-tmp").mkdir()
+        (folder / "checkpoints/6.orbax-checkpoint-tmp/x").write_text("")
+    names = [name for _, name in store.done]
+    manifest = names.index("checkpoints/3/manifest/metadata")
+    data = [names.index(name) for name in names if name.startswith("checkpoints/3/carry")]
+    assert names[:2] == ["config.json", "metrics.jsonl"] and names[-1] == "result.json"
+    assert len(data) == 2 and 1 < max(data) < manifest
+    assert not any("tmp" in name for name in names) and len(names) == len(set(names))
+
+
+def test_the_store_is_sound_after_every_single_request(store):
+    """Whenever the process is killed, a checkpoint on the store is whole and its log is there."""
+    whole = {f"checkpoints/{{}}/{n}" for n in ("carry/d/1", "carry/d/2", "_CHECKPOINT_METADATA")}
+    real, seen = store.done, []
+
+    class Watched(list):
+        def append(self, item):
+            names = set(store.names())
+            steps = {m[1] for n in names if (m := re.match(r"checkpoints/(\d+)/manifest", n))}
+            for step in steps:
+                assert {n.format(step) for n in whole} <= names
+                assert f'"step": {step}' in store.files.cat("/bucket/run/metrics.jsonl").decode()
+            seen.append(steps)
+            real.append(item)
+
+    store.done = Watched()
+    with remote.staged(URL) as folder:
+        begin(folder)
+        for step in range(3, 20):
+            with (folder / "metrics.jsonl").open("a") as log:
+                log.write(json.dumps({"step": step}) + "\n")
+            checkpoint(folder, step)
+            if step > 4:
+                for name in ("carry/d/1", "manifest/metadata", "carry/d/2"):  # in any order
+                    (folder / f"checkpoints/{step - 2}" / name).unlink()
+            time.sleep(0.03)
+    assert len(seen) > 50 and max(map(len, seen)) >= 2
+    steps = {n.split("/")[1] for n in store.names() if n.startswith("checkpoints")}
+    assert steps >= {"18", "19"} and all(int(step) > 17 for step in steps)
+
+
+def test_what_a_run_takes_back_is_deleted_before_anything_is_uploaded(store):
+    with remote.staged(URL) as folder:
+        begin(folder)
+        for step in (3, 6):
+            checkpoint(folder, step)
+        (folder / "result.json").write_text("{}")
+    store.done.clear()
+    with remote.staged(URL) as folder:
+        assert (folder / "checkpoints/6/carry/d/2").read_text() == "carry/d/2 of 6"
+        (folder / "result.json").unlink()
+        for file in sorted((folder / "checkpoints/6").rglob("*"), reverse=True):
+            file.rmdir() if file.is_dir() else file.unlink()
+        (folder / "checkpoints/6").rmdir()
+        (folder / "metrics.jsonl").write_text("")
+    deleted = [name for what, name in store.done if what == "rm"]
+    assert deleted[0] == "checkpoints/6/manifest/metadata" and "result.json" in deleted
+    assert store.done[len(deleted) :] == [("pipe", "metrics.jsonl")]
+    assert [n for n in store.names() if "/6/" in n] == []
+
+
+def test_a_checkpoint_without_its_manifest_is_none_and_is_removed(store):
+    for name in ("config.json", "checkpoints/3/carry/d/1", "checkpoints/6/carry/d/1"):
+        store.save(name)
+    store.save("checkpoints/3/manifest/metadata")
+    with remote.staged(URL) as folder:
+        assert [p.name for p in (folder / "checkpoints").iterdir()] == ["3"]
+    assert [n for n in store.names() if "checkpoints/6" in n] == []
+    assert [n for n in store.names() if "checkpoints/3" in n] != []
+
+
+def test_another_program_s_folder_is_refused_before_it_is_copied(store):
+    store.save("thesis.tex")
+    with pytest.raises(UserError, match=f"workdir={URL}: is not empty and holds no bpgan run"):
+        with remote.staged(URL):
+            raise AssertionError
+    assert store.names() == ["thesis.tex"]
+
+
+def test_of_nothing_nothing_is_left(store, tmp_path):
+    with pytest.raises(UserError, match="^lr=1: no$"), remote.staged(URL) as folder:
+        (folder / ".lock").touch()
+        raise UserError("no", argument="lr", value=1)
+    assert store.files.find("/bucket") == [] and not list(tmp_path.glob("staging/*/*/*"))
+
+
+def test_errors_name_the_url(store):
+    with pytest.raises(UserError, match=f"^workdir={URL}: in {URL}/x$") as caught:
+        with remote.staged(URL) as folder:
+            raise UserError(f"in {folder}/x", argument="workdir", value=folder)
+    assert caught.value.value == URL
+
+
+def test_visitors_add_and_delete_nothing(store):
+    for name in ("config.json", "metrics.jsonl", "checkpoints/3/manifest/metadata", ".lock/00000001"):
+        store.save(name)
+    store.done.clear()
+    with remote.visited(URL, remote.in_run()) as folder:
+        assert sorted(p.name for p in folder.iterdir()) == ["config.json", "metrics.jsonl"]
+        (folder / "metrics.jsonl").unlink()
+        (folder / "metrics.json").write_text("[]")
+    assert store.done == [("put", "metrics.json")]
+    with remote.visited(URL, remote.in_run(checkpoints=True)) as folder:
+        assert sorted(p.name for p in folder.iterdir()) == ["checkpoints", "config.json"]
+    with remote.visited(URL, remote.in_run(checkpoints="4")) as folder:
+        assert [p.name for p in folder.iterdir()] == ["config.json"]
+
+
+# The lock -----------------------------------------------------------------------------------------------------------
+
+
+def lock_of_another(store, number=7, **said):
+    holder = {"owner": "1", "host": "elsewhere", "process": "", "beats": 0, "released": False}
+    store.save(f".lock/{number:08d}", json.dumps(holder | said))
+
+
+def locks(store):
+    names = [n for n in store.files.find("/bucket/run") if "/.lock/" in n]
+    return {int(n.rpartition("/")[2]): json.loads(store.files.cat(n)) for n in names}
+
+
+def test_two_in_one_process_are_refused(store, monkeypatch, tmp_path):
+    with remote.staged(URL):
+        with pytest.raises(UserError, match=f"workdir={URL}: another process is training here"):
+            with remote.staged(URL):
+                raise AssertionError
+        monkeypatch.setenv(remote.STAGING, str(tmp_path / "of another machine"))
+        with pytest.raises(UserError, match="another process .on .*. is training here"):
+            with remote.staged(URL):
+                raise AssertionError
+
+
+def test_one_that_gives_signs_of_life_is_left_alone(store):
+    import threading
+
+    over = threading.Event()
+    lock_of_another(store, beats=-1)
+
+    def live():
+        for beats in range(1000):
+            if over.wait(0.05):
+                return
+            lock_of_another(store, beats=beats)
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        with pytest.raises(UserError, match="another process .on elsewhere. is training here"):
+            with remote.staged(URL):
+                raise AssertionError
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_lock_is_taken_over_after_its_lease(store, capsys):
+    lock_of_another(store)
+    began = time.monotonic()
+    with remote.staged(URL):
+        assert time.monotonic() - began >= 0.4 and list(locks(store)) == [8]
+        time.sleep(0.3)
+        assert locks(store)[8]["beats"] >= 1
+    assert "a process on elsewhere was at work here last; waiting up to 0.4 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("said", [{"released": True}, {"dead": True}])
+def test_a_lock_that_was_given_back_or_whose_process_is_dead_here_is_free_at_once(store, said, monkeypatch):
+    monkeypatch.setenv(remote.LEASE, "3600")
+    if "dead" in said:
+        with remote.staged(URL):
+            mine = next(iter(locks(store).values()))["process"].split()
+        said = {"process": " ".join([*mine[:2], "999999999", "1"])}
+    lock_of_another(store, **said)
+    with remote.staged(URL) as folder:
+        begin(folder)
+        assert list(locks(store)) == [8]
+    assert locks(store)[8]["released"]  # the number is kept: it never comes again
+
+
+def test_who_loses_the_lock_stops_and_uploads_nothing_more(store):
+    with pytest.raises(remote.Away, match="another process has taken over this run"):
+        with remote.staged(URL) as folder, signals.listen() as stopped:
+            lock_of_another(store)
+            deadline = time.monotonic() + 10
+            while not stopped() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert stopped() == "the object store"
+            store.done.clear()
+            begin(folder)
+    assert store.done == [] and store.names() == []
+
+
+# A store that is out of reach ---------------------------------------------------------------------------------------
+
+
+def test_a_store_that_comes_back_gets_everything(store, monkeypatch, capsys):
+    monkeypatch.setenv(remote.PATIENCE, "30")
+    with remote.staged(URL) as folder:
+        store.broken = True
+        begin(folder)
+        time.sleep(0.3)
+        store.broken = False
+    assert store.names() == ["config.json", "metrics.jsonl"]
+    said = capsys.readouterr().err
+    assert "warning: not uploaded (ConnectionError: no route to the store); trying again" in said
+
+
+def test_one_that_stays_away_stops_the_run(store):
+    with pytest.raises(remote.Away, match="cannot be written .ConnectionError: no route to the store"):
+        with remote.staged(URL) as folder, signals.listen() as stopped:
+            store.broken = True
+            begin(folder)
+            deadline = time.monotonic() + 20
+            while not stopped() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert stopped() == "the object store"
+    assert store.names() == []
+
+
+def test_one_that_is_away_from_the_beginning_is_a_mistake_of_the_command(store):
+    store.broken = True
+    with pytest.raises(UserError, match=f"workdir={URL}: cannot be used .ConnectionError: no route"):
+        with remote.staged(URL):
+            raise AssertionError
+
+
+# Runs ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.medium
+@pytest.mark.usefixtures("optimized", "no_curves")
+def test_a_run_on_a_store_is_the_run_on_a_disk(store, tmp_path, capsys):
+    fit(tmp_path / "disk", 13, sample_every=5)
+    with pytest.raises(ZeroDivisionError):
+        fit(URL, 13, sample_every=5, report=lambda path: 1 / 0)
+    fit(URL, 13, sample_every=5, pause=7)
+    result = fit(URL, 13, sample_every=5)
+    assert result.status == "done"
+    said = capsys.readouterr().out
+    assert f"; {URL}\n" in said and f"report: {URL}/report.html" in said
+    with remote.visited(URL) as folder:
+        assert logged(folder) == logged(tmp_path / "disk")
+        there, here = arrays(folder, 13), arrays(tmp_path / "disk", 13)
+        assert there.keys() == here.keys()
+        assert all(there[name].tobytes() == here[name].tobytes() for name in here)
+    with pytest.raises(UserError, match=f"workdir={URL}: holds a run with another configuration"):
+        fit(URL, 13, config={"lr": 0.02, "steps": 13})
+    assert not pathlib.Path("memory:").exists()
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """An S3 of this machine that can go away and come back; its address, ``stop`` and ``start``."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server")
+
+    class S3:
+        def start(self, port=0):
+            self._server = server.ThreadedMotoServer("127.0.0.1", port, verbose=False)
+            self._server.start()
+            self._port = self._server.get_host_and_port()[1]
+
+        def stop(self):
+            self._server.stop()
+
+        def again(self):
+            self.start(self._port)
+
+        @property
+        def environment(self):
+            return {
+                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
+                "AWS_ACCESS_KEY_ID": "test",
+                "AWS_SECRET_ACCESS_KEY": "test",
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_EC2_METADATA_DISABLED": "true",
+                remote.EVERY: "0.3",
+            }
+
+    found = S3()
+    found.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in found.environment.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield found
+    found.stop()
+
+
+def wait_for_checkpoint(url):
+    """Until there is a whole one on the store."""
+    files, deadline = fsspec.filesystem(url.partition(":")[0]), time.monotonic() + 100
+    while time.monotonic() < deadline:
+        files.invalidate_cache()
+        if any(n.endswith("/manifest/metadata") for n in files.find(url)):
+            return
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint was uploaded")
+
+
+LONG = ["--steps=2000"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(optimized, tmp_path_factory):
+    path = tmp_path_factory.mktemp("undisturbed")
+    finish(start(path, *LONG))
+    return path
+
+
+def check_a_run(url, undisturbed, staging):
+    """Killed without warning, refused to a second process, interrupted, done: bit for bit what it is on a disk."""
+    own = {remote.STAGING: str(staging)}
+    process = start(url, *LONG, **own)
+    wait_for_checkpoint(url)
+    second = finish(start(url, *LONG, **own | {remote.STAGING: str(staging / "b")}), code=2)
+    assert "is training here" in second.splitlines()[-1] and f"--workdir={url}: " in second
+    kill(process)
+    again = start(url, *LONG, **own)
+    said = ""
+    for line in again.stdout:
+        said += line
+        if line.startswith("step "):
+            break
+    assert "resuming at step" in said, said
+    kill(again, signal.SIGTERM)
+    assert again.returncode in (75, 0)
+    finish(start(url, *LONG, **own))
+    with remote.visited(url) as folder:
+        assert assert_same(undisturbed, folder, step=2000) > 1e5
+        record = json.loads((folder / "config.json").read_text())
+        assert f"--workdir={url}" in record["command"] and record["config"]["workdir"] == url
+
+
+@pytest.mark.slow
+def test_a_run_on_s3(s3, undisturbed, tmp_path):
+    check_a_run("s3://bucket/runs/a", undisturbed, tmp_path)
+    argv = [
+        sys.executable, "-m", "experiments.evaluate", "--run=s3://bucket/runs/a", "--n=200", "--metrics=fd",
+        "--features=pixels", f"--workdir={tmp_path / 'out'}",
+    ]  # fmt: skip
+    said = finish(start(tmp_path, argv=argv))
+    assert "added to s3://bucket/runs/a/report.html, which has" in said
+    assert json.loads(fsspec.filesystem("s3").cat("bucket/runs/a/metrics.json"))[0]["step"] == 2000
+    argv = [sys.executable, "launch.py", "--report=s3://bucket/runs"]
+    assert "s3://bucket/runs/comparison.html" in finish(start(tmp_path, argv=argv))
+    assert not (ROOT / "s3:").exists()
+
+
+@pytest.mark.slow
+def test_s3_that_goes_away(s3, undisturbed, tmp_path):
+    """The run saves, stops with one line and the code of what can be repeated, and goes on when it is back."""
+    url, own = "s3://bucket/runs/away", {remote.STAGING: str(tmp_path), remote.PATIENCE: "3"}
+    process = start(url, "--steps=1000000", **own)
+    wait_for_checkpoint(url)
+    s3.stop()
+    try:
+        said = finish(process, code=75)
+        last = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert len(last) == 1 and "the object store cannot be written" in last[0]
+        assert "Traceback" not in said
+        refused = finish(start(url, *LONG, **own), code=2)
+        assert "error: --workdir=s3://bucket/runs/away: cannot be used" in refused
+        assert "Traceback" not in refused
+    finally:
+        s3.again()
+    with remote.visited(url) as folder:
+        assert max(int(p.name) for p in (folder / "checkpoints").iterdir()) > 0
+    with contextlib.suppress(AssertionError):  # it may have come past that step
+        finish(start(url, *LONG, **own))
+        with remote.visited(url) as folder:
+            assert_same(undisturbed, folder, step=2000)
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_staging_directory_each(s3, undisturbed, tmp_path):
+    """The state is the lead's to save, and each restores it."""
+    url, flags = "s3://bucket/runs/two", ["--steps=60", "--processes=2", "--batch_size=16"]
+    argv = command(url, *flags)
+    argv = [sys.executable, "launch.py", "--experiment=mnist_gan", *argv[3:]]
+    own = {remote.STAGING: str(tmp_path)}
+    said = finish(start(url, argv=[*argv, "--pause_at=0.5"], **own))
+    assert "paused at step 30" in said
+    said = finish(start(url, argv=argv, **own))
+    assert "resuming at step 30" in said and "done at step 60" in said
+    plain = [arg if not arg.startswith("--workdir") else f"--workdir={tmp_path / 'disk'}" for arg in argv]
+    finish(start(url, argv=plain))
+    with remote.visited(url) as folder:
+        there, here = arrays(folder, 60), arrays(tmp_path / "disk", 60)
+    assert there.keys() == here.keys()
+    assert all(there[name].tobytes() == here[name].tobytes() for name in here)
+
+
+@pytest.fixture(scope="module")
+def gs(tmp_path_factory):
+    """A Google Cloud Storage of this machine, in memory."""
+    pytest.importorskip("gcsfs")
+    server = pytest.importorskip("gcp_storage_emulator.server")
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    found = server.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+    found.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        patch.setenv("FSSPEC_GS_TOKEN", "anon")
+        patch.setenv(remote.EVERY, "0.3")
+        yield
+    found.stop()
+
+
+@pytest.mark.slow
+def test_a_run_on_gs(gs, undisturbed, tmp_path):
+    check_a_run("gs://bucket/runs/a", undisturbed, tmp_path)
