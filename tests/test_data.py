@@ -139,3 +139,19 @@ def test_images_are_stored_as_bytes_and_scaled_in_the_batch():
     expected = x[np.asarray(batch["y"])].astype(np.float64) / 127.5 - 1
     np.testing.assert_allclose(batch["x"], expected, atol=1e-7)
     assert source.steps_per_epoch == 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("shape", [(), (2,), (4, 3, 2)])
+def test_examples_are_rows_on_the_device_and_have_their_shape_in_a_batch(shape, dtype):
+    """And the fingerprint is that of the arrays as they were given: runs of before go on."""
+    x = np.random.default_rng(0).integers(0, 256, (7, *shape)).astype(dtype)
+    y = np.arange(7, dtype=np.int32)
+    source = data.in_memory(x, y, seed=0, batch_size=5)
+    assert source.data["x"].shape == (7, x[0].size) and source.data["x"].dtype == dtype
+    assert source.fingerprint == data.sources.fingerprint_of(x, y)
+    batch = source.batch_at(source.data, jnp.int32(1))
+    expected = x[np.asarray(batch["y"])].astype(np.float32)
+    expected = expected / np.float32(127.5) - 1 if dtype == np.uint8 else expected
+    np.testing.assert_allclose(batch["x"], expected, atol=1e-6)
+    np.testing.assert_array_equal(source.examples, x)

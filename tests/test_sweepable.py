@@ -1,6 +1,6 @@
 """What is marked sweepable is a number of the program: ``build`` takes tracers for it.
 
-And what groups ask of the machine before they train: which lowering is faster, and how much memory is left.
+And what groups ask of the machine before they train: how much memory is left.
 """
 
 import dataclasses
@@ -15,8 +15,7 @@ import pytest
 from bpgan import cli, memory
 from bpgan.cli import experiments
 from bpgan.launcher import group as grouping
-from bpgan.runtime import group as groups
-from bpgan.runtime.group import LOWERINGS, compile_group, free_memory
+from bpgan.runtime.group import compile_group, free_memory
 from bpgan.types import stream
 from experiments import infogan, mnist_gan, toy_gan
 
@@ -118,25 +117,6 @@ def test_one_factor_moves_both_step_sizes(monkeypatch):
     monkeypatch.setattr(optax, "adam", lambda lr, **_: seen.append(lr) or optax.sgd(lr))
     digits(g_lr=1e-3, d_lr=4e-3, lr_scale=0.5)
     assert seen == [5e-4, 2e-3]
-
-
-@pytest.mark.slow
-def test_lowerings_are_measured(monkeypatch):
-    """Both are trained, on the CPU as on a GPU, whose compiler does not answer which is faster."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    measured, clock = {}, groups._seconds_per_step
-    monkeypatch.setattr(
-        groups, "_seconds_per_step",
-        lambda group, size: measured.setdefault(group.lowering, clock(group, size, 0.02)),
-    )  # fmt: skip
-    members = [dict(seed=0, g_lr=1e-3), dict(seed=1, g_lr=1e-4)]
-    group = compile_group(digits, members, devices=1)
-    assert set(measured) == set(LOWERINGS) and min(measured.values()) > 0
-    assert measured[group.lowering] == min(measured.values())
-    ratio = max(measured.values()) / min(measured.values())
-    assert (
-        group.how == f"2 runs in one program ({group.lowering}), measured {ratio:.2g} times as fast"
-    )
 
 
 def machine(root, groups, *, available=8000, free=100, own="/job/step"):

@@ -2,6 +2,9 @@
 
 Both show the same examples in the same order: row ``j`` of batch ``t`` is place ``t * batch_size + j`` of the endless
 sequence of shuffled epochs (``order.py``). Neither has a state, so there is nothing to checkpoint and nothing to lose.
+
+On the device an example is one row of numbers, and a batch takes its shape after it was gathered. A TPU keeps arrays in
+tiles of at least 8 x 128 places: compiled for a v5e, CIFAR-10 as ``[n, h, w, c]`` takes 769 MB, as rows 154 MB.
 """
 
 import hashlib
@@ -135,7 +138,8 @@ def in_memory(
     Each epoch shows every example exactly once; a batch may straddle two epochs.
 
     Args:
-      x: examples ``[n, ...]``; uint8 images are stored as they are and become ``x / 127.5 - 1`` in the batch.
+      x: examples ``[n, ...]``, kept as rows ``[n, h*w*c]``; uint8 images stay bytes and become ``x / 127.5 - 1`` in
+        the batch.
       y: labels ``[n]``.
       seed: of the order.
       batch_size: rows of the global batch.
@@ -150,12 +154,14 @@ def in_memory(
     if length == 0 or len(y) != length:
         raise ValueError(f"need as many labels as examples and at least one: {len(x)}, {len(y)}")
     _check_size(length, batch_size)
-    data = {"x": x, "y": y, "order": order.round_keys(seed)}
+    shape = x.shape[1:]
+    data = {"x": x.reshape(length, -1), "y": y, "order": order.round_keys(seed)}
 
     def batch_at(data, step):
         rows = order.rows_at(data["order"], step, length, batch_size)
+        flat = jnp.take(data["x"], rows, axis=0, mode="clip")
         return {
-            "x": _scaled(jnp.take(data["x"], rows, axis=0, mode="clip"), dtype),
+            "x": _scaled(flat.reshape(batch_size, *shape), dtype),
             "y": jnp.take(data["y"], rows, axis=0, mode="clip"),
         }
 
@@ -195,13 +201,13 @@ def streamed(
     steps = int(np.clip(_WINDOW // (batch_size * size), 1, 256))
     keys = np.asarray(order.round_keys(seed))
     spec = {
-        "x": jax.ShapeDtypeStruct((steps, batch_size, *shape), jnp.uint8),
+        "x": jax.ShapeDtypeStruct((steps, batch_size, size), jnp.uint8),
         "y": jax.ShapeDtypeStruct((steps, batch_size), jnp.int32),
     }
 
     def batch_at(data, step):
         x, y = (jax.lax.dynamic_index_in_dim(data[k], step % steps, keepdims=False) for k in "xy")
-        return {"x": _scaled(x, dtype), "y": y}
+        return {"x": _scaled(x.reshape(batch_size, *shape), dtype), "y": y}
 
     def windows(first: int, rows: slice) -> Iterator[dict[str, np.ndarray]]:
         return _read_ahead(_Windows(read, keys, length, batch_size, steps, rows), first, workers)
@@ -225,7 +231,7 @@ class _Windows:
         steps = np.arange(self._steps, dtype=np.int64) + index * self._steps
         places = steps[:, None] * self._batch_size + self._rows
         x, y = self._read(order.rows_on_host(self._keys, places.ravel(), self._length))
-        return {"x": x.reshape(*places.shape, *x.shape[1:]), "y": y.reshape(places.shape)}
+        return {"x": x.reshape(*places.shape, -1), "y": y.reshape(places.shape)}
 
     def __repr__(self) -> str:
         return f"windows of {self._steps} batches of {self._batch_size}"
