@@ -8,8 +8,8 @@
 XLA compiles for an H100 and for a TPU v5e on any machine that has its wheels (``requirements-aot.txt``, in an
 environment of its own). Nothing is executed: kernels, memory, traffic and communication are those of the real program,
 speed is not shown. A program is one of ``PROGRAMS``, or ``EXPERIMENT:PRESET``, to which flags of the experiment may be
-added. A target is ``h100`` or ``v5e``, followed by ``x8`` for eight devices that share a batch; more than eight H100s are
-in nodes of eight.
+added. A target is ``h100`` or ``v5e``, followed by ``x8`` for eight devices that share a batch; more than eight H100s
+are in nodes of eight.
 
 The figures are compared with the recorded ones, see ``failures``. The exit code is 1 if one is worse, and 2 if the
 wheels are missing.
@@ -421,19 +421,21 @@ def _flops(eqn: Any) -> int:
         return 2 * math.prod(shapes[2]) * math.prod(shapes[0][axis] for axis in contracted)
     if name == "conv_general_dilated":
         numbers = params["dimension_numbers"]
+        specs = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
         x, w, y = (
-            [shape[axis] for axis in spec]
-            for shape, spec in zip(shapes, (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec))
-        )
-        holes = zip(
-            params["window_strides"],
-            params["padding"],
-            params["lhs_dilation"],
-            params["rhs_dilation"],
+            [shape[axis] for axis in spec] for shape, spec in zip(shapes, specs, strict=True)
         )
         taps = [
-            _taps(*sizes, stride, low, *dilation)
-            for sizes, (stride, (low, _), *dilation) in zip(zip(x[2:], w[2:], y[2:]), holes)
+            _taps(
+                x[2 + i],
+                w[2 + i],
+                y[2 + i],
+                params["window_strides"][i],
+                params["padding"][i][0],
+                params["lhs_dilation"][i],
+                params["rhs_dilation"][i],
+            )
+            for i in range(2)
         ]
         return 2 * y[0] * y[1] * w[1] * math.prod(taps) // params["batch_group_count"]
     if not name.startswith("bpgan_"):
@@ -503,14 +505,15 @@ COLUMNS = (
 
 def row(program: str, target: str, f: Figures) -> list[str]:
     """A line of the table."""
-    several = f.structure != str(f.kernels)
+    structure = "" if f.structure == str(f.kernels) else f" = {f.structure.replace('|', 'or')}"
+    convolutions = f"{f.convolutions} ({f.nhwc})" if f.convolutions else "–"
     collectives = ", ".join(
         f"{count} {kind} {size / 1e6:.3g} MB" for kind, (count, size) in f.collectives.items()
     )
     return [
-        program, target, f"{f.kernels}" + f" = {f.structure}".replace("|", "or") * several, f"{f.command_buffers or '–'}", str(f.loops),
+        program, target, f"{f.kernels}{structure}", f"{f.command_buffers or '–'}", str(f.loops),
         str(f.conditionals), f"{f.temp_mib:.4g}", f"{f.gflop or f.counted_gflop:.4g}", f"{f.mb:.4g}",
-        collectives or "–", f"{f.gathered or '–'}", f"{f.convolutions} ({f.nhwc})" if f.convolutions else "–",
+        collectives or "–", f"{f.gathered or '–'}", convolutions,
         f"{f.f64}/{f.scatters}/{f.host}", f"{f.cpu_s:.1f}",
     ]  # fmt: skip
 
