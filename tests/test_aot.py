@@ -42,8 +42,8 @@ LOOPS = """HloModule jit_chunk, is_scheduled=true
 
 %yes (p.2: f32[4,8]) -> f32[4,8] {
   %p.2 = f32[4,8]{1,0} parameter(0)
-  %c.1 = (f32[4,6,6,8]{3,2,1,0}, u8[0]{0}) custom-call(%p.2), dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
-  %c.2 = (f32[4,6,6,8]{1,3,2,0}, u8[0]{0}) custom-call(%p.2), dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
+  %c.1 = f32[4,6,6,8]{3,2,1,0} custom-call(%p.2), dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
+  %c.2 = f32[4,6,6,8]{1,3,2,0} custom-call(%p.2), dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
   ROOT %f.3 = f32[4,8]{1,0} fusion(%c.1), kind=kLoop, calls=%wrapped
 }
 
