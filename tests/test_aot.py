@@ -42,8 +42,8 @@ LOOPS = """HloModule jit_chunk, is_scheduled=true
 
 %yes (p.2: f32[4,8]) -> f32[4,8] {
   %p.2 = f32[4,8]{1,0} parameter(0)
-  %c.1 = (f32[4,6,6,8]{3,2,1,0}, u8[0]{0}) custom-call(%p.2, %p.2), window={size=3x3}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
-  %c.2 = (f32[4,6,6,8]{1,3,2,0}, u8[0]{0}) custom-call(%p.2, %p.2), window={size=3x3}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
+  %c.1 = f32[4,6,6,8]{3,2,1,0} custom-call(%p.2), dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
+  %c.2 = f32[4,6,6,8]{1,3,2,0} custom-call(%p.2), dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
   ROOT %f.3 = f32[4,8]{1,0} fusion(%c.1), kind=kLoop, calls=%wrapped
 }
 
@@ -164,12 +164,13 @@ def test_products_in_loops_and_branches_and_their_precision():
         lambda x: jax.lax.scan(lambda c, _: (low_product(c), None), x, length=3)[0]
     )
     assert aot.products(loop(a).jaxpr) == (3 * one, 2)
+    assert aot.products(loop(a).jaxpr, once=True) == (one, 2)
     branch = jax.make_jaxpr(lambda x: jax.lax.cond(x[0, 0] > 0, high_product, lambda x: x, x))
     assert aot.products(branch(a).jaxpr) == (one, 0)
 
 
 GOOD = dict(
-    kernels=10, structure="10", command_buffers=1, loops=2, conditionals=0, temp_mib=1.0, gflop=1.0,
+    kernels=10, structure="10", command_buffers=1, loops=2, conditionals=0, temp_mib=1.0, gflop=1.0, once_gflop=1.0,
     counted_gflop=1.0, mb=1.0, collectives={}, gathered=0, convolutions=3, nhwc=3, f64=0, scatters=0, host=0,
     imprecise=0, cpu_s=1.0,
 )  # fmt: skip
@@ -201,7 +202,7 @@ def test_what_is_worse_than_recorded_is_named_with_its_figure_and_its_bound(chan
     assert all(says in line for line in found)
 
 
-def test_the_recorded_file_has_every_standing_program_of_each_target_and_nothing_else():
+def test_the_recorded_file_has_the_cheap_programs_and_only_standing_ones():
     recorded = json.loads(aot.RECORD.read_text())["targets"]
     known = aot.programs()
     for text, figures in recorded.items():
@@ -209,7 +210,9 @@ def test_the_recorded_file_has_every_standing_program_of_each_target_and_nothing
         assert set(figures) <= {name for name, case in known.items() if case.suits(target)}
         for each in figures.values():
             assert set(each) == set(aot.Figures._fields)
-    assert set(recorded["h100"]) == set(known)
+    assert {"article", "default", "default-every-step", "vae", "classifier"} <= set(
+        recorded["h100"]
+    )
 
 
 def test_the_table_of_results_is_that_of_the_recorded_file():
