@@ -499,7 +499,7 @@ class Task:
 
     command: list[str]
     log: pathlib.Path
-    environment: dict[str, str | None]
+    environment: Mapping[str, str | None]
     cwd: str
     folder: pathlib.Path | None = None
     launcher: int = 0
