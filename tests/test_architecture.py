@@ -81,8 +81,6 @@ PRIVATE: dict[str, set[str]] = {
         "neighbors._products",
     },
     "test_sources.py": {"data.sources._WINDOW", "data.sources._Windows"},
-    "test_sweep.py": {"groups._seconds_per_step"},
-    "test_sweepable.py": {"groups._seconds_per_step"},
     "test_toy_gan.py": {"toy_gan._BLACK", "toy_gan._GREEN"},
     "test_train.py": {"train._CALL_SECONDS"},
     "test_vae.py": {"experiment._CHUNK", "experiment._IMAGES"},

@@ -232,7 +232,7 @@ def test_gpus_count_if_jax_can_use_them(monkeypatch, plugin):
         assert processes.train_one(["true"], 2) == 0
     monkeypatch.setattr(memory, "available", lambda: 2**40)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    assert processes.count_slots(0) == (1 if plugin else 2)
+    assert processes.count_slots(0) == (3 if plugin else 2)
 
 
 def leave(run, group=(), trained=False, **result):

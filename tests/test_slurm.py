@@ -60,6 +60,7 @@ def test_time_limits_in_minutes(text, expected):
         (["--slurm", "--slurm_partitoin=x"], "--slurm_partitoin: unknown flag; did you mean --slurm_partition?"),
         (["--slurm", "--processes=3", "--slurm_nodes=2"], "--processes=3: must be a multiple of --slurm_nodes=2"),
         (["--slurm", "--processes=4", "--slurm_gpus=2"], "--slurm_gpus=2: must be 4, one for each process"),
+        (["--slurm", "--processes=2", "--slurm_nodes=2", "--slurm_gpus=4"], "--slurm_gpus=4: must be 1, one for each"),
         (["--slurm=local", "--processes=2"], "--processes=2: cannot be combined with --slurm=local"),
         (["--slurm=local", "--lr=-1"], "--lr=-1: must be a number > 0"),
     ],

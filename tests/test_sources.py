@@ -174,7 +174,11 @@ def test_windows_can_be_sent_to_processes():
         read, np.asarray(order.round_keys(0)), LENGTH, 16, 2, slice(4, 8)
     )
     copy = pickle.loads(pickle.dumps(windows))
-    assert np.array_equal(copy[5]["x"], windows[5]["x"]) and copy[5]["x"].shape == (2, 4, int(np.prod(SHAPE)))
+    assert np.array_equal(copy[5]["x"], windows[5]["x"]) and copy[5]["x"].shape == (
+        2,
+        4,
+        int(np.prod(SHAPE)),
+    )
     assert len(windows) * 2 > 2**31 - 1
 
 

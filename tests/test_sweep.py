@@ -131,7 +131,6 @@ def test_the_lowering_is_chosen_by_a_rule(monkeypatch, platform, lowering):
     """Nothing is run for it, whatever memory is free: two fresh sweeps are the same program."""
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(groups, "free_memory", lambda: 1)
-    monkeypatch.setattr(groups._Together, "run", None)
     group = compile_group(make, MEMBERS)
     assert group.lowering == lowering and group.how == f"3 runs in one program ({lowering})"
 

@@ -76,8 +76,9 @@ TABLE = (
         "jobs",
         int,
         0,
-        "processes of a sweep at a time; each gets its share of the cores; 0: one for each core, or one if there are"
-        " accelerators",
+        "processes of a sweep at a time; each gets its share of the cores and of the GPUs, or one TPU chip; 0: one for"
+        " each GPU or TPU chip, or where there is none for each core; several on one GPU share its memory, unless"
+        " XLA_PYTHON_CLIENT_MEM_FRACTION says how much each takes",
         low=0,
     ),
     cli.Flag(

@@ -116,11 +116,13 @@ def _run_one(experiment: experiments.Script, argv: Sequence[str], chosen: Mappin
         folder = remote.join(chosen["root"], label, name)
         argv = [f"--workdir={folder}", *argv]
     command = [*processes.python(), *experiments.program_of(experiment.name), *argv]
+    count = chosen["processes"]
     if chosen["dry_run"]:
-        processes.print_commands([command])
+        places = processes.place_processes(count) if count > 1 else [{}]
+        processes.print_commands([command] * count, places)
         return cli.DONE
-    if chosen["processes"] > 1:
-        return processes.train_one(command, chosen["processes"])
+    if count > 1:
+        return processes.train_one(command, count)
     return _act(experiment, argv)
 
 
@@ -227,7 +229,10 @@ def _print_jobs(sweep: Sweep, planned: Sequence[runs.PlannedRun], kind: str) -> 
         raise UserError("what `search=tpe` runs is not known beforehand", argument="dry_run")
     if kind == "halving":  # later rungs are not known beforehand
         planned = strategies.plan_first_rung(planned)
-    processes.print_commands([job.command for job in sweep.jobs(planned)])
+    jobs = sweep.jobs(planned)
+    here = not sweep.cluster or sweep.cluster.local
+    shares = processes.share_devices(sweep.slots, len(jobs)) if here else [{}]
+    processes.print_commands([job.command for job in jobs], shares)
     return cli.DONE
 
 

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import fcntl
-import importlib.util
 import itertools
 import math
 import os
@@ -21,6 +20,7 @@ from typing import IO, NamedTuple, Protocol
 
 from bpgan import cli, files, memory
 from bpgan.cli import ended as _ended
+from bpgan.launcher import devices
 from bpgan.runtime import environment
 from bpgan.types import UserError
 
@@ -29,7 +29,6 @@ _HOME = pathlib.Path(__file__).resolve().parents[2]
 _GRACE_SECONDS = 15.0
 _MEMORY = 3 << 29  # bytes that a process is reckoned to need
 _CANCELLED = (-signal.SIGINT, -signal.SIGTERM, cli.CANCELLED)
-_CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")  # without one, JAX leaves GPUs alone
 
 
 class Job(NamedTuple):
@@ -43,35 +42,18 @@ class Job(NamedTuple):
 
 
 def count_slots(jobs: int) -> int:
-    """How many processes at a time, for ``--jobs``: by default one for each core that there is memory for.
+    """How many processes at a time, for ``--jobs``: by default one for each GPU or TPU chip.
 
-    On a CPU that is the fastest way to train several small networks; several processes on an accelerator get into each
-    other's way.
+    Without one, as many as there are cores, and memory for: on a CPU that is the fastest way to train several small
+    networks.
     """
-    if jobs or _accelerated():
-        return jobs or 1
+    if jobs:
+        return jobs
+    found = devices.find()
+    if found.accelerated:
+        return max(1, len(found.names))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(cores or 1, memory.available() // _MEMORY))
-
-
-def _accelerated() -> bool:
-    """Whether JAX would use a GPU or TPU, without starting it."""
-    platforms = os.environ.get("JAX_PLATFORMS", "")
-    if platforms:
-        return platforms.partition(",")[0] != "cpu"
-    return _gpus() > 0 or any(pathlib.Path("/dev").glob("accel[0-9]*"))
-
-
-def _gpus() -> int:
-    """How many NVIDIA GPUs the processes may use, without starting JAX."""
-    if os.environ.get("JAX_PLATFORMS", "cuda").partition(",")[0] not in ("cuda", "gpu", ""):
-        return 0
-    if not any(map(importlib.util.find_spec, _CUDA_PLUGINS)):
-        return 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name and name != "-1"])
-    return len(list(pathlib.Path("/dev").glob("nvidia[0-9]*")))
 
 
 def python() -> list[str]:
@@ -95,11 +77,17 @@ def child_environment() -> dict[str, str]:
     return {"PYTHONPATH": str(_HOME) + (os.pathsep + inherited if inherited else "")}
 
 
-def print_commands(commands: Sequence[Sequence[str]]) -> None:
-    """Prints commands that a shell in this directory can run."""
-    prefix = "".join(f"{k}={shlex.quote(v)} " for k, v in child_environment().items())
-    for command in commands:
-        print(prefix + shlex.join(command))
+def print_commands(
+    commands: Sequence[Sequence[str]], shares: Sequence[Mapping[str, str]] = ({},)
+) -> None:
+    """Prints commands that a shell in this directory can run; ``shares``: variables, in turn."""
+    for command, share in zip(commands, itertools.cycle(shares), strict=False):
+        print(_line_of(command, {**child_environment(), **share}))
+
+
+def _line_of(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    prefix = "".join(f"{name}={shlex.quote(value)} " for name, value in environment.items())
+    return prefix + shlex.join(command)
 
 
 @contextlib.contextmanager
@@ -177,10 +165,9 @@ def share_cores(jobs: int) -> list[list[int]]:
     return [cores[a:b] for a, b in itertools.pairwise(edges)]
 
 
-def share_memory(jobs: int) -> dict[str, str]:
-    """What ``jobs`` processes at a time need in their environment: or the first takes most of a GPU's memory."""
-    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
-    return {name: os.environ.get(name, "false")} if jobs > 1 else {}
+def share_devices(slots: int, jobs: int) -> list[dict[str, str]]:
+    """The variables of each slot's processes, by which they see their own devices only; see ``devices.share``."""
+    return devices.share(devices.find(), slots, jobs)
 
 
 class Titled(Protocol):
@@ -203,7 +190,7 @@ def find_reason(workdirs: Iterable[pathlib.Path], attempt: str) -> str:
 
 
 class _Pool:
-    """The processes of a sweep: ``slots`` at a time, each on its share of the cores.
+    """The processes of a sweep: ``slots`` at a time, each on its share of the cores and of the GPUs or TPU chips.
 
     Args:
       jobs: all of them, in the order in which they start.
@@ -217,7 +204,8 @@ class _Pool:
         self.codes: dict[int, int] = {}
         self._jobs, self._attempt = jobs, attempt
         self._shares = share_cores(max(1, min(slots, len(jobs))))
-        self._environment = child_environment() | share_memory(slots) | {_ended.ATTEMPT: attempt}
+        self._devices = share_devices(slots, len(jobs))
+        self._environment = child_environment() | {_ended.ATTEMPT: attempt}
 
     def start(self, received: Sequence[int]) -> None:
         """Starts a job in each slot that is free, unless a signal was received."""
@@ -227,8 +215,9 @@ class _Pool:
             index = self.waiting.popleft()
             job = self._jobs[index]
             with open_file(job.log, "a") as log:
-                print("$", shlex.join(job.command), file=log, flush=True)
-                child = _Child(job.command, cores, self._environment, log)
+                seen = self._devices[slot]
+                print("$", _line_of(job.command, seen), file=log, flush=True)
+                child = _Child(job.command, cores, self._environment | seen, log)
             self.active[slot] = index, child
             announce(self._jobs, index, f"started, output in {job.log}")
 
@@ -294,20 +283,13 @@ def train_one(command: Sequence[str], processes: int) -> int:
     second Ctrl-C kills them.
 
     Raises:
-      UserError: if the machine's GPUs cannot be shared out evenly.
+      UserError: if the machine's devices cannot be shared out; see ``devices.places``.
     """
-    gpus = _gpus()
-    if gpus % processes:
-        raise UserError(
-            f"{gpus} GPUs cannot be shared out evenly; must be a divisor of {gpus}",
-            argument="processes",
-            value=processes,
-        )
+    places = place_processes(processes)
     children: list[_Child] = []
     with tempfile.TemporaryDirectory() as folder, collect_signals() as received:
         logs = [pathlib.Path(folder, str(i)) for i in range(processes)]
         try:
-            places = _assign_places(processes, gpus // processes)
             for i, (cores, place) in enumerate(zip(share_cores(processes), places, strict=True)):
                 environment = child_environment() | place
                 with logs[i].open("w", encoding="utf-8") as log:
@@ -321,21 +303,18 @@ def train_one(command: Sequence[str], processes: int) -> int:
     return _code_of_all(codes, received)
 
 
-def _assign_places(processes: int, gpus: int) -> Iterator[dict[str, str]]:
-    """What tells each process its place among all; ``gpus``: of each."""
+def place_processes(processes: int) -> list[dict[str, str]]:
+    """The variables that tell each process its place among all, and which devices are its own.
+
+    Raises:
+      UserError: see ``devices.places``.
+    """
+    own = devices.places(devices.find(), processes)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    for i in range(processes):
-        place = {
-            "JAX_COORDINATOR_ADDRESS": address,
-            "JAX_NUM_PROCESSES": str(processes),
-            "JAX_PROCESS_ID": str(i),
-        }
-        if gpus:
-            ids = range(i * gpus, (i + 1) * gpus)
-            place["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, ids))
-        yield place
+    together = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+    return [together | {"JAX_PROCESS_ID": str(i)} | own[i] for i in range(processes)]
 
 
 def _wait_for_all(children: Sequence[_Child], received: list[int]) -> list[int]:

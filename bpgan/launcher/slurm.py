@@ -174,9 +174,9 @@ def _share_processes(chosen: Mapping[str, Any], local: bool) -> int:
         reason = f"must be a multiple of `slurm_nodes={nodes}`"
         raise UserError(reason, argument="processes", value=processes)
     each = processes // nodes
-    # Under Slurm, JAX gives each of several processes one GPU.
-    if gpus and each > 1 and gpus != each:
-        reason = f"must be {each}, one for each process of a node, or `processes={nodes}`"
+    # Under Slurm, JAX gives each of several processes one GPU, also where each is alone on its node.
+    if gpus and processes > 1 and gpus != each:
+        reason = f"must be {each}, one for each process of a node, or `processes={nodes * gpus}`"
         raise UserError(reason, argument="slurm_gpus", value=gpus)
     return each
 
@@ -239,8 +239,6 @@ def submit(
         raise UserError(
             "sbatch is not found; `slurm=local` runs the same jobs here", argument="slurm"
         )
-    if options.local:
-        environment = {**environment, **_processes.share_memory(jobs)}
     due, codes = _select_due(runs, options.local)
     if not due:
         return (codes, False) if len(codes) == len(runs) else None
@@ -320,18 +318,22 @@ def _train_here(
 
     say = functools.partial(_processes.announce, runs)
     executor = submitit.LocalExecutor(folder, python=_PYTHON)
-    gpus = options.parameters["gpus_per_node"] or 0
-    executor.update_parameters(timeout_min=60 * 24 * 365, gpus_per_node=gpus)
+    executor.update_parameters(timeout_min=60 * 24 * 365)
+    # submitit would show every job the same GPUs, or none: what the task is given here counts for its command.
+    hidden = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    shares = _processes.share_devices(jobs, len(tasks))
 
-    def start(i: int) -> Any:
+    def start(i: int, slot: int) -> Any:
+        environment = {**tasks[i].environment, **hidden, **shares[slot]}
+        task = dataclasses.replace(tasks[i], environment=environment)
         with _block(signal.SIGINT, signal.SIGHUP):  # Ctrl-C reaches the jobs through us
-            job = executor.submit(tasks[i])
+            job = executor.submit(task)
         _record(runs[i], "local", str(folder), job.job_id)
         say(i, f"started, output in {runs[i].log}")
         return job
 
     def ended(i: int, code: int) -> None:
-        attempt = tasks[i].environment.get(_ATTEMPT, "")
+        attempt = tasks[i].environment.get(_ATTEMPT) or ""
         reason = _processes.find_reason(runs[i].workdirs, attempt)
         say(i, _processes.status_of(code) + reason)
 
@@ -380,8 +382,9 @@ def _wait(
 
     SIGINT, SIGTERM and SIGHUP are passed on, and so is that the budget is spent: the runs save.
     """
-    waiting = collections.deque(due)
+    waiting, free = collections.deque(due), collections.deque(range(jobs))
     active: dict[int, Any] = {}
+    slots: dict[int, int] = {}
     codes: dict[int, int] = {}
     told, spent = 0, False
     with collect_signals() as received:
@@ -389,9 +392,10 @@ def _wait(
             spent = not affordable()
             if spent:
                 waiting.clear()
-            while waiting and not received and len(active) < jobs:
+            while waiting and not received and free:
                 i = waiting.popleft()
-                active[i] = start(i)
+                slots[i] = free.popleft()
+                active[i] = start(i, slots[i])
             time.sleep(0.05)
             causes = len(received) + (1 if spent else 0)
             if causes > told:
@@ -399,6 +403,7 @@ def _wait(
                 _terminate(active.values())
             for i in [i for i, job in active.items() if job.done()]:
                 codes[i] = _read_end(active.pop(i), told > 0)
+                free.append(slots.pop(i))
                 ended(i, codes[i])
     return codes, bool(received)
 
@@ -486,7 +491,7 @@ class Task:
     Attributes:
       command: the run's.
       log: what the first process prints goes there; what others print, to submitit's file.
-      environment: for the command, on top of the job's.
+      environment: for the command, on top of the job's; None: not set.
       cwd: where the command was given.
       folder: of the job; the first process writes its exit code there.
       launcher: the process that waits for the job and that it must not outlive; 0: none.
@@ -494,7 +499,7 @@ class Task:
 
     command: list[str]
     log: pathlib.Path
-    environment: dict[str, str]
+    environment: Mapping[str, str | None]
     cwd: str
     folder: pathlib.Path | None = None
     launcher: int = 0
@@ -524,7 +529,7 @@ class Task:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT if lead else None,
-                    env={**os.environ, **self.environment, **self._place(lead)},
+                    env={k: v for k, v in self._variables(lead).items() if v is not None},
                     cwd=self.cwd,
                 )
             told = 0
@@ -539,6 +544,9 @@ class Task:
         if lead:
             _requeue(received[0])
         return _INTERRUPTED
+
+    def _variables(self, lead: bool) -> dict[str, str | None]:
+        return {**os.environ, **self.environment, **self._place(lead)}
 
     def _place(self, lead: bool) -> dict[str, str]:
         """Variables of one process: it must not outlive us, and only the first one says how the run ended."""

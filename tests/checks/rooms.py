@@ -44,7 +44,8 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.launcher": Room(
         "sweeps, searches, processes, Slurm",
         "cli report runtime files memory measures types",
-        "__main__ main strategies sweep (jobs summary) outcomes runs flags slurm (budget group processes search)",
+        "__main__ main strategies sweep (jobs summary) outcomes runs flags slurm"
+        " (budget group processes search) devices",
     ),
     "bpgan.evaluation": Room(
         "samples, feature nets and metrics of a trained run",
