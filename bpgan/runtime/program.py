@@ -153,14 +153,37 @@ def advance(
 ) -> tuple[Carry, jax.Array]:
     """The carry after ``k`` more steps on the batches ``batch_at(step)``, and whether all its numbers are finite."""
 
-    def one(_: Any, carry: Carry) -> Carry:
-        state, metrics = algorithm.step(carry.state, batch_at(carry.state.step), key)
-        count, sums = carry.window
-        return Carry(state, Window(count + 1, jax.tree.map(jnp.add, sums, metrics)))
+    # The sums of one type as one vector, which a GPU adds to in one kernel.
+    kinds: dict[str, list[str]] = {}
+    for name, total in carry.window.sums.items():
+        kinds.setdefault(str(total.dtype), []).append(name)
 
-    carry = lax.fori_loop(0, k, one, carry)
-    floats = [x for x in jax.tree.leaves(carry) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return carry, jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
+    def vectors(metrics: Metrics) -> dict[Any, jax.Array]:
+        return {
+            dtype: jnp.stack([metrics[name] for name in names], dtype=dtype)
+            for dtype, names in kinds.items()
+        }
+
+    def one(_: Any, now: Any) -> Any:
+        state, count, sums = now
+        state, metrics = algorithm.step(state, batch_at(state.step), key)
+        return state, count + 1, jax.tree.map(jnp.add, sums, vectors(metrics))
+
+    before = carry.state, carry.window.count, vectors(carry.window.sums)
+    state, count, sums = lax.fori_loop(0, k, one, before)
+    found = {name: sums[dtype][i] for dtype, names in kinds.items() for i, name in enumerate(names)}
+    carry = Carry(state, Window(count, {name: found[name] for name in carry.window.sums}))
+    return carry, _finite(carry)
+
+
+def _finite(tree: Any) -> jax.Array:
+    """Whether no number is NaN or infinite; arrays of one shape are looked at together, in one reduction."""
+    alike: dict[Any, list[jax.Array]] = {}
+    for x in jax.tree.leaves(tree):
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            alike.setdefault(x.shape, []).append(jnp.isfinite(x))
+    found = [jnp.all(functools.reduce(jnp.logical_and, each)) for each in alike.values()]
+    return jnp.all(jnp.stack(found))
 
 
 def record_metrics(
