@@ -6,6 +6,7 @@ are stated beside what they bound, relative to the greatest entry, and hold on a
 
 import dataclasses
 import json
+import pathlib
 import signal
 import subprocess
 import sys
@@ -17,13 +18,13 @@ import numpy as np
 import pytest
 
 from bpgan import cli, data
-from bpgan.metrics.features import classifier
-from bpgan.nets import conv
+from bpgan.nets import conv, dcgan
 from bpgan.runtime import distributed
 from bpgan.runtime.group import compile_group
 from bpgan.runtime.program import compile_program
 from experiments import image_gan, mnist_gan
-from tests.accelerator.conftest import ROOT
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
 
 HIGHEST = "highest"
 CONVOLUTION = 1e-5
@@ -82,10 +83,12 @@ def build(monkeypatch, name, *more):
 def test_convolutions_and_their_derivatives_are_those_of_lax_in_float64(stride, groups):
     rng = np.random.default_rng(0)
     x, v = (rng.standard_normal((4, 8, 8, 64)).astype(np.float32) for _ in range(2))
-    w = rng.standard_normal((3, 3, 64 // groups, 32)).astype(np.float32)
+    w = rng.standard_normal((3, 3, 64 // groups, 64)).astype(np.float32)
 
     def ours(x, w):
-        return conv.conv(x, w, stride=stride, padding=1, groups=groups)
+        if groups > 1:
+            return conv.grouped_conv(x, w, groups=groups)
+        return conv.conv(x, w, stride=stride, padding=1)
 
     def lax(x, w):
         return jax.lax.conv_general_dilated(
@@ -119,7 +122,7 @@ def test_a_step_is_that_of_the_host(monkeypatch, name):
 
     def step(key):
         state = algorithm.init(key)
-        after, metrics = algorithm.step(state, source.batch_at(source.data, 0), key)
+        after, metrics = algorithm.step(state, source.batch_at(source.data, jnp.int32(0)), key)
         params = {k: (v.params, after.players[k].params) for k, v in state.players.items()}
         return params, metrics
 
@@ -145,7 +148,7 @@ def test_one_step_in_bfloat16_is_near_that_in_float32(monkeypatch):
         algorithm, source = build(monkeypatch, "lite28", f"--precision={precision}")[:2]
         key = jax.random.key(0)
         state, metrics = jax.jit(algorithm.step)(
-            algorithm.init(key), source.batch_at(source.data, 0), key
+            algorithm.init(key), source.batch_at(source.data, jnp.int32(0)), key
         )
         assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(state.players))
         losses.append({k: float(v) for k, v in metrics.items() if k.endswith("loss")})
@@ -154,20 +157,13 @@ def test_one_step_in_bfloat16_is_near_that_in_float32(monkeypatch):
 
 
 def test_features_are_those_of_the_host():
-    net = getattr(classifier, "untrained", None)
-    x = np.random.default_rng(0).standard_normal((8, 16, 16, 8)).astype(np.float32)
-    w = np.random.default_rng(1).standard_normal((3, 3, 8, 8)).astype(np.float32)
-
-    def features(x, w):
-        for _ in range(4):
-            x = jax.nn.relu(conv.conv(x, w, padding=1)) / 8
-        return x.mean((1, 2))
-
-    if net is not None:
-        features = net
-    here = jax.jit(features)(x, w)
+    """Of the classifier whose hidden layer is bpgan's own extractor."""
+    net = dcgan.Classifier(10, features=True)
+    x = np.random.default_rng(0).standard_normal((8, 28, 28, 1)).astype(np.float32)
+    params = jax.device_get(net.init(jax.random.key(0), x))
+    here = jax.jit(net.apply)(params, x)
     with jax.default_device(host()):
-        there = jax.jit(features)(x, w)
+        there = jax.jit(net.apply)(params, x)
     assert relative(here, there) < 1e-4
 
 
