@@ -243,7 +243,13 @@ def machine(run: Run) -> None:
             sys.executable, "-m", "experiments.mnist_gan", "--preset=smoke", "--tensorboard=false",
             f"--workdir={folder}", f"--steps={steps}",
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, run.left))
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=max(1.0, run.left)
+            )
+        except subprocess.TimeoutExpired:
+            run.say("machine", command=" ".join(command[1:]), failed="no time left")
+            return
         said = (done.stdout + done.stderr).strip()
         run.say("machine", command=" ".join(command[1:]), code=done.returncode, said=said[-300:])
 
@@ -508,7 +514,8 @@ PHASES: dict[str, Callable[[Run], None]] = {
 
 def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     """The lines of Markdown that go into ``RESULTS.md``, of the rows of a results file."""
-    by_phase = {name: [row for row in rows if row["phase"] == name] for name in ("about", *PHASES)}
+    told = [row for row in rows if not row.get("failed") or "name" in row or "net" in row]
+    by_phase = {name: [row for row in told if row["phase"] == name] for name in ("about", *PHASES)}
     for row in by_phase["about"][-1:]:
         card = ", ".join(str(c["name"]) for c in row.get("cards", [])) or "no card"
         driver = ", ".join(str(c["driver_version"]) for c in row.get("cards", []))
@@ -520,7 +527,12 @@ def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield from table(
         ("bits", "mode", "from the cache, other calls", "compiled anew"),
         [
-            (row["name"], row["mode"], agreement(row, "same_program"), agreement(row, "compiled_anew"))
+            (
+                row["name"],
+                row["mode"],
+                agreement(row, "same_program"),
+                agreement(row, "compiled_anew"),
+            )
             for row in by_phase["bits"]
         ],
     )
@@ -535,19 +547,29 @@ def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
             yield from table((head, "steps/s", "bpgan is", "MFU"), cells)
     yield from table(
         ("flags", "recipe", "steps/s"),
-        [(r["flags"], r["name"], str(r.get("steps_per_s", r.get("failed")))) for r in by_phase["flags"]],
+        [
+            (r["flags"], r["name"], str(r.get("steps_per_s", r.get("failed"))))
+            for r in by_phase["flags"]
+        ],
     )
     yield from table(
         ("sweep", "members", "steps/s in all"),
         [
-            (r["net"], f"{r['size']}, {r['lowering']}", str(r.get("steps_per_s_in_all", r.get("failed"))))
+            (
+                r["net"],
+                f"{r['size']}, {r['lowering']}",
+                str(r.get("steps_per_s_in_all", r.get("failed"))),
+            )
             for r in by_phase["sweep"]
         ],
     )
     numbers = [each for row in by_phase["quality"] for each in row.get("rows", [])]
     yield from table(
         ("lite28 on digits", "step", "value", "real", "untrained"),
-        [tuple(str(each[k]) for k in ("metric", "step", "value", "real", "untrained")) for each in numbers],
+        [
+            tuple(str(each[k]) for k in ("metric", "step", "value", "real", "untrained"))
+            for each in numbers
+        ],
     )
 
 
@@ -562,7 +584,11 @@ def table(head: tuple[str, ...], cells: list[tuple[str, ...]]) -> Iterator[str]:
     if cells:
         yield ""
         for line in (head, ("---",) * len(head), *cells):
-            yield "| " + " | ".join(word.replace("|", "/").replace("\n", " ")[:80] for word in line) + " |"
+            yield (
+                "| "
+                + " | ".join(word.replace("|", "/").replace("\n", " ")[:80] for word in line)
+                + " |"
+            )
 
 
 # --- The whole ----------------------------------------------------------------------------------------------------
@@ -633,7 +659,8 @@ def main() -> int:
     whole.say("about", **about(given.rehearse))
     for name in given.phases or PHASES:
         limit = min(
-            whole.left - 3, 40 if given.rehearse else whole.left if name == "tests" else LIMITS[name]
+            whole.left - 3,
+            60 if given.rehearse else whole.left if name == "tests" else LIMITS[name],
         )
         if limit < 10:
             whole.say(name, failed="no time left")

@@ -73,7 +73,9 @@ def build(monkeypatch, name, *more):
     module, argv, shape = SMALL[name]
     if shape is not None:
         monkeypatch.setattr(data, "load_for_training", lambda *_: (noise(shape), None))
-    return module.build(cli.resolve(module.Config, module.PRESETS, [*argv, "--batch_size=16", *more]))
+    return module.build(
+        cli.resolve(module.Config, module.PRESETS, [*argv, "--batch_size=16", *more])
+    )
 
 
 # --- Mathematics --------------------------------------------------------------------------------------------------
@@ -135,10 +137,15 @@ def test_a_step_is_that_of_the_host(monkeypatch, name):
             assert np.asarray(here[name]) == pytest.approx(there[name], rel=LOSS, abs=LOSS)
     for player, (before, after) in there_params.items():
         ours = here_params[player][1]
-        moved = max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (after, before)), strict=True))
-        # Adam's first step is the sign of the gradient: where that is nearly 0 rounding decides it. The mean does not hide
-        # a wrong gradient.
-        away = [np.abs(a - b).mean() / moved for a, b in zip(*map(jax.tree.leaves, (ours, after)), strict=True)]
+        moved = max(
+            np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (after, before)), strict=True)
+        )
+        # Adam's first step is the sign of the gradient: where that is nearly 0 rounding decides it, so means
+        # are compared. A wrong gradient shows in them.
+        away = [
+            np.abs(a - b).mean() / moved
+            for a, b in zip(*map(jax.tree.leaves, (ours, after)), strict=True)
+        ]
         assert max(away) < 0.1 and np.median(away) < GRADIENT
 
 
@@ -186,7 +193,11 @@ def test_a_program_keeps_within_the_memory_that_xla_says():
     if not (device.memory_stats() or {}).get("peak_bytes_in_use"):
         pytest.skip(f"{device.platform} does not say how much memory is used")
     w = jnp.ones((2048, 2048))
-    run = jax.jit(lambda w: jax.lax.fori_loop(0, 3, lambda _, x: jnp.tanh(x @ w), w)).lower(w).compile()
+    run = (
+        jax.jit(lambda w: jax.lax.fori_loop(0, 3, lambda _, x: jnp.tanh(x @ w), w))
+        .lower(w)
+        .compile()
+    )
     about = run.memory_analysis()
     said = about.temp_size_in_bytes + about.output_size_in_bytes + about.argument_size_in_bytes
     before = device.memory_stats()["bytes_in_use"]
@@ -235,7 +246,13 @@ def test_runs_of_a_sweep_are_the_single_runs(lowering):
 
 
 def trained(environment, cache, calls, steps=12, more=()):
-    command = [sys.executable, str(ROOT / "tests/accelerator/run.py"), "mnist_gan", str(steps), str(calls)]
+    command = [
+        sys.executable,
+        str(ROOT / "tests/accelerator/run.py"),
+        "mnist_gan",
+        str(steps),
+        str(calls),
+    ]
     done = subprocess.run(
         [*command, "--net=dcgan:8", "--batch_size=16", *more], cwd=ROOT, capture_output=True, text=True,
         env=environment | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
@@ -263,8 +280,17 @@ def test_a_killed_run_ends_in_the_same_bits(environment, tmp_path):
         ]  # fmt: skip
 
     environment = environment | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
-    subprocess.run(command("whole"), cwd=ROOT, env=environment, check=True, timeout=300, stdout=subprocess.DEVNULL)
-    with subprocess.Popen(command("killed"), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
+    subprocess.run(
+        command("whole"),
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        timeout=300,
+        stdout=subprocess.DEVNULL,
+    )
+    with subprocess.Popen(
+        command("killed"), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+    ) as process:
         deadline = time.monotonic() + 240
         log = tmp_path / "killed" / "metrics.jsonl"
         while process.poll() is None and time.monotonic() < deadline:
@@ -272,7 +298,14 @@ def test_a_killed_run_ends_in_the_same_bits(environment, tmp_path):
                 process.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.02)
-    subprocess.run(command("killed"), cwd=ROOT, env=environment, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        command("killed"),
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        timeout=300,
+        stdout=subprocess.DEVNULL,
+    )
 
     def numbers(workdir):
         lines = map(json.loads, (tmp_path / workdir / "metrics.jsonl").read_text().splitlines())
