@@ -254,7 +254,7 @@ def trained(environment, cache, calls, steps=12, more=()):
         str(calls),
     ]
     done = subprocess.run(
-        [*command, "--net=dcgan:8", "--batch_size=16", *more], cwd=ROOT, capture_output=True, text=True,
+        [*command, "--preset=smoke", *more], cwd=ROOT, capture_output=True, text=True,
         env=environment | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
         timeout=300,
     )  # fmt: skip
