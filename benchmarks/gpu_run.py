@@ -6,18 +6,23 @@ The phases, the most important first; each is a process of its own with a time l
 became of it:
 
 ============  ========================================================================================================
-machine       packages and devices; a run, its resumption and their report by the command line; what float32 means here
-bits          whether two processes end in the same bits: one takes the program of the other, one compiles it anew
+machine       the card, packages and devices; a run, its resumption and their report by the command line; what float32
+              means here
+device        ``tests/accelerator``
+bits          whether two processes end in the same bits, as it is and with deterministic kernels: one takes the program
+              of the other, with other lengths of calls, one compiles it anew
 mlp           the article's GAN against PyTorch
-flags         what XLA's flags do to the speed of the same programs: one CUDA graph, deterministic kernels
 sngan         the networks of ``sngan-32`` against PyTorch
-sweep         members of a sweep as one program: vmap, map
 r3gan         the networks of ``r3-32`` against PyTorch
+flags         what XLA's flags do to the speed of the same programs: command buffers on and off, deterministic kernels
+sweep         32 members of a sweep, and more, as one program
+quality       ``lite28`` on digits for two minutes, and the Frechet distance of what it draws
 tests         fast tests with optimized programs on the GPU, as many as there is time for
 ============  ========================================================================================================
 
 Every result is a line of JSON in ``DIR/results.jsonl``, written when it is known; the first line names the card, the
-driver, the versions and the commit. ``--rehearse`` tries everything at tiny sizes on a CPU.
+driver, the versions and the commit. ``--rehearse`` tries everything at tiny sizes on a CPU. ``--table`` prints the
+tables of ``RESULTS.md`` from the results in ``DIR``, and measures nothing.
 """
 
 import argparse
@@ -38,13 +43,13 @@ from benchmarks import gpu, peers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIMITS = {
-    "machine": 60, "bits": 115, "mlp": 85, "flags": 70, "sngan": 80, "sweep": 45, "r3gan": 75, "tests": 120,
+    "machine": 40, "device": 100, "bits": 90, "mlp": 65, "sngan": 65, "r3gan": 65, "flags": 45, "sweep": 35,
+    "quality": 150, "tests": 60,
 }  # fmt: skip
 """Seconds of each phase at most; what one leaves is for those after it, and what is left in the end for the tests."""
 GRAPHS = "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL,+CONVOLUTION"
 MODES = {
     "default": "",
-    "no nondeterministic kernels": "--xla_gpu_exclude_nondeterministic_ops=true",
     "deterministic": "--xla_gpu_deterministic_ops=true",
 }
 FLAGS = MODES | {"one graph": GRAPHS, "no graphs": "--xla_gpu_enable_command_buffer="}
@@ -59,13 +64,9 @@ RECIPES = {
 """Experiments and flags; the images of ``image_gan`` are random."""
 TESTS = (
     "nets",
-    "architectures",
     "penalties",
     "gan",
-    "augment",
     "metrics_neighbors",
-    "sweep",
-    "train",
 )
 
 
@@ -242,7 +243,13 @@ def machine(run: Run) -> None:
             sys.executable, "-m", "experiments.mnist_gan", "--preset=smoke", "--tensorboard=false",
             f"--workdir={folder}", f"--steps={steps}",
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, run.left))
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=max(1.0, run.left)
+            )
+        except subprocess.TimeoutExpired:
+            run.say("machine", command=" ".join(command[1:]), failed="no time left")
+            return
         said = (done.stdout + done.stderr).strip()
         run.say("machine", command=" ".join(command[1:]), code=done.returncode, said=said[-300:])
 
@@ -370,8 +377,7 @@ def rounds(run: Run, settings: gpu.Settings, pool: dict, counts: dict, about: di
 
 def sweep(run: Run) -> None:
     cases = [("mlp", 2, "vmap")] if run.tiny else [
-        ("mlp", 1, "vmap"), ("mlp", 32, "vmap"), ("mlp", 8, "vmap"), ("mlp", 8, "map"), ("mlp", 128, "vmap"),
-        ("dcgan", 1, "vmap"), ("dcgan", 8, "vmap"),
+        ("mlp", 1, "vmap"), ("mlp", 32, "vmap"), ("dcgan", 1, "vmap"), ("dcgan", 32, "vmap"), ("mlp", 128, "vmap"),
     ]  # fmt: skip
     for net, size, lowering in cases:
         if run.left < 8:
@@ -379,6 +385,80 @@ def sweep(run: Run) -> None:
             continue
         found = Child("members", net, size, lowering, limit=run.left).answer()
         run.say("sweep", net=net, size=size, lowering=lowering, **found)
+
+
+DIGITS = ROOT / "bpgan" / "data" / "mnist10k.npz"
+
+
+def quality(run: Run) -> None:
+    """Trains until the time is up, in pauses, and evaluates what was reached by then."""
+    folder, dataset = run.out / "quality", f"--dataset=npz:{arrays_of(DIGITS, run.out)}"
+    argv = ["--preset=smoke"] if run.tiny else ["--preset=lite28", "--epochs=40"]
+    common = [*argv, dataset, "--tensorboard=false", f"--workdir={folder}", "--sample_every=0"]
+    start, seconds = time.monotonic(), run.left - (60 if run.tiny else 45)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.image_gan", *common],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        said, _ = process.communicate(timeout=max(5.0, min(seconds, 120.0)))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)  # it saves, and exits with 75
+        said, _ = process.communicate(timeout=max(5.0, run.left - 20))
+    trained = round(time.monotonic() - start, 1)
+    run.say("quality", seconds=trained, code=process.returncode, said=said.strip()[-300:])
+    if process.returncode not in (0, 75):
+        return
+    n = 100 if run.tiny else 10_000
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "experiments.evaluate", f"--run={folder}", "--metrics=fd,prdc", f"--n={n}",
+            f"--workdir={run.out / 'evaluation'}",
+        ],
+        capture_output=True, text=True, timeout=max(1.0, run.left),
+    )  # fmt: skip
+    file = run.out / "evaluation" / "metrics.json"
+    rows = json.loads(file.read_text()) if file.is_file() else []
+    keys = ("metric", "value", "real", "untrained", "step")
+    run.say(
+        "quality", code=done.returncode, rows=[{k: row.get(k) for k in keys} for row in rows],
+        said="" if rows else (done.stdout + done.stderr).strip()[-300:],
+    )  # fmt: skip
+
+
+def arrays_of(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """The digits of the package as a file with the names that ``npz:FILE`` asks for."""
+    import numpy as np
+
+    with np.load(path) as file:
+        names = {"x", "y"} if "x" in file else {"x_train", "y_train", "x_test", "y_test"}
+        if names <= set(file):
+            return path
+    from bpgan import data
+
+    target, parts = folder / "digits.npz", {}
+    for split in ("train", "test"):
+        parts[f"x_{split}"], parts[f"y_{split}"] = data.load("mnist10k", split).arrays()
+    np.savez(target, **parts)
+    return target
+
+
+def device(run: Run) -> None:
+    """The tests of whatever device is here; what failed, by name."""
+    chosen = ["-k", "lax or features"] if run.tiny else []
+    file = run.out / "device.txt"
+    with file.open("w") as log:
+        command = [sys.executable, "-m", "pytest", "-v", "--tb=line", "tests/accelerator", *chosen]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            code = process.wait(max(1.0, run.left - 3))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = "no time left"
+    lines = file.read_text(errors="replace").splitlines()
+    passed = sum(" PASSED" in line for line in lines)
+    bad = [line[:160] for line in lines if " FAILED" in line or " ERROR" in line]
+    run.say("device", code=code, passed=passed, bad=bad)
 
 
 def tests(run: Run) -> None:
@@ -417,14 +497,98 @@ def tests(run: Run) -> None:
 
 PHASES: dict[str, Callable[[Run], None]] = {
     "machine": machine,
+    "device": device,
     "bits": bits,
     "mlp": speed("mlp", "float32"),
-    "flags": flags,
     "sngan": speed("sngan", "tf32"),
-    "sweep": sweep,
     "r3gan": speed("r3gan", "bfloat16"),
+    "flags": flags,
+    "sweep": sweep,
+    "quality": quality,
     "tests": tests,
 }
+
+
+# --- Tables -------------------------------------------------------------------------------------------------------
+
+
+def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The lines of Markdown that go into ``RESULTS.md``, of the rows of a results file."""
+    told = [row for row in rows if not row.get("failed") or "name" in row or "net" in row]
+    by_phase = {name: [row for row in told if row["phase"] == name] for name in ("about", *PHASES)}
+    for row in by_phase["about"][-1:]:
+        card = ", ".join(str(c["name"]) for c in row.get("cards", [])) or "no card"
+        driver = ", ".join(str(c["driver_version"]) for c in row.get("cards", []))
+        versions = ", ".join(f"{k} {row[k]}" for k in ("python", "jax", "torch") if k in row)
+        rehearsed = "; a rehearsal: no figure here means anything" * bool(row.get("rehearsal"))
+        yield f"{card}, driver {driver or 'none'}, {versions}, bpgan {row['commit']}{rehearsed}."
+    for row in by_phase["device"]:
+        yield f"\n`tests/accelerator`: {row['passed']} passed, {len(row['bad'])} failed."
+    yield from table(
+        ("bits", "mode", "from the cache, other calls", "compiled anew"),
+        [
+            (
+                row["name"],
+                row["mode"],
+                agreement(row, "same_program"),
+                agreement(row, "compiled_anew"),
+            )
+            for row in by_phase["bits"]
+        ],
+    )
+    for net in ("mlp", "sngan", "r3gan"):
+        summaries = [row["summary"] for row in by_phase[net] if "summary" in row]
+        for summary in summaries[-1:]:
+            head = f"{net}, {summary['precision']}, batch {summary['batch']}"
+            cells = [
+                (name, f"{r['steps_per_s']:.4g}", f"{r['ratio']:.2f}x", f"{r['mfu']:.1%}" if r["mfu"] else "")
+                for name, r in summary["rows"].items()
+            ]  # fmt: skip
+            yield from table((head, "steps/s", "bpgan is", "MFU"), cells)
+    yield from table(
+        ("flags", "recipe", "steps/s"),
+        [
+            (r["flags"], r["name"], str(r.get("steps_per_s", r.get("failed"))))
+            for r in by_phase["flags"]
+        ],
+    )
+    yield from table(
+        ("sweep", "members", "steps/s in all"),
+        [
+            (
+                r["net"],
+                f"{r['size']}, {r['lowering']}",
+                str(r.get("steps_per_s_in_all", r.get("failed"))),
+            )
+            for r in by_phase["sweep"]
+        ],
+    )
+    numbers = [each for row in by_phase["quality"] for each in row.get("rows", [])]
+    yield from table(
+        ("lite28 on digits", "step", "value", "real", "untrained"),
+        [
+            tuple(str(each[k]) for k in ("metric", "step", "value", "real", "untrained"))
+            for each in numbers
+        ],
+    )
+
+
+def agreement(row: dict[str, Any], key: str) -> str:
+    if not row.get(key):
+        return "not measured"
+    return "equal" if all(row[key]) else "differ"
+
+
+def table(head: tuple[str, ...], cells: list[tuple[str, ...]]) -> Iterator[str]:
+    """A table of Markdown; nothing without cells."""
+    if cells:
+        yield ""
+        for line in (head, ("---",) * len(head), *cells):
+            yield (
+                "| "
+                + " | ".join(word.replace("|", "/").replace("\n", " ")[:80] for word in line)
+                + " |"
+            )
 
 
 # --- The whole ----------------------------------------------------------------------------------------------------
@@ -475,12 +639,17 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=540.0, help="of everything together")
     parser.add_argument("--rehearse", action="store_true", help="at tiny sizes on a CPU")
+    parser.add_argument("--table", action="store_true", help="print the tables of what is in DIR")
     parser.add_argument("--phase", help=argparse.SUPPRESS)  # one, in this process
     given = parser.parse_args()
     if unknown := [name for name in given.phases if name not in PHASES]:
         parser.error(f"{unknown[0]}: must be one of {', '.join(PHASES)}")
     begun, out = time.monotonic(), pathlib.Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
+    if given.table:
+        lines = (out / "results.jsonl").read_text().splitlines()
+        print("\n".join(tables([json.loads(line) for line in lines])))
+        return 0
     if given.phase:
         PHASES[given.phase](Run(out, given.rehearse, given.seconds, begun))
         return 0
@@ -490,7 +659,8 @@ def main() -> int:
     whole.say("about", **about(given.rehearse))
     for name in given.phases or PHASES:
         limit = min(
-            whole.left - 3, whole.left if name == "tests" or given.rehearse else LIMITS[name]
+            whole.left - 3,
+            60 if given.rehearse else whole.left if name == "tests" else LIMITS[name],
         )
         if limit < 10:
             whole.say(name, failed="no time left")

@@ -24,7 +24,9 @@ ABSENT = ("array_record", "grain", "tensorflow_datasets", "tensorboardX", "msgsp
 
 
 def standin():
-    spec = importlib.util.spec_from_file_location("standin", ROOT / "benchmarks/standins/msgspec.py")
+    spec = importlib.util.spec_from_file_location(
+        "standin", ROOT / "benchmarks/standins/msgspec.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -68,9 +70,7 @@ def test_runs_resume_report_and_evaluate_without_them(bare, digits, tmp_path):
     assert code == 0 and said.count("tensorboardX") == 2, said  # one warning, which names it twice
     assert "Traceback" not in said
     for steps in (4, 8):
-        code, said = bare(
-            "image_gan", "--preset=smoke", npz, f"--steps={steps}", "--workdir=image"
-        )
+        code, said = bare("image_gan", "--preset=smoke", npz, f"--steps={steps}", "--workdir=image")
         assert code == 0, said
     assert (tmp_path / "image" / "report.html").is_file()
     assert json.loads((tmp_path / "image" / "result.json").read_text())["step"] == 8

@@ -1,6 +1,6 @@
 """The part of msgspec that bpgan uses, in plain Python: for a machine with a GPU and without a network.
 
-``benchmarks.gpu_run`` puts this folder on the path where msgspec is missing. It is slower, and its messages are shorter.
+``benchmarks/gpu_run.sh`` puts this folder on the path where msgspec is missing. It is slower.
 """
 
 import dataclasses

@@ -10,6 +10,7 @@ until a new one is there to take its place.
 import contextlib
 import errno
 import hashlib
+import importlib
 import json
 import os
 import pathlib
@@ -342,10 +343,9 @@ def read_all(
 def _library() -> Any:
     """What reads and writes record files: array_record, or ``flat`` where that is not installed."""
     try:
-        from array_record.python import array_record_module
+        return importlib.import_module("array_record.python.array_record_module")
     except ModuleNotFoundError:
         return flat
-    return array_record_module
 
 
 class Records:

@@ -59,7 +59,9 @@ class ArrayRecordReader:
         weakref.finalize(self, os.close, self._descriptor)
         head = os.pread(self._descriptor, _HEAD.size, 0)
         if len(head) < _HEAD.size or _HEAD.unpack(head)[0] != _MAGIC:
-            raise RuntimeError("no flat records; array_record, which may have written it, is missing")
+            raise RuntimeError(
+                "no flat records; array_record, which may have written it, is missing"
+            )
         self._length = _HEAD.unpack(head)[1]
         self._stride = self._length + _CHECKSUM.size
         self._count, rest = divmod(os.fstat(self._descriptor).st_size - len(head), self._stride)

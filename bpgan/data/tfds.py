@@ -201,7 +201,7 @@ def _opened(folder: pathlib.Path, builder: Any) -> Prepared:
             f"has no feature 'image', only {', '.join(names) or type(features).__name__}"
         )
     image = features["image"]
-    label = features["label"] if "label" in names else None
+    label: Any = features["label"] if "label" in names else None
     dtype, shape = getattr(image, "np_dtype", None), getattr(image, "shape", None)
     if dtype != np.uint8 or not isinstance(shape, tuple) or len(shape) != 3:
         raise UserError(f"its feature 'image' is {dtype} {shape}, must be uint8 (h, w, c)")

@@ -1,8 +1,8 @@
-"""Settings of the tests of whatever device is here, by themselves: ``python -m pytest tests/accelerator``.
+"""Tests of whatever device is here, by themselves: ``python -m pytest tests/accelerator``, from the root.
 
-Unlike the other tests', they change nothing of how a program is compiled or where it runs. In a run of all tests, which
-forces eight devices of a CPU and no optimization, they are left out; ``tests/test_accelerator.py`` runs them in a
-process of its own. They need only pytest, and no network.
+Unlike the other tests' settings, these change nothing of how a program is compiled or where it runs. In a run of all
+tests they are left out, and ``tests/test_accelerator.py`` runs them in a process of its own. They need no plugin of
+pytest, and no network.
 """
 
 import os
@@ -10,17 +10,17 @@ import pathlib
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
-OTHER = "JAX_DISABLE_MOST_OPTIMIZATIONS" in os.environ
-"""Whether ``tests/conftest.py`` has made this process one that says nothing of the device."""
-
-collect_ignore_glob = ["test_*.py"] if OTHER else []
+HERE = pathlib.Path(__file__).parent
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # tests start processes
+
+
+def pytest_ignore_collect(config):
+    return True if config.rootpath != HERE else None
 
 
 @pytest.fixture(scope="session")
 def environment():
     """What a process that a test starts is given."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | {"PYTHONPATH": path}
+    path = [str(HERE.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path)}
