@@ -157,6 +157,10 @@ class Checkpoints:
                 primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
             )
             self._directory.mkdir(parents=True, exist_ok=True)  # orbax does it for all of them only
+            # Else it waits for a signal of the processes' that these do not give each other.
+            options["async_options"] = ocp.options.AsyncOptions(
+                create_directories_asynchronously=False
+            )
         try:
             self._manager = Manager(
                 self._directory,
