@@ -107,8 +107,8 @@ class Checkpoints:
       run: what tells this run from every other; the checkpoints of others are not used. None: of any run.
       keep: which checkpoints stay; the newest always does.
       read_only: only restore, and change nothing in the directory, which another process may be writing to.
-      shared: several processes that train one run have this directory in common, and write each a part; else each has one
-        of its own, with the whole.
+      shared: several processes that train one run have this directory in common, and write each a part; else each has
+        one of its own, with the whole.
     """
 
     def __init__(
