@@ -61,12 +61,12 @@ def test_paths(text):
 
 @pytest.mark.parametrize(
     "argv",
-    [["--experiment=toy_gan", "--workdir=gs://b/r"],
-     ["--experiment=toy_gan", "--root=gs://b", "--sweep=seed=0:2"],
-     ["--report=runs", "--report_to=gs://b"]],
+    [["--experiment=toy_gan", "--workdir=hdfs://b/r"],
+     ["--experiment=toy_gan", "--root=hdfs://b", "--sweep=seed=0:2"],
+     ["--report=runs", "--report_to=hdfs://b"]],
 )  # fmt: skip
 def test_flags_for_folders_take_no_url(argv):
-    with pytest.raises(UserError, match="gs://b.*must be a folder of this machine"):
+    with pytest.raises(UserError, match="hdfs://b.*must be a folder of this machine"):
         launch.run(argv) if "--workdir" not in argv[1] else cli.resolve(cli.RunConfig, {}, argv[1:])
 
 

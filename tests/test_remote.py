@@ -16,7 +16,7 @@ from checks.training import fit, logged
 
 from bpgan import cli
 from bpgan.launcher import main as launcher
-from bpgan.runtime import remote, signals, train
+from bpgan.runtime import remote, signals
 from bpgan.types import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -93,7 +93,9 @@ def test_folders_are_places(text):
     "text", ["http://host/x", "foo://x", "file:///x", "hdfs://h:1/x", "GS://b/x", "memory://x"]
 )
 def test_other_schemes_are_refused_in_one_line(text):
-    with pytest.raises(ValueError, match="^must be a folder of this machine, or gs://BUCKET/FOLDER"):
+    with pytest.raises(
+        ValueError, match="^must be a folder of this machine, or gs://BUCKET/FOLDER"
+    ):
         remote.check_place(text)
     with pytest.raises(UserError, match="must be a folder of this machine"):
         cli.resolve(cli.RunConfig, {}, [f"--workdir={text}"])
@@ -233,7 +235,12 @@ def test_errors_name_the_url(store):
 
 
 def test_visitors_add_and_delete_nothing(store):
-    for name in ("config.json", "metrics.jsonl", "checkpoints/3/manifest/metadata", ".lock/00000001"):
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints/3/manifest/metadata",
+        ".lock/00000001",
+    ):
         store.save(name)
     store.done.clear()
     with remote.visited(URL, remote.in_run()) as folder:
@@ -301,11 +308,16 @@ def test_a_lock_is_taken_over_after_its_lease(store, capsys):
         assert time.monotonic() - began >= 0.4 and list(locks(store)) == [8]
         time.sleep(0.3)
         assert locks(store)[8]["beats"] >= 1
-    assert "a process on elsewhere was at work here last; waiting up to 0.4 s" in capsys.readouterr().out
+    assert (
+        "a process on elsewhere was at work here last; waiting up to 0.4 s"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("said", [{"released": True}, {"dead": True}])
-def test_a_lock_that_was_given_back_or_whose_process_is_dead_here_is_free_at_once(store, said, monkeypatch):
+def test_a_lock_that_was_given_back_or_whose_process_is_dead_here_is_free_at_once(
+    store, said, monkeypatch
+):
     monkeypatch.setenv(remote.LEASE, "3600")
     if "dead" in said:
         with remote.staged(URL):
@@ -347,7 +359,9 @@ def test_a_store_that_comes_back_gets_everything(store, monkeypatch, capsys):
 
 
 def test_one_that_stays_away_stops_the_run(store):
-    with pytest.raises(remote.Away, match="cannot be written .ConnectionError: no route to the store"):
+    with pytest.raises(
+        remote.Away, match="cannot be written .ConnectionError: no route to the store"
+    ):
         with remote.staged(URL) as folder, signals.listen() as stopped:
             store.broken = True
             begin(folder)
@@ -360,7 +374,9 @@ def test_one_that_stays_away_stops_the_run(store):
 
 def test_one_that_is_away_from_the_beginning_is_a_mistake_of_the_command(store):
     store.broken = True
-    with pytest.raises(UserError, match=f"workdir={URL}: cannot be used .ConnectionError: no route"):
+    with pytest.raises(
+        UserError, match=f"workdir={URL}: cannot be used .ConnectionError: no route"
+    ):
         with remote.staged(URL):
             raise AssertionError
 
@@ -524,7 +540,9 @@ def test_two_processes_with_a_staging_directory_each(s3, undisturbed, tmp_path):
     assert "paused at step 30" in said
     said = finish(start(url, argv=argv, **own))
     assert "resuming at step 30" in said and "done at step 60" in said
-    plain = [arg if not arg.startswith("--workdir") else f"--workdir={tmp_path / 'disk'}" for arg in argv]
+    plain = [
+        arg if not arg.startswith("--workdir") else f"--workdir={tmp_path / 'disk'}" for arg in argv
+    ]
     finish(start(url, argv=plain))
     with remote.visited(url) as folder:
         there, here = arrays(folder, 60), arrays(tmp_path / "disk", 60)

@@ -138,7 +138,9 @@ def _sweep(
 ) -> int:
     """Runs a sweep; returns the exit code."""
     if remote.is_url(chosen["root"]):
-        reason = "a sweep is kept on this machine; must be a folder of it, or be given without `sweep`"
+        reason = (
+            "a sweep is kept on this machine; must be a folder of it, or be given without `sweep`"
+        )
         raise UserError(reason, argument="root", value=chosen["root"])
     _check_search(chosen, cluster)
     kind, samples, seed = chosen["search"], chosen["samples"], chosen["search_seed"]
@@ -240,7 +242,8 @@ def _report(chosen: Mapping[str, Any]) -> int:
     """Compares runs; returns the exit code."""
     with contextlib.ExitStack() as stack:
         folders = [
-            stack.enter_context(remote.visited(place, remote.in_run())) for place in chosen["report"]
+            stack.enter_context(remote.visited(place, remote.in_run()))
+            for place in chosen["report"]
         ]
         return _compare(folders, chosen)
 

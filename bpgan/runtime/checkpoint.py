@@ -107,8 +107,8 @@ class Checkpoints:
       run: what tells this run from every other; the checkpoints of others are not used. None: of any run.
       keep: which checkpoints stay; the newest always does.
       read_only: only restore, and change nothing in the directory, which another process may be writing to.
-      shared: several processes that train one run have this directory in common, and write each a part; else each has one
-        of its own, with the whole.
+      shared: several processes that train one run have this directory in common, and write each a part; else each has
+        one of its own, with the whole.
     """
 
     def __init__(
@@ -157,6 +157,10 @@ class Checkpoints:
                 primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
             )
             self._directory.mkdir(parents=True, exist_ok=True)  # orbax does it for all of them only
+            # Else it waits for a signal of the processes' that these do not give each other.
+            options["async_options"] = ocp.options.AsyncOptions(
+                create_directories_asynchronously=False
+            )
         try:
             self._manager = Manager(
                 self._directory,

@@ -93,7 +93,9 @@ def check_place(text: str) -> None:
 
 def join(place: str | os.PathLike, *names: str) -> str:
     """A place inside another one, as text."""
-    return "/".join([str(place).rstrip("/"), *names]) if is_url(place) else os.path.join(place, *names)
+    return (
+        "/".join([str(place).rstrip("/"), *names]) if is_url(place) else os.path.join(place, *names)
+    )
 
 
 @contextlib.contextmanager
@@ -225,7 +227,9 @@ def _staging_root() -> pathlib.Path:
             raise UserError(f"{root}: belongs to another user; {STAGING} must name another folder")
         tempfile.TemporaryFile(dir=root).close()
     except OSError as error:
-        raise UserError(f"{root}: cannot be written ({error.strerror}); {STAGING} says where") from None
+        raise UserError(
+            f"{root}: cannot be written ({error.strerror}); {STAGING} says where"
+        ) from None
     return root
 
 
@@ -288,7 +292,7 @@ class _Store:
             import fsspec
 
             self._files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        self._root = str(root).rstrip("/")
+        self.url, self._root = url, str(root).rstrip("/")
 
     @contextlib.contextmanager
     def _asked(self) -> Iterator[None]:
@@ -484,7 +488,8 @@ class _Lock:
 
     def _busy(self, holder: Mapping[str, Any]) -> UserError:
         who = f" (on {records.printable(str(holder['host']))[:100]})" if "host" in holder else ""
-        return UserError(f"another process{who} is training here")
+        reason = f"another process{who} is training here"
+        return UserError(reason, argument="workdir", value=self._store.url)
 
 
 def _holder(content: bytes | None) -> dict[str, Any]:
@@ -650,7 +655,9 @@ class _Uploads:
         for thread in self._threads:
             thread.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
+    ) -> None:
         """Raises Away if something could not be uploaded; if there is another error, that is a warning."""
         self._ending.set()
         if kind is not None and not issubclass(kind, Exception):  # Ctrl-C, twice: nobody waits

@@ -74,8 +74,8 @@ class RunSpec(NamedTuple):
         ``Plan.keep`` ranks them.
       measure: see ``directory.open_run``.
       command: what a shell repeats the run with, for config.json and report; empty if it was not begun by one.
-      url: where the directory is kept, if that is not ``workdir`` but an object store. Each of several processes then has
-        a directory of its own.
+      url: where the directory is kept, if that is not ``workdir`` but an object store. Each of several processes then
+        has a directory of its own.
       report: called with the run directory once the result is there; returns the path of the page that it has made of
         it, or None.
     """
