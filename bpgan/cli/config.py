@@ -167,6 +167,9 @@ class RunConfig(Config):
         "jit", "how a batch is split over devices", choices=("jit", "pmap"), restart_safe=True
     )
     precision: str = field("float32", "arithmetic", choices=("float32", "float64"))
+    deterministic: bool = field(
+        True, "on a GPU: the same bits in every process, by slower kernels where need be"
+    )
     tensorboard: bool = field(True, "write TensorBoard event files", restart_safe=True)
 
 

@@ -209,7 +209,7 @@ def _train(
     from bpgan.runtime.log import fitted
     from bpgan.runtime.program import axis_name
 
-    distributed.setup(precision=cfg.precision)
+    distributed.setup(precision=cfg.precision, deterministic=cfg.deterministic)
 
     def say(text: str) -> None:
         if distributed.is_lead():

@@ -137,7 +137,7 @@ def _train(
     from bpgan.runtime import distributed, train
 
     differing = _find_differing(experiment, cfgs)
-    distributed.setup(precision=cfgs[0].precision)
+    distributed.setup(precision=cfgs[0].precision, deterministic=cfgs[0].deterministic)
     built, measures, refusals = _build(experiment, cfgs, differing)
     for error in refusals.values():
         cli.fail(error)

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from jax._src.distributed import global_state  # only to ask where the coordinator is
 
-from bpgan.runtime import compile_cache, environment, peers
+from bpgan.runtime import compile_cache, compiler, environment, peers
 from bpgan.types import UserError
 
 
-def setup(precision: str = "float32") -> None:
-    """Process-wide JAX settings: several processes, the width of numbers, the persistent compilation cache.
+def setup(precision: str = "float32", deterministic: bool = True) -> None:
+    """Process-wide JAX settings: several processes, the width of numbers, deterministic kernels, the compilation cache.
 
     The cache lives in ``$JAX_COMPILATION_CACHE_DIR``, else ``$XDG_CACHE_HOME/bpgan/jax``, else ``~/.cache/bpgan/jax``.
     Where there can be no such directory there is no cache; one that is read-only is read. Raises what ``join`` and
@@ -23,6 +23,7 @@ def setup(precision: str = "float32") -> None:
     join()
     compile_cache.check_entries()
     find_devices()
+    compiler.choose(deterministic)
     # Also where it is not asked for: JAX_ENABLE_X64 of the environment would make other numbers of the same config.
     jax.config.update("jax_enable_x64", precision == "float64")
     if not jax.config.values["jax_compilation_cache_dir"]:

@@ -27,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from bpgan import memory
-from bpgan.runtime import program
+from bpgan.runtime import compiler, program
 from bpgan.runtime.program import Carry, Program, Window
 from bpgan.types import Algorithm, Source, stream
 
@@ -285,7 +285,8 @@ class _Together(Group):
         self._data = jax.tree.map(lambda x: put(np.asarray(x)), source.data)
         self._one = _Member(make, branch=lowering == "map")
         self._init_all = jax.jit(self._init, compiler_options=program.quick_options(used[0]))
-        self._draw_all = jax.jit(self._draw, static_argnums=3)
+        self._options = compiler.options(used[0].platform)
+        self._draw_all = jax.jit(self._draw, static_argnums=3, compiler_options=self._options)
         self._values = jax.device_put(self._arrays(members), self._split)
         whole = jax.eval_shape(self._init_all, self._values, self._data)
         self._whole = Stack(
@@ -337,10 +338,8 @@ class _Together(Group):
         """``_advance``, compiled."""
         alive = jax.ShapeDtypeStruct((self._padded,), np.bool_, sharding=self._split)
         k = jax.ShapeDtypeStruct((), np.int32, sharding=self._shared)
-        lowered = jax.jit(self._advance, donate_argnums=0).lower(
-            self._whole, self._values, alive, self._data, k
-        )
-        return lowered.compile()
+        advance = jax.jit(self._advance, donate_argnums=0, compiler_options=self._options)
+        return advance.lower(self._whole, self._values, alive, self._data, k).compile()
 
     def _placed(self, stack: Stack) -> Stack:
         return jax.tree.map(lambda x, to: jax.device_put(x, to.sharding), stack, self._whole)

@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bpgan.runtime import compiler
 from bpgan.types import PRNG, Algorithm, Metrics, Source, UserError, stream
 
 _AXIS = "batch"
@@ -135,11 +136,19 @@ def draw_batches(
         yield np.asarray(_draw_batch(sample, batch, state, key, i, *part))[: n - i * batch]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))  # compiled once for all calls
 def _draw_batch(
     sample: Callable, batch: int, state: Any, key: PRNG, i: int, *labels: jax.Array
 ) -> jax.Array:
-    return sample(state, jax.random.fold_in(key, i), batch, *labels)
+    options = tuple(compiler.options(jax.default_backend()).items())
+    return _compile_draw(options)(sample, batch, state, key, i, *labels)
+
+
+@functools.cache  # compiled once for all calls
+def _compile_draw(options: tuple[tuple[str, Any], ...]) -> Callable:
+    def draw(sample: Callable, batch: int, state: Any, key: PRNG, i: int, *labels: jax.Array):
+        return sample(state, jax.random.fold_in(key, i), batch, *labels)
+
+    return jax.jit(draw, static_argnums=(0, 1), compiler_options=dict(options))
 
 
 def start(state: Any, metrics: Metrics) -> Carry:
@@ -178,7 +187,7 @@ def record_metrics(
     source = next(sources)
     batch_at = source.batch_at
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler.options(jax.default_backend()))
     def run(data: Any, root: PRNG) -> Metrics:
         def one(state: Any, _: Any) -> tuple[Any, Metrics]:
             return algorithm.step(state, batch_at(data, state.step), stream(root, "train"))
@@ -224,8 +233,13 @@ class _Layout(NamedTuple):
             return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, self.rows), batch)
         return lax.with_sharding_constraint(batch, self.split) if len(self.devices) > 1 else batch
 
-    def pmap(self, function: Callable, arguments: int) -> Callable:
-        """``function`` once per device, all arguments and results being equal on all of them."""
+    def pmap(
+        self, function: Callable, arguments: int, options: dict[str, Any] | None = None
+    ) -> Callable:
+        """``function`` once per device, all arguments and results being equal on all of them.
+
+        With compiler options it is compiled at the first call, for arguments of that call's shapes alone.
+        """
         mapped = jax.pmap(
             lambda _, *args: function(*args),
             axis_name=_AXIS,
@@ -234,7 +248,17 @@ class _Layout(NamedTuple):
             devices=self.devices,
         )
         unused = np.arange(len(self.devices))  # pmap insists on a mapped argument
-        return lambda *args: mapped(unused, *args)
+        if not options:
+            return lambda *args: mapped(unused, *args)
+
+        compiled: list[Callable] = []
+
+        def call(*args: Any) -> Any:
+            if not compiled:
+                compiled.append(mapped.lower(unused, *args).compile(compiler_options=options))
+            return compiled[0](unused, *args)
+
+        return call
 
 
 def _lay_out(source: Source, mode: str, devices: int | None) -> _Layout:
@@ -271,7 +295,9 @@ def abstract_of(tree: Any, sharding: Any) -> Any:
 
 def quick_options(device: Any) -> dict[str, Any] | None:
     """For a program that runs once: on CPU, optimizing the drawing of every layer's weights would take seconds."""
-    return {"xla_backend_optimization_level": 0} if device.platform == "cpu" else None
+    if device.platform == "cpu":
+        return {"xla_backend_optimization_level": 0}
+    return compiler.options(device.platform)
 
 
 def compile_program(
@@ -295,7 +321,7 @@ def compile_program(
       UserError: if the batch cannot be split evenly, or for ``pmap`` with several processes.
     """
     layout = _lay_out(source, mode, devices)
-    replicated = layout.replicated
+    replicated, options = layout.replicated, compiler.options(layout.devices[0].platform)
     # Traced once, though both the metrics' shapes and the loop ask for it.
     algorithm = algorithm._replace(step=jax.jit(algorithm.step, inline=True))
 
@@ -316,13 +342,14 @@ def compile_program(
     )
     abstract = abstract_of(jax.eval_shape(init, key), replicated)
     if mode == "pmap":
-        compiled = layout.pmap(chunk, 4)
+        compiled = layout.pmap(chunk, 4, options)
     else:
         compiled = jax.jit(
             chunk,
             in_shardings=(replicated, layout.data, replicated, None),
             out_shardings=replicated,
             donate_argnums=0,
+            compiler_options=options,
         )
     root = jax.jit(lambda: jax.random.key(seed), out_shardings=replicated)()
     feed = _Feed(source, layout.data, layout.read)
@@ -336,7 +363,7 @@ def compile_program(
         init=lambda: init(root),
         run=run,
         clear=lambda carry: carry._replace(window=jax.tree.map(jnp.zeros_like, carry.window)),
-        sample=_sampler(algorithm.sample, root, replicated) if algorithm.sample else None,
+        sample=_sampler(algorithm.sample, root, replicated, options) if algorithm.sample else None,
         abstract=abstract,
         devices=len(layout.devices),
         window=source.window,
@@ -360,12 +387,13 @@ def _metrics_of(
 
 
 def _sampler(
-    sample: Callable, root: PRNG, replicated: NamedSharding
+    sample: Callable, root: PRNG, replicated: NamedSharding, options: dict[str, Any]
 ) -> Callable[[Carry, int], np.ndarray]:
     """``Program.sample``."""
     compiled = jax.jit(
         lambda state, root, n: sample(state, stream(root, "eval"), n),
         static_argnums=2,
         out_shardings=replicated,
+        compiler_options=options,
     )
     return lambda carry, n: np.asarray(compiled(carry.state, root, n))

@@ -16,6 +16,7 @@ from flax import traverse_util
 
 from bpgan.metrics.features import Extractor, in_batches, kept
 from bpgan.nets import dcgan
+from bpgan.runtime import compiler
 
 _BATCH = 500
 
@@ -36,7 +37,8 @@ def extractor(params: Any, *, classes: int, name: str) -> Extractor:
     def function(features: bool):
         net = dcgan.Classifier(classes, features=features)
         compiled = jax.jit(
-            lambda params, x: net.apply({"params": params}, x.astype(jnp.float32) / 127.5 - 1)
+            lambda params, x: net.apply({"params": params}, x.astype(jnp.float32) / 127.5 - 1),
+            compiler_options=compiler.options(jax.default_backend()),
         )
         return lambda images: in_batches(lambda x: compiled(params, x), images, _BATCH)
 
