@@ -87,7 +87,7 @@ def test_programs_compile_with_the_options(monkeypatch):
 
     def trained(mode):
         x = jax.numpy.arange(32.0).reshape(16, 2)
-        source = Source({"x": x}, lambda data, step: data, 16, 1.0, fingerprint="x", examples=x)
+        source = Source({"x": x}, lambda data, step: data, 16, 16, fingerprint="x", examples=x)
         algorithm = Algorithm(
             init=lambda key: State(jax.numpy.zeros((), int), jax.random.normal(key, (2,))),
             step=lambda state, batch, key: (
