@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test test-medium test-slow lint types bench setup setup-dev clean
+.PHONY: train test test-medium test-slow lint types bench aot setup setup-dev clean
 
 train: setup
 	$(BIN)/python -m experiments.mnist_gan
@@ -28,6 +28,10 @@ types: setup-dev
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.mlp_gan
 
+# Compiles for GPUs and TPUs, none of which is needed; AOT_FLAGS chooses programs and targets.
+aot: .venv-aot/.done
+	.venv-aot/bin/python -m benchmarks.aot $(AOT_FLAGS)
+
 setup: $(VENV)/.run
 setup-dev: $(VENV)/.dev
 
@@ -49,5 +53,11 @@ $(VENV)/.bench: requirements-bench.txt requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	@touch $@
 
+.venv-aot/.done: requirements-aot.txt requirements-aot-cuda.txt requirements.txt
+	$(PYTHON) -m venv .venv-aot || { rm -rf .venv-aot; exit 1; }
+	.venv-aot/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-aot.txt
+	.venv-aot/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-aot-cuda.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-aot build dist *.egg-info .pytest_cache .ruff_cache

@@ -154,15 +154,23 @@ def compile_group(
     """
     if not lowering and jax.default_backend() == "cpu":
         lowering = "map"
+    used = jax.local_devices()[:devices]
     if lowering:
-        return _Together(make, members, lowering, devices)
-    groups = [_Together(make, members, each, devices) for each in LOWERINGS]
+        return _Together(make, members, lowering, used).place()
+    groups = [_Together(make, members, each, used).place() for each in LOWERINGS]
     if max(group.needed for group in groups) > free_memory():
         return min(groups, key=lambda group: group.needed)
     seconds = [_seconds_per_step(group, len(members)) for group in groups]
     best = groups[int(np.argmin(seconds))]
     best.how += f", measured {max(seconds) / min(seconds):.2g} times as fast"
     return best
+
+
+def trace(
+    make: Make, members: Sequence[Mapping[str, float]], lowering: str, devices: Sequence[Any]
+) -> jax.stages.Traced:
+    """The program that ``compile_group`` compiles, for devices that need not be here (see ``program.trace``)."""
+    return _Together(make, members, lowering, devices).trace()
 
 
 def _seconds_per_step(group: Group, size: int, budget: float = 1.0) -> float:
@@ -259,17 +267,17 @@ class _Member:
 
 
 class _Together(Group):
-    """A compiled group; see ``compile_group``."""
+    """A group, see ``compile_group``: it can be traced at once, and run when it is placed on devices that are here."""
 
     def __init__(
         self,
         make: Make,
         members: Sequence[Mapping[str, float]],
         lowering: str,
-        devices: int | None,
+        devices: Sequence[Any],
     ):
         self._size, self.lowering, self.window = len(members), lowering, 0
-        used = jax.local_devices()[:devices][: self._size]
+        used = devices[: self._size]
         self._mesh = Mesh(np.array(used), (_AXIS,))
         self._shared = NamedSharding(self._mesh, P())
         self._split = NamedSharding(self._mesh, P(_AXIS))
@@ -281,13 +289,11 @@ class _Together(Group):
         if source.windows:
             raise ValueError("data that are read from disk cannot be shared by a group")
         self.samples = algorithm.sample is not None
-        put = functools.partial(jax.device_put, device=self._shared)
-        self._data = jax.tree.map(lambda x: put(np.asarray(x)), source.data)
+        self._data, self._values = source.data, self._arrays(members)
         self._one = _Member(make, branch=lowering == "map")
         self._init_all = jax.jit(self._init, compiler_options=program.quick_options(used[0]))
         self._options = compiler.options(used[0].platform)
         self._draw_all = jax.jit(self._draw, static_argnums=3, compiler_options=self._options)
-        self._values = jax.device_put(self._arrays(members), self._split)
         whole = jax.eval_shape(self._init_all, self._values, self._data)
         self._whole = Stack(
             program.abstract_of(whole.now, self._shared),
@@ -295,8 +301,15 @@ class _Together(Group):
         )
         one = jax.eval_shape(_take, self._whole, np.int32(0))
         self.abstract = program.abstract_of(one, here)
-        self._program = self._compiled()
+
+    def place(self) -> "_Together":
+        """Compiles the program, and puts data and hyper-parameters on the devices."""
+        self._program = self.trace().lower().compile()
         self.needed = _bytes(self._program)
+        put = functools.partial(jax.device_put, device=self._shared)
+        self._data = jax.tree.map(lambda x: put(np.asarray(x)), self._data)
+        self._values = jax.device_put(self._values, self._split)
+        return self
 
     def _arrays(self, members: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
         """The numbers of all members by name."""
@@ -334,12 +347,19 @@ class _Together(Group):
         draw = functools.partial(self._one.draw, n=n)
         return self._spread(draw)((values, stack.rest), (stack.now, data))
 
-    def _compiled(self) -> Any:
-        """``_advance``, compiled."""
+    def trace(self) -> jax.stages.Traced:
+        """``_advance``, traced."""
+        values, data = jax.eval_shape(lambda *trees: trees, self._values, self._data)
         alive = jax.ShapeDtypeStruct((self._padded,), np.bool_, sharding=self._split)
         k = jax.ShapeDtypeStruct((), np.int32, sharding=self._shared)
         advance = jax.jit(self._advance, donate_argnums=0, compiler_options=self._options)
-        return advance.lower(self._whole, self._values, alive, self._data, k).compile()
+        return advance.trace(
+            self._whole,
+            program.abstract_of(values, self._split),
+            alive,
+            program.abstract_of(data, self._shared),
+            k,
+        )
 
     def _placed(self, stack: Stack) -> Stack:
         return jax.tree.map(lambda x, to: jax.device_put(x, to.sharding), stack, self._whole)

@@ -261,9 +261,9 @@ class _Layout(NamedTuple):
         return call
 
 
-def _lay_out(source: Source, mode: str, devices: int | None) -> _Layout:
-    """Chooses the devices. Raises what ``compile_program`` does."""
-    used = jax.devices()[:devices]
+def _lay_out(source: Source, mode: str, devices: Sequence[Any]) -> _Layout:
+    """Chooses among the devices. Raises what ``compile_program`` does."""
+    used = devices
     several = jax.process_count() > 1
     if several and mode == "pmap":
         raise UserError(
@@ -320,7 +320,45 @@ def compile_program(
     Raises:
       UserError: if the batch cannot be split evenly, or for ``pmap`` with several processes.
     """
-    layout = _lay_out(source, mode, devices)
+    layout = _lay_out(source, mode, jax.devices()[:devices])
+    functions = _functions(algorithm, source, layout)
+    root = jax.jit(lambda: jax.random.key(seed), out_shardings=layout.replicated)()
+    feed = _Feed(source, layout.data, layout.read)
+
+    def run(carry: Carry, k: int) -> tuple[Carry, jax.Array]:
+        result = functions.run(carry, feed.at(carry), root, np.int32(k))
+        feed.ahead()
+        return result
+
+    sample = functions.sample
+    return Program(
+        init=lambda: functions.init(root),
+        run=run,
+        clear=lambda carry: carry._replace(window=jax.tree.map(jnp.zeros_like, carry.window)),
+        sample=sample and (lambda carry, n: np.asarray(sample(carry.state, root, n))),
+        abstract=functions.abstract,
+        devices=len(layout.devices),
+        window=source.window,
+    )
+
+
+class _Functions(NamedTuple):
+    """The functions of a program, to be compiled for the devices of a layout.
+
+    Attributes:
+      init: ``init(root) -> carry``.
+      run: ``run(carry, data, root, k) -> (carry, finite)``.
+      sample: ``sample(state, root, n)``, or None.
+      abstract: the carry's shapes, types and shardings.
+    """
+
+    init: Any
+    run: Any
+    sample: Any
+    abstract: Carry
+
+
+def _functions(algorithm: Algorithm, source: Source, layout: _Layout) -> _Functions:
     replicated, options = layout.replicated, compiler.options(layout.devices[0].platform)
     # Traced once, though both the metrics' shapes and the loop ask for it.
     algorithm = algorithm._replace(step=jax.jit(algorithm.step, inline=True))
@@ -333,41 +371,31 @@ def compile_program(
             algorithm, functools.partial(batch_at, data), carry, stream(root, "train"), k
         )
 
-    key = jax.random.key(seed)
+    key = jax.eval_shape(lambda: jax.random.key(0))
     metrics = _metrics_of(algorithm, batch_at, source, layout, key)
     init = jax.jit(
         lambda root: start(algorithm.init(stream(root, "init")), metrics),
         out_shardings=replicated,
         compiler_options=quick_options(layout.devices[0]),
     )
-    abstract = abstract_of(jax.eval_shape(init, key), replicated)
-    if mode == "pmap":
-        compiled = layout.pmap(chunk, 4, options)
+    if layout.mode == "pmap":
+        run = layout.pmap(chunk, 4, options)
     else:
-        compiled = jax.jit(
+        run = jax.jit(
             chunk,
             in_shardings=(replicated, layout.data, replicated, None),
             out_shardings=replicated,
             donate_argnums=0,
             compiler_options=options,
         )
-    root = jax.jit(lambda: jax.random.key(seed), out_shardings=replicated)()
-    feed = _Feed(source, layout.data, layout.read)
-
-    def run(carry: Carry, k: int) -> tuple[Carry, jax.Array]:
-        result = compiled(carry, feed.at(carry), root, np.int32(k))
-        feed.ahead()
-        return result
-
-    return Program(
-        init=lambda: init(root),
-        run=run,
-        clear=lambda carry: carry._replace(window=jax.tree.map(jnp.zeros_like, carry.window)),
-        sample=_sampler(algorithm.sample, root, replicated, options) if algorithm.sample else None,
-        abstract=abstract,
-        devices=len(layout.devices),
-        window=source.window,
+    draw = algorithm.sample
+    sample = draw and jax.jit(
+        lambda state, root, n: draw(state, stream(root, "eval"), n),
+        static_argnums=2,
+        out_shardings=replicated,
+        compiler_options=options,
     )
+    return _Functions(init, run, sample, abstract_of(jax.eval_shape(init, key), replicated))
 
 
 def _metrics_of(
@@ -386,14 +414,37 @@ def _metrics_of(
     )
 
 
-def _sampler(
-    sample: Callable, root: PRNG, replicated: NamedSharding, options: dict[str, Any]
-) -> Callable[[Carry, int], np.ndarray]:
-    """``Program.sample``."""
-    compiled = jax.jit(
-        lambda state, root, n: sample(state, stream(root, "eval"), n),
-        static_argnums=2,
-        out_shardings=replicated,
-        compiler_options=options,
+class Traces(NamedTuple):
+    """The functions of a ``Program`` as JAX has traced them: ``.lower().compile()`` needs no device, nor does tracing.
+
+    Attributes:
+      init: of the root key.
+      run: the loop of k steps.
+      sample: of so many samples, or None.
+    """
+
+    init: jax.stages.Traced
+    run: jax.stages.Traced
+    sample: Callable[[int], jax.stages.Traced] | None
+
+
+def trace(algorithm: Algorithm, source: Source, devices: Sequence[Any]) -> Traces:
+    """The program that ``compile_program(algorithm, source, mode="jit")`` compiles, for devices that need not be here.
+
+    Args:
+      algorithm, source: as for ``compile_program``.
+      devices: those of this machine, or of a ``jax.experimental.topologies.TopologyDescription``.
+
+    Raises:
+      UserError: if the batch cannot be split evenly over them.
+    """
+    layout = _lay_out(source, "jit", devices)
+    functions = _functions(algorithm, source, layout)
+    root = abstract_of(jax.eval_shape(lambda: jax.random.key(0)), layout.replicated)
+    data = abstract_of(source.data, layout.data)
+    k = jax.ShapeDtypeStruct((), np.int32, sharding=layout.replicated)
+    return Traces(
+        functions.init.trace(root),
+        functions.run.trace(functions.abstract, data, root, k),
+        functions.sample and (lambda n: functions.sample.trace(functions.abstract.state, root, n)),
     )
-    return lambda carry, n: np.asarray(compiled(carry.state, root, n))
