@@ -137,7 +137,7 @@ def draw_batches(
 
 
 def _draw_batch(
-    sample: Callable, batch: int, state: Any, key: PRNG, i: int, *labels: jax.Array
+    sample: Callable, batch: int, state: Any, key: PRNG, i: int, *labels: Any
 ) -> jax.Array:
     options = tuple(compiler.options(jax.default_backend()).items())
     return _compile_draw(options)(sample, batch, state, key, i, *labels)
@@ -145,7 +145,7 @@ def _draw_batch(
 
 @functools.cache  # compiled once for all calls
 def _compile_draw(options: tuple[tuple[str, Any], ...]) -> Callable:
-    def draw(sample: Callable, batch: int, state: Any, key: PRNG, i: int, *labels: jax.Array):
+    def draw(sample: Callable, batch: int, state: Any, key: PRNG, i: int, *labels: Any):
         return sample(state, jax.random.fold_in(key, i), batch, *labels)
 
     return jax.jit(draw, static_argnums=(0, 1), compiler_options=dict(options))
