@@ -46,7 +46,7 @@ def options(
     ``xla_gpu_exclude_nondeterministic_ops`` has XLA compile every operation to a deterministic kernel, or fail. It also
     takes the first kernel that works instead of the one measured to be fastest, which another process may measure
     differently. ``xla_gpu_deterministic_ops`` is the older and broader name of the same request.
-    ``xla_gpu_enable_command_buffer`` lets the k steps of a call be one CUDA graph.
+    ``xla_gpu_enable_command_buffer`` lets loops and branches be in CUDA graphs, at best a whole call in one.
 
     Args:
       platform: of the device that a program is for: ``cpu``, ``gpu`` or ``tpu``.
