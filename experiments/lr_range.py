@@ -118,7 +118,11 @@ def run(cfg: Config) -> None:
         )
     system, (module, flags) = SYSTEMS[cfg.system], chosen(cfg)
     folder = cli.make_folder(cfg.workdir, "workdir", cfg.workdir)
-    distributed.setup(precision=flags.precision, matmul_precision=flags.matmul_precision)
+    distributed.setup(
+        precision=flags.precision,
+        matmul_precision=flags.matmul_precision,
+        deterministic=flags.deterministic,
+    )
     lrs = np.geomspace(cfg.low, cfg.high, cfg.steps)
     algorithm = ramped(module, flags, system.flag, optim.geometric(cfg.low, cfg.high, cfg.steps))
 

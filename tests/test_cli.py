@@ -367,11 +367,12 @@ def test_run_hands_the_loop_steps_not_epochs(fit):
     assert call["algorithm"].init == "batch"
     assert call["config"] == dataclasses.asdict(resolve(*argv))
     assert call["restart_safe"] == cli.restart_safe(Config)
-    assert fit.setup == {"precision": "float32", "matmul_precision": "default"}
+    assert fit.setup == {"precision": "float32", "matmul_precision": "default", "deterministic": True}
     argv = ["--steps=7", "--workdir=a/b", "--precision=float64", "--matmul_precision=high"]
     assert run(*argv) == 0
     assert (fit.kwargs["steps"], str(fit.kwargs["workdir"])) == (7, "a/b")
-    assert fit.setup == {"precision": "float64", "matmul_precision": "high"}
+    assert fit.setup == {"precision": "float64", "matmul_precision": "high", "deterministic": True}
+    assert run("--deterministic=false") == 0 and fit.setup["deterministic"] is False
 
 
 def test_an_experiment_with_the_build_of_another_has_its_own_name(fit, monkeypatch):

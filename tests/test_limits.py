@@ -93,6 +93,38 @@ def test_memory_that_is_spent_says_what_to_lower(error, whose):
         raise error
 
 
+TEXTS = {
+    "a GPU, when an array is made": "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 4770354232 bytes.\n"
+    "BufferAssignment OOM Debugging.\nBufferAssignment stats:\n             parameter allocation:  372.76MiB",
+    "a GPU, by its allocator": "RESOURCE_EXHAUSTED: Failed to allocate request for 2.99GiB (3206250496B) on device"
+    " ordinal 0",
+    "a TPU v5e, when a program is compiled": "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM,"
+    " the total memory required for HLO temporaries (40.00G) exceeds available HBM (15.75G). HLO module: jit__lambda.\n"
+    "See https://openxla.org/xla/errors/error_1000 for more details.",
+    "a TPU of earlier versions": "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory"
+    " space hbm. Used 19.38G of 15.48G hbm. Exceeded hbm capacity by 3.90G.\n\nTotal hbm usage >= 19.90G:",
+}  # fmt: skip
+"""First lines of messages as users were given them."""
+
+_BYTES = {"a GPU, when an array is made": "4770354232", "a GPU, by its allocator": "3206250496B"}
+
+
+@pytest.mark.parametrize("where", TEXTS)
+@pytest.mark.parametrize("accumulate", [None, 2])
+def test_the_line_has_the_bytes_and_every_flag_that_helps(monkeypatch, where, accumulate):
+    class Device:
+        def memory_stats(self):
+            return {"bytes_limit": 80 * 10**9, "bytes_in_use": 79 * 10**9}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    with pytest.raises(UserError) as caught, limits.memory_errors(512, accumulate):
+        raise Exhausted(TEXTS[where])
+    said = str(caught.value)
+    assert "\n" not in said and said.startswith("batch_size=512: the device's memory is spent (")
+    assert _BYTES.get(where, "15.") in said and "1 of 80 GB are free" in said
+    assert ("`accumulate=2` higher" in said) == (accumulate is not None)
+
+
 def test_other_errors_of_the_device_stay_what_they_are():
     error = jax.errors.JaxRuntimeError("UNAVAILABLE: RESOURCE_EXHAUSTED is not the status here")
     with pytest.raises(jax.errors.JaxRuntimeError), limits.memory_errors(64):

@@ -69,6 +69,28 @@ def test_resume_from_every_checkpoint_is_bitwise(straight, tmp_path, trees_equal
         assert (run / "samples/step_00000013.png").read_bytes() == grid
 
 
+def test_a_run_that_goes_on_under_other_circumstances_says_so(straight, tmp_path, capsys):
+    """In one line with both values, and goes on; the record is then of what it goes on with."""
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    for other in (9, 12, 13):
+        shutil.rmtree(run / "checkpoints" / str(other), ignore_errors=True)
+    record = json.loads((run / "config.json").read_text())
+    assert set(record["compiler"]) == {"xla_flags", "options", "runtime", "cache"}
+    assert record["compiler"]["options"] == ""  # on a CPU
+    record["versions"]["jaxlib"], record["compiler"]["xla_flags"] = "0.1.2", "xla_other=1"
+    (run / "config.json").write_text(json.dumps(record))
+    capsys.readouterr()
+    fit(run, 13, sample_every=5)
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert f"jaxlib was 0.1.2, now {jax.lib.__version__}" in said
+    assert "XLA_FLAGS was xla_other=1, now " in said
+    for other in (9, 12, 13):
+        shutil.rmtree(run / "checkpoints" / str(other), ignore_errors=True)
+    fit(run, 13, sample_every=5)
+    assert "warning" not in capsys.readouterr().err
+
+
 class Counted(NamedTuple):
     step: jax.Array
 

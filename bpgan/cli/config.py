@@ -173,6 +173,9 @@ class RunConfig(Config):
         " highest (float32)",
         choices=("default", "high", "highest"),
     )
+    deterministic: bool = field(
+        True, "on a GPU: the same bits in every process, by slower kernels where need be"
+    )
     tensorboard: bool = field(True, "write TensorBoard event files", restart_safe=True)
 
 

@@ -221,7 +221,11 @@ def _train(
     from bpgan.runtime.log import fitted
     from bpgan.runtime.program import axis_name
 
-    distributed.setup(precision=cfg.precision, matmul_precision=cfg.matmul_precision)
+    distributed.setup(
+        precision=cfg.precision,
+        matmul_precision=cfg.matmul_precision,
+        deterministic=cfg.deterministic,
+    )
 
     def say(text: str) -> None:
         if distributed.is_lead():

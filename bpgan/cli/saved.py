@@ -55,7 +55,11 @@ def restore(
     changes = [text for text in changes if text not in moved]
     script = _script_of(path, moved[-1].partition("=")[2] if moved else record.experiment)
     cfg = _config_of(path, record, script.config, changes)
-    distributed.setup(precision=cfg.precision, matmul_precision=cfg.matmul_precision)
+    distributed.setup(
+        precision=cfg.precision,
+        matmul_precision=cfg.matmul_precision,
+        deterministic=cfg.deterministic,
+    )
     experiment = _build(path, script, cfg)
     located = [text for text in changes if text.partition("=")[0] in locates_data(type(cfg))]
     if located and experiment.source.fingerprint != record.data:

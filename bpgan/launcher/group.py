@@ -137,7 +137,11 @@ def _train(
     from bpgan.runtime import distributed, train
 
     differing = _find_differing(experiment, cfgs)
-    distributed.setup(precision=cfgs[0].precision, matmul_precision=cfgs[0].matmul_precision)
+    distributed.setup(
+        precision=cfgs[0].precision,
+        matmul_precision=cfgs[0].matmul_precision,
+        deterministic=cfgs[0].deterministic,
+    )
     built, measures, refusals = _build(experiment, cfgs, differing)
     for error in refusals.values():
         cli.fail(error)

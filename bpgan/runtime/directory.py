@@ -16,11 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-import jax
 import numpy as np
 
 from bpgan import files
-from bpgan.runtime import distributed, environment, peers, records
+from bpgan.runtime import compiler, distributed, environment, peers, records
 from bpgan.types import UserError
 from bpgan.version import __version__
 
@@ -165,12 +164,9 @@ def write_record(path: pathlib.Path, record: Mapping[str, Any]) -> None:
       record: the fields of ``records.RunRecord`` that the run knows.
     """
     versions = {"bpgan": __version__, "python": platform.python_version()}
-    versions |= {p: metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax", "numpy")}
-    made = {
-        "versions": versions,
-        "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()],
-        "git": _git_revision(),
-    }
+    versions |= {p: metadata.version(p) for p in ("flax", "optax", "numpy")}
+    made = compiler.circumstances()
+    made |= {"versions": versions | made["versions"], "git": _git_revision()}
     files.write_json(path / _RECORD, {"format": records.FORMAT, **record, **made})
 
 

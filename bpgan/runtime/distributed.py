@@ -8,13 +8,15 @@ import jax
 import numpy as np
 from jax._src.distributed import global_state  # only to ask where the coordinator is
 
-from bpgan.runtime import compile_cache, environment, peers
+from bpgan.runtime import compile_cache, compiler, environment, peers
 from bpgan.types import UserError
 
 
-def setup(precision: str = "float32", matmul_precision: str = "default") -> None:
-    """Process-wide JAX settings: several processes, the width of numbers, how exactly they are multiplied, the
-    persistent compilation cache.
+def setup(
+    precision: str = "float32", matmul_precision: str = "default", deterministic: bool = True
+) -> None:
+    """Process-wide JAX settings: several processes, the width of numbers, how exactly they are multiplied, deterministic
+    kernels, the compilation cache.
 
     The cache lives in ``$JAX_COMPILATION_CACHE_DIR``, else ``$XDG_CACHE_HOME/bpgan/jax``, else ``~/.cache/bpgan/jax``.
     Where there can be no such directory there is no cache; one that is read-only is read. Raises what ``join`` and
@@ -24,6 +26,7 @@ def setup(precision: str = "float32", matmul_precision: str = "default") -> None
     join()
     compile_cache.check_entries()
     find_devices()
+    compiler.choose(deterministic)
     # Also where they are not asked for: JAX_ENABLE_X64 or JAX_DEFAULT_MATMUL_PRECISION of the environment would make
     # other numbers of the same config.
     jax.config.update("jax_enable_x64", precision == "float64")

@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from bpgan import memory
-from bpgan.runtime import program
+from bpgan.runtime import compiler, program
 from bpgan.runtime.program import Carry, Program, Window
 from bpgan.types import Algorithm, Source, stream
 
@@ -290,7 +290,8 @@ class _Together(Group):
         self._data, self._values = source.data, self._arrays(members)
         self._one = _Member(make, branch=lowering == "map")
         self._init_all = jax.jit(self._init, compiler_options=program.quick_options(used[0]))
-        self._draw_all = jax.jit(self._draw, static_argnums=3)
+        self._options = compiler.options(used[0].platform)
+        self._draw_all = jax.jit(self._draw, static_argnums=3, compiler_options=self._options)
         whole = jax.eval_shape(self._init_all, self._values, self._data)
         self._whole = Stack(
             program.abstract_of(whole.now, self._shared),
@@ -349,7 +350,8 @@ class _Together(Group):
         values, data = jax.eval_shape(lambda *trees: trees, self._values, self._data)
         alive = jax.ShapeDtypeStruct((self._padded,), np.bool_, sharding=self._split)
         k = jax.ShapeDtypeStruct((), np.int32, sharding=self._shared)
-        return jax.jit(self._advance, donate_argnums=0).trace(
+        advance = jax.jit(self._advance, donate_argnums=0, compiler_options=self._options)
+        return advance.trace(
             self._whole,
             program.abstract_of(values, self._split),
             alive,

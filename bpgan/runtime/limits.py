@@ -71,12 +71,28 @@ def is_of_memory(error: BaseException) -> bool:
     return getattr(error, "error_code_string", "") == "RESOURCE_EXHAUSTED"
 
 
+def _room() -> str:
+    """What the first device has, in words; empty for a device that does not say."""
+    try:
+        stats = jax.local_devices()[0].memory_stats() or {}
+    except jax.errors.JaxRuntimeError:  # of a device that is beyond answering
+        return ""
+    if "bytes_limit" not in stats:
+        return ""
+    free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return f"; {free / 1e9:.3g} of {stats['bytes_limit'] / 1e9:.3g} GB are free"
+
+
 @contextlib.contextmanager
-def memory_errors(batch_size: int | None = None) -> Iterator[None]:
+def memory_errors(batch_size: int | None = None, accumulate: int | None = None) -> Iterator[None]:
     """Raises as a ``UserError`` that the memory of a device, or of the machine, is spent.
+
+    XLA says with the same status that a program does not fit, when it is compiled, and that an array does not, when it
+    runs. Its first line has the bytes that were asked for; what the device has is added where JAX knows it.
 
     Args:
       batch_size: of the run, if it is one.
+      accumulate: in how many parts it computes an update, if it can.
     """
     try:
         yield
@@ -85,8 +101,12 @@ def memory_errors(batch_size: int | None = None) -> Iterator[None]:
         if not device and not isinstance(error, MemoryError):
             raise
         whose = "the device's" if device else "the machine's"
-        other = "the networks smaller" if device else "the data read from disk (feed=stream)"
-        said = (str(error).strip().splitlines() or ["out of memory"])[0][:200]
+        other = "the networks smaller" if device else "the data read from disk (`feed=stream`)"
+        said = (str(error).strip().splitlines() or ["out of memory"])[0][:200].rstrip(".")
+        if device:
+            said += _room()
+            if accumulate is not None:
+                other = f"`accumulate={accumulate}` higher, or {other}"
         if batch_size is None:
             raise UserError(f"{whose} memory is spent ({said})") from None
         raise UserError(

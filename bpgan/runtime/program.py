@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bpgan.runtime import compiler
 from bpgan.types import PRNG, Algorithm, Metrics, Source, UserError, stream
 
 _AXIS = "batch"
@@ -135,11 +136,19 @@ def draw_batches(
         yield np.asarray(_draw_batch(sample, batch, state, key, i, *part))[: n - i * batch]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))  # compiled once for all calls
 def _draw_batch(
-    sample: Callable, batch: int, state: Any, key: PRNG, i: int, *labels: jax.Array
+    sample: Callable, batch: int, state: Any, key: PRNG, i: int, *labels: Any
 ) -> jax.Array:
-    return sample(state, jax.random.fold_in(key, i), batch, *labels)
+    options = tuple(compiler.options(jax.default_backend()).items())
+    return _compile_draw(options)(sample, batch, state, key, i, *labels)
+
+
+@functools.cache  # compiled once for all calls
+def _compile_draw(options: tuple[tuple[str, Any], ...]) -> Callable:
+    def draw(sample: Callable, batch: int, state: Any, key: PRNG, i: int, *labels: Any):
+        return sample(state, jax.random.fold_in(key, i), batch, *labels)
+
+    return jax.jit(draw, static_argnums=(0, 1), compiler_options=dict(options))
 
 
 def start(state: Any, metrics: Metrics) -> Carry:
@@ -201,7 +210,7 @@ def record_metrics(
     source = next(sources)
     batch_at = source.batch_at
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler.options(jax.default_backend()))
     def run(data: Any, root: PRNG) -> Metrics:
         def one(state: Any, _: Any) -> tuple[Any, Metrics]:
             return algorithm.step(state, batch_at(data, state.step), stream(root, "train"))
@@ -247,8 +256,13 @@ class _Layout(NamedTuple):
             return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, self.rows), batch)
         return lax.with_sharding_constraint(batch, self.split) if len(self.devices) > 1 else batch
 
-    def pmap(self, function: Callable, arguments: int) -> Callable:
-        """``function`` once per device, all arguments and results being equal on all of them."""
+    def pmap(
+        self, function: Callable, arguments: int, options: dict[str, Any] | None = None
+    ) -> Callable:
+        """``function`` once per device, all arguments and results being equal on all of them.
+
+        With compiler options it is compiled at the first call, for arguments of that call's shapes alone.
+        """
         mapped = jax.pmap(
             lambda _, *args: function(*args),
             axis_name=_AXIS,
@@ -257,7 +271,17 @@ class _Layout(NamedTuple):
             devices=self.devices,
         )
         unused = np.arange(len(self.devices))  # pmap insists on a mapped argument
-        return lambda *args: mapped(unused, *args)
+        if not options:
+            return lambda *args: mapped(unused, *args)
+
+        compiled: list[Callable] = []
+
+        def call(*args: Any) -> Any:
+            if not compiled:
+                compiled.append(mapped.lower(unused, *args).compile(compiler_options=options))
+            return compiled[0](unused, *args)
+
+        return call
 
 
 def _lay_out(source: Source, mode: str, devices: Sequence[Any]) -> _Layout:
@@ -294,7 +318,9 @@ def abstract_of(tree: Any, sharding: Any) -> Any:
 
 def quick_options(device: Any) -> dict[str, Any] | None:
     """For a program that runs once: on CPU, optimizing the drawing of every layer's weights would take seconds."""
-    return {"xla_backend_optimization_level": 0} if device.platform == "cpu" else None
+    if device.platform == "cpu":
+        return {"xla_backend_optimization_level": 0}
+    return compiler.options(device.platform)
 
 
 def compile_program(
@@ -356,7 +382,7 @@ class _Functions(NamedTuple):
 
 
 def _functions(algorithm: Algorithm, source: Source, layout: _Layout) -> _Functions:
-    replicated = layout.replicated
+    replicated, options = layout.replicated, compiler.options(layout.devices[0].platform)
     # Traced once, though both the metrics' shapes and the loop ask for it.
     algorithm = algorithm._replace(step=jax.jit(algorithm.step, inline=True))
 
@@ -376,19 +402,21 @@ def _functions(algorithm: Algorithm, source: Source, layout: _Layout) -> _Functi
         compiler_options=quick_options(layout.devices[0]),
     )
     if layout.mode == "pmap":
-        run = layout.pmap(chunk, 4)
+        run = layout.pmap(chunk, 4, options)
     else:
         run = jax.jit(
             chunk,
             in_shardings=(replicated, layout.data, replicated, None),
             out_shardings=replicated,
             donate_argnums=0,
+            compiler_options=options,
         )
     draw = algorithm.sample
     sample = draw and jax.jit(
         lambda state, root, n: draw(state, stream(root, "eval"), n),
         static_argnums=2,
         out_shardings=replicated,
+        compiler_options=options,
     )
     return _Functions(init, run, sample, abstract_of(jax.eval_shape(init, key), replicated))
 

@@ -49,6 +49,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
       restart_safe: the flags that may differ when the run is resumed.
       data: SHA-256 of what it is trained on.
       images_per_step, versions, devices, git, command: what it is trained with.
+      compiler: see ``compiler.circumstances``.
       group: of a run that is trained together with others, who they are and how.
       goal: ``min:METRIC`` or ``max:METRIC``, by which checkpoints rank.
       measure: what it is evaluated with while it trains.
@@ -63,6 +64,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     images_per_step: Count | None = None
     versions: dict[str, str] = {}
     devices: list[str] = []
+    compiler: dict[str, str] = {}
     git: str | None = None
     command: str = ""
     group: Group | None = None

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bpgan.files import write_json
-from bpgan.runtime import anomaly, directory, distributed, images, log, records
+from bpgan.runtime import anomaly, compiler, directory, distributed, images, log, records
 from bpgan.runtime.checkpoint import NEWEST, Checkpoints, Keep
 from bpgan.runtime.program import Carry
 from bpgan.types import Source, UserError
@@ -195,6 +195,15 @@ class Run:
         result = records.sound(records.read_result, self.path / "result.json")
         return result if result and result.run == self.id else None
 
+    def _warn_of_changes(self) -> None:
+        """Says it if the run goes on under other circumstances than before, by which its bits may change."""
+        before = records.read_run(self.path / "config.json")
+        changed = compiler.differences(before) if before else []
+        if changed:
+            records.warn(
+                f"{'; '.join(changed)}: the run goes on, but perhaps not in the bits of one that was never interrupted"
+            )
+
     def _record(self, group: Mapping[str, Any] | None) -> None:
         if not distributed.is_lead():
             return
@@ -245,6 +254,8 @@ class Run:
             raise UserError(reason, argument="workdir", value=self.path)
         self.saved = step if resumed else -1
         self.past = 0 < self.plan.pause < step
+        if resumed and distributed.is_lead():
+            self._warn_of_changes()
         if not self.past:
             if distributed.is_lead():  # before the record: the result beside it is of these flags
                 (self.path / "result.json").unlink(missing_ok=True)

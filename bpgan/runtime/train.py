@@ -214,6 +214,7 @@ def _fit(
 ) -> list[Result | Anomaly]:
     """Trains one run or a group."""
     seconds, several = Timings(), len(members) > 1
+    accumulate = members[0].config.get("accumulate")
     if several:  # one that was saved when the others were not can then go back to where they are
         plan = plan._replace(keep=plan.keep._replace(newest=max(plan.keep.newest, 2)))
     workdirs = [member.workdir for member in members]
@@ -222,7 +223,7 @@ def _fit(
         stack.enter_context(limits.disk_errors(*workdirs, kept="the checkpoints there are kept"))
         runs = [Run(member, plan, source, quiet=several) for member in members]
         stack.enter_context(_lost_processes(runs[0].where))
-        stack.enter_context(limits.memory_errors(source.batch_size))
+        stack.enter_context(limits.memory_errors(source.batch_size, accumulate))
         for run in runs if distributed.is_lead() else ():
             stack.enter_context(directory.locked(run.path))
         if several and all([run.ended_before() for run in runs]):

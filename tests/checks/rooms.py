@@ -79,14 +79,14 @@ ROOMS = {  # top to bottom; imports go down
     ),
     "bpgan.metrics.features": Room(
         "nets that make features of images",
-        "nets download files lookup types",
+        "runtime nets download files lookup types",
         "(classifier effnet inception) (kept preprocess weights)",
     ),
     "bpgan.runtime": Room(
         "compiles, trains, saves, resumes",
         "files memory measures types version",
         "train (remote run) (checkpoint directory) distributed (group log peers)"
-        " (anomaly compile_cache environment events images limits program records signals)",
+        " (anomaly compile_cache environment events images limits program signals) compiler records",
     ),
     "bpgan.data": Room(
         "datasets, and batches as functions of the step",

@@ -5,6 +5,7 @@ depend on the classifier (Heusel et al. 2017, arXiv:1706.08500, and their issue 
 named after the net and its weights, and compare with no others.
 """
 
+import functools
 import hashlib
 import pathlib
 from typing import Any
@@ -16,6 +17,7 @@ from flax import traverse_util
 
 from bpgan.metrics.features import Extractor, in_batches, kept
 from bpgan.nets import dcgan, exact, linen_net
+from bpgan.runtime import compiler
 
 _BATCH = 500
 
@@ -37,7 +39,7 @@ def extractor(params: Any, *, classes: int, name: str) -> Extractor:
         # In full precision: the name of a net is that of its features, whatever the device.
         net = exact(linen_net(dcgan.Classifier(classes, features=features)))
 
-        @jax.jit
+        @functools.partial(jax.jit, compiler_options=compiler.options(jax.default_backend()))
         def compiled(params, x):
             return net.apply({"params": params}, x.astype(jnp.float32) / 127.5 - 1, train=False)[0]
 

