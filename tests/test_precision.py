@@ -294,13 +294,18 @@ def first_step(name, color, precision):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_step_in_bfloat16_is_that_in_float32_but_for_its_rounding(name, color):
-    """Gradients of both players differ by at most 32 roundings of their norm, losses by at most 2 of theirs or of 1."""
+    """Gradients differ by at most 16 roundings of their norm, those of G by at most 64, losses by 2 of max(1, loss).
+
+    G's differ most, 41 in ``mnist_gan`` where D's do by 10: the derivative of batch norm is what is left of a larger
+    gradient when its mean is taken away.
+    """
     (wide, values), (narrow, rounded) = (
         first_step(name, color, precision) for precision in ("float32", "bfloat16")
     )
     for player, gradient in wide.items():
         error = np.linalg.norm(narrow[player] - gradient)
-        assert 0 < error <= 32 * EPS * np.linalg.norm(gradient), (player, error)
+        bound = 64 if player == "g" else 16
+        assert 0 < error <= bound * EPS * np.linalg.norm(gradient), (player, error)
     for metric in (m for m in values if m.endswith("loss")):
         value = float(values[metric])
         assert abs(float(rounded[metric]) - value) <= 2 * EPS * max(1, abs(value)), metric
