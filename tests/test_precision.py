@@ -11,13 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from jax.extend.core import jaxprs_in_params
 
 from bpgan import cli
 from bpgan.metrics import neighbors, scores
-from bpgan.metrics.features import effnet, inception
-from bpgan.metrics.features import preprocess
+from bpgan.metrics.features import effnet, inception, preprocess
 from bpgan.nets import dcgan, exact, linen_net
 from bpgan.nets.conv import conv, conv_transpose, grouped_conv
 from bpgan.types import UserError
@@ -214,9 +212,9 @@ def test_beside_narrow_networks_everything_is_wide(name, color):
     linear = ("dot_general", "bpgan_conv", "bpgan_conv_input_grad", "bpgan_conv_weight_grad")
     operands = [is_narrow(v) for e in found if e.primitive.name in linear for v in e.invars]
     assert any(operands)
-    # Powers, logarithms, exponentials and square roots belong to losses, statistics and penalties.
+    # Logarithms and square roots belong to losses, statistics and penalties.
     for equation in found:
-        if equation.primitive.name in ("log", "log1p", "exp", "rsqrt", "sqrt", "log_softmax"):
+        if equation.primitive.name in ("log", "log1p", "rsqrt", "sqrt"):
             assert not any(map(is_narrow, equation.invars)), equation
 
 
@@ -245,20 +243,21 @@ def test_the_precision_of_products_is_a_fact_of_a_run():
         cli.resolve(module.Config, module.PRESETS, ["--matmul_precision=tf32"])
 
 
+STILL = COLOR | {"lr": "0"}
 SMALL = {
-    "article": ("mnist_gan", "article", {"batch_size": 16}),
-    "mnist_gan": ("mnist_gan", "", {"net": "dcgan:4", "batch_size": 16}),
-    "lite28": ("image_gan", "lite28", {"net": "lite:4", "batch_size": 16}),
-    "r3-32": ("image_gan", "r3-32", COLOR | {"net": "r3gan:1", "augment": "none"}),
-    "sngan-32": ("image_gan", "sngan-32", COLOR | {"d_steps": 1}),
-    "dcgan-32": ("image_gan", "dcgan-32", COLOR | {"d_steps": 1}),
-    "biggan-32": ("image_gan", "biggan-32", COLOR | {"d_steps": 1, "net": "biggan:8/biggan:8"}),
-    "stylegan2-32": ("image_gan", "stylegan2-32", COLOR | {"augment": "none"}),
-    "vae": ("vae", "", {"batch_size": 16}),
-    "cnn": ("classifier", "", {"batch_size": 16}),
-    "dragan": ("infogan", "", {"model": "dragan", "channels": 8, "hidden": 64}),
+    "article": ("mnist_gan", "article", {"batch_size": 16, "lr_scale": 0.0}),
+    "mnist_gan": ("mnist_gan", "", {"net": "dcgan:4", "batch_size": 16, "lr_scale": 0.0}),
+    "lite28": ("image_gan", "lite28", {"net": "lite:4", "batch_size": 16, "lr": "0"}),
+    "r3-32": ("image_gan", "r3-32", STILL | {"net": "r3gan:1", "augment": "none"}),
+    "sngan-32": ("image_gan", "sngan-32", STILL | {"d_steps": 1}),
+    "dcgan-32": ("image_gan", "dcgan-32", STILL | {"d_steps": 1}),
+    "biggan-32": ("image_gan", "biggan-32", STILL | {"d_steps": 1, "net": "biggan:8/biggan:8"}),
+    "stylegan2-32": ("image_gan", "stylegan2-32", STILL | {"augment": "none"}),
+    "vae": ("vae", "", {"batch_size": 16, "lr": 1e-30}),
+    "cnn": ("classifier", "", {"batch_size": 16, "lr": 1e-30}),
+    "dragan": ("infogan", "", {"model": "dragan", "channels": 8, "hidden": 64, "lr": 1e-30}),
 }
-"""Every kind of network, small and without what draws differently, as batches of few examples."""
+"""Every kind of network, small. Step sizes of zero: both players' gradients are of one state."""
 
 EPS = 2.0**-8
 """Half of the distance of 1 from the next number of bfloat16, relative: what one rounding may lose."""
@@ -290,3 +289,23 @@ def first_step(name, color, precision):
 
     state, metrics = jax.jit(step)(jax.tree.map(jnp.asarray, built.source.data))
     return gradients(state), metrics
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_a_step_in_bfloat16_is_that_in_float32_but_for_its_rounding(name, color):
+    """Gradients differ by at most 16 roundings of their norm, those of G by at most 64, losses by 2 of max(1, loss).
+
+    G's differ most, 41 in ``mnist_gan`` where D's do by 10: the derivative of batch norm is what is left of a larger
+    gradient when its mean is taken away.
+    """
+    (wide, values), (narrow, rounded) = (
+        first_step(name, color, precision) for precision in ("float32", "bfloat16")
+    )
+    for player, gradient in wide.items():
+        error = np.linalg.norm(narrow[player] - gradient)
+        bound = 64 if player == "g" else 16
+        assert 0 < error <= bound * EPS * np.linalg.norm(gradient), (player, error)
+    for metric in (m for m in values if m.endswith("loss")):
+        value = float(values[metric])
+        assert abs(float(rounded[metric]) - value) <= 2 * EPS * max(1, abs(value)), metric
