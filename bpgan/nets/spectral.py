@@ -69,12 +69,12 @@ def _measure(matrix: Matrix, kept: Array, *, train: bool) -> tuple[Array, Array,
     return _product(v, _product(matrix, u)), v, u
 
 
-def _measure_each(matrices: list[Matrix], kept: list[Array], *, train: bool) -> list[Any]:
+def measure_each(matrices: list[Matrix], kept: list[Array], *, train: bool) -> list[Any]:
     """One after the other, as a CPU is fastest at."""
     return [_measure(matrix, u, train=train) for matrix, u in zip(matrices, kept, strict=True)]
 
 
-def _measure_stacked(matrices: list[Matrix], kept: list[Array], *, train: bool) -> list[Any]:
+def measure_stacked(matrices: list[Matrix], kept: list[Array], *, train: bool) -> list[Any]:
     """As many at a time as fit into one stack, filled up with zeros, which change no product and no norm."""
     found: list[Any] = [None] * len(matrices)
     for group in stacks([m.shape for m in matrices], [m.dtype for m in matrices]):
@@ -134,8 +134,8 @@ def divide(
     found = lax.platform_dependent(
         lax.stop_gradient(matrices),
         lax.stop_gradient(list(kept)),
-        cpu=partial(_measure_each, train=train),
-        default=partial(_measure_stacked, train=train),
+        cpu=partial(measure_each, train=train),
+        default=partial(measure_stacked, train=train),
     )
     divided, us = [], []
     for kernel, matrix, before, (sigma, v, u) in zip(kernels, matrices, kept, found, strict=True):
