@@ -53,6 +53,10 @@ def _product(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
+def _matrix(kernel: Array) -> Matrix:
+    return kernel.reshape(-1, kernel.shape[-1])  # W^T
+
+
 def _iterate(matrix: Matrix, u: Array) -> tuple[Array, Array]:
     """``v`` along ``W^T u``, then ``u`` along ``W v``."""
     v = unit(_product(matrix, u))
@@ -130,7 +134,7 @@ def divide(
       train: whether the iteration starts from the u kept and leaves the new one; otherwise ``sigma = |W^T u|`` with
         the u kept, which stays.
     """
-    matrices = [kernel.reshape(-1, kernel.shape[-1]) for kernel in kernels]  # W^T
+    matrices = [_matrix(kernel) for kernel in kernels]
     found = lax.platform_dependent(
         lax.stop_gradient(matrices),
         lax.stop_gradient(list(kept)),
@@ -161,8 +165,8 @@ def spectral_norm(module: nn.Module, kernel: Array, *, train: bool) -> Array:
 
     def start() -> Array:
         # Of a kernel of low rank, such as that of a single channel, a random u may see nothing; one iteration mends it.
-        u = jax.random.normal(module.make_rng("params"), kernel.shape[-1:], kernel.dtype)
-        matrix = lax.stop_gradient(kernel.reshape(-1, kernel.shape[-1]))
+        matrix = lax.stop_gradient(_matrix(kernel))
+        u = jax.random.normal(module.make_rng("params"), matrix.shape[1:], kernel.dtype)
         return _iterate(matrix, unit(u))[1]
 
     kept = module.variable(COLLECTION, "u", start)
