@@ -95,7 +95,7 @@ def measure_stacked(matrices: list[Matrix], kept: list[Array], *, train: bool) -
     return found
 
 
-def stacks(shapes: Sequence[tuple[int, int]], dtypes: Sequence[Any]) -> list[list[int]]:
+def stacks(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any]) -> list[list[int]]:
     """Which matrices share a stack: the largest first, each in the first stack that it does not fill with zeros."""
     found: list[list[int]] = []
     for i in sorted(range(len(shapes)), key=lambda i: -shapes[i][0] * shapes[i][1]):
@@ -187,8 +187,9 @@ def normalize(variables: Mapping[str, Any], *, train: bool) -> tuple[dict[str, A
       The variables with a further collection, from which ``spectral_norm`` takes its results; and what ``updated``
       takes.
     """
-    kept, kernels = flatten_dict(variables.get(COLLECTION, {})), {}
-    params = flatten_dict(variables.get("params", {})) if kept else {}
+    kept: dict[Any, Any] = flatten_dict(variables.get(COLLECTION, {}))
+    params: dict[Any, Any] = flatten_dict(variables.get("params", {})) if kept else {}
+    kernels: dict[Any, Any] = {}
     for path, parameter in params.items():
         if (*path[:-1], "u") in kept and parameter.ndim > 1:
             kernels.setdefault(path[:-1], []).append(parameter)
