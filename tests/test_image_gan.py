@@ -198,7 +198,7 @@ def test_penalties_of_narrow_networks_are_not_narrow(files, net):
         (["--penalty=g.path_length", "--net=cnn,spectral"], "--penalty=g.path_length: needs a G"),
         (
             ["--one_pass", "--net=cnn"],
-            "--one_pass=True: needs a D that takes each example by itself",
+            "--one_pass=true: needs a D that takes each example by itself",
         ),
         (["--penalty=orthogonal", "--net=mlp/r3gan"], "--penalty=orthogonal: needs kernels that"),
         (["--penalty=g.orthogonal", "--net=r3gan/mlp"], "--net=r3gan are grouped"),
