@@ -508,6 +508,116 @@ def test_spectral_layers_divide_their_kernels(layer, x, key):
     np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-4, atol=1e-6)
 
 
+KERNELS = [(3, 3, 4, 6), (3, 3, 4, 6), (1, 1, 5, 2), (7, 3), (4, 1)]
+
+
+def conditioned(shape, seed):
+    """A kernel whose largest singular value stands out, and that."""
+    k = np.random.default_rng(seed)
+    matrix = k.normal(size=(int(np.prod(shape[:-1])), shape[-1]))
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    values[0] = 3 * values[0]
+    return jnp.asarray(((left * values) @ right).reshape(shape)), values[0]
+
+
+@pytest.mark.parametrize("measure", [spectral.measure_each, spectral.measure_stacked])
+def test_all_kernels_at_once_find_their_singular_values(measure, x64):
+    kernels, sigmas = zip(*(conditioned(s, i) for i, s in enumerate(KERNELS)), strict=True)
+    us = [jnp.asarray(np.random.default_rng(9).normal(size=k.shape[-1])) for k in kernels]
+    matrices = [k.reshape(-1, k.shape[-1]) for k in kernels]
+    for _ in range(60):
+        found = measure(matrices, us, train=True)
+        us = [u for _, _, u in found]
+    np.testing.assert_allclose([sigma for sigma, _, _ in found], sigmas, rtol=1e-12)
+    still = measure(matrices, us, train=False)
+    np.testing.assert_allclose([sigma for sigma, _, _ in still], sigmas, rtol=1e-12)
+
+
+def test_a_stack_computes_what_each_kernel_does(x64):
+    """Also of zeros, and after one iteration, when sigma is not yet a singular value."""
+    kernels = [normal(i, *s) for i, s in enumerate(KERNELS)] + [jnp.zeros((3, 2))]
+    matrices = [k.reshape(-1, k.shape[-1]) for k in kernels]
+    us = [normal(10 + i, m.shape[1]) for i, m in enumerate(matrices)]
+    for train in (False, True):
+        each, stacked = (
+            f(matrices, us, train=train) for f in (spectral.measure_each, spectral.measure_stacked)
+        )
+        close(stacked, each, 1e-12)
+
+
+def test_the_gradient_holds_u_and_v_fixed(x64):
+    """Against central differences of ``W / (v^T W u)``."""
+    kernels = [normal(i, *s) for i, s in enumerate(KERNELS)]
+    us = [normal(10 + i, k.shape[-1]) for i, k in enumerate(kernels)]
+    weights = [normal(20 + i, *k.shape) for i, k in enumerate(kernels)]
+    matrices = [k.reshape(-1, k.shape[-1]) for k in kernels]
+    fixed = [(v, u) for _, v, u in spectral.measure_each(matrices, us, train=True)]
+
+    def value(kernels):
+        divided, _ = spectral.divide(kernels, us, train=True)
+        return sum(jnp.sum(w * k) for w, k in zip(weights, divided, strict=True))
+
+    def known(kernels):
+        total = 0.0
+        for w, k, (v, u) in zip(weights, kernels, fixed, strict=True):
+            total += np.sum(w * k) / (v @ np.reshape(k, (-1, k.shape[-1])) @ u)
+        return total
+
+    np.testing.assert_allclose(value(kernels), known(kernels), rtol=1e-12)
+    directions = [normal(30 + i, *k.shape) for i, k in enumerate(kernels)]
+    moved = [[k + h * d for k, d in zip(kernels, directions, strict=True)] for h in (1e-6, -1e-6)]
+    numeric = (known(moved[0]) - known(moved[1])) / 2e-6
+    found = sum(map(jnp.vdot, jax.grad(value)(kernels), directions))
+    np.testing.assert_allclose(found, numeric, rtol=1e-7)
+
+
+def test_a_stack_is_not_mostly_zeros():
+    sngan = [(1152, 128)] * 7 + [(27, 128), (3, 128), (128, 128), (128, 1)]
+    assert spectral.stacks(sngan, ["float32"] * 11) == [[0, 1, 2, 3, 4, 5, 6, 9, 7, 8, 10]]
+    wide = [(3456, 384), (20, 6144), (3456, 384)]
+    assert spectral.stacks(wide, ["float32"] * 3) == [[0, 2], [1]]
+    assert spectral.stacks([(2, 2), (2, 2)], ["float32", "float64"]) == [[0], [1]]
+
+
+def test_a_network_is_normalized_as_its_layers_are(x64):
+    """By ``linen_net``, all at once, and by the module, layer by layer: the same logits, gradients and u."""
+    module = resnet.Discriminator((8, 8), dtype=jnp.float64)
+    net, x = linen_net(module), normal(0, 2, 8, 8, 3)
+    variables = compiled(net.init)(jax.random.key(0), x)
+
+    def at_once(params):
+        out, kept = net.apply({**variables, "params": params}, x, train=True)
+        return jnp.sum(jnp.sin(out)), kept
+
+    def layerwise(params):
+        given = {**variables, "params": params}
+        out, kept = module.apply(given, x, train=True, mutable=["spectral"])
+        return jnp.sum(jnp.sin(out)), dict(kept)
+
+    def each(params):
+        found = (jax.value_and_grad(f, has_aux=True)(params) for f in (at_once, layerwise))
+        members = jax.vmap(at_once)(jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params))
+        return *found, members
+
+    one, other, (values, kept) = compiled(each)(variables["params"])
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    close(one, other, 1e-12)
+    assert {*one[0][1]} == {"spectral"}
+    # A member of a vmapped group is what it is by itself.
+    np.testing.assert_allclose(values[0], one[0][0], rtol=1e-12)
+    close(jax.tree.map(lambda u: u[0], kept), one[0][1], 1e-12)
+
+
+def test_spectral_norms_of_narrow_networks_are_not_narrow():
+    net = linen_net(resnet.Discriminator((8, 8), dtype=jnp.bfloat16))
+    x = jnp.zeros((2, 8, 8, 3))
+    variables = jax.eval_shape(net.init, jax.random.key(0), x)
+    _, kept = jax.eval_shape(lambda v: net.apply(v, x, train=True), variables)
+    assert {u.dtype for u in jax.tree.leaves(kept)} == {jnp.dtype("float32")}
+    shapes = lambda tree: jax.tree.map(lambda u: u.shape, tree)  # noqa: E731
+    assert shapes(kept["spectral"]) == shapes(variables["spectral"])
+
+
 # Grouped convolutions
 
 

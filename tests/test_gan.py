@@ -17,6 +17,7 @@ from checks.gans import (
     run,
     trajectory,
 )
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -24,9 +25,19 @@ from bpgan.algorithms import game, gan
 from bpgan.augment import Augment
 from bpgan.losses import AUXILIARY, LOSSES
 from bpgan.nets import linen_net, mlp
+from bpgan.nets.layers import Dense
 from bpgan.optim import half_life, schedule
 from bpgan.penalties import PENALTIES, lecam, path_length, weighted
 from bpgan.types import Net
+
+
+class SpectralCritic(nn.Module):
+    """A perceptron with spectral norm."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        h = jax.nn.relu(Dense(5, spectral=True, name="dense0")(x, train=train))
+        return Dense(3, spectral=True, name="dense1")(h, train=train).sum(1)
 
 
 @pytest.mark.parametrize("gamma_index", range(4))
@@ -186,6 +197,65 @@ def test_unused_real_logits_cost_nothing():
         lowered = jax.jit(algorithm.step).lower(state, {"x": jnp.zeros((64, 2))}, jax.random.key(0))
         flops[loss] = lowered.compile().cost_analysis()["flops"]
     assert flops["relativistic"] > 1.05 * flops["nonsaturating"]
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_one_pass_changes_nothing_in_a_network_without_statistics(mode, x64):
+    """Of reals and fakes, with labels, a head and views of D's own: the same step to rounding, on one device or two."""
+    axis = "batch" if mode == "pmap" else None
+    shift = Augment(lambda x, key, p: x + 0.1 * jax.random.normal(key, x.shape, x.dtype), 0.5)
+    rng = np.random.default_rng(0)
+    batch = {"x": jnp.asarray(rng.normal(size=(8, 2))), "y": jnp.arange(8) % 3}
+    g, d = (
+        mlp.Generator((2,), (4,), classes=3, dtype="float64"),
+        mlp.Discriminator((4,), classes=3, head="acgan", dtype="float64"),
+    )
+    states = []
+    for one_pass in (False, True):
+        algorithm = gan.make(
+            gan.Networks(
+                linen_net(g), linen_net(d), gan.normal_latents(3, "float64"), (2,), "float64"
+            ),
+            LOSSES["relativistic"],
+            gan.Optimizers(optax.sgd(0.1), optax.sgd(0.1)),
+            penalties=[weighted(0.1, PENALTIES["r1"])],
+            condition=gan.Condition(3, AUXILIARY["acgan"], 0.5),
+            augment=shift,
+            one_pass=one_pass,
+            axis_name=axis,
+        )
+        state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
+        rows = batch
+        if axis:
+            step = jax.pmap(
+                algorithm.step, axis, in_axes=(None, 0, None), devices=jax.devices()[:2]
+            )
+            rows = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), batch)
+        states.append(step(state, rows, jax.random.key(1)))
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(states[0][1])) > 1e-3
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+def test_in_one_pass_u_moves_once():
+    net = linen_net(SpectralCritic())
+    u = {}
+    for one_pass in (False, True):
+        algorithm = gan.make(
+            gan.Networks(linen_net(mlp.Generator((2,), (4,))), net, gan.normal_latents(3), (2,)),
+            LOSSES["hinge"],
+            gan.Optimizers(optax.sgd(0.0), optax.sgd(0.0)),
+            one_pass=one_pass,
+        )
+        start = algorithm.init(jax.random.key(0))
+        state, _ = jax.jit(algorithm.step)(start, {"x": jnp.ones((4, 2))}, jax.random.key(1))
+        u[one_pass] = state.players["d"].stats
+    once = start.players["d"].variables
+    for one_pass in (True, False):
+        _, moved = net.apply(once, jnp.ones((4, 2)), train=True)
+        once = {**once, **moved}
+        for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(u[one_pass]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.medium

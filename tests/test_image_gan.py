@@ -120,6 +120,7 @@ def test_networks_take_images_of_any_size(files, net, size, channels):
         ["--condition=concat", "--net=mlp"],
         ["--net=cnn/cnn,spectral", "--condition=projection"],
         ["--net=cnn,spectral", "--penalty=r1"],
+        ["--net=cnn,spectral", "--one_pass", "--condition=d2d"],
         ["--net=lite:4,norm", "--condition=acgan"],
         ["--net=r3gan:1", "--precision=bfloat16", "--truncation=1"],
         ["--ema=0", "--betas=0.5,cosine:0.9:0.99:0.5", "--lr=warmup:0.1:cosine:1e-3:1e-4"],
@@ -195,6 +196,10 @@ def test_penalties_of_narrow_networks_are_not_narrow(files, net):
             for net in ("lite", "dcgan", "cnn", "sngan", "biggan")
         ),
         (["--penalty=g.path_length", "--net=cnn,spectral"], "--penalty=g.path_length: needs a G"),
+        (
+            ["--one_pass", "--net=cnn"],
+            "--one_pass=true: needs a D that takes each example by itself",
+        ),
         (["--penalty=orthogonal", "--net=mlp/r3gan"], "--penalty=orthogonal: needs kernels that"),
         (["--penalty=g.orthogonal", "--net=r3gan/mlp"], "--net=r3gan are grouped"),
         (["--penalty=orthogonal", "--net=stylegan2"], "those of --net=stylegan2 are scaled"),

@@ -53,6 +53,10 @@ def _product(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
+def _matrix(kernel: Array) -> Matrix:
+    return kernel.reshape(-1, kernel.shape[-1])  # W^T
+
+
 def _iterate(matrix: Matrix, u: Array) -> tuple[Array, Array]:
     """``v`` along ``W^T u``, then ``u`` along ``W v``."""
     v = unit(_product(matrix, u))
@@ -69,12 +73,12 @@ def _measure(matrix: Matrix, kept: Array, *, train: bool) -> tuple[Array, Array,
     return _product(v, _product(matrix, u)), v, u
 
 
-def _measure_each(matrices: list[Matrix], kept: list[Array], *, train: bool) -> list[Any]:
+def measure_each(matrices: list[Matrix], kept: list[Array], *, train: bool) -> list[Any]:
     """One after the other, as a CPU is fastest at."""
     return [_measure(matrix, u, train=train) for matrix, u in zip(matrices, kept, strict=True)]
 
 
-def _measure_stacked(matrices: list[Matrix], kept: list[Array], *, train: bool) -> list[Any]:
+def measure_stacked(matrices: list[Matrix], kept: list[Array], *, train: bool) -> list[Any]:
     """As many at a time as fit into one stack, filled up with zeros, which change no product and no norm."""
     found: list[Any] = [None] * len(matrices)
     for group in stacks([m.shape for m in matrices], [m.dtype for m in matrices]):
@@ -91,7 +95,7 @@ def _measure_stacked(matrices: list[Matrix], kept: list[Array], *, train: bool) 
     return found
 
 
-def stacks(shapes: Sequence[tuple[int, int]], dtypes: Sequence[Any]) -> list[list[int]]:
+def stacks(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any]) -> list[list[int]]:
     """Which matrices share a stack: the largest first, each in the first stack that it does not fill with zeros."""
     found: list[list[int]] = []
     for i in sorted(range(len(shapes)), key=lambda i: -shapes[i][0] * shapes[i][1]):
@@ -130,12 +134,12 @@ def divide(
       train: whether the iteration starts from the u kept and leaves the new one; otherwise ``sigma = |W^T u|`` with
         the u kept, which stays.
     """
-    matrices = [kernel.reshape(-1, kernel.shape[-1]) for kernel in kernels]  # W^T
+    matrices = [_matrix(kernel) for kernel in kernels]
     found = lax.platform_dependent(
         lax.stop_gradient(matrices),
         lax.stop_gradient(list(kept)),
-        cpu=partial(_measure_each, train=train),
-        default=partial(_measure_stacked, train=train),
+        cpu=partial(measure_each, train=train),
+        default=partial(measure_stacked, train=train),
     )
     divided, us = [], []
     for kernel, matrix, before, (sigma, v, u) in zip(kernels, matrices, kept, found, strict=True):
@@ -161,8 +165,8 @@ def spectral_norm(module: nn.Module, kernel: Array, *, train: bool) -> Array:
 
     def start() -> Array:
         # Of a kernel of low rank, such as that of a single channel, a random u may see nothing; one iteration mends it.
-        u = jax.random.normal(module.make_rng("params"), kernel.shape[-1:], kernel.dtype)
-        matrix = lax.stop_gradient(kernel.reshape(-1, kernel.shape[-1]))
+        matrix = lax.stop_gradient(_matrix(kernel))
+        u = jax.random.normal(module.make_rng("params"), matrix.shape[1:], kernel.dtype)
         return _iterate(matrix, unit(u))[1]
 
     kept = module.variable(COLLECTION, "u", start)
@@ -183,8 +187,9 @@ def normalize(variables: Mapping[str, Any], *, train: bool) -> tuple[dict[str, A
       The variables with a further collection, from which ``spectral_norm`` takes its results; and what ``updated``
       takes.
     """
-    kept, kernels = flatten_dict(variables.get(COLLECTION, {})), {}
-    params = flatten_dict(variables.get("params", {})) if kept else {}
+    kept: dict[Any, Any] = flatten_dict(variables.get(COLLECTION, {}))
+    params: dict[Any, Any] = flatten_dict(variables.get("params", {})) if kept else {}
+    kernels: dict[Any, Any] = {}
     for path, parameter in params.items():
         if (*path[:-1], "u") in kept and parameter.ndim > 1:
             kernels.setdefault(path[:-1], []).append(parameter)
