@@ -367,7 +367,11 @@ def test_run_hands_the_loop_steps_not_epochs(fit):
     assert call["algorithm"].init == "batch"
     assert call["config"] == dataclasses.asdict(resolve(*argv))
     assert call["restart_safe"] == cli.restart_safe(Config)
-    assert fit.setup == {"precision": "float32", "matmul_precision": "default", "deterministic": True}
+    assert fit.setup == {
+        "precision": "float32",
+        "matmul_precision": "default",
+        "deterministic": True,
+    }
     argv = ["--steps=7", "--workdir=a/b", "--precision=float64", "--matmul_precision=high"]
     assert run(*argv) == 0
     assert (fit.kwargs["steps"], str(fit.kwargs["workdir"])) == (7, "a/b")

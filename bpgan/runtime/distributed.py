@@ -15,8 +15,7 @@ from bpgan.types import UserError
 def setup(
     precision: str = "float32", matmul_precision: str = "default", deterministic: bool = True
 ) -> None:
-    """Process-wide JAX settings: several processes, the width of numbers, how exactly they are multiplied, deterministic
-    kernels, the compilation cache.
+    """Process-wide JAX settings: several processes, how numbers are stored and multiplied, the compilation cache.
 
     The cache lives in ``$JAX_COMPILATION_CACHE_DIR``, else ``$XDG_CACHE_HOME/bpgan/jax``, else ``~/.cache/bpgan/jax``.
     Where there can be no such directory there is no cache; one that is read-only is read. Raises what ``join`` and
