@@ -204,17 +204,19 @@ def test_every_command_names_it_as_it_is_found_from_everywhere(code, tmp_path, m
     monkeypatch.syspath_prepend(str(code))
     flag, name = named(way, code)
     argv = [flag, "--dry_run", "--preset=far", f"--root={tmp_path}"]
-    for more, program in (
-        ([], ["bpgan.cli", name]),
-        (["--processes=2"], ["bpgan.cli", name]),
-        (["--sweep=seed=0"], ["bpgan.cli", name]),
-        (["--sweep=seed=0:2", "--jobs=1"], ["bpgan.launcher.group", name]),
+    for more, program, count in (
+        ([], ["bpgan.cli", name], 1),
+        (["--processes=2"], ["bpgan.cli", name], 2),
+        (["--sweep=seed=0"], ["bpgan.cli", name], 1),
+        (["--sweep=seed=0:2", "--jobs=1"], ["bpgan.launcher.group", name], 1),
     ):
         assert launch.run([*argv, *more]) == 0
-        (line,) = capsys.readouterr().out.splitlines()
-        words = shlex.split(line)
-        assert words[words.index("-m") + 1 :][:2] == program
-        assert f"{tmp_path}/my_gan/" in line and re.search(r"-P", line)
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == count
+        for line in lines:
+            words = shlex.split(line)
+            assert words[words.index("-m") + 1 :][:2] == program
+            assert f"{tmp_path}/my_gan/" in line and re.search(r"-P", line)
 
 
 @WAYS

@@ -25,6 +25,7 @@ A system with one player, which descends ``(w - mean x)^2 / 2``:
 """
 
 import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -261,9 +262,11 @@ class Rule(NamedTuple):
 
 
 def global_norm(tree: Any) -> jax.Array:
-    """Euclidean norm over all leaves."""
-    square = lax.platform_dependent(*jax.tree.leaves(tree), cpu=_dots, default=_dot_of_one_vector)
-    return jnp.sqrt(square)
+    """Euclidean norm over all leaves; 0 if there are none."""
+    leaves = jax.tree.leaves(tree)
+    if not leaves:
+        return jnp.zeros(())
+    return jnp.sqrt(lax.platform_dependent(*leaves, cpu=_dots, default=_dot_of_one_vector))
 
 
 def _dots(*leaves: jax.Array) -> jax.Array:
@@ -272,7 +275,7 @@ def _dots(*leaves: jax.Array) -> jax.Array:
     XLA on CPU does not vectorize a reduction fused into the gradient's computation (7 % of the step of a small MLP
     GAN); a dot product of the finished gradient costs a quarter of that.
     """
-    return sum(_square(x) for x in lax.optimization_barrier(leaves))
+    return functools.reduce(operator.add, map(_square, lax.optimization_barrier(leaves)))
 
 
 def _dot_of_one_vector(*leaves: jax.Array) -> jax.Array:

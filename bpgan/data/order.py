@@ -58,7 +58,8 @@ def rows_at(
 def rows_on_host(round_keys: np.ndarray, places: np.ndarray, length: int) -> np.ndarray:
     """The examples at int64 ``places`` (any shape) of the same endless sequence, on the host."""
     epoch = (places // length).astype(np.uint32)
-    return _permute((places % length).astype(np.uint32), round_keys, epoch, length)
+    rows = _permute((places % length).astype(np.uint32), round_keys, epoch, length)
+    return np.asarray(rows)
 
 
 def _permute(i, round_keys, epoch, length: int):
