@@ -562,6 +562,7 @@ def wait_for_line(process, beginning):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("optimized")
 def test_a_run_on_s3(s3, tmp_path):
     steps = check_a_run("s3://bucket/runs/a", tmp_path)
@@ -580,12 +581,14 @@ def test_a_run_on_s3(s3, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("optimized")
 def test_a_run_on_gs(gs, tmp_path):
     check_a_run("gs://bucket/runs/a", tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("optimized")
 def test_s3_that_goes_away(s3, tmp_path):
     """The run saves, stops with one line and the code of what can be repeated, and goes on when it is back."""
@@ -609,6 +612,7 @@ def test_s3_that_goes_away(s3, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("optimized")
 def test_two_processes_with_a_staging_directory_each(s3, tmp_path):
     """The state is the lead's to save, and each restores it."""
