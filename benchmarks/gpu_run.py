@@ -254,7 +254,7 @@ def machine(run: Run) -> None:
 
 def bits(run: Run) -> None:
     names, steps = (["tiny"], 8) if run.tiny else (["mnist", "sngan", "stylegan2", "r3"], 60)
-    # Every recipe as it is comes first.
+    # Every recipe as it is by default comes first.
     for mode, name in [(mode, name) for mode in ("true", "false") for name in names]:
         if run.left < 15:
             run.say("bits", name=name, deterministic=mode, failed="no time left")
@@ -630,10 +630,11 @@ def main() -> int:
     parser.add_argument("--rehearse", action="store_true", help="at tiny sizes on a CPU")
     parser.add_argument("--table", action="store_true", help="print the tables of what is in DIR")
     parser.add_argument("--phase", help=argparse.SUPPRESS)  # one, in this process
+    parser.add_argument("--begun", type=float, help=argparse.SUPPRESS)  # when it was started
     given = parser.parse_args()
     if unknown := [name for name in given.phases if name not in PHASES]:
         parser.error(f"{unknown[0]}: must be one of {', '.join(PHASES)}")
-    begun, out = time.monotonic(), pathlib.Path(given.out)
+    begun, out = given.begun or time.monotonic(), pathlib.Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
     if given.table:
         lines = (out / "results.jsonl").read_text().splitlines()
@@ -649,7 +650,7 @@ def main() -> int:
     due = 0.0
     for name in given.phases or PHASES:
         due += REHEARSED if given.rehearse else LIMITS[name]
-        limit = min(due, given.seconds - 3) - (given.seconds - whole.left)
+        limit = min(due, given.seconds - 5) - (given.seconds - whole.left)
         if limit < 10:
             whole.say(name, failed="no time left")
             continue
@@ -661,12 +662,13 @@ def main() -> int:
             f"--phase={name}",
             f"--out={out}",
             f"--seconds={limit}",
+            f"--begun={time.monotonic()}",
         ]
         with subprocess.Popen(
             command + ["--rehearse"] * given.rehearse, start_new_session=True
         ) as child:
             try:
-                code = child.wait(limit + 2)
+                code = child.wait(limit + 4)
             except subprocess.TimeoutExpired:
                 code = "none: it was ended"
             with contextlib.suppress(ProcessLookupError):
