@@ -9,14 +9,14 @@ became of it:
 machine       the card, packages and devices; a run, its resumption and their report by the command line; what float32
               means here
 device        ``tests/accelerator``
-bits          whether two processes end in the same bits, as it is and with deterministic kernels: one takes the program
-              of the other, with other lengths of calls, one compiles it anew
+bits          whether processes end in the same bits, with ``--deterministic=true``, which is the default, and with
+              ``false``: one takes the program of the other, with other lengths of calls, one compiles it anew
 mlp           the article's GAN against PyTorch
 sngan         the networks of ``sngan-32`` against PyTorch
 r3gan         the networks of ``r3-32`` against PyTorch
-flags         what XLA's flags do to the speed of the same programs: command buffers on and off, deterministic kernels
+flags         how fast the same programs are with command buffers, which are the default, and without them
 sweep         32 members of a sweep, and more, as one program
-quality       ``lite28`` on digits for two minutes, and the Frechet distance of what it draws
+quality       ``lite28`` on digits for half a minute, and the Frechet distance of what it draws
 tests         fast tests with optimized programs on the GPU, as many as there is time for
 ============  ========================================================================================================
 
@@ -43,16 +43,13 @@ from benchmarks import gpu, peers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIMITS = {
-    "machine": 40, "device": 100, "bits": 90, "mlp": 65, "sngan": 65, "r3gan": 65, "flags": 45, "sweep": 35,
-    "quality": 150, "tests": 60,
+    "machine": 35, "device": 80, "bits": 100, "mlp": 40, "sngan": 55, "r3gan": 60, "flags": 30, "sweep": 30,
+    "quality": 80, "tests": 20,
 }  # fmt: skip
-"""Seconds of each phase at most; what one leaves is for those after it, and what is left in the end for the tests."""
-GRAPHS = "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL,+CONVOLUTION"
-MODES = {
-    "default": "",
-    "deterministic": "--xla_gpu_deterministic_ops=true",
-}
-FLAGS = MODES | {"one graph": GRAPHS, "no graphs": "--xla_gpu_enable_command_buffer="}
+"""Seconds of each phase; what one leaves is for those after it. Together they are less than nine minutes."""
+REHEARSED = 50
+"""Seconds of each phase at most in a rehearsal."""
+FLAGS = {"command buffers": "", "no command buffers": "--xla_gpu_enable_command_buffer="}
 RECIPES = {
     "article": ("mnist_gan", ["--preset=article"]),
     "mnist": ("mnist_gan", []),
@@ -132,10 +129,11 @@ def recipe(name: str) -> Any:
     return gpu.build(module, argv, (32, 32, 3) if module == "image_gan" else None)
 
 
-def trained(name: str, steps: str, calls: str) -> dict[str, Any]:
+def trained(name: str, steps: str, calls: str, deterministic: str) -> dict[str, Any]:
     """Hashes of the whole state before the first and after the last step, and the speed after them.
 
-    The steps are grouped into so many calls of the compiled program, after a call of one step.
+    The steps are grouped into so many calls of the compiled program, after a call of one step. ``deterministic`` is
+    ``true`` or ``false``.
     """
     import jax
     import numpy as np
@@ -147,7 +145,7 @@ def trained(name: str, steps: str, calls: str) -> dict[str, Any]:
         return found.hexdigest()[:12]
 
     start = time.perf_counter()
-    program = gpu.compiled(lambda: recipe(name))
+    program = gpu.compiled(lambda: recipe(name), deterministic=deterministic == "true")
     carry = program.init()
     first = bits(carry)
     carry, finite = program.run(carry, 1)
@@ -256,38 +254,33 @@ def machine(run: Run) -> None:
 
 def bits(run: Run) -> None:
     names, steps = (["tiny"], 8) if run.tiny else (["mnist", "sngan", "stylegan2", "r3"], 60)
-    modes = dict(list(MODES.items())[:1]) if run.tiny else MODES
-    # Every recipe as it is comes first; then with the flags that should make the bits the same.
-    for mode, name in [(mode, name) for mode in modes for name in names]:
+    # Every recipe as it is by default comes first.
+    for mode, name in [(mode, name) for mode in ("true", "false") for name in names]:
         if run.left < 15:
-            run.say("bits", name=name, mode=mode, failed="no time left")
+            run.say("bits", name=name, deterministic=mode, failed="no time left")
             continue
-        caches = [str(run.out / "cache" / f"{name}-{len(mode)}-{i}") for i in (0, 1)]
-        flags = {"XLA_FLAGS": modes[mode]}
-        first, anew = (
-            Child(
-                "trained", name, steps, 1, limit=run.left, JAX_COMPILATION_CACHE_DIR=cache, **flags
-            )
-            for cache in caches
-        )
+        caches = [str(run.out / "cache" / f"{name}-{mode}-{i}") for i in (0, 1)]
+
+        def start(calls: int, cache: str, name: str = name, mode: str = mode) -> Child:
+            environment = {"JAX_COMPILATION_CACHE_DIR": cache}
+            return Child("trained", name, steps, calls, mode, limit=run.left, **environment)
+
+        first, anew = (start(1, cache) for cache in caches)
         first, anew = first.answer(), anew.answer()
         # The program of the first from its cache, and the steps in other calls, as after a resumption.
-        cached = Child(
-            "trained", name, steps, 4, limit=run.left, JAX_COMPILATION_CACHE_DIR=caches[0], **flags
-        ).answer()
+        cached = start(4, caches[0]).answer()
         found = [each.get("bits") for each in (first, cached, anew)]
         same = None if None in found else [a == b for a, b in zip(found[0], found[1], strict=True)]
         other = None if None in found else [a == b for a, b in zip(found[0], found[2], strict=True)]
         run.say(
-            "bits", name=name, mode=mode, same_program=same, compiled_anew=other,
+            "bits", name=name, deterministic=mode, same_program=same, compiled_anew=other,
             runs=[first, cached, anew],
         )  # fmt: skip
 
 
 def flags(run: Run) -> None:
     names = ["tiny"] if run.tiny else ["article", "mnist", "sngan"]
-    labels = ["default"] if run.tiny else list(FLAGS)
-    for label, name in [(label, name) for label in labels for name in names]:
+    for name, label in [(name, label) for name in names for label in FLAGS]:
         if run.left < 8:
             run.say("flags", name=name, flags=label, failed="no time left")
             continue
@@ -297,6 +290,7 @@ def flags(run: Run) -> None:
             name,
             3,
             1,
+            "true",
             limit=run.left,
             XLA_FLAGS=FLAGS[label],
             JAX_COMPILATION_CACHE_DIR=cache,
@@ -320,20 +314,18 @@ def speed(net: str, precision: str) -> Callable[[Run], None]:
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             pool = {}
-            for label, name, given in forms(settings):
-                os.environ["XLA_FLAGS"] = given
-                cores = sorted(os.sched_getaffinity(0))
+            cores = sorted(os.sched_getaffinity(0))
+            for name in forms(settings):
                 prefix = settings.show() + name
-                pool[label] = peers.Peer("benchmarks.gpu", prefix, cores, folder, settings.device)
-                stack.callback(pool[label].stop)
-                pool[label].begin()
-            os.environ.pop("XLA_FLAGS", None)
+                pool[name] = peers.Peer("benchmarks.gpu", prefix, cores, folder, settings.device)
+                stack.callback(pool[name].stop)
+                pool[name].begin()
             counts = json.loads(gpu.child(settings, gpu.COUNT, "cpu"))
             results = {}
-            for label, peer in pool.items():
+            for name, peer in pool.items():
                 waiting = run.left - (0 if run.tiny else 5 * len(pool))
                 if peer.wait(max(1.0, waiting)) and peer.answer():
-                    results[label] = []
+                    results[name] = []
                 else:
                     peer.stop()
             run.say(net, started=list(results), left_out=[n for n in pool if n not in results])
@@ -342,16 +334,13 @@ def speed(net: str, precision: str) -> Callable[[Run], None]:
     return phase
 
 
-def forms(settings: gpu.Settings) -> Iterator[tuple[str, str, str]]:
-    """Labels, names and XLA's flags of the peers: PyTorch's where it is there, and bpgan's also as one graph."""
+def forms(settings: gpu.Settings) -> list[str]:
+    """Names of the peers, PyTorch's where it is there; a rehearsal has one of each."""
     import importlib.util
 
-    for name in gpu.peers(settings):
-        if name == gpu.OURS or importlib.util.find_spec("torch"):
-            if settings.device == "cuda" or name in (gpu.OURS, gpu.EAGER):
-                yield name, name, ""
-    if settings.device == "cuda":
-        yield "bpgan, one graph", gpu.OURS, GRAPHS
+    names = list(gpu.peers(settings)) if settings.device == "cuda" else [gpu.OURS, gpu.EAGER]
+    there = importlib.util.find_spec("torch") is not None
+    return [name for name in names if there or not name.startswith("torch")]
 
 
 def rounds(run: Run, settings: gpu.Settings, pool: dict, counts: dict, about: dict) -> None:
@@ -525,11 +514,11 @@ def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     for row in by_phase["device"]:
         yield f"\n`tests/accelerator`: {row['passed']} passed, {len(row['bad'])} failed."
     yield from table(
-        ("bits", "mode", "from the cache, other calls", "compiled anew"),
+        ("bits", "deterministic", "from the cache, other calls", "compiled anew"),
         [
             (
                 row["name"],
-                row["mode"],
+                row["deterministic"],
                 agreement(row, "same_program"),
                 agreement(row, "compiled_anew"),
             )
@@ -641,10 +630,11 @@ def main() -> int:
     parser.add_argument("--rehearse", action="store_true", help="at tiny sizes on a CPU")
     parser.add_argument("--table", action="store_true", help="print the tables of what is in DIR")
     parser.add_argument("--phase", help=argparse.SUPPRESS)  # one, in this process
+    parser.add_argument("--begun", type=float, help=argparse.SUPPRESS)  # when it was started
     given = parser.parse_args()
     if unknown := [name for name in given.phases if name not in PHASES]:
         parser.error(f"{unknown[0]}: must be one of {', '.join(PHASES)}")
-    begun, out = time.monotonic(), pathlib.Path(given.out)
+    begun, out = given.begun or time.monotonic(), pathlib.Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
     if given.table:
         lines = (out / "results.jsonl").read_text().splitlines()
@@ -657,11 +647,10 @@ def main() -> int:
         os.environ["JAX_PLATFORMS"] = "cpu"
     whole = Run(out, given.rehearse, given.seconds, begun)
     whole.say("about", **about(given.rehearse))
+    due = 0.0
     for name in given.phases or PHASES:
-        limit = min(
-            whole.left - 3,
-            60 if given.rehearse else whole.left if name == "tests" else LIMITS[name],
-        )
+        due += REHEARSED if given.rehearse else LIMITS[name]
+        limit = min(due, given.seconds - 5) - (given.seconds - whole.left)
         if limit < 10:
             whole.say(name, failed="no time left")
             continue
@@ -673,12 +662,13 @@ def main() -> int:
             f"--phase={name}",
             f"--out={out}",
             f"--seconds={limit}",
+            f"--begun={time.monotonic()}",
         ]
         with subprocess.Popen(
             command + ["--rehearse"] * given.rehearse, start_new_session=True
         ) as child:
             try:
-                code = child.wait(limit + 2)
+                code = child.wait(limit + 4)
             except subprocess.TimeoutExpired:
                 code = "none: it was ended"
             with contextlib.suppress(ProcessLookupError):

@@ -19,6 +19,19 @@ def pytest_ignore_collect(config):
     return True if config.rootpath != HERE else None
 
 
+def pytest_addoption(parser):
+    parser.addoption("--dear", action="store_true", help="all cases, also on a CPU")
+
+
+def pytest_collection_modifyitems(config, items):
+    import jax
+
+    if jax.default_backend() == "cpu" and not config.getoption("--dear"):
+        for item in items:
+            if item.get_closest_marker("dear"):
+                item.add_marker(pytest.mark.skip(reason="dear on a CPU; --dear runs it"))
+
+
 @pytest.fixture(scope="session")
 def environment():
     """What a process that a test starts is given."""

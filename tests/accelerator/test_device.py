@@ -15,7 +15,9 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.flatten_util import ravel_pytree as ravel
 
 from bpgan import cli, data
 from bpgan.nets import conv, dcgan
@@ -30,7 +32,7 @@ HIGHEST = "highest"
 CONVOLUTION = 1e-5
 """Of float32 convolutions and their derivatives against float64: sums of up to 576 products."""
 LOSS, GRADIENT = 1e-4, 5e-3
-"""Of a first step against the same step on the host: losses relative, moved parameters relative to the step size."""
+"""Of a first step against the same step on the host: losses, and gradients relative to a player's greatest entry."""
 SEVERAL = 2e-4
 """Of several devices against one, after four steps; see docs/reproducibility.md."""
 
@@ -50,18 +52,23 @@ def host():
     return jax.local_devices(backend="cpu")[0]
 
 
+def each(cases, *cheap):
+    """The cases, of which a CPU is given the cheap ones alone."""
+    return [name if name in cheap else pytest.param(name, marks=pytest.mark.dear) for name in cases]
+
+
 def noise(shape):
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (512, *shape), np.uint8)
     return data.of_arrays("noise", "train", x, rng.integers(0, 10, len(x)).astype(np.int32), 10)
 
 
-SMALL = {  # every recipe at a width that any device compiles soon
+SMALL = {  # recipes, at a width that any device compiles soon where the network has one
     "article": (mnist_gan, ["--preset=article"], None),
     "mnist": (mnist_gan, ["--net=dcgan:8"], None),
     "lite28": (image_gan, ["--preset=lite28", "--net=lite:8"], (28, 28, 1)),
     "cgan28": (image_gan, ["--preset=cgan28", "--net=lite:8"], (28, 28, 1)),
-    "sngan-32": (image_gan, ["--preset=sngan-32", "--net=sngan:16", "--d_steps=2"], (32, 32, 3)),
+    "sngan-32": (image_gan, ["--preset=sngan-32", "--d_steps=1"], (32, 32, 3)),
     "biggan-32": (
         image_gan, ["--preset=biggan-32", "--net=biggan:8/biggan:8", "--d_steps=1"], (32, 32, 3)
     ),
@@ -117,7 +124,7 @@ def test_convolutions_and_their_derivatives_are_those_of_lax_in_float64(stride, 
         assert relative(a, b) < CONVOLUTION
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", each(SMALL, "article"))
 def test_a_step_is_that_of_the_host(monkeypatch, name):
     algorithm, source = build(monkeypatch, name)[:2]
     key = jax.random.key(0)
@@ -125,30 +132,23 @@ def test_a_step_is_that_of_the_host(monkeypatch, name):
     def step(key):
         state = algorithm.init(key)
         after, metrics = algorithm.step(state, source.batch_at(source.data, jnp.int32(0)), key)
-        params = {k: (v.params, after.players[k].params) for k, v in state.players.items()}
-        return params, metrics
+        # Adam's first step is the sign of the gradient, which rounding decides where that is nearly 0: of a bias
+        # before batch norm, say. Its first mean is the gradient itself, but for a factor.
+        means = {k: optax.tree.get(v.opt, "mu") for k, v in after.players.items()}
+        return means, metrics, after.players
 
-    here_params, here = jax.device_get(jax.jit(step)(key))
+    means, metrics, players = jax.device_get(jax.jit(step)(key))
     with jax.default_device(host()):
-        there_params, there = jax.device_get(jax.jit(step)(jax.random.key(0)))
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(here_params))
-    for name in there:
-        if name.endswith("loss"):
-            assert np.asarray(here[name]) == pytest.approx(there[name], rel=LOSS, abs=LOSS)
-    for player, (before, after) in there_params.items():
-        ours = here_params[player][1]
-        moved = max(
-            np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (after, before)), strict=True)
-        )
-        # Adam's first step is the sign of the gradient: where that is nearly 0 rounding decides it, so means
-        # are compared. A wrong gradient shows in them.
-        away = [
-            np.abs(a - b).mean() / moved
-            for a, b in zip(*map(jax.tree.leaves, (ours, after)), strict=True)
-        ]
-        assert max(away) < 0.1 and np.median(away) < GRADIENT
+        expected, losses, _ = jax.device_get(jax.jit(step)(jax.random.key(0)))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(players))
+    for loss in (name for name in losses if name.endswith("loss")):
+        assert metrics[loss] == pytest.approx(losses[loss], rel=LOSS, abs=LOSS)
+    for player, theirs in expected.items():
+        ours, theirs = (ravel(tree)[0] for tree in (means[player], theirs))
+        assert relative(ours, theirs) < GRADIENT
 
 
+@pytest.mark.dear
 def test_one_step_in_bfloat16_is_near_that_in_float32(monkeypatch):
     losses = []
     for precision in ("float32", "bfloat16"):
@@ -218,7 +218,7 @@ def test_several_devices_are_one(monkeypatch):
         np.testing.assert_allclose(a, b, atol=10 * SEVERAL)
 
 
-@pytest.mark.parametrize("lowering", ("vmap", "map"))
+@pytest.mark.parametrize("lowering", each(("vmap", "map"), "vmap"))
 def test_runs_of_a_sweep_are_the_single_runs(lowering):
     cfg = cli.resolve(mnist_gan.Config, mnist_gan.PRESETS, ["--preset=article", "--batch_size=16"])
 
@@ -262,6 +262,7 @@ def trained(environment, cache, calls, steps=12, more=()):
     return json.loads(done.stdout.splitlines()[-1])["bits"]
 
 
+@pytest.mark.dear
 def test_processes_end_in_the_same_bits(environment, tmp_path):
     first = trained(environment, tmp_path / "a", 1)
     found = {
@@ -272,6 +273,7 @@ def test_processes_end_in_the_same_bits(environment, tmp_path):
     assert found == dict.fromkeys(found, first)
 
 
+@pytest.mark.dear
 def test_a_killed_run_ends_in_the_same_bits(environment, tmp_path):
     def command(workdir):
         return [
