@@ -420,16 +420,10 @@ def _contracted(x: Images, rows: Float[Array, "b hw"], columns: Float[Array, "b 
         ).reshape(x.shape)
 
     # h w w c numbers per example: of large images, few at a time.
-    b, several = len(x), max(1, _NUMBERS // (x[0].size * x.shape[2]))
-    if several >= b:
+    several = max(1, _NUMBERS // (x[0].size * x.shape[2]))
+    if several >= len(x):
         return jax.vmap(one)((x, rows, columns))
-    # Rows are dealt out, so that each part has some of every device: of neighbors, all devices would need all rows.
-    parts = next(n for n in range(-(-b // several), b + 1) if b % n == 0)
-    dealt = jax.tree.map(
-        lambda a: jnp.moveaxis(a.reshape(-1, parts, *a.shape[1:]), 1, 0), (x, rows, columns)
-    )
-    transformed = lax.map(jax.checkpoint(jax.vmap(one)), dealt)
-    return jnp.moveaxis(transformed, 0, 1).reshape(x.shape)
+    return lax.map(jax.checkpoint(one), (x, rows, columns), batch_size=several)
 
 
 class Operation(NamedTuple):
