@@ -263,6 +263,17 @@ SMALL = {
 EPS = 2.0**-8
 """Half of the distance of 1 from the next number of bfloat16, relative: what one rounding may lose."""
 
+ROUNDINGS = {
+    "article": {"d": 8, "g": 20},  # 3.4 and 10.0
+    "vae": {"vae": 4},  # 1.4
+    "cnn": {"net": 4},  # 1.8
+    "lite28": {"d": 16, "g": 64},  # 7.2 and 48.4: the cosine of G's is 0.983
+}
+"""Bounds of the error of a player's gradient, in ``EPS`` of its norm. Beside them stands what was measured on a CPU.
+
+They are about twice that, and 1.3 times for G of ``lite28``. Without an entry they are 64 for G and 16 for others.
+"""
+
 
 def gradients(state):
     """Of each player, as Adam has them after one step: a multiple."""
@@ -295,17 +306,16 @@ def first_step(name, color, precision):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_step_in_bfloat16_is_that_in_float32_but_for_its_rounding(name, color):
-    """Gradients differ by at most 16 roundings of their norm, those of G by at most 64, losses by 2 of max(1, loss).
+    """Gradients differ by at most ``ROUNDINGS`` of their norm, losses by 2 of max(1, loss).
 
-    G's differ most, 41 in ``mnist_gan`` where D's do by 10: the derivative of batch norm is what is left of a larger
-    gradient when its mean is taken away.
+    64 roundings are a quarter of the norm: the cosine of the two gradients is 0.968 or more.
     """
     (wide, values), (narrow, rounded) = (
         first_step(name, color, precision) for precision in ("float32", "bfloat16")
     )
     for player, gradient in wide.items():
         error = np.linalg.norm(narrow[player] - gradient)
-        bound = 64 if player == "g" else 16
+        bound = ROUNDINGS.get(name, {}).get(player, 64 if player == "g" else 16)
         assert 0 < error <= bound * EPS * np.linalg.norm(gradient), (player, error)
     for metric in (m for m in values if m.endswith("loss")):
         value = float(values[metric])
