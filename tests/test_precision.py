@@ -6,6 +6,7 @@ Compiled for no device: the program of a whole step is lowered for GPUs and read
 import dataclasses
 import importlib
 import re
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +149,6 @@ def published(net, apply, *shape):
 
 def measures():
     feature = jax.ShapeDtypeStruct((64, 16), jnp.float32)
-    square = jax.ShapeDtypeStruct((64,), jnp.float32)
     net = exact(linen_net(dcgan.Classifier(10)))
     x = jax.ShapeDtypeStruct((4, 28, 28, 1), jnp.float32)
     variables = jax.eval_shape(net.init, jax.random.key(0), x)
@@ -167,10 +167,9 @@ def measures():
             2, effnet.SIZE, effnet.SIZE, 3,
         ),
     )  # fmt: skip
-    for how in sorted({how for how, *_ in inception.PRESETS.values()}):
+    for how in get_args(preprocess.Resize):
         yield how, *of_images(lambda x, how=how: preprocess.resize(x, 64, how), 2, 28, 28, 3)
     yield "neighbors", neighbors._products, (feature, feature)
-    del square
 
 
 @pytest.mark.medium
@@ -267,11 +266,12 @@ ROUNDINGS = {
     "article": {"d": 8, "g": 20},  # 3.4 and 10.0
     "vae": {"vae": 4},  # 1.4
     "cnn": {"net": 4},  # 1.8
+    "mnist_gan": {"d": 20, "g": 64},  # 12.1 and 43.0: the cosine of G's is 0.986
     "lite28": {"d": 16, "g": 64},  # 7.2 and 48.4: the cosine of G's is 0.983
 }
 """Bounds of the error of a player's gradient, in ``EPS`` of its norm. Beside them stands what was measured on a CPU.
 
-They are about twice that, and 1.3 times for G of ``lite28``. Without an entry they are 64 for G and 16 for others.
+They are 1.3 to 3 times that. Without an entry they are 64 for G and 16 for others.
 """
 
 
@@ -327,6 +327,8 @@ def test_losses_in_bfloat16_lie_within_the_spread_of_seeds(optimized):
     """Of 200 steps of mnist_gan's default recipe, the means of both losses over the last 100.
 
     Those in bfloat16 lie in ``[min - range, max + range]`` of those in float32 of three seeds.
+
+    Measured on a CPU: d/loss 0.261 beside 0.271, 0.231 and 0.224; g/loss 2.413 beside 2.419, 2.719 and 2.695.
     """
     module = importlib.import_module("experiments.mnist_gan")
 
