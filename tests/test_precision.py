@@ -268,6 +268,7 @@ ROUNDINGS = {
     "cnn": {"net": 4},  # 1.8
     "mnist_gan": {"d": 16, "g": 64},  # 12.1 and 43.0: the cosine of G's is 0.986
     "lite28": {"d": 16, "g": 64},  # 7.2 and 48.4: the cosine of G's is 0.983
+    "dragan": {"d": 4, "g": 24},  # 1.5 and 13.0
 }
 """Bounds of the error of a player's gradient, in ``EPS`` of its norm. Beside them stands what was measured on a CPU.
 
