@@ -6,6 +6,7 @@ Compiled for no device: the program of a whole step is lowered for GPUs and read
 import dataclasses
 import importlib
 import re
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +149,6 @@ def published(net, apply, *shape):
 
 def measures():
     feature = jax.ShapeDtypeStruct((64, 16), jnp.float32)
-    square = jax.ShapeDtypeStruct((64,), jnp.float32)
     net = exact(linen_net(dcgan.Classifier(10)))
     x = jax.ShapeDtypeStruct((4, 28, 28, 1), jnp.float32)
     variables = jax.eval_shape(net.init, jax.random.key(0), x)
@@ -167,10 +167,9 @@ def measures():
             2, effnet.SIZE, effnet.SIZE, 3,
         ),
     )  # fmt: skip
-    for how in sorted({how for how, *_ in inception.PRESETS.values()}):
+    for how in get_args(preprocess.Resize):
         yield how, *of_images(lambda x, how=how: preprocess.resize(x, 64, how), 2, 28, 28, 3)
     yield "neighbors", neighbors._products, (feature, feature)
-    del square
 
 
 @pytest.mark.medium
@@ -263,6 +262,19 @@ SMALL = {
 EPS = 2.0**-8
 """Half of the distance of 1 from the next number of bfloat16, relative: what one rounding may lose."""
 
+ROUNDINGS = {
+    "article": {"d": 8, "g": 20},  # 3.4 and 10.0
+    "vae": {"vae": 4},  # 1.4
+    "cnn": {"net": 4},  # 1.8
+    "mnist_gan": {"d": 16, "g": 64},  # 12.1 and 43.0: the cosine of G's is 0.986
+    "lite28": {"d": 16, "g": 64},  # 7.2 and 48.4: the cosine of G's is 0.983
+    "dragan": {"d": 4, "g": 24},  # 1.5 and 13.0
+}
+"""Bounds of the error of a player's gradient, in ``EPS`` of its norm. Beside them stands what was measured on a CPU.
+
+They are 1.3 to 3 times that. Without an entry they are 64 for G and 16 for others.
+"""
+
 
 def gradients(state):
     """Of each player, as Adam has them after one step: a multiple."""
@@ -295,17 +307,16 @@ def first_step(name, color, precision):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_step_in_bfloat16_is_that_in_float32_but_for_its_rounding(name, color):
-    """Gradients differ by at most 16 roundings of their norm, those of G by at most 64, losses by 2 of max(1, loss).
+    """Gradients differ by at most ``ROUNDINGS`` of their norm, losses by 2 of max(1, loss).
 
-    G's differ most, 41 in ``mnist_gan`` where D's do by 10: the derivative of batch norm is what is left of a larger
-    gradient when its mean is taken away.
+    64 roundings are a quarter of the norm: the cosine of the two gradients is 0.968 or more.
     """
     (wide, values), (narrow, rounded) = (
         first_step(name, color, precision) for precision in ("float32", "bfloat16")
     )
     for player, gradient in wide.items():
         error = np.linalg.norm(narrow[player] - gradient)
-        bound = 64 if player == "g" else 16
+        bound = ROUNDINGS.get(name, {}).get(player, 64 if player == "g" else 16)
         assert 0 < error <= bound * EPS * np.linalg.norm(gradient), (player, error)
     for metric in (m for m in values if m.endswith("loss")):
         value = float(values[metric])
@@ -317,6 +328,8 @@ def test_losses_in_bfloat16_lie_within_the_spread_of_seeds(optimized):
     """Of 200 steps of mnist_gan's default recipe, the means of both losses over the last 100.
 
     Those in bfloat16 lie in ``[min - range, max + range]`` of those in float32 of three seeds.
+
+    Measured on a CPU: d/loss 0.261 beside 0.271, 0.231 and 0.224; g/loss 2.413 beside 2.419, 2.719 and 2.695.
     """
     module = importlib.import_module("experiments.mnist_gan")
 
