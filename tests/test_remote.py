@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-import fsspec
+import fsspec.config
 import pytest
 from checks.harness import LIMIT, ROOT, arrays, assert_same, finish, kill, start
 from checks.training import fit, logged
