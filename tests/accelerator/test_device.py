@@ -177,8 +177,9 @@ def test_features_are_those_of_the_host():
 # --- The program --------------------------------------------------------------------------------------------------
 
 
-def test_nothing_goes_to_the_host_while_a_program_runs(monkeypatch):
-    built = build(monkeypatch, "lite28")
+@pytest.mark.parametrize("name", each(("article", "lite28"), "article"))
+def test_nothing_goes_to_the_host_while_a_program_runs(monkeypatch, name):
+    built = build(monkeypatch, name)
     program = compile_program(built.algorithm, built.source, seed=0, devices=1)
     carry, _ = program.run(program.init(), 2)
     jax.block_until_ready(carry.state)
