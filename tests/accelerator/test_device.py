@@ -72,7 +72,7 @@ SMALL = {  # recipes, at a width that any device compiles soon where the network
     "biggan-32": (
         image_gan, ["--preset=biggan-32", "--net=biggan:8/biggan:8", "--d_steps=1"], (32, 32, 3)
     ),
-    "dcgan-32": (image_gan, ["--preset=dcgan-32", "--net=cnn:8"], (32, 32, 3)),
+    "dcgan-32": (image_gan, ["--preset=dcgan-32", "--d_steps=1"], (32, 32, 3)),
 }  # fmt: skip
 
 
