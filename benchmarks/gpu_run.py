@@ -47,6 +47,8 @@ LIMITS = {
     "quality": 80, "tests": 20,
 }  # fmt: skip
 """Seconds of each phase; what one leaves is for those after it. Together they are less than nine minutes."""
+LATE = 124
+"""Exit code of a phase that has no time left."""
 REHEARSED = 50
 """Seconds of each phase at most in a rehearsal."""
 FLAGS = {"command buffers": "", "no command buffers": "--xla_gpu_enable_command_buffer="}
@@ -641,7 +643,10 @@ def main() -> int:
         print("\n".join(tables([json.loads(line) for line in lines])))
         return 0
     if given.phase:
-        PHASES[given.phase](Run(out, given.rehearse, given.seconds, begun))
+        try:
+            PHASES[given.phase](Run(out, given.rehearse, given.seconds, begun))
+        except subprocess.TimeoutExpired:
+            return LATE
         return 0
     if given.rehearse:
         os.environ["JAX_PLATFORMS"] = "cpu"
@@ -673,7 +678,9 @@ def main() -> int:
                 code = "none: it was ended"
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)  # whatever it has left running
-        if code:
+        if code == LATE:
+            whole.say(name, failed="no time left")
+        elif code:
             whole.say(name, failed=f"exit code {code}")
     whole.say("done", seconds=round(time.monotonic() - begun, 1))
     return 0

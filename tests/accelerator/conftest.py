@@ -26,6 +26,8 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     import jax
 
+    # The time for them may be short.
+    items.sort(key=lambda item: item.get_closest_marker("dear") is not None)
     if jax.default_backend() == "cpu" and not config.getoption("--dear"):
         for item in items:
             if item.get_closest_marker("dear"):
