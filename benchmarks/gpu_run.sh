@@ -2,7 +2,7 @@
 # Everything that bpgan promises of a GPU, measured by one command of at most nine minutes:
 #
 #     bash benchmarks/gpu_run.sh [PHASE...] [--out=DIR] [--seconds=540]     on a machine with a GPU
-#     bash benchmarks/gpu_run.sh --rehearse                                 the same at tiny sizes on a CPU, three minutes
+#     bash benchmarks/gpu_run.sh --rehearse                                 the same at tiny sizes on a CPU
 #     bash benchmarks/gpu_run.sh --table                                    the results as tables of Markdown
 #
 # It needs Python with JAX, flax, optax and orbax as they are there ($PYTHON, else python3), and fetches nothing.
