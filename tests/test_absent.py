@@ -47,7 +47,7 @@ def bare(tmp_path):
     def run(module, *flags):
         command = [sys.executable, "-m", f"experiments.{module}", *flags]
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
         )
         return done.returncode, done.stdout + done.stderr
 
