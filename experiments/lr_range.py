@@ -109,7 +109,6 @@ def run(cfg: Config) -> None:
     Raises:
       UserError: for an empty range, one that begins too high, or a workdir that cannot be written.
     """
-    from bpgan.runtime import distributed
     from bpgan.runtime.program import record_metrics
 
     if cfg.low >= cfg.high:
@@ -118,11 +117,7 @@ def run(cfg: Config) -> None:
         )
     system, (module, flags) = SYSTEMS[cfg.system], chosen(cfg)
     folder = cli.make_folder(cfg.workdir, "workdir", cfg.workdir)
-    distributed.setup(
-        precision=flags.precision,
-        matmul_precision=flags.matmul_precision,
-        deterministic=flags.deterministic,
-    )
+    flags.set_up()
     lrs = np.geomspace(cfg.low, cfg.high, cfg.steps)
     algorithm = ramped(module, flags, system.flag, optim.geometric(cfg.low, cfg.high, cfg.steps))
 

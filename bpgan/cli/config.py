@@ -178,6 +178,16 @@ class RunConfig(Config):
     )
     tensorboard: bool = field(True, "write TensorBoard event files", restart_safe=True)
 
+    def set_up(self) -> None:
+        """Makes JAX's settings those of the flags; called once, early. Raises what ``distributed.setup`` does."""
+        from bpgan.runtime import distributed
+
+        distributed.setup(
+            precision=self.precision,
+            matmul_precision=self.matmul_precision,
+            deterministic=self.deterministic,
+        )
+
 
 NETWORK_PRECISION: Any = field(
     "float32",

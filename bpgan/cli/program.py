@@ -221,11 +221,7 @@ def _train(
     from bpgan.runtime.log import fitted
     from bpgan.runtime.program import axis_name
 
-    distributed.setup(
-        precision=cfg.precision,
-        matmul_precision=cfg.matmul_precision,
-        deterministic=cfg.deterministic,
-    )
+    cfg.set_up()
 
     def say(text: str) -> None:
         if distributed.is_lead():

@@ -43,7 +43,7 @@ def restore(
       UserError: if there is no run or no sound checkpoint, the run's flags are not those of this version or have values
         that are not allowed, or where a change says that the data are there are others.
     """
-    from bpgan.runtime import distributed, remote
+    from bpgan.runtime import remote
 
     if remote.is_url(workdir):
         checkpoints = which if which.isdecimal() else True
@@ -55,11 +55,7 @@ def restore(
     changes = [text for text in changes if text not in moved]
     script = _script_of(path, moved[-1].partition("=")[2] if moved else record.experiment)
     cfg = _config_of(path, record, script.config, changes)
-    distributed.setup(
-        precision=cfg.precision,
-        matmul_precision=cfg.matmul_precision,
-        deterministic=cfg.deterministic,
-    )
+    cfg.set_up()
     experiment = _build(path, script, cfg)
     located = [text for text in changes if text.partition("=")[0] in locates_data(type(cfg))]
     if located and experiment.source.fingerprint != record.data:

@@ -151,9 +151,8 @@ def share(found: Devices, slots: int, running: int) -> list[dict[str, str]]:
 def show(kind: str, names: tuple[str, ...]) -> dict[str, str]:
     """The variables of a process that is to see only these devices of a kind."""
     shown = {_variable(kind, os.environ): ",".join(names)}
-    if (
-        kind == "tpu"
-    ):  # a topology of its own: libtpu then lets other processes have the other chips
+    # With a topology of its own, libtpu lets other processes have the other chips.
+    if kind == "tpu":
         return shown | {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}
     return shown
 

@@ -134,14 +134,10 @@ def _train(
 ) -> list[_End]:
     """Trains the members; how each ended."""
     from bpgan.report.page import update_report
-    from bpgan.runtime import distributed, train
+    from bpgan.runtime import train
 
     differing = _find_differing(experiment, cfgs)
-    distributed.setup(
-        precision=cfgs[0].precision,
-        matmul_precision=cfgs[0].matmul_precision,
-        deterministic=cfgs[0].deterministic,
-    )
+    cfgs[0].set_up()
     built, measures, refusals = _build(experiment, cfgs, differing)
     for error in refusals.values():
         cli.fail(error)

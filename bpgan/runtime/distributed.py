@@ -131,7 +131,7 @@ def leave() -> None:
 
 def is_lead() -> bool:
     """Whether this is the process that writes files and talks: the first of those that train a run together."""
-    return jax.process_index() == 0
+    return index() == 0
 
 
 def index() -> int:

@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from bpgan import memory
-from bpgan.runtime import compiler, program
+from bpgan.runtime import compiler, limits, program
 from bpgan.runtime.program import Carry, Program, Window
 from bpgan.types import Algorithm, Source, stream
 
@@ -127,10 +127,8 @@ class Alone(Group):
 
 def free_memory() -> int:
     """Bytes that a program may still take on the first device; of a CPU, of the machine."""
-    stats = jax.devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return memory.available()
+    room = limits.device_memory()
+    return room[0] if room else memory.available()
 
 
 def compile_group(
@@ -166,9 +164,10 @@ def trace(
 def choose_lowering(platform: str) -> str:
     """The lowering of a new group, by rule: two fresh sweeps on machines of one kind then have the same bits.
 
-    On a CPU ``map`` was measured to be faster (``benchmarks/RESULTS.md``). Compiled for one H100 and one TPU v5e,
-    ``vmap`` launches far fewer kernels in a step of all members, for about the same arithmetic and memory traffic, also
-    where every convolution becomes a grouped one; ``map`` counts are those of one member times S:
+    On a CPU ``map`` was measured to be faster (``benchmarks/RESULTS.md``). When the rule was chosen, both were compiled
+    for one H100 and one TPU v5e. ``vmap`` launches far fewer kernels in a step of all members, for about the same
+    arithmetic and memory traffic, also where every convolution becomes a grouped one. ``map`` counts are those of one
+    member times S:
 
     ==========================  ====  ==============  ===============  =============  =============
     program, batch              S     H100, kernels   v5e, kernels     v5e, GFLOP     v5e, GB

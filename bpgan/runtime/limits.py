@@ -71,16 +71,15 @@ def is_of_memory(error: BaseException) -> bool:
     return getattr(error, "error_code_string", "") == "RESOURCE_EXHAUSTED"
 
 
-def _room() -> str:
-    """What the first device has, in words; empty for a device that does not say."""
+def device_memory() -> tuple[int, int] | None:
+    """Free bytes and all bytes of the first device; None for one that does not say."""
     try:
         stats = jax.local_devices()[0].memory_stats() or {}
     except jax.errors.JaxRuntimeError:  # of a device that is beyond answering
-        return ""
+        return None
     if "bytes_limit" not in stats:
-        return ""
-    free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return f"; {free / 1e9:.3g} of {stats['bytes_limit'] / 1e9:.3g} GB are free"
+        return None
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0), stats["bytes_limit"]
 
 
 @contextlib.contextmanager
@@ -104,7 +103,8 @@ def memory_errors(batch_size: int | None = None, accumulate: int | None = None) 
         other = "the networks smaller" if device else "the data read from disk (`feed=stream`)"
         said = (str(error).strip().splitlines() or ["out of memory"])[0][:200].rstrip(".")
         if device:
-            said += _room()
+            if room := device_memory():
+                said += f"; {room[0] / 1e9:.3g} of {room[1] / 1e9:.3g} GB are free"
             if accumulate is not None:
                 other = f"`accumulate={accumulate}` higher, or {other}"
         if batch_size is None:

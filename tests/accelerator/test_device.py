@@ -276,24 +276,21 @@ def test_processes_end_in_the_same_bits(environment, tmp_path):
 
 @pytest.mark.dear
 def test_a_killed_run_ends_in_the_same_bits(environment, tmp_path):
-    def command(workdir):
-        return [
+    environment = environment | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+
+    def start(workdir):
+        command = [
             sys.executable, "-m", "experiments.mnist_gan", "--preset=smoke", "--steps=400", "--log_every=20",
             "--sample_every=0", "--checkpoint_every=20", "--tensorboard=false", f"--workdir={tmp_path / workdir}",
         ]  # fmt: skip
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
 
-    environment = environment | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
-    subprocess.run(
-        command("whole"),
-        cwd=ROOT,
-        env=environment,
-        check=True,
-        timeout=300,
-        stdout=subprocess.DEVNULL,
-    )
-    with subprocess.Popen(
-        command("killed"), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
-    ) as process:
+    def finish(workdir):
+        with start(workdir) as process:
+            assert process.wait(timeout=300) == 0
+
+    finish("whole")
+    with start("killed") as process:
         deadline = time.monotonic() + 240
         log = tmp_path / "killed" / "metrics.jsonl"
         while process.poll() is None and time.monotonic() < deadline:
@@ -301,14 +298,7 @@ def test_a_killed_run_ends_in_the_same_bits(environment, tmp_path):
                 process.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.02)
-    subprocess.run(
-        command("killed"),
-        cwd=ROOT,
-        env=environment,
-        check=True,
-        timeout=300,
-        stdout=subprocess.DEVNULL,
-    )
+    finish("killed")
 
     def numbers(workdir):
         lines = map(json.loads, (tmp_path / workdir / "metrics.jsonl").read_text().splitlines())
