@@ -38,6 +38,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from bpgan import optim
+from bpgan.sharding import by_rows
 from bpgan.types import PRNG, Images, stream
 
 _NUMBERS = 2**26
@@ -419,11 +420,14 @@ def _contracted(x: Images, rows: Float[Array, "b hw"], columns: Float[Array, "b 
             "kj,kjc->kc", _hat(columns, w), lines, precision=lax.Precision.HIGHEST
         ).reshape(x.shape)
 
-    # h w w c numbers per example: of large images, few at a time.
-    several = max(1, _NUMBERS // (x[0].size * x.shape[2]))
-    if several >= len(x):
-        return jax.vmap(one)((x, rows, columns))
-    return lax.map(jax.checkpoint(one), (x, rows, columns), batch_size=several)
+    def few(*arguments):
+        # h w w c numbers per example: of large images, few at a time.
+        several = max(1, _NUMBERS // (x[0].size * x.shape[2]))
+        if several >= len(arguments[0]):
+            return jax.vmap(one)(arguments)
+        return lax.map(jax.checkpoint(one), arguments, batch_size=several)
+
+    return by_rows(few, x, rows, columns)
 
 
 class Operation(NamedTuple):

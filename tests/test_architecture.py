@@ -30,7 +30,7 @@ RESERVED = {
     "requests": set(),
 }
 COMPILERS = {"jit", "pmap", "shard_map", "make_mesh", "Mesh"}
-COMPILE = {"bpgan/runtime/program.py", "bpgan/runtime/group.py"}
+COMPILE = {"bpgan/runtime/program.py", "bpgan/runtime/group.py", "bpgan/sharding.py"}
 """The modules that may use them."""
 HEAVY = {
     "orbax", "tensorflow_datasets", "tensorboardX", "matplotlib", "PIL", "tqdm", "scipy", "grain", "array_record",

@@ -11,6 +11,8 @@ import pytest
 import scipy.linalg
 import scipy.ndimage
 import scipy.stats
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bpgan import augment
 from bpgan.algorithms import gan
@@ -237,6 +239,24 @@ def test_both_ways_to_interpolate_agree(x64, monkeypatch, numbers):
         *map(value_and_gradient, (augment._looked_up, augment._contracted)), strict=True
     ):
         np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+def test_products_of_split_images_stay_on_their_devices(monkeypatch):
+    """Also where only a few images are moved at a time: each device takes few of its own."""
+    monkeypatch.setattr(augment, "_NUMBERS", 2 * 5 * 7 * 7 * 2)
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec("batch"))
+    x = jnp.asarray(RNG.normal(size=(32, 5, 7, 2)), jnp.float32)
+    places = [jnp.asarray(RNG.uniform(0, n - 1, (32, 35)), jnp.float32) for n in (5, 7)]
+
+    def gradient(x, *places):
+        x = lax.with_sharding_constraint(x, rows)
+        return jax.grad(lambda x: jnp.sum(jnp.sin(augment._contracted(x, *places))))(x)
+
+    program = jax.jit(gradient, in_shardings=(rows,) * 3, out_shardings=rows)
+    text = program.lower(x, *places).compile().as_text()
+    assert not [name for name in ("all-gather", "all-to-all", "all-reduce") if name in text]
+    np.testing.assert_allclose(program(x, *places), jax.jit(gradient)(x, *places), atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

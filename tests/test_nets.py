@@ -19,6 +19,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bpgan.nets import cnn, conv, dcgan, layers, linen_net, mlp, r3gan, resample
+from bpgan.sharding import by_rows
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -234,6 +235,40 @@ def test_batch_sharded_over_devices_gathers_nothing():
     close(program(whole, split), compiled(gradient)(kernel, x), 1e-5)
     text = program.as_text()
     assert "all-reduce" in text and "all-gather" not in text and "all-to-all" not in text
+
+
+def test_rows_of_a_grouped_convolution_stay_on_their_devices():
+    """XLA gathers the rows of all devices before a grouped convolution, so on an accelerator each gets its own one."""
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["batch"], []))
+    x, kernel = normal(0, 16, 8, 8, 6, dtype=np.float32), normal(1, 3, 3, 3, 4, dtype=np.float32)
+
+    def grouped(x, w):
+        return conv.grouped_conv(lax.with_sharding_constraint(x, rows), w, groups=2)
+
+    def lowered(f, platform):
+        shapes = (
+            jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
+            for a, s in ((x, rows), (kernel, whole))
+        )
+        return jax.jit(f, out_shardings=rows).trace(*shapes).lower(lowering_platforms=(platform,))
+
+    assert "stablehlo.convolution" in (text := lowered(grouped, "cuda").as_text())
+    line = next(line for line in text.splitlines() if "stablehlo.convolution" in line)
+    assert "tensor<2x8x8x6xf32>" in line  # two of the sixteen rows
+
+    def lax_grouped(x, w):
+        return lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=NHWC, feature_group_count=2
+        )
+
+    def split(x, w):
+        return by_rows(lax_grouped, lax.with_sharding_constraint(x, rows), whole=(w,))
+
+    program = lowered(split, "cpu").compile()
+    assert "all-gather" not in program.as_text()
+    y = program(jax.device_put(x, rows), jax.device_put(kernel, whole))
+    close(y, compiled(lax_grouped)(x, kernel), 1e-6)
 
 
 def test_shard_map_sums_kernel_gradients_over_devices():

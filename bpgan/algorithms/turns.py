@@ -33,9 +33,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
+from bpgan.sharding import split_as
 from bpgan.types import PRNG, Algorithm, Batch, Metrics, Params, stream
 
 Scalar = float | jax.Array | Callable[[jax.Array], Any]
@@ -102,23 +101,12 @@ class Axis(NamedTuple):
         n = len(like)
         drawn = draw(self.total(n))
         if self.name is None:
-            return _split_as(like, drawn)
+            # A loss that looks at the fakes alone does not tell XLA to split them: every device would compute all.
+            return split_as(like, drawn)
         return lax.dynamic_slice_in_dim(drawn, lax.axis_index(self.name) * n, n)
 
 
 TOGETHER = Axis()
-
-
-def _split_as(like: jax.Array, x: jax.Array) -> jax.Array:
-    """``x`` over the devices that share out the rows of ``like``.
-
-    A loss that looks at the fakes alone does not tell XLA to do so: every device would compute all of them.
-    """
-    mesh = jax.typeof(like).sharding.mesh
-    automatic = mesh.axis_names and all(kind == AxisType.Auto for kind in mesh.axis_types)
-    if not automatic or len(x) % mesh.size:
-        return x
-    return lax.with_sharding_constraint(x, NamedSharding(mesh, P(mesh.axis_names)))
 
 
 class Now(NamedTuple):

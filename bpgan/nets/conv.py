@@ -41,6 +41,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
+from bpgan.sharding import by_rows
 from bpgan.types import Images
 
 Kernel = Float[Array, "kh kw i o"]
@@ -251,6 +252,11 @@ def _lax_grouped(x: Array, w: Array, *, groups: int, precision: Any) -> Array:
     )
 
 
+def _split_grouped(x: Array, w: Array, **params: Any) -> Array:
+    """XLA gathers the rows of all devices before a grouped convolution (openxla/xla#47945)."""
+    return by_rows(partial(_lax_grouped, **params), x, whole=(w,))
+
+
 def _lax_grouped_weight_grad(
     x: Array, g: Array, *, groups: int, size: Pair, precision: Any
 ) -> Array:
@@ -308,7 +314,7 @@ def _grouped_primitive(name: str, form: Callable, cpu_form: Callable) -> Primiti
     return prim
 
 
-_grouped_p = _grouped_primitive("bpgan_grouped_conv", _lax_grouped, _cpu_grouped)
+_grouped_p = _grouped_primitive("bpgan_grouped_conv", _split_grouped, _cpu_grouped)
 _grouped_weight_grad_p = _grouped_primitive(
     "bpgan_grouped_conv_weight_grad", _lax_grouped_weight_grad, _cpu_grouped_weight_grad
 )

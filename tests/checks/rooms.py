@@ -64,7 +64,7 @@ ROOMS = {  # top to bottom; imports go down
     ),
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",
-        "losses penalties augment optim types",
+        "losses penalties augment optim sharding types",
         "latents (game gan supervised vae) turns",
     ),
     "bpgan.backprop": Room(
@@ -95,14 +95,15 @@ ROOMS = {  # top to bottom; imports go down
     ),
     "bpgan.nets": Room(
         "convolutions, layers, architectures",
-        "lookup types",
+        "sharding lookup types",
         "(biggan cnn dcgan mlp r3gan resnet stylegan2) architecture (blocks heads vae)"
         " (layers wrappers) (conv resample sizes spectral)",
     ),
     "bpgan.losses": Room("what the players minimize", "lookup types"),
     "bpgan.penalties": Room("gradient penalties and other regularizers", "optim lookup types"),
-    "bpgan.augment": Room("augmentations that are differentiable", "optim types"),
+    "bpgan.augment": Room("augmentations that are differentiable", "optim sharding types"),
     "bpgan.optim": Room("optimizers and schedules"),
+    "bpgan.sharding": Room("the rows of a batch on several devices"),
     "bpgan.download": Room("files from the network, verified", "files types"),
     "bpgan.files": Room("JSON, CSV and locks", "types"),
     "bpgan.memory": Room("how much memory there is", "types"),
@@ -111,7 +112,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.types": Room("array names, records, random streams, errors"),
     "bpgan.version": Room("the version"),
 }
-GROUND = "download files memory measures lookup types version"
+GROUND = "download files memory measures lookup sharding types version"
 """Rooms of one small module; the diagram shows the first of them that everyone knows, ``types``."""
 
 
