@@ -53,8 +53,14 @@ def mean_squared_error(
 def softmax_cross_entropy(
     logits: Float[Array, "b k"], labels: Int[Array, " b"]
 ) -> Float[Array, " b"]:
-    """``-log softmax(logits)[label]`` in nats, by the log-sum-exp form; finite for finite logits."""
-    picked = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+    """``-log softmax(logits)[label]`` in nats, by the log-sum-exp form; finite for finite logits.
+
+    A label that is not in ``[0, k)`` gives NaN. The logit of the label is picked by comparison, because the gradient of
+    an indexed one is a scatter, which accelerators are slow at.
+    """
+    chosen = labels[:, None] == jnp.arange(logits.shape[-1])[None]
+    picked = jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
+    picked = jnp.where(jnp.any(chosen, axis=-1), picked, jnp.nan)
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
 

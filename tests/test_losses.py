@@ -114,6 +114,14 @@ def test_softmax_cross_entropy_against_scipy():
     np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-6)
     huge = softmax_cross_entropy(jnp.asarray([[1e4, -1e4]]), jnp.asarray([1]))
     np.testing.assert_allclose(huge, [2e4], rtol=1e-6)
+    assert jnp.isnan(softmax_cross_entropy(jnp.zeros((2, 3)), jnp.asarray([3, -1]))).all()
+    gradient = jax.grad(lambda x: jnp.sum(softmax_cross_entropy(x, jnp.asarray(labels))))
+    np.testing.assert_allclose(
+        gradient(jnp.asarray(logits, jnp.float32)),
+        scipy.special.softmax(logits, -1) - np.eye(10)[labels],
+        atol=1e-6,
+    )
+    assert "scatter" not in str(jax.make_jaxpr(gradient)(jnp.zeros((64, 10))))
 
 
 def test_began_holds_its_ratio():
