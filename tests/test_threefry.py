@@ -47,7 +47,9 @@ def test_numbers_are_those_of_jax_in_float64():
 
 def test_numbers_of_many_keys_are_those_of_each():
     seeds = jnp.arange(4)
-    found = jax.vmap(lambda seed: jax.random.bits(threefry.unroll(jax.random.key(seed)), (6,)))(seeds)
+    found = jax.vmap(lambda seed: jax.random.bits(threefry.unroll(jax.random.key(seed)), (6,)))(
+        seeds
+    )
     np.testing.assert_array_equal(found, [jax.random.bits(jax.random.key(i), (6,)) for i in seeds])
 
 
