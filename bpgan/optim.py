@@ -174,8 +174,8 @@ def scale_by_adam(b1: Any, b2: Any, eps: float) -> optax.GradientTransformation:
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
         del params
         count = optax.safe_increment(state.count)
-        # A sum of two arrays is computed once. Of `b1 m + (1 - b1) g` with b1 = 1/2 XLA makes half of one array, computes
-        # it again where the parameters are updated, and must copy m there before it is overwritten.
+        # A sum of two arrays is computed once. Of `b1 m + (1 - b1) g` with b1 = 1/2 XLA makes half of one array,
+        # computes it again where the parameters are updated, and must copy m there before it is overwritten.
         mu = jax.tree.map(lambda m, g: g + b1 * (m - g), state.mu, updates)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, updates)
         root = jnp.sqrt(1 - b2**count)
