@@ -148,11 +148,50 @@ def adam(
     """Adam (Kingma & Ba 2015, arXiv:1412.6980) whose step size and decays may each be a number or a ``Schedule``.
 
     Schedules count this optimizer's own updates. The corrections of the means' bias use the present decays, as
-    PyTorch's Adam does when its betas are changed.
+    PyTorch's Adam does when its betas are changed. The state is that of ``optax.adam``, and so are the updates, but for
+    rounding (``scale_by_adam``).
     """
     if callable(b1) or callable(b2):
-        return optax.inject_hyperparams(optax.adam, static_args=("eps",))(lr, b1=b1, b2=b2, eps=eps)
-    return optax.adam(lr, b1=b1, b2=b2, eps=eps)
+        return optax.inject_hyperparams(_adam, static_args=("eps",))(lr, b1=b1, b2=b2, eps=eps)
+    return _adam(lr, b1, b2, eps)
+
+
+def _adam(learning_rate: Any, b1: Any, b2: Any, eps: float) -> optax.GradientTransformation:
+    return optax.chain(scale_by_adam(b1, b2, eps), optax.scale_by_learning_rate(learning_rate))
+
+
+def scale_by_adam(b1: Any, b2: Any, eps: float) -> optax.GradientTransformation:
+    """``optax.scale_by_adam``, arranged so that each parameter costs one division and one root.
+
+    With ``r_t = sqrt(1 - b2^t)``,
+
+        m_t = g + b1 (m - g),    v_t = b2 v + (1 - b2) g^2,
+        u_t = r_t / (1 - b1^t)  m_t / (sqrt(v_t) + r_t eps)
+
+    as in Sec. 2 of the paper, with its epsilon as in Algorithm 1.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+        del params
+        count = optax.safe_increment(state.count)
+        # A sum of two arrays is computed once. Of `b1 m + (1 - b1) g` with b1 = 1/2 XLA makes half of one array,
+        # computes it again where the parameters are updated, and must copy m there before it is overwritten.
+        mu = jax.tree.map(lambda m, g: g + b1 * (m - g), state.mu, updates)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, updates)
+        root = jnp.sqrt(1 - b2**count)
+        factor = root / (1 - b1**count)
+
+        def scaled(m: jax.Array, v: jax.Array) -> jax.Array:
+            a, r = factor.astype(m.dtype), root.astype(m.dtype)
+            return a * m / (jnp.sqrt(v) + r * eps)
+
+        return jax.tree.map(scaled, mu, nu), optax.ScaleByAdamState(count, mu, nu)
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        zeros = optax.tree.zeros_like
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(params), zeros(params))
+
+    return optax.GradientTransformation(init, cast(Any, update))
 
 
 def clip_weights(bound: float) -> optax.GradientTransformation:

@@ -14,9 +14,8 @@ import dataclasses
 import functools
 
 import jax.numpy as jnp
-import optax
 
-from bpgan import backprop, cli, data, losses, penalties
+from bpgan import backprop, cli, data, losses, optim, penalties
 from bpgan.algorithms import gan
 from bpgan.algorithms.latents import Latents
 from bpgan.evaluation.monitor import monitor
@@ -189,9 +188,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     )
     steps = cli.steps_of(cfg, source.steps_per_epoch)
     terms, by_hand = cfg.penalty.value, cfg.gradients == "manual"
-    g_tx, d_tx = (
-        optax.adam(cfg.lr_scale * lr, b1=cfg.b1, b2=cfg.b2) for lr in (cfg.g_lr, cfg.d_lr)
-    )
+    g_tx, d_tx = (optim.adam(cfg.lr_scale * lr, cfg.b1, cfg.b2) for lr in (cfg.g_lr, cfg.d_lr))
     algorithm = gan.make(
         gan.Networks(g_net, d_net, cfg.latents.value.draw(dtype), images.shape, dtype),
         backprop.losses_by_hand(cfg.loss) if by_hand else cfg.loss.value,

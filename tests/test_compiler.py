@@ -26,12 +26,14 @@ def choice():
 
 
 GRAPH, DETERMINISTIC = "xla_gpu_enable_command_buffer", "xla_gpu_exclude_nondeterministic_ops"
+WIDTH = "xla_cpu_prefer_vector_width"
 
 
 @pytest.mark.parametrize(
     "platform, deterministic, flags, expected",
     [
-        ("cpu", True, "", set()),
+        ("cpu", True, "", {WIDTH}),
+        ("cpu", True, f"--{WIDTH}=256", set()),
         ("tpu", True, "", set()),
         ("gpu", True, "", {GRAPH, DETERMINISTIC}),
         ("gpu", False, "", {GRAPH}),
@@ -41,7 +43,7 @@ GRAPH, DETERMINISTIC = "xla_gpu_enable_command_buffer", "xla_gpu_exclude_nondete
         ("gpu", True, f"--{GRAPH}_not=1 --xla_a='unfinished", {GRAPH, DETERMINISTIC}),
     ],
 )
-def test_options_are_for_gpus_and_the_users_flags_win(platform, deterministic, flags, expected):
+def test_options_are_for_a_platform_and_the_users_flags_win(platform, deterministic, flags, expected):
     found = compiler.options(platform, deterministic=deterministic, flags=flags)
     assert set(found) == expected
     assert found.get(DETERMINISTIC, True) is True
@@ -116,8 +118,8 @@ def test_programs_compile_with_the_options(monkeypatch):
         assert set(asked) == {"cpu"}
 
 
-def test_nothing_is_set_on_a_cpu():
-    """Neither in the environment, nor in JAX's settings, nor with a program."""
+def test_only_the_width_of_vectors_is_set_on_a_cpu():
+    """With a program; nothing is set in the environment, nor in JAX's settings."""
     code = """
 import os, jax
 before = dict(os.environ)
@@ -125,7 +127,7 @@ from bpgan.runtime import compiler, distributed
 kept = jax.config.values["jax_persistent_cache_enable_xla_caches"]
 distributed.setup()
 assert jax.config.values["jax_persistent_cache_enable_xla_caches"] == kept
-assert compiler.options(jax.default_backend()) == {}
+assert compiler.options(jax.default_backend()) == {"xla_cpu_prefer_vector_width": 512}
 print({k for k in os.environ if os.environ[k] != before.get(k)})
 """
     environ = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}

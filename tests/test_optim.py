@@ -78,6 +78,25 @@ def test_adam_follows_its_schedules(x64, lr, b1, b2):
     np.testing.assert_allclose(w, by_hand(gradients, *functions), rtol=1e-6)
 
 
+@pytest.mark.parametrize("b1,b2,eps", [(0.5, 0.999, 1e-8), (0.0, 0.99, 1e-8), (0.9, 0.99, 1e-3)])
+def test_adam_is_that_of_optax(x64, b1, b2, eps):
+    """State and updates, from the first update on, also where a gradient is zero."""
+    rng = np.random.default_rng(0)
+    w = {"kernel": jnp.asarray(rng.normal(size=(3, 4))), "bias": jnp.zeros(4)}
+    ours, theirs = optim.adam(0.1, b1, b2, eps), optax.adam(0.1, b1, b2, eps)
+    state, expected = ours.init(w), theirs.init(w)
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    for scale in (1e-3, 1.0, 1e3, 1.0):
+        gradient = {"kernel": jnp.asarray(scale * rng.normal(size=(3, 4))), "bias": jnp.zeros(4)}
+        updates, state = ours.update(gradient, state, w)
+        same, expected = theirs.update(gradient, expected, w)
+        for a, b in zip(
+            jax.tree.leaves((updates, state)), jax.tree.leaves((same, expected)), strict=True
+        ):
+            assert a.dtype == b.dtype
+            np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
 def test_weights_are_clipped_after_the_update():
     tx = optax.chain(optax.sgd(1.0), optim.clip_weights(0.01))
     w = {"a": jnp.array([0.0, 0.009, 0.05]), "b": jnp.array(-0.002)}

@@ -77,7 +77,7 @@ def test_a_run_that_goes_on_under_other_circumstances_says_so(straight, tmp_path
         shutil.rmtree(run / "checkpoints" / str(other), ignore_errors=True)
     record = json.loads((run / "config.json").read_text())
     assert set(record["compiler"]) == {"xla_flags", "options", "runtime", "cache"}
-    assert record["compiler"]["options"] == ""  # on a CPU
+    assert record["compiler"]["options"] == "xla_cpu_prefer_vector_width=512"
     record["versions"]["jaxlib"], record["compiler"]["xla_flags"] = "0.1.2", "xla_other=1"
     (run / "config.json").write_text(json.dumps(record))
     capsys.readouterr()

@@ -257,13 +257,24 @@ def global_norm(tree: Any) -> jax.Array:
     return jnp.sqrt(lax.platform_dependent(*leaves, cpu=_dots, default=_dot_of_one_vector))
 
 
+_LANES = 32
+
+
 def _dots(*leaves: jax.Array) -> jax.Array:
-    """The sum of squares, as dot products.
+    """The sum of squares of each leaf in a pass of its own.
 
     XLA on CPU does not vectorize a reduction fused into the gradient's computation (7 % of the step of a small MLP
-    GAN); a dot product of the finished gradient costs a quarter of that.
+    GAN), and a dot product of a vector with itself a little. Of a large leaf, the squares of 32 parts are added up
+    first, place by place, which it vectorizes in full.
     """
-    return functools.reduce(operator.add, map(_square, lax.optimization_barrier(leaves)))
+    return functools.reduce(operator.add, map(_folded, lax.optimization_barrier(leaves)))
+
+
+def _folded(x: jax.Array) -> jax.Array:
+    if x.size % _LANES or x.size < 2**14:
+        return _square(x)
+    parts = x.reshape(_LANES, -1)
+    return jnp.sum(functools.reduce(operator.add, (parts[i] * parts[i] for i in range(_LANES))))
 
 
 def _dot_of_one_vector(*leaves: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bpgan.runtime import compiler
+from bpgan.runtime import compiler, threefry
 from bpgan.types import PRNG, Algorithm, Metrics, Source, UserError, stream
 
 _AXIS = "batch"
@@ -382,7 +382,8 @@ class _Functions(NamedTuple):
 
 
 def _functions(algorithm: Algorithm, source: Source, layout: _Layout) -> _Functions:
-    replicated, options = layout.replicated, compiler.options(layout.devices[0].platform)
+    platform, replicated = layout.devices[0].platform, layout.replicated
+    options = compiler.options(platform)
     # Traced once, though both the metrics' shapes and the loop ask for it.
     algorithm = algorithm._replace(step=jax.jit(algorithm.step, inline=True))
 
@@ -390,9 +391,9 @@ def _functions(algorithm: Algorithm, source: Source, layout: _Layout) -> _Functi
         return layout.part(source.batch_at(data, step))
 
     def chunk(carry: Carry, data: Any, root: Any, k: Any) -> tuple[Carry, jax.Array]:
-        return advance(
-            algorithm, functools.partial(batch_at, data), carry, stream(root, "train"), k
-        )
+        key = stream(root, "train")
+        key = threefry.unroll(key) if platform == "cpu" else key  # the same numbers, sooner
+        return advance(algorithm, functools.partial(batch_at, data), carry, key, k)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     metrics = _metrics_of(algorithm, batch_at, source, layout, key)
