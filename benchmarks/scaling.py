@@ -325,9 +325,19 @@ class Estimate(NamedTuple):
     waits: float
 
     @property
+    def longest(self) -> str:
+        """Of arithmetic, memory and launches, which go on at the same time."""
+        return max(("arithmetic", "memory", "launches"), key=lambda name: getattr(self, name))
+
+    @property
+    def computing(self) -> float:
+        """The time of the longest."""
+        return getattr(self, self.longest)
+
+    @property
     def step(self) -> float:
-        """Arithmetic, memory and launches go on at the same time, and devices do not compute while they communicate."""
-        return max(self.arithmetic, self.memory, self.launches) + self.wire + self.waits
+        """Devices do not compute while they communicate."""
+        return self.computing + self.wire + self.waits
 
     @property
     def bound(self) -> str:
@@ -423,13 +433,32 @@ def kept(known: Mapping[str, Figures], each: Sequence[Point]) -> list[float]:
     return [value / speeds[0] for value in speeds]
 
 
+def cause(known: Mapping[str, Figures], each: Sequence[Point]) -> str:
+    """The part of a step that takes most of the time that a curve loses to its last point.
+
+    Without loss each part would shrink as the rows of a device do. Of arithmetic, memory and launches only the longest
+    takes time.
+    """
+    times = []
+    for point in (each[0], each[-1]):
+        found = estimate(known[point.name], CHIPS[point.kind], point.devices)
+        times.append((found, point.batch / point.devices))
+    (first, rows), (last, left) = times
+    lost = {
+        name: getattr(last, name) - left / rows * getattr(first, name)
+        for name in ("computing", "wire", "waits")
+    }
+    name = max(lost, key=lambda name: lost[name])
+    return WORDS[last.longest if name == "computing" else name]
+
+
 def verdicts(known: Mapping[str, Figures]) -> str:
-    """What each curve keeps of the speed per device, to where that is a half, and what takes longest at its end."""
+    """What each curve keeps of the speed per device, to where that is at least a half, and what the rest goes to."""
     head = ["recipe", "on", "batch", "images/s of 8", *(f"kept by {n}" for n in DEVICES[1:])]
-    head += ["half is kept up to", f"largest part of a step of {DEVICES[-1]}"]
+    head += ["half is kept up to", f"lost with {DEVICES[-1]} mostly to"]
     rows = []
     for grows, each in curves(known):
-        first, last = each[0], each[-1]
+        first = each[0]
         shares = kept(known, each)
         good = [point.devices for point, share in zip(each, shares, strict=True) if share >= 0.5]
         chip, rows_each = CHIPS[first.kind], first.batch // first.devices
@@ -441,7 +470,7 @@ def verdicts(known: Mapping[str, Figures]) -> str:
                 f"{speed(known, first) * first.devices:,.0f}",
                 *(f"{share:.0%}" for share in shares[1:]),
                 max(good),
-                WORDS[estimate(known[last.name], chip, last.devices).bound],
+                cause(known, each),
             ]
         )
     return _table(head, rows)

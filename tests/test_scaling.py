@@ -92,6 +92,25 @@ def test_no_more_devices_make_a_collective_cheaper_in_nodes():
     assert wires == sorted(wires)
 
 
+@pytest.mark.parametrize(
+    ("grows", "change", "share", "word"),
+    [
+        (True, dict(), 1, "bytes between devices"),  # the same program: only the network is larger
+        (True, dict(collectives={"all-reduce": [1000, 8]}), 1, "collectives that begin"),
+        (True, dict(mb=67_000.0), 1, "memory traffic"),
+        (False, dict(), 32, "bytes between devices"),  # neither they get fewer with the rows,
+        (False, dict(collectives={"all-reduce": [1, 8]}), 32, "launches of kernels"),  # nor these
+    ],
+)
+def test_what_a_curve_loses_goes_to_the_part_that_grew_most(grows, change, share, word):
+    each = scaling.curve(scaling.RECIPES[0], "h100", grows)
+    first = FIGURES._replace(kernels=100, collectives={"all-reduce": [1, 80_000_000]})
+    last = first._replace(gflop=first.gflop / share, mb=first.mb / share)._replace(**change)
+    known = {point.name: first if point is each[0] else last for point in each}
+    assert scaling.cause(known, each) == word
+    assert scaling.kept(known, each)[0] == 1 > scaling.kept(known, each)[-1]
+
+
 def test_a_checkpoint_is_shared_by_hosts_if_an_axis_can_be_cut_for_all_devices():
     shapes = [((3, 3, 64, 128), 4), ((5,), 4), ((), 4), ((2, 192), 2)]
     kernel, rest, last = 4 * 9 * 64 * 128, 24, 2 * 2 * 192
