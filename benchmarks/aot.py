@@ -342,8 +342,8 @@ def compile_case(case: Case, target: Target, options: Mapping[str, Any], keep: s
     cost = {} if target.is_gpu else compiled.cost_analysis()
     collectives = module.collectives()
     convolutions = module.convolutions()
-    alive = _alive(traced.jaxpr.jaxpr)
-    counted, imprecise = products(alive)
+    used = alive(traced.jaxpr.jaxpr)
+    counted, imprecise = products(used)
     return Figures(
         kernels=kernels.total,
         structure=str(kernels),
@@ -352,7 +352,7 @@ def compile_case(case: Case, target: Target, options: Mapping[str, Any], keep: s
         conditionals=thunks.conditionals if thunks else codes["conditional"],
         temp_mib=round(compiled.memory_analysis().temp_size_in_bytes / 2**20, 2),
         gflop=_digits(cost.get("flops", 0) / 1e9),
-        once_gflop=_digits(products(alive, once=True)[0] / 1e9 / target.devices),
+        once_gflop=_digits(products(used, once=True)[0] / 1e9 / target.devices),
         counted_gflop=_digits(counted / 1e9 / target.devices),
         mb=_digits(cost.get("bytes accessed", module.bytes(module.step)) / 1e6),
         collectives={kind: [len(sizes), sum(sizes)] for kind, sizes in sorted(collectives.items())},
@@ -381,7 +381,7 @@ def _thunks(folder: pathlib.Path) -> hlo.Thunks:
     raise FileNotFoundError(f"XLA wrote no list of thunks into {folder}")
 
 
-def _alive(jaxpr: Any) -> Any:
+def alive(jaxpr: Any) -> Any:
     """Without what no result depends on, as gradients of inputs that nobody asked for."""
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
 

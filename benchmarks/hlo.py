@@ -7,7 +7,7 @@ Parameters, tuples and views cost nothing; a loop or branch is counted by what i
 import collections
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
@@ -18,8 +18,11 @@ _FREE = frozenset(
     "parameter get-tuple-element tuple bitcast constant after-all iota while conditional call partition-id replica-id"
     " opt-barrier get-dimension-size add-dependency domain".split()
 )
-_COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 _VIEWS = ("bitcast", "get-tuple-element")
+_PICKS = ("gather", "dynamic-slice", "slice")
+_BESIDE = ("copy-start", "slice-start")
+"""Copies between the memories of a TPU, which runs other kernels at the same time."""
 
 
 class Instruction(NamedTuple):
@@ -141,28 +144,63 @@ class Module:
         ]
         return max(bodies, key=lambda name: self.kernels(name).total, default=self.entry)
 
-    def bytes(self, name: str) -> int:
-        """Bytes that the kernels of a computation read and write, loops and branches counted as in ``Kernels``."""
-        total = 0
+    def total(self, name: str, of: Callable[[Instruction], int]) -> int:
+        """The sum of ``of`` over the instructions of a computation, and in its loops and branches.
+
+        A loop counts as often as it runs, once if that is not known, and a conditional as its dearest branch.
+        """
+        found = 0
         for instruction in self.computations[name]:
             match instruction.opcode:
                 case "while":
                     (body,) = instruction.called("body")
-                    total += max(_trips(instruction), 1) * self.bytes(body)
+                    found += max(self._trips(instruction), 1) * self.total(body, of)
                 case "conditional":
-                    total += max(map(self.bytes, _branches(instruction)))
+                    found += max(self.total(branch, of) for branch in _branches(instruction))
                 case "call":
-                    total += self.bytes(instruction.called("to_apply")[0])
-                case _ if _is_kernel(instruction):
-                    total += self._traffic(instruction)
-        return total
+                    found += self.total(instruction.called("to_apply")[0], of)
+                case _:
+                    found += of(instruction)
+        return found
+
+    def _trips(self, loop: Instruction) -> int:
+        """How often a loop runs: as XLA says, or, as it does not for a TPU, by its condition; 0 if it is not known."""
+        *_, root = self.computations[loop.called("condition")[0]]
+        end = self._defined.get(root.operands[-1]) if root.operands else None
+        counts = root.opcode == "compare" and "direction=LT" in root.rest
+        if counts and end is not None and end.opcode == "constant":
+            return _trips(loop) or int(end.rest.partition(")")[0])
+        return _trips(loop)
+
+    def bytes(self, name: str) -> int:
+        """Bytes that the kernels of a computation read and write, but those in a TPU's own small memories."""
+        return self.total(name, lambda i: self._traffic(i) if _is_kernel(i) else 0)
+
+    def operations(self, name: str) -> int:
+        """Kernels of a computation, without what a TPU's scalar unit does, and its copies that run beside others."""
+        return self.total(name, _is_operation)
+
+    def communication(self, name: str) -> dict[str, list[int]]:
+        """Of each kind of collective: how many a computation runs, and the bytes of their results."""
+        found = {}
+        for kind in COLLECTIVES:
+            count = self.total(name, lambda i, kind=kind: _collective(i) == kind)
+            if count:
+                size = self.total(
+                    name, lambda i, kind=kind: (_collective(i) == kind) * _result_of(i)
+                )
+                found[kind] = [count, size]
+        return found
 
     def _traffic(self, kernel: Instruction) -> int:
         """Operands and results; of an operand that a fusion only picks rows from, and of one it updates, those rows."""
-        sizes = [
-            size_of(self._defined[name].type) for name in kernel.operands if name in self._defined
-        ]
-        result = size_of(kernel.type)
+        types = [self._defined[name].type for name in kernel.operands if name in self._defined]
+        if kernel.opcode in _BESIDE:  # of a whole array or of a slice, to or from the large memory
+            (one, one_far), (other, other_far) = _arrays(kernel.type)[:2]
+            return min(one, other) * (one_far + other_far)
+        sizes, result = list(map(far_size_of, types)), far_size_of(kernel.type)
+        if kernel.opcode in _PICKS:
+            sizes[0] = min(sizes[0], size_of(kernel.type))
         if kernel.opcode != "fusion":
             return result + sum(sizes)
         body = self.computations[kernel.called("calls")[0]]
@@ -175,7 +213,7 @@ class Module:
                 at, uses = int(parameter.rest.partition(")")[0]), users[parameter.name]
                 while len(uses) == 1 and uses[0].opcode in _VIEWS:
                     uses = users[uses[0].name]
-                if uses and all(i.opcode in ("gather", "dynamic-slice") for i in uses):
+                if uses and all(i.opcode in _PICKS for i in uses):
                     sizes[at] = min(sizes[at], sum(size_of(i.type) for i in uses))
         return result + sum(sizes)
 
@@ -203,10 +241,8 @@ class Module:
         found: dict[str, list[int]] = {}
         for body in self.computations.values():
             for instruction in body:
-                kind = instruction.opcode.removesuffix("-start")
-                if kind in _COLLECTIVES:
-                    size = _result_of(instruction)
-                    found.setdefault(kind, []).append(size)
+                if kind := _collective(instruction):
+                    found.setdefault(kind, []).append(_result_of(instruction))
         return found
 
     def convolutions(self) -> list[tuple[str, bool]]:
@@ -249,6 +285,20 @@ def _is_kernel(instruction: Instruction) -> bool:
     return instruction.opcode not in _FREE and not instruction.opcode.endswith(("-done", "-update"))
 
 
+def _is_operation(instruction: Instruction) -> bool:
+    scalar = instruction.opcode != "fusion" and not re.search(
+        r"\[(?!1\])[\d,]+\]", instruction.type
+    )
+    view = '"ConcatBitcast"' in instruction.rest
+    return _is_kernel(instruction) and not (scalar or view or instruction.opcode in _BESIDE)
+
+
+def _collective(instruction: Instruction) -> str:
+    """The kind of a collective operation, or nothing."""
+    kind = instruction.opcode.removesuffix("-start")
+    return kind if kind in COLLECTIVES else ""
+
+
 def _trips(loop: Instruction) -> int:
     found = re.search(r'"known_trip_count":\{"n":"?(\d+)', loop.rest)
     return int(found[1]) if found else 0
@@ -273,6 +323,19 @@ def size_of(type_text: str) -> int:
         _width(kind) * math.prod(int(d) for d in dims.split(",") if d)
         for kind, dims, _ in _ARRAY.findall(type_text)
     )
+
+
+def far_size_of(type_text: str) -> int:
+    """The same without arrays that a TPU has in one of its small memories, as ``S(1)`` in a layout says."""
+    return sum(size for size, far in _arrays(type_text) if far)
+
+
+def _arrays(type_text: str) -> list[tuple[int, bool]]:
+    """Bytes of each array of a type, and whether it lies in the large memory."""
+    ends = [m.end() for m in _ARRAY.finditer(type_text)]
+    layouts = [type_text[end:].partition("}")[0].partition("[")[0] for end in ends]
+    sizes = [size_of(m[0]) for m in _ARRAY.finditer(type_text)]
+    return [(size, "S(" not in layout) for size, layout in zip(sizes, layouts, strict=True)]
 
 
 def _width(kind: str) -> int:

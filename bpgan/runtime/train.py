@@ -6,6 +6,7 @@ happens then.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -224,6 +225,7 @@ def _fit(
         runs = [Run(member, plan, source, quiet=several) for member in members]
         stack.enter_context(_lost_processes(runs[0].where))
         stack.enter_context(limits.memory_errors(source.batch_size, accumulate))
+        _check_data(source)
         for run in runs if distributed.is_lead() else ():
             stack.enter_context(directory.locked(run.path))
         if several and all([run.ended_before() for run in runs]):
@@ -480,6 +482,14 @@ def _summary(step: int, steps: int, lines: Sequence[Mapping[str, float]]) -> str
         shown[name] = f"{mid:.4g} ({low:.3g} to {high:.3g})"
     speed = log.left(steps - step, lines[0], runs=len(lines))
     return f"{log.pairs({'step': f'{step}/{steps}', 'runs': len(lines), **shown})}  {speed}"
+
+
+def _check_data(source: Source) -> None:
+    """Refuses to train one run on the different data that its processes have; only digests are compared."""
+    digest = np.frombuffer(hashlib.sha256(source.fingerprint.encode()).digest(), np.uint8)
+    digests = distributed.agree(digest)
+    if (digests != digests[0]).any():
+        raise UserError("the processes of this run have different data")
 
 
 def _check_rank(plan: Plan, group: groups.Group, source: Source) -> None:

@@ -8,6 +8,8 @@ import os
 import sys
 import time
 
+from jax.experimental import multihost_utils
+
 from bpgan.runtime import checkpoint, directory, log, run, train
 from bpgan.types import UserError
 from experiments import toy_gan
@@ -39,6 +41,26 @@ def damage_newest():
     checkpoint.Checkpoints._read = replaced
 
 
+def change_data():
+    real = toy_gan.build
+
+    def replaced(*args, **kwargs):
+        experiment = real(*args, **kwargs)
+        return experiment._replace(source=experiment.source._replace(fingerprint="another"))
+
+    toy_gan.build = replaced
+
+
+def forbid_gathers():
+    real = multihost_utils.assert_equal
+
+    def replaced(tree, fail_message=""):
+        assert "device_put" not in fail_message  # orbax, too, lets processes wait for each other so
+        return real(tree, fail_message)
+
+    multihost_utils.assert_equal = replaced
+
+
 def wait():
     print("waiting", flush=True)
     time.sleep(600)
@@ -51,6 +73,8 @@ if os.environ.get("JAX_PROCESS_ID") == index:
         "data": lambda: fails(
             toy_gan, "build", UserError("is torn", argument="dataset", value="x")
         ),
+        "other data": change_data,
+        "gather": forbid_gathers,
         "log": lambda: fails(log.Log, "write", full, after=2),
         "record": lambda: fails(directory, "write_record", full),
         "result": lambda: fails(run, "write_json", full),

@@ -204,6 +204,17 @@ def test_what_one_process_meets_ends_all_with_its_code(tmp_path, fault, index, c
     assert ("error: " in said[1] or "Traceback" in said[1]) == (index == 1)
 
 
+@pytest.mark.medium
+def test_processes_do_not_gather_their_data(tmp_path):
+    """JAX would, to compare them: of n processes n datasets on every device. Digests are compared instead."""
+    codes, said = ends_of(meet("gather", 0, tmp_path / "run"))
+    assert codes == [0, 0], said
+    codes, said = ends_of(meet("other data", 1, tmp_path / "other"))
+    assert codes == [2, 2], said
+    assert "error: the processes of this run have different data" in said[0]
+    assert "Traceback" not in said[0] + said[1]
+
+
 @pytest.mark.slow
 def test_what_only_the_first_process_checks(tmp_path):
     """A directory that is busy, flags of another run, and a checkpoint that one process cannot read."""
