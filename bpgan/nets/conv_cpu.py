@@ -6,12 +6,15 @@ makes the plain convolution slow, another form computes the same sums:
 - **Products**: a 1x1 convolution is one matrix product.
 - **Taps**: few channels on one side, such as those of an image. Into few channels, or from few responses, one product
   makes what each tap adds, and shifted copies are summed; out of few channels, shifted copies times the kernel are.
+- **Winograd**: many channels at some size, by ``winograd.py``.
 - **Blocks**: a kernel gradient is the sum of those of a few examples each. The plain convolution of all examples makes
   them its input channels and the responses its kernel, and loses most of its speed where that kernel leaves the cache.
 
 The form is a function of shapes and types alone, never of a clock: bits do not depend on what a machine measures. All
 were found by ``benchmarks/conv_forms.py``. Types narrower than float32 take the plain convolution, because the other
-forms would round partial sums.
+forms would round partial sums. Winograd's form, which rounds more than the others, is left out where the precision
+asked for is "highest": ``--matmul_precision=highest``, or ``jax.default_matmul_precision("highest")`` around the
+operation.
 
 The arguments are those of the primitives in ``conv.py``.
 """
@@ -24,6 +27,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from bpgan.nets import winograd
+
 Pair = tuple[int, int]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -34,6 +39,12 @@ _TAPS_TO = 32
 """Channels that shifted copies of few channels are summed into; the plain convolution is as fast for more."""
 _BLOCK = 1600
 """Responses of a block of a kernel gradient: examples times pixels."""
+_MANY = 128
+"""Channels on both sides from which Winograd's form is the faster, ..."""
+_PIXELS = 14 * 14
+"""... and pixels of the result, ..."""
+_TILES = 256, 512
+"""... in blocks of so many 2x2 squares: of a convolution, and of a kernel gradient."""
 
 
 def conv(x: Array, w: Array, *, strides: Pair, padding: Any, size: Pair, precision: Any) -> Array:
@@ -51,6 +62,10 @@ def conv(x: Array, w: Array, *, strides: Pair, padding: Any, size: Pair, precisi
             return _to_few(
                 x, _turn(w), strides=strides, padding=turned, size=size, precision=precision
             )
+        if _suits_winograd((kh, kw), strides, (c, o), size, precision):
+            u = winograd.kernel_tiles(w)
+            form = partial(winograd.conv, u=u, padding=padding, size=size, precision=precision)
+            return _of_blocks(form, x, _fit(_TILES[0], size, 4))
     return _plain(x, w, strides, padding, precision)
 
 
@@ -97,8 +112,12 @@ def weight_grad(
             for k, (lo, _), n, p in zip(size, padding, x.shape[1:3], g.shape[1:3], strict=True)
         ]
         return _turn(_columns_by(g, x, strides, turned, size, precision))
+    pixels = g.shape[1:3]
+    if _suits_winograd(size, strides, (c, o), pixels, precision):
+        form = partial(winograd.weight_grad, padding=padding, precision=precision)
+        return winograd.of_kernel_tiles(_sum_of_blocks(form, x, g, _fit(_TILES[1], pixels, 4)))
     form = partial(_traded, strides=strides, padding=padding, size=size, precision=precision)
-    return _sum_of_blocks(form, x, g)
+    return _sum_of_blocks(form, x, g, _fit(_BLOCK, pixels))
 
 
 def _is_wide(x: Array) -> bool:
@@ -107,6 +126,12 @@ def _is_wide(x: Array) -> bool:
 
 def _is_pointwise(size: Any, strides: Pair, padding: Any) -> bool:
     return (*size, *strides, *padding[0], *padding[1]) == (1, 1, 1, 1, 0, 0, 0, 0)
+
+
+def _suits_winograd(kernel: Any, strides: Pair, channels: Pair, size: Pair, precision: Any) -> bool:
+    if (*kernel, *strides) != (3, 3, 1, 1) or precision in ("highest", "float32"):
+        return False
+    return min(channels) >= _MANY and size[0] * size[1] >= _PIXELS
 
 
 def _turn(w: Array) -> Array:
@@ -233,22 +258,44 @@ def _traded(x: Array, g: Array, strides: Pair, padding: Any, size: Pair, precisi
     return w.transpose(1, 2, 0, 3)
 
 
-def _sum_of_blocks(form: Callable[[Array, Array], Array], x: Array, g: Array) -> Array:
-    """The sum of a form of blocks of examples, as many as make at most ``_BLOCK`` responses.
+def _fit(limit: int, size: Pair, pixels: int = 1) -> int:
+    """How many examples have at most so many squares of ``pixels``; at least one."""
+    return max(limit * pixels // (size[0] * size[1]), 1)
 
-    The blocks are equal where the batch has a divisor of half that size or more; else a smaller one comes first.
+
+def _split(b: int, most: int) -> Pair:
+    """Examples of the first block and of every other, at most ``most``.
+
+    All are equal where b has a divisor of half that size or more; else the first may be smaller.
     """
-    b, most = g.shape[0], max(_BLOCK // (g.shape[1] * g.shape[2]), 1)
-    divisor = max(n for n in range(1, min(most, b) + 1) if b % n == 0)
-    block = divisor if 2 * divisor >= min(most, b) else most
-    first = b % block or block
+    most = min(most, b)
+    divisor = max(n for n in range(1, most + 1) if b % n == 0)
+    block = divisor if 2 * divisor >= most else most
+    return b % block or block, block
+
+
+def _of_blocks(form: Callable[[Array], Array], x: Array, most: int) -> Array:
+    """A form of blocks of examples, joined."""
+    first, block = _split(x.shape[0], most)
+    if first == x.shape[0]:
+        return form(x)
+    if first < block:
+        return lax.concatenate([form(x[:first]), _of_blocks(form, x[first:], most)], 0)
+    y = lax.map(form, x.reshape(-1, block, *x.shape[1:]))
+    return y.reshape(-1, *y.shape[2:])
+
+
+def _sum_of_blocks(form: Callable[[Array, Array], Array], x: Array, g: Array, most: int) -> Array:
+    """The sum of a form of blocks of examples."""
+    first, block = _split(x.shape[0], most)
 
     def add(i: Any, total: Array) -> Array:
         start = first + i * block
         part = [lax.dynamic_slice_in_dim(t, start, block) for t in (x, g)]
         return total + form(*part)
 
-    return lax.fori_loop(0, (b - first) // block, add, form(x[:first], g[:first]))
+    blocks = (x.shape[0] - first) // block
+    return lax.fori_loop(0, blocks, add, form(x[:first], g[:first]))
 
 
 def _sum(terms: list[Array]) -> Array:
