@@ -17,9 +17,9 @@ primitive           gradient of T                   its own transposes
 They are closed under differentiation, so gradient penalties (reverse over reverse), ``jvp`` and
 Jacobians of gradients never leave them. Each one is lowered twice:
 
-- On CPU as plain NHWC/HWIO convolutions. XLA:CPU has a fast path for those only; the gradient
-  convolutions that JAX's own transpose rules emit reach it at the top level of a program but not
-  inside a loop, where they are many times slower. ``benchmarks/conv_in_scan.py`` guards this.
+- On CPU as plain NHWC/HWIO convolutions, or what is faster for a shape, by ``conv_cpu.py``. The gradient convolutions
+  that JAX's own transpose rules emit are fast there at the top level of a program, but many times slower inside a loop.
+  ``benchmarks/conv_in_scan.py`` guards this.
 - Elsewhere as what autodiff of ``lax.conv_general_dilated`` emits, the patterns that the GPU and
   TPU compilers know.
 
@@ -41,6 +41,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
+from bpgan.nets import conv_cpu
 from bpgan.sharding import by_rows
 from bpgan.types import Images
 
@@ -80,69 +81,6 @@ def _lax_weight_grad(x: Array, g: Array, *, size: Any, **params: Any) -> Array:
     w = jax.ShapeDtypeStruct((*size, x.shape[3], g.shape[3]), g.dtype)
     form = partial(_lax_conv, size=g.shape[1:3], **params)
     return jax.linear_transpose(lambda w: form(x, w), w)(g)[0]
-
-
-def _cpu_input_grad(
-    g: Array, w: Array, *, strides: Pair, padding: Any, size: Any, precision: Any
-) -> Array:
-    """``x[h] = sum_{s p + i = h + lo} g[p] w[i]``, from the dilated g or by sub-pixels.
-
-    With ``h + lo = s m + a`` only the taps ``i = s u + a`` meet the response ``p = m - u``. So the
-    ``s * s`` phases ``a`` of x are the output channels of one stride-1 convolution of g,
-    interleaved afterwards; unlike in the dilated form no zero is multiplied. A kernel size that s
-    does not divide is filled up with zeros.
-    """
-    (kh, kw, c, o), (sh, sw) = w.shape, strides
-    spatial = list(zip((kh, kw), strides, padding, size, g.shape[1:3], strict=True))
-    if strides == (1, 1) or c < 8:  # to interleave few channels costs more than the zeros do
-        pads = [(k - 1 - lo, n + lo - s * (p - 1) - 1) for k, s, (lo, _), n, p in spatial]
-        w = w[::-1, ::-1].transpose(0, 1, 3, 2)
-        return lax.conv_general_dilated(
-            g,
-            w,
-            (1, 1),
-            pads,
-            lhs_dilation=strides,
-            dimension_numbers=_NHWC,
-            precision=precision,
-        )
-    uh, uw = -(-kh // sh), -(-kw // sw)  # taps per phase
-    w = jnp.pad(w, ((0, uh * sh - kh), (0, uw * sw - kw), (0, 0), (0, 0)))
-    phases = w.reshape(uh, sh, uw, sw, c, o)[::-1, :, ::-1]
-    phases = phases.transpose(0, 2, 5, 1, 3, 4).reshape(uh, uw, o, sh * sw * c)
-    pads, crops = [], []
-    for k, s, (lo, _), n, p in spatial:
-        first, last = lo // s, (lo + n - 1) // s  # the coarse rows m that x needs
-        pads.append((-(-k // s) - 1 - first, last - (p - 1)))
-        crops.append(slice(lo - s * first, lo - s * first + n))
-    x = lax.conv_general_dilated(
-        g, phases, (1, 1), pads, dimension_numbers=_NHWC, precision=precision
-    )
-    b, mh, mw, _ = x.shape
-    x = x.reshape(b, mh, mw, sh, sw, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, mh * sh, mw * sw, c)[:, crops[0], crops[1]]
-
-
-def _cpu_weight_grad(
-    x: Array, g: Array, *, strides: Pair, padding: Any, size: Any, precision: Any
-) -> Array:
-    """``w[i] = sum_p x[s p + i - lo] g[p]``: batch and channels trade places, g is the kernel."""
-    pads = [
-        (lo, s * (length - 1) + k - lo - n)  # so that the result has exactly k rows
-        for k, s, (lo, _), n, length in zip(
-            size, strides, padding, x.shape[1:3], g.shape[1:3], strict=True
-        )
-    ]
-    w = lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0),
-        g.transpose(1, 2, 0, 3),
-        (1, 1),
-        pads,
-        rhs_dilation=strides,
-        dimension_numbers=_NHWC,
-        precision=precision,
-    )
-    return w.transpose(1, 2, 0, 3)
 
 
 def _shape(a: Array, b: Array, *, free: Any, size: Pair, **_: Any) -> tuple[int, ...]:
@@ -192,12 +130,12 @@ def _primitive(name: str, form: Callable, cpu_form: Callable, free: tuple[Pair, 
     return prim
 
 
-_conv_p = _primitive("bpgan_conv", _lax_conv, _lax_conv, ((0, 0), (3, 3)))
+_conv_p = _primitive("bpgan_conv", _lax_conv, conv_cpu.conv, ((0, 0), (3, 3)))
 _input_grad_p = _primitive(
-    "bpgan_conv_input_grad", _lax_input_grad, _cpu_input_grad, ((0, 0), (2, 3))
+    "bpgan_conv_input_grad", _lax_input_grad, conv_cpu.input_grad, ((0, 0), (2, 3))
 )
 _weight_grad_p = _primitive(
-    "bpgan_conv_weight_grad", _lax_weight_grad, _cpu_weight_grad, ((3, 2), (3, 3))
+    "bpgan_conv_weight_grad", _lax_weight_grad, conv_cpu.weight_grad, ((3, 2), (3, 3))
 )
 
 
@@ -291,7 +229,7 @@ def _cpu_grouped_weight_grad(
     pads = tuple((k // 2, k // 2) for k in size)
     parts = []
     for a, b in zip(jnp.split(x, n, axis=3), jnp.split(g, n, axis=3), strict=True):
-        w = _cpu_weight_grad(a, b, strides=(1, 1), padding=pads, size=size, precision=precision)
+        w = conv_cpu.weight_grad(a, b, strides=(1, 1), padding=pads, size=size, precision=precision)
         w = w.reshape(*size, joined, i, joined, o)
         parts.append(jnp.stack([w[:, :, m, :, m] for m in range(joined)], axis=3))
     return jnp.stack(parts, axis=3).reshape(*size, i, groups * o)

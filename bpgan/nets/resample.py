@@ -11,8 +11,15 @@ filter        twice as large          half as large           edges
 All are sums of shifted copies; none is a convolution, an indexing or a product with a dense matrix.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array
 
 from bpgan.types import Images
 
@@ -32,14 +39,7 @@ def downsample2(x: Images) -> Images:
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
 
 
-def upsample2(x: Images) -> Images:
-    """``[b, h, w, c] -> [b, 2h, 2w, c]``, bilinear with half-pixel centers.
-
-    Each output pixel lies a quarter of a pixel off an input pixel, so per axis
-    ``y[2i] = (x[i-1] + 3 x[i]) / 4``, ``y[2i+1] = (3 x[i] + x[i+1]) / 4``, the edge repeated. The
-    same as ``jax.image.resize(x, ..., "bilinear")``, which multiplies by dense ``[h, 2h]``
-    matrices.
-    """
+def _upsample2(x: Array) -> Array:
     for axis in (1, 2):
         n = x.shape[axis]
         # Not jnp.pad(mode="edge"), whose derivative is ten times slower on CPU.
@@ -51,22 +51,77 @@ def upsample2(x: Images) -> Images:
     return x
 
 
+def _upsample2_adjoint(y: Array) -> Array:
+    b, h, w, c = y.shape
+    x = jax.ShapeDtypeStruct((b, h // 2, w // 2, c), y.dtype)
+    return jax.linear_transpose(_upsample2, x)(y)[0]
+
+
+def _cpu_upsample2_adjoint(y: Array) -> Array:
+    """``x[i] = (y[2i-1] + 3 y[2i] + 3 y[2i+1] + y[2i+2]) / 4`` per axis, the edges repeated."""
+    for axis in (1, 2):
+        y = _blur_half(y, axis, 0.25, 0.75)
+    return y
+
+
+def _linear_primitive(name: str, factor: float, form: Callable, cpu_form: Callable) -> Primitive:
+    """A linear map of images, ``factor`` times as large, but for its transpose."""
+    prim = Primitive(name)
+    prim.def_impl(form)
+
+    def abstract(x: Any) -> Any:
+        b, h, w, c = x.shape
+        return x.update(shape=(b, int(factor * h), int(factor * w), c), weak_type=False)
+
+    prim.def_abstract_eval(abstract)
+    batching.primitive_batchers[prim] = lambda args, dims: (jax.vmap(form, dims)(*args), 0)
+    mlir.register_lowering(prim, mlir.lower_fun(form, multiple_results=False))
+    mlir.register_lowering(prim, mlir.lower_fun(cpu_form, multiple_results=False), platform="cpu")
+    return prim
+
+
+# Each is the other's transpose, so that derivatives of every order are one of the two. XLA:CPU computes the adjoint that
+# autodiff finds, sums of padded pieces, more than twice as slowly.
+_upsample2_p = _linear_primitive("bpgan_upsample2", 2, _upsample2, _upsample2)
+_upsample2_adjoint_p = _linear_primitive(
+    "bpgan_upsample2_adjoint", 0.5, _upsample2_adjoint, _cpu_upsample2_adjoint
+)
+ad.deflinear2(_upsample2_p, lambda y, x: [_upsample2_adjoint_p.bind(y)])
+ad.deflinear2(_upsample2_adjoint_p, lambda x, y: [_upsample2_p.bind(x)])
+
+
+def upsample2(x: Images) -> Images:
+    """``[b, h, w, c] -> [b, 2h, 2w, c]``, bilinear with half-pixel centers.
+
+    Each output pixel lies a quarter of a pixel off an input pixel, so per axis
+    ``y[2i] = (x[i-1] + 3 x[i]) / 4``, ``y[2i+1] = (3 x[i] + x[i+1]) / 4``, the edge repeated. The
+    same as ``jax.image.resize(x, ..., "bilinear")``, which multiplies by dense ``[h, 2h]``
+    matrices.
+    """
+    return _upsample2_p.bind(x)
+
+
+def _blur_half(x: Array, axis: int, outer: float, inner: float) -> Array:
+    """``y[i] = outer (x[2i-1] + x[2i+2]) + inner (x[2i] + x[2i+1])`` along an axis, the edges repeated."""
+    n = x.shape[axis] // 2
+    pairs = x.reshape(*x.shape[:axis], n, 2, *x.shape[axis + 1 :])
+    even, odd = (lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
+    first, last = (
+        lax.slice_in_dim(even, 0, 1, axis=axis),
+        lax.slice_in_dim(odd, n - 1, n, axis=axis),
+    )
+    before = lax.concatenate([first, lax.slice_in_dim(odd, 0, n - 1, axis=axis)], axis)
+    after = lax.concatenate([lax.slice_in_dim(even, 1, n, axis=axis), last], axis)
+    return outer * (before + after) + inner * (even + odd)
+
+
 def downsample1331(x: Images) -> Images:
     """``[b, 2h, 2w, c] -> [b, h, w, c]``, a quarter of the adjoint of ``upsample2``.
 
     Per axis ``y[i] = (x[2i-1] + 3 x[2i] + 3 x[2i+1] + x[2i+2]) / 8``, the edges repeated.
     """
     for axis in (1, 2):
-        n = x.shape[axis] // 2
-        pairs = x.reshape(*x.shape[:axis], n, 2, *x.shape[axis + 1 :])
-        even, odd = (lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
-        first, last = (
-            lax.slice_in_dim(even, 0, 1, axis=axis),
-            lax.slice_in_dim(odd, n - 1, n, axis=axis),
-        )
-        before = lax.concatenate([first, lax.slice_in_dim(odd, 0, n - 1, axis=axis)], axis)
-        after = lax.concatenate([lax.slice_in_dim(even, 1, n, axis=axis), last], axis)
-        x = 0.125 * (before + after) + 0.375 * (even + odd)
+        x = _blur_half(x, axis, 0.125, 0.375)
     return x
 
 
