@@ -1,8 +1,10 @@
 """A trained run as an object: `bpgan.load`, without its data and its flags."""
 
 import json
+import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,11 +12,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import bpgan
 from bpgan import cli, data
+from bpgan.trained import paths
 from bpgan.types import UserError
-from experiments import classifier, image_gan, mnist_gan, toy_gan, vae
+from experiments import classifier, image_gan, mnist_gan, sample, toy_gan, vae
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 QUIET = ("--preset=smoke", "--notensorboard", "--sample_every=0")
@@ -179,6 +183,109 @@ def test_what_does_not_draw_is_loaded_all_the_same(own, tmp_path):
     assert bpgan.load(tmp_path / "run", "best").step in (4, 8)  # of eval/accuracy
 
 
+# Pictures -----------------------------------------------------------------------------------------------------------
+
+
+def draw(run, out, *flags):
+    argv = [f"--run={run}", f"--workdir={out}", *flags]
+    return cli.run(sample.Config, sample.run, sample.PRESETS, argv)
+
+
+def pixels(path):
+    found = np.asarray(Image.open(path))
+    return found if found.ndim == 3 else found[..., None]
+
+
+@pytest.mark.medium
+def test_files_and_grids_by_seeds_and_classes(labeled, tmp_path):
+    run = bpgan.load(labeled)
+    flags = ["--seeds=0,5:7", "--labels=owl,0", "--truncation=0.5"]
+    assert draw(labeled, tmp_path / "a", *flags) == draw(labeled, tmp_path / "b", *flags) == 0
+    names = sorted(p.name for p in (tmp_path / "a").glob("*.png"))
+    seeds = [
+        f"step00000008_seed{s:04d}_class{y:03d}_truncation0.5.png"
+        for s in (0, 5, 6)
+        for y in (0, 2)
+    ]
+    grid = "step00000008_grid0,5-7_classesowl,0_truncation0.5.png"
+    assert names == sorted([*seeds, grid])
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    of_five = run.sample(1, seed=5, labels="owl", truncation=0.5)[0]
+    np.testing.assert_array_equal(pixels(tmp_path / "a" / seeds[3]), of_five)
+    found = pixels(tmp_path / "a" / grid)  # rows are seeds, columns the classes as they were named
+    np.testing.assert_array_equal(found[10:18, :8], of_five)
+    assert found.shape == (3 * 8 + 2 * 2 + 16, 18, 3) and found[28:].min() < 128  # letters below
+    facts = json.loads((tmp_path / "a" / "samples.json").read_text())
+    assert facts["files"] == names and facts["labels"] == ["owl", "cat"] and facts["step"] == 8
+
+
+@pytest.mark.medium
+def test_an_animation_goes_from_seed_to_seed(labeled, tmp_path, monkeypatch, capsys):
+    program = tmp_path / "bin" / "ffmpeg"  # a stand-in that writes down how it was called
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nfor last; do :; done\necho "$@" > "$last"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    out, flags = (
+        tmp_path / "out",
+        ["--interpolate=3,4,3", "--frames=4", "--labels=dog", "--rate=10"],
+    )
+    assert draw(labeled, out, *flags) == 0
+    name = "step00000008_from3-4-3_frames4_class001"
+    frames = sorted((out / name).iterdir())
+    run = bpgan.load(labeled)
+    assert len(frames) == 9
+    for frame, seed in ((0, 3), (4, 4), (8, 3)):
+        np.testing.assert_array_equal(pixels(frames[frame]), run.sample(1, seed=seed, labels=1)[0])
+    with Image.open(out / f"{name}.gif") as gif:
+        assert gif.n_frames >= 7 and gif.info["duration"] == 100  # equal ones may be joined
+    assert f"-framerate 10 -i {out / name}/frame_%05d.png" in (out / f"{name}.mp4").read_text()
+    program.write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
+    assert draw(labeled, out, *flags) == 0
+    assert "warning: no MP4: ffmpeg failed (broken)" in capsys.readouterr().out
+
+
+def test_a_path_keeps_to_the_sphere():
+    a, b = np.random.default_rng(0).normal(size=(2, 64))
+    b *= np.linalg.norm(a) / np.linalg.norm(b)
+    found = paths.path([a, b], 8)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), np.linalg.norm(a), rtol=1e-12)
+    steps = np.linalg.norm(np.diff(found, axis=0), axis=1)
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-12)
+    np.testing.assert_array_equal(found[[0, -1]], [a, b])
+    for x, y in ((a, a), (a, -a), (0 * a, a)):  # where there is no great circle, or many
+        np.testing.assert_allclose(paths.slerp(x, y, 0.25), 0.75 * x + 0.25 * y)
+
+
+@pytest.mark.medium
+def test_what_cannot_be_drawn_is_said_in_a_line(labeled, digits, tmp_path, capsys):
+    out = tmp_path / "out"
+
+    def said(run, *flags):
+        assert draw(run, out, *flags) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+        return error
+
+    assert "--run: must name a run" in said("")
+    assert "nowhere: holds no run" in said("nowhere")
+    assert "--labels=cow: must be in 0 to 2 or one of cat, dog, owl" in said(
+        labeled, "--labels=cow"
+    )
+    assert "must name each class once" in said(labeled, "--labels=0,cat")
+    assert "--labels=1: mnist_gan was trained without" in said(digits, "--labels=1")
+    assert "--seeds=3:3: must be seeds" in said(digits, "--seeds=3:3")
+    assert "--seeds=4294967297: must be seeds" in said(digits, "--seeds=4294967297")
+    assert "--seeds: asks for 5,000 images of 3 classes" in said(
+        labeled, "--labels=all", "--seeds=0:5000"
+    )
+    assert "must be two seeds" in said(digits, "--interpolate=1")
+    assert not out.exists()
+    (out / "step00000008_seed0000.png").mkdir(parents=True)
+    assert "seed0000.png cannot be written (Is a directory)" in said(digits, "--seeds=0")
+
+
 # Trust --------------------------------------------------------------------------------------------------------------
 
 HARM = "import pathlib\npathlib.Path({marker!r}).touch()\nfrom bpgan.losses import LOSSES\n"
@@ -273,3 +380,18 @@ def test_the_page_runs_as_written(digits, labeled, tmp_path, monkeypatch):
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S):
         exec(compile(block, str(PAGE), "exec"), names)
     assert names["slope"].shape == (4, 28, 28, 1)
+
+
+@pytest.mark.medium
+def test_the_commands_of_the_page_run_as_written(digits, labeled, tmp_path, monkeypatch):
+    shutil.copytree(digits, tmp_path / "runs" / "mnist_gan" / "default")
+    shutil.copytree(labeled, tmp_path / "runs" / "image_gan" / "cgan28")
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.S)
+    lines = [shlex.split(line, comments=True) for block in commands for line in block.splitlines()]
+    assert len(lines) >= 4
+    for python, dash, module, *flags in lines:
+        assert (python, dash) == ("python", "-m")
+        script = cli.experiments.find(module.removeprefix("experiments."))
+        argv = [*flags, "--preset=smoke"]
+        assert cli.run(script.config, script.action, script.presets, argv) == 0, flags

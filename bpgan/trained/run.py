@@ -122,7 +122,7 @@ class Run:
         if algorithm.latents is None:
             raise UserError(f"{self.path}: a run of {self.experiment} draws from no latents")
         key, parts = saved.key_of_samples(_seed(seed)), range(-(-_count(n) // _BATCH))
-        with self._settings():
+        with self.settings():
             drawn = [algorithm.latents(jax.random.fold_in(key, i), _BATCH) for i in parts]
             return np.concatenate([np.asarray(z) for z in drawn])[:n]
 
@@ -170,7 +170,7 @@ class Run:
         if z is None and algorithm.latents is not None:
             z = self.latents(n, seed=seed, truncation=truncation)
         draw = functools.partial(cli.draw, algorithm, self.state, seed=_seed(seed), n=n)
-        with self._settings():
+        with self.settings():
             drawn = draw(labels=y, z=z, batch=batch, floats=True)
         return drawn if floats or drawn.ndim != 4 else _bytes(drawn)
 
@@ -188,7 +188,7 @@ class Run:
         if value not in self._built:
             config = type(self.config)(**vars(self.config) | {"truncation": value})
             options = self._opened.script, config, self.record, self.path
-            with self._settings():
+            with self.settings():
                 self._built[value] = saved.build(*options, images=False).algorithm
         return self._built[value]
 
@@ -196,7 +196,7 @@ class Run:
         draw = algorithm.latents
         if draw is None:
             raise UserError(f"{self.path}: a run of {self.experiment} draws from no latents")
-        with self._settings():
+        with self.settings():
             like = jax.eval_shape(lambda: draw(jax.random.key(0), 1))
         try:
             found = np.asarray(z, like.dtype)
@@ -237,11 +237,28 @@ class Run:
         raise UserError(allowed, argument="labels", value=given)
 
     @contextlib.contextmanager
-    def _settings(self) -> Iterator[None]:
+    def settings(self) -> Iterator[None]:
         """JAX as the run had it, whatever was loaded since."""
         wide, products = self.config.precision == "float64", self.config.matmul_precision
         with jax.enable_x64(wide), jax.default_matmul_precision(products):
             yield
+
+
+def parse_checkpoint(text: str) -> None:
+    """Checks ``newest``, ``best`` or a step. Raises ValueError for anything else."""
+    if text not in ("newest", "best") and not text.isdecimal():
+        raise ValueError("must be newest, best or a step")
+
+
+def parse_truncation(text: str) -> float | None:
+    """Reads a number; None of an empty text, for what the run has. Raises ValueError for anything else."""
+    try:
+        found = float(text) if text else None
+    except ValueError:
+        found = -1.0
+    if found is not None and not 0 <= found < float("inf"):
+        raise ValueError("must be a number >= 0, or empty for what the run has")
+    return found
 
 
 def load(run: str | os.PathLike, checkpoint: str | int = "newest", *, trust: bool = False) -> Run:
@@ -258,9 +275,10 @@ def load(run: str | os.PathLike, checkpoint: str | int = "newest", *, trust: boo
       UserError: if there is no such run or checkpoint, or it names what is not trusted.
     """
     which = str(checkpoint)
-    if which not in ("newest", "best") and not which.isdecimal():
-        reason = "must be newest, best or a step"
-        raise UserError(reason, argument="checkpoint", value=checkpoint)
+    try:
+        parse_checkpoint(which)
+    except ValueError as error:
+        raise UserError(str(error), argument="checkpoint", value=checkpoint) from None
     checkpoints = which if which.isdecimal() else True
     wanted, small = remote.in_run(checkpoints=checkpoints), remote.in_run()
     with contextlib.ExitStack() as stack:
