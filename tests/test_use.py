@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import jax
 import numpy as np
@@ -16,9 +17,10 @@ from PIL import Image
 
 import bpgan
 from bpgan import cli, data
+from bpgan.trained import export as files
 from bpgan.trained import paths
 from bpgan.types import UserError
-from experiments import classifier, image_gan, mnist_gan, sample, toy_gan, vae
+from experiments import classifier, export, image_gan, mnist_gan, sample, toy_gan, vae
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 QUIET = ("--preset=smoke", "--notensorboard", "--sample_every=0")
@@ -197,7 +199,7 @@ def pixels(path):
 
 
 @pytest.mark.medium
-def test_files_and_grids_by_seeds_and_classes(labeled, tmp_path):
+def test_pictures_by_seeds_and_classes(labeled, tmp_path):
     run = bpgan.load(labeled)
     flags = ["--seeds=0,5:7", "--labels=owl,0", "--truncation=0.5"]
     assert draw(labeled, tmp_path / "a", *flags) == draw(labeled, tmp_path / "b", *flags) == 0
@@ -284,6 +286,128 @@ def test_what_cannot_be_drawn_is_said_in_a_line(labeled, digits, tmp_path, capsy
     assert not out.exists()
     (out / "step00000008_seed0000.png").mkdir(parents=True)
     assert "seed0000.png cannot be written (Is a directory)" in said(digits, "--seeds=0")
+
+
+# Files for others ---------------------------------------------------------------------------------------------------
+
+
+def exported(run, out, *flags):
+    argv = [f"--run={run}", f"--workdir={out}", *flags]
+    assert cli.run(export.Config, export.run, export.PRESETS, argv) == 0
+    return out
+
+
+def read_safetensors(path):
+    """By the format's definition."""
+    raw = path.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header, body = json.loads(raw[8 : 8 + size]), raw[8 + size :]
+    facts, arrays, kinds = header.pop("__metadata__"), {}, {"F32": "<f4", "I32": "<i4"}
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        array = np.frombuffer(body[first:last], kinds[entry["dtype"]])
+        arrays[name] = array.reshape(entry["shape"])
+    assert sum(array.nbytes for array in arrays.values()) == len(body)
+    return facts, arrays
+
+
+def elsewhere(code, folder):
+    """Runs Python where there is no bpgan."""
+    environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    code += "\nimport sys\nassert 'bpgan' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environ, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.medium
+def test_safetensors_hold_the_variables(digits, tmp_path):
+    """Bit for bit; and the article's generator by hand from them."""
+    out = exported(digits, tmp_path / "out", "--to=safetensors", "--license=cc-by-4.0")
+    facts, arrays = read_safetensors(out / "generator_step00000008.safetensors")
+    run = bpgan.load(digits)
+    params = run.generator.variables["params"]
+    assert set(arrays) == {f"params/{layer}/{p}" for layer in params for p in params[layer]}
+    for name, array in arrays.items():
+        _, layer, part = name.split("/")
+        assert array.tobytes() == np.asarray(params[layer][part]).tobytes()
+    z = run.latents(5, seed=1)
+    hidden = z @ arrays["params/dense0/kernel"] + arrays["params/dense0/bias"]
+    hidden = np.where(hidden > 0, hidden, 0.2 * hidden)
+    by_hand = np.tanh(hidden @ arrays["params/dense1/kernel"] + arrays["params/dense1/bias"])
+    drawn = run.sample(z=z, floats=True).reshape(5, -1)
+    np.testing.assert_allclose(by_hand, drawn, atol=1e-5)
+    assert facts["step"] == "8" and json.loads(facts["config"])["net"] == "mlp"
+    card = (out / "README.md").read_text()
+    for text in ("cc-by-4.0", run.record.data, run.record.run, "| `net` | `mlp` |", "`mnist10k`"):
+        assert text in card
+    reader = pytest.importorskip("safetensors.numpy")
+    found = reader.load_file(out / "generator_step00000008.safetensors")
+    assert all(found[name].tobytes() == array.tobytes() for name, array in arrays.items())
+
+
+@pytest.mark.medium
+def test_every_type_of_a_file():
+    rng = np.random.default_rng(0)
+    arrays = {
+        "b": rng.normal(size=(2, 3)),
+        "a/x": np.zeros((0, 2), np.float32),
+        "c": np.array(True),
+    }
+    raw = files.safetensors(arrays, {"of": "\u00e9"})
+    reader = pytest.importorskip("safetensors.numpy")
+    found = reader.load(raw)
+    assert {k: (v.shape, str(v.dtype), v.tobytes()) for k, v in found.items()} == {
+        k: (v.shape, str(v.dtype), v.tobytes()) for k, v in arrays.items()
+    }
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("kind", ["stablehlo", "onnx"])
+def test_functions_are_read_without_bpgan(kind, labeled, tmp_path):
+    """Of batches of other sizes, and as the card says."""
+    for package in {"stablehlo": ["flatbuffers"], "onnx": ["jax2onnx", "onnxruntime"]}[kind]:
+        pytest.importorskip(package)
+    out = exported(labeled, tmp_path / "out", f"--to={kind}")
+    run = bpgan.load(labeled)
+    z, y = run.latents(7, seed=1), np.arange(7, dtype=np.int32) % 3
+    np.savez(out / "inputs.npz", z=z, y=y)
+    calls = {
+        "stablehlo": "generator.call(z, y)",
+        "onnx": "generator.run(None, {'z': z, 'labels': y})[0]",
+    }
+    (block,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S)
+    elsewhere(
+        f"{block}\nassert images.shape == (4, 8, 8, 3)\nfound = np.load('inputs.npz')\n"
+        f"z, y = found['z'], found['y']\nnp.save('images.npy', {calls[kind]})",
+        out,
+    )
+    found = np.load(out / "images.npy")
+    apply, variables = run.generator
+    compiled = np.asarray(jax.jit(lambda z, y: apply(variables, z, y))(z, y))
+    if kind == "stablehlo":
+        assert found.tobytes() == compiled.tobytes()
+    np.testing.assert_allclose(found, compiled, atol=1e-5)
+    np.testing.assert_allclose(found, run.sample(z=z, labels=y, floats=True), atol=1e-5)
+
+
+@pytest.mark.medium
+def test_what_cannot_be_exported_is_said_in_a_line(digits, tmp_path, capsys, monkeypatch):
+    def said(run, *flags):
+        argv = [f"--run={run}", f"--workdir={tmp_path / 'out'}", *flags]
+        assert cli.run(export.Config, export.run, export.PRESETS, argv) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+        return error
+
+    assert "--to=torch: must be some of safetensors, stablehlo, onnx" in said(digits, "--to=torch")
+    assert "nowhere: holds no run" in said("nowhere")
+    assert "--run: must name a run" in said("")
+    no_draw = train(classifier, tmp_path / "run")
+    assert "a run of classifier has no generator; it has classifier" in said(no_draw)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "needs jax2onnx: pip install 'bpgan[export]'" in said(digits, "--to=onnx")
 
 
 # Trust --------------------------------------------------------------------------------------------------------------
@@ -393,5 +517,7 @@ def test_the_commands_of_the_page_run_as_written(digits, labeled, tmp_path, monk
     for python, dash, module, *flags in lines:
         assert (python, dash) == ("python", "-m")
         script = cli.experiments.find(module.removeprefix("experiments."))
+        if "onnx" in " ".join(flags) and not find_spec("jax2onnx"):
+            continue
         argv = [*flags, "--preset=smoke"]
         assert cli.run(script.config, script.action, script.presets, argv) == 0, flags

@@ -106,6 +106,12 @@ class Run:
         """
         return self._network("discriminator")
 
+    def generator_with(self, truncation: float | None) -> Function:
+        """``generator``, perhaps with another truncation of its styles; see ``sample``."""
+        of = self._with(truncation).networks.get("generator")
+        plain = self.generator
+        return Function(of.apply, plain.variables) if of else plain
+
     def _network(self, name: str) -> Function:
         if name not in self.networks:
             has = f"it has {', '.join(self.networks)}" if self.networks else "it names no networks"

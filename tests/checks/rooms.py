@@ -38,7 +38,7 @@ ROOMS = {  # top to bottom; imports go down
         "what a researcher writes: one file an experiment",
         "launcher trained evaluation cli report algorithms backprop metrics metrics.features runtime data nets"
         " losses penalties augment optim files measures lookup types version",
-        "lucic (classifier data evaluate sample image_gan infogan linear_regression lr_range mnist_gan"
+        "lucic (classifier data evaluate export sample image_gan infogan linear_regression lr_range mnist_gan"
         " sensitivity toy_gan vae)",
     ),
     "bpgan.launcher": Room(
@@ -48,9 +48,9 @@ ROOMS = {  # top to bottom; imports go down
         " (budget group processes search) devices",
     ),
     "bpgan.trained": Room(
-        "a trained run: loaded, drawn from",
-        "cli runtime data files measures lookup types version",
-        "(paths run)",
+        "a trained run: loaded, drawn from, exported",
+        "cli runtime data nets files measures lookup types version",
+        "(card export) (paths run)",
     ),
     "bpgan.evaluation": Room(
         "samples, feature nets and metrics of a trained run",
