@@ -1,6 +1,7 @@
 """Names of things that may be the project's or a user's own."""
 
 import contextlib
+import contextvars
 import functools
 import importlib
 import os
@@ -121,8 +122,33 @@ def check_remembered(returned: Any, memory: Any) -> None:
         raise ValueError("returned a memory of another form than it was given")
 
 
+_ONLY_OWN: contextvars.ContextVar[bool] = contextvars.ContextVar("only_own", default=False)
+
+
+@contextlib.contextmanager
+def only_own() -> Iterator[None]:
+    """Within, nothing that a name or a flag says is imported, for it may come from somebody else."""
+    token = _ONLY_OWN.set(True)
+    try:
+        yield
+    finally:
+        _ONLY_OWN.reset(token)
+
+
+def check_trusted(name: str) -> None:
+    """Raises a UserError within ``only_own``; called before code outside bpgan, of this name, is imported."""
+    if _ONLY_OWN.get():
+        reason = f"would import {name}, which is no part of bpgan, and run its code;"
+        raise UserError(f"{reason} `trust=True` allows it")
+
+
 def import_module(name: str) -> ModuleType:
-    """Imports a module of the user's: from where Python looks, and last from the current directory."""
+    """Imports a module of the user's: from where Python looks, and last from the current directory.
+
+    Raises:
+      UserError: within ``only_own``.
+    """
+    check_trusted(name)
     with contextlib.suppress(FileNotFoundError):  # of a directory that has been removed
         if not {"", os.getcwd()} & set(sys.path):  # a console command does not look there
             sys.path.append(os.getcwd())

@@ -45,6 +45,18 @@ class Net(NamedTuple):
     apply: Callable[..., Any]
 
 
+class Network(NamedTuple):
+    """One network of a trained system, to be used by itself.
+
+    Attributes:
+      variables: ``state -> variables``; their averages, where these are kept.
+      apply: ``apply(variables, *inputs) -> output``, a pure function, as it is after training.
+    """
+
+    variables: Callable[[Any], Any]
+    apply: Callable[..., Any]
+
+
 class Algorithm(NamedTuple):
     """A trainable system as pure functions; the training loop sees nothing else.
 
@@ -52,12 +64,17 @@ class Algorithm(NamedTuple):
       init: ``init(key) -> state``, a NamedTuple of arrays with an int32 scalar field ``step``.
       step: ``step(state, batch, key) -> (state, metrics)``. ``key`` is the same root key at every step;
         the step folds ``state.step`` into it. ``metrics`` is a flat dict of scalars with fixed keys.
-      sample: ``sample(state, key, n) -> images``, or None where there is nothing to draw.
+      sample: ``sample(state, key, n) -> images``, or None where there is nothing to draw. Where there are ``latents``,
+        it takes ``z=latents[n, ...]``, too, in the place of those that it would draw with the key.
       classes: if not 0, ``sample`` takes int32 ``labels[n]`` below it as a fourth argument; without them it draws the
         classes in turn.
       objectives: ``objectives(state, batch, key) -> losses``, where ``losses({player: params})`` returns what each
         player minimizes in that step as a function of the parameters of all, and what comes beside it, dicts by player;
         None where nobody asks for them.
+      latents: ``latents(key, n) -> z[n, ...]``, those that ``sample`` draws with this key.
+      networks: by name; ``generator`` is ``(variables, z, labels) -> samples``, ``discriminator`` is
+        ``(variables, x, labels) -> logits``, both without labels if there are no ``classes``.
+      picture: ``picture(state, key, n) -> images``, what a run shows in the place of n samples that are no images.
     """
 
     init: Callable[..., Any]
@@ -65,6 +82,14 @@ class Algorithm(NamedTuple):
     sample: Callable[..., Any] | None = None
     classes: int = 0
     objectives: Callable[..., Any] | None = None
+    latents: Callable[[PRNG, int], Any] | None = None
+    networks: Mapping[str, Network] = {}
+    picture: Callable[..., Any] | None = None
+
+    @property
+    def shown(self) -> Callable[..., Any] | None:
+        """What draws the grids of a run."""
+        return self.picture or self.sample
 
 
 class AdversarialLoss(NamedTuple):
@@ -113,6 +138,7 @@ class Source(NamedTuple):
       windows: ``windows(i, rows)`` iterates over the windows from the i-th on, as NumPy arrays that hold only the rows
         ``rows``, a slice, of each batch.
       examples: a few examples spread over the data, on the host, as they are stored.
+      facts: of a dataset of images, what a run remembers of it (``data.Dataset.facts``).
     """
 
     data: PyTree
@@ -123,6 +149,7 @@ class Source(NamedTuple):
     window: int = 0
     windows: Callable[[int, slice], Iterator[PyTree]] | None = None
     examples: Any = ()
+    facts: Mapping[str, Any] = {}
 
     @property
     def steps_per_epoch(self) -> float:

@@ -415,10 +415,7 @@ def _truncation(
         return None, None
     if cfg.net.value.g.mapping:
         return truncated(g_net, cfg.truncation, drawn.draw(dtype), classes=classes), None
-    if drawn.kind != "normal":
-        reason = f"`latents={cfg.latents}`, must be normal:DIM"
-        raise UserError(reason, argument="truncation", value=cfg.truncation, beside=["latents"])
-    return None, drawn.draw(dtype, cfg.truncation)
+    return None, drawn.truncated(dtype, cfg.truncation)
 
 
 def _optimizers(cfg: Config, steps: int) -> dict[Literal["g", "d"], optax.GradientTransformation]:

@@ -79,6 +79,12 @@ class Config(cli.RunConfig):
         high=1,
         sweepable=True,
     )
+    truncation: float = cli.field(
+        0.0,
+        "of samples: bound on each number of normal latents; 0: none",
+        low=0,
+        restart_safe=True,
+    )
     gradients: str = cli.field(
         "autodiff",
         "who computes the gradients; manual: net mlp only",
@@ -188,9 +194,13 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     )
     steps = cli.steps_of(cfg, source.steps_per_epoch)
     terms, by_hand = cfg.penalty.value, cfg.gradients == "manual"
+    latents, truncated = (
+        cfg.latents.value.draw(dtype),
+        cfg.latents.value.truncated(dtype, cfg.truncation),
+    )
     g_tx, d_tx = (optim.adam(cfg.lr_scale * lr, cfg.b1, cfg.b2) for lr in (cfg.g_lr, cfg.d_lr))
     algorithm = gan.make(
-        gan.Networks(g_net, d_net, cfg.latents.value.draw(dtype), images.shape, dtype),
+        gan.Networks(g_net, d_net, latents, images.shape, dtype, sample_latents=truncated),
         backprop.losses_by_hand(cfg.loss) if by_hand else cfg.loss.value,
         gan.Optimizers(g_tx, terms.bounded(d_tx)),
         penalties=terms.over(steps, weight=cfg.gamma, every=cfg.penalty_every),

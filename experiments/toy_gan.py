@@ -29,7 +29,7 @@ from bpgan import cli, losses, metrics, optim, penalties
 from bpgan.algorithms import game, gan
 from bpgan.data import toys
 from bpgan.nets import linen_net, mlp
-from bpgan.types import PRNG, AdversarialLoss, Algorithm, Net, UserError
+from bpgan.types import PRNG, AdversarialLoss, Algorithm, Net, Network, UserError
 
 MU, SIGMA = 2.0, 0.5
 """The Gaussian of ``gaussian1d``."""
@@ -267,7 +267,7 @@ def mixture(target: toys.Mixture, cfg: Config, steps: int) -> cli.Experiment:
     assert inner.sample is not None
     plain, reach = inner.sample, 1.3 * float(np.abs(target.centers).max())
 
-    def sample(state: Any, key: PRNG, n: int) -> jax.Array:
+    def picture(state: Any, key: PRNG, n: int) -> jax.Array:
         del n
         k1, k2 = jax.random.split(key)
         logits = lambda x: d.apply(state.players["d"].variables, x.astype(dtype), train=False)[0]  # noqa: E731
@@ -294,7 +294,7 @@ def mixture(target: toys.Mixture, cfg: Config, steps: int) -> cli.Experiment:
         seed=cfg.seed,
         batch_size=cfg.batch_size * cfg.d_steps,
     )
-    return cli.Experiment(inner._replace(sample=sample), source, evaluate, cfg.problem)
+    return cli.Experiment(inner._replace(picture=picture), source, evaluate, cfg.problem)
 
 
 def affine_generator(dtype: Any = jnp.float32) -> Net:
@@ -331,7 +331,7 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
     def draw(key: PRNG, n: int) -> jax.Array:
         return MU + SIGMA * jax.random.normal(key, (n, 1), dtype)
 
-    def sample(state: Any, key: PRNG, n: int) -> jax.Array:
+    def picture(state: Any, key: PRNG, n: int) -> jax.Array:
         del n
         k1, k2 = jax.random.split(key)
         logits = lambda x: d.apply(state.players["d"].variables, x, train=False)[0]  # noqa: E731
@@ -370,7 +370,7 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
         seed=cfg.seed,
         batch_size=cfg.batch_size * cfg.d_steps,
     )
-    return cli.Experiment(inner._replace(sample=sample), source, evaluate, cfg.problem)
+    return cli.Experiment(inner._replace(picture=picture), source, evaluate, cfg.problem)
 
 
 def _two_numbers(cfg: Config, steps: int) -> tuple[Algorithm, Callable]:
@@ -421,7 +421,7 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
         points = jnp.concatenate([trail.points[1:], point_of(state)[None]])
         return Trail(trail.step + 1, state, points), values
 
-    def sample(trail: Trail, key: PRNG, n: int) -> jax.Array:
+    def picture(trail: Trail, key: PRNG, n: int) -> jax.Array:
         del key, n
         plain = lambda where: moved(trail.state, where) - where.astype(dtype)  # noqa: E731
         return picture_of_path(trail.points, trail.step, plain, 2.0)
@@ -458,7 +458,22 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
     source = toys.fresh(
         draw, definition="the number 0", seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps
     )
-    return cli.Experiment(Algorithm(init, step, sample), source, evaluate, cfg.problem)
+    algorithm = Algorithm(init, step, picture=picture, **_drawing(inner))
+    return cli.Experiment(algorithm, source, evaluate, cfg.problem)
+
+
+def _drawing(inner: Algorithm) -> dict[str, Any]:
+    """What draws of a game is drawn by its trail."""
+
+    def sample(trail: Trail, key: PRNG, n: int, *, z: Any = None) -> jax.Array:
+        assert inner.sample is not None
+        return inner.sample(trail.state, key, n, z=z)
+
+    def inside(network: Network) -> Network:
+        return network._replace(variables=lambda trail: network.variables(trail.state))
+
+    networks = {name: inside(network) for name, network in inner.networks.items()}
+    return {"sample": sample, "latents": inner.latents, "networks": networks}
 
 
 def wasserstein_game(
@@ -491,12 +506,20 @@ def lqg(cfg: Config, steps: int) -> cli.Experiment:
     inner = game.make(losses, init, (_tx(cfg, steps), _tx(cfg, steps)), game.RULES["simultaneous"])
     root = jnp.asarray(np.sqrt(SPECTRUM), dtype).reshape(1, -1)
 
-    def sample(state: Any, key: PRNG, n: int) -> jax.Array:
+    def latents(key: PRNG, n: int) -> jax.Array:
+        return jax.random.normal(key, (n, RANK), dtype)
+
+    generator = Network(lambda state: state.players["g"].params, lambda g, z: z @ g.T)
+
+    def sample(state: Any, key: PRNG, n: int, *, z: Any = None) -> jax.Array:
+        return generator.apply(generator.variables(state), latents(key, n) if z is None else z)
+
+    def picture(state: Any, key: PRNG, n: int) -> jax.Array:
         """The two directions of greatest variance."""
         del n
         k1, k2 = jax.random.split(key)
         real = root * jax.random.normal(k1, (1000, len(SPECTRUM)), dtype)
-        fake = jax.random.normal(k2, (1000, RANK), dtype) @ state.players["g"].params.T
+        fake = sample(state, k2, 1000)
         flat = lambda x: jnp.zeros(len(x))  # noqa: E731
         return picture_of_points(real[:, :2], fake[:, :2], flat, 6.0)
 
@@ -519,7 +542,9 @@ def lqg(cfg: Config, steps: int) -> cli.Experiment:
         seed=cfg.seed,
         batch_size=cfg.batch_size,
     )
-    return cli.Experiment(inner._replace(sample=sample), source, evaluate, cfg.problem)
+    drawing = {"sample": sample, "latents": latents, "networks": {"generator": generator}}
+    algorithm = inner._replace(picture=picture, **drawing)
+    return cli.Experiment(algorithm, source, evaluate, cfg.problem)
 
 
 # Of two numbers, what is shown and measured are the players themselves.

@@ -53,6 +53,9 @@ class Config(cli.RunConfig):
         choices=("mean", "draw"),
         restart_safe=True,
     )
+    truncation: float = cli.field(
+        0.0, "of samples: bound on each number of z; 0: none", low=0, restart_safe=True
+    )
     bound: int = cli.field(
         50, "samples of the IWAE bound at the end; 0: none", low=0, restart_safe=True
     )
@@ -151,6 +154,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         dtype=dtype,
         beta=cfg.beta,
         samples=cfg.samples_of,
+        truncation=cfg.truncation or None,
         axis_name=axis_name,
     )
     source = data.source(

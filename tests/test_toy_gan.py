@@ -479,8 +479,8 @@ def test_a_game_of_two_parameters_shows_no_average():
         experiment = toy_gan.build(config("--preset=dirac", ema=ema))
         state = trained(experiment, 20)
         assert (not state.state.ema) == (ema == 0)
-        assert experiment.evaluate and experiment.algorithm.sample
-        picture = experiment.algorithm.sample(state, jax.random.key(0), 1)
+        assert experiment.evaluate and experiment.algorithm.picture
+        picture = experiment.algorithm.picture(state, jax.random.key(0), 1)
         found.append((experiment.evaluate(state), np.asarray(picture)))
     np.testing.assert_equal(*found)
 

@@ -32,6 +32,7 @@ from bpgan.types import (
     Logits,
     Metrics,
     Net,
+    Network,
     stream,
 )
 
@@ -495,7 +496,7 @@ def play(
 ) -> Algorithm:
     """What ``make`` returns, of turns that may be other than those of ``alternate``."""
     networks, classes = setting.networks, setting.condition.classes
-    return turns.play(
+    algorithm = turns.play(
         functools.partial(_variables, setting),
         players,
         accumulate=accumulate,
@@ -507,6 +508,8 @@ def play(
         sample=functools.partial(sample, networks, classes),
         classes=classes,
     )
+    latents = networks.sample_latents or networks.latents
+    return algorithm._replace(latents=latents, networks=trained(networks, classes))
 
 
 def _variables(setting: Setting, key: PRNG) -> dict[str, Any]:
@@ -519,14 +522,41 @@ def _variables(setting: Setting, key: PRNG) -> dict[str, Any]:
     }
 
 
+def averaged(state: State) -> Any:
+    """The variables of G that draw: their average, or as they are where none is kept."""
+    return state.ema["g"] if "g" in state.ema else state.players["g"].variables
+
+
+def trained(networks: Networks, classes: int) -> dict[str, Network]:
+    """G as it draws samples and D, to be used after training; without labels G draws the classes in turn."""
+
+    def generator(variables: Any, z: Latents, y: Labels | None = None) -> Images:
+        if classes and y is None:
+            y = jnp.arange(len(z), dtype=jnp.int32) % classes
+        condition = (y,) if classes else ()
+        return (networks.sampler or networks.g).apply(variables, z, *condition, train=False)[0]
+
+    def discriminator(variables: Any, x: Images, y: Labels | None = None) -> Logits:
+        out, _ = networks.d.apply(variables, x, *((y,) if classes else ()), train=False)
+        return out[0] if isinstance(out, tuple) else out
+
+    return {
+        "generator": Network(averaged, generator),
+        "discriminator": Network(lambda state: state.players["d"].variables, discriminator),
+    }
+
+
 def sample(
-    networks: Networks, classes: int, state: State, key: PRNG, n: int, y: Labels | None = None
+    networks: Networks,
+    classes: int,
+    state: State,
+    key: PRNG,
+    n: int,
+    y: Labels | None = None,
+    *,
+    z: Latents | None = None,
 ) -> Images:
     """``n`` samples of the averaged G, or of G as it is where no average is kept."""
-    averaged = state.ema["g"] if "g" in state.ema else state.players["g"].variables
-    if classes:
-        y = jnp.arange(n, dtype=jnp.int32) % classes if y is None else y
-    z = (networks.sample_latents or networks.latents)(key, n)
-    return (networks.sampler or networks.g).apply(
-        averaged, z, *((y,) if classes else ()), train=False
-    )[0]
+    if z is None:
+        z = (networks.sample_latents or networks.latents)(key, n)
+    return trained(networks, classes)["generator"].apply(averaged(state), z, y)

@@ -26,7 +26,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from bpgan.algorithms import turns
-from bpgan.types import PRNG, Algorithm, Images, Latents, Net, stream
+from bpgan.types import PRNG, Algorithm, Images, Latents, Net, Network, stream
 
 
 class Likelihood(NamedTuple):
@@ -230,6 +230,7 @@ def make(
     dtype: Any = jnp.float32,
     beta: Any = 1.0,
     samples: str = "mean",
+    truncation: float | None = None,
     axis_name: str | None = None,
 ) -> Algorithm:
     """Stochastic ascent of the ELBO.
@@ -241,6 +242,7 @@ def make(
       data_shape, dtype: of one example.
       beta: weight of the KL (Higgins et al. 2017); 1 is the ELBO.
       samples: ``mean``: ``sample`` gives the decoder's mean image, ``draw``: a draw of its pixels.
+      truncation: bound on each number of the latents of samples; None: they are those of the prior.
       axis_name: mapped axis when the step runs per device; latents are those of the global batch, gradients and metrics
         are averaged, pixels are binarized by each device for itself.
 
@@ -263,8 +265,14 @@ def make(
         params = {name: found.pop("params") for name, found in nets.items()}
         return {VAE: {"params": params, **nets}}
 
-    def sample(state: turns.State, key: PRNG, n: int) -> Images:
-        z = jax.random.normal(stream(key, "z"), (n, latents), dtype)
+    def draw(key: PRNG, n: int) -> Latents:
+        key, shape = stream(key, "z"), (n, latents)
+        if truncation is None:
+            return jax.random.normal(key, shape, dtype)
+        return jax.random.truncated_normal(key, -truncation, truncation, shape, dtype)
+
+    def sample(state: turns.State, key: PRNG, n: int, *, z: Latents | None = None) -> Images:
+        z = draw(key, n) if z is None else z
         logits, _ = model.decoder.apply(variables(state, "decoder"), z, train=False)
         if samples == "mean":
             return model.likelihood.mean(logits)
@@ -277,4 +285,23 @@ def make(
         draw=lambda now: observed(model, now, latents, dtype),
         key=lambda key, player, i: key,
     )
-    return turns.play(init, [turn], dtype=dtype, axis=turns.Axis(axis_name), sample=sample)
+    algorithm = turns.play(init, [turn], dtype=dtype, axis=turns.Axis(axis_name), sample=sample)
+    return algorithm._replace(latents=draw, networks=trained(model))
+
+
+def trained(model: Model) -> dict[str, Network]:
+    """The decoder as ``generator`` of mean images, and the ``encoder`` of what is observed: mean and log variance."""
+
+    def of(net: str) -> Callable[[turns.State], Any]:
+        return lambda state: variables(state, net)
+
+    def generator(found: Any, z: Latents) -> Images:
+        return model.likelihood.mean(model.decoder.apply(found, z, train=False)[0])
+
+    def encoder(found: Any, u: Any) -> tuple[Array, Array]:
+        return model.encoder.apply(found, u, train=False)[0]
+
+    return {
+        "generator": Network(of("decoder"), generator),
+        "encoder": Network(of("encoder"), encoder),
+    }

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from bpgan.cli.config import Config, Presets, RunConfig
 from bpgan.cli.flags import did_you_mean
-from bpgan.lookup import import_module
+from bpgan.lookup import check_trusted, import_module
 from bpgan.types import UserError
 
 _BPGAN = pathlib.Path(__file__).resolve().parent.parent
@@ -174,6 +174,7 @@ def _of_file(text: str) -> ModuleType:
     folder, file = os.path.split(path)
     if pathlib.Path(folder).resolve() == _folder():
         return find(file.removesuffix(".py")).module
+    check_trusted(path)
     name = re.sub(r"\W", "_", file.removesuffix(".py"))
     other = f"{name}_{zlib.crc32(os.fsencode(path)):08x}"  # where a module of this name exists
     for module in filter(None, map(sys.modules.get, ("__main__", name, other))):

@@ -1,5 +1,6 @@
 """A run as it was saved, training without a directory, and samples."""
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -7,29 +8,48 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bpgan import data, lookup
 from bpgan.cli import experiments
 from bpgan.cli.config import Config, RunConfig, flags_of, locates_data
 from bpgan.cli.flags import Flag, show
 from bpgan.cli.plan import Experiment, keep_of
 from bpgan.cli.program import message_of
-from bpgan.types import Algorithm, UserError, stream
+from bpgan.measures import Goal
+from bpgan.types import PRNG, Algorithm, UserError, stream
 
 if TYPE_CHECKING:
+    from bpgan.runtime.checkpoint import Keep
     from bpgan.runtime.records import RunRecord
 
 
 class Restored(NamedTuple):
-    """A run as it was saved: its experiment's name and config, what ``build`` makes of them, the state and its step."""
+    """A run as it was saved.
+
+    Attributes:
+      name: of its experiment.
+      config: its flags.
+      experiment: what ``build`` makes of them.
+      state, step: of the checkpoint.
+      record: its ``config.json``.
+      script: the module of its experiment.
+    """
 
     name: str
     config: RunConfig
     experiment: Experiment
     state: Any
     step: int
+    record: "RunRecord"
+    script: experiments.Script
 
 
 def restore(
-    workdir: str | os.PathLike, which: str = "newest", changes: Sequence[str] = ()
+    workdir: str | os.PathLike,
+    which: str = "newest",
+    changes: Sequence[str] = (),
+    *,
+    images: bool = True,
+    trust: bool = True,
 ) -> Restored:
     """A checkpoint of a run; nothing in the directory is changed, and it may be training.
 
@@ -38,31 +58,36 @@ def restore(
       which: ``newest`` (of those that are sound), ``best`` by the metric of the run's ``--keep``, or a step.
       changes: ``NAME=VALUE``, flags that are other than the run's, of those that may differ when it is resumed, or
         ``dataset``, where the run's data are now, or ``experiment``, where the file of its experiment is now.
+      images: whether the images that it was trained on are opened. Without them the experiment draws and does not
+        train; a run that remembers nothing of them, as runs of older versions do not, opens them all the same.
+      trust: whether modules and files outside bpgan that the run names are imported.
 
     Raises:
       UserError: if there is no run or no sound checkpoint, the run's flags are not those of this version or have values
-        that are not allowed, or where a change says that the data are there are others.
+        that are not allowed, where a change says that the data are there are others, or the run names a module that is
+        not trusted.
     """
     from bpgan.runtime import remote
 
     if remote.is_url(workdir):
         checkpoints = which if which.isdecimal() else True
         with remote.visited(workdir, remote.in_run(checkpoints=checkpoints)) as copy:
-            return restore(copy, which, changes)
+            return restore(copy, which, changes, images=images, trust=trust)
     path = pathlib.Path(workdir).expanduser()
     record = _record_of(path)
     moved = [text for text in changes if text.startswith("experiment=")]
     changes = [text for text in changes if text not in moved]
-    script = _script_of(path, moved[-1].partition("=")[2] if moved else record.experiment)
-    cfg = _config_of(path, record, script.config, changes)
-    cfg.set_up()
-    experiment = _build(path, script, cfg)
+    with contextlib.nullcontext() if trust else lookup.only_own():
+        script = _script_of(path, moved[-1].partition("=")[2] if moved else record.experiment)
+        cfg = _config_of(path, record, script.config, changes)
+        cfg.set_up()
+        experiment = build(script, cfg, record, path, images=images)
     located = [text for text in changes if text.partition("=")[0] in locates_data(type(cfg))]
-    if located and experiment.source.fingerprint != record.data:
+    if located and images and experiment.source.fingerprint != record.data:
         reason = f"other data than those of the run {path}"
         raise UserError(reason, argument="flags", value=located[0])
-    step, state = _read(path, which, record.run, cfg, experiment)
-    return Restored(script.name, cfg, experiment, state, step)
+    step, state = _read(path, which, record, cfg, experiment)
+    return Restored(script.name, cfg, experiment, state, step, record, script)
 
 
 def _record_of(path: pathlib.Path) -> "RunRecord":
@@ -107,9 +132,19 @@ def _config_of(
     return config(**values | _changed_values(record.experiment, specs, changes))
 
 
-def _build(path: pathlib.Path, script: experiments.Script, cfg: RunConfig) -> Experiment:
+def build(
+    script: experiments.Script,
+    cfg: RunConfig,
+    record: "RunRecord",
+    path: str | os.PathLike,
+    *,
+    images: bool,
+) -> Experiment:
+    """What the ``build`` of a run's experiment makes of a config; see ``restore``. A UserError begins with the path."""
+    facts = None if images or record.dataset is None else _fields(record.dataset)
     try:
-        return script.action(cfg)
+        with contextlib.nullcontext() if facts is None else data.without_images(facts):
+            return script.action(cfg)
     except UserError as error:
         hint = ""
         if error.argument in locates_data(type(cfg)):
@@ -117,22 +152,42 @@ def _build(path: pathlib.Path, script: experiments.Script, cfg: RunConfig) -> Ex
         raise UserError(f"{path}: {message_of(error)}{hint}") from None
 
 
+def _fields(record: Any) -> dict[str, Any]:
+    from bpgan.runtime import records
+
+    return records.fields(record)
+
+
+def _keep_of(
+    path: pathlib.Path, record: "RunRecord", cfg: RunConfig, experiment: Experiment
+) -> "Keep":
+    """Which checkpoints the run keeps; without its data no experiment prefers one, and the record says which it did."""
+    keep = keep_of(cfg, experiment)
+    if keep.metric or not record.goal:
+        return keep
+    try:
+        return keep._replace(best=1, goal=Goal.parse(record.goal))
+    except ValueError as error:
+        raise UserError(f"{path / 'config.json'}: is damaged (goal: {error})") from None
+
+
 def _read(
-    path: pathlib.Path, which: str, run: str, cfg: RunConfig, experiment: Experiment
+    path: pathlib.Path, which: str, record: "RunRecord", cfg: RunConfig, experiment: Experiment
 ) -> tuple[int, Any]:
     """Step and state of a checkpoint."""
     from bpgan.runtime import checkpoint
-    from bpgan.runtime.program import compile_program
+    from bpgan.runtime.program import abstract_carry
 
     if not (path / "checkpoints").is_dir():
         raise UserError(f"{path}: has no checkpoint")
-    keep = keep_of(cfg, experiment)
+    keep = _keep_of(path, record, cfg, experiment)
     if which == "best" and not keep.metric:
         raise UserError(f"{path}: keeps no best checkpoint (`eval_every` and `keep` do)")
-    program = compile_program(experiment.algorithm, experiment.source, seed=cfg.seed)
-    checkpoints = checkpoint.Checkpoints(path / "checkpoints", run=run, keep=keep, read_only=True)
+    abstract = abstract_carry(experiment.algorithm, experiment.source)
+    folder = path / "checkpoints"
+    checkpoints = checkpoint.Checkpoints(folder, run=record.run, keep=keep, read_only=True)
     step = int(which) if which.isdecimal() else None
-    found = checkpoints.restore(program.abstract, best=which == "best", step=step)
+    found = checkpoints.restore(abstract, best=which == "best", step=step)
     checkpoints.close()
     if found is None:
         kinds = {"newest": "checkpoint", "best": "checkpoint that was evaluated"}
@@ -189,7 +244,9 @@ def draw(
     seed: int,
     n: int,
     labels: np.ndarray | None = None,
+    z: np.ndarray | None = None,
     batch: int = 500,
+    floats: bool = False,
 ) -> np.ndarray:
     """``n`` samples as uint8 ``[n, h, w, c]``, of latents that training never sees.
 
@@ -198,18 +255,25 @@ def draw(
       seed: of the latents.
       n: how many.
       labels: int32 ``[n]`` for a conditional algorithm.
+      z: ``[n, ...]``, latents in the place of those of the seed.
       batch: samples at a time.
+      floats: the samples as they are drawn, images in about [-1, 1], and not as bytes.
 
     Raises:
       UserError: if the algorithm draws no samples.
     """
-    import jax
-
     from bpgan.runtime import images
     from bpgan.runtime.program import draw_batches
 
     if algorithm.sample is None:
         raise UserError("the experiment draws no samples")
-    key = stream(jax.random.key(seed), "evaluate")
-    batches = draw_batches(algorithm.sample, state, key, n, labels=labels, batch=batch)
-    return np.concatenate([images.to_bytes(batch) for batch in batches])
+    options = {"labels": labels, "z": z, "batch": batch}
+    batches = draw_batches(algorithm.sample, state, key_of_samples(seed), n, **options)
+    return np.concatenate([batch if floats else images.to_bytes(batch) for batch in batches])
+
+
+def key_of_samples(seed: int) -> PRNG:
+    """Of the latents of samples, batch ``i`` of which is drawn with ``fold_in(key, i)``."""
+    import jax
+
+    return stream(jax.random.key(seed), "evaluate")

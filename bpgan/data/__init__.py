@@ -3,7 +3,14 @@
 A batch is a pure function of ``(seed, step)``: no iterator, nothing to checkpoint, any step reachable at once.
 """
 
-from bpgan.data.datasets import Dataset, hold_out, load, load_for_training, of_arrays
+from bpgan.data.datasets import (
+    Dataset,
+    hold_out,
+    load,
+    load_for_training,
+    of_arrays,
+    without_images,
+)
 from bpgan.data.known import DATASETS, File, Row
 from bpgan.data.names import Name, forms, parse
 from bpgan.data.order import epoch_order
@@ -37,4 +44,5 @@ __all__ = [
     "parse_feed",
     "source",
     "streamed",
+    "without_images",
 ]

@@ -35,6 +35,7 @@ copied or given other permissions is not converted again; what was changed under
 """
 
 import contextlib
+import contextvars
 import errno
 import functools
 import hashlib
@@ -42,7 +43,7 @@ import json
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,6 +97,23 @@ class Dataset(NamedTuple):
         """Number of classes, the same for both splits."""
         return len(self.counts)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a model that was trained on it needs to be built again: all but the images, for JSON."""
+        return {
+            "name": self.name,
+            "split": self.split,
+            "shape": list(self.shape),
+            "counts": list(self.counts),
+            "class_names": list(self.class_names),
+            "sha256": self.sha256,
+        }
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether its images are not there: it is made of ``facts``."""
+        return self.read is _absent
+
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """The whole split, ``x`` uint8 ``[n, h, w, c]`` and ``y`` int32 ``[n]``, in memory.
 
@@ -126,6 +144,43 @@ class Dataset(NamedTuple):
         return "\n".join([facts, *(f"warning: {w}" for w in self.warnings)])
 
 
+_FACTS: contextvars.ContextVar[Mapping[str, Any] | None] = contextvars.ContextVar(
+    "facts", default=None
+)
+
+
+@contextlib.contextmanager
+def without_images(facts: Mapping[str, Any]) -> Iterator[None]:
+    """Within, ``load`` gives a dataset of these ``Dataset.facts``, whatever its name: its images cannot be read.
+
+    For a model that was trained, which is built again where its data are not. Nothing is held out of such a dataset:
+    the facts are those of what was trained on.
+    """
+    token = _FACTS.set(facts)
+    try:
+        yield
+    finally:
+        _FACTS.reset(token)
+
+
+def _absent(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``Dataset.read`` of one that is absent."""
+    raise UserError(
+        "the images that the run was trained on are not looked for where it is loaded without them"
+    )
+
+
+def _of_facts(facts: Mapping[str, Any]) -> Dataset:
+    height, width, channels = facts["shape"]
+    name, split, sha256 = facts["name"], facts["split"], facts["sha256"]
+    counts, class_names = tuple(facts["counts"]), tuple(facts["class_names"])
+    zeros = (0.0,) * channels
+    shape = (height, width, channels)
+    return Dataset(
+        name, split, _absent, shape, counts, class_names, sha256, 0, 255, zeros, zeros, ()
+    )
+
+
 def load(name: str | names.Name, split: str = "train", *, mirror: str = "") -> Dataset:
     """A split of a dataset, which is converted when it is first asked for, or has changed since.
 
@@ -140,6 +195,8 @@ def load(name: str | names.Name, split: str = "train", *, mirror: str = "") -> D
     """
     if split not in cache.SPLITS:
         raise ValueError(f"split={split!r}: must be one of {', '.join(cache.SPLITS)}")
+    if (facts := _FACTS.get()) is not None:
+        return _of_facts(facts)
     if mirror:
         try:
             download.check_url(mirror)
@@ -189,7 +246,7 @@ def load_for_training(
       UserError: as ``load`` and ``hold_out``.
     """
     images = load(name)
-    return hold_out(images) if held_out else (images, None)
+    return hold_out(images) if held_out and not images.is_absent else (images, None)
 
 
 def hold_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
@@ -202,6 +259,8 @@ def hold_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
       UserError: if there are fewer than 20 examples.
     """
     n = dataset.length
+    if dataset.is_absent:
+        return dataset, dataset
     if n < 20:
         reason = f"{n} examples are too few to hold some out"
         raise UserError(reason, argument="dataset", value=dataset.name)

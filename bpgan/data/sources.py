@@ -54,31 +54,49 @@ def source(
     Raises:
       UserError: if the split is too large for an exact order or, kept on the device, for the memory.
     """
+    result = _fed(dataset, seed, batch_size, dtype, feed)._replace(facts=dataset.facts)
+    return mirrored(result, seed=seed) if flip else result
+
+
+def _fed(dataset: Dataset, seed: int, batch_size: int, dtype: Any, feed: "str | Feed") -> Source:
+    """As ``feed`` says."""
     kind, workers = parse_feed(feed) if isinstance(feed, str) else feed
+    if dataset.is_absent:
+        return _abstract(dataset, seed, batch_size, dtype)
     size = dataset.length * int(np.prod(dataset.shape))
     if kind == "memory" and size > (free := memory.available()):
         reason = f"{memory.shortfall(size, free)} for this dataset; stream reads it from disk"
         raise UserError(reason, argument="feed", value=kind)
     if kind == "memory" or (kind == "auto" and size <= _MEMORY):
-        result = in_memory(
+        return in_memory(
             *dataset.arrays(),
             seed=seed,
             batch_size=batch_size,
             dtype=dtype,
             fingerprint=dataset.sha256,
         )
-    else:
-        result = streamed(
-            dataset.read,
-            length=dataset.length,
-            shape=dataset.shape,
-            seed=seed,
-            batch_size=batch_size,
-            fingerprint=dataset.sha256,
-            dtype=dtype,
-            workers=workers,
-        )
-    return mirrored(result, seed=seed) if flip else result
+    return streamed(
+        dataset.read,
+        length=dataset.length,
+        shape=dataset.shape,
+        seed=seed,
+        batch_size=batch_size,
+        fingerprint=dataset.sha256,
+        dtype=dtype,
+        workers=workers,
+    )
+
+
+def _abstract(dataset: Dataset, seed: int, batch_size: int, dtype: Any) -> Source:
+    """Batches of a dataset whose images are absent: they have shapes and types, so that a step can be traced."""
+    length, shape = dataset.length, dataset.shape
+    data = {
+        "x": jax.ShapeDtypeStruct((length, int(np.prod(shape))), jnp.uint8),
+        "y": jax.ShapeDtypeStruct((length,), jnp.int32),
+        "order": order.round_keys(seed),
+    }
+    batch_at = _resident(shape, length, batch_size, dtype)
+    return Source(data, batch_at, length, batch_size, dataset.sha256)
 
 
 def mirrored(source: Source, *, seed: int) -> Source:
@@ -154,8 +172,16 @@ def in_memory(
     if length == 0 or len(y) != length:
         raise ValueError(f"need as many labels as examples and at least one: {len(x)}, {len(y)}")
     _check_size(length, batch_size)
-    shape = x.shape[1:]
     data = {"x": x.reshape(length, -1), "y": y, "order": order.round_keys(seed)}
+    batch_at = _resident(x.shape[1:], length, batch_size, dtype)
+    fingerprint = fingerprint or fingerprint_of(x, y)
+    return Source(data, batch_at, length, batch_size, fingerprint, examples=x[_spread(length)])
+
+
+def _resident(
+    shape: tuple[int, ...], length: int, batch_size: int, dtype: Any
+) -> Callable[[Any, Any], dict[str, jax.Array]]:
+    """``batch_at`` of data that are on the device."""
 
     def batch_at(data, step):
         rows = order.rows_at(data["order"], step, length, batch_size)
@@ -165,8 +191,7 @@ def in_memory(
             "y": jnp.take(data["y"], rows, axis=0, mode="clip"),
         }
 
-    fingerprint = fingerprint or fingerprint_of(x, y)
-    return Source(data, batch_at, length, batch_size, fingerprint, examples=x[_spread(length)])
+    return batch_at
 
 
 def streamed(

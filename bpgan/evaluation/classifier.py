@@ -11,7 +11,7 @@ from bpgan import backprop, cli, data
 from bpgan.algorithms import supervised
 from bpgan.measures import Goal
 from bpgan.nets import dcgan, exact, linen_net
-from bpgan.types import Net, UserError
+from bpgan.types import Net, Network, UserError
 
 _CHUNK = 500  # test images per call of the network
 _LEAST = 4  # pixels that the convolutional network needs on either side
@@ -78,6 +78,11 @@ def build(
         metrics={"accuracy": supervised.accuracy},
         axis_name=axis_name,
     )
+    classifier = Network(
+        lambda state: state.players[supervised.NET].variables,
+        lambda variables, x: net.apply(variables, x, train=False)[0],
+    )
+    algorithm = algorithm._replace(networks={"classifier": classifier})
     source = data.source(train, seed=seed, batch_size=batch_size, dtype=dtype, feed=feed)
 
     def accuracy(state: Any, images: data.Dataset) -> float:

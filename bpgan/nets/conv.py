@@ -30,7 +30,8 @@ for the products of ``jax.numpy``.
 Layout everywhere: images ``[b, h, w, c]``, kernels ``[kh, kw, in, out]`` of the operation at hand.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -456,3 +457,36 @@ def _margins(padding: Padding) -> tuple[Pair, Pair]:
 def _split(totals: Any) -> tuple[Pair, ...]:
     """Zeros shared out before and after; the odd one goes after, as in lax and TensorFlow."""
     return tuple((total // 2, total - total // 2) for total in totals)
+
+
+@contextlib.contextmanager
+def as_plain_lax() -> Iterator[None]:
+    """Within, convolutions are traced as those of ``lax`` in NHWC: exporters know no primitives but JAX's own."""
+    forms = {_conv_p: _lax_conv, _input_grad_p: _dilated, _grouped_p: _lax_grouped}
+    for primitive, form in forms.items():
+        primitive.bind = form
+    try:
+        yield
+    finally:
+        for primitive in forms:
+            del primitive.bind
+
+
+def _dilated(
+    g: Array, w: Array, *, strides: Pair, padding: Any, size: Any, precision: Any
+) -> Array:
+    """``input_grad`` as a convolution of g with zeros between its pixels."""
+    flipped = w[::-1, ::-1].transpose(0, 1, 3, 2)
+    margins = []
+    for k, s, (lo, _), m, n in zip(w.shape[:2], strides, padding, g.shape[1:3], size, strict=True):
+        before = k - 1 - lo
+        margins.append((before, n - (s * (m - 1) + 1) - before + k - 1))
+    return lax.conv_general_dilated(
+        g,
+        flipped,
+        (1, 1),
+        margins,
+        lhs_dilation=strides,
+        dimension_numbers=_NHWC,
+        precision=precision,
+    )

@@ -259,8 +259,8 @@ class _Member:
         values, rest = own
         now, data = common
         algorithm, _, root = self._at(values, data)
-        assert algorithm.sample is not None
-        return algorithm.sample(_whole(now, rest).state, stream(root, "eval"), n)
+        assert algorithm.shown is not None
+        return algorithm.shown(_whole(now, rest).state, stream(root, "eval"), n)
 
 
 class _Together(Group):
@@ -285,7 +285,7 @@ class _Together(Group):
         algorithm, source = make(**members[0])
         if source.windows:
             raise ValueError("data that are read from disk cannot be shared by a group")
-        self.samples = algorithm.sample is not None
+        self.samples = algorithm.shown is not None
         self._data, self._values = source.data, self._arrays(members)
         self._one = _Member(make, branch=lowering == "map")
         self._init_all = jax.jit(self._init, compiler_options=program.quick_options(used[0]))

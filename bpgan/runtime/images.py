@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -47,6 +48,47 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
     with replaced(path) as temporary:
         plane = image[..., 0] if image.shape[-1] == 1 else image
         Image.fromarray(plane).save(temporary, format="png")
+
+
+def caption(grid: np.ndarray, names: Sequence[str], *, width: int, gap: int = 2) -> np.ndarray:
+    """A grid with a line of names under it, one in the middle of each column; what is too long for it is cut.
+
+    Args:
+      grid: uint8 ``[H, W, c]`` of columns.
+      names: of the columns, the first ones.
+      width: of a column, in pixels.
+      gap: between columns.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    size = max(10, min(width // 4, 24))
+    font = ImageFont.load_default(size)
+    strip = Image.new("L", (grid.shape[1], size + 6), 255)
+    draw = ImageDraw.Draw(strip)
+    for column, name in enumerate(names):
+        while len(name) > 1 and draw.textlength(name, font=font) > width:
+            name = name[:-2] + "\u2026" if len(name) > 2 else name[:1]
+        draw.text((column * (width + gap) + width / 2, 2), name, 0, font=font, anchor="ma")
+    plane = np.asarray(strip)[..., None]
+    color = np.repeat(plane, min(grid.shape[-1], 3), axis=-1)
+    if grid.shape[-1] == 4:
+        color = np.concatenate([color, np.full_like(plane, 255)], axis=-1)
+    return np.concatenate([grid, color])
+
+
+def save_gif(path: str | os.PathLike, frames: Sequence[np.ndarray], *, rate: int) -> None:
+    """Writes uint8 frames ``[h, w, 1|3|4]`` of one size as an endless GIF of ``rate`` frames a second."""
+    from PIL import Image
+
+    planes = [frame[..., 0] if frame.shape[-1] == 1 else frame for frame in frames]
+    first, *others = [Image.fromarray(plane) for plane in planes]
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The format counts in hundredths of a second.
+    times = [10 * round(100 / rate)] * len(frames)
+    with replaced(path) as temporary:
+        options = {"save_all": True, "append_images": others, "duration": times, "loop": 0}
+        first.save(temporary, format="gif", **options)
 
 
 def grids(workdir: pathlib.Path) -> list[tuple[int, pathlib.Path]]:

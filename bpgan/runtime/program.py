@@ -125,6 +125,7 @@ def draw_batches(
     n: int,
     *,
     labels: np.ndarray | None = None,
+    z: np.ndarray | None = None,
     batch: int = 500,
 ) -> Iterator[np.ndarray]:
     """Samples in batches on the host, ``n`` in all; the first ones are the same whatever ``n``.
@@ -135,24 +136,29 @@ def draw_batches(
       key: batch ``i`` is drawn with ``fold_in(key, i)``.
       n: how many.
       labels: int32 ``[n]``, the classes of the samples of a conditional algorithm.
+      z: ``[n, ...]``, latents in the place of those that would be drawn.
       batch: samples per call of the device.
     """
     for i in range(-(-n // batch)):
-        part = () if labels is None else (np.resize(labels[i * batch : (i + 1) * batch], batch),)
-        yield np.asarray(_draw_batch(sample, batch, state, key, i, *part))[: n - i * batch]
+        rows = np.resize(np.arange(i * batch, min((i + 1) * batch, n)), batch)
+        part = () if labels is None else (labels[rows],)
+        given = {} if z is None else {"z": z[rows]}
+        yield np.asarray(_draw_batch(sample, batch, state, key, i, *part, **given))[: n - i * batch]
 
 
 def _draw_batch(
-    sample: Callable, batch: int, state: Any, key: PRNG, i: int, *labels: Any
+    sample: Callable, batch: int, state: Any, key: PRNG, i: int, *labels: Any, **given: Any
 ) -> jax.Array:
     options = tuple(compiler.options(jax.default_backend()).items())
-    return _compile_draw(options)(sample, batch, state, key, i, *labels)
+    return _compile_draw(options)(sample, batch, state, key, i, *labels, **given)
 
 
 @functools.cache  # compiled once for all calls
 def _compile_draw(options: tuple[tuple[str, Any], ...]) -> Callable:
-    def draw(sample: Callable, batch: int, state: Any, key: PRNG, i: int, *labels: Any):
-        return sample(state, jax.random.fold_in(key, i), batch, *labels)
+    def draw(
+        sample: Callable, batch: int, state: Any, key: PRNG, i: int, *labels: Any, **given: Any
+    ):
+        return sample(state, jax.random.fold_in(key, i), batch, *labels, **given)
 
     return jax.jit(draw, static_argnums=(0, 1), compiler_options=dict(options))
 
@@ -371,6 +377,14 @@ def compile_program(
     )
 
 
+def abstract_carry(algorithm: Algorithm, source: Source) -> Carry:
+    """The shapes and types of a run's carry, to lie on the first device: what a checkpoint is read into.
+
+    The step is traced and neither compiled nor run, and no data are needed (``data.without_images``).
+    """
+    return _functions(algorithm, source, _lay_out(source, "jit", jax.devices()[:1])).abstract
+
+
 class _Functions(NamedTuple):
     """The functions of a program, to be compiled for the devices of a layout.
 
@@ -418,7 +432,7 @@ def _functions(algorithm: Algorithm, source: Source, layout: _Layout) -> _Functi
             donate_argnums=0,
             compiler_options=options,
         )
-    draw = algorithm.sample
+    draw = algorithm.shown
     sample = draw and jax.jit(
         lambda state, root, n: draw(state, stream(root, "eval"), n),
         static_argnums=2,

@@ -11,13 +11,16 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from bpgan.files import Count, Damaged, Scalar, convert, decode, read_bytes, read_json
 
 _T = TypeVar("_T")
+
+Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+"""Of an image, along one axis."""
 
 
 FORMAT = 2
@@ -38,6 +41,17 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     members: list[str]
 
 
+class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run remembers of a dataset of images: see ``data.Dataset.facts``."""
+
+    name: str
+    split: str
+    shape: tuple[Size, Size, Size]
+    counts: Annotated[list[Count], msgspec.Meta(min_length=1)]
+    class_names: list[str]
+    sha256: str
+
+
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """``config.json``: which run this is.
 
@@ -48,6 +62,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
       config: every flag.
       restart_safe: the flags that may differ when the run is resumed.
       data: SHA-256 of what it is trained on.
+      dataset: of images, what a run remembers of them; None of other data, and of runs of before it was kept.
       images_per_step, versions, devices, git, command: what it is trained with.
       compiler: see ``compiler.circumstances``.
       group: of a run that is trained together with others, who they are and how.
@@ -61,6 +76,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     restart_safe: list[str] | None = None
     run: str = ""
     data: str = ""
+    dataset: DatasetRecord | None = None
     images_per_step: Count | None = None
     versions: dict[str, str] = {}
     devices: list[str] = []

@@ -216,6 +216,8 @@ class Run:
             "images_per_step": self.source.batch_size,
             "command": self.spec.command,
         }
+        if self.source.facts:
+            record["dataset"] = dict(self.source.facts)
         if self.plan.keep.goal:
             record["goal"] = str(self.plan.keep.goal)
         if group is not None:

@@ -36,9 +36,9 @@ ROOMS = {  # top to bottom; imports go down
     "launch": Room("runs a sweep from a checkout", "launcher"),
     "experiments": Room(
         "what a researcher writes: one file an experiment",
-        "launcher evaluation cli report algorithms backprop metrics metrics.features runtime data nets"
+        "launcher trained evaluation cli report algorithms backprop metrics metrics.features runtime data nets"
         " losses penalties augment optim files measures lookup types version",
-        "lucic (classifier data evaluate image_gan infogan linear_regression lr_range mnist_gan"
+        "lucic (classifier data evaluate export sample image_gan infogan linear_regression lr_range mnist_gan"
         " sensitivity toy_gan vae)",
     ),
     "bpgan.launcher": Room(
@@ -46,6 +46,11 @@ ROOMS = {  # top to bottom; imports go down
         "cli report runtime files memory measures types",
         "__main__ main strategies sweep (jobs summary) outcomes runs flags slurm"
         " (budget group processes search) devices",
+    ),
+    "bpgan.trained": Room(
+        "a trained run: loaded, drawn from, exported",
+        "cli runtime data nets files measures lookup types version",
+        "(card export) (paths run)",
     ),
     "bpgan.evaluation": Room(
         "samples, feature nets and metrics of a trained run",
@@ -213,7 +218,7 @@ def order(graph: dict[str, set[str]]) -> list[set[str]]:
 MARK = "<!-- rooms -->\n"
 FLOORS = (  # of the diagram: what stands side by side
     ("launch", "experiments"),
-    ("bpgan.launcher", "bpgan.evaluation", "bpgan.cli", "bpgan.report"),
+    ("bpgan.launcher", "bpgan.trained", "bpgan.evaluation", "bpgan.cli", "bpgan.report"),
     ("bpgan.algorithms", "bpgan.backprop", "bpgan.metrics"),
     ("bpgan.runtime", "bpgan.data", "bpgan.nets"),
     ("bpgan.losses", "bpgan.penalties", "bpgan.augment", "bpgan.optim"),

@@ -1,0 +1,127 @@
+"""Files that hold a trained generator for others, who need neither bpgan nor the run.
+
+================  ==================================================================================================
+``safetensors``   the variables alone: a JSON header, then the bytes of the arrays, with the model card's facts
+``stablehlo``     the function with its variables, for JAX: ``jax.export.deserialize(bytearray(raw)).call(z)``
+``onnx``          the function with its variables, for ONNX Runtime and others
+================  ==================================================================================================
+
+Functions take any number of latents ``z[b, ...]``, and int32 ``labels[b]`` of a run with labels, and give images
+``[b, h, w, c]`` in [-1, 1]. The safetensors format is that of https://github.com/huggingface/safetensors.
+"""
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+
+from bpgan.nets.conv import as_plain_lax
+from bpgan.trained.run import Run
+from bpgan.types import UserError
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+"""That a StableHLO file runs on."""
+_NAMES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
+    "int16": "I16", "int8": "I8", "uint8": "U8", "uint16": "U16", "uint32": "U32", "bool": "BOOL",
+}  # fmt: skip
+"""Of types in safetensors."""
+
+
+def flat(variables: Any) -> dict[str, np.ndarray]:
+    """The arrays of a tree by their paths, such as ``params/Dense_0/kernel``."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
+    name = jax.tree_util.keystr
+    return {name(path, simple=True, separator="/") or "value": np.asarray(x) for path, x in leaves}
+
+
+def safetensors(arrays: Mapping[str, np.ndarray], facts: Mapping[str, str]) -> bytes:
+    """A file of arrays, in the order of their names, and of texts about them."""
+    header: dict[str, Any] = {"__metadata__": dict(facts)}
+    parts, start = [], 0
+    for name in sorted(arrays):
+        raw = np.ascontiguousarray(arrays[name]).tobytes()
+        kind, shape = _NAMES[str(arrays[name].dtype)], list(arrays[name].shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, start + len(raw)]}
+        parts.append(raw)
+        start += len(raw)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+
+
+def function_of(run: Run, truncation: float | None = None) -> tuple[Callable[..., Any], list[Any]]:
+    """The generator with its variables in it, and the shapes of its arguments for one sample.
+
+    Raises:
+      UserError: if the run has no generator that draws from latents, and as ``Run.sample`` for the truncation.
+    """
+    generator, z = run.generator_with(truncation), run.latents(1)
+    one = [jax.ShapeDtypeStruct(z.shape, z.dtype)]
+    one += [jax.ShapeDtypeStruct((1,), jnp.int32)] if run.classes else []
+    return (lambda *inputs: generator(*inputs)), one
+
+
+def _any_number(arguments: list[Any]) -> list[Any]:
+    (b,) = jax.export.symbolic_shape("b")
+    return [jax.ShapeDtypeStruct((b, *each.shape[1:]), each.dtype) for each in arguments]
+
+
+def stablehlo(run: Run, truncation: float | None = None) -> bytes:
+    """The generator as JAX exports functions; see ``function_of``."""
+    need("flatbuffers")
+    function, arguments = function_of(run, truncation)
+    with run.settings():
+        exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)
+        return bytes(exported(*_any_number(arguments)).serialize())
+
+
+def onnx(run: Run, truncation: float | None = None) -> bytes:
+    """The generator as an ONNX model with inputs ``z`` and, with labels, ``labels``; see ``function_of``.
+
+    Raises:
+      UserError: also if it has an operation that the converter does not know.
+    """
+    need("jax2onnx")
+    import jax2onnx
+
+    function, arguments = function_of(run, truncation)
+    arguments = _any_number(arguments)
+    try:
+        with run.settings():
+            with as_plain_lax():
+                # Traced here: the converter has replaced functions of JAX while it traces.
+                plain = jax.extend.core.jaxpr_as_fun(jax.make_jaxpr(function)(*arguments))
+            model = jax2onnx.to_onnx(
+                lambda *inputs: plain(*inputs)[0], arguments, model_name="generator"
+            )
+    except Exception as error:  # the converter raises many types
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise UserError(
+            f"the generator cannot be converted ({reason[0][:200]}); `to=stablehlo` has no such limit"
+        ) from None
+    _name(model.graph, [*model.graph.input], ["z", "labels"])
+    _name(model.graph, [*model.graph.output], ["images"])
+    return model.SerializeToString()
+
+
+def _name(graph: Any, values: list[Any], names: list[str]) -> None:
+    """Gives inputs or outputs of a graph names of their own."""
+    for value, name in zip(values, names, strict=False):
+        old, value.name = value.name, name
+        for node in graph.node:
+            for part in (node.input, node.output):
+                for i, each in enumerate(part):
+                    if each == old:
+                        part[i] = name
+
+
+def need(package: str) -> None:
+    """Raises a UserError if a package of the extra ``export`` is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"needs {package}: pip install 'bpgan[export]'")
