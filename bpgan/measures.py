@@ -17,6 +17,9 @@ _DIRECTIONS = {
     "FD-bias": 0, "class-FD-worst/mean": 0, "label-accuracy-swapped": 0,
 }  # fmt: skip
 
+CONTROLS = ("/real", "/untrained")
+"""Behind the name of a number: the same of real images in the place of samples, and of an untrained model."""
+
 
 def direction(metric: str) -> int:
     """1 if more of it is better, -1 if less is, 0 if neither is known.
@@ -30,6 +33,8 @@ def direction(metric: str) -> int:
         ``FID-Inception-tf1``, ``FD-classifier0 (best checkpoint)``.
     """
     name = re.sub(r"^((best|eval|test)[/_])+", "", metric.partition(" (")[0])
+    if name.endswith(CONTROLS):
+        return 0
     name = name.replace("FID", "FD").replace("KID", "KD")  # one measure, in the features of one net
     while name and name not in _DIRECTIONS:
         name = name.rpartition("-")[0]

@@ -13,8 +13,9 @@ Run:     python -m experiments.evaluate --run=runs/mnist_gan/default
 Papers:  Heusel et al. 2017, arXiv:1706.08500; Binkowski et al. 2018, arXiv:1801.01401; Kynkaanniemi et al. 2019,
          arXiv:1904.06991; Naeem et al. 2020, arXiv:2002.09797; Meehan et al. 2020, arXiv:2004.05675.
 
-The reference is the test split, which no run has seen. Beside each value stand the same metric of real images in the
-place of the samples, which no generator should beat, and that of an untrained one (of noise, for --samples). Samples
+The reference is the test split, which no run has seen, or what --reference names. Beside each value stand the same
+metric of real images in the place of the samples, which no generator should beat, and that of an untrained one (of
+noise, for --samples), and over the table how many images each of them compares with how many. Samples
 are drawn anew, as uint8, from latents that training never sees. Classes of the samples and of the dataset are matched
 by their names. ``metrics.json`` says of each number all that it depends on (``bpgan/evaluation/rows.py`` has its
 form); that in the directory of a run keeps every evaluation of the run, and the run's report shows it. See
@@ -31,7 +32,7 @@ from bpgan import cli, data
 from bpgan.evaluation import evaluate, rows, samples, table
 from bpgan.evaluation.features import FEATURES, Make
 from bpgan.files import write_json
-from bpgan.runtime import remote
+from bpgan.runtime import records, remote
 from bpgan.types import UserError
 
 
@@ -43,6 +44,14 @@ def _checkpoint(text: str) -> None:
 def _name(text: str) -> data.Name | None:
     """Of a dataset; None of an empty text. Before samples are drawn, which takes a while."""
     return data.parse(text) if text else None
+
+
+def _reference(text: str) -> None:
+    if text not in ("test", "train"):
+        try:
+            data.parse(text)
+        except ValueError as error:
+            raise ValueError(f"{error}; or test or train") from None
 
 
 def _file(text: str) -> pathlib.Path | None:
@@ -79,6 +88,11 @@ class Config(cli.Config):
     )
     dataset: cli.Parsed[data.Name | None] = cli.field(
         "", lambda: f"what to compare with; empty: the run's own; {data.forms()}", parse=_name
+    )
+    reference: str = cli.field(
+        "test",
+        "what distances are to: test or train, the splits of the dataset, or another dataset, both splits of it",
+        check=_reference,
     )
     features: cli.Parsed[Make] = FEATURES
     metrics: cli.Parsed[dict[str, table.Metric]] = cli.field(
@@ -123,7 +137,7 @@ def run(cfg: Config) -> None:
     found: list[rows.Row] = []
     metrics = cfg.metrics.value
     for extractor in cfg.features.value(dataset):
-        found += evaluate.evaluate(candidates, dataset, extractor, metrics, cfg.seed)
+        found += evaluate.evaluate(candidates, dataset, extractor, metrics, cfg.seed, cfg.reference)
         metrics = {name: metric for name, metric in metrics.items() if not metric.of_pixels}
     if not found:
         raise UserError("none can be had of these images", argument="metrics", value=cfg.metrics)
@@ -199,15 +213,17 @@ def _candidates(cfg: Config) -> tuple[list[samples.Candidate], str]:
 
 def _circumstances(found: Sequence[rows.Row]) -> list[str]:
     """What stands over the table: the checkpoints, how many images were compared with how many, the seed."""
-    lines, first = [], found[0]
+    lines: list[str] = []
+    first = found[0]
     for row in {row["of"]: row for row in found if row["checkpoint"]}.values():
         flags = f", {row['flags']}" if row["flags"] else ""
         lines.append(f"{row['of']}: checkpoint of step {row['step']} ({row['checkpoint']}){flags}")
-    lines.append(
-        f"{first['n']:,} samples against {first['reference_images']:,} images of {first['reference']};"
-        f" real: {first['real_images']:,} training images instead; seed {first['seed']}"
-    )
-    return lines
+    said = records.compared([records.evaluation(row) for row in found if row["of"] == first["of"]])
+    few = first["reference_images"] < first["n"]
+    more = few and first["reference"].endswith(" test") and first["train_images"]
+    if more and more > first["reference_images"]:
+        said.append(f"--reference=train compares with {more:,} images")
+    return [*lines, *said, f"seed {first['seed']}"]
 
 
 if __name__ == "__main__":

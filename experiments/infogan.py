@@ -130,7 +130,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     make = _gan if MODELS[cfg.model].loss else _vae
     algorithm = make(cfg, images.shape, axis_name)
     experiment = cli.Experiment(algorithm, source, title=images.summary())
-    return monitor.monitor(experiment, cfg.dataset, held, cfg.metrics.value)
+    return monitor.monitor(experiment, cfg.dataset, held, cfg.metrics.value, seed=cfg.seed)
 
 
 def _check(cfg: Config, images: data.Dataset) -> None:

@@ -209,7 +209,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         axis_name=axis_name,
     )
     experiment = cli.Experiment(algorithm, source, title=images.summary())
-    return monitor(experiment, cfg.dataset, held)
+    return monitor(experiment, cfg.dataset, held, seed=cfg.seed)
 
 
 if __name__ == "__main__":

@@ -161,7 +161,10 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         images, seed=cfg.seed, batch_size=cfg.batch_size, dtype=dtype, feed=cfg.feed.value
     )
     experiment = monitor(
-        cli.Experiment(algorithm, source, title=images.summary()), cfg.dataset, held
+        cli.Experiment(algorithm, source, title=images.summary()),
+        cfg.dataset,
+        held,
+        seed=cfg.seed,
     )
     metrics = experiment.evaluate
 

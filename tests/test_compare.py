@@ -414,7 +414,7 @@ def test_evaluations_are_columns_that_say_what_they_are(folder, capsys):
             ]
             (folder / f"a/{lr}_{seed}/metrics.json").write_text(json.dumps(found))
     groups = compare.settings(runs := compare.read([folder]))
-    rest = "300 samples, mnist10k test, seed 0, net abababab)"
+    rest = "300 samples against mnist10k test, seed 0, net abababab)"
     names = compare.evaluated_metrics(runs)
     assert names == [
         f"FD-n (newest checkpoint, {rest}",

@@ -933,7 +933,7 @@ def test_the_table_knows_what_the_rule_for_logged_names_knows():
 def test_the_best_checkpoint_is_by_the_first_metric_that_has_a_direction(monkeypatch):
     """And what takes long is not computed while something trains."""
     none = monitor.Monitors(lambda state: {}, lambda state: {}, {})
-    monkeypatch.setattr(monitor, "monitors", lambda *_: none)
+    monkeypatch.setattr(monitor, "monitors", lambda *_, **__: none)
     built = mnist_gan.build(cli.resolve(mnist_gan.Config, mnist_gan.PRESETS, ["--preset=smoke"]))
     own = table.Metric(lambda *_: {}, {"shine": "higher"}, while_training=True)
     monkeypatch.setitem(table.METRICS, "shine", own)
@@ -955,3 +955,130 @@ def test_what_is_computed_while_training_needs_no_more_than_features(name):
         features = np.random.default_rng(0).normal(size=(metric.least, 2))
         images = Images(np.zeros((metric.least, 1)), None, features, None)
         assert all(map(math.isfinite, metric(images, images, images, 0).values()))
+
+
+def _counted(path):
+    return [row for row in json.loads((path / "metrics.json").read_text())]
+
+
+def test_the_reference_may_be_the_training_images_or_another_dataset(tmp_path, capsys):
+    """Distances are to what is named, ``real`` is of images that are not in it, and both sides are counted."""
+    rng, arrays = np.random.default_rng(0), {}
+    for split, n in (("train", 60), ("test", 20)):
+        arrays[f"x_{split}"] = rng.integers(0, 256, (n, 8, 8), np.uint8)
+        arrays[f"y_{split}"] = np.arange(n) % 2
+    np.savez(tmp_path / "a.npz", **arrays)
+    other = {"x": rng.integers(0, 128, (40, 8, 8), np.uint8), "y": np.arange(40) % 2}
+    np.savez(tmp_path / "b.npz", **other)
+    a, b = (f"npz:{tmp_path / name}.npz" for name in "ab")
+    argv = [
+        f"--samples={b}",
+        f"--dataset={a}",
+        "--n=30",
+        "--features=pixels",
+        "--metrics=fd,memorization",
+    ]
+    assert run(*argv, f"--workdir={tmp_path / 'train'}", "--reference=train") == 0
+    said = capsys.readouterr().out
+    assert (
+        f"30 samples against 60 images of {a} train\nreal: 20 images of {a} test against 60\n"
+        in said
+    )
+    assert "memorization left out: the reference is the training images themselves" in said
+    row = _counted(tmp_path / "train")[0]
+    train, test = (data.load(a, split) for split in ("train", "test"))
+    samples_of = samples.of_files(b, 30, 0)
+    x = [
+        table.metrics.gaussian(features.pixels(each))
+        for each in (train.arrays()[0], samples_of.x, test.arrays()[0])
+    ]
+    distance = table.metrics.frechet_distance_gaussians
+    np.testing.assert_allclose(
+        [row["value"], row["real"]], [distance(x[0], x[1]), distance(x[0], x[2])], rtol=1e-6
+    )
+    assert row["reference_sha256"] == train.sha256
+    assert run(*argv, f"--workdir={tmp_path / 'other'}", f"--reference={b}") == 0
+    row = _counted(tmp_path / "other")[0]
+    assert (row["reference"], row["reference_images"]) == (f"{b} train and test", 40)
+    assert (row["real_of"], row["real_images"], row["real_reference_images"]) == (
+        f"{a} train",
+        30,
+        40,
+    )
+    whole = table.metrics.gaussian(features.pixels(other["x"][..., None]))
+    np.testing.assert_allclose(row["value"], distance(whole, x[1]), rtol=1e-6)
+    capsys.readouterr()
+    assert run(*argv, f"--workdir={tmp_path / 'none'}", f"--reference={a}") == 2
+    assert f"error: --reference={a}: holds images of --dataset={a}" in capsys.readouterr().err
+
+
+def test_few_images_to_compare_with_are_said_to_be_few(tmp_path, capsys):
+    """And how many there are in the training split; each kind of ``real`` is counted."""
+    argv = ["--samples=mnist10k", "--dataset=mnist10k", FLAGS[0], f"--workdir={tmp_path}"]
+    assert run(*argv, "--n=1200", "--metrics=fd,kd") == 0
+    said = capsys.readouterr().out
+    assert "1,000 images are few for 1,200 samples: they make FD larger" in said
+    assert "--reference=train compares with 9,000 images" in said
+    assert run(*argv, "--n=900", "--metrics=fd") == 0
+    assert " are few " not in capsys.readouterr().out
+    base = {"value": 1.0, "n": 900, "reference": "d test", "reference_images": 1000}
+    rows = [
+        base | {"metric": "FD", "real_of": "d train", "real_images": 900, "real_reference_images": 1000},
+        base | {"metric": "KD", "real_of": "d train", "real_images": 900, "real_reference_images": 1000},
+        base | {"metric": "C_T", "real_of": "a half", "real_images": 500, "real_reference_images": 500},
+    ]  # fmt: skip
+    assert records.compared([records.evaluation(row) for row in rows])[1:] == [
+        "real: 900 images of d train against 1,000",
+        "real of C_T: 500 images of a half against 500",
+    ]
+
+
+@pytest.mark.medium
+def test_real_and_untrained_stand_beside_what_is_evaluated_while_it_trains(
+    tmp_path, monkeypatch, capsys
+):
+    """They are those of the experiment ``evaluate``, and constants of the run."""
+    monkeypatch.setattr(features, "load_classifier", lambda *_: plug(features.pixels, "pixels"))
+    monkeypatch.setattr(monitor.monitors, "__defaults__", (300,))
+    path = tmp_path / "run"
+    flags = [
+        "--preset=smoke",
+        "--net=mlp",
+        "--notensorboard",
+        "--eval_every=4",
+        "--seed=3",
+        f"--workdir={path}",
+    ]
+    assert cli.run(mnist_gan.Config, mnist_gan.build, mnist_gan.PRESETS, flags) == 0
+    said = capsys.readouterr().out
+    assert (
+        "300 samples against 900 images held out, at the end against 1,000 of the test split\n"
+        in said
+    )
+    assert " (real " in said and "real/" not in said
+    log = [line for line in records.read_log(path / "metrics.jsonl") if "eval/FD" in line]
+    assert len(log) == 2 and log[0]["eval/FD"] != log[1]["eval/FD"]
+    for of in ("real", "untrained"):
+        assert log[0][f"eval/FD/{of}"] == log[1][f"eval/FD/{of}"]
+    found = records.read_result(path / "result.json").metrics
+    assert (
+        run(
+            f"--run={path}",
+            "--n=300",
+            "--features=pixels",
+            "--metrics=fd",
+            f"--workdir={tmp_path / 'e'}",
+        )
+        == 0
+    )
+    row = _counted(tmp_path / "e")[0]
+    np.testing.assert_allclose(found["test/FD"], row["value"], rtol=1e-6)
+    np.testing.assert_allclose(found["test/FD/untrained"], row["untrained"], rtol=1e-6)
+    assert 0 < found["test/FD/real"] < 0.2 * found["test/FD"]
+    measure = records.read_run(path / "config.json").measure
+    assert (measure["samples"], measure["held_images"], measure["test_images"]) == (
+        "300",
+        "900",
+        "1000",
+    )
+    assert direction("eval/precision-k3/real") == 0 and direction("eval/precision-k3") == 1

@@ -369,7 +369,7 @@ def test_an_evaluation_is_a_table_of_the_report(tmp_path, capsys):
     (tmp_path / "metrics.json").write_text(json.dumps([row]))
     page = report.write_report(tmp_path).read_text()
     assert "<th>FD-&lt;net&gt;</th><td>41.5</td><td>7.34</td><td>–</td>" in page
-    assert "300 samples against 1000 images of mnist10k test" in page and "sha256 ab" in page
+    assert "300 samples against 1,000 images of mnist10k test" in page and "sha256 ab" in page
     for damaged in ("{torn", json.dumps([row, "nonsense"]), json.dumps([row, {"metric": 1}])):
         (tmp_path / "metrics.json").write_text(damaged)
         assert "Evaluation" not in report.write_report(tmp_path).read_text()
@@ -404,7 +404,7 @@ def test_every_evaluation_is_shown_apart_with_what_it_depends_on(tmp_path):
         ("Newest checkpoint, step 9", ["3.75"]),
     ]
     assert "KD-x <small>2 of 3 classes</small>" in tables[1][1] and "classes" not in tables[0][1]
-    assert "seed 1." in tables[2][2] and "seed 0." in tables[1][2]
+    assert "Seed 1." in tables[2][2] and "Seed 0." in tables[1][2]
 
 
 def test_samples_become_a_moving_picture(tmp_path):

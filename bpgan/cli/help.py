@@ -8,6 +8,7 @@ from types import ModuleType
 
 from bpgan.cli.config import Config, Presets, RunConfig, flags_of
 from bpgan.cli.flags import columns, show
+from bpgan.measures import CONTROLS
 
 _HELP = re.compile(r"-h|--?help(short|full)?")
 
@@ -47,13 +48,18 @@ def is_help(argv: Sequence[str]) -> bool:
 
 
 def value_rows(found: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Names and values; ``name/known``, what theory says of ``name``, stands beside it."""
+    """Names and values; beside that of ``name`` stands what theory says, ``name/known``, and its controls."""
     rows = []
     for name, value in found.items():
-        base = name.removesuffix("/known")
-        if base != name and base in found:
+        base, _, of = name.rpartition("/")
+        if base in found and f"/{of}" in _BESIDE:
             continue
-        known = found.get(f"{name}/known")
-        text = f"{value:.6g}"
-        rows.append((name, text if known is None else f"{text:<12} known {known:.6g}"))
+        beside = {of[1:]: found.get(f"{name}{of}") for of in _BESIDE}
+        said = [f"{of} {number:<10.6g}" for of, number in beside.items() if number is not None]
+        rows.append(
+            (name, "  ".join([f"{value:<12.6g}" if said else f"{value:.6g}", *said]).rstrip())
+        )
     return rows
+
+
+_BESIDE = ("/known", *CONTROLS)

@@ -4,14 +4,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bpgan import cli, data
-from bpgan.evaluation.images import Images, embed, embed_split
+from bpgan.evaluation.images import Images, embed, embed_split, together
 from bpgan.evaluation.rows import Row
-from bpgan.evaluation.samples import Candidate, classes_of
+from bpgan.evaluation.samples import Candidate, classes_of, sha256_of
 from bpgan.evaluation.table import METRICS, Metric, Sets
 from bpgan.metrics import classes
 from bpgan.metrics.features import Extractor
@@ -25,12 +25,13 @@ def evaluate(
     extractor: Extractor,
     metrics: Mapping[str, Metric],
     seed: int,
+    reference: str = "test",
 ) -> list[Row]:
     """A row for each number of each candidate.
 
-    ``real`` is the metric of as many training images, all if they are fewer, in the place of the samples; of the test
-    images' one half against the other where the metric looks at the training images itself. Each ``Metric`` says what
-    stands beside its numbers.
+    ``real`` is the metric of as many real images, all if they are fewer, in the place of the samples: of training
+    images, or of test images where the training images are the reference; of the reference's one half against the
+    other where the metric looks at the training images itself. Each ``Metric`` says what stands beside its numbers.
 
     Args:
       candidates: what is evaluated.
@@ -38,22 +39,26 @@ def evaluate(
       extractor: the feature net.
       metrics: by name, as ``table.parse`` gives them.
       seed: of subsets.
+      reference: ``test`` or ``train``, a split of the dataset, or the name of another dataset, of which all images are
+        taken.
 
     Raises:
-      UserError: if a candidate has other classes than the dataset, and a metric of classes is asked for; or images of
-        another shape.
+      UserError: if a candidate or the reference has other classes than the dataset, and a metric of classes is asked
+        for; or images of another shape; or if the reference is the dataset itself.
     """
     splits = {split: data.load(dataset, split) for split in ("train", "test")}
     logits = needs_logits(metrics)
-    train, real = (embed_split(splits[split], extractor, logits) for split in ("train", "test"))
+    train = embed_split(splits["train"], extractor, logits)
+    against = _reference_of(reference, splits, extractor, metrics)
+    real, others = against.images, against.others
     rng = np.random.default_rng(seed)
     rows = []
     for candidate in candidates:
         if candidate.x.shape[1:] != real.x.shape[1:]:
             ours, theirs = candidate.x.shape[1:], real.x.shape[1:]
             raise UserError(f"{candidate.name}: images are {ours}, those of {dataset} {theirs}")
-        y, by = _match(candidate, splits["train"], metrics)
-        best = train.take(np.sort(rng.permutation(len(train.x))[: len(candidate.x)]))
+        y, by = _match(candidate.name, candidate.y, candidate.called, splits["train"], metrics)
+        best = others.take(np.sort(rng.permutation(len(others.x))[: len(candidate.x)]))
         sets = Sets(
             _embed_candidate(candidate, y, extractor, logits),
             embed(candidate.untrained, y, extractor, logits),
@@ -61,6 +66,7 @@ def evaluate(
             real,
             best if y is not None else best._replace(y=None),
             splits["train"].classes,
+            against.others_name,
         )
         facts = {
             "of": candidate.name,
@@ -68,19 +74,61 @@ def evaluate(
             "matched_by": by,
             "n": len(candidate.x),
             "seed": seed,
-            "reference": f"{dataset} test",
+            "reference": against.name,
             "reference_images": len(real.x),
-            "reference_sha256": splits["test"].sha256,
+            "reference_sha256": against.sha256,
             "train_images": len(train.x),
             "train_sha256": splits["train"].sha256,
-            "real_images": len(sets.best.x),
             "quantization": "uint8",
             "versions": _versions(),
         }
         for name, metric in metrics.items():
+            if "unseen" in metric.needs and reference == "train":
+                _leave_out(name, candidate.name, "the reference is the training images themselves")
+                continue
             found = _measure(name, metric, sets, extractor, candidate.name, seed, rng)
             rows += [row | facts for row in found]
     return rows
+
+
+class _Reference(NamedTuple):
+    """What samples are compared with, and the real images that stand in their place, each with its name."""
+
+    images: Images
+    name: str
+    sha256: str
+    others: Images
+    others_name: str
+
+
+def _reference_of(
+    reference: str,
+    splits: Mapping[str, data.Dataset],
+    extractor: Extractor,
+    metrics: Mapping[str, Metric],
+) -> _Reference:
+    logits = needs_logits(metrics)
+
+    def images_of(split: data.Dataset) -> Images:
+        return embed_split(split, extractor, logits)
+
+    train, test = splits["train"], splits["test"]
+    if reference in splits:
+        chosen, other = (test, train) if reference == "test" else (train, test)
+        name, others = f"{chosen.name} {reference}", f"{other.name} {other.split}"
+        return _Reference(images_of(chosen), name, chosen.sha256, images_of(other), others)
+    parts = [data.load(reference, split) for split in ("train", "test")]
+    if {part.sha256 for part in parts} & {train.sha256, test.sha256}:
+        reason = f"holds images of `dataset={train.name}`; must be train, test or another dataset"
+        raise UserError(reason, argument="reference", value=reference)
+    if parts[0].shape != train.shape:
+        reason = f"its images are {parts[0].shape}, those of {train.name} {train.shape}"
+        raise UserError(reason, argument="reference", value=reference)
+    whole = together([images_of(part) for part in parts])
+    y, _ = _match(reference, whole.y, classes_of(parts[0]), train, metrics)
+    sha256 = sha256_of(part.sha256 for part in parts)
+    name = f"{parts[0].name} train and test"
+    return _Reference(whole._replace(y=y), name, sha256, images_of(train), f"{train.name} train")
 
 
 def needs_logits(metrics: Mapping[str, Metric]) -> bool:
@@ -96,22 +144,26 @@ def name_of(number: str, extractor: Extractor) -> str:
 
 
 def _match(
-    candidate: Candidate, split: data.Dataset, metrics: Mapping[str, Metric]
+    name: str,
+    y: np.ndarray | None,
+    called: classes.Classes,
+    split: data.Dataset,
+    metrics: Mapping[str, Metric],
 ) -> tuple[np.ndarray | None, str]:
-    """The labels of a candidate in the numbers of the dataset, None if either has none or they play no part; and by
-    what they were matched: ``name``, ``number`` or ""."""
+    """Labels of images in the numbers of the dataset, None if either has none or they play no part; and by what they
+    were matched: ``name``, ``number`` or ""."""
     of_classes = any(metric.covers for metric in metrics.values())
-    if candidate.y is None or split.classes < 2 or not of_classes:
+    if y is None or split.classes < 2 or not of_classes:
         return None, ""
     try:
-        found = classes.match(candidate.y, candidate.called, classes_of(split))
+        found = classes.match(y, called, classes_of(split))
     except ValueError as error:
-        others = ",".join(name for name, metric in METRICS.items() if not metric.covers)
+        others = ",".join(each for each, metric in METRICS.items() if not metric.covers)
         raise UserError(
-            f"{candidate.name}: {error}, {split.name}; `metrics={others}` need no classes"
+            f"{name}: {error}, {split.name}; `metrics={others}` need no classes"
         ) from None
     if found.doubt:
-        print(f"warning: {candidate.name}: classes are {found.doubt}", file=sys.stderr, flush=True)
+        print(f"warning: {name}: classes are {found.doubt}", file=sys.stderr, flush=True)
     return found.labels, found.by
 
 
@@ -141,8 +193,7 @@ def _measure(
     """The rows of one metric, without the facts of the candidate ``of``; none, and why, if it cannot be had."""
 
     def leave_out(why: str, what: str = of) -> list[Row]:
-        print(f"  {what}: {name} left out: {why}", flush=True)
-        return []
+        return _leave_out(name, what, why)
 
     begin, covered, fake = time.perf_counter(), None, sets.fake
     if "classes" in metric.needs and fake.y is not None and not extractor.of_data:
@@ -170,6 +221,9 @@ def _measure(
             "value": value,
             "real": floor.get(number),
             "untrained": ceiling.get(number),
+            "real_of": controls.best_of,
+            "real_images": len(controls.best.x),
+            "real_reference_images": len(controls.reference.x),
             "better": metric.better.get(number, ""),
             "classes": None if covered is None else len(covered),
             "of_classes": None if covered is None else sets.classes,
@@ -179,6 +233,12 @@ def _measure(
         }
         for number, value in values.items()
     ]
+
+
+def _leave_out(metric: str, what: str, why: str) -> list[Row]:
+    """No rows, and a line that says why."""
+    print(f"  {what}: {metric} left out: {why}", flush=True)
+    return []
 
 
 def _versions() -> str:

@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +42,19 @@ class Images(NamedTuple):
         """Some of the images, by indices or a slice."""
         y, logits = (None if part is None else part[rows] for part in (self.y, self.logits))
         return Images(self.x[rows], y, self.features[rows], logits)
+
+
+def together(parts: Sequence[Images]) -> Images:
+    """Several sets as one; without labels or logits if one of them has none."""
+
+    def joined(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
+        found = [each for each in arrays if each is not None]
+        return np.concatenate(found) if len(found) == len(parts) else None
+
+    x, features = (
+        np.concatenate(each) for each in zip(*[(p.x, p.features) for p in parts], strict=True)
+    )
+    return Images(x, joined([p.y for p in parts]), features, joined([p.logits for p in parts]))
 
 
 def embed(x: np.ndarray, y: np.ndarray | None, extractor: Extractor, logits: bool) -> Images:

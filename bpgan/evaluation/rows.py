@@ -18,9 +18,12 @@ The file is a JSON list of flat objects, one for each number. Every row has ever
     "" of functions, whose content is not known.
 ``n, seed``
     How many samples, and the seed of latents and subsets.
-``reference, reference_images, reference_sha256, train_images, train_sha256, real_images``
-    What was compared with: the test split, its images and the hash of their content; the same of the training split;
-    how many training images stand in the place of samples in ``real``.
+``reference, reference_images, reference_sha256, train_images, train_sha256``
+    What was compared with, such as ``mnist10k test``: its images and the hash of their content; the same of the
+    training split.
+``real_of, real_images, real_reference_images``
+    Whose images stand in the place of samples in ``real``, how many, and with how many they are compared: with the
+    reference, or a half of it.
 ``samples_sha256, quantization, versions``
     The hash of samples that came from files, "" of a run's; ``uint8``; the versions of packages, in words.
 """

@@ -134,12 +134,13 @@ def of_files(name: str, n: int, seed: int) -> Candidate:
         "checkpoint": "",
         "step": None,
         "flags": "",
-        "samples_sha256": _sha256(split.sha256 for split in splits),
+        "samples_sha256": sha256_of(split.sha256 for split in splits),
     }
     return Candidate(name, x, labels, noise, facts, classes_of(splits[0]))
 
 
-def _sha256(texts: Iterable[str]) -> str:
+def sha256_of(texts: Iterable[str]) -> str:
+    """One hash of several, such as those of the splits of a dataset."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 

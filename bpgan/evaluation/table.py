@@ -18,7 +18,7 @@ from bpgan.lookup import describe, find
 from bpgan.metrics import classes
 from bpgan.types import UserError
 
-Need = Literal["labels", "logits", "classes", "latents", "train"]
+Need = Literal["labels", "logits", "classes", "latents", "train", "unseen"]
 """What a metric needs beside the features of the samples and of the reference.
 
 ``labels``
@@ -31,6 +31,8 @@ Need = Literal["labels", "logits", "classes", "latents", "train"]
     What such a net sees in the same latents under every label (``Images.turned``), where labels made the samples.
 ``train``
     The training images.
+``unseen``
+    A reference that is not the training images themselves.
 """
 
 
@@ -40,8 +42,10 @@ class Sets(NamedTuple):
     Attributes:
       fake, untrained: the samples, and what an untrained model draws.
       train, real: the training images and the reference.
-      best: as many training images as samples, all if they are fewer.
+      best: as many real images as samples, all if they are fewer: training images, or test images where the training
+        images are the reference.
       classes: how many the data have.
+      best_of: whose images ``best`` are, such as ``mnist10k train``.
     """
 
     fake: Images
@@ -50,21 +54,26 @@ class Sets(NamedTuple):
     real: Images
     best: Images
     classes: int
+    best_of: str = ""
 
 
 class Controls(NamedTuple):
-    """What a metric's controls are computed of: ``best`` against ``reference``, and ``worst`` against the reference."""
+    """What a metric's controls are computed of: ``best`` against ``reference``, and ``worst`` against the reference.
+
+    ``best_of`` says whose images ``best`` are.
+    """
 
     best: Images
     reference: Images
     worst: Images
+    best_of: str = ""
 
 
 def beside(sets: Sets, covered: np.ndarray | None, rng: np.random.Generator) -> Controls:
-    """Training images, of the classes that the number is of, and what an untrained model draws."""
+    """Real images, of the classes that the number is of, and what an untrained model draws."""
     del rng
     best = sets.best if covered is None else sets.best.of_classes(covered)
-    return Controls(best, sets.real, sets.untrained)
+    return Controls(best, sets.real, sets.untrained, sets.best_of)
 
 
 def halves(sets: Sets, covered: np.ndarray | None, rng: np.random.Generator) -> Controls:
@@ -72,16 +81,19 @@ def halves(sets: Sets, covered: np.ndarray | None, rng: np.random.Generator) -> 
     del covered, rng
     real = sets.real
     return Controls(
-        real.take(slice(0, None, 2)), real.take(slice(1, None, 2)), worst=sets.untrained
+        real.take(slice(0, None, 2)),
+        real.take(slice(1, None, 2)),
+        worst=sets.untrained,
+        best_of="the other half of the reference",
     )
 
 
 def permuted_labels(sets: Sets, covered: np.ndarray | None, rng: np.random.Generator) -> Controls:
-    """Training images of all classes, for a missing one is a fault of the samples; and labels that say nothing."""
+    """Real images of all classes, for a missing one is a fault of the samples; and labels that say nothing."""
     del covered
     assert sets.fake.y is not None
     worst = sets.fake._replace(y=rng.permutation(sets.fake.y))
-    return Controls(sets.best, sets.real, worst)
+    return Controls(sets.best, sets.real, worst, sets.best_of)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +139,10 @@ class Metric:
           train: what the model was trained on.
           seed: of subsets.
         """
-        return {} if self.lacks(fake, real) else dict(self.function(fake, real, train, seed))
+        if self.lacks(fake, real):
+            return {}
+        values = self.function(fake, real, train, seed)
+        return {number: float(value) for number, value in values.items()}
 
 
 def needs(*names: Need) -> frozenset[Need]:
@@ -272,7 +287,9 @@ METRICS: dict[str, Metric] = {
     "msssim": Metric(
         similarity, of_pixels=True, covers=lambda fake, real: classes.covered(fake, least=2)
     ),
-    "memorization": Metric(memorization, {"copies-%": "lower"}, needs("train"), controls=halves),
+    "memorization": Metric(
+        memorization, {"copies-%": "lower"}, needs("train", "unseen"), controls=halves
+    ),
     "class_fd": Metric(
         by_class,
         {"class-FD": "lower"},

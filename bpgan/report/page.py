@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bpgan.files import Damaged, read_bytes, replaced
+from bpgan.measures import CONTROLS
 from bpgan.report import plot
 from bpgan.runtime import images, records
 from bpgan.runtime.records import EvaluationRow, ResultRecord, RunRecord
@@ -52,6 +53,7 @@ class _Curve(NamedTuple):
     steps: np.ndarray  # int [n]
     values: np.ndarray  # float64 [n], NaN where not finite
     bad_since: int | None  # first step with a value that is not finite
+    beside: bool = False  # a control of another curve
 
 
 class _Panel(NamedTuple):
@@ -170,13 +172,15 @@ def _panels(log: _Log) -> list[_Panel]:
                 points.setdefault(name, []).append((record["step"], value))
     groups: dict[str, list[_Curve]] = {}
     for name, pairs in points.items():
-        player, _, metric = name.rpartition("/")
+        measured = _without_control(name)
+        player, _, metric = measured.rpartition("/")
         group = groups.setdefault(_UNITS.get(metric, metric), [])
         free = [
             i for i in range(len(plot.COLORS)) if i not in {curve.color for curve in group}
         ] or [0]
         color = _PLAYERS.get(player, 0)
-        group.append(_curve(name, color if color in free else free[0], *zip(*pairs, strict=True)))
+        curve = _curve(name, color if color in free else free[0], *zip(*pairs, strict=True))
+        group.append(curve._replace(beside=measured != name))
     return [
         _Panel(
             _TITLES.get(group, _title(group)),
@@ -185,6 +189,12 @@ def _panels(log: _Log) -> list[_Panel]:
         )
         for group in sorted(groups, key=lambda group: _ORDER.get(group, 5))
     ]
+
+
+def _without_control(name: str) -> str:
+    """The number that one stands beside: ``eval/FD`` of ``eval/FD/real``, but ``d/real`` is a number itself."""
+    base, _, of = name.rpartition("/")
+    return base if "/" in base and f"/{of}" in CONTROLS else name
 
 
 def _title(group: str) -> str:
@@ -212,7 +222,7 @@ def _plot(panel: _Panel, right: int) -> plot.Plot:
     across = plot.Axis(0, right)
     shapes, legend = [], []
     for curve in panel.curves:
-        kind = "dots" if len(curve.steps) == 1 else "line"
+        kind = "dots" if len(curve.steps) == 1 else "dashed" if curve.beside else "line"
         places = across.at(curve.steps), panel.axis.at(curve.values)
         shapes.append(plot.Shape(*places, color=curve.color, kind=kind))
         legend.append((curve.color, curve.name, plot.number(curve.values[-1].item())))
@@ -365,6 +375,7 @@ def _facts(
         facts["images/s (median)"] = f"{statistics.median(speeds):,.0f}"
     # What was measured at the end, then the losses.
     shown = [k for k in metrics if k not in last] + [k for k in last if k.split("/")[-1] == "loss"]
+    shown = [k for k in shown if _without_control(k) == k]
     return facts | {k: plot.number(metrics[k]) for k in shown[:6]}
 
 
@@ -456,8 +467,8 @@ def _evaluation(rows: Sequence[EvaluationRow]) -> str:
         body += f"<tr><th>{_text(row.metric)}{covers * (row.classes is not None)}</th>{cells}</tr>"
     first, nets = rows[0], {(row.features, row.features_sha256): row for row in rows}
     notes = [
-        f"{_text(first.n)} samples against {_text(first.reference_images)} images of {_text(first.reference)};"
-        f" real: training images in the place of the samples; seed {_text(first.seed)}.",
+        *(f"{_text(each[:1].upper() + each[1:])}." for each in records.compared(rows)),
+        *[f"Seed {_text(first.seed)}."] * (first.seed is not None),
         *(
             f"{_text(net.features)}: {_text(net.preprocessing)}; sha256 {_text(net.features_sha256)}."
             for net in nets.values()

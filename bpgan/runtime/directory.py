@@ -119,7 +119,7 @@ def _difference(
             f"the data have changed since this run began (sha256 was {old.data[:12]}, now {fingerprint[:12]});"
             " use another workdir for the new data"
         )
-    if old.measure and old.measure != measure:
+    if any(measure.get(name) != value for name, value in old.measure.items()):
         return (
             f"was evaluated with {_said(old.measure)} so far, and would be with {_said(measure)} from here on, whose"
             " numbers do not compare; bring that back or use another workdir"

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from bpgan.measures import CONTROLS
 from bpgan.runtime import anomaly, environment, events, images, records
 from bpgan.runtime.program import Window
 from bpgan.types import Source
@@ -172,7 +173,7 @@ class Log:
             shown = pairs({"epoch": line["epoch"], **shown})
             self.say(f"{at}  {shown}  {left(self._total - step, timed)}")
         if evaluated:
-            self.say(f"{at}  {pairs(evaluated)}")
+            self.say(f"{at}  {pairs(_with_controls(evaluated))}")
         line |= values
         if found:
             line["anomaly"] = "; ".join(found)
@@ -302,6 +303,19 @@ def left(steps: int, timed: Mapping[str, float], *, runs: int = 1) -> str:
     shown += [f"{speed:,.0f} images/s"] * (runs == 1)
     shown += [f"{clock(steps / rate)} left"]
     return "  ".join(word.replace(" ", _TIED) for word in shown)
+
+
+def _with_controls(values: Mapping[str, float]) -> dict[str, Any]:
+    """The numbers of an evaluation, behind each in parentheses its controls, those of which there are any."""
+    shown: dict[str, Any] = {}
+    for name, value in values.items():
+        base, _, of = name.rpartition("/")
+        if base in values and f"/{of}" in CONTROLS:
+            continue
+        found = {of[1:]: values[name + of] for of in CONTROLS if name + of in values}
+        beside = ", ".join(f"{of} {number:.4g}" for of, number in found.items())
+        shown[name] = f"{value:.4g} ({beside})".replace(" ", _TIED) if beside else value
+    return shown
 
 
 _TIED = "\N{NO-BREAK SPACE}"

@@ -10,8 +10,13 @@ import math
 import os
 import pathlib
 import sys
+<<<<<<< HEAD
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
+=======
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+>>>>>>> heads/judge
 
 import msgspec
 
@@ -136,6 +141,9 @@ class EvaluationRow(msgspec.Struct, frozen=True, kw_only=True):
     reference_images: Count | None = None
     reference_sha256: str = ""
     train_sha256: str = ""
+    real_of: str = ""
+    real_images: Count | None = None
+    real_reference_images: Count | None = None
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,10 +196,15 @@ def read_evaluations(path: pathlib.Path) -> list[EvaluationRow] | None:
     return read_json(path, list[EvaluationRow])
 
 
+def evaluation(row: Any) -> EvaluationRow:
+    """A row of ``read_evaluations``, of what was decoded. Raises ValueError if it is none."""
+    return convert(row, EvaluationRow)
+
+
 def is_evaluation(row: Any) -> bool:
     """Whether ``read_evaluations`` would read this as a row."""
     try:
-        convert(row, EvaluationRow)
+        evaluation(row)
     except ValueError:
         return False
     return True
@@ -204,13 +217,44 @@ def sampled_from(row: EvaluationRow) -> str:
     return ", ".join(filter(None, (checkpoint, step, row.flags)))
 
 
+def compared(rows: Sequence[EvaluationRow]) -> list[str]:
+    """In words, how many images each column of a table of numbers compares with how many, and what small counts do.
+
+    The rows are those of one evaluation. Which images stand in the place of samples in ``real`` may differ by metric.
+    """
+    first = rows[0]
+    if first.n is None or first.reference_images is None:
+        return []
+    found = [f"{first.n:,} samples against {first.reference_images:,} images of {first.reference}"]
+    kinds: dict[tuple[Any, ...], list[str]] = {}
+    for row in rows:
+        kinds.setdefault((row.real_images, row.real_reference_images, row.real_of), []).append(
+            row.metric
+        )
+    usual = max(kinds, key=lambda kind: len(kinds[kind]))
+    for (count, against, of), names in kinds.items():
+        if count is not None:
+            metrics = "" if (count, against, of) == usual else f" of {', '.join(names)}"
+            whose, others = of or "the training data", against or first.reference_images
+            found.append(f"real{metrics}: {count:,} images of {whose} against {others:,}")
+    if first.reference_images < first.n:
+        found.append(
+            f"{first.reference_images:,} images are few for {first.n:,} samples: they make FD larger, that of real"
+            " images too (FD-bias says by how much), and precision, recall, density and coverage change with both"
+            " counts. Compare only numbers of the same counts"
+        )
+    return found
+
+
 def circumstances(row: EvaluationRow) -> str:
     """What a number depends on beside the feature net: numbers compare only where this is the same."""
     hashes = "/".join(filter(None, (row.reference_sha256[:8], row.train_sha256[:8])))
+    against = "" if row.reference_images is None else f"{row.reference_images:,} images of "
+    samples = "" if row.n is None else f"{row.n:,} samples"
+    reference = " ".join(filter(None, (row.reference and against + row.reference, hashes)))
     found = [
         sampled_from(row),
-        "" if row.n is None else f"{row.n} samples",
-        " ".join(filter(None, (row.reference, hashes))),
+        " against ".join(filter(None, (samples, reference))),
         "" if row.seed is None else f"seed {row.seed}",
     ]
     return ", ".join(filter(None, found))
