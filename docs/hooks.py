@@ -72,10 +72,10 @@ def on_page_markdown(markdown: str, page, config, files: Files) -> str:
 
     def link(found: re.Match) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(at), found[2]))
-        target = "README.md" if target == "docs" else target.removeprefix("docs/")
-        if target not in files.src_uris:
+        page_of = target.removeprefix("docs/")
+        if page_of not in files.src_uris or (page_of == target and target not in MIRRORED):
             return found[0]  # mkdocs says so if nothing is there
-        return found[1] + posixpath.relpath(target, posixpath.dirname(here) or ".")
+        return found[1] + posixpath.relpath(page_of, posixpath.dirname(here) or ".")
 
     markdown = LINK.sub(link, markdown)
     if "<!-- flags -->" in markdown:
