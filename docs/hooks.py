@@ -91,10 +91,9 @@ def flags() -> str:
         for flag in specs:
             bounds = f" ({flag.bounds})" if flag.bounds else ""
             mark = " \\*" if flag.restart_safe and star else ""
-            default = cli.show(flag.default)
             text = (flag.help + bounds).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
-            rows.append(f"| `--{flag.name}` | {f'`{default}`' if default else ''} | {text}{mark} |")
-        return "\n".join(["| flag | default | |", "|---|---|---|", *rows])
+            rows.append(f"| `--{flag.name}={cli.show(flag.default)}` | {text}{mark} |")
+        return "\n".join(["| flag and default | |", "|---|---|", *rows])
 
     parts = ["## The launcher", "`python launch.py`, or `bpgan` where it is installed."]
     parts += [table(launcher.TABLE, star=False), "## Every experiment that trains"]
