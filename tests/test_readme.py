@@ -73,6 +73,38 @@ def test_command(command, tmp_path):
     run(command[1:], tmp_path)
 
 
+WRITTEN = re.compile(
+    r"python (launch\.py|-m experiments\.\w+)((?: +--[\w-]+(?:=(?:\"[^\"]*\"|[^\s`\"]+))?)*)"
+)
+
+
+def written():
+    """Every command of the project, wherever it stands in a page: those in sentences and tables are not run."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for program, flags in WRITTEN.findall(re.sub(r" +", " ", text)):
+            # Those of object stores are run in test_remote.py, and those of files on a page in the tests of extension.
+            if "://" not in flags and "sharpness:" not in flags:
+                yield f"python {program}{flags}".replace("=NAME", "=mnist10k")
+
+
+@pytest.mark.parametrize("command", sorted(set(written())))
+def test_flags_that_are_written_down_exist(command):
+    from bpgan import cli
+    from bpgan.launcher import flags
+
+    argv = shlex.split(command)[1:]
+    if argv[0] == "launch.py":
+        given = flags.parse(argv[1:])
+        name, argv = given.values["experiment"], given.rest
+    else:
+        name, argv = argv[1].rpartition(".")[2], argv[2:]
+    if name.endswith(".py") or not name or name == "NAME" or cli.is_help(argv):
+        return
+    script = cli.experiments.find(name)
+    cli.resolve(script.config, script.presets, argv)
+
+
 @pytest.mark.parametrize("target", sorted({c[1] for c in COMMANDS if c[0] == "make"}))
 def test_make_target_exists(target):
     done = subprocess.run(
