@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test test-medium test-slow lint types bench aot setup setup-dev clean
+.PHONY: train test test-medium test-slow lint types docs bench aot setup setup-dev clean
 
 train: setup
 	$(BIN)/python -m experiments.mnist_gan
@@ -24,6 +24,10 @@ lint: setup-dev
 
 types: setup-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The pages of docs/ and of the code, as a site: build/docs/index.html. Its search needs a server: `mkdocs serve`.
+docs: setup-dev
+	NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.mlp_gan
@@ -45,7 +49,7 @@ $(VENV)/.run: requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.txt requirements.txt | $(BIN)/python
+$(VENV)/.dev: requirements-dev.txt requirements-docs.txt requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ $(VENV)/.run
 

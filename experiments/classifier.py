@@ -35,7 +35,9 @@ class Config(cli.RunConfig):
     )
     net: str = cli.field("cnn", "architecture", choices=NETS)
     gradients: str = cli.field(
-        "autodiff", "who computes the gradients", choices=("autodiff", "manual")
+        "autodiff",
+        "autodiff, or hand-written backpropagation (manual)",
+        choices=("autodiff", "manual"),
     )
     optimizer: str = cli.field("adam", "momentum: 0.9", choices=OPTIMIZERS)
     lr: float = cli.field(2e-3, "step size", low=0, exclusive_low=True, sweepable=True)

@@ -36,7 +36,9 @@ class Config(cli.RunConfig):
     target: str = cli.field("", "the column of --csv to predict from all others")
     lr: float = cli.field(0.01, "step size of gradient descent", low=0, exclusive_low=True)
     gradients: str = cli.field(
-        "manual", "who computes the gradients", choices=("manual", "autodiff")
+        "manual",
+        "autodiff, or hand-written backpropagation (manual)",
+        choices=("manual", "autodiff"),
     )
     matmul_precision: str = cli.field("highest")
     epochs: float = cli.field(1000.0)

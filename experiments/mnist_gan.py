@@ -74,7 +74,7 @@ class Config(cli.RunConfig):
     d_steps: int = cli.field(1, "updates of D per update of G", low=1)
     ema: float = cli.field(
         0.995,
-        "decay of the average of G that draws the samples; 0: G as it is",
+        "EMA decay of the generator that draws the samples; 0 turns averaging off",
         low=0,
         high=1,
         sweepable=True,
@@ -87,7 +87,7 @@ class Config(cli.RunConfig):
     )
     gradients: str = cli.field(
         "autodiff",
-        "who computes the gradients; manual: net mlp only",
+        "autodiff, or hand-written backpropagation (manual; for --net=mlp only)",
         choices=("autodiff", "manual"),
     )
     precision: str = cli.NETWORK_PRECISION

@@ -70,7 +70,9 @@ class Config(cli.RunConfig):
     b2: float = cli.field(0.99, "Adam's decay of the squared gradient", low=0, high=0.99999)
     width: int = cli.field(128, "units in each of the three hidden layers of both players", low=1)
     d_steps: int = cli.field(1, "updates of D per update of G", low=1)
-    ema: float = cli.field(0.999, "decay of the average of G that draws the samples", low=0, high=1)
+    ema: float = cli.field(
+        0.999, "EMA decay of the generator that draws the samples", low=0, high=1
+    )
     steps: int = cli.field(10_000)
     batch_size: int = cli.field(256)
     matmul_precision: str = cli.field("highest")

@@ -1,16 +1,22 @@
 """The package as users install it, away from its sources: what it holds, and that a run goes from one to the other."""
 
+import email
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 
 import pytest
 
 from bpgan.cli import experiments
+from bpgan.version import __version__
 
 ROOT = pathlib.Path(__file__).parent.parent
+SUPPORTED = ("3.11", "3.12", "3.13")
 FLAGS = ["--preset=smoke", "--tensorboard=false"]
 
 OWN = """
@@ -28,14 +34,20 @@ build = linear_regression.build
 pytestmark = pytest.mark.medium
 
 
+def copy_sources(folder):
+    """What a package is built from, in another folder, for a build writes beside it."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("bpgan", "experiments"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "requirements.txt"):
+        shutil.copy(ROOT / name, folder)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A folder that bpgan is installed into, from a copy of its sources, for a build writes beside them."""
+    """A folder that bpgan is installed into."""
     folder = tmp_path_factory.mktemp("install")
-    for name in ("bpgan", "experiments"):
-        shutil.copytree(ROOT / name, folder / "source" / name)
-    for name in ("pyproject.toml", "setup.py", "README.md", "requirements.txt"):
-        shutil.copy(ROOT / name, folder / "source")
+    copy_sources(folder / "source")
     argv = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     argv += ["--no-deps", "--target", str(folder / "site"), str(folder / "source")]
     done = subprocess.run(argv, capture_output=True, encoding="utf-8")
@@ -110,3 +122,101 @@ def test_the_launcher_trains_one_of_the_project_and_one_of_the_user(site, elsewh
         said = call([*launch, f"--experiment={name}", "--epochs=2"], site, elsewhere)
         label = name.removesuffix(".py")
         assert len(list((elsewhere / "runs" / label).glob("*/report.html"))) == 2, said
+
+
+# As distributed -----------------------------------------------------------------------------------------------------
+
+
+def interpreter(version):
+    """A Python of this version that can make environments, on the path or of pyenv; None if there is none."""
+    pyenv = pathlib.Path(os.environ.get("PYENV_ROOT", pathlib.Path.home() / ".pyenv"))
+    found = [shutil.which(f"python{version}"), *pyenv.glob(f"versions/{version}.*/bin/python")]
+    if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+        found.append(sys.executable)
+    for path in filter(None, found):
+        test = "import ensurepip, ssl, sys; print('%d.%d' % sys.version_info[:2])"
+        done = subprocess.run([path, "-c", test], capture_output=True, encoding="utf-8")
+        if done.returncode == 0 and done.stdout.strip() == version:
+            return str(path)
+    return None
+
+
+def environment(python, folder, *packages):
+    """A fresh environment with some packages, by the path of its Python; skips where they cannot be downloaded."""
+    subprocess.run([python, "-m", "venv", folder], check=True, capture_output=True)
+    argv = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
+    argv += ["--disable-pip-version-check", *packages]
+    done = subprocess.run(argv, capture_output=True, encoding="utf-8")
+    if re.search("No matching distribution|Max retries|Could not find a version", done.stderr):
+        pytest.skip(f"packages cannot be downloaded: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    return folder / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory):
+    """The source distribution, and the wheel that is built from it, not from the sources."""
+    folder = tmp_path_factory.mktemp("build")
+    copy_sources(folder / "source")
+    python = environment(sys.executable, folder / "venv", "build")
+    done = subprocess.run(
+        [python, "-m", "build", "--outdir", folder / "dist", folder / "source"],
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (source,), (wheel,) = (list((folder / "dist").glob(f"*.{kind}")) for kind in ("tar.gz", "whl"))
+    return source, wheel
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_distributions_hold_the_package_and_say_what_it_is(distributions):
+    source, wheel = distributions
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata,) = (n for n in names if n.endswith(".dist-info/METADATA"))
+        said = email.message_from_bytes(archive.read(metadata))
+        (scripts,) = (n for n in names if n.endswith("entry_points.txt"))
+        assert archive.read(scripts).decode().count("bpgan.") == 2
+    ours = {
+        str(pathlib.Path(folder, path.relative_to(ROOT / start)))
+        for start, folder in (("bpgan", "bpgan"), ("experiments", "bpgan/experiments"))
+        for path in (ROOT / start).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {name for name in names if ".dist-info/" not in name} == ours
+    with tarfile.open(source) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "requirements.txt", "setup.py"} <= packed
+    assert said["Name"] == "bpgan" and said["Version"] == __version__
+    assert "bpgan developers" in said["Author"]
+    assert len(said.get_all("Project-URL")) == 4
+    assert any(line.startswith("jax") for line in said.get_all("Requires-Dist"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("version", SUPPORTED)
+def test_the_wheel_in_a_fresh_environment(distributions, elsewhere, version):
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"Python {version} is not installed")
+    bin = environment(python, elsewhere / "venv", distributions[1]).parent
+    environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+    def say(*argv):
+        done = subprocess.run(
+            argv, cwd=elsewhere, env=environ, capture_output=True, encoding="utf-8"
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "linear_regression" in say(bin / "bpgan", "--list")
+    run = [bin / "bpgan-run", "mnist_gan", "--preset=smoke"]
+    assert "done at step 8" in say(*run)
+    assert "done at step 8" in say(*run)  # and again, which resumes it
+    assert list(elsewhere.glob("runs/mnist_gan/smoke/report.html"))
+    assert (
+        say(bin / "python", "-c", "import bpgan; print(bpgan.__version__)").strip() == __version__
+    )

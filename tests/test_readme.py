@@ -10,7 +10,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 OWN = {"using.md"}
 """Pages whose blocks need runs that are there: test_use.py runs them."""
 BLOCKS = [
@@ -39,19 +39,11 @@ def test_the_readme_has_commands():
 HERE = [c for c in COMMANDS if c[0] == "python" and "://" not in " ".join(c)]
 
 
-@pytest.mark.medium
-@pytest.mark.parametrize("command", HERE, ids=" ".join)
-def test_command(command, tmp_path):
-    if not {"--help", "--list"} & set(command):
-        preset = any(word.startswith("--preset=") for word in command)
-        command = [*command, *(SHORT if preset else ["--preset=smoke"])]
-    if any(word.startswith("--samples=") and word[10:].isdecimal() for word in command):
-        command = [*command, "--samples=3"]
-    if command[1] == "launch.py":
-        command = ["python", str(ROOT / "launch.py"), *command[2:]]
+def run(argv, folder):
+    """A command in a folder, which must succeed."""
     done = subprocess.run(
-        [sys.executable, *command[1:]],
-        cwd=tmp_path,
+        [sys.executable, *argv],
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -59,6 +51,61 @@ def test_command(command, tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr and "Error" not in done.stderr, done.stderr
+
+
+def runs_of(word):
+    """The run directories that ``--run=runs/NAME/RUN`` or ``--report=runs/NAME`` reads, each with its experiment."""
+    return re.findall(r"(?<=[=,])(runs/(\w+)(?:/[\w=.-]+)?)", word)
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("command", HERE, ids=" ".join)
+def test_command(command, tmp_path):
+    for path, name in (found for word in command for found in runs_of(word)):
+        path = path if path.count("/") > 1 else f"{path}/default"
+        run(["-m", f"experiments.{name}", "--preset=smoke", f"--workdir={path}"], tmp_path)
+    flags = {word.partition("=")[0] for word in command}
+    if "--run" in flags:
+        command = [*command, "--n=100", "--features=pixels"]
+    elif not {"--help", "--list", "--report"} & flags:
+        command = [*command, *(SHORT if "--preset" in flags else ["--preset=smoke"])]
+    if any(word.startswith("--samples=") and word[10:].isdecimal() for word in command):
+        command = [*command, "--samples=3"]
+    if command[1] == "launch.py":
+        command = ["python", str(ROOT / "launch.py"), *command[2:]]
+    run(command[1:], tmp_path)
+
+
+WRITTEN = re.compile(
+    r"python (launch\.py|-m experiments\.\w+)((?: +--[\w-]+(?:=(?:\"[^\"]*\"|[^\s`\"]+))?)*)"
+)
+
+
+def written():
+    """Every command of the project, wherever it stands in a page: those in sentences and tables are not run."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for program, flags in WRITTEN.findall(re.sub(r" +", " ", text)):
+            # Those of object stores are run in test_remote.py, and those of files on a page in the tests of extension.
+            if "://" not in flags and "sharpness:" not in flags:
+                yield f"python {program}{flags}".replace("=NAME", "=mnist10k")
+
+
+@pytest.mark.parametrize("command", sorted(set(written())))
+def test_flags_that_are_written_down_exist(command):
+    from bpgan import cli
+    from bpgan.launcher import flags
+
+    argv = shlex.split(command)[1:]
+    if argv[0] == "launch.py":
+        given = flags.parse(argv[1:])
+        name, argv = given.values["experiment"], given.rest
+    else:
+        name, argv = argv[1].rpartition(".")[2], argv[2:]
+    if name.endswith(".py") or not name or name == "NAME" or cli.is_help(argv):
+        return
+    script = cli.experiments.find(name)
+    cli.resolve(script.config, script.presets, argv)
 
 
 @pytest.mark.parametrize("target", sorted({c[1] for c in COMMANDS if c[0] == "make"}))
@@ -69,22 +116,29 @@ def test_make_target_exists(target):
     assert done.returncode == 0, done.stderr
 
 
-def test_python_blocks_run(monkeypatch):
+WITH_PYTHON = [
+    pytest.param(page, marks=pytest.mark.medium) if page.parent.name == "tutorial" else page
+    for page in PAGES
+    if "```python" in page.read_text() and page.name not in OWN
+]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
+def test_python_blocks_run(page):
     from bpgan.losses import LOSSES
 
     before = dict(LOSSES)
     try:
-        for page in [page for page in PAGES if page.name not in OWN]:
-            names = {"__name__": "readme"}  # a page is read from its top
-            for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
-                exec(compile(block, str(page), "exec"), names)
-        assert "softer" in LOSSES
+        names = {"__name__": "readme"}  # a page is read from its top
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+            exec(compile(block, str(page), "exec"), names)
+        assert page.name != "extending.md" or "softer" in LOSSES
     finally:
         LOSSES.clear()
         LOSSES.update(before)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_pictures_exist(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target

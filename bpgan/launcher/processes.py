@@ -171,6 +171,8 @@ def share_devices(slots: int, jobs: int) -> list[dict[str, str]]:
 
 
 class Titled(Protocol):
+    """What has a title to be announced by."""
+
     @property
     def title(self) -> str: ...
 
@@ -382,6 +384,7 @@ def collect_signals(
 
 
 def status_of(code: int | None) -> str:
+    """An exit code in words; None is that of a process that was not started."""
     if code is None:
         return "not started"
     if code < 0:
@@ -390,6 +393,7 @@ def status_of(code: int | None) -> str:
 
 
 def signal_name(number: int) -> str:
+    """``SIGTERM`` for 15, and so on."""
     try:
         return signal.Signals(number).name
     except ValueError:  # a real-time one

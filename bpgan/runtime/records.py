@@ -10,13 +10,8 @@ import math
 import os
 import pathlib
 import sys
-<<<<<<< HEAD
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
-=======
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
->>>>>>> heads/judge
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 

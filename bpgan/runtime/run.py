@@ -386,5 +386,6 @@ class Run:
 
 
 def not_logged(keep: Keep, known: Iterable[str]) -> UserError:
+    """The error for a metric that ``keep`` ranks checkpoints by and the run does not log."""
     reason = f"{keep.metric} is not logged by this run; known: {', '.join(known)}"
     return UserError(reason, argument="keep")
