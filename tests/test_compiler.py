@@ -43,7 +43,9 @@ WIDTH = "xla_cpu_prefer_vector_width"
         ("gpu", True, f"--{GRAPH}_not=1 --xla_a='unfinished", {GRAPH, DETERMINISTIC}),
     ],
 )
-def test_options_are_for_a_platform_and_the_users_flags_win(platform, deterministic, flags, expected):
+def test_options_are_for_a_platform_and_the_users_flags_win(
+    platform, deterministic, flags, expected
+):
     found = compiler.options(platform, deterministic=deterministic, flags=flags)
     assert set(found) == expected
     assert found.get(DETERMINISTIC, True) is True
@@ -178,6 +180,7 @@ def test_circumstances(monkeypatch):
     )
     found = compiler.circumstances()
     assert found["compiler"]["xla_flags"] == "xla_a= xla_b=2"
-    assert found["compiler"]["options"] == "" and found["versions"]["jax"] == jax.__version__
+    assert found["compiler"]["options"] == f"{WIDTH}=512"
+    assert found["versions"]["jax"] == jax.__version__
     assert len(found["devices"]) == len(jax.devices())
     assert compiler.differences(records.RunRecord(experiment="e", **found), found) == []

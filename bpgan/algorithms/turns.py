@@ -401,13 +401,17 @@ def _settled(
 def update(turn: Turn, now: Now, accumulate: int = 1) -> tuple[Player, dict[str, Any], Metrics]:
     """One update of one player: the player, the memory and the metrics."""
     player = now.players[turn.player]
-    now = now.beside(turn.draw(now))
+    with jax.named_scope("draw"):  # for profiles, as those below
+        now = now.beside(turn.draw(now))
     aux, gradient = _accumulated(turn, now, accumulate)
     gradient = now.axis.mean(gradient)
-    updates, opt = turn.tx.update(gradient, player.opt, player.params)
-    params = optax.apply_updates(player.params, updates)
+    with jax.named_scope("optimizer"):
+        updates, opt = turn.tx.update(gradient, player.opt, player.params)
+        params = optax.apply_updates(player.params, updates)
     stats = player.stats if aux.stats is None else aux.stats
-    metrics = now.axis.mean(dict(aux.metrics)) | {"grad_norm": global_norm(gradient)}
+    with jax.named_scope("grad_norm"):
+        norm = global_norm(gradient)
+    metrics = now.axis.mean(dict(aux.metrics)) | {"grad_norm": norm}
     return Player(params, stats, opt), _settled(turn, now, now.memory, aux, metrics), metrics
 
 

@@ -43,8 +43,8 @@ def options(
 ) -> dict[str, Any]:
     """The compiler options of bpgan's programs; none for a TPU.
 
-    ``xla_cpu_prefer_vector_width`` has loops over arrays use the 512-bit registers of a CPU that has them, as its matrix
-    products do; XLA's own choice is 256. On others it changes nothing.
+    ``xla_cpu_prefer_vector_width`` has loops over arrays use the 512-bit registers of a CPU that has them, as its
+    matrix products do; XLA's own choice is 256. On others it changes nothing.
 
     ``xla_gpu_exclude_nondeterministic_ops`` has XLA compile every operation to a deterministic kernel, or fail. It also
     takes the first kernel that works instead of the one measured to be fastest, which another process may measure

@@ -187,7 +187,9 @@ def advance(
 
     def one(_: Any, now: Any) -> Any:
         state, count, sums = now
-        state, metrics = algorithm.step(state, batch_at(state.step), key)
+        with jax.named_scope("batch"):  # for profiles
+            batch = batch_at(state.step)
+        state, metrics = algorithm.step(state, batch, key)
         return state, count + 1, jax.tree.map(jnp.add, sums, vectors(metrics))
 
     before = carry.state, carry.window.count, vectors(carry.window.sums)
