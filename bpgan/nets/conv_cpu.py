@@ -37,6 +37,8 @@ _FEW = 48
 """Taps times channels of a side that has few."""
 _TAPS_TO = 32
 """Channels that shifted copies of few channels are summed into; the plain convolution is as fast for more."""
+_NARROW = 32
+"""Channels of responses that leave vector units idle as the outputs of a kernel gradient's convolution."""
 _BLOCK = 1600
 """Responses of a block of a kernel gradient: examples times pixels."""
 _MANY = 128
@@ -106,12 +108,13 @@ def weight_grad(
         return w[None, None]
     if kh * kw * c <= _FEW:
         return _columns_by(x, g, strides, padding, size, precision)
-    if kh * kw * o <= _FEW and strides == (1, 1):  # the same with x and g in each other's place
-        turned = [
+    if strides == (1, 1) and o < c and o <= _NARROW:  # x and g in each other's place
+        turned = tuple(
             (k - 1 - lo, n + lo - p)
             for k, (lo, _), n, p in zip(size, padding, x.shape[1:3], g.shape[1:3], strict=True)
-        ]
-        return _turn(_columns_by(g, x, strides, turned, size, precision))
+        )
+        given: Any = dict(strides=strides, padding=turned, size=size, precision=precision)
+        return _turn(weight_grad(g, x, **given))
     pixels = g.shape[1:3]
     if _suits_winograd(size, strides, (c, o), pixels, precision):
         form = partial(winograd.weight_grad, padding=padding, precision=precision)
