@@ -7,7 +7,7 @@ makes the plain convolution slow, another form computes the same sums:
 - **Taps**: few channels on one side, such as those of an image. Into few channels, or from few responses, one product
   makes what each tap adds, and shifted copies are summed; out of few channels, shifted copies times the kernel are.
 - **Winograd**: many channels at some size, by ``winograd.py``.
-- **Blocks**: a kernel gradient is the sum of those of a few examples each. The plain convolution of all examples makes
+- **Blocks**: strided convolutions of many channels are faster for a few examples at a time. A kernel gradient is the sum of those of a few examples each. The plain convolution of all examples makes
   them its input channels and the responses its kernel, and loses most of its speed where that kernel leaves the cache.
 
 The form is a function of shapes and types alone, never of a clock: bits do not depend on what a machine measures. All
@@ -41,6 +41,8 @@ _NARROW = 32
 """Channels of responses that leave vector units idle as the outputs of a kernel gradient's convolution."""
 _BLOCK = 1600
 """Responses of a block of a kernel gradient: examples times pixels."""
+_STRIDED = 64, 800
+"""Channels from which a strided convolution is faster in blocks of examples, and results of a block."""
 _MANY = 128
 """Channels on both sides from which Winograd's form is the faster, ..."""
 _PIXELS = 14 * 14
@@ -68,6 +70,9 @@ def conv(x: Array, w: Array, *, strides: Pair, padding: Any, size: Pair, precisi
             u = winograd.kernel_tiles(w)
             form = partial(winograd.conv, u=u, padding=padding, size=size, precision=precision)
             return _of_blocks(form, x, _fit(_TILES[0], size, 4))
+        if strides != (1, 1) and c >= _STRIDED[0]:
+            form = partial(_plain, w=w, strides=strides, padding=padding, precision=precision)
+            return _of_blocks(form, x, _fit(_STRIDED[1], size))
     return _plain(x, w, strides, padding, precision)
 
 

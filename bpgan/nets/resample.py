@@ -83,9 +83,9 @@ def _linear_primitive(name: str, factor: float, form: Callable, cpu_form: Callab
 
 # Each is the other's transpose, so that derivatives of every order are one of the two. The adjoint that autodiff finds,
 # sums of padded pieces, takes XLA:CPU more than twice as long.
-_upsample2_p = _linear_primitive("bpgan_upsample2", 2, _upsample2, _upsample2)
+_upsample2_p = _linear_primitive("upsample2", 2, _upsample2, _upsample2)
 _upsample2_adjoint_p = _linear_primitive(
-    "bpgan_upsample2_adjoint", 0.5, _upsample2_adjoint, _cpu_upsample2_adjoint
+    "upsample2_adjoint", 0.5, _upsample2_adjoint, _cpu_upsample2_adjoint
 )
 ad.deflinear2(_upsample2_p, lambda y, x: [_upsample2_adjoint_p.bind(y)])
 ad.deflinear2(_upsample2_adjoint_p, lambda x, y: [_upsample2_p.bind(x)])
