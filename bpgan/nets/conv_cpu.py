@@ -7,8 +7,9 @@ makes the plain convolution slow, another form computes the same sums:
 - **Taps**: few channels on one side, such as those of an image. Into few channels, or from few responses, one product
   makes what each tap adds, and shifted copies are summed; out of few channels, shifted copies times the kernel are.
 - **Winograd**: many channels at some size, by ``winograd.py``.
-- **Blocks**: strided convolutions of many channels are faster for a few examples at a time. A kernel gradient is the sum of those of a few examples each. The plain convolution of all examples makes
-  them its input channels and the responses its kernel, and loses most of its speed where that kernel leaves the cache.
+- **Blocks**: strided convolutions of many channels are faster for a few examples at a time. So is a kernel gradient,
+  the sum of those of the blocks: the plain convolution makes examples its input channels and the responses its kernel,
+  and loses most of its speed where that kernel leaves the cache.
 
 The form is a function of shapes and types alone, never of a clock: bits do not depend on what a machine measures. All
 were found by ``benchmarks/conv_forms.py``. Types narrower than float32 take the plain convolution, because the other
