@@ -170,7 +170,7 @@ class RunConfig(Config):
     matmul_precision: str = field(
         "default",
         "of float32 products on GPUs and TPUs: default (TF32; one pass of bfloat16), high (TF32; three passes) or"
-        " highest (float32)",
+        " highest (float32; on a CPU: without Winograd's convolutions)",
         choices=("default", "high", "highest"),
     )
     deterministic: bool = field(

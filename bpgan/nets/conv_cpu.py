@@ -7,8 +7,9 @@ makes the plain convolution slow, another form computes the same sums:
 - **Taps**: few channels on one side, such as those of an image. Into few channels, or from few responses, one product
   makes what each tap adds, and shifted copies are summed; out of few channels, shifted copies times the kernel are.
 - **Winograd**: many channels at some size, by ``winograd.py``.
-- **Blocks**: a kernel gradient is the sum of those of a few examples each. The plain convolution of all examples makes
-  them its input channels and the responses its kernel, and loses most of its speed where that kernel leaves the cache.
+- **Blocks**: strided convolutions of many channels are faster for a few examples at a time. So is a kernel gradient,
+  the sum of those of the blocks: the plain convolution makes examples its input channels and the responses its kernel,
+  and loses most of its speed where that kernel leaves the cache.
 
 The form is a function of shapes and types alone, never of a clock: bits do not depend on what a machine measures. All
 were found by ``benchmarks/conv_forms.py``. Types narrower than float32 take the plain convolution, because the other
@@ -37,8 +38,12 @@ _FEW = 48
 """Taps times channels of a side that has few."""
 _TAPS_TO = 32
 """Channels that shifted copies of few channels are summed into; the plain convolution is as fast for more."""
+_NARROW = 32
+"""Channels of responses that leave vector units idle as the outputs of a kernel gradient's convolution."""
 _BLOCK = 1600
 """Responses of a block of a kernel gradient: examples times pixels."""
+_STRIDED = 64, 800
+"""Channels from which a strided convolution is faster in blocks of examples, and results of a block."""
 _MANY = 128
 """Channels on both sides from which Winograd's form is the faster, ..."""
 _PIXELS = 14 * 14
@@ -66,6 +71,9 @@ def conv(x: Array, w: Array, *, strides: Pair, padding: Any, size: Pair, precisi
             u = winograd.kernel_tiles(w)
             form = partial(winograd.conv, u=u, padding=padding, size=size, precision=precision)
             return _of_blocks(form, x, _fit(_TILES[0], size, 4))
+        if strides != (1, 1) and c >= _STRIDED[0]:
+            form = partial(_plain, w=w, strides=strides, padding=padding, precision=precision)
+            return _of_blocks(form, x, _fit(_STRIDED[1], size))
     return _plain(x, w, strides, padding, precision)
 
 
@@ -106,12 +114,13 @@ def weight_grad(
         return w[None, None]
     if kh * kw * c <= _FEW:
         return _columns_by(x, g, strides, padding, size, precision)
-    if kh * kw * o <= _FEW and strides == (1, 1):  # the same with x and g in each other's place
-        turned = [
+    if strides == (1, 1) and o < c and o <= _NARROW:  # x and g in each other's place
+        turned = tuple(
             (k - 1 - lo, n + lo - p)
             for k, (lo, _), n, p in zip(size, padding, x.shape[1:3], g.shape[1:3], strict=True)
-        ]
-        return _turn(_columns_by(g, x, strides, turned, size, precision))
+        )
+        given: Any = dict(strides=strides, padding=turned, size=size, precision=precision)
+        return _turn(weight_grad(g, x, **given))
     pixels = g.shape[1:3]
     if _suits_winograd(size, strides, (c, o), pixels, precision):
         form = partial(winograd.weight_grad, padding=padding, precision=precision)

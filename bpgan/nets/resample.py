@@ -8,7 +8,8 @@ filter        twice as large          half as large           edges
 [1, 2, 1]     ``upsample121``         ``downsample121``       zero outside
 ============  ======================  ======================  =======================
 
-All are sums of shifted copies; none is a convolution, an indexing or a product with a dense matrix.
+All are sums of shifted copies; none is a convolution, an indexing or a product with a dense matrix. ``upsample2`` is a
+primitive: its adjoint has a form of its own on a CPU.
 """
 
 from collections.abc import Callable
@@ -80,11 +81,11 @@ def _linear_primitive(name: str, factor: float, form: Callable, cpu_form: Callab
     return prim
 
 
-# Each is the other's transpose, so that derivatives of every order are one of the two. XLA:CPU computes the adjoint that
-# autodiff finds, sums of padded pieces, more than twice as slowly.
-_upsample2_p = _linear_primitive("bpgan_upsample2", 2, _upsample2, _upsample2)
+# Each is the other's transpose, so that derivatives of every order are one of the two. The adjoint that autodiff finds,
+# sums of padded pieces, takes XLA:CPU more than twice as long.
+_upsample2_p = _linear_primitive("upsample2", 2, _upsample2, _upsample2)
 _upsample2_adjoint_p = _linear_primitive(
-    "bpgan_upsample2_adjoint", 0.5, _upsample2_adjoint, _cpu_upsample2_adjoint
+    "upsample2_adjoint", 0.5, _upsample2_adjoint, _cpu_upsample2_adjoint
 )
 ad.deflinear2(_upsample2_p, lambda y, x: [_upsample2_adjoint_p.bind(y)])
 ad.deflinear2(_upsample2_adjoint_p, lambda x, y: [_upsample2_p.bind(x)])

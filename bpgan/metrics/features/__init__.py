@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from bpgan.types import UserError
@@ -53,6 +54,11 @@ def in_batches(
             yield np.asarray(function(filled))[: len(part)]
 
     return np.concatenate(list(rows()))
+
+
+def images_at_a_time(accelerator: int) -> int:
+    """How many images a large network sees in one call: on a CPU two, whose activations stay in its caches."""
+    return 2 if jax.default_backend() == "cpu" else accelerator
 
 
 def plug(function: Callable[[np.ndarray], np.ndarray], path: str) -> Extractor:

@@ -16,7 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from bpgan.metrics.features import Extractor, in_batches, preprocess, weights
+from bpgan.metrics.features import (
+    Extractor,
+    images_at_a_time,
+    in_batches,
+    preprocess,
+    weights,
+)
 from bpgan.runtime import compiler
 from bpgan.types import UserError
 
@@ -167,7 +173,7 @@ def extractor(path: str | pathlib.Path | None = None) -> Extractor:
         return lambda images: in_batches(
             lambda x: np.asarray(forward(params, preprocess.rgb(x, "EffNetLite0"))[part]),
             images,
-            _BATCH,
+            images_at_a_time(_BATCH),
         )
 
     text = f"gray repeated to RGB, antialiased bicubic resize to {SIZE}x{SIZE}, (x - 127) / 128"

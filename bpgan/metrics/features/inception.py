@@ -15,7 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from bpgan.metrics.features import Extractor, in_batches, preprocess, weights
+from bpgan.metrics.features import (
+    Extractor,
+    images_at_a_time,
+    in_batches,
+    preprocess,
+    weights,
+)
 from bpgan.runtime import compiler
 from bpgan.types import UserError
 
@@ -267,7 +273,9 @@ def extractor(path: str | os.PathLike, preset: str = "tf1") -> Extractor:
 
     def function(tap: str):
         return lambda images: in_batches(
-            lambda x: np.asarray(compiled(params, preprocess.rgb(x, name))[tap]), images, _BATCH
+            lambda x: np.asarray(compiled(params, preprocess.rgb(x, name))[tap]),
+            images,
+            images_at_a_time(_BATCH),
         )
 
     how, mean, scale = PRESETS[preset]
