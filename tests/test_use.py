@@ -1,5 +1,6 @@
 """A trained run as an object: `bpgan.load`, without its data and its flags."""
 
+import functools
 import json
 import os
 import pathlib
@@ -401,12 +402,10 @@ def test_convolutions_of_lax_are_the_same_functions(kernel, stride, padding):
     x, w = rng.normal(size=(2, 5, 6, 3)), rng.normal(size=(kernel, kernel, 3, 4))
     x, w = (jax.numpy.asarray(a, "float32") for a in (x, w))
     for form in (conv.conv, conv.conv_transpose):
-        wanted = form(x, w, stride=stride, padding=padding)
+        call = functools.partial(form, stride=stride, padding=padding)
+        wanted = call(x, w)
         with conv.as_plain_lax():
-            jaxpr = str(
-                jax.make_jaxpr(lambda x, w: form(x, w, stride=stride, padding=padding))(x, w)
-            )
-            found = form(x, w, stride=stride, padding=padding)
+            jaxpr, found = str(jax.make_jaxpr(call)(x, w)), call(x, w)
         assert "bpgan" not in jaxpr
         np.testing.assert_allclose(found, wanted, atol=2e-5)
     assert "bpgan_conv" in str(jax.make_jaxpr(lambda x, w: conv.conv(x, w))(x, w))
