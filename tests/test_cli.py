@@ -209,7 +209,7 @@ def test_redeclared_fields_inherit_help_bounds_and_restart_safety():
     assert flags["batch_size"].low == 1
     assert cli.restart_safe(Config) == {
         "epochs", "steps", "log_every", "sample_every", "checkpoint_every", "parallel",
-        "workdir", "tensorboard", "keep", "feed", "on_anomaly", "pause_at",
+        "workdir", "tensorboard", "keep", "feed", "on_anomaly", "pause_at", "name",
     }  # fmt: skip
 
 
@@ -618,3 +618,51 @@ def test_help_shows_the_docstring_then_own_flags_then_general_ones(fit, capsys, 
     assert "smoke: --steps=4 --layers=1" in own
     assert "logtostderr" not in out and "undefok" not in out  # absl's own
     assert max(map(len, out.splitlines())) <= 100
+
+
+# Names --------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Named(cli.RunConfig):
+    dataset: str = cli.field("digits", locates_data=True)
+    lr: float = cli.field(1.0)
+
+
+def test_a_default_name_claims_no_preset_that_nobody_asked_for():
+    """Near another one or not; and says the one that was asked for even if it changes nothing that decides."""
+    presets = {"fast": {"lr": 2.0}, "long": {"epochs": 9.0}}
+
+    def named(*argv):
+        cfg = cli.resolve(Named, presets, argv)
+        return cli.run_name(cfg, presets, cli.preset_of(Named, presets, argv))
+
+    assert named() == "default" and named("--lr=2") == "default_lr=2.0"
+    assert named("--preset=fast") == "fast" and named("--preset=long") == "long"
+    assert named("--preset=fast", "--lr=3") == "fast_lr=3.0"
+    assert named("--preset=fast", "--lr=1") == "fast_lr=1.0"
+    assert named("--preset=fast", "--lr=3", "--name=mine") == "mine"
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "a b", "x" * 101, "a\nb"])
+def test_a_name_is_that_of_a_folder(name):
+    with pytest.raises(UserError, match="must be at most 100 letters"):
+        cli.resolve(Named, {}, [f"--name={name}"])
+
+
+def test_directories_of_a_sweep_say_their_data(monkeypatch):
+    from bpgan.launcher import runs
+
+    script = cli.experiments.find("mnist_gan")
+
+    def folder(*argv, **swept):
+        (found,) = runs.plan(script, list(argv), [swept or {"seed": "3"}], "root")
+        return found.workdir.name
+
+    plain, named = folder(), folder("--name=mine")
+    assert re.fullmatch("seed=3_[0-9a-f]{6}", plain) and named == f"mine_{plain}"
+    own = folder("--dataset=folder:/data/my cats,size=28")
+    assert re.fullmatch("seed=3_my-cats-size-28_[0-9a-f]{6}", own)
+    swept = folder(dataset="tfds:mnist")
+    assert re.fullmatch("dataset=tfds%3Amnist_[0-9a-f]{6}", swept)
+    assert folder("--init_from=", "--init=") == plain != folder("--init_from=runs/a")

@@ -1,5 +1,6 @@
 """A trained run as an object: `bpgan.load`, without its data and its flags."""
 
+import functools
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from PIL import Image
 
 import bpgan
 from bpgan import cli, data
+from bpgan.nets import conv
 from bpgan.trained import export as files
 from bpgan.trained import paths
 from bpgan.types import UserError
@@ -392,6 +394,23 @@ def test_functions_are_read_without_bpgan(kind, labeled, tmp_path):
     np.testing.assert_allclose(found, run.sample(z=z, labels=y, floats=True), atol=1e-5)
 
 
+@pytest.mark.parametrize("kernel, stride, padding", [
+    (4, 2, 1), (3, 2, "SAME"), (5, 1, "SAME"), (3, 1, ((0, 2), (1, 1))), (4, (1, 2), "SAME"), (5, 3, 1),
+])  # fmt: skip
+def test_convolutions_of_lax_are_the_same_functions(kernel, stride, padding):
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(2, 5, 6, 3)), rng.normal(size=(kernel, kernel, 3, 4))
+    x, w = (jax.numpy.asarray(a, "float32") for a in (x, w))
+    for form in (conv.conv, conv.conv_transpose):
+        call = functools.partial(form, stride=stride, padding=padding)
+        wanted = call(x, w)
+        with conv.as_plain_lax():
+            jaxpr, found = str(jax.make_jaxpr(call)(x, w)), call(x, w)
+        assert "bpgan" not in jaxpr
+        np.testing.assert_allclose(found, wanted, atol=2e-5)
+    assert "bpgan_conv" in str(jax.make_jaxpr(lambda x, w: conv.conv(x, w))(x, w))
+
+
 @pytest.mark.medium
 def test_what_cannot_be_exported_is_said_in_a_line(digits, tmp_path, capsys, monkeypatch):
     def said(run, *flags):
@@ -507,8 +526,8 @@ def test_the_page_runs_as_written(digits, labeled, tmp_path, monkeypatch):
 
 
 @pytest.mark.medium
-def test_the_commands_of_the_page_run_as_written(digits, labeled, tmp_path, monkeypatch):
-    shutil.copytree(digits, tmp_path / "runs" / "mnist_gan" / "default")
+def test_the_commands_of_the_page_run_as_written(labeled, tmp_path, monkeypatch):
+    train(mnist_gan, tmp_path / "runs" / "mnist_gan" / "default")
     shutil.copytree(labeled, tmp_path / "runs" / "image_gan" / "cgan28")
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.S)

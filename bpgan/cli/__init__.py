@@ -30,6 +30,7 @@ except ValueError as error:
     sys.exit(2)
 
 from bpgan.cli import ended, experiments
+from bpgan.cli.beginning import beginning_of
 from bpgan.cli.config import (
     NETWORK_PRECISION,
     Config,
@@ -38,6 +39,7 @@ from bpgan.cli.config import (
     assignments,
     flags_of,
     locates_data,
+    preset_of,
     resolve,
     restart_safe,
     run_name,
@@ -85,6 +87,7 @@ __all__ = [
     "Restored",
     "RunConfig",
     "assignments",
+    "beginning_of",
     "columns",
     "command_of",
     "define",
@@ -105,6 +108,7 @@ __all__ = [
     "message_of",
     "parse",
     "plan_of",
+    "preset_of",
     "resolve",
     "restart_safe",
     "restore",

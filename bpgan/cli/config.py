@@ -83,6 +83,25 @@ def _feed(text: str) -> Any:
     return parse_feed(text)
 
 
+def _origin(text: str) -> Any:
+    from bpgan.runtime import origin
+
+    return origin.parse(text)
+
+
+def _parts(text: str) -> None:
+    names = text.split(",")
+    if text and (not all(names) or len(set(names)) < len(names)):
+        raise ValueError("must be names such as g,d,ema,optimizer, each once")
+
+
+def _name(text: str) -> None:
+    if text and not re.fullmatch(r"[\w+=-][\w.,:=+-]{0,99}", text):
+        raise ValueError(
+            "must be at most 100 letters, digits and ._,:=+-, not beginning with . or ,"
+        )
+
+
 def _duration_field(default: str, help: str) -> Any:
     return field(default, help, restart_safe=True, parse=Duration.parse)
 
@@ -120,6 +139,9 @@ class RunConfig(Config):
     """The fields of every experiment that trains; a subclass may redeclare one to change its default."""
 
     seed: int = field(0, "root of all randomness", low=0, high=2**32 - 1, sweepable=True)
+    name: str = field(
+        "", "of the run: its directory is runs/<experiment>/<name>", restart_safe=True, check=_name
+    )
     epochs: float = field(1.0, "passes over the data", low=0, exclusive_low=True, restart_safe=True)
     steps: int = field(
         0, "steps to train, instead of --epochs if > 0", low=0, high=MAX_STEP, restart_safe=True
@@ -131,6 +153,14 @@ class RunConfig(Config):
         high=1,
         exclusive_low=True,
         restart_safe=True,
+    )
+    init_from: Parsed[tuple[str, int | None]] = field(
+        "", "another run to begin from, its newest checkpoint: RUN, or RUN:STEP", parse=_origin
+    )
+    init: str = field(
+        "",
+        "what is taken of it where shapes match: players (g,d), ema, optimizer; empty: all players and ema",
+        check=_parts,
     )
     batch_size: int = field(128, "examples per step, over all devices", low=1)
     log_every: Parsed[Duration] = _duration_field(
@@ -255,19 +285,23 @@ def _grammars(config_class: type[Config]) -> list[Flag]:
     return [spec for spec in flags_of(config_class).values() if spec.parse]
 
 
-def run_name(config: Config, presets: Presets) -> str:
-    """A directory name for a run: the preset it is nearest to, and each flag that differs from that.
+def run_name(config: Config, presets: Presets, preset: str = "") -> str:
+    """A directory name for a run: its own, or the preset that was asked for and each flag that differs from that.
 
     Only flags that may not change on resume count, so the same command, or a longer one, finds its own run.
+
+    Args:
+      config: of the run.
+      presets: of its experiment.
+      preset: the one that was asked for; empty: none, which is called ``default``.
     """
+    if isinstance(config, RunConfig) and config.name:
+        return config.name
     specs = [f for f in flags_of(type(config)).values() if not f.restart_safe]
-    names = {}
-    for name, preset in {"default": {}, **presets}.items():
-        base = {spec.name: preset.get(spec.name, spec.default) for spec in specs}
-        changed = {k: getattr(config, k) for k, v in base.items() if getattr(config, k) != v}
-        names[name] = "_".join([name, *(f"{k}={show(v)}" for k, v in changed.items())])
-    name = re.sub(r"[^\w.,:=+-]", "-", min(names.values(), key=lambda n: n.count("=")))
-    return shorten(name, 100)
+    base = {spec.name: presets.get(preset, {}).get(spec.name, spec.default) for spec in specs}
+    changed = {k: getattr(config, k) for k, v in base.items() if getattr(config, k) != v}
+    name = "_".join([preset or "default", *(f"{k}={show(v)}" for k, v in changed.items())])
+    return shorten(re.sub(r"[^\w.,:=+-]", "-", name), 100)
 
 
 def shorten(name: str, limit: int) -> str:
@@ -321,13 +355,24 @@ def read(
 
     Neither defaults nor presets are blamed for having no effect. Arguments and errors are those of ``resolve``.
     """
-    chosen, explicit = _read(config_class, presets, argv, other_flags)
+    chosen, explicit, _ = _read(config_class, presets, argv, other_flags)
     cfg = config_class(**(chosen | explicit))
     return cfg, {
         name: f"has no effect with --{why}={show(getattr(cfg, why))}"
         for name, why in cfg.idle().items()
         if name in explicit and explicit[name] != chosen[name]
     }
+
+
+def preset_of(
+    config_class: type[Config],
+    presets: Presets,
+    argv: Sequence[str],
+    *,
+    other_flags: Iterable[str] = (),
+) -> str:
+    """The preset that a command line asks for; empty if none. Raises what ``resolve`` does."""
+    return _read(config_class, presets, argv, other_flags)[2]
 
 
 def without_effect(
@@ -342,8 +387,8 @@ def _read(
     presets: Presets,
     argv: Sequence[str],
     other_flags: Iterable[str] = (),
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Every field's value by preset or default, and the values of the flags that are given."""
+) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Every field's value by preset or default, the values of the flags that are given, and the preset that is."""
     specs = flags_of(config_class)
     values = flags.FlagValues()
     for spec in specs.values():
@@ -352,27 +397,29 @@ def _read(
     rest = parse(values, argv, known_only=False, other_flags=other_flags)
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
-    preset: Mapping[str, Any] = {}
+    preset, name = dict[str, Any](), ""
     if values["preset"].present:
         name = typing.cast(str, values["preset"].value)
         if name not in presets:
             hint = did_you_mean(name, presets)
             allowed = ", ".join(presets)
             raise UserError(f"must be one of {allowed}{hint}", argument="preset", value=name)
-        preset = presets[name]
+        preset = dict(presets[name])
     chosen = {name: spec.default for name, spec in specs.items()}
-    for name, value in preset.items():
-        if name not in specs:
-            raise TypeError(f"{config_class.__name__} has no field {name!r}, which a preset sets")
-        chosen[name] = value
+    for field_name, value in preset.items():
+        if field_name not in specs:
+            raise TypeError(
+                f"{config_class.__name__} has no field {field_name!r}, which a preset sets"
+            )
+        chosen[field_name] = value
     explicit: dict[str, Any] = {n: values[n].value for n in specs if values[n].present}
     if "epochs" in explicit and "steps" in preset and issubclass(config_class, RunConfig):
         chosen["steps"] = 0  # else the preset's would win over what was asked for
-    for name, spec in specs.items():
-        if name not in explicit:
+    for flag, spec in specs.items():
+        if flag not in explicit:
             try:
-                chosen[name] = spec.validate(chosen[name])
+                chosen[flag] = spec.validate(chosen[flag])
             except UserError as error:
                 reason = f"{error.reason} (the value is that of the preset or default)"
-                raise UserError(reason, argument=name, value=chosen[name]) from None
-    return chosen, explicit
+                raise UserError(reason, argument=flag, value=chosen[flag]) from None
+    return chosen, explicit, name

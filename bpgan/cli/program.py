@@ -15,12 +15,14 @@ from types import MappingProxyType
 from typing import NoReturn
 
 from bpgan.cli import ended, experiments
+from bpgan.cli.beginning import beginning_of
 from bpgan.cli.config import (
     AnyConfig,
     Config,
     Presets,
     RunConfig,
     flags_of,
+    preset_of,
     read,
     run_name,
 )
@@ -74,7 +76,7 @@ def run(
         cfg, idle = read(config_class, presets, argv)
     except UserError as error:
         return fail(error)
-    folder = f"runs/{experiments.label_of(name)}/{run_name(cfg, presets)}"
+    folder = f"runs/{experiments.label_of(name)}/{run_name(cfg, presets, preset_of(config_class, presets, argv))}"
     workdir = os.path.expanduser(cfg.workdir or folder)
     if remote.is_url(workdir):  # beside which nothing can be written
         record = ended.ignore
@@ -248,6 +250,7 @@ def _train(
                 evaluate=experiment.evaluate,
                 measure=experiment.measure,
                 command=command_of(cfg, workdir),
+                begin=beginning_of(cfg, workdir, experiment.algorithm),
                 report=update_report,
             ),
             train.Plan(**plan_of(name, cfg, experiment)),

@@ -158,6 +158,7 @@ def _train(
             {field: getattr(cfgs[i], field) for field in numbers},
             *each,
             command=cli.command_of(cfgs[i], cfgs[i].workdir),
+            begin=cli.beginning_of(cfgs[i], cfgs[i].workdir, built.algorithm),
             report=update_report,
         )
         for i, each in measures.items()

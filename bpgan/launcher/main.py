@@ -112,7 +112,8 @@ def _run_one(experiment: experiments.Script, argv: Sequence[str], chosen: Mappin
     presets = experiment.presets
     cfg = cli.resolve(experiment.config, presets, argv, other_flags=flags.NAMES)
     if chosen["root"] != "runs" and not cfg.workdir:
-        label, name = experiments.label_of(experiment.name), cli.run_name(cfg, presets)
+        preset = cli.preset_of(experiment.config, presets, argv, other_flags=flags.NAMES)
+        label, name = experiments.label_of(experiment.name), cli.run_name(cfg, presets, preset)
         folder = remote.join(chosen["root"], label, name)
         argv = [f"--workdir={folder}", *argv]
     command = [*processes.python(), *experiments.program_of(experiment.name), *argv]

@@ -133,9 +133,12 @@ def _plan_one(
     # Canonical: 1e-4 and 0.0001 are one run. A preset is no field; it counts as written.
     swept = {k: getattr(cfg, k, v) for k, v in texts.items()}
     decisive = {k: getattr(cfg, k) for k in sorted(specs) if not specs[k].restart_safe}
+    # Empty they decide nothing: a sweep of before there were such flags finds its runs again.
+    decisive = {k: v for k, v in decisive.items() if v or k not in ("init_from", "init")}
     rest = {k: v for k, v in decisive.items() if k not in swept}
     label = "_".join(f"{k}={urllib.parse.quote(cli.show(v), safe='+')}" for k, v in swept.items())
-    name = f"{cli.shorten(label, 200)}_{hash_of(rest)[:6]}"
+    said = [_own_name(cfg, swept), label, _data_of(cfg, specs, swept)]
+    name = f"{cli.shorten('_'.join(filter(None, said)), 200)}_{hash_of(rest)[:6]}"
     workdir = pathlib.Path(root, experiments.label_of(experiment.name), name)
     command = [
         *processes.python(),
@@ -158,6 +161,21 @@ def _plan_one(
         set_by_sweep=frozenset(swept) | frozenset(presets.get(texts.get("preset", ""), ())),
         experiment=experiment.name,
     )
+
+
+def _own_name(cfg: cli.Config, swept: Mapping[str, Any]) -> str:
+    """``--name`` of all runs of a sweep, before what tells them apart."""
+    return cfg.name if isinstance(cfg, cli.RunConfig) and "name" not in swept else ""
+
+
+def _data_of(cfg: cli.Config, specs: Mapping[str, cli.Flag], swept: Mapping[str, Any]) -> str:
+    """Which data the runs are of, where they are not those of the default."""
+    found = [
+        re.sub(r"[^\w.+-]", "-", os.path.basename(str(getattr(cfg, name)).rstrip("/")))
+        for name, spec in specs.items()
+        if spec.locates_data and name not in swept and getattr(cfg, name) != spec.default
+    ]
+    return cli.shorten("_".join(found), 60)
 
 
 def hash_of(value: Any) -> str:

@@ -323,7 +323,7 @@ def _page(
     return string.Template(template).substitute(
         style=plot.STYLE,
         experiment=_text(run.experiment),
-        where=_text(where),
+        where=_text(str(run.config.get("name") or where)),
         status=_text(status),
         status_class="done" if status == "done" else "",
         note=f'<p class="note">{_text(" ".join(notes))}</p>' if notes else "",
@@ -382,6 +382,9 @@ def _facts(
 def _notes(found: _Found, result: ResultRecord | None, panels: Sequence[_Panel]) -> list[str]:
     """What a reader must know before the numbers."""
     notes = list(found.problems)
+    if found.run.origin:
+        said = records.said_of(found.run.origin)
+        notes.append(f"{said[:1].upper()}{said[1:]}.")
     if not result and not any(problem.startswith("result.json") for problem in notes):
         notes.append("No result yet: the run is going on, or was killed.")
     for curve in (c for panel in panels for c in panel.curves if c.bad_since is not None):

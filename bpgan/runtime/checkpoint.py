@@ -396,6 +396,34 @@ class Checkpoints:
             )
         return tree, ""
 
+    def read_arrays(self, step: int | None = None) -> tuple[int, dict[str, np.ndarray]] | None:
+        """The arrays of the newest sound checkpoint, or of that of a step, by their paths; None if there is none.
+
+        No structure is needed to read them into. Damaged checkpoints are reported and left where they are.
+        """
+        damaged: dict[pathlib.Path, str] = {}
+        steps = self._with_sound_manifest(damaged, self.steps() if step is None else [step])
+        for at in steps[::-1]:
+            try:
+                tree = self._read_freely(at)
+            except Exception as error:  # orbax raises many types, bare Exception among them
+                self._report(damaged, at, f"is damaged: {_first_line(error)}")
+                continue
+            if _checksums(tree) == self._manifest(at)["leaves"]:
+                leaves = jax.tree_util.tree_leaves_with_path(tree)
+                name = jax.tree_util.keystr
+                return at, {name(p, simple=True, separator="/"): x for p, x in leaves}
+            self._report(damaged, at, "is damaged: checksum mismatch")
+        return None
+
+    def _read_freely(self, step: int) -> Any:
+        """The tree of one checkpoint as nested dictionaries of arrays on the host."""
+        ocp, path = self._ocp, (self._directory / str(step) / "carry").absolute()
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            found = checkpointer.metadata(path).item_metadata.tree
+            wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(found))
+            return checkpointer.restore(path, ocp.args.PyTreeRestore(restore_args=wanted))
+
     def close(self) -> None:
         """Waits for the last save to be complete. Raises a UserError if it could not be written. May be repeated."""
         if self._closed:

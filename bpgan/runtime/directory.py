@@ -107,7 +107,10 @@ def _difference(
     changed = [
         f"`{field}` was {old.config.get(field)!r}, now {config.get(field)!r}"
         for field in sorted(set(config) | set(old.config))
-        if field not in free and config.get(field) != old.config.get(field)
+        if field not in free
+        and config.get(field) != old.config.get(field)
+        # A flag that is newer than the run changes nothing while it is empty.
+        and not (field not in old.config and config[field] == "")
     ]
     if changed:
         return (

@@ -460,6 +460,21 @@ def _metrics_of(
     )
 
 
+def serialize(
+    function: Callable[..., Any],
+    arguments: Sequence[jax.ShapeDtypeStruct],
+    platforms: Sequence[str],
+) -> bytes:
+    """A function with what it holds as ``jax.export`` writes it, for these platforms; needs flatbuffers.
+
+    Args:
+      function: of arrays.
+      arguments: their shapes, which may have symbols (``jax.export.symbolic_shape``), and types.
+      platforms: of ``cpu``, ``cuda``, ``tpu``.
+    """
+    return bytes(jax.export.export(jax.jit(function), platforms=platforms)(*arguments).serialize())
+
+
 class Traces(NamedTuple):
     """The functions of a ``Program`` as JAX has traced them: ``.lower().compile()`` needs no device, nor does tracing.
 

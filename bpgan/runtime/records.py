@@ -52,6 +52,24 @@ class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """The run that a run began from.
+
+    Attributes:
+      place, run, experiment, step, data: which it is, its checkpoint, and the SHA-256 of what it was trained on.
+      taken: how many arrays are its own.
+      left: names of those that begin anew, with the reason.
+    """
+
+    place: str
+    run: str
+    experiment: str
+    step: Count
+    data: str = ""
+    taken: Count = 0
+    left: dict[str, str] = {}
+
+
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """``config.json``: which run this is.
 
@@ -68,6 +86,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
       group: of a run that is trained together with others, who they are and how.
       goal: ``min:METRIC`` or ``max:METRIC``, by which checkpoints rank.
       measure: what it is evaluated with while it trains.
+      origin: the run that it began from, if any.
     """
 
     experiment: str
@@ -86,6 +105,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     group: Group | None = None
     goal: str = ""
     measure: dict[str, str] = {}
+    origin: Origin | None = None
 
 
 class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -253,6 +273,16 @@ def circumstances(row: EvaluationRow) -> str:
         "" if row.seed is None else f"seed {row.seed}",
     ]
     return ", ".join(filter(None, found))
+
+
+def said_of(origin: Origin) -> str:
+    """From where a run began, in a sentence or two; names beyond the first few are counted."""
+    text = f"began from {origin.place} ({origin.experiment}, step {origin.step}): {origin.taken} arrays are taken"
+    left = [f"{name} {why}" for name, why in origin.left.items()]
+    if not left:
+        return text
+    more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+    return f"{text}, {len(left)} begin anew: {'; '.join(left[:5])}{more}"
 
 
 def read_ledger(path: pathlib.Path) -> dict[str, Any] | None:

@@ -76,6 +76,7 @@ class RunSpec(NamedTuple):
       command: what a shell repeats the run with, for config.json and report; empty if it was not begun by one.
       url: where the directory is kept, if that is not ``workdir`` but an object store. Each of several processes then
         has a directory of its own.
+      begin: ``state -> (state, records.Origin)``, from which a run that is new begins; None: as it is.
       report: called with the run directory once the result is there; returns the path of the page that it has made of
         it, or None.
     """
@@ -88,6 +89,7 @@ class RunSpec(NamedTuple):
     evaluate: Callable[[Any], Mapping[str, float]] | None = None
     measure: Mapping[str, str] = types.MappingProxyType({})
     command: str = ""
+    begin: Callable[[Any], tuple[Any, records.Origin]] | None = None
     report: Callable[[pathlib.Path], pathlib.Path | None] | None = None
     url: str = ""
 
@@ -146,6 +148,7 @@ class Run:
         )
         self.where = spec.url or str(self.path)
         self.logged = (0, 0)
+        self.origin: records.Origin | None = None
 
     @functools.cached_property
     def id(self) -> str:
@@ -222,6 +225,8 @@ class Run:
             record["goal"] = str(self.plan.keep.goal)
         if group is not None:
             record["group"] = dict(group)
+        if self.origin is not None:
+            record["origin"] = records.fields(self.origin)
         if self.spec.measure:
             record["measure"] = dict(self.spec.measure)
         directory.write_record(self.path, record)
@@ -249,8 +254,18 @@ class Run:
         else:
             self.logged = (size, crc)
 
+    def start_from(self, carry: Carry) -> Carry:
+        """The carry of a new run, from where ``RunSpec.begin`` says."""
+        if self.spec.begin is None:
+            return carry
+        state, self.origin = self.spec.begin(carry.state)
+        return carry._replace(state=state)
+
     def begin(self, step: int, resumed: bool, group: Mapping[str, Any] | None) -> None:
         """Begins, or goes on, at a step."""
+        if resumed:
+            before = records.read_run(self.path / "config.json")
+            self.origin = before.origin if before else None
         if step > self.plan.steps:
             reason = f"the run is at step {step} already, past {self.plan.steps}"
             raise UserError(reason, argument="workdir", value=self.path)

@@ -465,9 +465,17 @@ def _start(
         each.checkpoints.rewind(-1 if step is None else step)
         carries.append(at[1] if at else None)
     if step is None:
-        return None, group.init()
+        return None, _new(runs, group)
     one = next(carry for carry in carries if carry is not None)
     return step, group.join([one if carry is None else carry for carry in carries])
+
+
+def _new(runs: Sequence[Run], group: groups.Group) -> Any:
+    """The carry of runs that begin, some of them from another run."""
+    carry = group.init()
+    if not any(run.spec.begin for run in runs):
+        return carry
+    return group.join([run.start_from(group.member(carry, i)) for i, run in enumerate(runs)])
 
 
 def _summary(step: int, steps: int, lines: Sequence[Mapping[str, float]]) -> str:

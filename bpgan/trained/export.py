@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpgan.nets.conv import as_plain_lax
+from bpgan.runtime.program import serialize
 from bpgan.trained.run import Run
 from bpgan.types import UserError
 
@@ -77,8 +78,7 @@ def stablehlo(run: Run, truncation: float | None = None) -> bytes:
     need("flatbuffers")
     function, arguments = function_of(run, truncation)
     with run.settings():
-        exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)
-        return bytes(exported(*_any_number(arguments)).serialize())
+        return serialize(function, _any_number(arguments), PLATFORMS)
 
 
 def onnx(run: Run, truncation: float | None = None) -> bytes:
@@ -88,7 +88,8 @@ def onnx(run: Run, truncation: float | None = None) -> bytes:
       UserError: also if it has an operation that the converter does not know.
     """
     need("jax2onnx")
-    import jax2onnx
+    need("onnxruntime")
+    import jax2onnx  # pyright: ignore[reportMissingImports]
 
     function, arguments = function_of(run, truncation)
     arguments = _any_number(arguments)
@@ -107,18 +108,37 @@ def onnx(run: Run, truncation: float | None = None) -> bytes:
         ) from None
     _name(model.graph, [*model.graph.input], ["z", "labels"])
     _name(model.graph, [*model.graph.output], ["images"])
-    return model.SerializeToString()
+    raw = model.SerializeToString()
+    _check_onnx(raw, run, function)
+    return raw
+
+
+def _check_onnx(raw: bytes, run: Run, function: Callable[..., Any]) -> None:
+    """Raises a UserError if ONNX Runtime does not take a model, or finds something else: the converter may be wrong."""
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+
+    inputs = {"z": run.latents(2)}
+    inputs |= {"labels": np.arange(2, dtype=np.int32) % run.classes} if run.classes else {}
+    with run.settings():
+        wanted = np.asarray(function(*inputs.values()))
+    try:
+        (found,) = onnxruntime.InferenceSession(raw).run(None, inputs)
+    except Exception as error:  # of onnxruntime's own types
+        reason = f"ONNX Runtime refuses it: {' '.join(str(error).split())[:200]}"
+    else:
+        off = float(np.max(np.abs(found - wanted))) if found.shape == wanted.shape else np.inf
+        reason = "" if off < 1e-3 else f"ONNX Runtime's images differ by {off:.2g}"
+    if reason:
+        raise UserError(f"the generator cannot be converted ({reason})")
 
 
 def _name(graph: Any, values: list[Any], names: list[str]) -> None:
     """Gives inputs or outputs of a graph names of their own."""
-    for value, name in zip(values, names, strict=False):
-        old, value.name = value.name, name
-        for node in graph.node:
-            for part in (node.input, node.output):
-                for i, each in enumerate(part):
-                    if each == old:
-                        part[i] = name
+    new = {value.name: name for value, name in zip(values, names, strict=False)}
+    for value in values:
+        value.name = new[value.name]
+    for part in (part for node in graph.node for part in (node.input, node.output)):
+        part[:] = [new.get(each, each) for each in part]
 
 
 def need(package: str) -> None:

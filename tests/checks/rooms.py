@@ -60,7 +60,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.cli": Room(
         "flags from a dataclass, and a run from flags",
         "report runtime data files measures lookup types",
-        "(__main__ saved) program (experiments help plan) (config ended) flags",
+        "(__main__ saved) program (beginning experiments help plan) (config ended) flags",
     ),
     "bpgan.report": Room(
         "the page of a run, the comparison of runs",
@@ -90,7 +90,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.runtime": Room(
         "compiles, trains, saves, resumes",
         "files memory measures types version",
-        "train (remote run) (checkpoint directory) distributed (group log peers)"
+        "(origin train) (remote run) (checkpoint directory) distributed (group log peers)"
         " (anomaly compile_cache environment events images limits program signals) (compiler threefry) records",
     ),
     "bpgan.data": Room(
