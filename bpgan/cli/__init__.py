@@ -46,7 +46,7 @@ from bpgan.cli.config import (
 )
 from bpgan.cli.flags import Flag, Parsed, columns, define, did_you_mean, field, parse, show
 from bpgan.cli.help import docstring_of, help_text, is_help
-from bpgan.cli.plan import Experiment, plan_of, steps_of
+from bpgan.cli.plan import Experiment, Frame, columns_of, plan_of, steps_of
 from bpgan.cli.program import (
     ANOMALY,
     BAD_INPUT,
@@ -79,6 +79,7 @@ __all__ = [
     "Config",
     "Duration",
     "Experiment",
+    "Frame",
     "Flag",
     "Interrupted",
     "Parsed",
@@ -86,6 +87,7 @@ __all__ = [
     "RunConfig",
     "assignments",
     "columns",
+    "columns_of",
     "command_of",
     "define",
     "did_you_mean",

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import os
 import pathlib
 import time
@@ -9,6 +10,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from bpgan.files import write_json
@@ -74,6 +76,10 @@ class RunSpec(NamedTuple):
         ``Plan.keep`` ranks them.
       measure: see ``directory.open_run``.
       command: what a shell repeats the run with, for config.json and report; empty if it was not begun by one.
+      title: what is trained on, in words, for the pages.
+      frame: of the sample grids; see ``records.Frame``.
+      pictures: ``state -> {name: text of an SVG file or uint8 [h, w, c]}`` on the host, drawn with every sample grid in
+        the place of those before.
       url: where the directory is kept, if that is not ``workdir`` but an object store. Each of several processes then
         has a directory of its own.
       report: called with the run directory once the result is there; returns the path of the page that it has made of
@@ -90,6 +96,9 @@ class RunSpec(NamedTuple):
     command: str = ""
     report: Callable[[pathlib.Path], pathlib.Path | None] | None = None
     url: str = ""
+    title: str = ""
+    frame: records.Frame = records.Frame()
+    pictures: Callable[[Any], Mapping[str, Any]] | None = None
 
 
 class Plan(NamedTuple):
@@ -145,6 +154,7 @@ class Run:
             measure=spec.measure,
         )
         self.where = spec.url or str(self.path)
+        self._parameters: dict[str, int] = {}
         self.logged = (0, 0)
 
     @functools.cached_property
@@ -159,6 +169,7 @@ class Run:
           UserError: if there is none, though there has been one: the run would begin anew, over its log.
         """
         self.checkpoints = self._checkpoints()
+        self._parameters = _count_parameters(abstract.state)
         found = self.checkpoints.restore(abstract)
         result = self._result()
         ended = result if result and result.status in ("done", "paused", "interrupted") else None
@@ -222,6 +233,12 @@ class Run:
             record["group"] = dict(group)
         if self.spec.measure:
             record["measure"] = dict(self.spec.measure)
+        if self.spec.title:
+            record["title"] = self.spec.title
+        if self._parameters:
+            record["parameters"] = self._parameters
+        if frame := records.stated(self.spec.frame):
+            record["frame"] = frame
         directory.write_record(self.path, record)
 
     def find_log(self, step: int) -> None:
@@ -277,7 +294,10 @@ class Run:
     def draw(self, step: int, samples: np.ndarray) -> dict[str, float]:
         """Saves a grid; returns how diverse its samples are, if that can be compared with the data."""
         samples = images.to_bytes(samples)
-        grid = images.image_grid(samples)
+        columns = len(self.spec.frame.columns) or 10
+        grid = images.image_grid(
+            samples[: len(samples) // columns * columns or None], columns=columns
+        )
         if distributed.is_lead():
             file = self.path / "samples" / f"step_{step:08d}.png"
             images.save_png(file, grid)
@@ -285,6 +305,14 @@ class Run:
         if np.shape(self.source.examples)[1:] != samples.shape[1:]:
             return {}
         return anomaly.diversity(samples, images.to_bytes(self.source.examples))
+
+    def picture(self, state: Any) -> None:
+        """Draws what the experiment shows beside its samples."""
+        if self.spec.pictures is None:
+            return
+        for name, picture in self.spec.pictures(state).items():
+            if distributed.is_lead():
+                images.save_picture(self.path / "pictures" / name, picture)
 
     def save(
         self,
@@ -381,6 +409,17 @@ class Run:
         if not self.quiet:
             kept = page and (f"{self.where}/{page.name}" if self.spec.url else page)
             print(f"{status} at step {step}" + (f"; report: {kept}" if page else ""))
+
+
+def _count_parameters(state: Any) -> dict[str, int]:
+    """How many numbers each player of a state learns, by its name; none of a state without players."""
+    players = getattr(state, "players", None)
+    if not isinstance(players, Mapping):
+        return {}
+    return {
+        name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(player.params))
+        for name, player in players.items()
+    }
 
 
 def not_logged(keep: Keep, known: Iterable[str]) -> UserError:

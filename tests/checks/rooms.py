@@ -60,7 +60,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.report": Room(
         "the page of a run, the comparison of runs",
         "runtime.records runtime.images files measures types",
-        "compare page plot",
+        "compare page (plot tables)",
     ),
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",
