@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bpgan.cli.config import MAX_STEP, RunConfig, locates_data, restart_safe
 from bpgan.measures import Goal
+from bpgan.runtime import loggers
 from bpgan.runtime.records import Frame
 from bpgan.types import Algorithm, Source, UserError
 
@@ -75,6 +76,7 @@ def steps_of(cfg: RunConfig, per_epoch: float) -> int:
 
 def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]:
     """The fields of ``train.Plan`` that the flags ask for."""
+    loggers.check(cfg.log_to.value)
     per_epoch = experiment.source.steps_per_epoch
     steps = steps_of(cfg, per_epoch)
     eval_every = cfg.eval_every.value.steps(per_epoch)
@@ -98,6 +100,7 @@ def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]
         keep=keep,
         on_anomaly=cfg.on_anomaly,
         tensorboard=cfg.tensorboard,
+        log_to=cfg.log_to.value,
     )
 
 

@@ -43,7 +43,7 @@ _LENGTH = {"epochs", "steps"}
 """How long a run is to be is a setting, though a run may go on towards another end."""
 
 _RESTART_SAFE = frozenset({
-    "workdir", "pause_at", "keep", "feed", "tensorboard", "on_anomaly", "parallel",
+    "workdir", "pause_at", "keep", "feed", "tensorboard", "log_to", "on_anomaly", "parallel",
     "log_every", "sample_every", "checkpoint_every",
 })  # fmt: skip
 """Of a run that does not say which of its flags may change while it trains."""

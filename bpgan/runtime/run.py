@@ -14,7 +14,16 @@ import jax
 import numpy as np
 
 from bpgan.files import write_json
-from bpgan.runtime import anomaly, compiler, directory, distributed, images, log, records
+from bpgan.runtime import (
+    anomaly,
+    compiler,
+    directory,
+    distributed,
+    images,
+    log,
+    loggers,
+    records,
+)
 from bpgan.runtime.checkpoint import NEWEST, Checkpoints, Keep
 from bpgan.runtime.program import Carry
 from bpgan.types import Source, UserError
@@ -116,6 +125,7 @@ class Plan(NamedTuple):
       keep: which checkpoints stay.
       on_anomaly: ``flag`` names loss spikes and collapsed samples in log and report, ``stop`` also ends the run.
       tensorboard: also write event files.
+      log_to: names of ``loggers.LOGGERS``, which are told what is logged.
     """
 
     name: str
@@ -129,6 +139,7 @@ class Plan(NamedTuple):
     keep: Keep = NEWEST
     on_anomaly: str = "flag"
     tensorboard: bool = True
+    log_to: tuple[str, ...] = ()
     locates_data: frozenset[str] = frozenset()
 
 
@@ -287,6 +298,8 @@ class Run:
             self.source,
             every=self.plan.log_every,
             tensorboard=self.plan.tensorboard,
+            log_to=self.plan.log_to,
+            opened=loggers.Opened(self.path, self.id, self.plan.name, self.spec.config, ()),
             lead=distributed.is_lead(),
             speak=not self.quiet,
         )

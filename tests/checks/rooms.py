@@ -86,7 +86,7 @@ ROOMS = {  # top to bottom; imports go down
         "compiles, trains, saves, resumes",
         "files memory measures types version",
         "train (remote run) (checkpoint directory) distributed (group log peers)"
-        " (anomaly compile_cache environment events images limits program signals) compiler records",
+        " (anomaly compile_cache environment events images limits loggers program signals) compiler records",
     ),
     "bpgan.data": Room(
         "datasets, and batches as functions of the step",
