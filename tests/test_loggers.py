@@ -131,7 +131,7 @@ def test_a_table_of_the_log(tmp_path):
 def test_what_cannot_be_logged_to_is_refused_first(tmp_path, monkeypatch, capsys, flags, message):
     if "none_such" in flags[0]:
         monkeypatch.setitem(loggers.LOGGERS, "none_such", Told)
-        monkeypatch.setitem(loggers._PACKAGES, "none_such", "bpgan_none_such")
+        monkeypatch.setitem(loggers.PACKAGES, "none_such", "bpgan_none_such")
     argv = ["--preset=smoke", f"--workdir={tmp_path / 'run'}", *flags]
     assert (
         cli.run(linear_regression.Config, linear_regression.build, linear_regression.PRESETS, argv)

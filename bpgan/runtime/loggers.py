@@ -163,7 +163,8 @@ class Mlflow:
 LOGGERS: dict[str, Callable[[Opened], Logger]] = {"csv": Csv, "wandb": Wandb, "mlflow": Mlflow}
 """By the names of ``--log_to``. What is entered while a program runs is found as well."""
 
-_PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
+PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
+"""What a logger needs to be installed, by its name; one that is not here needs nothing."""
 
 
 def parse(text: str) -> tuple[str, ...]:
@@ -181,7 +182,7 @@ def parse(text: str) -> tuple[str, ...]:
 def check(names: Sequence[str]) -> None:
     """Raises a UserError if the package of a logger is not installed."""
     for name in names:
-        package = _PACKAGES.get(name)
+        package = PACKAGES.get(name)
         if package and importlib.util.find_spec(package) is None:
             reason = f"needs the package {package}: pip install {package}"
             raise UserError(reason, argument="log_to", value=",".join(names))
