@@ -247,6 +247,12 @@ def write_csv(path: str | os.PathLike, names: Sequence[str], rows: Iterable[Sequ
             writer.writerows(map(_cell, row) for row in (names, *rows))
 
 
+def append_csv(path: str | os.PathLike, row: Sequence[Any]) -> None:
+    """Adds a row to a table that ``write_csv`` wrote. Raises OSError."""
+    with open(path, "a", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerow(map(_cell, row))
+
+
 def _cell(value: Any) -> Any:
     """A cell that no spreadsheet computes: ``=``, ``+``, ``-`` and ``@`` begin a formula, but for numbers."""
     text = str(value)

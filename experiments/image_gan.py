@@ -461,7 +461,8 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         rule=cfg.rule.value,
         axis_name=axis_name,
     )
-    experiment = cli.Experiment(algorithm, source, title=images.summary())
+    frame = cli.columns_of(classes, images.class_names)
+    experiment = cli.Experiment(algorithm, source, title=images.summary(), frame=frame)
     return monitor(experiment, cfg.dataset, held, seed=cfg.seed)
 
 

@@ -129,7 +129,8 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     )
     make = _gan if MODELS[cfg.model].loss else _vae
     algorithm = make(cfg, images.shape, axis_name)
-    experiment = cli.Experiment(algorithm, source, title=images.summary())
+    frame = cli.columns_of(algorithm.classes, images.class_names)
+    experiment = cli.Experiment(algorithm, source, title=images.summary(), frame=frame)
     return monitor.monitor(experiment, cfg.dataset, held, cfg.metrics.value, seed=cfg.seed)
 
 

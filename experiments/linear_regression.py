@@ -27,6 +27,7 @@ import optax
 
 from bpgan import backprop, cli, data, losses
 from bpgan.algorithms import supervised, turns
+from bpgan.report import plot
 from bpgan.types import Net, UserError
 
 
@@ -47,6 +48,8 @@ class Config(cli.RunConfig):
     sample_every: str = cli.field("0")
     checkpoint_every: str = cli.field("500ep")
 
+
+_SHOWN = 500  # residuals in the picture
 
 PRESETS = {"smoke": dict(epochs=20.0, log_every="10ep", checkpoint_every="10ep")}
 
@@ -183,6 +186,34 @@ def _affine(variables, x, *, train):
     return x @ layer["kernel"] + layer["bias"][None, :], {}
 
 
+def picture(table: Table, fitted: np.ndarray) -> str:
+    """The data and what is fitted to them, with residuals, as the text of an SVG file.
+
+    Of one feature, the target against it, in the units of the file; of several, the target against what is predicted.
+
+    Args:
+      table: of n examples.
+      fitted: predictions ``[n]``.
+    """
+    y = table.y[:, 0]
+    if table.x.shape[1] == 1:
+        scaled = table.x[:, 0] * table.scale[0] + table.mean[0]
+        across, name = np.ldexp(scaled, table.exponent[0]), table.names[0]
+    else:
+        across, name = fitted, "predicted"
+    x_axis, y_axis = plot.Axis.of(across, log=False), plot.Axis.of(np.append(y, fitted), log=False)
+    x, order = x_axis.at(across), np.argsort(across)
+    shapes = [
+        plot.Shape((at, at), y_axis.at([low, high]), 1, opacity=0.6)
+        for at, low, high in zip(x[:_SHOWN], y, fitted, strict=False)
+    ]
+    shapes.append(plot.Shape(x[order], y_axis.at(fitted[order]), 2))
+    shapes.append(plot.Shape(x, y_axis.at(y), 0, "dots"))
+    legend = [(0, "data", ""), (2, "fit", ""), (1, "residuals", "")]
+    found = plot.Plot("Target", shapes, x_axis.ticks(), y_axis.ticks(), legend, x_name=name)
+    return plot.svg([found], width=720, height=320)
+
+
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The regression that ``cfg`` describes."""
     dtype = jnp.dtype(cfg.precision)
@@ -248,7 +279,16 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
             report["distance/predicted"] = np.linalg.norm(decay * (axes.T @ optimum))
         return {name: float(value) for name, value in report.items()}
 
-    return cli.Experiment(algorithm, source, evaluate, f"{n} examples, {features} features")
+    def pictures(state: turns.State) -> dict[str, str]:
+        layer = jax.tree.map(np.asarray, state.players[supervised.NET].params["dense0"])
+        return {
+            "data, fit and residuals": picture(
+                table, table.x @ layer["kernel"][:, 0] + layer["bias"]
+            )
+        }
+
+    title = f"{n} examples, {features} features"
+    return cli.Experiment(algorithm, source, evaluate, title, pictures=pictures)
 
 
 if __name__ == "__main__":

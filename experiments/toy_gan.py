@@ -220,13 +220,33 @@ def picture_of_path(
     starts = _plane(reach, 15)
     flow = jax.vmap(field)(starts)
     length = jnp.linalg.norm(flow, axis=1, keepdims=True)
-    for t in range(10):  # short lines along the flow, from where they are thick
-        at = starts - _share(flow, length) * reach * 0.009 * t
-        canvas = _dots(canvas, at, reach, 0.4 * _BLACK, size=2 if t == 0 else 1)
+    ahead = _share(flow, length) * reach * 0.009
+    for turned, count_of in (
+        (0.0, 10),
+        (0.6, 5),
+        (-0.6, 5),
+    ):  # arrows: a shaft and two barbs, which end at the head
+        cos, sin = math.cos(turned), math.sin(turned)
+        behind = ahead @ jnp.array([[cos, sin], [-sin, cos]], ahead.dtype)
+        for t in range(count_of):
+            canvas = _dots(canvas, starts - t * behind, reach, 0.4 * _BLACK, size=1)
     # Points that are not there yet lie out of the picture.
     seen = jnp.arange(_TRAIL).reshape(-1, 1) >= _TRAIL - jnp.minimum(count + 1, _TRAIL)
     canvas = _dots(canvas, jnp.where(seen, points, 10 * reach), reach, _GREEN)
     return _dots(canvas, points[-1:], reach, _BLACK, size=6)[None]
+
+
+def _hex(color: np.ndarray) -> str:
+    return "#" + "".join(f"{round(127.5 * (float(c) + 1)):02x}" for c in color)
+
+
+def _framed(x: tuple[str, float, float], y: tuple[str, float, float], **colors: Any) -> cli.Frame:
+    """Axes, and the meaning of colors by what they show."""
+    legend = [(_hex(color), name.replace("_", " ")) for name, color in colors.items()]
+    return cli.Frame(x=x, y=y, legend=legend)
+
+
+_OPINION = {"D_says_real": _RED, "D_says_generated": _BLUE}
 
 
 # Problems: each an algorithm, a source and the measures at the end.
@@ -296,7 +316,10 @@ def mixture(target: toys.Mixture, cfg: Config, steps: int) -> cli.Experiment:
         seed=cfg.seed,
         batch_size=cfg.batch_size * cfg.d_steps,
     )
-    return cli.Experiment(inner._replace(picture=picture), source, evaluate, cfg.problem)
+    frame = _framed(
+        ("x", -reach, reach), ("y", -reach, reach), data=_BLACK, generated=_GREEN, **_OPINION
+    )
+    return cli.Experiment(inner._replace(picture=picture), source, evaluate, cfg.problem, frame=frame)
 
 
 def affine_generator(dtype: Any = jnp.float32) -> Net:
@@ -372,7 +395,14 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
         seed=cfg.seed,
         batch_size=cfg.batch_size * cfg.d_steps,
     )
-    return cli.Experiment(inner._replace(picture=picture), source, evaluate, cfg.problem)
+    frame = _framed(
+        ("x", MU - 6 * SIGMA, MU + 4 * SIGMA),
+        ("density", 0, 1 / (2 * SIGMA)),
+        data=_BLACK,
+        generated=_GREEN,
+        **_OPINION,
+    )
+    return cli.Experiment(inner._replace(picture=picture), source, evaluate, cfg.problem, frame=frame)
 
 
 def _two_numbers(cfg: Config, steps: int) -> tuple[Algorithm, Callable]:
@@ -460,8 +490,16 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
     source = toys.fresh(
         draw, definition="the number 0", seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps
     )
+    frame = _framed(
+        ("θ of the generator", -2.0, 2.0),
+        ("ψ of the discriminator", -2.0, 2.0),
+        now=_BLACK,
+        the_way_here=_GREEN,
+        where_a_step_is_long=_BLUE,
+        direction_of_a_step=0.4 * _BLACK,
+    )
     algorithm = Algorithm(init, step, picture=picture, **_drawing(inner))
-    return cli.Experiment(algorithm, source, evaluate, cfg.problem)
+    return cli.Experiment(algorithm, source, evaluate, cfg.problem, frame=frame)
 
 
 def _drawing(inner: Algorithm) -> dict[str, Any]:
@@ -544,9 +582,11 @@ def lqg(cfg: Config, steps: int) -> cli.Experiment:
         seed=cfg.seed,
         batch_size=cfg.batch_size,
     )
+    axes = [(f"direction {i + 1}", -6.0, 6.0) for i in range(2)]
+    frame = _framed(*axes, data=_BLACK, generated=_GREEN)
     drawing = {"sample": sample, "latents": latents, "networks": {"generator": generator}}
     algorithm = inner._replace(picture=picture, **drawing)
-    return cli.Experiment(algorithm, source, evaluate, cfg.problem)
+    return cli.Experiment(algorithm, source, evaluate, cfg.problem, frame=frame)
 
 
 # Of two numbers, what is shown and measured are the players themselves.

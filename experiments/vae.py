@@ -33,6 +33,7 @@ from bpgan.algorithms import turns, vae
 from bpgan.evaluation.monitor import monitor
 from bpgan.nets import dcgan, linen_net, mlp, storage_dtype
 from bpgan.nets.vae import Encoder
+from bpgan.runtime.images import image_grid, to_bytes
 from bpgan.types import UserError, stream
 
 
@@ -77,6 +78,7 @@ PRESETS = {
 
 _CHUNK = 500
 _IMAGES = 1000
+_SHOWN = 40  # images beside their reconstructions
 
 
 def networks(
@@ -132,6 +134,20 @@ def bounds(
     return found | {"test/active_units": float(vae.active_units(of_each(means, count)))}
 
 
+def reconstructions(
+    model: vae.Model, state: turns.State, images: data.Dataset, dtype: Any
+) -> np.ndarray:
+    """Images of a split, and in the row under each ten the mean images that the decoder makes of their mean codes."""
+    chosen = np.linspace(0, images.length - 1, min(_SHOWN, images.length)).astype(int)
+    x = images.read(chosen)[0]
+    u = model.likelihood.observe(jnp.asarray(x, dtype) / 127.5 - 1, jax.random.key(0))
+    codes = model.encoder.apply(vae.variables(state, "encoder"), u, train=False)[0][0]
+    logits = model.decoder.apply(vae.variables(state, "decoder"), codes, train=False)[0]
+    again = to_bytes(np.asarray(model.likelihood.mean(logits)))
+    rows = [part[i : i + 10] for i in range(0, len(x), 10) for part in (x, again)]
+    return image_grid(np.concatenate(rows), columns=min(10, len(x)))
+
+
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The autoencoder that ``cfg`` describes, and its data."""
     images, held = data.load_for_training(cfg.dataset.value, bool(cfg.eval_every.value))
@@ -172,7 +188,12 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         test = data.load(cfg.dataset.value, "test")
         return bounds(model, state, test, cfg.bound, dtype) | (metrics(state) if metrics else {})
 
-    return experiment._replace(evaluate=evaluate)
+    def pictures(state: turns.State) -> dict[str, np.ndarray]:
+        test = data.load(cfg.dataset.value, "test")
+        name = "test images, and under each row its reconstructions"
+        return {name: reconstructions(model, state, test, dtype)}
+
+    return experiment._replace(evaluate=evaluate, pictures=pictures)
 
 
 if __name__ == "__main__":

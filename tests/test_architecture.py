@@ -28,13 +28,15 @@ RESERVED = {
     "optuna": {"bpgan/launcher/search.py"},
     "PIL": {"bpgan/report", "bpgan/runtime/images.py", "bpgan/data/images.py"},
     "requests": set(),
+    "wandb": {"bpgan/runtime/loggers.py"},
+    "mlflow": {"bpgan/runtime/loggers.py"},
 }
 COMPILERS = {"jit", "pmap", "shard_map", "make_mesh", "Mesh"}
 COMPILE = {"bpgan/runtime/program.py", "bpgan/runtime/group.py", "bpgan/sharding.py"}
 """The modules that may use them."""
 HEAVY = {
     "orbax", "tensorflow_datasets", "tensorboardX", "matplotlib", "PIL", "tqdm", "scipy", "grain", "array_record",
-    "requests", "submitit", "optuna",
+    "requests", "submitit", "optuna", "wandb", "mlflow",
 }  # fmt: skip
 LINES, NESTING, ARGUMENTS = 80, 4, 12
 """What a function has at most: lines without its docstring, blocks within blocks, arguments."""

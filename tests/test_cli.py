@@ -209,7 +209,7 @@ def test_redeclared_fields_inherit_help_bounds_and_restart_safety():
     assert flags["batch_size"].low == 1
     assert cli.restart_safe(Config) == {
         "epochs", "steps", "log_every", "sample_every", "checkpoint_every", "parallel",
-        "workdir", "tensorboard", "keep", "feed", "on_anomaly", "pause_at", "name",
+        "workdir", "tensorboard", "log_to", "keep", "feed", "on_anomaly", "pause_at", "name",
     }  # fmt: skip
 
 

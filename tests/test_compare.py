@@ -126,7 +126,7 @@ def test_a_mean_is_over_runs_that_have_come_as_far(tmp_path):
     means, apart = lines_of(compare._curves([one], "eval/FD"))
     assert [len(each) for each in (*means, *apart)] == [4, 2]
     assert dots_of(compare._sensitivity(groups, "lr", "eval/FD")) == [3]
-    page = compare._section("x", groups, "eval/FD")
+    page = compare._section("x", groups, "eval/FD", tmp_path, [])
     assert "curves dashed: 0 (paused)." in page
 
 
@@ -263,7 +263,7 @@ def test_a_broken_run_moves_no_curve(folder):
     assert len(lines_of(before)[1]) == 0 and len(apart) == 2
     assert all(0 <= p.min() and p.max() <= 1 for p in apart)
     assert "curves dashed: broken (non-finite), going (unfinished)" in compare._section(
-        "x", groups, "eval/FD"
+        "x", groups, "eval/FD", folder, []
     )
 
 
@@ -357,9 +357,11 @@ def test_the_page_loads_nothing_and_escapes_everything(folder):
     config = {"lr": 0.5, "seed": 0, "name": nasty}
     make_run(folder / "a/<b>x", config, [1.0, 2.0], metric=f"eval/{nasty}")
     images.save_png(folder / "a/<b>x/samples/step_00000020.png", np.zeros((8, 8, 1), np.uint8))
+    (folder / "a/<b>x/report.html").write_text("a page")
     page = Page(compare.write(compare.read([folder]), "", folder).read_text())
-    assert "script" not in page.tags and "b" not in page.tags
-    assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert page.tags.count("script") == 2 and "b" not in page.tags  # the data and our own
+    inside = [link for link in page.links if not link.startswith("data:image/png;base64,")]
+    assert inside == ["a/%3Cb%3Ex/report.html"] * 2 and len(page.links) == 3
     assert nasty in page.text and page.tags.count("svg") >= 3
 
 
@@ -429,7 +431,10 @@ def test_evaluations_are_columns_that_say_what_they_are(folder, capsys):
     )
     assert [groups[0].mean(name)[::2] for name in names[1:]] == [(v, 3) for v in (7, 5, 4, 3, 2)]
     page = compare.write(runs, "", folder).read_text()
-    assert f"<h3>Evaluated: best checkpoint, truncation=&lt;b&gt;, {rest[:-1]}</h3>" in page
+    assert (
+        f"<h3>{rest.partition(', net')[0]}</h3>" in page and "Features: n (sha256 abababab)" in page
+    )
+    assert "<td>best checkpoint, truncation=&lt;b&gt;</td><td>3</td>" in page
     with (folder / "comparison.csv").open(newline="") as file:
         assert {row[names[3]] for row in csv.DictReader(file)} == {"4.0"}
     assert launch.run([f"--report={folder}", "--report_metric=FD-n"]) == 0
@@ -532,3 +537,76 @@ def test_the_launcher_prints_and_refuses_in_one_line(folder, capsys):
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match="holds no run"):
         launch.run([f"--report={folder / 'empty'}"])
+
+
+def _evaluated(path, value, **facts):
+    """One number of a run, and what stands beside it."""
+    row = {"metric": "FD-n", "value": value, "real": 0.5, "untrained": 90.0, "better": "lower", "n": 300,
+           "reference": "d test", "reference_images": 100, "reference_sha256": "ab" * 32, "seed": 0,
+           "features": "n", "features_sha256": "cd" * 32, "checkpoint": "newest", "step": 20}  # fmt: skip
+    (path / "metrics.json").write_text(json.dumps([row | facts]))
+
+
+def test_experiments_stand_in_one_table_where_their_numbers_compare(tmp_path):
+    """A GAN against a VAE, each over its seeds; not with another reference or feature net."""
+    for name, values in (("gan", [3.0, 5.0]), ("vae", [10.0, 12.0]), ("old", [1.0, 2.0])):
+        for seed, value in enumerate(values):
+            path = tmp_path / f"{name}{seed}"
+            make_run(path, {"seed": seed}, [1.0, 2.0])
+            record = json.loads((path / "config.json").read_text())
+            (path / "config.json").write_text(json.dumps(record | {"experiment": name}))
+            _evaluated(path, value, **({"reference": "d train"} if name == "old" else {}))
+    runs = compare.read([tmp_path])
+    groups = {name: compare.settings(part) for name, part in compare.by_experiment(runs).items()}
+    one, other = sorted(compare.judged(groups), key=lambda table: len(table.rows), reverse=True)
+    assert one.head[4:] == ["FD-n ↓"] and one.title.startswith(
+        "300 samples against 100 images of d test"
+    )
+    assert [list(row) for row in one.rows] == [
+        ["gan", "", "newest checkpoint", "2", "4 ± 1.4"],
+        ["vae", "", "newest checkpoint", "2", "11 ± 1.4"],
+    ]
+    assert one.best == {(0, 4)} and [row[4] for row in one.foot] == ["0.5", "90"]
+    assert any("100 images are few for 300 samples" in note for note in one.notes)
+    assert [row[0] for row in other.rows] == ["old"] and not other.best
+    _evaluated(tmp_path / "vae0", 10.0, features_sha256="ee" * 32)
+    again = compare.judged(
+        {k: compare.settings(v) for k, v in compare.by_experiment(compare.read([tmp_path])).items()}
+    )
+    assert sorted(len(table.head) for table in again) == [5, 6]  # another net is another column
+    page = compare.write(runs, "", tmp_path).read_text()
+    assert page.count('<section id="evaluations">') == 1 and "<b>4 ± 1.4</b>" in page
+
+
+def test_means_are_written_for_programs_and_for_papers(folder):
+    """A row to a setting; every special letter of LaTeX is one on paper."""
+    make_run(folder / "a/one", {"lr": 0.1, "seed": 7, "note": "50%_{x}&~\\"}, [4.0, 1.0])
+    runs = compare.read([folder])
+    compare.write(runs, "eval/FD", folder)
+    with (folder / "comparison_means.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 and {row["seeds"] for row in rows} == {"3", "1"}
+    three = next(row for row in rows if row["lr"] == "0.1" and row["seeds"] == "3")
+    assert float(three["mean of eval/FD"]) == pytest.approx(5.1)
+    assert float(three["deviation of eval/FD"]) == pytest.approx(2.0)
+    alone = next(row for row in rows if row["seeds"] == "1")
+    assert alone["deviation of eval/FD"] == "" and alone["number of eval/FD"] == "1"
+    latex = (folder / "comparison.tex").read_text()
+    assert r"50\%\_\{x\}\&\textasciitilde{}\textbackslash{}" in latex
+    assert r"5.1 $\pm$ 2" in latex and r"\toprule" in latex and "page of seed" not in latex
+
+
+def test_nothing_is_drawn_of_a_constant_or_of_one_dot(folder):
+    """The curves that are drawn have their numbers for the script, in the order of the panels."""
+    groups = compare.ranked(compare.settings(compare.read([folder])), "eval/FD")
+    charts = []
+    page = compare._section("x", groups, "eval/FD", folder, charts)
+    assert "Constant: d/loss." in page and page.count('<figure class="panel">') == len(charts) == 2
+    assert charts[1] is None and [c["name"] for c in charts[0]["curves"]] == ["lr=0.01", "lr=0.1"]
+    assert charts[0]["curves"][0]["means"][-1] == pytest.approx(5.01)
+    assert charts[0]["curves"][0]["spreads"][-1] == pytest.approx(2.0)
+    assert page.count('class="legend key"') == 1
+    one = compare.settings([run for run in compare.read([folder]) if run.config["lr"] == 0.1])
+    assert (
+        compare._sensitivity([s._replace(values={"lr": 0.1}) for s in one], "lr", "eval/FD") is None
+    )

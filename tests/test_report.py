@@ -110,7 +110,7 @@ def make_run(path, *, grids=3, evil="<script>alert(1)</script>"):
         for step in range(1, 30):
             file.write(
                 json.dumps(
-                    {"step": step, "epoch": step / 10, "d/loss": 1 / step, "</x<!--<script>": 1}
+                    {"step": step, "epoch": step / 10, "d/loss": 1 / step, "</x<!--<script>": step}
                 )
                 + "\n"
             )
@@ -257,7 +257,7 @@ def test_metrics_of_one_unit_share_a_panel(tmp_path):
     )
     make_log(tmp_path, [])
     (tmp_path / "metrics.jsonl").write_text(
-        json.dumps({"step": 1} | dict.fromkeys(names, 1.0)) + "\n"
+        "".join(json.dumps({"step": i} | dict.fromkeys(names, float(i))) + "\n" for i in (1, 2))
     )
     text, _, _ = page_of(tmp_path)
     panels = re.findall(r"<h3>(.*?)</h3>(.*?)</figcaption>", text, re.S)
@@ -290,9 +290,16 @@ def test_metrics_of_one_unit_share_a_panel(tmp_path):
     ],
 )
 def test_axes_of_any_values(tmp_path, values, capsys):
-    """Ticks lie inside the axis, rise, and differ when printed; both pictures are drawn."""
+    """Ticks lie inside the axis, rise, and differ when printed; both pictures are drawn of what is no constant."""
+    at, labels = zip(*plot.Axis.of(values).ticks(), strict=True)
+    assert 2 <= len(at) <= 7 and list(at) == sorted(at) and 0 <= at[0] and at[-1] <= 1
+    assert len(set(labels)) == len(labels)
     make_log(tmp_path, values)
     text, page, data = page_of(tmp_path)
+    if len(set(values)) == 1:
+        assert not data["panels"] and not (tmp_path / "curves.svg").exists()
+        assert "Did not change" in page.text and not capsys.readouterr().err
+        return
     assert (
         ElementTree.parse(tmp_path / "curves.svg")
         and (tmp_path / "curves.svg").stat().st_size > 1000
@@ -394,7 +401,8 @@ def test_every_evaluation_is_shown_apart_with_what_it_depends_on(tmp_path):
     section = text.split('class="evaluation">')[1].split("</section>")[0]
     assert section.startswith("<h2>Evaluations</h2>")
     tables = re.findall(
-        r"<h3>(.*?)</h3>.*?<table>(.*?)</table><p>(.*?)</p>|$", section.replace("</div>", "")
+        r"<h3>(.*?)</h3>.*?<table class=.table.>(.*?)</table><p>(.*?)</p>|$",
+        section.replace("</div>", ""),
     )
     assert [
         (title, re.findall(r"<td>([\d.]+)</td>", table)) for title, table, _ in tables if title
@@ -545,3 +553,56 @@ def test_the_other_pictures_take_any_values(tmp_path, value):
         numbers = re.findall(r"[ML]([^\"]+?)[h\"]", (tmp_path / name).read_text())
         assert numbers and "inf" not in " ".join(numbers)
         ElementTree.parse(tmp_path / name)
+
+
+def test_the_page_says_what_the_data_were_and_how_large_the_players_are(tmp_path):
+    """And what stands around a grid: columns with names, or axes and a legend; nothing of a color that is none."""
+    make_run(tmp_path, grids=1)
+    record = json.loads((tmp_path / "config.json").read_text())
+    record |= {"title": "digits: 9 <images>", "parameters": {"g": 1234, "d": 56}}
+
+    def shown(frame):
+        (tmp_path / "config.json").write_text(json.dumps(record | {"frame": frame}))
+        return page_of(tmp_path)
+
+    text, page, _ = shown({"columns": ["cat", "<dog>"]})
+    assert "digits: 9 <images>" in page.text and "Parameters: 1,234 of g, 56 of d." in page.text
+    assert "cat" in page.text and "<dog>" in page.text and "--n:2" in text
+    legend = [("#00ff7f", "generated"), ("red;}</style>", "evil")]
+    text, page, _ = shown({"x": ["theta", -2, 2], "y": ["psi", 0, 1], "legend": legend})
+    assert {"theta", "psi", "generated"} <= set(page.text) and "evil" not in text
+    ticks = re.findall(r'<span style="left:([\d.]+)%">(-?\d)</span>', text.split("</figure>")[0])
+    assert ticks == [
+        ("0.00", "-2"),
+        ("25.00", "-1"),
+        ("50.00", "0"),
+        ("75.00", "1"),
+        ("100.00", "2"),
+    ]
+
+
+def test_constants_are_a_line_and_controls_are_dashed(tmp_path):
+    """A control is drawn beside its number, in its panel; the terminal's order of final numbers is kept."""
+    make_log(tmp_path, [3.0, 2.0], **{"eval/FD": 5.0, "eval/FD/real": 1.0, "noise": 0.25})
+    lines = (tmp_path / "metrics.jsonl").read_text().replace("5.0", "4.0", 1)
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    text, _, data = page_of(tmp_path)
+    assert len(data["panels"]) == 2 and [len(panel[3]) for panel in data["panels"]] == [1, 2]
+    assert re.search(r'<path class="c\d dashed"', text.split("<h3>FD")[1])
+    constant = text.split("Did not change")[1].split("</section>")[0]
+    assert re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", constant) == [("noise", "0.25")]
+    final = text.split("Final metrics")[1].split("</section>")[0]
+    assert "<dt>eval/FD</dt><dd>5 (real 1)</dd>" in final and "eval/FD/real" not in final
+
+
+def test_pictures_of_an_experiment_are_on_the_page(tmp_path):
+    make_run(tmp_path, grids=0)
+    images.save_picture(
+        tmp_path / "pictures" / "the fit", "<svg xmlns='http://www.w3.org/2000/svg'/>"
+    )
+    images.save_picture(tmp_path / "pictures" / "again", np.zeros((2, 2, 1), np.uint8))
+    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    text, page, _ = page_of(tmp_path)
+    kinds = [a["src"].partition(";")[0] for a in pictures(page)]
+    assert kinds == ["data:image/png", "data:image/svg+xml"]
+    assert "The fit" in page.text and "Notes" not in page.text and "http:" not in text

@@ -48,7 +48,7 @@ from bpgan.cli.config import (
 )
 from bpgan.cli.flags import Flag, Parsed, columns, define, did_you_mean, field, parse, show
 from bpgan.cli.help import docstring_of, help_text, is_help
-from bpgan.cli.plan import Experiment, plan_of, steps_of
+from bpgan.cli.plan import Experiment, Frame, columns_of, plan_of, steps_of
 from bpgan.cli.program import (
     ANOMALY,
     BAD_INPUT,
@@ -81,6 +81,7 @@ __all__ = [
     "Config",
     "Duration",
     "Experiment",
+    "Frame",
     "Flag",
     "Interrupted",
     "Parsed",
@@ -89,6 +90,7 @@ __all__ = [
     "assignments",
     "beginning_of",
     "columns",
+    "columns_of",
     "command_of",
     "define",
     "did_you_mean",

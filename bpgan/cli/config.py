@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from absl import flags
 
 from bpgan.cli.flags import Flag, Parsed, define, did_you_mean, field, parse, show
-from bpgan.runtime import remote
+from bpgan.runtime import loggers, remote
 from bpgan.types import UserError
 
 if TYPE_CHECKING:
@@ -207,6 +207,12 @@ class RunConfig(Config):
         True, "on a GPU: the same bits in every process, by slower kernels where need be"
     )
     tensorboard: bool = field(True, "write TensorBoard event files", restart_safe=True)
+    log_to: Parsed[tuple[str, ...]] = field(
+        "",
+        "where else to log, separated by commas: csv, wandb, mlflow (which need their packages)",
+        restart_safe=True,
+        parse=loggers.parse,
+    )
 
     def set_up(self) -> None:
         """Makes JAX's settings those of the flags; called once, early. Raises what ``distributed.setup`` does."""

@@ -1,11 +1,13 @@
 """From what ``build`` returns and what the flags ask for to a plan of training."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bpgan.cli.config import MAX_STEP, RunConfig, locates_data, restart_safe
 from bpgan.measures import Goal
+from bpgan.runtime import loggers
+from bpgan.runtime.records import Frame
 from bpgan.types import Algorithm, Source, UserError
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ class Experiment(NamedTuple):
         ``--keep`` names no metric.
       measure: what ``validate`` and ``evaluate`` measure with, such as the hash of a feature net, by name. It is kept
         in ``config.json``, and a run does not go on with another one.
+      frame: what stands around the sample grids on the run's page: the names of columns, or axes and a legend.
+      pictures: ``state -> {name: picture}`` on the host, drawn with every sample grid, and after the last step, in the
+        place of those before: uint8 ``[h, w, c]``, or the text of an SVG file. The page shows what is in ``pictures/``.
     """
 
     algorithm: Algorithm
@@ -36,6 +41,24 @@ class Experiment(NamedTuple):
     validate: Callable[[Any], dict[str, float]] | None = None
     prefers: Goal | None = None
     measure: Mapping[str, str] = MappingProxyType({})
+    frame: Frame = Frame()
+    pictures: Callable[[Any], Mapping[str, Any]] | None = None
+
+
+_COLUMNS = 20  # beyond which a class has too few images in a grid to see anything
+
+
+def columns_of(classes: int, names: Sequence[str] = ()) -> Frame:
+    """What stands around the grids of a conditional model, which draws its classes in turn: a column a class.
+
+    Args:
+      classes: how many; 0: unconditional.
+      names: of the classes, if there are as many; else their numbers are shown.
+    """
+    if not 0 < classes <= _COLUMNS:
+        return Frame()
+    known = len(names) == classes
+    return Frame(columns=list(names) if known else [str(i) for i in range(classes)])
 
 
 def steps_of(cfg: RunConfig, per_epoch: float) -> int:
@@ -53,6 +76,7 @@ def steps_of(cfg: RunConfig, per_epoch: float) -> int:
 
 def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]:
     """The fields of ``train.Plan`` that the flags ask for."""
+    loggers.check(cfg.log_to.value)
     per_epoch = experiment.source.steps_per_epoch
     steps = steps_of(cfg, per_epoch)
     eval_every = cfg.eval_every.value.steps(per_epoch)
@@ -76,6 +100,7 @@ def plan_of(name: str, cfg: RunConfig, experiment: Experiment) -> dict[str, Any]
         keep=keep,
         on_anomaly=cfg.on_anomaly,
         tensorboard=cfg.tensorboard,
+        log_to=cfg.log_to.value,
     )
 
 

@@ -75,12 +75,12 @@ class _Built(NamedTuple):
 
     Attributes:
       experiment: of the first one that is not refused.
-      measures: ``validate``, ``evaluate`` and ``measure`` of each one that is not refused, by its index.
+      measures: ``validate``, ``evaluate``, ``measure`` and ``pictures`` of each one that is not refused, by its index.
       refusals: of the others.
     """
 
     experiment: cli.Experiment
-    measures: dict[int, tuple[Any, Any, Any]]
+    measures: dict[int, tuple[Any, Any, Any, Any]]
     refusals: dict[int, UserError]
 
 
@@ -105,7 +105,7 @@ def _build(
             refusals[i] = error
             continue
         first = first or own
-        measures[i] = own.validate, own.evaluate, own.measure
+        measures[i] = own.validate, own.evaluate, own.measure, own.pictures
         del own
     if first is None:
         raise refusals[0]
@@ -156,7 +156,10 @@ def _train(
             cfgs[i].workdir,
             cfgs[i].seed,
             {field: getattr(cfgs[i], field) for field in numbers},
-            *each,
+            *each[:3],
+            title=built.title,
+            frame=built.frame,
+            pictures=each[3],
             command=cli.command_of(cfgs[i], cfgs[i].workdir),
             begin=cli.beginning_of(cfgs[i], cfgs[i].workdir, built.algorithm),
             report=update_report,

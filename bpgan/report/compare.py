@@ -1,4 +1,7 @@
-"""Runs beside each other: one table, one page that loads nothing, one CSV.
+"""Runs beside each other: a page that loads nothing, two CSV files and a LaTeX file.
+
+Evaluations of all experiments stand in one table where they compare: where reference, counts, seed and feature net
+agree.
 
 Runs of an experiment that differ only in ``seed`` are one setting, of which mean and standard deviation are given, with
 the number of seeds; a seed that was trained in several directories counts once. A run that is not done, or not finite,
@@ -9,10 +12,14 @@ Everything is read from run directories as they are, of finished, killed and tra
 import base64
 import contextlib
 import html
+import json
 import math
 import os
 import pathlib
 import re
+import statistics
+import string
+import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -22,9 +29,10 @@ from msgspec.structs import replace
 
 from bpgan import files
 from bpgan.files import Damaged, replaced
-from bpgan.measures import Goal, direction, mean_and_deviation, mean_of
+from bpgan.measures import CONTROLS, Goal, direction, mean_and_deviation, mean_of
 from bpgan.report import page as report
 from bpgan.report import plot
+from bpgan.report.tables import Cell, Link, Table
 from bpgan.runtime import images, records
 from bpgan.runtime.records import EvaluationRow, printable
 from bpgan.types import UserError
@@ -35,7 +43,7 @@ _LENGTH = {"epochs", "steps"}
 """How long a run is to be is a setting, though a run may go on towards another end."""
 
 _RESTART_SAFE = frozenset({
-    "workdir", "pause_at", "keep", "feed", "tensorboard", "on_anomaly", "parallel",
+    "workdir", "pause_at", "keep", "feed", "tensorboard", "log_to", "on_anomaly", "parallel",
     "log_every", "sample_every", "checkpoint_every",
 })  # fmt: skip
 """Of a run that does not say which of its flags may change while it trains."""
@@ -58,6 +66,8 @@ class RunRow(NamedTuple):
       evaluated: which of the metrics are of evaluations.
       restart_safe: the flags that may differ when the run is resumed.
       directions: of the metrics of which the run says so: 1 if more is better, -1 if less is.
+      evaluations: the rows behind ``evaluated``, those of newest and best checkpoints without their steps.
+      about: what it is trained on, in words, and how many numbers it learns.
     """
 
     path: pathlib.Path
@@ -74,6 +84,8 @@ class RunRow(NamedTuple):
     evaluated: tuple[str, ...] = ()
     restart_safe: frozenset[str] = _RESTART_SAFE
     directions: Mapping[str, int] = MappingProxyType({})
+    evaluations: tuple[EvaluationRow, ...] = ()
+    about: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -205,6 +217,7 @@ def _read(path: pathlib.Path) -> RunRow | None:
         path, record.experiment, record.config, status, step, seen, seconds, final, best, curves,
         grids[-1][1] if grids else None, tuple(evaluated),
         _RESTART_SAFE if record.restart_safe is None else frozenset(record.restart_safe), directions,
+        tuple(_general(row, step) for row in rows), tuple(report.about(record)),
     )  # fmt: skip
 
 
@@ -223,15 +236,16 @@ def _direction(runs: Iterable[RunRow], metric: str) -> int:
     return next(said, direction(metric))
 
 
-def _column(row: EvaluationRow, step: int) -> str:
-    """The name of an evaluated metric with all that its number depends on; of a run that has come to ``step``.
-
-    The steps of newest and best checkpoints differ from run to run, and are no part of the name.
-    """
+def _general(row: EvaluationRow, step: int) -> EvaluationRow:
+    """A row of a run that has come to ``step``, as seeds share it: steps of newest and best checkpoints differ."""
     if row.checkpoint == "newest" and row.step != step:
-        row = replace(row, checkpoint="")  # the run has gone on since
-    elif row.checkpoint != str(row.step):
-        row = replace(row, step=None)
+        return replace(row, checkpoint="")  # the run has gone on since
+    return row if row.checkpoint == str(row.step) else replace(row, step=None)
+
+
+def _column(row: EvaluationRow, step: int) -> str:
+    """The name of an evaluated metric with all that its number depends on; of a run that has come to ``step``."""
+    row = _general(row, step)
     net = row.features_sha256 and f"net {row.features_sha256[:8]}"
     return f"{row.metric} ({', '.join(filter(None, (records.circumstances(row), net)))})"
 
@@ -303,7 +317,8 @@ def chosen_metric(runs: Sequence[RunRow], wanted: str) -> str:
 
 
 def _metrics(runs: Sequence[RunRow]) -> list[str]:
-    return list(dict.fromkeys(name for run in runs for name in run.final))
+    names = dict.fromkeys(name for run in runs for name in run.final)
+    return [name for name in names if not name.endswith(CONTROLS) or name.count("/") < 2]
 
 
 def _named(wanted: str, known: Sequence[str]) -> list[str]:
@@ -375,27 +390,64 @@ def by_experiment(runs: Sequence[RunRow]) -> dict[str, list[RunRow]]:
 
 
 def write(runs: Sequence[RunRow], metric: str, folder: pathlib.Path) -> pathlib.Path:
-    """Writes ``comparison.html`` and ``comparison.csv`` into a folder; returns the path of the page.
+    """Writes ``comparison.html``, its tables as ``comparison.tex``, and two CSV files.
+
+    ``comparison.csv`` has a row for each run, ``comparison_means.csv`` one for each setting.
+
+    Returns:
+      the path of the page.
 
     Raises:
       UserError: if the folder cannot be written.
     """
-    body = []
+    found = {}
     for name, part in by_experiment(runs).items():
         by = chosen_metric(part, metric)
-        body.append(_section(name, ranked(settings(part), by), by))
+        found[name] = (ranked(settings(part), by), by)
+    evaluated = judged({name: groups for name, (groups, _) in found.items()})
     page = folder / "comparison.html"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(folder / "comparison.csv", runs)
-        template = pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-        with replaced(page) as temporary:
-            whole = template.replace("$STYLE", plot.STYLE).replace("$BODY", "".join(body))
-            temporary.write_text(whole, encoding="utf-8", errors="backslashreplace")
+        _write_means(folder / "comparison_means.csv", found)
+        tables = [*evaluated]
+        for name, (groups, by) in found.items():
+            tables.append(_table(name, groups, by, folder).without_links())
+        _write_text(folder / "comparison.tex", "\n".join(table.latex() for table in tables))
+        _write_text(page, _page(found, evaluated, folder))
     except OSError as error:
         reason = f"cannot be written ({error.strerror})"
         raise UserError(reason, argument="report_to", value=folder) from None
     return page
+
+
+def _write_text(path: pathlib.Path, text: str) -> None:
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+_Sections = Mapping[str, tuple[Sequence[Setting], str]]
+"""Of each experiment its settings, ranked, and the metric that they are ranked by."""
+
+
+def _write_means(path: pathlib.Path, found: _Sections) -> None:
+    """One row to a setting: of each metric mean, standard deviation and number of the seeds, in full."""
+    every = [setting for groups, _ in found.values() for setting in groups]
+    flags = list(dict.fromkeys(name for setting in every for name in setting.values))
+    metrics = list(dict.fromkeys(name for s in every for run in s.ended for name in run.final))
+    names = ["experiment", *flags, "seeds", "step"]
+    names += [f"{kind} of {name}" for name in metrics for kind in ("mean", "deviation", "number")]
+    table = []
+    for experiment, (groups, _) in found.items():
+        for setting in groups:
+            step = max((run.step for run in setting.ended), default="")
+            row: list[Any] = [experiment, *(setting.values.get(name, "") for name in flags)]
+            row += [len(setting.ended), step]
+            for name in metrics:
+                mean, deviation, number = setting.mean(name)
+                row += [mean if number else "", deviation if number > 1 else "", number]
+            table.append(row)
+    files.write_csv(path, names, table)
 
 
 def shown_metrics(runs: Sequence[RunRow], first: str) -> list[str]:
@@ -417,55 +469,207 @@ def evaluated_metrics(runs: Sequence[RunRow]) -> list[str]:
 # --- the page -------------------------------------------------------------------------------------
 
 
-def _section(name: str, groups: Sequence[Setting], metric: str) -> str:
+_ABOUT = (
+    "Numbers are mean ± standard deviation over the seeds that are done, or paused where none went further. Bands are"
+    " one standard deviation wide on either side."
+)
+
+
+def _page(found: _Sections, evaluated: Sequence[Table], folder: pathlib.Path) -> str:
+    charts: list[Any] = []
+    parts, contents = [f'<p class="about">{_ABOUT}</p>'], []
+    if evaluated:
+        contents.append('<a href="#evaluations">Evaluations</a>')
+        tables = "".join(table.html() for table in evaluated)
+        parts.append(f'<section id="evaluations"><h2>Evaluations</h2>{tables}</section>')
+    for i, (name, (groups, by)) in enumerate(found.items()):
+        contents.append(f'<a href="#e{i}">{html.escape(name)}</a>')
+        parts.append(f'<section id="e{i}">{_section(name, groups, by, folder, charts)}</section>')
+    template = pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    return string.Template(template).substitute(
+        style=plot.PAGE_STYLE + plot.STYLE,
+        where=html.escape("/".join(folder.resolve().parts[-2:])),
+        contents="".join(contents) if len(contents) > 1 else "",
+        body="".join(parts),
+        data=json.dumps(charts, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+    )
+
+
+def judged(found: Mapping[str, Sequence[Setting]]) -> list[Table]:
+    """The evaluations of all experiments: numbers stand in one table where all that they depend on agrees.
+
+    Args:
+      found: the settings of each experiment.
+    """
+    rows_of: dict[str, dict[tuple[str, str, str], list[EvaluationRow]]] = {}
+    for experiment, groups in found.items():
+        for setting in groups:
+            for row in (row for run in setting.ended for row in run.evaluations):
+                title = setting.title if setting.values else ""
+                label = experiment, title, records.sampled_from(row)
+                table = rows_of.setdefault(records.compared_with(row), {})
+                table.setdefault(label, []).append(row)
+    return [_judged(title, labeled) for title, labeled in rows_of.items()]
+
+
+def _judged(title: str, labeled: Mapping[tuple[str, str, str], Sequence[EvaluationRow]]) -> Table:
+    every = [row for rows in labeled.values() for row in rows]
+    columns = list(dict.fromkeys((row.metric, row.features_sha256) for row in every))
+
+    def of(rows: Sequence[EvaluationRow], column: tuple[str, str], what: str) -> list[float]:
+        chosen = [row for row in rows if (row.metric, row.features_sha256) == column]
+        return [v for row in chosen if _is_number(v := getattr(row, what))]
+
+    signs = [_better([row for row in every if row.metric == metric]) for metric, _ in columns]
+    head = [
+        metric + {1: " ↑", -1: " ↓", 0: ""}[sign]
+        for (metric, _), sign in zip(columns, signs, strict=True)
+    ]
+    values = [[of(rows, column, "value") for column in columns] for rows in labeled.values()]
+    best = set()
+    for j, sign in enumerate(signs):
+        means = {i: sign * mean_and_deviation(row[j])[0] for i, row in enumerate(values) if row[j]}
+        leads = [i for i, mean in means.items() if mean == max(means.values())]
+        if sign and len(leads) == 1 < len(means):
+            best.add((leads[0], 4 + j))
+    body: list[list[Cell]] = [
+        [*label, str(max(map(len, row))), *map(mean_of, row)]
+        for label, row in zip(labeled, values, strict=True)
+    ]
+    foot: list[list[Cell]] = []
+    for name, what in (("real images", "real"), ("untrained", "untrained")):
+        cells = [of(every, column, what) for column in columns]
+        if any(cells):
+            shown = [f"{statistics.fmean(cell):.4g}" if cell else "" for cell in cells]
+            foot.append([name, "", "", "", *shown])
+    notes = [f"{text[:1].upper()}{text[1:]}." for text in records.compared(every)]
+    nets = dict.fromkeys(
+        f"{row.features} (sha256 {row.features_sha256[:8]})"
+        if row.features_sha256
+        else row.features
+        for row in every
+        if row.features
+    )
+    notes += [f"Features: {', '.join(nets)}."] * bool(nets)
+    return Table(
+        title or "Evaluated",
+        ["experiment", "setting", "samples of", "seeds", *head],
+        body,
+        best,
+        foot,
+        notes,
+    )
+
+
+def _better(rows: Sequence[EvaluationRow]) -> int:
+    """1 if more of a metric is better, -1 if less is: as its rows say, or its name."""
+    said = [row.better for row in rows if row.better is not None]
+    return {"higher": 1, "lower": -1}.get(said[0], 0) if said else direction(rows[0].metric)
+
+
+def _section(
+    name: str, groups: Sequence[Setting], metric: str, folder: pathlib.Path, charts: list[Any]
+) -> str:
+    """An experiment: its table, its curves under one legend, its samples. What the script reads goes to ``charts``."""
     runs = [run for setting in groups for run in setting.runs]
-    odd = [run for setting in groups for run in setting.others]
     which = "best" if _direction(runs, metric) else "least"
-    parts = [f"<h2>{html.escape(name)}</h2><p>{extent(groups)}. The {which} {html.escape(metric)} first, mean ±"
-             " standard deviation over the seeds that are done, or paused where none went further.</p>"]  # fmt: skip
-    if odd:
+    parts = [f"<h2>{html.escape(name)}</h2>"]
+    about = [f"{extent(groups)}. The {which} {metric} first."]
+    said = list(dict.fromkeys(line for run in runs for line in run.about))
+    about += [*said[:4], *[f"and {len(said) - 4} more kinds of data and sizes."] * (len(said) > 4)]
+    parts += [f'<p class="about">{html.escape(line)}</p>' for line in about]
+    if odd := [run for setting in groups for run in setting.others]:
         names = ", ".join(f"{run.path.name} ({run.status})" for run in odd[:20])
         more = f" and {len(odd) - 20} more" if len(odd) > 20 else ""
         parts.append(
-            f"<p class=note>Not in any mean, curves dashed: {html.escape(names)}{more}.</p>"
+            f'<p class="note">Not in any mean, curves dashed: {html.escape(names)}{more}.</p>'
         )
-    metrics = shown_metrics(runs, metric)
-    parts.append(_table(rows(groups, metrics)))
-    parts.append(_evaluations(groups, [n for n in evaluated_metrics(runs) if n not in metrics]))
-    plots: list[plot.Plot | None] = [_curves(groups[:_CURVES], each) for each in metrics]
-    varied = [n for n in groups[0].values if len({repr(s.values[n]) for s in groups}) > 1]
-    plots += [_sensitivity(groups, each, metric) for each in varied]
-    if len(varied) > 1:
-        plots.append(_parallel(groups, varied, metric))
-    figures = "".join(plot.figure(each) for each in plots if each is not None)
-    parts.append(f"<div class=plots>{figures}</div>")
+    parts.append(_table(name, groups, metric, folder)._replace(title="").html())
+    parts.append(_plots(groups, metric, charts))
     grids = [run for setting in groups for run in setting.runs[:1] if run.grid is not None]
-    parts.append("<div class=grids>" + "".join(map(_grid, grids[:_GRIDS])) + "</div>")
+    if figures := "".join(_grid(run, _page_of(run, folder)) for run in grids[:_GRIDS]):
+        parts.append(f'<h3>Samples</h3><div class="grids">{figures}</div>')
     return "".join(parts)
 
 
-def _evaluations(groups: Sequence[Setting], names: Sequence[str]) -> str:
-    """Tables of evaluated metrics: those that depend on the same stand beside each other, under what that is."""
-    tables: dict[str, dict[str, str]] = {}
-    for name in names:
-        metric, _, found = name.partition(" (")
-        tables.setdefault(found.removesuffix(")"), {})[name] = metric
-    parts = []
-    for found, columns in tables.items():
-        table = rows(groups, list(columns))
-        short = {printable(name): metric for name, metric in columns.items()}
-        renamed = [{short.get(k, k): cell for k, cell in row.items()} for row in table]
-        parts.append(f"<h3>Evaluated: {html.escape(found)}</h3>{_table(renamed)}")
-    return "".join(parts)
-
-
-def _table(table: Sequence[Mapping[str, str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in table[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.values()) + "</tr>"
-        for row in table
+def _plots(groups: Sequence[Setting], metric: str, charts: list[Any]) -> str:
+    """Curves under one legend, and the metric against the flags that vary."""
+    shown = groups[:_CURVES]
+    plots: list[plot.Plot] = []
+    constant: list[str] = []
+    for each in shown_metrics([run for setting in groups for run in setting.runs], metric):
+        curves = _curves(shown, each)
+        if curves is None:
+            continue
+        if _is_constant(shown, each):
+            constant.append(each)
+            continue
+        plots.append(curves._replace(legend=()))
+        charts.append(_chart(shown, each))
+    varied = [n for n in groups[0].values if len({repr(s.values[n]) for s in groups}) > 1]
+    others = [_sensitivity(groups, each, metric) for each in varied]
+    if len(varied) > 1:
+        others.append(_parallel(groups, varied, metric))
+    plots += [each for each in others if each is not None]
+    charts += [None for each in others if each is not None]
+    if not plots:
+        return ""
+    legend = "".join(
+        f'<span class="c{i % len(plot.COLORS)}"><i></i>{html.escape(setting.title)}</span>'
+        for i, setting in enumerate(shown)
     )
-    return f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
+    rest = f"<span>and {len(groups) - len(shown)} more in the table</span>"
+    key = f'<div class="legend key">{legend}{rest * (len(groups) > len(shown))}</div>'
+    note = f'<p class="about">Constant: {html.escape(", ".join(constant))}.</p>' * bool(constant)
+    figures = "".join(map(plot.figure, plots))
+    return f'<div class="curves">{key * (len(groups) > 1)}<div>{figures}</div></div>{note}'
+
+
+def _is_constant(groups: Sequence[Setting], metric: str) -> bool:
+    runs = [run for setting in groups for run in setting.runs if metric in run.curves]
+    return len({value for run in runs for value in run.curves[metric][1].tolist()}) < 2
+
+
+def _chart(groups: Sequence[Setting], metric: str) -> dict[str, Any]:
+    """What the script of the page shows of the means of a plot."""
+    lines = [_mean_curve(setting, metric) for setting in groups]
+    x, y = _axes(groups, metric)
+    curves = [
+        {
+            "color": i % len(plot.COLORS),
+            "name": setting.title,
+            "steps": steps,
+            "means": [float(f"{v:.6g}") for v in means.tolist()],
+            "spreads": [float(f"{v:.3g}") for v in spreads.tolist()],
+        }
+        for i, (setting, (steps, means, spreads)) in enumerate(zip(groups, lines, strict=True))
+        if len(steps)
+    ]
+    curves = curves if all(map(math.isfinite, [y.low, y.high])) else []
+    return {"last": x.high, "low": y.low, "high": y.high, "log": y.log, "curves": curves}
+
+
+def _table(name: str, groups: Sequence[Setting], metric: str, folder: pathlib.Path) -> Table:
+    """A row to a setting, with links to the pages of its runs."""
+    runs = [run for setting in groups for run in setting.runs]
+    texts = rows(groups, shown_metrics(runs, metric))
+    table: list[list[Cell]] = []
+    for setting, row in zip(groups, texts, strict=True):
+        links = [
+            Link(_show(run.config.get("seed", run.path.name)), _page_of(run, folder))
+            for run in setting.runs[:8]
+        ]
+        more = [Link(f"and {len(setting.runs) - 8} more")] * (len(setting.runs) > 8)
+        table.append([*row.values(), (*links, *more)])
+    shown = [name.partition(" (")[0] for name in texts[0]]
+    head = [a if shown.count(a) == 1 else b for a, b in zip(shown, texts[0], strict=True)]
+    return Table(name, [*head, "page of seed"], table)
+
+
+def _page_of(run: RunRow, folder: pathlib.Path) -> str:
+    """The way from a folder to the page of a run; empty if there is none."""
+    page = run.path / "report.html"
+    return urllib.parse.quote(os.path.relpath(page, folder)) if page.is_file() else ""
 
 
 def _curves(groups: Sequence[Setting], metric: str) -> plot.Plot | None:
@@ -474,18 +678,10 @@ def _curves(groups: Sequence[Setting], metric: str) -> plot.Plot | None:
     Runs that are in no mean are dashed lines, within the scale of the means where there are any.
     """
     lines = [_mean_curve(setting, metric) for setting in groups]
-    apart = [
-        (i, *run.curves[metric])
-        for i, setting in enumerate(groups)
-        for run in setting.others
-        if metric in run.curves and len(run.curves[metric][0]) > 1
-    ][:_CURVES]
+    apart = _apart(groups, metric)
     if not apart and not any(len(steps) > 1 for steps, _, _ in lines):
         return None
-    means = np.concatenate([values for _, values, _ in lines])
-    ends = [steps[-1] for steps, *_ in lines if steps] + [steps[-1] for _, steps, _ in apart]
-    x = plot.Axis(0, int(max(ends)))
-    y = plot.Axis.of(means if len(means) else np.concatenate([values for *_, values in apart]))
+    x, y = _axes(groups, metric)
 
     def shape(i: int, steps: Any, values: Any, kind: str) -> plot.Shape:
         return plot.Shape(x.at(steps), np.clip(y.at(values), 0, 1), i, kind)
@@ -498,7 +694,27 @@ def _curves(groups: Sequence[Setting], metric: str) -> plot.Plot | None:
         shapes.append(shape(i, steps, middle, "line"))
     legend = [(i, setting.title, "") for i, setting in enumerate(groups)]
     small = "log scale" if y.log else ""
-    return plot.Plot(metric, shapes, x.ticks(whole=True), y.ticks(), legend, small)
+    return plot.Plot(metric, shapes, x.ticks(whole=True), y.ticks(), legend, small, x_name="step")
+
+
+def _apart(groups: Sequence[Setting], metric: str) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """The curves of runs that are in no mean, each with the number of its setting."""
+    return [
+        (i, *run.curves[metric])
+        for i, setting in enumerate(groups)
+        for run in setting.others
+        if metric in run.curves and len(run.curves[metric][0]) > 1
+    ][:_CURVES]
+
+
+def _axes(groups: Sequence[Setting], metric: str) -> tuple[plot.Axis, plot.Axis]:
+    """Of steps, and of the means or, if there are none, of the curves of single runs."""
+    lines = [_mean_curve(setting, metric) for setting in groups]
+    apart = _apart(groups, metric)
+    means = np.concatenate([values for _, values, _ in lines])
+    ends = [steps[-1] for steps, *_ in lines if steps] + [steps[-1] for _, steps, _ in apart]
+    seen = means if len(means) else np.concatenate([values for *_, values in apart])
+    return plot.Axis(0, int(max(ends))), plot.Axis.of(seen)
 
 
 def _mean_curve(setting: Setting, metric: str) -> tuple[list[int], np.ndarray, np.ndarray]:
@@ -533,7 +749,7 @@ class _Scale:
 
 
 def _sensitivity(groups: Sequence[Setting], flag: str, metric: str) -> plot.Plot | None:
-    """The metric of every run that is in a mean against one flag, with the median of each value."""
+    """The metric of every run that is in a mean against one flag, with the median of each value; None of one value."""
     x = _Scale([setting.values[flag] for setting in groups])
     runs = [
         (x.at(setting.values[flag]), run.final[metric])
@@ -541,7 +757,7 @@ def _sensitivity(groups: Sequence[Setting], flag: str, metric: str) -> plot.Plot
         for run in setting.ended
         if _is_number(run.final.get(metric))
     ]
-    if not runs:
+    if len({at for at, _ in runs}) < 2:
         return None
     y = plot.Axis.of([value for _, value in runs])
     found: dict[float, list[float]] = {}
@@ -553,7 +769,8 @@ def _sensitivity(groups: Sequence[Setting], flag: str, metric: str) -> plot.Plot
         plot.Shape(list(found), y.at(medians), 1),
     ]
     small = "log scale" if y.log else ""
-    return plot.Plot(f"{metric} against {flag}", shapes, x.ticks(), y.ticks(), small=small)
+    title = f"{metric.partition(' (')[0]} against {flag}"
+    return plot.Plot(title, shapes, x.ticks(), y.ticks(), small=small, x_name=flag)
 
 
 def _parallel(groups: Sequence[Setting], flags: Sequence[str], metric: str) -> plot.Plot:
@@ -568,19 +785,23 @@ def _parallel(groups: Sequence[Setting], flags: Sequence[str], metric: str) -> p
         through = [scale.at(groups[i].values[flag]) for flag, scale in scales.items()]
         opacity = 0.15 + 0.85 * (rank + 1) / len(fine)
         shapes.append(plot.Shape(xs, [*through, float(y.at(values[i]))], opacity=opacity))
-    ticks = list(zip(xs, [*flags, metric], strict=True))
-    return plot.Plot(f"{' → '.join(flags)} → {metric}", shapes, ticks, (), vertical=True)
+    ticks = list(zip(xs, [*flags, metric.partition(" (")[0]], strict=True))
+    return plot.Plot(
+        f"{' → '.join(flags)} → {metric.partition(' (')[0]}", shapes, ticks, (), vertical=True
+    )
 
 
-def _grid(run: RunRow) -> str:
+def _grid(run: RunRow, page: str) -> str:
     assert run.grid is not None
     found = report.read_grid(run.grid)
     if found is None or len(found[0]) > 600_000:
         return ""
     picture = base64.b64encode(found[0]).decode()
+    name = html.escape(run.path.name)
+    link = f'<a href="{html.escape(page)}">{name}</a>' if page else name
     return (
-        f"<figure><img src='data:image/png;base64,{picture}' alt=''>"
-        f"<figcaption>{html.escape(run.path.name)}, step {run.step:,}</figcaption></figure>"
+        f'<figure><img src="data:image/png;base64,{picture}" alt="Samples of {name}">'
+        f"<figcaption>{link}, step {run.step:,}</figcaption></figure>"
     )
 
 

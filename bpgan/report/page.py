@@ -13,6 +13,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import statistics
 import string
 import warnings
@@ -78,6 +79,7 @@ class _Found(NamedTuple):
     log: _Log
     evaluations: Sequence[EvaluationRow]
     frames: Sequence[_Frame]
+    pictures: Sequence[pathlib.Path]
     problems: Sequence[str]
 
 
@@ -92,7 +94,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     """
     path = pathlib.Path(workdir)
     found = _read(path)
-    panels = _panels(found.log)
+    panels, constants = _without_constants(_panels(found.log))
     right = max([1] + [int(curve.steps[-1]) for panel in panels for curve in panel.curves])
     plots = [_plot(panel, right) for panel in panels]
     if plots:
@@ -102,7 +104,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
         with _spared(path / "samples.gif"):
             _write_gif(path / "samples.gif", [frame.image for frame in found.frames])
     where = "/".join(path.resolve().parts[-2:])
-    page = _page(found, where, panels, plots, right)
+    page = _page(found, where, panels, plots, right, constants)
     try:
         with replaced(path / "report.html") as temporary:
             temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -129,7 +131,8 @@ def _read(path: pathlib.Path) -> _Found:
     log = sound(records.read_log, "metrics.jsonl") or []
     result = sound(records.read_result, "result.json")
     evaluations = sound(records.read_evaluations, "metrics.json") or []
-    return _Found(run, result, log, evaluations, _frames(path), problems)
+    pictures = sorted(path.glob("pictures/*.*"))
+    return _Found(run, result, log, evaluations, _frames(path), pictures, problems)
 
 
 def update_report(workdir: str | os.PathLike) -> pathlib.Path | None:
@@ -191,6 +194,18 @@ def _panels(log: _Log) -> list[_Panel]:
     ]
 
 
+def _without_constants(panels: Sequence[_Panel]) -> tuple[list[_Panel], dict[str, float]]:
+    """The panels that have something to show, and the values of those whose curves are single points or constant."""
+    kept, constants = [], {}
+    for panel in panels:
+        own = [curve for curve in panel.curves if not curve.beside] or panel.curves
+        if any(len(set(curve.values.tolist())) > 1 for curve in own):
+            kept.append(panel)
+        else:
+            constants |= {curve.name: curve.values[-1].item() for curve in panel.curves}
+    return kept, constants
+
+
 def _without_control(name: str) -> str:
     """The number that one stands beside: ``eval/FD`` of ``eval/FD/real``, but ``d/real`` is a number itself."""
     base, _, of = name.rpartition("/")
@@ -199,7 +214,8 @@ def _without_control(name: str) -> str:
 
 def _title(group: str) -> str:
     text = group.replace("_", " ")
-    return text[:1].upper() + text[1:]
+    named = text[1:2].isupper()  # nFD is a name
+    return text if named else text[:1].upper() + text[1:]
 
 
 def _curve(name: str, color: int, steps: Sequence[int], values: Sequence[float]) -> _Curve:
@@ -228,7 +244,13 @@ def _plot(panel: _Panel, right: int) -> plot.Plot:
         legend.append((curve.color, curve.name, plot.number(curve.values[-1].item())))
     small = "log scale" if panel.axis.log else ""
     return plot.Plot(
-        panel.title, shapes, across.ticks(whole=True), panel.axis.ticks(), legend, small
+        panel.title,
+        shapes,
+        across.ticks(whole=True),
+        panel.axis.ticks(),
+        legend,
+        small,
+        x_name="step",
     )
 
 
@@ -305,6 +327,7 @@ def _page(
     panels: Sequence[_Panel],
     plots: Sequence[plot.Plot],
     right: int,
+    constants: Mapping[str, float],
 ) -> str:
     run, log = found.run, found.log
     last = log[-1] if log else {}
@@ -321,23 +344,48 @@ def _page(
     notes = _notes(found, result, panels)
     template = pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     return string.Template(template).substitute(
-        style=plot.STYLE,
+        style=plot.PAGE_STYLE + plot.STYLE,
         experiment=_text(run.experiment),
         where=_text(str(run.config.get("name") or where)),
         status=_text(status),
         status_class="done" if status == "done" else "",
         note=f'<p class="note">{_text(" ".join(notes))}</p>' if notes else "",
-        samples=_samples(found.frames, epochs),
+        samples=_samples(found.frames, epochs, run.frame),
         facts=_rows(_facts(step, epochs, log, metrics, timings)),
         timings=_section("Seconds of this process", "bars", _bars(timings)),
+        about="".join(f'<p class="about">{_text(line)}</p>' for line in about(run)),
         curves=_section("Curves", "curves", "".join(map(plot.figure, plots))),
+        constants=_section("Did not change", "wide", _rows(constants)),
+        pictures=_pictures(found.pictures),
         evaluation=_evaluations(found.evaluations),
         config=_section("Configuration", "wide", _rows(run.config)),
-        metrics=_section("Final metrics", "", _rows(metrics)),
+        metrics=_section("Final metrics", "", _rows(_with_controls(metrics))),
         origin=_section("Versions", "", _rows(_origin(run))),
         command=_command(run.command),
         data=_data(panels, right, epochs),
     )
+
+
+def about(run: RunRecord) -> list[str]:
+    """What a run is trained on, and how many numbers it learns, in words."""
+    lines = [line for line in run.title.splitlines() if line]
+    if run.parameters:
+        counts = ", ".join(f"{count:,} of {name}" for name, count in run.parameters.items())
+        lines.append(f"Parameters: {counts}.")
+    return lines
+
+
+def _with_controls(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The final numbers; beside those of evaluations stand their controls."""
+    shown = {}
+    for name, value in metrics.items():
+        if _without_control(name) in metrics and _without_control(name) != name:
+            continue
+        beside = [
+            f"{of[1:]} {_text(metrics[name + of])}" for of in CONTROLS if name + of in metrics
+        ]
+        shown[name] = f"{_text(value)} ({', '.join(beside)})" if beside else value
+    return shown
 
 
 def _origin(run: RunRecord) -> dict[str, Any]:
@@ -393,21 +441,23 @@ def _notes(found: _Found, result: ResultRecord | None, panels: Sequence[_Panel])
     return notes + said[:5] + [f"{len(said) - 5} more anomalies."] * (len(said) > 5)
 
 
-def _samples(frames: Sequence[_Frame], epochs_per_step: float | None) -> str:
+def _samples(frames: Sequence[_Frame], epochs_per_step: float | None, around: records.Frame) -> str:
     """The last grid, large, and the others hidden behind a slider; nothing for runs that draw nothing."""
-    images, label = "", ""
+    images, label, shown = "", "", _GRID_WIDTH
     for i, (step, png, image) in enumerate(frames, 1):
         label = f"step {step:,}"
         if epochs_per_step:
             label += f" · epoch {plot.number(round(step * epochs_per_step, 2))}"
         width, height = image.size
         scale = max(1, _GRID_WIDTH // width)
+        shown = width * scale
         kind = ' class="pixels"' if width <= _GRID_WIDTH else ""
         images += (
             f'<img{kind} width="{width * scale}" height="{height * scale}" data-step="{step}" alt="Samples at {label}"'
             f' src="data:image/png;base64,{base64.b64encode(png).decode()}"{" hidden" * (i < len(frames))}>'
         )
-    return f"""<figure class="samples"><div class="grid">{images}</div>
+    before, after, kind = _framed(around, shown)
+    return f"""<figure class="samples">{before}<div class="grid{kind}">{images}{after}</div>
 <div class="player" hidden><button type="button" aria-label="Play"><svg viewBox="0 0 16 16">
 <path class="play" d="M4 2.5v11l9.5-5.5z"/><path class="pause" d="M3.5 2.5h3v11h-3zm6 0h3v11h-3z"/></svg></button>
 <input type="range" max="{len(frames) - 1}" value="{len(frames) - 1}" aria-label="Sample grid by step"></div>
@@ -415,6 +465,51 @@ def _samples(frames: Sequence[_Frame], epochs_per_step: float | None) -> str:
 <noscript>(earlier ones are behind a slider that needs JavaScript)</noscript></figcaption></figure>""" * bool(
         frames
     )
+
+
+def _framed(frame: records.Frame, width: int) -> tuple[str, str, str]:
+    """What stands before the pictures of a grid, which are so wide, and over them, and the class of their element."""
+    if frame.columns:
+        names = "".join(f"<span>{_text(name)}</span>" for name in frame.columns)
+        return (
+            f'<div class="columns" style="--n:{len(frame.columns)};width:{width}px">{names}</div>',
+            "",
+            "",
+        )
+    legend = "".join(
+        f'<span><i style="background:{color}"></i>{_text(name)}</span>'
+        for color, name in frame.legend
+        if re.fullmatch("#[0-9a-f]{6}", color)
+    )
+    before, after = f'<div class="legend">{legend}</div>' * bool(legend), ""
+    for kind, side, axis in (("x", "left", frame.x), ("y", "bottom", frame.y)):
+        if axis is not None and axis[1] < axis[2]:
+            ticks = "".join(
+                f'<span style="{side}:{100 * at:.2f}%">{_text(text)}</span>'
+                for at, text in plot.Axis(*axis[1:]).ticks()
+            )
+            after += (
+                f'<div class="{kind}s">{ticks}</div><div class="{kind}-name">{_text(axis[0])}</div>'
+            )
+    return before, after, " framed" * bool(after)
+
+
+def _pictures(files: Sequence[pathlib.Path]) -> str:
+    """What the experiment shows beside its samples."""
+    kinds, figures = {".png": "png", ".svg": "svg+xml"}, ""
+    for file in files:
+        try:
+            content = read_bytes(file)
+        except Damaged as error:
+            records.warn(f"{error}; it is left out of the report")
+            continue
+        if content and file.suffix in kinds:
+            title = _text(_title(file.stem))
+            figures += (
+                f'<figure><h3>{title}</h3><img class="{"pixels" * (file.suffix == ".png")}" alt="{title}"'
+                f' src="data:image/{kinds[file.suffix]};base64,{base64.b64encode(content).decode()}"></figure>'
+            )
+    return f'<section class="pictures">{figures}</section>' * bool(figures)
 
 
 def _duration(seconds: float) -> str:
@@ -436,7 +531,7 @@ def _text(value: Any) -> str:
     return "–" if value in ("", None) else html.escape(str(value))
 
 
-def _rows(rows: dict[str, Any]) -> str:
+def _rows(rows: Mapping[str, Any]) -> str:
     return "".join(f"<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>" for k, v in rows.items())
 
 
@@ -481,7 +576,8 @@ def _evaluation(rows: Sequence[EvaluationRow]) -> str:
     title = records.sampled_from(first)
     return (
         f"<h3>{_text(title[:1].upper() + title[1:])}</h3>"
-        f'<div class="scroll"><table><tr><th></th>{head}</tr>{body}</table></div><p>{"<br>".join(notes)}</p>'
+        f'<div class="scroll"><table class="table"><tr><th></th>{head}</tr>{body}</table></div>'
+        f"<p>{'<br>'.join(notes)}</p>"
     )
 
 

@@ -16,8 +16,16 @@ import numpy as np
 
 from bpgan.files import replaced
 
-STYLE = pathlib.Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
-"""Of a page with figures."""
+
+def _read(name: str) -> str:
+    return pathlib.Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+STYLE = _read("plot.css")
+"""Of figures."""
+
+PAGE_STYLE = _read("style.css")
+"""Of every page: what is of no figure."""
 
 
 def _colors() -> list[tuple[str, str]]:
@@ -143,6 +151,7 @@ class Plot(NamedTuple):
       legend: color, name and value of each.
       vertical: whether the ticks of x have lines, too.
       notes: texts at the right end, by their height.
+      x_name: what the horizontal axis is; the title says what the vertical one is.
     """
 
     title: str
@@ -153,6 +162,7 @@ class Plot(NamedTuple):
     small: str = ""
     vertical: bool = False
     notes: Sequence[tuple[float, str]] = ()
+    x_name: str = ""
 
     def lines(self, width: float, height: float) -> str:
         """Its grid in a box."""
@@ -177,15 +187,16 @@ def figure(plot: Plot) -> str:
     )
     xs = "".join(f'<span style="left:{100 * at:.2f}%">{html.escape(t)}</span>' for at, t in plot.xs)
     small = f" <small>{html.escape(plot.small)}</small>" if plot.small else ""
+    x_name = f'<div class="x-name">{html.escape(plot.x_name)}</div>' if plot.x_name else ""
     title = html.escape(plot.title)
     return f"""<figure class="panel"><figcaption><h3>{title}{small}</h3><div class="legend">{legend}</div></figcaption>
 <div class="plot"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{title}">
-{plot.drawn(1000, 1000)}</svg><div class="ys">{ys}</div><div class="xs">{xs}</div></div></figure>"""
+{plot.drawn(1000, 1000)}</svg><div class="ys">{ys}</div><div class="xs">{xs}</div>{x_name}</div></figure>"""
 
 
 # --- files ----------------------------------------------------------------------------------------
 
-_RIGHT, _TOP, _BOTTOM = 34, 46, 30  # around the box of a plot, in pixels
+_RIGHT, _TOP, _BOTTOM = 34, 46, 44  # around the box of a plot, in pixels
 
 
 def _file_style() -> str:
@@ -218,17 +229,20 @@ def write_svg(
     width: int = 1000,
     height: int = 220,
 ) -> None:
-    """Writes plots as one SVG file, whole or not at all: the first over both columns, and so the last if it is alone.
+    """Writes the text of ``svg`` as a file, whole or not at all. Raises OSError if it cannot be written."""
+    content = svg(plots, title=title, width=width, height=height)
+    with replaced(path) as temporary:
+        temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
+
+
+def svg(plots: Sequence[Plot], *, title: str = "", width: int = 1000, height: int = 220) -> str:
+    """Plots as the text of one SVG file: the first over both columns, and so the last if it is alone.
 
     Args:
-      path: of the file.
       plots: one at least.
       title: over all.
       width: of the picture in pixels.
       height: of the box of a plot.
-
-    Raises:
-      OSError: if the file cannot be written.
     """
     # Of a font that is not known here, a letter is about 7 pixels wide.
     margin = max([70, *(24 + 7 * len(text) for plot in plots for _, text in plot.ys)])
@@ -241,13 +255,11 @@ def write_svg(
         if alone or i % 2 == 0:
             top += height + _TOP + _BOTTOM
     heading = f'<text class="ink" x="{margin}" y="24">{_text(title)}</text>' if title else ""
-    content = (
+    return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{top:g}" viewBox="0 0 {width} {top:g}">'
         f'<style>{_file_style()}</style><rect class="paper" width="100%" height="100%"/>'
         f"{heading}{''.join(parts)}</svg>\n"
     )
-    with replaced(path) as temporary:
-        temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
 
 
 def _placed(plot: Plot, left: float, top: float, width: float, height: float) -> str:
@@ -261,6 +273,8 @@ def _placed(plot: Plot, left: float, top: float, width: float, height: float) ->
     texts = [
         f'<text class="ink" y="-24">{_text(plot.title)}{small}</text>',
         f'<text class="end" x="{width:g}" y="-8">{keys}</text>' * bool(keys),
+        f'<text class="end" x="{width:g}" y="{height + 34:g}">{_text(plot.x_name)}</text>'
+        * bool(plot.x_name),
         *(
             f'<text class="end" x="-8" y="{height * (1 - at) + 4:.1f}">{_text(t)}</text>'
             for at, t in plot.ys

@@ -24,7 +24,7 @@ from bpgan.types import UserError
 from bpgan.version import __version__
 
 _LOCK, _RECORD, _CHECKPOINTS = ".lock", "config.json", "checkpoints"
-_FOLDERS = {_CHECKPOINTS, "samples", "hparams"}
+_FOLDERS = {_CHECKPOINTS, "samples", "hparams", "pictures"}
 SAVED = ".saved"
 """In a run directory that has held a checkpoint."""
 

@@ -91,6 +91,16 @@ def save_gif(path: str | os.PathLike, frames: Sequence[np.ndarray], *, rate: int
         first.save(temporary, format="gif", **options)
 
 
+def save_picture(stem: pathlib.Path, picture: np.ndarray | str) -> None:
+    """Writes a picture beside ``stem``: uint8 ``[h, w, c]`` as PNG, the text of an SVG file as it is."""
+    if isinstance(picture, str):
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(stem.with_suffix(".svg")) as temporary:
+            temporary.write_text(picture, encoding="utf-8")
+    else:
+        save_png(stem.with_suffix(".png"), picture)
+
+
 def grids(workdir: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
     """The sample grids of a run, the newest last: step and file."""
     found = [

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bpgan.measures import CONTROLS
-from bpgan.runtime import anomaly, environment, events, images, records
+from bpgan.runtime import anomaly, environment, events, images, loggers, records
 from bpgan.runtime.program import Window
 from bpgan.types import Source
 
@@ -54,6 +54,8 @@ class Log:
       source: for epochs and images per second.
       every: steps of a whole window; 0 if there is only one.
       tensorboard: also write event files.
+      log_to: names of ``loggers.LOGGERS``, which are told as well.
+      opened: what they are told of the run; without its log.
       lead: of several processes that train one run, only the lead writes and speaks; all keep the history.
       speak: also print; not if this is one of many runs.
     """
@@ -67,6 +69,8 @@ class Log:
         *,
         every: int = 0,
         tensorboard: bool = True,
+        log_to: Sequence[str] = (),
+        opened: loggers.Opened | None = None,
         lead: bool = True,
         speak: bool = True,
     ):
@@ -100,6 +104,9 @@ class Log:
         elif tensorboard and lead:
             self._events = events.Writer(path, _events_of(path, lines, self._begun))
         self._file = metrics.open("a", encoding="utf-8") if lead else None
+        self._loggers = None
+        if log_to and opened and lead:
+            self._loggers = loggers.Loggers(log_to, opened._replace(lines=lines))
 
     def _ends_window(self, step: int) -> bool:
         """Whether windows end at this step; the end and a pause of a run may come amid one."""
@@ -188,6 +195,8 @@ class Log:
             self._file.flush()
         if self._events:
             self._events.write(_scalars_of(line, self._begun + self._elapsed()))
+        if self._loggers:
+            self._loggers.write(line)
         return found
 
     def _timed(self, step: int) -> dict[str, float]:
@@ -206,13 +215,20 @@ class Log:
         return timed
 
     def image(self, step: int, png: pathlib.Path) -> None:
-        """Hands a sample grid to TensorBoard."""
+        """Hands a sample grid to TensorBoard and the other loggers."""
+        if self._loggers:
+            self._loggers.image(step, png)
         if self._events:
             at = self._begun + self._elapsed()
             self._events.write(events.image(step, "samples", png.read_bytes(), at))
 
     def hyperparameters(self, config: Mapping[str, Any], values: Mapping[str, float]) -> None:
-        """Makes the run a row of TensorBoard's table of hyper-parameters, in the place of what it was there before."""
+        """Makes the run a row of TensorBoard's table of hyper-parameters, in the place of what it was there before.
+
+        The other loggers, which know the config, are told the values.
+        """
+        if self._loggers:
+            self._loggers.finish(values)
         if self._events:
             final = {f"final/{k}": v for k, v in values.items()}
             row = events.hyperparameters(config, final, self._begun + self._elapsed())
@@ -238,7 +254,7 @@ class Log:
     def close(self) -> None:
         """Closes the files."""
         with contextlib.ExitStack() as stack:  # all of them, though a full disk may fail each
-            for file in (self._file, self._events):
+            for file in (self._file, self._events, self._loggers):
                 if file:
                     stack.callback(file.close)
             self.end_progress()

@@ -70,6 +70,21 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     left: dict[str, str] = {}
 
 
+class Frame(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands around a sample grid.
+
+    Attributes:
+      columns: the names of its columns, from the left.
+      x, y: of a picture of a plane or a curve, what its axes are and where they begin and end.
+      legend: of such a picture, colors ``#rrggbb`` and what they mean.
+    """
+
+    columns: list[str] = []
+    x: tuple[str, float, float] | None = None
+    y: tuple[str, float, float] | None = None
+    legend: list[tuple[str, str]] = []
+
+
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """``config.json``: which run this is.
 
@@ -87,6 +102,9 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
       goal: ``min:METRIC`` or ``max:METRIC``, by which checkpoints rank.
       measure: what it is evaluated with while it trains.
       origin: the run that it began from, if any.
+      title: what it is trained on, in words.
+      parameters: how many numbers each player learns, by its name.
+      frame: what its sample grids show; see ``cli.Experiment``.
     """
 
     experiment: str
@@ -106,6 +124,9 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     goal: str = ""
     measure: dict[str, str] = {}
     origin: Origin | None = None
+    title: str = ""
+    parameters: dict[str, Count] = {}
+    frame: Frame = Frame()
 
 
 class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -263,12 +284,16 @@ def compared(rows: Sequence[EvaluationRow]) -> list[str]:
 
 def circumstances(row: EvaluationRow) -> str:
     """What a number depends on beside the feature net: numbers compare only where this is the same."""
+    return ", ".join(filter(None, (sampled_from(row), compared_with(row))))
+
+
+def compared_with(row: EvaluationRow) -> str:
+    """The same without whose samples they are: numbers of different models compare where this is the same."""
     hashes = "/".join(filter(None, (row.reference_sha256[:8], row.train_sha256[:8])))
     against = "" if row.reference_images is None else f"{row.reference_images:,} images of "
     samples = "" if row.n is None else f"{row.n:,} samples"
     reference = " ".join(filter(None, (row.reference and against + row.reference, hashes)))
     found = [
-        sampled_from(row),
         " against ".join(filter(None, (samples, reference))),
         "" if row.seed is None else f"seed {row.seed}",
     ]
@@ -343,6 +368,12 @@ def _lines(path: pathlib.Path) -> list[tuple[dict[str, Any], int]]:
             raise Damaged(path, f"line {len(lines) + 1} is not a log line ({error})") from None
         start = end
     return lines
+
+
+def stated(record: msgspec.Struct) -> dict[str, Any]:
+    """What of a record is other than its default."""
+    default = fields(type(record)())
+    return {name: value for name, value in fields(record).items() if value != default[name]}
 
 
 def fields(record: msgspec.Struct | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import os
 import pathlib
 import time
@@ -9,10 +10,20 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from bpgan.files import write_json
-from bpgan.runtime import anomaly, compiler, directory, distributed, images, log, records
+from bpgan.runtime import (
+    anomaly,
+    compiler,
+    directory,
+    distributed,
+    images,
+    log,
+    loggers,
+    records,
+)
 from bpgan.runtime.checkpoint import NEWEST, Checkpoints, Keep
 from bpgan.runtime.program import Carry
 from bpgan.types import Source, UserError
@@ -74,6 +85,10 @@ class RunSpec(NamedTuple):
         ``Plan.keep`` ranks them.
       measure: see ``directory.open_run``.
       command: what a shell repeats the run with, for config.json and report; empty if it was not begun by one.
+      title: what is trained on, in words, for the pages.
+      frame: of the sample grids; see ``records.Frame``.
+      pictures: ``state -> {name: text of an SVG file or uint8 [h, w, c]}`` on the host, drawn with every sample grid in
+        the place of those before.
       url: where the directory is kept, if that is not ``workdir`` but an object store. Each of several processes then
         has a directory of its own.
       begin: ``state -> (state, records.Origin)``, from which a run that is new begins; None: as it is.
@@ -92,6 +107,9 @@ class RunSpec(NamedTuple):
     begin: Callable[[Any], tuple[Any, records.Origin]] | None = None
     report: Callable[[pathlib.Path], pathlib.Path | None] | None = None
     url: str = ""
+    title: str = ""
+    frame: records.Frame = records.Frame()
+    pictures: Callable[[Any], Mapping[str, Any]] | None = None
 
 
 class Plan(NamedTuple):
@@ -109,6 +127,7 @@ class Plan(NamedTuple):
       keep: which checkpoints stay.
       on_anomaly: ``flag`` names loss spikes and collapsed samples in log and report, ``stop`` also ends the run.
       tensorboard: also write event files.
+      log_to: names of ``loggers.LOGGERS``, which are told what is logged.
     """
 
     name: str
@@ -122,6 +141,7 @@ class Plan(NamedTuple):
     keep: Keep = NEWEST
     on_anomaly: str = "flag"
     tensorboard: bool = True
+    log_to: tuple[str, ...] = ()
     locates_data: frozenset[str] = frozenset()
 
 
@@ -147,6 +167,7 @@ class Run:
             measure=spec.measure,
         )
         self.where = spec.url or str(self.path)
+        self._parameters: dict[str, int] = {}
         self.logged = (0, 0)
         self.origin: records.Origin | None = None
 
@@ -162,6 +183,7 @@ class Run:
           UserError: if there is none, though there has been one: the run would begin anew, over its log.
         """
         self.checkpoints = self._checkpoints()
+        self._parameters = _count_parameters(abstract.state)
         found = self.checkpoints.restore(abstract)
         result = self._result()
         ended = result if result and result.status in ("done", "paused", "interrupted") else None
@@ -229,6 +251,12 @@ class Run:
             record["origin"] = records.fields(self.origin)
         if self.spec.measure:
             record["measure"] = dict(self.spec.measure)
+        if self.spec.title:
+            record["title"] = self.spec.title
+        if self._parameters:
+            record["parameters"] = self._parameters
+        if frame := records.stated(self.spec.frame):
+            record["frame"] = frame
         directory.write_record(self.path, record)
 
     def find_log(self, step: int) -> None:
@@ -287,6 +315,8 @@ class Run:
             self.source,
             every=self.plan.log_every,
             tensorboard=self.plan.tensorboard,
+            log_to=self.plan.log_to,
+            opened=loggers.Opened(self.path, self.id, self.plan.name, self.spec.config, ()),
             lead=distributed.is_lead(),
             speak=not self.quiet,
         )
@@ -294,7 +324,10 @@ class Run:
     def draw(self, step: int, samples: np.ndarray) -> dict[str, float]:
         """Saves a grid; returns how diverse its samples are, if that can be compared with the data."""
         samples = images.to_bytes(samples)
-        grid = images.image_grid(samples)
+        columns = len(self.spec.frame.columns) or 10
+        grid = images.image_grid(
+            samples[: len(samples) // columns * columns or None], columns=columns
+        )
         if distributed.is_lead():
             file = self.path / "samples" / f"step_{step:08d}.png"
             images.save_png(file, grid)
@@ -302,6 +335,14 @@ class Run:
         if np.shape(self.source.examples)[1:] != samples.shape[1:]:
             return {}
         return anomaly.diversity(samples, images.to_bytes(self.source.examples))
+
+    def picture(self, state: Any) -> None:
+        """Draws what the experiment shows beside its samples."""
+        if self.spec.pictures is None:
+            return
+        for name, picture in self.spec.pictures(state).items():
+            if distributed.is_lead():
+                images.save_picture(self.path / "pictures" / name, picture)
 
     def save(
         self,
@@ -398,6 +439,17 @@ class Run:
         if not self.quiet:
             kept = page and (f"{self.where}/{page.name}" if self.spec.url else page)
             print(f"{status} at step {step}" + (f"; report: {kept}" if page else ""))
+
+
+def _count_parameters(state: Any) -> dict[str, int]:
+    """How many numbers each player of a state learns, by its name; none of a state without players."""
+    players = getattr(state, "players", None)
+    if not isinstance(players, Mapping):
+        return {}
+    return {
+        name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(player.params))
+        for name, player in players.items()
+    }
 
 
 def not_logged(keep: Keep, known: Iterable[str]) -> UserError:

@@ -367,6 +367,9 @@ class _Loop:
 
     def _draw(self) -> dict[int, dict[str, float]]:
         """Draws a grid of each run, by all processes together; how diverse each is."""
+        for i, run in self._alive():
+            if run.spec.pictures is not None:
+                run.picture(self._group.member(self._carry, i).state)
         if not self._group.samples or not self._plan.sample_every:
             return {}
         samples = self._group.sample(self._carry, GRID)

@@ -65,7 +65,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.report": Room(
         "the page of a run, the comparison of runs",
         "runtime.records runtime.images files measures types",
-        "compare page plot",
+        "compare page (plot tables)",
     ),
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",
@@ -91,7 +91,7 @@ ROOMS = {  # top to bottom; imports go down
         "compiles, trains, saves, resumes",
         "files memory measures types version",
         "(origin train) (remote run) (checkpoint directory) distributed (group log peers)"
-        " (anomaly compile_cache environment events images limits program signals) (compiler threefry) records",
+        " (anomaly compile_cache environment events images limits loggers program signals) (compiler threefry) records",
     ),
     "bpgan.data": Room(
         "datasets, and batches as functions of the step",
