@@ -49,7 +49,7 @@ def site(tmp_path_factory):
         env=environ,
         capture_output=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=1000,
     )
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr, done.stderr
@@ -77,6 +77,7 @@ def test_every_public_function_has_a_docstring():
 
 
 @pytest.mark.medium
+@pytest.mark.timeout(1200)
 def test_every_public_function_is_on_a_page(site):
     pages = "".join(p.read_text(encoding="utf-8") for p in site.glob("reference/api/*.html"))
     there = set(re.findall(r'id="(bpgan[\w.]+)"', pages))
@@ -84,6 +85,7 @@ def test_every_public_function_is_on_a_page(site):
 
 
 @pytest.mark.medium
+@pytest.mark.timeout(1200)
 def test_the_tables_of_flags_are_made_from_the_code(site):
     page = (site / "reference" / "commands.html").read_text(encoding="utf-8")
     for word in ("--sweep", "--penalty_every", "--checkpoint_every", "--likelihood", "--preset"):
@@ -91,10 +93,11 @@ def test_the_tables_of_flags_are_made_from_the_code(site):
 
 
 @pytest.mark.medium
+@pytest.mark.timeout(1200)
 def test_nothing_is_loaded_from_elsewhere(site):
     for path in site.rglob("*.html"):
         text = path.read_text(encoding="utf-8")
         loads = re.findall(
             r"<(?:script|img|link|iframe)[^>]*(?:src|href)=[\"']?(https?:[^\"' >]+)", text
         )
-        assert not [url for url in loads if "squidfunk" not in url], path
+        assert not loads, path
