@@ -54,13 +54,26 @@ def api(room: str, modules: list[str]) -> str:
     return "\n\n".join(lines) + "\n"
 
 
+def page_of(room: str) -> str:
+    """The page that shows a room."""
+    return f"reference/api/{room.removeprefix('bpgan.')}.md"
+
+
+def on_config(config):
+    """Lists the rooms in the navigation."""
+    for section in config.nav:
+        for entry in next(iter(section.values())):
+            if isinstance(entry, dict) and "API" in entry:
+                entry["API"] = [page_of(room) for room in rooms()]
+    return config
+
+
 def on_files(files: Files, config) -> Files:
     """Adds the pages that are no files of the folder."""
     for name in MIRRORED:
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     for room, modules in rooms().items():
-        page = f"reference/api/{room.removeprefix('bpgan.')}.md"
-        files.append(File.generated(config, page, content=api(room, modules)))
+        files.append(File.generated(config, page_of(room), content=api(room, modules)))
     return files
 
 
@@ -72,10 +85,10 @@ def on_page_markdown(markdown: str, page, config, files: Files) -> str:
 
     def link(found: re.Match) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(at), found[2]))
-        page_of = target.removeprefix("docs/")
-        if page_of not in files.src_uris or (page_of == target and target not in MIRRORED):
+        there = target.removeprefix("docs/")
+        if there not in files.src_uris or (there == target and target not in MIRRORED):
             return found[0]  # mkdocs says so if nothing is there
-        return found[1] + posixpath.relpath(page_of, posixpath.dirname(here) or ".")
+        return found[1] + posixpath.relpath(there, posixpath.dirname(here) or ".")
 
     markdown = LINK.sub(link, markdown)
     if "<!-- flags -->" in markdown:

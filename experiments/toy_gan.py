@@ -319,7 +319,9 @@ def mixture(target: toys.Mixture, cfg: Config, steps: int) -> cli.Experiment:
     frame = _framed(
         ("x", -reach, reach), ("y", -reach, reach), data=_BLACK, generated=_GREEN, **_OPINION
     )
-    return cli.Experiment(inner._replace(picture=picture), source, evaluate, cfg.problem, frame=frame)
+    return cli.Experiment(
+        inner._replace(picture=picture), source, evaluate, cfg.problem, frame=frame
+    )
 
 
 def affine_generator(dtype: Any = jnp.float32) -> Net:
@@ -402,7 +404,9 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
         generated=_GREEN,
         **_OPINION,
     )
-    return cli.Experiment(inner._replace(picture=picture), source, evaluate, cfg.problem, frame=frame)
+    return cli.Experiment(
+        inner._replace(picture=picture), source, evaluate, cfg.problem, frame=frame
+    )
 
 
 def _two_numbers(cfg: Config, steps: int) -> tuple[Algorithm, Callable]:

@@ -27,11 +27,8 @@ def test_every_page_is_in_the_navigation_once():
     found = list(listed(config["nav"]))
     assert len(found) == len(set(found))
     pages = {str(p.relative_to(ROOT / "docs")) for p in ROOT.glob("docs/**/*.md")}
-    mirrored = {name for name in found if (ROOT / name).exists() and "docs" not in name}
-    made = {name for name in found if name.startswith("reference/api/")}
-    assert set(found) - made - (mirrored - pages) == pages, "mkdocs.yml: nav"
-    folders = {room.removeprefix("bpgan.") for room in rooms.ROOMS if room.startswith("bpgan.")}
-    assert {name[len("reference/api/") : -3] for name in made} == folders, "mkdocs.yml: nav"
+    mirrored = {"CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md", "benchmarks/RESULTS.md"}
+    assert set(found) - mirrored == pages, "mkdocs.yml: nav"
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +49,7 @@ def site(tmp_path_factory):
         env=environ,
         capture_output=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=1000,
     )
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr, done.stderr
@@ -80,6 +77,7 @@ def test_every_public_function_has_a_docstring():
 
 
 @pytest.mark.medium
+@pytest.mark.timeout(1200)
 def test_every_public_function_is_on_a_page(site):
     pages = "".join(p.read_text(encoding="utf-8") for p in site.glob("reference/api/*.html"))
     there = set(re.findall(r'id="(bpgan[\w.]+)"', pages))
@@ -87,6 +85,7 @@ def test_every_public_function_is_on_a_page(site):
 
 
 @pytest.mark.medium
+@pytest.mark.timeout(1200)
 def test_the_tables_of_flags_are_made_from_the_code(site):
     page = (site / "reference" / "commands.html").read_text(encoding="utf-8")
     for word in ("--sweep", "--penalty_every", "--checkpoint_every", "--likelihood", "--preset"):
@@ -94,10 +93,11 @@ def test_the_tables_of_flags_are_made_from_the_code(site):
 
 
 @pytest.mark.medium
+@pytest.mark.timeout(1200)
 def test_nothing_is_loaded_from_elsewhere(site):
     for path in site.rglob("*.html"):
         text = path.read_text(encoding="utf-8")
         loads = re.findall(
             r"<(?:script|img|link|iframe)[^>]*(?:src|href)=[\"']?(https?:[^\"' >]+)", text
         )
-        assert not [url for url in loads if "squidfunk" not in url], path
+        assert not loads, path
