@@ -525,7 +525,7 @@ def profile(cores: list[int], steps: int = 100) -> None:
 
     _, built = experiment()
     traced = program.trace(built.algorithm, built.source, jax.devices())
-    text = traced.run.lower().compile().as_text()
+    text = traced.run.lower().compile().as_text() or ""
     sources = dict(re.findall(r"^ *(?:ROOT )?%(\S+) = .*?op_name=\"([^\"]*)\"", text, re.MULTILINE))
     products = set(re.findall(r"%(\S+) = \S+ dot\(", text))
     compiled = program.compile_program(built.algorithm, built.source, seed=0)

@@ -7,6 +7,7 @@ out here, so that XLA makes one vectorized pass of them. Every number is bit for
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,8 @@ def unroll(key: PRNG) -> PRNG:
     A key of another generator, which JAX can be set to, is returned as it is. So are all keys where JAX is set to the
     older way of counting, ``jax_threefry_partitionable=False``.
     """
-    if jax.random.key_impl(key) != "threefry2x32" or not jax.config.jax_threefry_partitionable:
+    partitionable = jax.config.values["jax_threefry_partitionable"]
+    if jax.random.key_impl(key) != "threefry2x32" or not partitionable:
         return key
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=_UNROLLED)
 
@@ -65,7 +67,7 @@ def _split(key: UInt[Array, "2"], shape: tuple[int, ...]) -> UInt[Array, "*shape
     return jnp.stack(_count(key, shape), axis=-1)
 
 
-def _fold_in(key: UInt[Array, "2"], data: Words) -> UInt[Array, "2"]:
+def _fold_in(key: UInt[Array, "2"], data: Any) -> UInt[Array, "2"]:
     return jnp.stack(encrypt(key, jnp.zeros((), jnp.uint32), data.astype(jnp.uint32)))
 
 
