@@ -58,6 +58,12 @@ def _upsample2_adjoint(y: Array) -> Array:
     return jax.linear_transpose(_upsample2, x)(y)[0]
 
 
+def _upsample2_again(x: Array) -> Array:
+    b, h, w, c = x.shape
+    y = jax.ShapeDtypeStruct((b, 2 * h, 2 * w, c), x.dtype)
+    return jax.linear_transpose(_upsample2_adjoint, y)(x)[0]
+
+
 def _cpu_upsample2_adjoint(y: Array) -> Array:
     """``x[i] = (y[2i-1] + 3 y[2i] + 3 y[2i+1] + y[2i+2]) / 4`` per axis, the edges repeated."""
     for axis in (1, 2):
@@ -81,14 +87,17 @@ def _linear_primitive(name: str, factor: float, form: Callable, cpu_form: Callab
     return prim
 
 
-# Each is the other's transpose, so that derivatives of every order are one of the two. The adjoint that autodiff finds,
-# sums of padded pieces, takes XLA:CPU more than twice as long.
+# Closed under transposition, so that on a CPU derivatives of every order are one of two forms: the adjoint that
+# autodiff finds, sums of padded pieces, takes XLA:CPU more than twice as long. Other platforms get what autodiff finds,
+# which for the transpose of the adjoint is not what ``_upsample2`` says.
 _upsample2_p = _linear_primitive("upsample2", 2, _upsample2, _upsample2)
 _upsample2_adjoint_p = _linear_primitive(
     "upsample2_adjoint", 0.5, _upsample2_adjoint, _cpu_upsample2_adjoint
 )
+_upsample2_again_p = _linear_primitive("upsample2_again", 2, _upsample2_again, _upsample2)
 ad.deflinear2(_upsample2_p, lambda y, x: [_upsample2_adjoint_p.bind(y)])
-ad.deflinear2(_upsample2_adjoint_p, lambda x, y: [_upsample2_p.bind(x)])
+ad.deflinear2(_upsample2_adjoint_p, lambda x, y: [_upsample2_again_p.bind(x)])
+ad.deflinear2(_upsample2_again_p, lambda y, x: [_upsample2_adjoint_p.bind(y)])
 
 
 def upsample2(x: Images) -> Images:
