@@ -401,7 +401,10 @@ def products(jaxpr: Any, once: bool = False) -> tuple[int, int]:
         if eqn.primitive.name == "cond":
             flops += max(f for f, _ in inner)
         else:
-            flops += sum(f for f, _ in inner) * (1 if once else eqn.params.get("length", 1))
+            times = 1 if once else eqn.params.get("length", 1)
+            if eqn.primitive.name == "shard_map":  # what one device does
+                times *= eqn.params["mesh"].size
+            flops += sum(f for f, _ in inner) * times
         imprecise += sum(low for _, low in inner)
         if own := _flops(eqn):
             flops += own

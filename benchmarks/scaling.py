@@ -417,14 +417,16 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def curves(known: Mapping[str, Figures]) -> list[tuple[bool, list[Point]]]:
-    """Those of which all points were compiled; true where the batch grows with the devices."""
-    found = [
-        (grows, curve(recipe, kind, grows))
-        for recipe in RECIPES
-        for kind in CHIPS
-        for grows in (True, False)
-    ]
-    return [(grows, each) for grows, each in found if all(p.name in known for p in each)]
+    """The compiled points of each curve, from 8 devices on; true where the batch grows with the devices."""
+    found = []
+    for recipe in RECIPES:
+        for kind in CHIPS:
+            for grows in (True, False):
+                first, *rest = curve(recipe, kind, grows)
+                rest = [point for point in rest if point.name in known]
+                if first.name in known and rest:
+                    found.append((grows, [first, *rest]))
+    return found
 
 
 def kept(known: Mapping[str, Figures], each: Sequence[Point]) -> list[float]:
@@ -455,12 +457,11 @@ def cause(known: Mapping[str, Figures], each: Sequence[Point]) -> str:
 def verdicts(known: Mapping[str, Figures]) -> str:
     """What each curve keeps of the speed per device, to where that is at least a half, and what the rest goes to."""
     head = ["recipe", "on", "batch", "images/s of 8", *(f"kept by {n}" for n in DEVICES[1:])]
-    head += ["half is kept up to", f"lost with {DEVICES[-1]} mostly to"]
+    head += ["half is kept up to", "lost in the end mostly to"]
     rows = []
     for grows, each in curves(known):
         first = each[0]
-        shares = kept(known, each)
-        good = [point.devices for point, share in zip(each, shares, strict=True) if share >= 0.5]
+        shares = {p.devices: share for p, share in zip(each, kept(known, each), strict=True)}
         chip, rows_each = CHIPS[first.kind], first.batch // first.devices
         rows.append(
             [
@@ -468,8 +469,8 @@ def verdicts(known: Mapping[str, Figures]) -> str:
                 chip.name,
                 f"{rows_each} each" if grows else f"{first.batch} in all",
                 f"{speed(known, first) * first.devices:,.0f}",
-                *(f"{share:.0%}" for share in shares[1:]),
-                max(good),
+                *(f"{shares[n]:.0%}" if n in shares else "–" for n in DEVICES[1:]),
+                max(n for n, share in shares.items() if share >= 0.5),
                 cause(known, each),
             ]
         )

@@ -169,6 +169,17 @@ def test_products_in_loops_and_branches_and_their_precision():
     assert aot.products(branch(a).jaxpr) == (one, 0)
 
 
+def test_products_of_one_device_of_several_count_for_all_of_them():
+    mesh = jax.sharding.AbstractMesh((4,), ("rows",))
+    rows = jax.sharding.PartitionSpec("rows")
+    whole = jax.sharding.PartitionSpec()
+    split = jax.shard_map(
+        lambda x, w: x @ w, mesh=mesh, in_specs=(rows, whole), out_specs=rows, check_vma=False
+    )
+    found = jax.make_jaxpr(split)(jnp.ones((16, 8)), jnp.ones((8, 3)))
+    assert aot.products(found.jaxpr) == (2 * 16 * 8 * 3, 1)
+
+
 GOOD = dict(
     kernels=10, structure="10", command_buffers=1, loops=2, conditionals=0, temp_mib=1.0, gflop=1.0, once_gflop=1.0,
     counted_gflop=1.0, mb=1.0, collectives={}, gathered=0, convolutions=3, nhwc=3, f64=0, scatters=0, host=0,

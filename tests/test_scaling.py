@@ -206,6 +206,8 @@ def known():
 def test_the_devices_hold_every_point_of_the_record(known):
     points = [point for point in scaling.points() if point.name in known]
     assert list(known) == [point.name for point in points]
+    missing = {point.name for point in scaling.points() if point.kind == "h100"} - set(known)
+    assert missing == {"r3-64 h100x256 batch 256"}  # which XLA cannot compile, as the page says
     for point in points:
         figures, chip = known[point.name], scaling.CHIPS[point.kind]
         preset = image_gan.PRESETS[point.recipe.preset]
@@ -216,13 +218,14 @@ def test_the_devices_hold_every_point_of_the_record(known):
 
 
 def test_a_device_does_not_do_more_if_there_are_more_of_them(known):
-    """At a fixed batch per device, neither memory nor work nor communication grows with their number."""
+    """Neither memory nor bytes nor communication grow with their number, nor, of as many rows each, the work."""
     for grows, each in scaling.curves(known):
         first = known[each[0].name]
         for point in each[1:]:
             now = known[point.name]
-            assert math.isclose(now.gflop, first.gflop, rel_tol=2e-3) or not grows
-            for field in ("temp_mib", "mb", "kernels"):
+            assert math.isclose(now.gflop, first.gflop, rel_tol=1e-3) or not grows
+            # Of a single row a TPU has more kernels, and smaller ones.
+            for field in ("temp_mib", "mb", "kernels") if grows else ("temp_mib", "mb"):
                 assert getattr(now, field) <= 1.02 * getattr(first, field), (point.name, field)
             moved, before = (sum(size for _, size in f.collectives.values()) for f in (now, first))
             assert moved <= 1.02 * before and now.gathered <= max(first.gathered, 64 << 10)
