@@ -162,7 +162,7 @@ def inception() -> Case:
         images = jax.ShapeDtypeStruct((64, 32, 32, 3), jnp.uint8, sharding=at)
         return jax.jit(net.taps).trace(_placed(params, at), images)
 
-    return Case(traced, precise=True)
+    return Case(traced, tpu=False, precise=True)
 
 
 def neighbors(n: int = 10_000, width: int = 2048) -> Case:
