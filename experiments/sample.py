@@ -1,4 +1,4 @@
-"""Draws images from a trained run: PNG files, grids by seeds and classes, and animations between seeds.
+"""Draws images from a trained run: files and grids by seeds and classes, animations between seeds.
 
 Run:     python -m experiments.sample --run=runs/mnist_gan/default
              36 images by their seeds, and a grid of them
