@@ -52,7 +52,7 @@ _TILES = 256, 512
 """... in blocks of so many 2x2 squares: of a convolution, and of a kernel gradient."""
 
 
-def conv(x: Array, w: Array, *, strides: Pair, padding: Any, size: Pair, precision: Any) -> Array:
+def conv(x: Array, w: Array, *, strides: Pair, padding: Any, size: Any, precision: Any) -> Array:
     """``y[p] = sum_i x[s p + i - lo] w[i]``."""
     kh, kw, c, o = w.shape
     if _is_wide(x):
@@ -78,7 +78,7 @@ def conv(x: Array, w: Array, *, strides: Pair, padding: Any, size: Pair, precisi
 
 
 def input_grad(
-    g: Array, w: Array, *, strides: Pair, padding: Any, size: Pair, precision: Any
+    g: Array, w: Array, *, strides: Pair, padding: Any, size: Any, precision: Any
 ) -> Array:
     """``x[h] = sum_{s p + i = h + lo} g[p] w[i]``: for stride 1, the convolution by the turned kernel."""
     kh, kw, c, _ = w.shape
@@ -102,7 +102,7 @@ def input_grad(
 
 
 def weight_grad(
-    x: Array, g: Array, *, strides: Pair, padding: Any, size: Pair, precision: Any
+    x: Array, g: Array, *, strides: Pair, padding: Any, size: Any, precision: Any
 ) -> Array:
     """``w[i] = sum_p x[s p + i - lo] g[p]``."""
     (kh, kw), c, o = size, x.shape[3], g.shape[3]
@@ -121,7 +121,7 @@ def weight_grad(
         )
         given: Any = dict(strides=strides, padding=turned, size=size, precision=precision)
         return _turn(weight_grad(g, x, **given))
-    pixels = g.shape[1:3]
+    pixels = (g.shape[1], g.shape[2])
     if _suits_winograd(size, strides, (c, o), pixels, precision):
         form = partial(winograd.weight_grad, padding=padding, precision=precision)
         return winograd.of_kernel_tiles(_sum_of_blocks(form, x, g, _fit(_TILES[1], pixels, 4)))
@@ -149,7 +149,7 @@ def _turn(w: Array) -> Array:
 
 
 def _plain(
-    x: Array, w: Array, strides: Pair, padding: Any, precision: Any, **dilation: Pair
+    x: Array, w: Array, strides: Pair, padding: Any, precision: Any, **dilation: Any
 ) -> Array:
     return lax.conv_general_dilated(
         x, w, strides, padding, dimension_numbers=_NHWC, precision=precision, **dilation
@@ -165,7 +165,7 @@ def _pad(x: Array, axis: int, low: int, length: int, inner: int = 0) -> Array:
 
 
 def _windows(
-    x: Array, axes: Pair, *, strides: Pair, padding: Any, kernel: Pair, size: Pair
+    x: Array, axes: Pair, *, strides: Pair, padding: Any, kernel: Any, size: Any
 ) -> list[list[Array]]:
     """What each tap of a kernel sees: ``[i][j]`` is x at ``(s p + i - lo, s q + j - lo)`` for all p, q."""
     for axis, s, (lo, _), k, n in zip(axes, strides, padding, kernel, size, strict=True):
@@ -193,9 +193,7 @@ def _from_few(x: Array, w: Array, *, strides: Pair, padding: Any, size: Pair) ->
     return _sum(terms)
 
 
-def _to_few(
-    g: Array, w: Array, *, strides: Pair, padding: Any, size: Pair, precision: Any
-) -> Array:
+def _to_few(g: Array, w: Array, *, strides: Pair, padding: Any, size: Any, precision: Any) -> Array:
     """An input gradient: a product makes what every tap adds to x, and it is added where it belongs."""
     kh, kw, c, o = w.shape
     b, p, q, _ = g.shape
@@ -227,7 +225,7 @@ def _columns_by(
 
 
 def _by_phases(
-    g: Array, w: Array, *, strides: Pair, padding: Any, size: Pair, precision: Any
+    g: Array, w: Array, *, strides: Pair, padding: Any, size: Any, precision: Any
 ) -> Array:
     """A strided input gradient by sub-pixels.
 
@@ -252,7 +250,7 @@ def _by_phases(
     return x.reshape(b, mh * sh, mw * sw, c)[:, crops[0], crops[1]]
 
 
-def _traded(x: Array, g: Array, strides: Pair, padding: Any, size: Pair, precision: Any) -> Array:
+def _traded(x: Array, g: Array, strides: Pair, padding: Any, size: Any, precision: Any) -> Array:
     """A kernel gradient as a plain convolution: batch and channels trade places, g is the kernel."""
     pads = [
         (lo, s * (length - 1) + k - lo - n)  # so that the result has exactly k rows

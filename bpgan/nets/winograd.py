@@ -33,7 +33,7 @@ def kernel_tiles(w: Array) -> Array:
     return _both(_G, w).reshape(16, *w.shape[2:])
 
 
-def conv(x: Array, u: Array, *, padding: Any, size: Pair, precision: Any) -> Array:
+def conv(x: Array, u: Array, *, padding: Any, size: Any, precision: Any) -> Array:
     """The convolution of stride 1 by the kernel whose tiles are u.
 
     Args:
