@@ -10,7 +10,8 @@ Run:     python -m experiments.export --run=runs/mnist_gan/default --to=safetens
              all three, and a license in the model card
 
 Beside the files stands a model card, ``README.md``, with the config, the hash of the data, what was measured and the
-versions. Functions take any number of latents. StableHLO and ONNX need packages: pip install 'bpgan[export]'.
+versions. Functions take any number of latents. StableHLO and ONNX need packages: pip install 'bpgan[export]';
+ONNX needs its converter, too: pip install --no-deps 'jax2onnx>=0.17.1'.
 """
 
 import dataclasses

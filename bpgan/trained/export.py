@@ -142,6 +142,8 @@ def _name(graph: Any, values: list[Any], names: list[str]) -> None:
 
 
 def need(package: str) -> None:
-    """Raises a UserError if a package of the extra ``export`` is not installed."""
+    """Raises a UserError if a package of the extra ``export``, or the converter to ONNX, is not installed."""
+    # jax2onnx asks for an orbax-checkpoint older than bpgan's, though exporting does not need it.
+    how = "--no-deps 'jax2onnx>=0.17.1'" if package == "jax2onnx" else "'bpgan[export]'"
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"needs {package}: pip install 'bpgan[export]'")
+        raise UserError(f"needs {package}: pip install {how}")
