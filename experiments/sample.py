@@ -235,7 +235,9 @@ def _write_mp4(file: pathlib.Path, frames: pathlib.Path, rate: int) -> bool:
     command = [program, "-v", "error", "-y", "-framerate", str(rate)]
     command += ["-i", str(frames / "frame_%05d.png"), "-vf", scale, "-pix_fmt", "yuv420p"]
     command += [*exact, str(made)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode or not made.exists():
         reason = (done.stderr.strip().splitlines() or ["it gives no reason"])[-1]
         print(f"warning: no MP4: ffmpeg failed ({reason[:200]})", flush=True)

@@ -210,10 +210,10 @@ def test_the_preset_and_the_default_directory(folders, capsys):
     assert "9,000 images 28x28x1" in output and "1,000 images 28x28x1" in output
     assert "mean 0.1312, std 0.3088 of x / 255" in output
     runs = folders / "runs" / "data"
-    assert (runs / "default" / "dataset.json").exists()
+    assert (runs / "smoke" / "dataset.json").exists()
     name, _ = made(folders, "a b")
     assert run(f"--dataset={name}") == 0
-    (folder,) = (p for p in runs.iterdir() if p.name != "default")
+    (folder,) = (p for p in runs.iterdir() if p.name != "smoke")
     assert re.fullmatch(r"default_dataset=npz:[\w.,:=+-]+", folder.name)
     assert {p.name for p in folder.iterdir()} == {"grid.png", "dataset.json"}
 

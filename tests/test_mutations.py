@@ -88,7 +88,7 @@ def trained_by(module: types.ModuleType) -> Any:
     """``algorithms.gan`` as it is, or on this module in the place of ``algorithms.turns``."""
     if module.__name__ == bpgan.algorithms.gan.__name__:
         return module
-    copy = mutate(bpgan.algorithms.gan, "return turns.play(", "return turns.play(")
+    copy = mutate(bpgan.algorithms.gan, "algorithm = turns.play(", "algorithm = turns.play(")
     vars(copy)["turns"] = module
     return copy
 

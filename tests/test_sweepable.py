@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from bpgan import cli, memory
+from bpgan import cli, memory, optim
 from bpgan.cli import experiments
 from bpgan.launcher import group as grouping
 from bpgan.runtime.group import compile_group, free_memory
@@ -114,7 +114,7 @@ def test_an_average_that_decays_at_once_is_the_present_generator(trees_equal):
 
 def test_one_factor_moves_both_step_sizes(monkeypatch):
     seen = []
-    monkeypatch.setattr(optax, "adam", lambda lr, **_: seen.append(lr) or optax.sgd(lr))
+    monkeypatch.setattr(optim, "adam", lambda lr, *_: seen.append(lr) or optax.sgd(lr))
     digits(g_lr=1e-3, d_lr=4e-3, lr_scale=0.5)
     assert seen == [5e-4, 2e-3]
 

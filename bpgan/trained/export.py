@@ -143,7 +143,10 @@ def _name(graph: Any, values: list[Any], names: list[str]) -> None:
 
 def need(package: str) -> None:
     """Raises a UserError if a package of the extra ``export``, or the converter to ONNX, is not installed."""
-    # jax2onnx asks for an orbax-checkpoint older than bpgan's, though exporting does not need it.
-    how = "--no-deps 'jax2onnx>=0.17.1'" if package == "jax2onnx" else "'bpgan[export]'"
-    if importlib.util.find_spec(package) is None:
-        raise UserError(f"needs {package}: pip install {how}")
+    if importlib.util.find_spec(package) is not None:
+        return
+    if (
+        package == "jax2onnx"
+    ):  # its requirements cannot be met beside bpgan's, and are not needed here
+        raise UserError("needs jax2onnx, installed without its requirements: see docs/using.md")
+    raise UserError(f"needs {package}: pip install 'bpgan[export]'")
