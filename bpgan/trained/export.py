@@ -122,7 +122,8 @@ def _check_onnx(raw: bytes, run: Run, function: Callable[..., Any]) -> None:
     with run.settings():
         wanted = np.asarray(function(*inputs.values()))
     try:
-        (found,) = onnxruntime.InferenceSession(raw).run(None, inputs)
+        (output,) = onnxruntime.InferenceSession(raw).run(None, inputs)
+        found = np.asarray(output)
     except Exception as error:  # of onnxruntime's own types
         reason = f"ONNX Runtime refuses it: {' '.join(str(error).split())[:200]}"
     else:
