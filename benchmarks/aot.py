@@ -205,7 +205,7 @@ def programs() -> dict[str, Case]:
         ),
         "sweep-32": sweep(32, "mnist_gan", "--preset=article"),
         "vae": run("vae"),
-        "classifier": run("classifier")._replace(flops=0.25),  # pooling is no product
+        "classifier": run("classifier")._replace(flops=0.25),  # pooling is not a product
         "sample": sample(100, "mnist_gan"),
         "inception": inception(),
         "neighbors": neighbors(),

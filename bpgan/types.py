@@ -74,7 +74,7 @@ class Algorithm(NamedTuple):
       latents: ``latents(key, n) -> z[n, ...]``, those that ``sample`` draws with this key.
       networks: by name; ``generator`` is ``(variables, z, labels) -> samples``, ``discriminator`` is
         ``(variables, x, labels) -> logits``, both without labels if there are no ``classes``.
-      picture: ``picture(state, key, n) -> images``, what a run shows in the place of n samples that are no images.
+      picture: ``picture(state, key, n) -> images``, what a run shows in the place of n samples that are not images.
     """
 
     init: Callable[..., Any]

@@ -69,7 +69,7 @@ def on_config(config):
 
 
 def on_files(files: Files, config) -> Files:
-    """Adds the pages that are no files of the folder."""
+    """Adds the pages that are not files of the folder."""
     for name in MIRRORED:
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     for room, modules in rooms().items():

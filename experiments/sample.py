@@ -129,7 +129,7 @@ def _check(cfg: Config, opened: Run, labels: Sequence[int]) -> None:
     """Raises a UserError, before anything is drawn, if the run draws no images, or too many are asked for."""
     shape = opened.sample(1, truncation=cfg.truncation.value).shape[1:]
     if len(shape) != 3 or shape[-1] not in (1, 3, 4):
-        reason = f"a run of {opened.experiment} draws arrays {list(shape)}, which are no images;"
+        reason = f"a run of {opened.experiment} draws arrays {list(shape)}, which are not images;"
         reason += " run.sample of bpgan.load has them in Python"
         raise UserError(reason, argument="run", value=cfg.run)
     stops = cfg.interpolate.value

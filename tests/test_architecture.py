@@ -44,6 +44,7 @@ RECORD_METHODS = {"_replace", "_asdict", "_fields", "_make", "_field_defaults"}
 PRIVATE: dict[str, set[str]] = {
     "faults/at_fault.py": {"checkpoint.Checkpoints._read"},
     "test_augment.py": {"augment._NUMBERS", "augment._contracted", "augment._looked_up"},
+    "test_conv_cpu.py": {"resample._upsample2"},
     "test_compare.py": {
         "compare._curves",
         "compare._section",

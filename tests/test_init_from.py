@@ -103,7 +103,9 @@ def test_what_does_not_fit_begins_anew_and_is_named():
 
 def test_a_state_that_cannot_begin_so_is_refused():
     new, old = states()
-    with pytest.raises(UserError, match="init=g,x: 'x' is none; must be some of d, g, ema, opt"):
+    with pytest.raises(
+        UserError, match="init=g,x: 'x' is not a part of this run; must be some of d, g, ema, opt"
+    ):
         origin.check_parts(new, ["g", "x"])
     with pytest.raises(UserError, match="init=ema: must name a player, too: d, g"):
         origin.check_parts(new, ["ema"])
@@ -208,7 +210,7 @@ def test_what_it_cannot_begin_from_is_said_in_a_line(gan, tmp_path, capsys):
     )
     assert "--init=g: has no effect without --init_from" in said(mnist_gan, "--init=g")
     assert "--init=g,g: must be names" in said(mnist_gan, "--init=g,g")
-    assert "--init=q: 'q' is none; must be some of d, g, ema" in said(
+    assert "--init=q: 'q' is not a part of this run; must be some of d, g, ema" in said(
         mnist_gan, f"--init_from={gan}", "--init=q"
     )
     assert "nothing of it fits: players/vae/params" in said(vae, f"--init_from={gan}", "--bound=0")

@@ -120,7 +120,7 @@ def test_a_table_of_the_log(tmp_path):
     [
         (
             ["--log_to=csv,tb"],
-            "--log_to=csv,tb: 'tb' is no logger; must be some of csv, wandb, mlflow",
+            "--log_to=csv,tb: 'tb' is not a logger; must be some of csv, wandb, mlflow",
         ),
         (
             ["--log_to=none_such"],

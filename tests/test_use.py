@@ -18,7 +18,7 @@ from PIL import Image
 
 import bpgan
 from bpgan import cli, data
-from bpgan.nets import conv
+from bpgan.nets import conv, primitives, resample
 from bpgan.trained import export as files
 from bpgan.trained import paths
 from bpgan.types import UserError
@@ -404,11 +404,30 @@ def test_convolutions_of_lax_are_the_same_functions(kernel, stride, padding):
     for form in (conv.conv, conv.conv_transpose):
         call = functools.partial(form, stride=stride, padding=padding)
         wanted = call(x, w)
-        with conv.as_plain_lax():
+        with primitives.as_plain_lax():
             jaxpr, found = str(jax.make_jaxpr(call)(x, w)), call(x, w)
         assert "bpgan" not in jaxpr
         np.testing.assert_allclose(found, wanted, atol=2e-5)
     assert "bpgan_conv" in str(jax.make_jaxpr(lambda x, w: conv.conv(x, w))(x, w))
+
+
+def test_exporters_see_no_operation_of_bpgan():
+    """Every primitive of its own is one that ``as_plain_lax`` knows: grouped convolutions and resampling, too."""
+    x, w = jax.numpy.ones((2, 4, 4, 8)), jax.numpy.ones((3, 3, 4, 8))
+
+    def operations(x, w):
+        return resample.upsample2(conv.grouped_conv(x, w, groups=2))
+
+    wanted = operations(x, w)
+    def names():  # of a function of its own, for JAX remembers traces
+        traced = jax.make_jaxpr(lambda x, w: operations(x, w))(x, w)
+        return {equation.primitive.name for equation in traced.eqns}
+
+    assert {"bpgan_grouped_conv", "upsample2"} <= names()
+    with primitives.as_plain_lax():
+        found = names()
+        np.testing.assert_allclose(operations(x, w), wanted, atol=1e-5)
+    assert not {name for name in found if "bpgan" in name or "upsample" in name}
 
 
 @pytest.mark.medium

@@ -30,8 +30,7 @@ for the products of ``jax.numpy``.
 Layout everywhere: images ``[b, h, w, c]``, kernels ``[kh, kw, in, out]`` of the operation at hand.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -39,10 +38,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 from jaxtyping import Array, Float
 
-from bpgan.nets import conv_cpu
+from bpgan.nets import conv_cpu, primitives
 from bpgan.sharding import by_rows
 from bpgan.types import Images
 
@@ -112,28 +111,35 @@ def _batch(
     return y, out
 
 
-def _primitive(name: str, form: Callable, cpu_form: Callable, free: tuple[Pair, Pair]) -> Primitive:
+def _primitive(
+    name: str,
+    form: Callable,
+    cpu_form: Callable,
+    free: tuple[Pair, Pair],
+    plain: Callable | None = None,
+) -> Primitive:
     """A bilinear primitive, but for its transposes.
 
     ``free`` says which axis of each operand is not summed over, and which axis of the result it is;
     for ``conv`` these are n of x and o of w.
     """
-    prim = Primitive(name)
-    prim.def_impl(form)  # eager: a program of one convolution has no loop, and lax is as good
+    prim = primitives.define(name, form, cpu_form, plain=plain)
 
     def abstract(a: Any, b: Any, **params: Any) -> Any:
         return a.update(shape=_shape(a, b, free=free, **params), weak_type=False)
 
     prim.def_abstract_eval(abstract)
     batching.primitive_batchers[prim] = partial(_batch, prim=prim, form=form, free=free)
-    mlir.register_lowering(prim, mlir.lower_fun(form, multiple_results=False))
-    mlir.register_lowering(prim, mlir.lower_fun(cpu_form, multiple_results=False), platform="cpu")
     return prim
 
 
 _conv_p = _primitive("bpgan_conv", _lax_conv, conv_cpu.conv, ((0, 0), (3, 3)))
 _input_grad_p = _primitive(
-    "bpgan_conv_input_grad", _lax_input_grad, conv_cpu.input_grad, ((0, 0), (2, 3))
+    "bpgan_conv_input_grad",
+    _lax_input_grad,
+    conv_cpu.input_grad,
+    ((0, 0), (2, 3)),
+    plain=conv_cpu.dilated_input_grad,
 )
 _weight_grad_p = _primitive(
     "bpgan_conv_weight_grad", _lax_weight_grad, conv_cpu.weight_grad, ((3, 2), (3, 3))
@@ -236,25 +242,10 @@ def _cpu_grouped_weight_grad(
     return jnp.stack(parts, axis=3).reshape(*size, i, groups * o)
 
 
-def _grouped_primitive(name: str, form: Callable, cpu_form: Callable) -> Primitive:
-    prim = Primitive(name)
-    prim.def_impl(form)
-
-    def abstract(a: Any, b: Any, **params: Any) -> Any:
-        return a.update(shape=jax.eval_shape(partial(form, **params), a, b).shape, weak_type=False)
-
-    def batch(args: Any, dims: Any, **params: Any) -> Any:
-        return jax.vmap(partial(form, **params), in_axes=dims)(*args), 0
-
-    prim.def_abstract_eval(abstract)
-    batching.primitive_batchers[prim] = batch
-    mlir.register_lowering(prim, mlir.lower_fun(form, multiple_results=False))
-    mlir.register_lowering(prim, mlir.lower_fun(cpu_form, multiple_results=False), platform="cpu")
-    return prim
-
-
-_grouped_p = _grouped_primitive("bpgan_grouped_conv", _split_grouped, _cpu_grouped)
-_grouped_weight_grad_p = _grouped_primitive(
+_grouped_p = primitives.define(
+    "bpgan_grouped_conv", _split_grouped, _cpu_grouped, plain=_lax_grouped
+)
+_grouped_weight_grad_p = primitives.define(
     "bpgan_grouped_conv_weight_grad", _lax_grouped_weight_grad, _cpu_grouped_weight_grad
 )
 
@@ -457,36 +448,3 @@ def _margins(padding: Padding) -> tuple[Pair, Pair]:
 def _split(totals: Any) -> tuple[Pair, ...]:
     """Zeros shared out before and after; the odd one goes after, as in lax and TensorFlow."""
     return tuple((total // 2, total - total // 2) for total in totals)
-
-
-@contextlib.contextmanager
-def as_plain_lax() -> Iterator[None]:
-    """Within, convolutions are traced as those of ``lax`` in NHWC: exporters know no primitives but JAX's own."""
-    forms = {_conv_p: _lax_conv, _input_grad_p: _dilated, _grouped_p: _lax_grouped}
-    for primitive, form in forms.items():
-        primitive.bind = form
-    try:
-        yield
-    finally:
-        for primitive in forms:
-            del primitive.bind
-
-
-def _dilated(
-    g: Array, w: Array, *, strides: Pair, padding: Any, size: Any, precision: Any
-) -> Array:
-    """``input_grad`` as a convolution of g with zeros between its pixels."""
-    flipped = w[::-1, ::-1].transpose(0, 1, 3, 2)
-    margins = []
-    for k, s, (lo, _), m, n in zip(w.shape[:2], strides, padding, g.shape[1:3], size, strict=True):
-        before = k - 1 - lo
-        margins.append((before, n - (s * (m - 1) + 1) - before + k - 1))
-    return lax.conv_general_dilated(
-        g,
-        flipped,
-        (1, 1),
-        margins,
-        lhs_dilation=strides,
-        dimension_numbers=_NHWC,
-        precision=precision,
-    )

@@ -20,6 +20,8 @@ operation.
 The arguments are those of the primitives in ``conv.py``.
 """
 
+import functools
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -90,15 +92,21 @@ def input_grad(
         return conv(g, _turn(w), strides=strides, padding=pads, size=size, precision=precision)
     if _is_wide(g) and kh * kw * c <= _FEW:
         return _to_few(g, w, strides=strides, padding=padding, size=size, precision=precision)
-    if c < 8:  # to interleave few channels costs more than the zeros of a dilated g do
-        pads = [
-            (k - 1 - lo, n + lo - s * (p - 1) - 1)
-            for k, s, (lo, _), n, p in zip(
-                (kh, kw), strides, padding, size, g.shape[1:3], strict=True
-            )
-        ]
-        return _plain(g, _turn(w), (1, 1), pads, precision, lhs_dilation=strides)
-    return _by_phases(g, w, strides=strides, padding=padding, size=size, precision=precision)
+    form = dilated_input_grad if c < 8 else _by_phases  # few channels cost more to interleave
+    return form(g, w, strides=strides, padding=padding, size=size, precision=precision)
+
+
+def dilated_input_grad(
+    g: Array, w: Array, *, strides: Pair, padding: Any, size: Any, precision: Any
+) -> Array:
+    """``input_grad`` as the convolution of g, with zeros between its pixels, by the turned kernel."""
+    pads = [
+        (k - 1 - lo, n + lo - s * (p - 1) - 1)
+        for k, s, (lo, _), n, p in zip(
+            w.shape[:2], strides, padding, size, g.shape[1:3], strict=True
+        )
+    ]
+    return _plain(g, _turn(w), (1, 1), pads, precision, lhs_dilation=strides)
 
 
 def weight_grad(
@@ -307,7 +315,4 @@ def _sum_of_blocks(form: Callable[[Array, Array], Array], x: Array, g: Array, mo
 
 def _sum(terms: list[Array]) -> Array:
     """In the order given, without the zero that ``sum`` begins with."""
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
+    return functools.reduce(operator.add, terms)

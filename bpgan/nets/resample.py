@@ -12,16 +12,13 @@ All are sums of shifted copies; none is a convolution, an indexing or a product 
 primitive: its adjoint has a form of its own on a CPU.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad
 from jaxtyping import Array
 
+from bpgan.nets import primitives
 from bpgan.types import Images
 
 
@@ -71,30 +68,14 @@ def _cpu_upsample2_adjoint(y: Array) -> Array:
     return y
 
 
-def _linear_primitive(name: str, factor: float, form: Callable, cpu_form: Callable) -> Primitive:
-    """A linear map of images, ``factor`` times as large, but for its transpose."""
-    prim = Primitive(name)
-    prim.def_impl(form)
-
-    def abstract(x: Any) -> Any:
-        b, h, w, c = x.shape
-        return x.update(shape=(b, int(factor * h), int(factor * w), c), weak_type=False)
-
-    prim.def_abstract_eval(abstract)
-    batching.primitive_batchers[prim] = lambda args, dims: (jax.vmap(form, dims)(*args), 0)
-    mlir.register_lowering(prim, mlir.lower_fun(form, multiple_results=False))
-    mlir.register_lowering(prim, mlir.lower_fun(cpu_form, multiple_results=False), platform="cpu")
-    return prim
-
-
 # Closed under transposition, so that on a CPU derivatives of every order are one of two forms: the adjoint that
 # autodiff finds, sums of padded pieces, takes XLA:CPU more than twice as long. Other platforms get what autodiff finds,
 # which for the transpose of the adjoint is not what ``_upsample2`` says.
-_upsample2_p = _linear_primitive("upsample2", 2, _upsample2, _upsample2)
-_upsample2_adjoint_p = _linear_primitive(
-    "upsample2_adjoint", 0.5, _upsample2_adjoint, _cpu_upsample2_adjoint
+_upsample2_p = primitives.define("upsample2", _upsample2, _upsample2)
+_upsample2_adjoint_p = primitives.define(
+    "upsample2_adjoint", _upsample2_adjoint, _cpu_upsample2_adjoint
 )
-_upsample2_again_p = _linear_primitive("upsample2_again", 2, _upsample2_again, _upsample2)
+_upsample2_again_p = primitives.define("upsample2_again", _upsample2_again, _upsample2)
 ad.deflinear2(_upsample2_p, lambda y, x: [_upsample2_adjoint_p.bind(y)])
 ad.deflinear2(_upsample2_adjoint_p, lambda x, y: [_upsample2_again_p.bind(x)])
 ad.deflinear2(_upsample2_again_p, lambda y, x: [_upsample2_adjoint_p.bind(y)])

@@ -175,7 +175,7 @@ def parse(text: str) -> tuple[str, ...]:
     """
     names = tuple(dict.fromkeys(text.split(","))) if text else ()
     if unknown := [name for name in names if name not in LOGGERS]:
-        raise ValueError(f"{unknown[0]!r} is no logger; must be some of {', '.join(LOGGERS)}")
+        raise ValueError(f"{unknown[0]!r} is not a logger; must be some of {', '.join(LOGGERS)}")
     return names
 
 
@@ -214,7 +214,7 @@ class Loggers:
             self._try(name, lambda logger=logger: action(logger))
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """A line of the log; words and what is no number are left out."""
+        """A line of the log; only numbers are passed on."""
         step = line["step"]
         values = {k: v for k, v in line.items() if k != "step" and isinstance(v, int | float)}
         self._each(lambda logger: logger.write(step, values))

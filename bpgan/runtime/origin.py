@@ -109,7 +109,7 @@ def check_parts(state: Any, parts: Sequence[str]) -> list[str]:
         raise UserError(reason, argument="init_from")
     known = [*sorted(players), AVERAGES, OPTIMIZER]
     if unknown := [part for part in parts if part not in known]:
-        reason = f"{unknown[0]!r} is none; must be some of {', '.join(known)}"
+        reason = f"{unknown[0]!r} is not a part of this run; must be some of {', '.join(known)}"
         raise UserError(reason, argument="init", value=",".join(parts))
     if parts and not set(parts) & {*players}:
         reason = f"must name a player, too: {', '.join(sorted(players))}"

@@ -20,7 +20,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
-from bpgan.nets.conv import as_plain_lax
+from bpgan.nets.primitives import as_plain_lax
 from bpgan.runtime.program import serialize
 from bpgan.trained.run import Run
 from bpgan.types import UserError

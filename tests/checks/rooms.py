@@ -102,7 +102,7 @@ ROOMS = {  # top to bottom; imports go down
         "convolutions, layers, architectures",
         "sharding lookup types",
         "(biggan cnn dcgan mlp r3gan resnet stylegan2) architecture (blocks heads vae)"
-        " (layers wrappers) (conv resample sizes spectral) conv_cpu winograd",
+        " (layers wrappers) (conv resample sizes spectral) (conv_cpu primitives) winograd",
     ),
     "bpgan.losses": Room("what the players minimize", "lookup types"),
     "bpgan.penalties": Room("gradient penalties and other regularizers", "optim lookup types"),
