@@ -17,6 +17,7 @@ descent converges whatever their units; coefficients are reported in the units o
 
 import csv
 import dataclasses
+import functools
 import math
 from typing import NamedTuple, NoReturn
 
@@ -173,6 +174,17 @@ def _check_range(y: np.ndarray, cfg: Config) -> None:
         )
 
 
+def _check_step(lr: float, curvature: float) -> None:
+    """Refuses a step size with which gradient descent diverges, by the largest curvature of the loss."""
+    if lr >= 2 / curvature:
+        raise UserError(
+            f"diverges on this data; must be < {2 / curvature:.4g}, which is"
+            " 2 / the largest curvature of the loss",
+            argument="lr",
+            value=lr,
+        )
+
+
 def _zeros(key, x):
     """Initial parameters of a dense layer with one output."""
     del key
@@ -214,6 +226,12 @@ def picture(table: Table, fitted: np.ndarray) -> str:
     return plot.svg([found], width=720, height=320)
 
 
+def _pictures(table: Table, state: turns.State) -> dict[str, str]:
+    layer = jax.tree.map(np.asarray, state.players[supervised.NET].params["dense0"])
+    fitted = table.x @ layer["kernel"][:, 0] + layer["bias"]
+    return {"data, fit and residuals": picture(table, fitted)}
+
+
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The regression that ``cfg`` describes."""
     dtype = jnp.dtype(cfg.precision)
@@ -226,14 +244,8 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     batch_size = cfg.batch_size or n
     design = np.concatenate([table.x, np.ones((n, 1))], axis=1)
     curvature, axes = np.linalg.eigh(2 / n * design.T @ design)
-    if batch_size == n and cfg.lr >= 2 / curvature[-1]:
-        raise UserError(
-            f"diverges on this data; must be < {2 / curvature[-1]:.4g}, which is"
-            " 2 / the largest curvature of the loss",
-            argument="lr",
-            value=cfg.lr,
-        )
-
+    if batch_size == n:
+        _check_step(cfg.lr, curvature[-1])
     if cfg.gradients == "manual":
         layers = backprop.sequential(("dense0", backprop.dense()))
         gradient = backprop.value_and_grad(layers, backprop.squared_error)
@@ -279,16 +291,10 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
             report["distance/predicted"] = np.linalg.norm(decay * (axes.T @ optimum))
         return {name: float(value) for name, value in report.items()}
 
-    def pictures(state: turns.State) -> dict[str, str]:
-        layer = jax.tree.map(np.asarray, state.players[supervised.NET].params["dense0"])
-        return {
-            "data, fit and residuals": picture(
-                table, table.x @ layer["kernel"][:, 0] + layer["bias"]
-            )
-        }
-
     title = f"{n} examples, {features} features"
-    return cli.Experiment(algorithm, source, evaluate, title, pictures=pictures)
+    return cli.Experiment(
+        algorithm, source, evaluate, title, pictures=functools.partial(_pictures, table)
+    )
 
 
 if __name__ == "__main__":

@@ -419,6 +419,7 @@ def test_exporters_see_no_operation_of_bpgan():
         return resample.upsample2(conv.grouped_conv(x, w, groups=2))
 
     wanted = operations(x, w)
+
     def names():  # of a function of its own, for JAX remembers traces
         traced = jax.make_jaxpr(lambda x, w: operations(x, w))(x, w)
         return {equation.primitive.name for equation in traced.eqns}

@@ -14,7 +14,7 @@ import sys
 import textwrap
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bpgan.measures import CONTROLS
@@ -54,8 +54,7 @@ class Log:
       source: for epochs and images per second.
       every: steps of a whole window; 0 if there is only one.
       tensorboard: also write event files.
-      log_to: names of ``loggers.LOGGERS``, which are told as well.
-      opened: what they are told of the run; without its log.
+      others: ``others(lines)`` opens what is told as well, after these lines of the log; None: nothing is.
       lead: of several processes that train one run, only the lead writes and speaks; all keep the history.
       speak: also print; not if this is one of many runs.
     """
@@ -69,8 +68,7 @@ class Log:
         *,
         every: int = 0,
         tensorboard: bool = True,
-        log_to: Sequence[str] = (),
-        opened: loggers.Opened | None = None,
+        others: Callable[[Sequence[Mapping[str, Any]]], loggers.Loggers] | None = None,
         lead: bool = True,
         speak: bool = True,
     ):
@@ -104,9 +102,7 @@ class Log:
         elif tensorboard and lead:
             self._events = events.Writer(path, _events_of(path, lines, self._begun))
         self._file = metrics.open("a", encoding="utf-8") if lead else None
-        self._loggers = None
-        if log_to and opened and lead:
-            self._loggers = loggers.Loggers(log_to, opened._replace(lines=lines))
+        self._loggers = others(lines) if others and lead else None
 
     def _ends_window(self, step: int) -> bool:
         """Whether windows end at this step; the end and a pause of a run may come amid one."""

@@ -315,11 +315,14 @@ class Run:
             self.source,
             every=self.plan.log_every,
             tensorboard=self.plan.tensorboard,
-            log_to=self.plan.log_to,
-            opened=loggers.Opened(self.path, self.id, self.plan.name, self.spec.config, ()),
+            others=self._loggers if self.plan.log_to else None,
             lead=distributed.is_lead(),
             speak=not self.quiet,
         )
+
+    def _loggers(self, lines: Sequence[Mapping[str, Any]]) -> loggers.Loggers:
+        opened = loggers.Opened(self.path, self.id, self.plan.name, self.spec.config, lines)
+        return loggers.Loggers(self.plan.log_to, opened)
 
     def draw(self, step: int, samples: np.ndarray) -> dict[str, float]:
         """Saves a grid; returns how diverse its samples are, if that can be compared with the data."""
