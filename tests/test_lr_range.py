@@ -79,7 +79,8 @@ def test_the_ramp_is_geometric():
 @pytest.mark.parametrize("system", lr_range.SYSTEMS)
 def test_the_rate_is_that_of_the_ramp(x64, monkeypatch, system):
     """With gradient descent in Adam's place: what the parameters move by, over the gradient."""
-    monkeypatch.setattr(optax, "adam", lambda lr, **_: optax.sgd(lr))
+    for module in (optax, optim):
+        monkeypatch.setattr(module, "adam", lambda lr, *_, **__: optax.sgd(lr))
     flags = {
         "classifier": "optimizer=sgd net=mlp",
         "vae": "preset=smoke",

@@ -54,7 +54,12 @@ def run(argv, folder):
 
 
 def runs_of(word):
-    """The run directories that ``--run=runs/NAME/RUN`` or ``--report=runs/NAME`` reads, each with its experiment."""
+    """The run directories that ``--run=runs/NAME/RUN`` or ``--report=runs/NAME`` reads, each with its experiment.
+
+    ``--report=runs`` reads all that there are.
+    """
+    if word.endswith("=runs"):
+        return [("runs/mnist_gan", "mnist_gan"), ("runs/vae", "vae")]
     return re.findall(r"(?<=[=,])(runs/(\w+)(?:/[\w=.-]+)?)", word)
 
 

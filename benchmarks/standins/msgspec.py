@@ -21,12 +21,13 @@ class ValidationError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Meta:
-    """Bounds of a number, and the pattern of a text."""
+    """Bounds of a number, the pattern of a text, and the length of a list."""
 
     ge: int | None = None
     le: int | None = None
     lt: int | None = None
     pattern: str | None = None
+    min_length: int | None = None
 
     def check(self, value: Any, at: str) -> None:
         if self.ge is not None and value < self.ge:
@@ -37,6 +38,8 @@ class Meta:
             raise ValidationError(f"Expected `int` < {self.lt}", at)
         if self.pattern is not None and not re.search(self.pattern, value):
             raise ValidationError(f"Expected `str` matching regex {self.pattern!r}", at)
+        if self.min_length is not None and len(value) < self.min_length:
+            raise ValidationError(f"Expected `array` of length >= {self.min_length}", at)
 
 
 class Struct:
