@@ -570,7 +570,7 @@ def draw(known: Mapping[str, Figures], path: pathlib.Path) -> None:
         ]
         if not shapes:
             continue
-        small = "of its speed with 8 that each device keeps; dashed: the same batch for all"
+        small = "share of its speed with 8 devices that each device keeps; dashed: the same batch for all"
         plots.append(plot.Plot(chip.name, shapes, ticks, shares, legend, small))
     plot.write_svg(path, plots, width=880, height=240)
 

@@ -291,7 +291,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
             report["distance/predicted"] = np.linalg.norm(decay * (axes.T @ optimum))
         return {name: float(value) for name, value in report.items()}
 
-    title = f"{n} examples, {features} features"
+    title = f"{n} examples, {features} feature{'s' * (features > 1)}"
     return cli.Experiment(
         algorithm, source, evaluate, title, pictures=functools.partial(_pictures, table)
     )
