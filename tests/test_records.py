@@ -274,6 +274,6 @@ def test_any_run_directory_has_a_report_and_a_place_in_a_comparison(tmp_path, mo
             runs = compare.read([tmp_path])
             page = compare.write(runs, "", tmp_path / "out").read_bytes()
             compare.rows(compare.settings(runs), compare.shown_metrics(runs, ""))
-            assert b"<script" not in page, raw
+            assert b"<script>alert" not in page and page.count(b"<script") == 2, raw
             reports += 1
     assert reports > (50 if name == "config.json" else 299)

@@ -17,7 +17,6 @@ import math
 import os
 import pathlib
 import re
-import statistics
 import string
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
@@ -540,7 +539,7 @@ def _judged(title: str, labeled: Mapping[tuple[str, str, str], Sequence[Evaluati
     for name, what in (("real images", "real"), ("untrained", "untrained")):
         cells = [of(every, column, what) for column in columns]
         if any(cells):
-            shown = [f"{statistics.fmean(cell):.4g}" if cell else "" for cell in cells]
+            shown = [f"{mean_and_deviation(cell)[0]:.4g}" if cell else "" for cell in cells]
             foot.append([name, "", "", "", *shown])
     notes = [f"{text[:1].upper()}{text[1:]}." for text in records.compared(every)]
     nets = dict.fromkeys(

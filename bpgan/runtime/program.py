@@ -406,19 +406,22 @@ class _Functions(NamedTuple):
 def _functions(algorithm: Algorithm, source: Source, layout: _Layout) -> _Functions:
     platform, replicated = layout.devices[0].platform, layout.replicated
     options = compiler.options(platform)
+
+    def step(state: Any, batch: Any, key: PRNG) -> Any:
+        key = threefry.unroll(key) if platform == "cpu" else key  # the same numbers, sooner
+        return algorithm.step(state, batch, key)
+
     # Traced once, though both the metrics' shapes and the loop ask for it.
-    algorithm = algorithm._replace(step=jax.jit(algorithm.step, inline=True))
+    stepped = algorithm._replace(step=jax.jit(step, inline=True))
 
     def batch_at(data: Any, step: Any) -> Any:
         return layout.part(source.batch_at(data, step))
 
     def chunk(carry: Carry, data: Any, root: Any, k: Any) -> tuple[Carry, jax.Array]:
-        key = stream(root, "train")
-        key = threefry.unroll(key) if platform == "cpu" else key  # the same numbers, sooner
-        return advance(algorithm, functools.partial(batch_at, data), carry, key, k)
+        return advance(stepped, functools.partial(batch_at, data), carry, stream(root, "train"), k)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    metrics = _metrics_of(algorithm, batch_at, source, layout, key)
+    metrics = _metrics_of(stepped, batch_at, source, layout, key)
     init = jax.jit(
         lambda root: start(algorithm.init(stream(root, "init")), metrics),
         out_shardings=replicated,
