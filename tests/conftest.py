@@ -39,6 +39,19 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(skip)
 
 
+@pytest.fixture(autouse=True)
+def plain_settings():
+    """What a run sets in this process does not reach the next test: the width of numbers, and products in full."""
+
+    def reset():
+        jax.config.update("jax_enable_x64", False)
+        jax.config.update("jax_default_matmul_precision", None)
+
+    reset()
+    yield
+    reset()
+
+
 @pytest.fixture
 def x64():
     """64-bit floats for one test."""

@@ -178,17 +178,11 @@ def test_signals_that_are_ignored_stay_so():
 def test_the_width_of_numbers_is_the_flags_whatever_the_environment(monkeypatch, precision):
     """JAX_ENABLE_X64 and JAX_DEFAULT_MATMUL_PRECISION would make other numbers of the same config."""
     monkeypatch.setattr(distributed, "join", lambda: None)
-    names = ("jax_enable_x64", "jax_default_matmul_precision")
-    before = {name: jax.config.values[name] for name in names}
-    try:
-        jax.config.update("jax_enable_x64", True)
-        jax.config.update("jax_default_matmul_precision", "highest")
-        distributed.setup(precision)
-        assert jax.config.values["jax_enable_x64"] == (precision == "float64")
-        assert jax.config.values["jax_default_matmul_precision"] == "default"
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    distributed.setup(precision)
+    assert jax.config.values["jax_enable_x64"] == (precision == "float64")
+    assert jax.config.values["jax_default_matmul_precision"] == "default"
 
 
 TRAIN = "-m experiments.linear_regression --preset=smoke --tensorboard=false --workdir={run}"
