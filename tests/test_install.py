@@ -118,6 +118,13 @@ def test_the_console_commands_describe_all_experiments(site, elsewhere):
         assert all(f"  {name}  " in said for name in experiments.names())
 
 
+def test_help_shows_the_commands_that_are_installed(site, elsewhere):
+    said = call([str(site / "bin" / "bpgan-run"), "sample", "--help"], site, elsewhere)
+    said += call([str(site / "bin" / "bpgan"), "--help"], site, elsewhere)
+    assert "bpgan-run sample --run=runs/mnist_gan/default" in said and "bpgan --list" in said
+    assert "experiments.sample" not in said and "launch.py" not in said
+
+
 def test_the_launcher_trains_one_of_the_project_and_one_of_the_user(site, elsewhere):
     (elsewhere / "mine.py").write_text(OWN)
     launch = [str(site / "bin" / "bpgan"), "--sweep=seed=0:2", "--jobs=2", "--tensorboard=false"]
