@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 SHORT = {
-    "01_article": "epochs = 2\nbetter_epochs = 0.05\ngame_steps = 50",
+    "01_article": "epochs = 1\nbetter_epochs = 0.05\ngame_steps = 50",
     "02_own_images": 'pictures = "pictures"\nsize = 16\nsettings = dict(preset="smoke")\nfeatures = "pixels"',
     "03_own_method": "steps = 20",
 }
