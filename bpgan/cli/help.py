@@ -50,7 +50,9 @@ def docstring_of(module: ModuleType) -> str:
 
 def as_installed(text: str) -> str:
     """A text whose commands are those of a checkout, with the commands of an installation."""
-    return re.sub(r"\bpython launch\.py\b", "bpgan", text.replace("python -m experiments.", "bpgan-run "))
+    return re.sub(
+        r"\bpython launch\.py\b", "bpgan", text.replace("python -m experiments.", "bpgan-run ")
+    )
 
 
 def is_help(argv: Sequence[str]) -> bool:
