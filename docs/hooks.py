@@ -23,6 +23,7 @@ from bpgan.launcher import flags as launcher  # noqa: E402
 
 MIRRORED = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md", "benchmarks/RESULTS.md")
 """Files of the repository that are pages of the site, too, under the same names."""
+MIRRORED += tuple(f"notebooks/{path.name}" for path in sorted(ROOT.glob("notebooks/*.ipynb")))
 LINK = re.compile(r"(\]\()([^)#:\s]+)")
 
 

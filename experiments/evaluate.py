@@ -62,8 +62,17 @@ def _file(text: str) -> pathlib.Path | None:
 
 
 def _runs(text: str) -> list[str]:
-    """Directories, separated by commas. Raises ValueError, saying what is allowed."""
-    paths = text.split(",") if text else []
+    """Directories, separated by commas, of which one that is there may have some in its name.
+
+    Raises ValueError, saying what is allowed.
+    """
+    parts, paths = text.split(",") if text else [], []
+    while parts:
+        longest = range(len(parts), 1, -1)
+        ends = (i for i in longest if os.path.isdir(os.path.expanduser(",".join(parts[:i]))))
+        end = next(ends, 1)
+        paths.append(",".join(parts[:end]))
+        parts = parts[end:]
     if not all(paths):
         raise ValueError("must be run directories, separated by commas")
     for path in paths:

@@ -563,6 +563,21 @@ def test_a_plug_must_return_a_matrix():
             extractor.function(images[:2])
 
 
+def test_a_run_may_have_commas_in_its_name(tmp_path, monkeypatch):
+    """As default names have, of data with options or of two decays: the longest that is there is meant."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "a,size=16", "a,size=16,fit=pad", "b"):
+        (tmp_path / name).mkdir()
+
+    def runs(text):
+        cfg = cli.resolve(evaluate.Config, evaluate.PRESETS, [f"--run={text}"])
+        return cfg.run.value
+
+    assert runs("a,b") == ["a", "b"] and runs("a,nowhere") == ["a", "nowhere"]
+    assert runs("a,size=16") == ["a,size=16"]
+    assert runs("b,a,size=16,fit=pad,a") == ["b", "a,size=16,fit=pad", "a"]
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [

@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import bpgan
 from bpgan.data import images
 from bpgan.data.images import Form
+from bpgan.types import UserError
 
 LOSSLESS = ("PNG", "BMP", "TIFF", "WEBP")
 RGB = Form(channels=3)
@@ -519,3 +521,35 @@ def test_links_are_followed_but_not_round_in_circles(tmp_path):
     assert tree.paths == ["a/1.png", "a/gone.png", "b/2.png"]
     with pytest.raises(images.Unreadable, match="No such file"):
         tree.read("a/gone.png")
+
+
+def test_a_picture_of_images():
+    """Two rows of two and a scale of 3, with a gap of two pixels; the names stand below."""
+    x = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
+    found = np.asarray(bpgan.picture(x, columns=2, scale=3))
+    assert found.shape == (2 * 12 + 2, 2 * 15 + 2)
+    np.testing.assert_array_equal(found[:12:3, 17::3], x[1])
+    np.testing.assert_array_equal(found[:12, 17:], x[1].repeat(3, 0).repeat(3, 1))
+    np.testing.assert_array_equal(found[14::3, :15:3], x[2])
+    assert not found[14:, 15:].any()
+    floats = np.asarray(bpgan.picture(np.ones((1, 64, 64, 3))))
+    assert floats.shape == (64, 64, 3) and (floats == 255).all()
+    assert bpgan.picture(np.zeros((2, 16, 16))).size == (2 * 64 + 2, 64)
+    named = np.asarray(bpgan.picture(x, columns=2, scale=9, names=["a", "b"]))
+    assert len(named) > 2 * 36 + 2 and named[-5:].max() == 255
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"images": np.zeros((3, 4))}, "images: are [3, 4], must be [n, h, w] or"),
+        ({"images": np.zeros((1, 4, 4, 2))}, "images: are [1, 4, 4, 2], must be"),
+        ({"images": np.zeros((0, 4, 4))}, "images: are [0, 4, 4], must be"),
+        ({"columns": 0}, "columns=0: must be at least 1"),
+        ({"scale": -1}, "scale=-1: must be at least 0"),
+    ],
+)
+def test_what_is_no_picture_is_refused(wrong, said):
+    with pytest.raises(UserError) as error:
+        bpgan.picture(**{"images": np.zeros((2, 4, 4))} | wrong)
+    assert said in str(error.value)

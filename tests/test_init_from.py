@@ -115,9 +115,11 @@ def test_a_state_that_cannot_begin_so_is_refused():
         origin.begin(new, source_of(old)._replace(arrays={}), [])
 
 
-def test_names_of_a_checkpoint():
+def test_names_of_a_checkpoint(tmp_path):
     assert origin.parse("runs/a") == ("runs/a", None) and origin.parse("") == ("", None)
     assert origin.parse("runs/a:12") == ("runs/a", 12) and origin.parse("a:b") == ("a:b", None)
+    (tmp_path / "latents=normal:8").mkdir()  # no step, but the end of a name
+    assert origin.parse(f"{tmp_path}/latents=normal:8") == (f"{tmp_path}/latents=normal:8", None)
     with pytest.raises(ValueError, match="must be RUN or RUN:STEP"):
         origin.parse(":3")
 

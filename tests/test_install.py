@@ -1,15 +1,18 @@
 """The package as users install it, away from its sources: what it holds, and that a run goes from one to the other."""
 
 import email
+import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
 
+import numpy as np
 import pytest
 
 from bpgan.cli import experiments
@@ -115,6 +118,13 @@ def test_the_console_commands_describe_all_experiments(site, elsewhere):
         assert all(f"  {name}  " in said for name in experiments.names())
 
 
+def test_help_shows_the_commands_that_are_installed(site, elsewhere):
+    said = call([str(site / "bin" / "bpgan-run"), "sample", "--help"], site, elsewhere)
+    said += call([str(site / "bin" / "bpgan"), "--help"], site, elsewhere)
+    assert "bpgan-run sample --run=runs/mnist_gan/default" in said and "bpgan --list" in said
+    assert "experiments.sample" not in said and "launch.py" not in said
+
+
 def test_the_launcher_trains_one_of_the_project_and_one_of_the_user(site, elsewhere):
     (elsewhere / "mine.py").write_text(OWN)
     launch = [str(site / "bin" / "bpgan"), "--sweep=seed=0:2", "--jobs=2", "--tensorboard=false"]
@@ -195,28 +205,123 @@ def test_the_distributions_hold_the_package_and_say_what_it_is(distributions):
     assert any(line.startswith("jax") for line in said.get_all("Requires-Dist"))
 
 
+@pytest.fixture(scope="module")
+def installed(distributions, tmp_path_factory):
+    """``installed(version)``: where the programs are of a fresh environment of this Python with the wheel alone."""
+    made = {}
+
+    def make(version):
+        if version not in made:
+            python = interpreter(version)
+            if python is None:
+                pytest.skip(f"Python {version} is not installed")
+            folder = tmp_path_factory.mktemp(f"python{version}") / "venv"
+            made[version] = environment(python, folder, distributions[1]).parent
+        return made[version]
+
+    return make
+
+
+def say(*argv, folder):
+    """What a program says that must succeed, with nothing of the checkout on its path."""
+    environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(argv, cwd=folder, env=environ, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("version", SUPPORTED)
-def test_the_wheel_in_a_fresh_environment(distributions, elsewhere, version):
-    python = interpreter(version)
-    if python is None:
-        pytest.skip(f"Python {version} is not installed")
-    bin = environment(python, elsewhere / "venv", distributions[1]).parent
-    environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-
-    def say(*argv):
-        done = subprocess.run(
-            argv, cwd=elsewhere, env=environ, capture_output=True, encoding="utf-8"
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    assert "linear_regression" in say(bin / "bpgan", "--list")
+def test_the_wheel_in_a_fresh_environment(installed, elsewhere, version):
+    bin = installed(version)
+    assert "linear_regression" in say(bin / "bpgan", "--list", folder=elsewhere)
     run = [bin / "bpgan-run", "mnist_gan", "--preset=smoke"]
-    assert "done at step 8" in say(*run)
-    assert "done at step 8" in say(*run)  # and again, which resumes it
+    assert "done at step 8" in say(*run, folder=elsewhere)
+    assert "done at step 8" in say(*run, folder=elsewhere)  # and again, which resumes it
     assert list(elsewhere.glob("runs/mnist_gan/smoke/report.html"))
-    assert (
-        say(bin / "python", "-c", "import bpgan; print(bpgan.__version__)").strip() == __version__
-    )
+    version = say(bin / "python", "-c", "import bpgan; print(bpgan.__version__)", folder=elsewhere)
+    assert version.strip() == __version__
+
+
+# A new user ---------------------------------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
+SMALL = {"image_gan": ["--preset=smoke"], "evaluate": ["--n=100"]}
+"""What is added to the commands of the page to make them short."""
+
+
+def steps_of_the_page():
+    """Its commands, as words, and its Python, in order; and whether bpgan is to be known to it."""
+    pattern = r"(<!-- without bpgan -->\n)?```(bash|python)\n(.*?)```"
+    for alone, kind, block in re.findall(pattern, PAGE, re.DOTALL):
+        if kind == "python":
+            yield [block], not alone
+        else:
+            yield from ((shlex.split(line), True) for line in block.splitlines())
+
+
+def test_the_page_goes_the_whole_way():
+    written = [word for words, _ in steps_of_the_page() for word in words]
+    for text in ("data", "sample", "export", "evaluate", "--labels=3", "--truncation=0.7"):
+        assert text in written
+    for start in ("--sweep=betas='0,0.9'", "--report=", "--init_from=", "--features="):
+        assert any(word.startswith(start) for word in written)
+    assert len({word for word in written if word.startswith("--features=")}) == 2
+
+
+def write_pictures(folder):
+    """What a user has: five classes of small pictures, some of other sizes."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for c, name in enumerate(("apple", "boat", "cat", "drum", "egg")):
+        (folder / name).mkdir(parents=True)
+        for i in range(24):
+            pixels = rng.integers(0, 60, (40, 36 + i % 3, 3))
+            pixels[4 + 3 * c : 12 + 3 * c, 4:28, c % 3] += 150
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i}.png")
+
+
+def walk(bin, folder):
+    """Does what the page says, as it says it, with the programs of an environment."""
+    write_pictures(folder / "pictures")
+    for (first, *others), with_bpgan in steps_of_the_page():
+        if first == "pip":
+            continue
+        if not with_bpgan:
+            end = "import sys; assert 'bpgan' not in sys.modules"
+            say(sys.executable, "-c", f"{first}\n{end}", folder=folder)
+        elif others:
+            name = "image_gan" if first == "bpgan" else others[0]
+            short = [] if others[0].startswith("--report") else SMALL.get(name, [])
+            say(bin / first, *others, *short, folder=folder)
+        else:
+            say(bin / "python", "-c", first, folder=folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_new_user_in_a_fresh_environment(installed, distributions, tmp_path):
+    """From a folder of pictures to all that is made of it, by the page alone."""
+    bin = installed(f"{sys.version_info.major}.{sys.version_info.minor}")
+    assert 'pip install "bpgan[export]"' in PAGE
+    pip = [bin / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    say(*pip, f"{distributions[1]}[export]", folder=tmp_path)
+    walk(bin, tmp_path)
+    check_what_was_made(tmp_path)
+
+
+def check_what_was_made(folder):
+    runs = folder / "runs"
+    drawn = {path.name for path in runs.glob("sample/*/*.png")}
+    assert "step00000008_seed0007_class003_truncation0.7.png" in drawn
+    assert "step00000008_grid0-8_classesall.png" in drawn and (folder / "class3.png").exists()
+    found = json.loads((runs / "image_gan" / "larger" / "config.json").read_text("utf-8"))
+    assert found["origin"]["run"] and found["config"]["dataset"] == "folder:pictures,size=64"
+    kinds = json.loads((runs / "image_gan" / "first" / "metrics.json").read_text("utf-8"))
+    nets = {re.match("[a-z]+", row["features"])[0] for row in kinds}
+    assert nets == {"classifier", "pixels"} and len(kinds) >= 10
+    assert len(list((runs / "image_gan").glob("betas=*/result.json"))) == 2
+    compared = (runs / "comparison.csv").read_text("utf-8")
+    assert "0,0.9" in compared and "0,0.99" in compared and "first" in compared

@@ -1,5 +1,6 @@
 """The loop and the checkpoints: exact resume, clean stops, refused directories."""
 
+import contextlib
 import errno
 import fcntl
 import io
@@ -21,7 +22,7 @@ from checks.training import fit, logged, small_gan, source
 
 from bpgan.penalties import lecam, weighted
 from bpgan.report.page import update_report
-from bpgan.runtime import directory, program, records, train
+from bpgan.runtime import directory, program, records, signals, train
 from bpgan.runtime.checkpoint import Checkpoints, Keep
 from bpgan.runtime.log import Log
 from bpgan.runtime.program import Window, compile_program
@@ -687,6 +688,15 @@ def test_a_checkpoint_is_not_ranked_by_the_evaluation_of_another_step(tmp_path):
     assert result.evaluated["best/step"] == 6
     kept = {int(p.name) for p in (tmp_path / "run/checkpoints").iterdir()}
     assert kept == {6, 8, 9}
+
+
+def test_a_signal_before_the_first_step_interrupts_a_run(tmp_path, monkeypatch):
+    """It is not paused, so its exit code asks to go on with it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(signals, "listen", lambda: contextlib.nullcontext(lambda: "SIGTERM"))
+        result = fit(tmp_path / "run", 5)
+    assert (result.status, result.step) == ("interrupted", 0)
+    assert fit(tmp_path / "run", 5).status == "done"
 
 
 def test_keep_by_what_is_not_logged_is_refused_before_the_first_step(tmp_path):

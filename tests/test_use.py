@@ -7,8 +7,11 @@ import pathlib
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from importlib.util import find_spec
 
 import jax
@@ -185,6 +188,48 @@ def test_what_does_not_draw_is_loaded_all_the_same(own, tmp_path):
     refused(lambda: run.sample(2), "a run of classifier draws no samples")
     assert run.networks["classifier"](np.zeros((2, 28, 28, 1), np.float32)).shape == (2, 10)
     assert bpgan.load(tmp_path / "run", "best").step in (4, 8)  # of eval/accuracy
+
+
+# From Python --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.medium
+def test_a_call_is_the_command(digits, tmp_path, capsys):
+    """In the same bits; settings of JAX that the run asks for do not stay."""
+    flags = dict(preset="smoke", tensorboard=False, sample_every=0, net="mlp")
+    folder = bpgan.run("mnist_gan", **flags, workdir=tmp_path / "run", matmul_precision="highest")
+    assert folder == str(tmp_path / "run") and "done at step 8" in capsys.readouterr().out
+    assert jax.config.values["jax_default_matmul_precision"] is None
+    np.testing.assert_array_equal(bpgan.load(folder).sample(3), bpgan.load(digits).sample(3))
+    again = bpgan.run("sample", run=folder, seeds="0:2", workdir=tmp_path / "drawn")
+    assert len(list(pathlib.Path(again).glob("*.png"))) == 3
+
+
+def test_a_call_is_refused_as_the_command_is():
+    refused(lambda: bpgan.run("mnist_gun"), "experiment=mnist_gun: must be one of")
+    refused(lambda: bpgan.run("mnist_gan", epoch=3), "unknown flag; did you mean --epochs?")
+    refused(lambda: bpgan.run("mnist_gan", epochs=-1), "epochs=-1: must be a number > 0")
+
+
+@pytest.mark.medium
+def test_a_call_that_is_interrupted_says_so_and_goes_on(tmp_path):
+    """By a signal after some steps, as a notebook sends it."""
+    flags = dict(steps=100_000, log_every=100, checkpoint_every=0, tensorboard=False)
+    flags |= dict(workdir=tmp_path / "run")
+
+    def interrupt():
+        while not (tmp_path / "run" / "metrics.jsonl").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(cli.Interrupted, match="the same call continues it"):
+        bpgan.run("linear_regression", **flags)
+    thread.join()
+    assert 0 <= (step := bpgan.load(tmp_path / "run").step) < 100_000
+    flags |= dict(steps=step + 100)
+    assert bpgan.load(bpgan.run("linear_regression", **flags)).step == step + 100
 
 
 # Pictures -----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -10,6 +11,7 @@ from bpgan.cli.config import Config, Presets, RunConfig, flags_of
 from bpgan.cli.flags import columns, show
 from bpgan.measures import CONTROLS
 
+_IS_INSTALLED = (pathlib.Path(__file__).parent.parent / "experiments").is_dir()
 _HELP = re.compile(r"-h|--?help(short|full)?")
 
 
@@ -35,11 +37,22 @@ def help_text(config_class: type[Config], presets: Presets, module: ModuleType) 
 
 
 def docstring_of(module: ModuleType) -> str:
-    """The docstring of a module, which under ``python -OO`` is in its source only; empty if there is none."""
+    """The docstring of a module, which under ``python -OO`` is in its source only; empty if there is none.
+
+    Where bpgan is installed, the commands in it are those that are installed, not those of a checkout.
+    """
     try:
-        return ast.get_docstring(ast.parse(inspect.getsource(module))) or ""
+        text = ast.get_docstring(ast.parse(inspect.getsource(module))) or ""
     except OSError:  # no source: python -c
-        return inspect.cleandoc(module.__doc__ or "")
+        text = inspect.cleandoc(module.__doc__ or "")
+    return as_installed(text) if _IS_INSTALLED else text
+
+
+def as_installed(text: str) -> str:
+    """A text whose commands are those of a checkout, with the commands of an installation."""
+    return re.sub(
+        r"\bpython launch\.py\b", "bpgan", text.replace("python -m experiments.", "bpgan-run ")
+    )
 
 
 def is_help(argv: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from bpgan.cli import ended, experiments
 from bpgan.cli.beginning import beginning_of
@@ -67,28 +67,19 @@ def run(
       presets, argv: see ``resolve``.
       record: what is told how the run ended.
     """
-    module = sys.modules[config_class.__module__]  # ``build`` may be another experiment's
-    name = experiments.name_of(module)
     try:
         if is_help(argv):
-            print(help_text(config_class, presets, module))
+            print(help_text(config_class, presets, sys.modules[config_class.__module__]))
             return DONE
-        cfg, idle = read(config_class, presets, argv)
+        request = request_of(config_class, presets, argv)
     except UserError as error:
         return fail(error)
-    folder = f"runs/{experiments.label_of(name)}/{run_name(cfg, presets, preset_of(config_class, presets, argv))}"
-    workdir = os.path.expanduser(cfg.workdir or folder)
+    workdir = request.workdir
     if remote.is_url(workdir):  # beside which nothing can be written
         record = ended.ignore
     code, cause = DONE, None
     try:
-        with _tidied(workdir), limits.disk_errors(), limits.memory_errors():
-            if isinstance(cfg, RunConfig):
-                make = typing.cast(Callable[..., Experiment], build)
-                code = _train(name, cfg, make, workdir, idle)
-            else:
-                with remote.staged(workdir, of_run=False) as path:
-                    build(dataclasses.replace(cfg, workdir=str(path)))
+        code = perform(request, build)
     except UserError as error:
         code, cause = fail(error), error
     except Anomaly as error:
@@ -107,6 +98,50 @@ def run(
         code = fail(cause)
     record(workdir, code, cause)
     return code
+
+
+class Request(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+      name: of the experiment.
+      config: its flags.
+      workdir: where it writes, also gs://... or s3://...
+      idle: the flags on the command line that change nothing, with the reason.
+    """
+
+    name: str
+    config: Config
+    workdir: str
+    idle: Mapping[str, str]
+
+
+def request_of(config_class: type[Config], presets: Presets, argv: Sequence[str]) -> Request:
+    """What ``argv`` asks for; see ``run``. Raises what ``resolve`` does."""
+    cfg, idle = read(config_class, presets, argv)
+    # ``build`` may be another experiment's
+    name = experiments.name_of(sys.modules[config_class.__module__])
+    folder = f"runs/{experiments.label_of(name)}/{run_name(cfg, presets, preset_of(config_class, presets, argv))}"
+    return Request(name, cfg, os.path.expanduser(cfg.workdir or folder), idle)
+
+
+def perform(request: Request, build: Callable[..., Experiment | None]) -> int:
+    """Does what is asked for; ``DONE``, or ``INTERRUPTED`` where the same request goes on with it.
+
+    Raises:
+      UserError: for a mistake of the user.
+      Anomaly: if a run was stopped by one.
+      Interrupted: if a part of it was interrupted.
+      remote.Away: if the object store of the run is out of reach.
+    """
+    cfg, workdir = request.config, request.workdir
+    with _tidied(workdir), limits.disk_errors(), limits.memory_errors():
+        if isinstance(cfg, RunConfig):
+            make = typing.cast(Callable[..., Experiment], build)
+            return _train(request.name, cfg, make, workdir, request.idle)
+        with remote.staged(workdir, of_run=False) as path:
+            build(dataclasses.replace(cfg, workdir=str(path)))
+    return DONE
 
 
 def _tidied(workdir: str) -> contextlib.AbstractContextManager[None]:

@@ -1,7 +1,9 @@
 """Which processes and devices there are, and how several processes that train one run decide together."""
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -39,6 +41,18 @@ def setup(
         except OSError:
             pass
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@contextlib.contextmanager
+def kept_settings() -> Iterator[None]:
+    """What ``setup`` says of numbers holds within, and not after it: other code of the process has its own settings."""
+    names = ("jax_enable_x64", "jax_default_matmul_precision")
+    before = {name: jax.config.values[name] for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 def find_devices() -> None:

@@ -4,10 +4,15 @@ import os
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bpgan.files import replaced
+from bpgan.types import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 """With which a PNG begins."""
@@ -37,6 +42,39 @@ def image_grid(images: np.ndarray, *, columns: int = 10, gap: int = 2) -> np.nda
         top, left = i // columns * (h + gap), i % columns * (w + gap)
         grid[top : top + h, left : left + w] = image
     return grid
+
+
+def picture(
+    images: np.ndarray, *, columns: int = 10, scale: int = 0, names: Sequence[str] = ()
+) -> "Image.Image":
+    """Images side by side as one picture of Pillow: a notebook shows it, and ``.save("grid.png")`` writes it.
+
+    Args:
+      images: ``[n, h, w, c]`` or ``[n, h, w]``, with 1, 3 or 4 channels; uint8, or floats in [-1, 1].
+      columns: images per row, or all if there are fewer.
+      scale: pixels of the picture for each pixel; 0: as many as make small images about 64 pixels wide.
+      names: of the columns, to stand below them.
+
+    Raises:
+      UserError: if these are no images.
+    """
+    from PIL import Image
+
+    x = to_bytes(np.asarray(images))
+    x = x[..., None] if x.ndim == 3 else x
+    if x.ndim != 4 or x.shape[-1] not in (1, 3, 4) or not x.size:
+        reason = (
+            f"are {list(np.shape(images))}, must be [n, h, w] or [n, h, w, c] of 1, 3 or 4 channels"
+        )
+        raise UserError(reason, argument="images")
+    for argument, value, low in (("columns", columns, 1), ("scale", scale, 0)):
+        if value < low:
+            raise UserError(f"must be at least {low}", argument=argument, value=value)
+    scale = scale or max(1, round(64 / x.shape[2]))
+    x = x.repeat(scale, axis=1).repeat(scale, axis=2)
+    grid = image_grid(x, columns=columns)
+    grid = caption(grid, names[:columns], width=x.shape[2]) if len(names) else grid
+    return Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
 
 
 def save_png(path: str | os.PathLike, image: np.ndarray) -> None:

@@ -36,9 +36,12 @@ class Source(NamedTuple):
 
 
 def parse(text: str) -> tuple[str, int | None]:
-    """Reads ``RUN`` or ``RUN:STEP``; both empty of an empty text. Raises ValueError."""
+    """Reads ``RUN`` or ``RUN:STEP``; both empty of an empty text. Raises ValueError.
+
+    A directory that is there is a run, even if its name ends like a step, as ``default_latents=normal:8`` does.
+    """
     place, colon, step = text.rpartition(":")
-    if not (colon and step.isdecimal()):
+    if not (colon and step.isdecimal()) or os.path.isdir(os.path.expanduser(text)):
         place, step = text, ""
     if text and not place:
         raise ValueError("must be RUN or RUN:STEP, a run directory")

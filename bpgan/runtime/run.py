@@ -390,7 +390,8 @@ class Run:
         found: dict[str, float] = {}
         steps, keep, evaluate = self.plan.steps, self.plan.keep, self.spec.evaluate
         at = min(step, self.plan.pause or steps)
-        status = "done" if at == steps else "paused" if at == self.plan.pause else "interrupted"
+        at_pause = self.plan.pause > 0 and at == self.plan.pause
+        status = "done" if at == steps else "paused" if at_pause else "interrupted"
         if status == "done" and evaluate is not None:
             with seconds("evaluate"):
                 found = {k: float(v) for k, v in evaluate(carry.state).items()}

@@ -143,7 +143,8 @@ def _data(run: Run) -> list[str]:
 def _metrics(run: Run) -> list[str]:
     if not run.evaluations:
         ended = run.result.metrics if run.result else {}
-        lines = ["None was measured (`python -m experiments.evaluate`)."]
+        program = " ".join(["python", "-m", *experiments.program_of("evaluate")])
+        lines = [f"None was measured (`{program}`)."]
         return [*lines, "", *_table({k: f"{v:.4g}" for k, v in ended.items()})] if ended else lines
     lines = ["| metric | value | real | of | circumstances |", "|---|---|---|---|---|"]
     for values in run.evaluations:

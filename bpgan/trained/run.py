@@ -15,7 +15,7 @@ import numpy as np
 
 from bpgan import cli
 from bpgan.cli import saved
-from bpgan.runtime import records, remote
+from bpgan.runtime import distributed, records, remote
 from bpgan.types import Algorithm, UserError
 
 Labels = int | str | Sequence[int | str] | np.ndarray
@@ -288,7 +288,7 @@ def load(run: str | os.PathLike, checkpoint: str | int = "newest", *, trust: boo
     checkpoints = which if which.isdecimal() else True
     wanted, small = remote.in_run(checkpoints=checkpoints), remote.in_run()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_unchanged_settings())
+        stack.enter_context(distributed.kept_settings())
         path = run
         if remote.is_url(run):
             path = stack.enter_context(
@@ -309,18 +309,6 @@ def _files(path: str) -> dict[str, Any]:
         "evaluations": [records.fields(row) for row in rows or []],
         "result": records.sound(records.read_result, folder / "result.json"),
     }
-
-
-@contextlib.contextmanager
-def _unchanged_settings() -> Iterator[None]:
-    """Restoring a run sets JAX up as the run had it; here that is undone."""
-    names = ("jax_enable_x64", "jax_default_matmul_precision")
-    before = {name: jax.config.values[name] for name in names}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
 
 
 def _bytes(drawn: np.ndarray) -> np.ndarray:
