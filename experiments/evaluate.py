@@ -33,7 +33,7 @@ from bpgan.evaluation import evaluate, rows, samples, table
 from bpgan.evaluation.features import FEATURES, Make
 from bpgan.files import write_json
 from bpgan.runtime import records, remote
-from bpgan.types import UserError
+from bpgan.types import UserError, counted
 
 
 def _checkpoint(text: str) -> None:
@@ -133,7 +133,7 @@ def run(cfg: Config) -> None:
     candidates, dataset = _candidates(cfg)
     if cfg.save.value:
         samples.save(cfg.save.value, candidates[0])
-        print(f"wrote {len(candidates[0].x):,} samples to {cfg.save.value}", flush=True)
+        print(f"wrote {counted(len(candidates[0].x), 'sample')} to {cfg.save.value}", flush=True)
     found: list[rows.Row] = []
     metrics = cfg.metrics.value
     for extractor in cfg.features.value(dataset):
@@ -160,7 +160,7 @@ def run(cfg: Config) -> None:
                 count = rows.add(folder / "metrics.json", own)
                 page = report.write_report(folder)
             shown = remote.join(path, page.name) if remote.is_url(path) else page
-            print(f"added to {shown}, which has {count} numbers now")
+            print(f"added to {shown}, which has {counted(count, 'number')} now")
         except (OSError, UserError) as error:  # of a disk that is read-only, of a damaged log
             print(f"warning: not added to the report of {path} ({error}){where}", file=sys.stderr)
 

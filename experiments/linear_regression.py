@@ -29,7 +29,7 @@ import optax
 from bpgan import backprop, cli, data, losses
 from bpgan.algorithms import supervised, turns
 from bpgan.report import plot
-from bpgan.types import Net, UserError
+from bpgan.types import Net, UserError, counted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,7 +238,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     table = read(cfg)
     n, features = table.x.shape
     if cfg.batch_size > n:
-        reason = f"there are only {n} examples"
+        reason = f"there {'is' if n == 1 else 'are'} only {counted(n, 'example')}"
         raise UserError(reason, argument="batch_size", value=cfg.batch_size)
     _check_range(table.y, cfg)
     batch_size = cfg.batch_size or n
@@ -291,7 +291,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
             report["distance/predicted"] = np.linalg.norm(decay * (axes.T @ optimum))
         return {name: float(value) for name, value in report.items()}
 
-    title = f"{n} examples, {features} feature{'s' * (features > 1)}"
+    title = f"{counted(n, 'example')}, {counted(features, 'feature')}"
     return cli.Experiment(
         algorithm, source, evaluate, title, pictures=functools.partial(_pictures, table)
     )

@@ -106,7 +106,7 @@ def test_a_seed_counts_once(tmp_path, capsys):
     assert [run.path.name for run in setting.runs] == ["default", "seed=1_ab", "seed=2_cd"]
     assert setting.mean("eval/FD") == pytest.approx((30.0, statistics.stdev([20, 40]), 2))
     assert launch.run([f"--report={tmp_path}"]) == 0
-    said = "3 runs, 1 settings; 4 repeats of their seeds are left out"
+    said = "3 runs, 1 setting; 4 repeats of their seeds are left out"
     assert f"x: {said}" in capsys.readouterr().out
     assert said in (tmp_path / "comparison.html").read_text()
     assert (tmp_path / "comparison.csv").read_text().count("\n") == 1 + 7

@@ -174,7 +174,7 @@ def test_it_is_searched(code, tmp_path):
 def test_several_processes_train_it(code, tmp_path, way):
     flag, _ = named(way, code)
     argv = [flag, *FLAGS, "--processes=2", f"--workdir={tmp_path / 'run'}"]
-    assert "on 2 cpu device(s)" in launched(code, *argv)
+    assert "on 2 cpu devices" in launched(code, *argv)
     assert "resuming at step 8" in launched(code, *argv, "--steps=12")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["step"] == 12

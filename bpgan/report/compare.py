@@ -34,7 +34,7 @@ from bpgan.report import plot
 from bpgan.report.tables import Cell, Link, Table
 from bpgan.runtime import images, records
 from bpgan.runtime.records import EvaluationRow, printable
-from bpgan.types import UserError
+from bpgan.types import UserError, counted
 
 _POINTS = 200  # of a curve
 _CURVES, _GRIDS = 10, 12  # settings in a plot, grids side by side
@@ -289,8 +289,10 @@ def settings(runs: Sequence[RunRow]) -> list[Setting]:
 def extent(groups: Sequence[Setting]) -> str:
     """How many runs and settings there are, and how many runs are not shown."""
     repeats = sum(setting.repeats for setting in groups)
-    text = f"{sum(len(setting.runs) for setting in groups)} runs, {len(groups)} settings"
-    return text + f"; {repeats} repeats of their seeds are left out" * bool(repeats)
+    shown = sum(len(setting.runs) for setting in groups)
+    text = f"{counted(shown, 'run')}, {counted(len(groups), 'setting')}"
+    left = counted(repeats, "repeat of their seeds is", "repeats of their seeds are")
+    return text + f"; {left} left out" * bool(repeats)
 
 
 def check_metric(runs: Sequence[RunRow], wanted: str) -> None:

@@ -17,17 +17,17 @@ import re
 import statistics
 import string
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bpgan.files import Damaged, read_bytes, replaced
-from bpgan.measures import CONTROLS
+from bpgan.measures import CONTROLS, direction
 from bpgan.report import plot
 from bpgan.runtime import images, records
 from bpgan.runtime.records import EvaluationRow, ResultRecord, RunRecord
-from bpgan.types import UserError
+from bpgan.types import UserError, counted
 
 _Log = list[dict[str, Any]]
 
@@ -61,6 +61,7 @@ class _Panel(NamedTuple):
     title: str
     curves: list[_Curve]
     axis: plot.Axis
+    compared: str  # how many samples with how many images; empty of what is no evaluation
 
 
 class _Frame(NamedTuple):
@@ -94,7 +95,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     """
     path = pathlib.Path(workdir)
     found = _read(path)
-    panels, constants = _without_constants(_panels(found.log))
+    panels, constants = _without_constants(_panels(found.log, found.run.measure))
     right = max([1] + [int(curve.steps[-1]) for panel in panels for curve in panel.curves])
     plots = [_plot(panel, right) for panel in panels]
     if plots:
@@ -165,7 +166,7 @@ def _is_finite(value: Any) -> bool:
 # --- curves ---------------------------------------------------------------------------------------
 
 
-def _panels(log: _Log) -> list[_Panel]:
+def _panels(log: _Log, measure: Mapping[str, str]) -> list[_Panel]:
     """The metrics of a log, those of one unit together, losses first and speed last."""
     points: dict[str, list[tuple[int, float]]] = {}
     for record in log:
@@ -187,11 +188,27 @@ def _panels(log: _Log) -> list[_Panel]:
     return [
         _Panel(
             _TITLES.get(group, _title(group)),
-            groups[group],
-            plot.Axis.of(np.concatenate([curve.values for curve in groups[group]])),
+            curves,
+            # Of what is the better the larger it is, a logarithm would crowd the good end.
+            plot.Axis.of(
+                np.concatenate([curve.values for curve in curves]),
+                log=False if direction(curves[0].name) > 0 else None,
+            ),
+            _compared(measure, curves[0].name),
         )
-        for group in sorted(groups, key=lambda group: _ORDER.get(group, 5))
+        for group, curves in sorted(groups.items(), key=lambda each: _ORDER.get(each[0], 5))
     ]
+
+
+def _compared(measure: Mapping[str, str], name: str) -> str:
+    """How many samples a number compares with how many images, by what the run measures with; empty if it does not."""
+    of = {"eval": ("held_images", "held out"), "test": ("test_images", "of the test split")}
+    kept, which = of.get(name.removeprefix("best/").partition("/")[0], ("", ""))
+    counts = [measure.get("samples", ""), measure.get(kept, "")]
+    if not all(map(str.isdecimal, counts)):
+        return ""
+    samples, images = map(int, counts)
+    return f"{counted(samples, 'sample')} against {counted(images, 'image')} {which}"
 
 
 def _without_constants(panels: Sequence[_Panel]) -> tuple[list[_Panel], dict[str, float]]:
@@ -242,7 +259,7 @@ def _plot(panel: _Panel, right: int) -> plot.Plot:
         places = across.at(curve.steps), panel.axis.at(curve.values)
         shapes.append(plot.Shape(*places, color=curve.color, kind=kind))
         legend.append((curve.color, curve.name, plot.number(curve.values[-1].item())))
-    small = "log scale" if panel.axis.log else ""
+    small = ", ".join(filter(None, ("log scale" * panel.axis.log, panel.compared)))
     return plot.Plot(
         panel.title,
         shapes,
@@ -341,6 +358,7 @@ def _page(
     epochs = (
         last["epoch"] / last["step"] if last.get("step") and _is_finite(last.get("epoch")) else None
     )
+    facts = _facts(step, epochs, log, metrics, timings)
     notes = _notes(found, result, panels)
     template = pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     return string.Template(template).substitute(
@@ -351,15 +369,15 @@ def _page(
         status_class="done" if status == "done" else "",
         note=f'<p class="note">{_text(" ".join(notes))}</p>' if notes else "",
         samples=_samples(found.frames, epochs, run.frame),
-        facts=_rows(_facts(step, epochs, log, metrics, timings)),
+        facts=_rows(facts) + _counts(run, facts),
         timings=_section("Seconds of this process", "bars", _bars(timings)),
         about="".join(f'<p class="about">{_text(line)}</p>' for line in about(run)),
         curves=_section("Curves", "curves", "".join(map(plot.figure, plots))),
         constants=_section("Did not change", "wide", _rows(constants)),
         pictures=_pictures(found.pictures),
-        evaluation=_evaluations(found.evaluations),
+        evaluation=_evaluations(found.evaluations, _monitored(run, metrics)),
         config=_section("Configuration", "wide", _rows(run.config)),
-        metrics=_section("Final metrics", "", _rows(_with_controls(metrics))),
+        metrics=_section("Final metrics", "", _rows(_without_controls(metrics))),
         origin=_section("Versions", "", _rows(_origin(run))),
         command=_command(run.command),
         data=_data(panels, right, epochs),
@@ -375,17 +393,42 @@ def about(run: RunRecord) -> list[str]:
     return lines
 
 
-def _with_controls(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """The final numbers; beside those of evaluations stand their controls."""
-    shown = {}
-    for name, value in metrics.items():
-        if _without_control(name) in metrics and _without_control(name) != name:
-            continue
-        beside = [
-            f"{of[1:]} {_text(metrics[name + of])}" for of in CONTROLS if name + of in metrics
+def _has_controls(name: str, metrics: Mapping[str, Any]) -> bool:
+    """Whether a number, or what it stands beside, has the same of real images or of an untrained model beside it."""
+    return any(_without_control(name) + of in metrics for of in CONTROLS)
+
+
+def _without_controls(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The final numbers but those of evaluations, which are a table of their own with their controls."""
+    return {name: value for name, value in metrics.items() if not _has_controls(name, metrics)}
+
+
+def _counts(run: RunRecord, names: Iterable[str]) -> str:
+    """Under the first few numbers: how many samples those of evaluations compare with how many images."""
+    said = {name.rpartition("/")[0]: _compared(run.measure, name) for name in names}
+    texts = [f"{of}: {text}" for of, text in said.items() if text]
+    return f'<div class="counts"><dt>{_text("; ".join(texts))}</dt></div>' * bool(texts)
+
+
+def _monitored(run: RunRecord, metrics: Mapping[str, Any]) -> str:
+    """Tables of the last numbers that were measured while the run trained, and at its end."""
+    groups: dict[str, list[str]] = {}
+    for name in metrics:
+        if _has_controls(name, metrics) and _without_control(name) == name:
+            groups.setdefault(name.rpartition("/")[0], []).append(name)
+    titles = {"eval": "While it trained, last", "test": "At its end"}
+    if "best/step" in metrics:
+        titles["best/test"] = f"Best checkpoint, step {plot.number(metrics['best/step'])}"
+    tables = ""
+    for of, names in groups.items():
+        rows = [
+            (name, "", [metrics.get(name + which) for which in ("", *CONTROLS)]) for name in names
         ]
-        shown[name] = f"{_text(value)} ({', '.join(beside)})" if beside else value
-    return shown
+        notes = [f"{text}." for text in [_compared(run.measure, names[0])] if text]
+        if (real := run.measure.get("real_images", "")).isdecimal():
+            notes.append(f"Real: {counted(int(real), 'training image')} as the samples.")
+        tables += _table(titles.get(of, of), rows, notes)
+    return tables
 
 
 def _origin(run: RunRecord) -> dict[str, Any]:
@@ -438,7 +481,8 @@ def _notes(found: _Found, result: ResultRecord | None, panels: Sequence[_Panel])
     for curve in (c for panel in panels for c in panel.curves if c.bad_since is not None):
         notes.append(f"{curve.name} is not finite at step {curve.bad_since:,}.")
     said = [f"Step {r['step']:,}: {r['anomaly']}." for r in found.log if r.get("anomaly")]
-    return notes + said[:5] + [f"{len(said) - 5} more anomalies."] * (len(said) > 5)
+    more = f"{counted(len(said) - 5, 'more anomaly', 'more anomalies')}."
+    return notes + said[:5] + [more] * (len(said) > 5)
 
 
 def _samples(frames: Sequence[_Frame], epochs_per_step: float | None, around: records.Frame) -> str:
@@ -526,6 +570,8 @@ def _rounded(values: np.ndarray) -> list[float | None]:
 
 def _text(value: Any) -> str:
     """Anything as escaped HTML."""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float):
         return f"{value:.6g}"
     return "–" if value in ("", None) else html.escape(str(value))
@@ -545,39 +591,57 @@ def _bars(timings: dict[str, Any]) -> str:
     )
 
 
-def _evaluations(rows: Sequence[EvaluationRow]) -> str:
-    """The tables of ``experiments.evaluate``, one for each checkpoint, flags, data and seed, which stand over it."""
+def _evaluations(rows: Sequence[EvaluationRow], monitored: str) -> str:
+    """The tables of ``experiments.evaluate``, one for each checkpoint, flags, data and seed, which stand over it.
+
+    Before them stand those of what was measured while the run trained.
+    """
     groups: dict[str, list[EvaluationRow]] = {}
     for row in rows:
         groups.setdefault(records.circumstances(row), []).append(row)
-    tables = "".join(map(_evaluation, groups.values()))
-    title = "Evaluation" if len(groups) == 1 else "Evaluations"
-    return f'<section class="evaluation"><h2>{title}</h2>{tables}</section>' * bool(groups)
+    tables = monitored + "".join(map(_evaluation, groups.values()))
+    title = "Evaluation" if len(groups) == 1 and not monitored else "Evaluations"
+    return f'<section class="evaluation"><h2>{title}</h2>{tables}</section>' * bool(tables)
 
 
 def _evaluation(rows: Sequence[EvaluationRow]) -> str:
     """The numbers of one evaluation, and what they depend on."""
-    head = "".join(f"<th>{column}</th>" for column in ("value", "real", "untrained"))
-    body = ""
-    for row in rows:
-        cells = "".join(f"<td>{plot.number(v)}</td>" for v in (row.value, row.real, row.untrained))
-        covers = f" <small>{row.classes} of {row.of_classes} classes</small>"
-        body += f"<tr><th>{_text(row.metric)}{covers * (row.classes is not None)}</th>{cells}</tr>"
+    shown = [
+        (
+            row.metric,
+            f"{row.classes} of {row.of_classes} classes" * (row.classes is not None),
+            (row.value, row.real, row.untrained),
+        )
+        for row in rows
+    ]
     first, nets = rows[0], {(row.features, row.features_sha256): row for row in rows}
     notes = [
-        *(f"{_text(each[:1].upper() + each[1:])}." for each in records.compared(rows)),
-        *[f"Seed {_text(first.seed)}."] * (first.seed is not None),
+        *(f"{each[:1].upper()}{each[1:]}." for each in records.compared(rows)),
+        *[f"Seed {first.seed}."] * (first.seed is not None),
         *(
-            f"{_text(net.features)}: {_text(net.preprocessing)}; sha256 {_text(net.features_sha256)}."
+            f"{net.features}: {net.preprocessing or '–'}; sha256 {net.features_sha256 or '–'}."
             for net in nets.values()
             if net.features
         ),
     ]
     title = records.sampled_from(first)
+    return _table(title[:1].upper() + title[1:], shown, notes)
+
+
+def _table(
+    title: str, rows: Iterable[tuple[str, str, Sequence[float | None]]], notes: Sequence[str]
+) -> str:
+    """A table of numbers, each with what it covers and with its controls, and what they depend on."""
+    head = "".join(f"<th>{column}</th>" for column in ("value", *(of[1:] for of in CONTROLS)))
+    body = ""
+    for name, covers, values in rows:
+        cells = "".join(f"<td>{plot.number(v)}</td>" for v in values)
+        small = f" <small>{_text(covers)}</small>" * bool(covers)
+        body += f"<tr><th>{_text(name)}{small}</th>{cells}</tr>"
     return (
-        f"<h3>{_text(title[:1].upper() + title[1:])}</h3>"
+        f"<h3>{_text(title)}</h3>"
         f'<div class="scroll"><table class="table"><tr><th></th>{head}</tr>{body}</table></div>'
-        f"<p>{'<br>'.join(notes)}</p>"
+        f"<p>{'<br>'.join(map(_text, notes))}</p>"
     )
 
 
