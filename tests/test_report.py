@@ -267,9 +267,15 @@ def test_metrics_of_one_unit_share_a_panel(tmp_path):
         "Mean logit": [("c0", "d/real"), ("c1", "d/fake")],
         "Gradient norm": [("c1", "g/grad_norm"), ("c0", "d/grad_norm")],
         "Accuracy": [("c0", "accuracy")],
-        "Images per second": [("c0", "time/images_per_s")],
+        "Examples per second": [("c0", "time/images_per_s")],
     }
-    assert list(curves) == ["Loss", "Mean logit", "Gradient norm", "Accuracy", "Images per second"]
+    assert list(curves) == [
+        "Loss",
+        "Mean logit",
+        "Gradient norm",
+        "Accuracy",
+        "Examples per second",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -298,7 +304,7 @@ def test_axes_of_any_values(tmp_path, values, capsys):
     text, page, data = page_of(tmp_path)
     if len(set(values)) == 1:
         assert not data["panels"] and not (tmp_path / "curves.svg").exists()
-        assert "Did not change" in page.text and not capsys.readouterr().err
+        assert "Constant, or logged once" in page.text and not capsys.readouterr().err
         return
     assert (
         ElementTree.parse(tmp_path / "curves.svg")
@@ -589,7 +595,7 @@ def test_constants_are_a_line_and_controls_are_dashed(tmp_path):
     text, _, data = page_of(tmp_path)
     assert len(data["panels"]) == 2 and [len(panel[3]) for panel in data["panels"]] == [1, 2]
     assert re.search(r'<path class="c\d dashed"', text.split("<h3>FD")[1])
-    constant = text.split("Did not change")[1].split("</section>")[0]
+    constant = text.split("Constant, or logged once")[1].split("</section>")[0]
     assert re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", constant) == [("noise", "0.25")]
     assert "eval/FD" not in text.split("Final metrics")[1].split("</section>")[0]
     evaluated = text.split("While it trained, last")[1].split("</section>")[0]

@@ -33,7 +33,9 @@ _Log = list[dict[str, Any]]
 
 _MAX_POINTS = 1000
 _MAX_GRIDS, _MAX_GRID_BYTES = 60, 3_400_000  # a report stays below 5 MB and can be mailed
-_GRID_WIDTH = 640  # pixels of the page; smaller grids are enlarged by a whole factor
+_GRID_WIDTH, _GRID_HEIGHT = 640, 1100  # pixels; smaller grids are enlarged by a whole factor
+
+_PHONE_WIDTH = 340  # pixels of a grid, about
 
 # Metrics share a panel if their names end alike (``d/grad_norm``, ``g/grad_norm``) or have one unit.
 _UNITS = {"real": "logits", "fake": "logits"}
@@ -95,7 +97,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     """
     path = pathlib.Path(workdir)
     found = _read(path)
-    panels, constants = _without_constants(_panels(found.log, found.run.measure))
+    panels, constants = _without_constants(_panels(found.log, found.run))
     right = max([1] + [int(curve.steps[-1]) for panel in panels for curve in panel.curves])
     plots = [_plot(panel, right) for panel in panels]
     if plots:
@@ -166,7 +168,7 @@ def _is_finite(value: Any) -> bool:
 # --- curves ---------------------------------------------------------------------------------------
 
 
-def _panels(log: _Log, measure: Mapping[str, str]) -> list[_Panel]:
+def _panels(log: _Log, run: RunRecord) -> list[_Panel]:
     """The metrics of a log, those of one unit together, losses first and speed last."""
     points: dict[str, list[tuple[int, float]]] = {}
     for record in log:
@@ -185,16 +187,17 @@ def _panels(log: _Log, measure: Mapping[str, str]) -> list[_Panel]:
         color = _PLAYERS.get(player, 0)
         curve = _curve(name, color if color in free else free[0], *zip(*pairs, strict=True))
         group.append(curve._replace(beside=measured != name))
+    titles = _TITLES if run.dataset else _TITLES | {"images_per_s": "Examples per second"}
     return [
         _Panel(
-            _TITLES.get(group, _title(group)),
+            titles.get(group, _title(group)),
             curves,
             # Of what is the better the larger it is, a logarithm would crowd the good end.
             plot.Axis.of(
                 np.concatenate([curve.values for curve in curves]),
                 log=False if direction(curves[0].name) > 0 else None,
             ),
-            _compared(measure, curves[0].name),
+            _compared(run.measure, curves[0].name),
         )
         for group, curves in sorted(groups.items(), key=lambda each: _ORDER.get(each[0], 5))
     ]
@@ -358,7 +361,7 @@ def _page(
     epochs = (
         last["epoch"] / last["step"] if last.get("step") and _is_finite(last.get("epoch")) else None
     )
-    facts = _facts(step, epochs, log, metrics, timings)
+    facts = _facts(step, epochs, log, metrics, timings, "images" if run.dataset else "examples")
     notes = _notes(found, result, panels)
     template = pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     return string.Template(template).substitute(
@@ -373,7 +376,7 @@ def _page(
         timings=_section("Seconds of this process", "bars", _bars(timings)),
         about="".join(f'<p class="about">{_text(line)}</p>' for line in about(run)),
         curves=_section("Curves", "curves", "".join(map(plot.figure, plots))),
-        constants=_section("Did not change", "wide", _rows(constants)),
+        constants=_section("Constant, or logged once", "wide", _rows(constants)),
         pictures=_pictures(found.pictures),
         evaluation=_evaluations(found.evaluations, _monitored(run, metrics)),
         config=_section("Configuration", "wide", _rows(run.config)),
@@ -453,19 +456,21 @@ def _facts(
     log: _Log,
     metrics: Mapping[str, Any],
     timings: Mapping[str, float],
+    what: str,
 ) -> dict[str, Any]:
     """What stands beside the samples: how far the run is, how fast, and its first few numbers."""
     last = log[-1] if log else {}
     facts: dict[str, Any] = {"steps": f"{step:,}"}
     if epochs:
-        facts["epochs"] = plot.number(round(step * epochs, 2))
+        facts["epochs"] = plot.number(step * epochs)
     if _is_finite(seconds := last.get("time/elapsed", timings.get("total_s"))):
         facts["duration"] = _duration(seconds)
     speeds = [r["time/images_per_s"] for r in log if _is_finite(r.get("time/images_per_s"))]
     if speeds:
-        facts["images/s (median)"] = f"{statistics.median(speeds):,.0f}"
-    # What was measured at the end, then the losses.
-    shown = [k for k in metrics if k not in last] + [k for k in last if k.split("/")[-1] == "loss"]
+        facts[f"{what}/s (median)"] = f"{statistics.median(speeds):,.0f}"
+    # What was measured at the end, what it is compared with (``b/lstsq``) behind it, then the losses.
+    shown = sorted((k for k in metrics if k not in last), key=lambda name: name.count("/"))
+    shown += [k for k in last if k.split("/")[-1] == "loss"]
     shown = [k for k in shown if _without_control(k) == k]
     return facts | {k: plot.number(metrics[k]) for k in shown[:6]}
 
@@ -491,9 +496,9 @@ def _samples(frames: Sequence[_Frame], epochs_per_step: float | None, around: re
     for i, (step, png, image) in enumerate(frames, 1):
         label = f"step {step:,}"
         if epochs_per_step:
-            label += f" · epoch {plot.number(round(step * epochs_per_step, 2))}"
+            label += f" · epoch {plot.number(step * epochs_per_step)}"
         width, height = image.size
-        scale = max(1, _GRID_WIDTH // width)
+        scale = max(1, min(_GRID_WIDTH // width, _GRID_HEIGHT // height))
         shown = width * scale
         kind = ' class="pixels"' if width <= _GRID_WIDTH else ""
         images += (
@@ -501,11 +506,14 @@ def _samples(frames: Sequence[_Frame], epochs_per_step: float | None, around: re
             f' src="data:image/png;base64,{base64.b64encode(png).decode()}"{" hidden" * (i < len(frames))}>'
         )
     before, after, kind = _framed(around, shown)
+    what = (
+        "" if after else "Samples of the same latents, "
+    )  # of a plane or a curve, the axes say what it is
     return f"""<figure class="samples">{before}<div class="grid{kind}">{images}{after}</div>
 <div class="player" hidden><button type="button" aria-label="Play"><svg viewBox="0 0 16 16">
 <path class="play" d="M4 2.5v11l9.5-5.5z"/><path class="pause" d="M3.5 2.5h3v11h-3zm6 0h3v11h-3z"/></svg></button>
 <input type="range" max="{len(frames) - 1}" value="{len(frames) - 1}" aria-label="Sample grid by step"></div>
-<figcaption>Samples of the same latents, <output>{label}</output>
+<figcaption>{what}<output>{label}</output>
 <noscript>(earlier ones are behind a slider that needs JavaScript)</noscript></figcaption></figure>""" * bool(
         frames
     )
@@ -515,11 +523,15 @@ def _framed(frame: records.Frame, width: int) -> tuple[str, str, str]:
     """What stands before the pictures of a grid, which are so wide, and over them, and the class of their element."""
     if frame.columns:
         names = "".join(f"<span>{_text(name)}</span>" for name in frame.columns)
-        return (
-            f'<div class="columns" style="--n:{len(frame.columns)};width:{width}px">{names}</div>',
-            "",
-            "",
+        # About 7 pixels a letter; what has no room in a line stands upright.
+        needed = (
+            7
+            * len(frame.columns)
+            * max(len(word) for n in frame.columns for word in n.split() or [n])
         )
+        kind = " upright" if needed > width else " narrow" if needed > _PHONE_WIDTH else ""
+        style = f"--n:{len(frame.columns)};width:{width}px"
+        return f'<div class="columns{kind}" style="{style}">{names}</div>', "", ""
     legend = "".join(
         f'<span><i style="background:{color}"></i>{_text(name)}</span>'
         for color, name in frame.legend
@@ -573,7 +585,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:,.0f}" if 1e6 <= abs(value) < 1e15 else f"{value:.6g}"
     return "–" if value in ("", None) else html.escape(str(value))
 
 
@@ -646,9 +658,10 @@ def _table(
 
 
 def _command(command: str) -> str:
-    """What a shell repeats the run with, if it was begun by one."""
+    """What a shell repeats the run with, if it was begun by one; a line breaks between its flags."""
+    words = " ".join(f"<span>{_text(part)}</span>" for part in re.split(" (?=--)", command))
     return (
-        f'<section class="command"><h2>Command</h2><pre>{_text(command)}</pre>'
+        f'<section class="command"><h2>Command</h2><pre>{words}</pre>'
         "<p>The same command resumes the run.</p></section>"
     ) * bool(command)
 
