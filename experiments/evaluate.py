@@ -23,6 +23,7 @@ docs/metrics.md for what the numbers mean, and when they lie.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 import sys
@@ -33,12 +34,8 @@ from bpgan.evaluation import evaluate, rows, samples, table
 from bpgan.evaluation.features import FEATURES, Make
 from bpgan.files import write_json
 from bpgan.runtime import records, remote
+from bpgan.trained.run import parse_checkpoint
 from bpgan.types import UserError, counted
-
-
-def _checkpoint(text: str) -> None:
-    if text not in ("newest", "best") and not text.isdecimal():
-        raise ValueError("must be newest, best or a step")
 
 
 def _name(text: str) -> data.Name | None:
@@ -81,7 +78,7 @@ class Config(cli.Config):
         parse=_runs,
     )
     checkpoint: str = cli.field(
-        "newest", "of the runs: newest, best (by their --keep) or a step", check=_checkpoint
+        "newest", "of the runs: newest, best (by their --keep) or a step", check=parse_checkpoint
     )
     samples: cli.Parsed[data.Name | None] = cli.field(
         "", "images instead of a run: npz:FILE, folder:PATH or zip:FILE", parse=_name
@@ -112,6 +109,7 @@ class Config(cli.Config):
         parse=_file,
     )
     seed: int = cli.field(0, "of latents and subsets", low=0, high=2**32 - 1)
+    trust: bool = cli.TRUST
 
 
 PRESETS = {
@@ -202,7 +200,8 @@ def _candidates(cfg: Config) -> tuple[list[samples.Candidate], str]:
         return [samples.of_files(cfg.samples, cfg.n, cfg.seed)], cfg.dataset
     options = cfg.checkpoint, cfg.n, cfg.seed, cfg.flags.value
     turn = any("latents" in metric.needs for metric in cfg.metrics.value.values())
-    pairs = [samples.of_run(path, *options, turn=turn) for path in cfg.run.value]
+    of_run = functools.partial(samples.of_run, turn=turn, trust=cfg.trust)
+    pairs = [of_run(path, *options) for path in cfg.run.value]
     trained_on = {dataset for _, dataset in pairs}
     if not cfg.dataset and len(trained_on) > 1:
         names = ", ".join(sorted(trained_on))

@@ -504,7 +504,9 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
         direction_of_a_step=0.4 * _BLACK,
     )
     algorithm = Algorithm(init, step, picture=picture, **_drawing(inner))
-    title = f"{cfg.problem}: all data are the number 0; G = theta and D(x) = psi x, a parameter each"
+    title = (
+        f"{cfg.problem}: all data are the number 0; G = theta and D(x) = psi x, a parameter each"
+    )
     return cli.Experiment(algorithm, source, evaluate, title, frame=frame)
 
 

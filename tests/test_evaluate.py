@@ -873,6 +873,7 @@ def test_an_experiment_its_metrics_and_its_features_may_be_a_users_own(
             "--features=my_gan:corners",
             f"--metrics={metrics}",
             f"--workdir={tmp_path / 'out'}",
+            "--trust",
         )
         == 0
     )
@@ -884,7 +885,7 @@ def test_an_experiment_its_metrics_and_its_features_may_be_a_users_own(
     ]
     assert found["contrast"]["better"] == "higher" and found["pixels"]["better"] == ""
     assert found["contrast"]["features"] == "" and found["pixels"]["value"] == 784
-    sample = samples.of_run(str(path), "newest", 100, 0)[0]
+    sample = samples.of_run(str(path), "newest", 100, 0, trust=True)[0]
     bright = sample.x.mean() - data.load("mnist10k", "test").arrays()[0].mean()
     row = found["brightness-my_gan:corners"]
     np.testing.assert_allclose(row["value"], bright, rtol=1e-12)

@@ -148,7 +148,7 @@ def test_it_is_swept_as_groups_resumed_compared_and_restored(code, tmp_path, way
     for workdir in (tmp_path / "my_gan").glob("lr=*/"):
         assert json.loads((workdir / "config.json").read_text())["experiment"] == name
         where = code if way == "module" else tmp_path  # a module is looked for, a file is known
-        restore = f"from bpgan import cli; print(cli.restore({str(workdir)!r}).step)"
+        restore = f"from bpgan import cli; print(cli.restore({str(workdir)!r}, trust=True).step)"
         environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{where}"}
         done = subprocess.run(
             [sys.executable, "-c", restore], cwd=tmp_path, env=environment, text=True, capture_output=True

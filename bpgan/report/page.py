@@ -41,6 +41,8 @@ _PHONE_WIDTH = 340  # pixels of a grid, about
 _UNITS = {"real": "logits", "fake": "logits"}
 _TITLES = {
     "loss": "Loss",
+    "kl": "KL",
+    "elbo": "ELBO",
     "logits": "Mean logit",
     "grad_norm": "Gradient norm",
     "images_per_s": "Images per second",

@@ -266,9 +266,9 @@ def compared(rows: Sequence[EvaluationRow]) -> list[str]:
     found = [f"{samples} against {counted(first.reference_images, 'image')} of {first.reference}"]
     kinds: dict[tuple[Any, ...], list[str]] = {}
     for row in rows:
-        kinds.setdefault((row.real_images, row.real_reference_images, row.real_of), []).append(
-            row.metric
-        )
+        names = kinds.setdefault((row.real_images, row.real_reference_images, row.real_of), [])
+        if (name := row.metric.removesuffix(f"-{row.features}")) not in names:  # of whatever net
+            names.append(name)
     usual = max(kinds, key=lambda kind: len(kinds[kind]))
     for (count, against, of), names in kinds.items():
         if count is not None:
