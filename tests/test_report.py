@@ -293,6 +293,8 @@ def test_metrics_of_one_unit_share_a_panel(tmp_path):
         [-1.7e308, 1.7e308],
         [1e-320, 1.7e308],
         [5e-324, 1e-300, 1.0],
+        [0.6, 7.96],
+        [1e-9, 0.05],
     ],
 )
 def test_axes_of_any_values(tmp_path, values, capsys):

@@ -88,7 +88,7 @@ class Axis(NamedTuple):
         return (values - self.low) / (self.high - self.low)
 
     def ticks(self, *, whole: bool = False) -> list[tuple[float, str]]:
-        """About four round numbers (1, 2 or 5 times a power of ten): where they lie, and how they are written."""
+        """Two to six round numbers (1, 2 or 5 times a power of ten): where they lie, and how they are written."""
         if self.log and self.high - self.low >= 2:
             step = math.ceil((self.high - self.low) / 4)  # exponents of ten may be 3 apart
             values = [10.0**exponent for exponent in _multiples(step, self.low, self.high)]
@@ -103,7 +103,7 @@ class Axis(NamedTuple):
 
 
 def _round_numbers(low: float, high: float, whole: bool) -> list[float]:
-    raw = (high - low) / 4
+    raw = (high - low) / (4 if whole else 5)  # of steps, whose texts are wide, fewer
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
     step = max(step, 1.0) if whole else step
