@@ -604,13 +604,14 @@ def test_bands_are_within_the_axis(tmp_path):
     for name, curves in {"a": ([1.0, 9.0], [3.0, 13.0]), "b": ([1.0, 1e4], [5e2, 1e5])}.items():
         for seed, values in enumerate(curves):
             make_run(tmp_path / f"{name}{seed}", {"lr": name, "seed": seed}, values, metric="m")
-    first, second = compare.settings(compare.read([tmp_path]))
-    _, means, spreads = compare._mean_curve(first, "m")
-    _, y = compare._axes([first], "m")
-    assert y.low < (means - spreads).min() and (means + spreads).max() < y.high and not y.log
-    _, means, spreads = compare._mean_curve(second, "m")
-    _, y = compare._axes([second], "m")
-    assert (means - spreads).min() < 0 and y.log and y.high > np.log10((means + spreads).max())
+    for setting, log in zip(compare.settings(compare.read([tmp_path])), (False, True), strict=True):
+        charts = []
+        compare._section("x", [setting], "m", tmp_path, charts)
+        (curve,) = charts[0]["curves"]
+        means, spreads = np.array(curve["means"]), np.array(curve["spreads"])
+        low, high = (10.0**v if log else v for v in (charts[0]["low"], charts[0]["high"]))
+        assert charts[0]["log"] == log and (means + spreads).max() < high
+        assert (means - spreads).min() < 0 if log else (means - spreads).min() > low
 
 
 def test_a_conditional_grid_names_its_columns(tmp_path):
