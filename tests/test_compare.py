@@ -614,6 +614,21 @@ def test_bands_are_within_the_axis(tmp_path):
         assert (means - spreads).min() < 0 if log else (means - spreads).min() > low
 
 
+def test_the_counts_stand_beside_numbers_everywhere(tmp_path, capsys):
+    """On the page, in the terminal, and in the files for papers and for programs, of one run as of several."""
+    make_run(tmp_path / "a", {"seed": 0}, [1.0, 2.0])
+    record = json.loads((tmp_path / "a/config.json").read_text())
+    said = "Evaluated while it trains: 10,000 samples against 900 images held out"
+    (tmp_path / "a/config.json").write_text(json.dumps(record | {"title": said}))
+    _evaluated(tmp_path / "a", 3.0)
+    assert launch.run([f"--report={tmp_path}", "--report_metric=FD-n"]) == 0
+    assert said in capsys.readouterr().out
+    for name in ("comparison.html", "comparison.tex", "comparison.csv"):
+        assert said in (tmp_path / name).read_text(), name
+    page = (tmp_path / "comparison.html").read_text()
+    assert "1 run, 1 setting. FD-n is of newest checkpoint, 300 samples against 100 images" in page
+
+
 def test_a_conditional_grid_names_its_columns(tmp_path):
     make_run(tmp_path / "a", {"seed": 0}, [1.0, 2.0])
     record = json.loads((tmp_path / "a/config.json").read_text())

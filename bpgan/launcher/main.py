@@ -263,6 +263,8 @@ def _compare(folders: Sequence[pathlib.Path], chosen: Mapping[str, Any]) -> int:
         groups = compare.ranked(compare.settings(part), metric)
         table = compare.rows(groups, compare.shown_metrics(part, metric)[:3])
         print(f"\n{records.printable(name)}: {compare.extent(groups)}")
+        for line in compare.about(groups, metric)[1:]:
+            print(records.printable(line))
         summary.print_table(table[:_ROWS])
         if len(table) > _ROWS:
             print(f"... and {counted(len(table) - _ROWS, 'more setting')}")

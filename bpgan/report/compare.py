@@ -299,6 +299,19 @@ def extent(groups: Sequence[Setting]) -> str:
     return text + f"; {left} left out" * bool(repeats)
 
 
+def about(groups: Sequence[Setting], metric: str) -> list[str]:
+    """How many runs of how many settings there are, in which order, and what they were trained and measured on."""
+    runs = [run for setting in groups for run in setting.runs]
+    name, _, circumstances = metric.partition(" (")
+    if len(groups) > 1:
+        order = f" The {'best' if _direction(runs, metric) else 'least'} {metric} first."
+    else:
+        order = f" {name} is of {circumstances.removesuffix(')')}." if circumstances else ""
+    said = list(dict.fromkeys(line for run in runs for line in run.about))
+    more = f"And {counted(len(said) - 4, 'more line', 'more lines')} of this kind."
+    return [f"{extent(groups)}.{order}", *said[:4], *[more] * (len(said) > 4)]
+
+
 def check_metric(runs: Sequence[RunRow], wanted: str) -> None:
     """Raises a UserError if no run logs the metric."""
     known = _metrics(runs)
@@ -375,14 +388,14 @@ def write_csv(path: pathlib.Path, runs: Sequence[RunRow]) -> None:
     metrics = list(dict.fromkeys(name for run in runs for name in run.final))
     directed = [name for name in metrics if any(name in run.best for run in runs)]
     first = ["run", "experiment", "status", "step", "images", "seconds"]
-    names = [*first, *flags, *metrics, *(f"best of {name}" for name in directed)]
+    names = [*first, *flags, *metrics, *(f"best of {name}" for name in directed), "about"]
     table = []
     for run in runs:
         facts = [run.path, run.experiment, run.status, run.step, run.images, run.seconds]
         values: list[Any] = [run.config.get(name, "") for name in flags]
         values += [run.final.get(name, "") for name in metrics]
         values += [run.best.get(name, "") for name in directed]
-        table.append([*facts, *values])
+        table.append([*facts, *values, " ".join(run.about)])
     files.write_csv(path, names, table)
 
 
@@ -417,7 +430,8 @@ def write(runs: Sequence[RunRow], metric: str, folder: pathlib.Path) -> pathlib.
         _write_means(folder / "comparison_means.csv", found)
         tables = [*evaluated]
         for name, (groups, by) in found.items():
-            tables.append(_table(name, groups, by, folder).without_links())
+            table = _table(name, groups, by, folder).without_links()
+            tables.append(table._replace(notes=about(groups, by)))
         _write_text(folder / "comparison.tex", "\n".join(table.latex() for table in tables))
         _write_text(page, _page(found, evaluated, folder))
     except OSError as error:
@@ -583,16 +597,8 @@ def _section(
     name: str, groups: Sequence[Setting], metric: str, folder: pathlib.Path, charts: list[Any]
 ) -> str:
     """An experiment: its table, its curves under one legend, its samples. What the script reads goes to ``charts``."""
-    runs = [run for setting in groups for run in setting.runs]
-    which = "best" if _direction(runs, metric) else "least"
     parts = [f"<h2>{html.escape(name)}</h2>"]
-    about = [f"{extent(groups)}." + f" The {which} {metric} first." * (len(groups) > 1)]
-    said = list(dict.fromkeys(line for run in runs for line in run.about))
-    about += said[:4]
-    about += [f"And {counted(len(said) - 4, 'more line', 'more lines')} of this kind."] * (
-        len(said) > 4
-    )
-    parts += [f'<p class="about">{html.escape(line)}</p>' for line in about]
+    parts += [f'<p class="about">{html.escape(line)}</p>' for line in about(groups, metric)]
     if odd := [run for setting in groups for run in setting.others]:
         names = ", ".join(f"{run.path.name} ({run.status})" for run in odd[:20])
         more = f" and {len(odd) - 20} more" if len(odd) > 20 else ""
@@ -758,6 +764,13 @@ class _Scale:
             plot.Axis.of(list(map(float, values))) if all(map(_is_number, values)) else None
         )
         self._names = [] if self._axis else sorted({_show(v) for v in values})
+        self._ends = (min(values), max(values)) if self._axis else ()
+
+    def ends(self) -> str:
+        """From where to where, from the bottom to the top."""
+        if self._ends:
+            return " to ".join(map(plot.number, self._ends))
+        return ", ".join(name or "(empty)" for name in self._names)
 
     def at(self, value: Any) -> float:
         if self._axis:
@@ -808,7 +821,10 @@ def _parallel(groups: Sequence[Setting], flags: Sequence[str], metric: str) -> p
         through = [scale.at(groups[i].values[flag]) for flag, scale in scales.items()]
         opacity = 0.15 + 0.85 * (rank + 1) / len(fine)
         shapes.append(plot.Shape(xs, [*through, float(y.at(values[i]))], opacity=opacity))
-    ticks = list(zip(xs, [*flags, metric.partition(" (")[0]], strict=True))
+    fine_values = [values[i] for i in fine]
+    ends = [f"{flag} {scale.ends()}" for flag, scale in scales.items()]
+    ends.append(f"{metric.partition(' (')[0]} {_Scale(fine_values).ends() if fine else ''}")
+    ticks = list(zip(xs, ends, strict=True))
     return plot.Plot(
         f"{' → '.join(flags)} → {metric.partition(' (')[0]}", shapes, ticks, (), vertical=True
     )
