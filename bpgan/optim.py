@@ -277,7 +277,7 @@ def range_test(lrs: np.ndarray, losses: np.ndarray, *, decay: float = 0.98) -> R
             break
         smooth[i], least = value, min(least, value)
     if stopped < 10:
-        raise ValueError(f"stopped after {stopped} steps: the range begins too high")
+        raise ValueError(f"stopped at step {stopped}: the range begins too high")
     at = int(np.nanargmin(smooth))
     # Over a twentieth of the range: from one step to the next the batches decide.
     width = min(max(len(losses) // 20, 1), max(at, 1))

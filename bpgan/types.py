@@ -164,6 +164,15 @@ class Critic(Protocol):
     def __call__(self, x: Array, /) -> Array: ...
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number of things in words; ``plural`` where it takes more than an s.
+
+    >>> counted(1, "run"), counted(2000, "run"), counted(0, "class is", "classes are")
+    ('1 run', '2,000 runs', '0 classes are')
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 class UserError(Exception):
     """A mistake that the user can mend, in one line.
 

@@ -23,6 +23,7 @@ docs/metrics.md for what the numbers mean, and when they lie.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 import sys
@@ -33,12 +34,8 @@ from bpgan.evaluation import evaluate, rows, samples, table
 from bpgan.evaluation.features import FEATURES, Make
 from bpgan.files import write_json
 from bpgan.runtime import records, remote
-from bpgan.types import UserError
-
-
-def _checkpoint(text: str) -> None:
-    if text not in ("newest", "best") and not text.isdecimal():
-        raise ValueError("must be newest, best or a step")
+from bpgan.trained.run import parse_checkpoint
+from bpgan.types import UserError, counted
 
 
 def _name(text: str) -> data.Name | None:
@@ -90,7 +87,7 @@ class Config(cli.Config):
         parse=_runs,
     )
     checkpoint: str = cli.field(
-        "newest", "of the runs: newest, best (by their --keep) or a step", check=_checkpoint
+        "newest", "of the runs: newest, best (by their --keep) or a step", check=parse_checkpoint
     )
     samples: cli.Parsed[data.Name | None] = cli.field(
         "", "images instead of a run: npz:FILE, folder:PATH or zip:FILE", parse=_name
@@ -121,6 +118,7 @@ class Config(cli.Config):
         parse=_file,
     )
     seed: int = cli.field(0, "of latents and subsets", low=0, high=2**32 - 1)
+    trust: bool = cli.TRUST
 
 
 PRESETS = {
@@ -142,7 +140,7 @@ def run(cfg: Config) -> None:
     candidates, dataset = _candidates(cfg)
     if cfg.save.value:
         samples.save(cfg.save.value, candidates[0])
-        print(f"wrote {len(candidates[0].x):,} samples to {cfg.save.value}", flush=True)
+        print(f"wrote {counted(len(candidates[0].x), 'sample')} to {cfg.save.value}", flush=True)
     found: list[rows.Row] = []
     metrics = cfg.metrics.value
     for extractor in cfg.features.value(dataset):
@@ -169,7 +167,7 @@ def run(cfg: Config) -> None:
                 count = rows.add(folder / "metrics.json", own)
                 page = report.write_report(folder)
             shown = remote.join(path, page.name) if remote.is_url(path) else page
-            print(f"added to {shown}, which has {count} numbers now")
+            print(f"added to {shown}, which has {counted(count, 'number')} now")
         except (OSError, UserError) as error:  # of a disk that is read-only, of a damaged log
             print(f"warning: not added to the report of {path} ({error}){where}", file=sys.stderr)
 
@@ -211,7 +209,8 @@ def _candidates(cfg: Config) -> tuple[list[samples.Candidate], str]:
         return [samples.of_files(cfg.samples, cfg.n, cfg.seed)], cfg.dataset
     options = cfg.checkpoint, cfg.n, cfg.seed, cfg.flags.value
     turn = any("latents" in metric.needs for metric in cfg.metrics.value.values())
-    pairs = [samples.of_run(path, *options, turn=turn) for path in cfg.run.value]
+    of_run = functools.partial(samples.of_run, turn=turn, trust=cfg.trust)
+    pairs = [of_run(path, *options) for path in cfg.run.value]
     trained_on = {dataset for _, dataset in pairs}
     if not cfg.dataset and len(trained_on) > 1:
         names = ", ".join(sorted(trained_on))

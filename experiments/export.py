@@ -50,7 +50,7 @@ class Config(cli.Config):
         "", "of the samples, in the place of the run's own; empty: that", parse=parse_truncation
     )
     license: str = cli.field("", "of the model, for its card, such as cc-by-4.0")
-    trust: bool = cli.field(False, "import code outside bpgan that the run names")
+    trust: bool = cli.TRUST
 
 
 PRESETS = {"smoke": dict(to="safetensors")}

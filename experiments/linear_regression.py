@@ -29,7 +29,7 @@ import optax
 from bpgan import backprop, cli, data, losses
 from bpgan.algorithms import supervised, turns
 from bpgan.report import plot
-from bpgan.types import Net, UserError
+from bpgan.types import Net, UserError, counted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,7 +198,7 @@ def _affine(variables, x, *, train):
     return x @ layer["kernel"] + layer["bias"][None, :], {}
 
 
-def picture(table: Table, fitted: np.ndarray) -> str:
+def picture(table: Table, fitted: np.ndarray, target: str = "y") -> str:
     """The data and what is fitted to them, with residuals, as the text of an SVG file.
 
     Of one feature, the target against it, in the units of the file; of several, the target against what is predicted.
@@ -206,6 +206,7 @@ def picture(table: Table, fitted: np.ndarray) -> str:
     Args:
       table: of n examples.
       fitted: predictions ``[n]``.
+      target: what they are of.
     """
     y = table.y[:, 0]
     if table.x.shape[1] == 1:
@@ -222,14 +223,14 @@ def picture(table: Table, fitted: np.ndarray) -> str:
     shapes.append(plot.Shape(x[order], y_axis.at(fitted[order]), 2))
     shapes.append(plot.Shape(x, y_axis.at(y), 0, "dots"))
     legend = [(0, "data", ""), (2, "fit", ""), (1, "residuals", "")]
-    found = plot.Plot("Target", shapes, x_axis.ticks(), y_axis.ticks(), legend, x_name=name)
-    return plot.svg([found], width=720, height=320)
+    found = plot.Plot(target, shapes, x_axis.ticks(), y_axis.ticks(), legend, x_name=name)
+    return plot.svg([found], width=500, height=260)
 
 
-def _pictures(table: Table, state: turns.State) -> dict[str, str]:
+def _pictures(table: Table, target: str, state: turns.State) -> dict[str, str]:
     layer = jax.tree.map(np.asarray, state.players[supervised.NET].params["dense0"])
     fitted = table.x @ layer["kernel"][:, 0] + layer["bias"]
-    return {"data, fit and residuals": picture(table, fitted)}
+    return {"data, fit and residuals": picture(table, fitted, target)}
 
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
@@ -238,7 +239,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     table = read(cfg)
     n, features = table.x.shape
     if cfg.batch_size > n:
-        reason = f"there are only {n} examples"
+        reason = f"there {'is' if n == 1 else 'are'} only {counted(n, 'example')}"
         raise UserError(reason, argument="batch_size", value=cfg.batch_size)
     _check_range(table.y, cfg)
     batch_size = cfg.batch_size or n
@@ -291,9 +292,13 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
             report["distance/predicted"] = np.linalg.norm(decay * (axes.T @ optimum))
         return {name: float(value) for name, value in report.items()}
 
-    title = f"{n} examples, {features} feature{'s' * (features > 1)}"
+    title = f"{counted(n, 'example')}, {counted(features, 'feature')}"
     return cli.Experiment(
-        algorithm, source, evaluate, title, pictures=functools.partial(_pictures, table)
+        algorithm,
+        source,
+        evaluate,
+        title,
+        pictures=functools.partial(_pictures, table, cfg.target or "y"),
     )
 
 

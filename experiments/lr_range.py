@@ -24,7 +24,7 @@ import numpy as np
 
 from bpgan import cli, data, optim
 from bpgan.report import plot
-from bpgan.types import Algorithm, Source, UserError
+from bpgan.types import Algorithm, Source, UserError, counted
 
 
 class System(NamedTuple):
@@ -154,7 +154,7 @@ def run(cfg: Config) -> None:
     }
     try:
         (folder / "lr_range.json").write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
-        title = f"{cfg.system}, {cfg.dataset}: {system.loss}, {cfg.seeds} seeds"
+        title = f"{cfg.system}, {cfg.dataset}: {system.loss}, {counted(cfg.seeds, 'seed')}"
         plot.save_range(folder / "lr_range.svg", title, lrs, losses, smooth, marks)
     except OSError as error:
         raise UserError(
@@ -162,7 +162,7 @@ def run(cfg: Config) -> None:
         ) from None
     for (name, value), each in zip(marks.items(), (steepest, tenth), strict=True):
         print(
-            f"{name}: {value:.2g} (from {min(each):.2g} to {max(each):.2g} over {cfg.seeds} seeds)"
+            f"{name}: {value:.2g} (from {min(each):.2g} to {max(each):.2g} over {counted(cfg.seeds, 'seed')})"
         )
     ends = [f"{lrs[each.stopped]:.2g}" for each in found if each.stopped < cfg.steps]
     print(

@@ -82,7 +82,7 @@ class Config(cli.Config):
     )
     frames: int = cli.field(30, "of an animation, from seed to seed", low=1, high=1000)
     rate: int = cli.field(20, "frames a second", low=1, high=50)
-    trust: bool = cli.field(False, "import code outside bpgan that the run names")
+    trust: bool = cli.TRUST
 
 
 PRESETS = {"smoke": dict(seeds="0:4", frames=2)}

@@ -319,9 +319,11 @@ def mixture(target: toys.Mixture, cfg: Config, steps: int) -> cli.Experiment:
     frame = _framed(
         ("x", -reach, reach), ("y", -reach, reach), data=_BLACK, generated=_GREEN, **_OPINION
     )
-    return cli.Experiment(
-        inner._replace(picture=picture), source, evaluate, cfg.problem, frame=frame
+    title = (
+        f"{cfg.problem}: samples of {len(target.centers)} Gaussians in the plane, each of standard"
     )
+    title += f" deviation {target.std:g}"
+    return cli.Experiment(inner._replace(picture=picture), source, evaluate, title, frame=frame)
 
 
 def affine_generator(dtype: Any = jnp.float32) -> Net:
@@ -404,9 +406,8 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
         generated=_GREEN,
         **_OPINION,
     )
-    return cli.Experiment(
-        inner._replace(picture=picture), source, evaluate, cfg.problem, frame=frame
-    )
+    title = f"{cfg.problem}: samples of N({MU}, {SIGMA}^2)"
+    return cli.Experiment(inner._replace(picture=picture), source, evaluate, title, frame=frame)
 
 
 def _two_numbers(cfg: Config, steps: int) -> tuple[Algorithm, Callable]:
@@ -503,7 +504,10 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
         direction_of_a_step=0.4 * _BLACK,
     )
     algorithm = Algorithm(init, step, picture=picture, **_drawing(inner))
-    return cli.Experiment(algorithm, source, evaluate, cfg.problem, frame=frame)
+    title = (
+        f"{cfg.problem}: all data are the number 0; G = theta and D(x) = psi x, a parameter each"
+    )
+    return cli.Experiment(algorithm, source, evaluate, title, frame=frame)
 
 
 def _drawing(inner: Algorithm) -> dict[str, Any]:
@@ -580,9 +584,10 @@ def lqg(cfg: Config, steps: int) -> cli.Experiment:
             found |= {f"eigenvalue{i}": values[i], f"eigenvalue{i}/known": SPECTRUM[i]}
         return {name: float(value) for name, value in found.items()}
 
+    definition = f"N(0, diag{SPECTRUM.tolist()}), of which no samples are drawn"
     source = toys.fresh(
         lambda key, n: jnp.zeros((n, 1), dtype),
-        definition=f"N(0, diag{SPECTRUM.tolist()}), of which no samples are drawn",
+        definition=definition,
         seed=cfg.seed,
         batch_size=cfg.batch_size,
     )
@@ -590,7 +595,8 @@ def lqg(cfg: Config, steps: int) -> cli.Experiment:
     frame = _framed(*axes, data=_BLACK, generated=_GREEN)
     drawing = {"sample": sample, "latents": latents, "networks": {"generator": generator}}
     algorithm = inner._replace(picture=picture, **drawing)
-    return cli.Experiment(algorithm, source, evaluate, cfg.problem, frame=frame)
+    title = f"{cfg.problem}: {definition}"
+    return cli.Experiment(algorithm, source, evaluate, title, frame=frame)
 
 
 # Of two numbers, what is shown and measured are the players themselves.

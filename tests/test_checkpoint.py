@@ -165,7 +165,7 @@ def test_a_checkpoint_of_another_step_or_run_is_not_used(tmp_path, capsys):
     assert f"{tmp_path / 'a/20'} is not used: it is of step 12" in said
     checkpoints.close()
     assert {p.name for p in (tmp_path / "a").iterdir()} == {"12", "20.damaged", "30.damaged"}
-    why = r"none of the 1 checkpoints can be read \(12 is not used: it is of run b, and this is run a\)"
+    why = r"its 1 checkpoint cannot be read \(12 is not used: it is of run b, and this is run a\)"
     with pytest.raises(UserError, match=why + "; move "):
         Checkpoints(tmp_path / "b", run="a").restore(ABSTRACT)
 
@@ -196,9 +196,7 @@ def test_one_that_is_asked_for_and_damaged_is_none(tmp_path, capsys):
     assert reader.restore(ABSTRACT)[0] == 2
     shutil.rmtree(tmp_path / "2")
     reader = Checkpoints(tmp_path, read_only=True)
-    with pytest.raises(
-        UserError, match=r"none of the 1 checkpoints can be read \(1 is damaged: .*\)$"
-    ):
+    with pytest.raises(UserError, match=r"its 1 checkpoint cannot be read \(1 is damaged: .*\)$"):
         reader.restore(ABSTRACT)
 
 

@@ -229,7 +229,7 @@ def test_it_has_the_same_name_from_wherever_it_is_started(own):
         done = subprocess.run(argv, cwd=own, env=env, capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr
         assert f"done at step {epochs}" in done.stdout
-    saved = cli.restore(own / "run")
+    saved = cli.restore(own / "run", trust=True)
     assert saved.name == path and saved.step == 4 and saved.config.own == 3
     moved = own / "pack" / "alone.py"
     os.rename(path, moved)
@@ -237,8 +237,8 @@ def test_it_has_the_same_name_from_wherever_it_is_started(own):
         UserError,
         match=r"Python file \(\*\.py\) that exists; if it has moved, `flags=experiment=...`",
     ):
-        cli.restore(own / "run")
-    saved = cli.restore(own / "run", changes=[f"experiment={moved}"])
+        cli.restore(own / "run", trust=True)
+    saved = cli.restore(own / "run", changes=[f"experiment={moved}"], trust=True)
     assert saved.name == str(moved) and saved.step == 4
     argv = [sys.executable, str(moved), *flags, "--epochs=5"]
     env["PYTHONPATH"] += os.pathsep + str(own)  # for its sibling

@@ -106,7 +106,7 @@ def test_a_seed_counts_once(tmp_path, capsys):
     assert [run.path.name for run in setting.runs] == ["default", "seed=1_ab", "seed=2_cd"]
     assert setting.mean("eval/FD") == pytest.approx((30.0, statistics.stdev([20, 40]), 2))
     assert launch.run([f"--report={tmp_path}"]) == 0
-    said = "3 runs, 1 settings; 4 repeats of their seeds are left out"
+    said = "3 runs, 1 setting; 4 repeats of their seeds are left out"
     assert f"x: {said}" in capsys.readouterr().out
     assert said in (tmp_path / "comparison.html").read_text()
     assert (tmp_path / "comparison.csv").read_text().count("\n") == 1 + 7
@@ -192,7 +192,10 @@ def test_a_best_is_only_of_what_has_a_direction(folder):
     (row,) = compare.rows(compare.settings(runs), ["d/fake", "d/loss", "time/elapsed"])
     assert "best" not in " ".join(row.values()) and row["d/fake"] == "0.1 ± 0"
     page = compare.write(runs, "d/fake", folder / "b").read_text()
-    assert "The least d/fake first" in page
+    assert "2 runs, 1 setting.</p>" in page  # and no order
+    make_run(folder / "b/2", {"lr": 2.0, "seed": 0}, [0.5, 0.2], metric="d/fake")
+    page = compare.write(compare.read([folder / "b"]), "d/fake", folder / "b").read_text()
+    assert "3 runs, 2 settings. The least d/fake first" in page
     assert "best of" not in (folder / "b/comparison.csv").read_text()
 
 
@@ -559,21 +562,21 @@ def test_experiments_stand_in_one_table_where_their_numbers_compare(tmp_path):
     runs = compare.read([tmp_path])
     groups = {name: compare.settings(part) for name, part in compare.by_experiment(runs).items()}
     one, other = sorted(compare.judged(groups), key=lambda table: len(table.rows), reverse=True)
-    assert one.head[4:] == ["FD-n ↓"] and one.title.startswith(
+    assert one.head == ["experiment", "samples of", "seeds", "FD ↓\nn"] and one.title.startswith(
         "300 samples against 100 images of d test"
     )
     assert [list(row) for row in one.rows] == [
-        ["gan", "", "newest checkpoint", "2", "4 ± 1.4"],
-        ["vae", "", "newest checkpoint", "2", "11 ± 1.4"],
+        ["gan", "newest checkpoint", "2", "4 ± 1.4"],
+        ["vae", "newest checkpoint", "2", "11 ± 1.4"],
     ]
-    assert one.best == {(0, 4)} and [row[4] for row in one.foot] == ["0.5", "90"]
+    assert one.best == {(0, 3)} and [row[3] for row in one.foot] == ["0.5", "90"]
     assert any("100 images are few for 300 samples" in note for note in one.notes)
     assert [row[0] for row in other.rows] == ["old"] and not other.best
     _evaluated(tmp_path / "vae0", 10.0, features_sha256="ee" * 32)
     again = compare.judged(
         {k: compare.settings(v) for k, v in compare.by_experiment(compare.read([tmp_path])).items()}
     )
-    assert sorted(len(table.head) for table in again) == [5, 6]  # another net is another column
+    assert sorted(len(table.head) for table in again) == [4, 5]  # another net is another column
     page = compare.write(runs, "", tmp_path).read_text()
     assert page.count('<section id="evaluations">') == 1 and "<b>4 ± 1.4</b>" in page
 
@@ -594,6 +597,46 @@ def test_means_are_written_for_programs_and_for_papers(folder):
     latex = (folder / "comparison.tex").read_text()
     assert r"50\%\_\{x\}\&\textasciitilde{}\textbackslash{}" in latex
     assert r"5.1 $\pm$ 2" in latex and r"\toprule" in latex and "page of seed" not in latex
+
+
+def test_bands_are_within_the_axis(tmp_path):
+    """A deviation is seen in full, even if it is wide; on a log scale, its positive part."""
+    for name, curves in {"a": ([1.0, 9.0], [3.0, 13.0]), "b": ([1.0, 1e4], [5e2, 1e5])}.items():
+        for seed, values in enumerate(curves):
+            make_run(tmp_path / f"{name}{seed}", {"lr": name, "seed": seed}, values, metric="m")
+    for setting, log in zip(compare.settings(compare.read([tmp_path])), (False, True), strict=True):
+        charts = []
+        compare._section("x", [setting], "m", tmp_path, charts)
+        (curve,) = charts[0]["curves"]
+        means, spreads = np.array(curve["means"]), np.array(curve["spreads"])
+        low, high = (10.0**v if log else v for v in (charts[0]["low"], charts[0]["high"]))
+        assert charts[0]["log"] == log and (means + spreads).max() < high
+        assert (means - spreads).min() < 0 if log else (means - spreads).min() > low
+
+
+def test_the_counts_stand_beside_numbers_everywhere(tmp_path, capsys):
+    """On the page, in the terminal, and in the files for papers and for programs, of one run as of several."""
+    make_run(tmp_path / "a", {"seed": 0}, [1.0, 2.0])
+    record = json.loads((tmp_path / "a/config.json").read_text())
+    said = "Evaluated while it trains: 10,000 samples against 900 images held out"
+    (tmp_path / "a/config.json").write_text(json.dumps(record | {"title": said}))
+    _evaluated(tmp_path / "a", 3.0)
+    assert launch.run([f"--report={tmp_path}", "--report_metric=FD-n"]) == 0
+    assert said in capsys.readouterr().out
+    for name in ("comparison.html", "comparison.tex", "comparison.csv"):
+        assert said in (tmp_path / name).read_text(), name
+    page = (tmp_path / "comparison.html").read_text()
+    assert "1 run, 1 setting. FD-n is of newest checkpoint, 300 samples against 100 images" in page
+
+
+def test_a_conditional_grid_names_its_columns(tmp_path):
+    make_run(tmp_path / "a", {"seed": 0}, [1.0, 2.0])
+    record = json.loads((tmp_path / "a/config.json").read_text())
+    record["frame"] = {"columns": ["cat", "<dog>"]}
+    (tmp_path / "a/config.json").write_text(json.dumps(record))
+    images.save_png(tmp_path / "a/samples/step_00000001.png", np.zeros((4, 4, 1), np.uint8))
+    page = compare.write(compare.read([tmp_path]), "", tmp_path).read_text()
+    assert "<br>Columns: cat, &lt;dog&gt;</figcaption>" in page
 
 
 def test_nothing_is_drawn_of_a_constant_or_of_one_dot(folder):

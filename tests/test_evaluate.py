@@ -888,6 +888,7 @@ def test_an_experiment_its_metrics_and_its_features_may_be_a_users_own(
             "--features=my_gan:corners",
             f"--metrics={metrics}",
             f"--workdir={tmp_path / 'out'}",
+            "--trust",
         )
         == 0
     )
@@ -899,7 +900,7 @@ def test_an_experiment_its_metrics_and_its_features_may_be_a_users_own(
     ]
     assert found["contrast"]["better"] == "higher" and found["pixels"]["better"] == ""
     assert found["contrast"]["features"] == "" and found["pixels"]["value"] == 784
-    sample = samples.of_run(str(path), "newest", 100, 0)[0]
+    sample = samples.of_run(str(path), "newest", 100, 0, trust=True)[0]
     bright = sample.x.mean() - data.load("mnist10k", "test").arrays()[0].mean()
     row = found["brightness-my_gan:corners"]
     np.testing.assert_allclose(row["value"], bright, rtol=1e-12)
@@ -1055,6 +1056,12 @@ def test_real_and_untrained_stand_beside_what_is_evaluated_while_it_trains(
     """They are those of the experiment ``evaluate``, and constants of the run."""
     monkeypatch.setattr(features, "load_classifier", lambda *_: plug(features.pixels, "pixels"))
     monkeypatch.setattr(monitor.monitors, "__defaults__", (300,))
+    drawn, draw = [], cli.draw
+    monkeypatch.setattr(
+        cli,
+        "draw",
+        lambda *args, **options: drawn.append(options["seed"]) or draw(*args, **options),
+    )
     path = tmp_path / "run"
     flags = [
         "--preset=smoke",
@@ -1067,9 +1074,10 @@ def test_real_and_untrained_stand_beside_what_is_evaluated_while_it_trains(
     assert cli.run(mnist_gan.Config, mnist_gan.build, mnist_gan.PRESETS, flags) == 0
     said = capsys.readouterr().out
     assert (
-        "300 samples against 900 images held out, at the end against 1,000 of the test split\n"
-        in said
+        "300 samples against 900 images held out, at the end against 1,000 of the test split; beside"
+        " them 300 training images against the same\n" in said
     )
+    assert drawn.count(1) == 3  # two evaluations, and the untrained once: it is kept
     assert " (real " in said and "real/" not in said
     log = [line for line in records.read_log(path / "metrics.jsonl") if "eval/FD" in line]
     assert len(log) == 2 and log[0]["eval/FD"] != log[1]["eval/FD"]
@@ -1091,9 +1099,6 @@ def test_real_and_untrained_stand_beside_what_is_evaluated_while_it_trains(
     np.testing.assert_allclose(found["test/FD/untrained"], row["untrained"], rtol=1e-6)
     assert 0 < found["test/FD/real"] < 0.2 * found["test/FD"]
     measure = records.read_run(path / "config.json").measure
-    assert (measure["samples"], measure["held_images"], measure["test_images"]) == (
-        "300",
-        "900",
-        "1000",
-    )
+    counts = ("samples", "real_images", "held_images", "test_images")
+    assert [measure[name] for name in counts] == ["300", "300", "900", "1000"]
     assert direction("eval/precision-k3/real") == 0 and direction("eval/precision-k3") == 1

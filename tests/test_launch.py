@@ -450,7 +450,7 @@ def test_a_halving_scores_what_crashed_as_nothing(tmp_path, pretend, capsys):
     assert launched(tmp_path, *argv) == 1
     assert paused == [0.333333] * 4 + [1.0]
     assert (
-        "rung 2 of 2: 1 settings at 1 of a run; best: g_lr=1e-05, d/loss inf"
+        "rung 2 of 2: 1 setting at 1 of a run; best: g_lr=1e-05, d/loss inf"
         in capsys.readouterr().out
     )
 
@@ -1238,7 +1238,7 @@ def test_groups_of_real_runs_halve_and_are_not_trained_twice(tmp_path):
     done = start(*argv, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "rung 1 of 2: 4 settings at 0.333 of a run" in done.stdout
-    assert "rung 2 of 2: 1 settings at 1 of a run" in done.stdout
+    assert "rung 2 of 2: 1 setting at 1 of a run" in done.stdout
     results = [json.loads(f.read_text()) for f in tmp_path.glob("runs/mnist_gan/*/result.json")]
     assert (
         sorted((r["status"], r["step"]) for r in results) == [("done", 9)] * 2 + [("paused", 3)] * 6

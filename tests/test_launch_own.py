@@ -148,7 +148,7 @@ def test_it_is_swept_as_groups_resumed_compared_and_restored(code, tmp_path, way
     for workdir in (tmp_path / "my_gan").glob("lr=*/"):
         assert json.loads((workdir / "config.json").read_text())["experiment"] == name
         where = code if way == "module" else tmp_path  # a module is looked for, a file is known
-        restore = f"from bpgan import cli; print(cli.restore({str(workdir)!r}).step)"
+        restore = f"from bpgan import cli; print(cli.restore({str(workdir)!r}, trust=True).step)"
         environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{where}"}
         done = subprocess.run(
             [sys.executable, "-c", restore], cwd=tmp_path, env=environment, text=True, capture_output=True
@@ -174,7 +174,7 @@ def test_it_is_searched(code, tmp_path):
 def test_several_processes_train_it(code, tmp_path, way):
     flag, _ = named(way, code)
     argv = [flag, *FLAGS, "--processes=2", f"--workdir={tmp_path / 'run'}"]
-    assert "on 2 cpu device(s)" in launched(code, *argv)
+    assert "on 2 cpu devices" in launched(code, *argv)
     assert "resuming at step 8" in launched(code, *argv, "--steps=12")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["step"] == 12

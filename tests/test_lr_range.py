@@ -66,7 +66,7 @@ def test_negative_losses_and_infinite_ones():
     assert 80 < found.stopped < 120
     losses = np.concatenate([np.linspace(4, 1, 60), [np.nan], np.ones(40)])
     assert optim.range_test(np.geomspace(1e-4, 1, 101), losses).stopped == 60
-    with pytest.raises(ValueError, match="stopped after 3 steps: the range begins too high"):
+    with pytest.raises(ValueError, match="stopped at step 3: the range begins too high"):
         optim.range_test(LRS, np.array([1.0, 2.0, 3.0, np.inf, 1.0]))
 
 
@@ -137,7 +137,7 @@ def test_the_documented_search_runs(tmp_path, capsys):
              f"--dataset=npz:{tmp_path / 'few.npz'}", f"--root={tmp_path / 'runs'}"]  # fmt: skip
     assert launch.run([*documented(), *short]) == 0
     said = capsys.readouterr().out
-    assert "rung 2 of 2: 1 settings at 1 of a run; best: lr_scale=" in said and "eval/FD" in said
+    assert "rung 2 of 2: 1 setting at 1 of a run; best: lr_scale=" in said and "eval/FD" in said
 
 
 def go(tmp_path, *argv):

@@ -267,9 +267,15 @@ def test_metrics_of_one_unit_share_a_panel(tmp_path):
         "Mean logit": [("c0", "d/real"), ("c1", "d/fake")],
         "Gradient norm": [("c1", "g/grad_norm"), ("c0", "d/grad_norm")],
         "Accuracy": [("c0", "accuracy")],
-        "Images per second": [("c0", "time/images_per_s")],
+        "Examples per second": [("c0", "time/images_per_s")],
     }
-    assert list(curves) == ["Loss", "Mean logit", "Gradient norm", "Accuracy", "Images per second"]
+    assert list(curves) == [
+        "Loss",
+        "Mean logit",
+        "Gradient norm",
+        "Accuracy",
+        "Examples per second",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -287,6 +293,8 @@ def test_metrics_of_one_unit_share_a_panel(tmp_path):
         [-1.7e308, 1.7e308],
         [1e-320, 1.7e308],
         [5e-324, 1e-300, 1.0],
+        [0.6, 7.96],
+        [1e-9, 0.05],
     ],
 )
 def test_axes_of_any_values(tmp_path, values, capsys):
@@ -298,7 +306,7 @@ def test_axes_of_any_values(tmp_path, values, capsys):
     text, page, data = page_of(tmp_path)
     if len(set(values)) == 1:
         assert not data["panels"] and not (tmp_path / "curves.svg").exists()
-        assert "Did not change" in page.text and not capsys.readouterr().err
+        assert "Constant, or logged once" in page.text and not capsys.readouterr().err
         return
     assert (
         ElementTree.parse(tmp_path / "curves.svg")
@@ -582,17 +590,58 @@ def test_the_page_says_what_the_data_were_and_how_large_the_players_are(tmp_path
 
 
 def test_constants_are_a_line_and_controls_are_dashed(tmp_path):
-    """A control is drawn beside its number, in its panel; the terminal's order of final numbers is kept."""
+    """A control is drawn beside its number, in its panel, and stands beside it in a table."""
     make_log(tmp_path, [3.0, 2.0], **{"eval/FD": 5.0, "eval/FD/real": 1.0, "noise": 0.25})
     lines = (tmp_path / "metrics.jsonl").read_text().replace("5.0", "4.0", 1)
     (tmp_path / "metrics.jsonl").write_text(lines)
     text, _, data = page_of(tmp_path)
     assert len(data["panels"]) == 2 and [len(panel[3]) for panel in data["panels"]] == [1, 2]
     assert re.search(r'<path class="c\d dashed"', text.split("<h3>FD")[1])
-    constant = text.split("Did not change")[1].split("</section>")[0]
+    constant = text.split("Constant, or logged once")[1].split("</section>")[0]
     assert re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", constant) == [("noise", "0.25")]
-    final = text.split("Final metrics")[1].split("</section>")[0]
-    assert "<dt>eval/FD</dt><dd>5 (real 1)</dd>" in final and "eval/FD/real" not in final
+    assert "eval/FD" not in text.split("Final metrics")[1].split("</section>")[0]
+    evaluated = text.split("While it trained, last")[1].split("</section>")[0]
+    cells = re.findall(r"<t[hd]>(.*?)</t[hd]>", evaluated)
+    assert cells == ["", "value", "real", "untrained", "eval/FD", "5", "1", "–"]
+
+
+def test_the_counts_of_both_sides_stand_wherever_a_number_is_shown(tmp_path):
+    """Beside the first numbers, over the curves and under the tables, by what the run measures with."""
+    make_log(tmp_path, [3.0, 2.0], **{"eval/FD": 5.0, "eval/FD/real": 1.0})
+    lines = (tmp_path / "metrics.jsonl").read_text().replace("5.0", "400.0", 1)
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    metrics = {"loss": 2.0, "test/FD": 4.0, "test/FD/real": 1.0, "best/test/FD": 3.0}
+    metrics |= {"best/test/FD/real": 1.0, "best/step": 1.0}
+    result = {"status": "done", "step": 2, "metrics": metrics}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    record = json.loads((tmp_path / "config.json").read_text())
+    counts = {"samples": "5000", "held_images": "1", "test_images": "70", "real_images": "600"}
+    (tmp_path / "config.json").write_text(json.dumps(record | {"measure": counts}))
+    text, page, _ = page_of(tmp_path)
+    held, test = "5,000 samples against 1 image held out", "5,000 samples against 70 images"
+    assert f"log scale, {held}" in page.text  # of the curve
+    assert f"test: {test} of the test split; best/test: {test} of the test split" in page.text
+    tables = text.split('<section class="evaluation">')[1].split("</section>")[0]
+    for title, said in {
+        "While it trained, last": held,
+        "At its end": f"{test} of the test split",
+        "Best checkpoint, step 1": f"{test} of the test split",
+    }.items():
+        notes = tables.split(f"<h3>{title}</h3>")[1].split("<p>")[1].split("</p>")[0]
+        assert notes == f"{said}.<br>Real: 600 training images as the samples."
+    for measure in ({}, counts | {"samples": "many"}):
+        (tmp_path / "config.json").write_text(json.dumps(record | {"measure": measure}))
+        assert "samples against" not in page_of(tmp_path)[0]
+
+
+def test_a_share_is_drawn_on_a_linear_scale(tmp_path):
+    """However small its control: a logarithm would crowd the good end of the axis."""
+    more = {"eval/recall-k3": 0.5, "eval/recall-k3/untrained": 0.001}
+    make_log(tmp_path, [3.0, 2.0], **more)
+    lines = (tmp_path / "metrics.jsonl").read_text().replace("0.5", "0.6", 1)
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    text, _, data = page_of(tmp_path)
+    assert "log scale" not in text and not any(panel[2] for panel in data["panels"])
 
 
 def test_pictures_of_an_experiment_are_on_the_page(tmp_path):

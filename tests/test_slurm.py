@@ -606,7 +606,7 @@ def test_several_processes_of_a_real_slurm(tmp_path, cluster, optimized):
         capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert srun.returncode == 0, srun.stdout + srun.stderr
-    assert "60 steps (0.1067 epochs) on 2 cpu device(s)" in srun.stdout
+    assert "60 steps (0.1067 epochs) on 2 cpu devices" in srun.stdout
     assert srun.stdout.count("step 56/60") == 1  # only one of them speaks
     argv = [
         "--experiment=mnist_gan", *flags, "--sweep=seed=0", "--slurm", "--processes=2", "--root=.",
@@ -617,5 +617,5 @@ def test_several_processes_of_a_real_slurm(tmp_path, cluster, optimized):
     wait_for_step(cluster, log, 7)
     notice(cluster, job)
     cluster.wait(lambda: not cluster.jobs())
-    assert "on 2 cpu device(s)" in log.read_text() and "resuming at step" in log.read_text()
+    assert "on 2 cpu devices" in log.read_text() and "resuming at step" in log.read_text()
     assert_same(tmp_path / "srun", log.with_suffix(""), 60)

@@ -21,11 +21,12 @@ from PIL import Image
 
 import bpgan
 from bpgan import cli, data
+from bpgan.evaluation import samples
 from bpgan.nets import conv, primitives, resample
 from bpgan.trained import export as files
 from bpgan.trained import paths
 from bpgan.types import UserError
-from experiments import classifier, export, image_gan, mnist_gan, sample, toy_gan, vae
+from experiments import classifier, evaluate, export, image_gan, mnist_gan, sample, toy_gan, vae
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 QUIET = ("--preset=smoke", "--notensorboard", "--sample_every=0")
@@ -525,11 +526,32 @@ def test_code_from_elsewhere_is_not_run(change, labeled, tmp_path, monkeypatch):
     else:
         record["config"][name] = value
     (run / "config.json").write_text(json.dumps(record))
-    with pytest.raises(UserError) as error:
-        bpgan.load(run)
     said = f"would import {value.replace('dcgan:4/', '').partition(':')[0]}"
-    assert said in str(error.value) and "`trust=True` allows it" in str(error.value)
-    assert not marker.exists() and "harmful" not in sys.modules
+    for way in (bpgan.load, cli.restore, lambda path: samples.of_run(path, "newest", 10, 0)):
+        with pytest.raises(UserError) as error:
+            way(run)
+        assert said in str(error.value) and "`trust=True` allows it" in str(error.value)
+        assert not marker.exists() and "harmful" not in sys.modules
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("command", [evaluate, export, sample], ids=lambda module: module.__name__)
+def test_every_command_that_opens_a_run_asks_for_trust(command, digits, tmp_path, capsys):
+    """By one flag, which is no part of the name of what it writes."""
+    (tmp_path / "mine.py").write_text("raise SystemExit('it ran')")
+    run = shutil.copytree(digits, tmp_path / "run")
+    record = json.loads((run / "config.json").read_text())
+    record["experiment"] = str(tmp_path / "mine.py")
+    (run / "config.json").write_text(json.dumps(record))
+    flags = [f"--run={run}", f"--workdir={tmp_path / 'out'}"]
+    for more, said in (
+        ([], f"would import {tmp_path / 'mine.py'}, which is not part of bpgan, and run its code;"
+         " --trust=True allows it\n"),
+        (["--trust"], "it ran when it was imported"),
+    ):  # fmt: skip
+        assert cli.run(command.Config, command.run, command.PRESETS, flags + more) == 2
+        assert said in capsys.readouterr().err
+    assert cli.flags_of(command.Config)["trust"].restart_safe
 
 
 @pytest.mark.medium

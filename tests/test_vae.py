@@ -167,7 +167,7 @@ def test_beta_weights_the_divergence(x64):
 
 
 @pytest.mark.parametrize(
-    "eta", [-90.0, -5.0, -0.11, -0.09, -1e-4, 0.0, 1e-9, 0.09, 0.11, 3.0, 90.0]
+    "eta", [-90.0, -5.0, -1.01, -0.11, -0.09, -1e-4, 0.0, 1e-9, 0.09, 0.11, 0.99, 1.01, 3.0, 90.0]
 )
 def test_the_continuous_bernoulli_is_a_density_with_its_mean(x64, eta):
     cb = vae.LIKELIHOODS["continuous-bernoulli"]
@@ -198,6 +198,22 @@ def test_single_precision_is_exact_enough_everywhere():
         exact = np.asarray(vae.log_normalizer(jnp.asarray(eta)))
     found = np.asarray(vae.log_normalizer(jnp.asarray(eta, jnp.float32)))
     np.testing.assert_allclose(found, exact, rtol=5e-7, atol=3e-7)
+
+
+@pytest.mark.parametrize("expm1", [jnp.expm1, lambda x: jnp.exp(x) - 1], ids=["jax", "onnx"])
+def test_means_keep_their_digits_in_single_precision(expm1, monkeypatch):
+    """Where both fractions are about 10, their difference had lost one digit, and two with ONNX's ``expm1``."""
+    monkeypatch.setattr(jnp, "expm1", expm1)
+    eta = np.concatenate([-np.logspace(-8, 4, 3000), np.logspace(-8, 4, 3000), [0.0]]).astype("f4")
+    wide = eta.astype(np.float64)
+    away = np.where(np.abs(wide) < 0.05, 1, wide)
+    with np.errstate(over="ignore"):
+        exact = -1 / np.expm1(-away) - 1 / away
+    exact = np.where(np.abs(wide) < 0.05, 0.5 + wide / 12 - wide**3 / 720 + wide**5 / 30240, exact)
+    found = _unit(np.asarray(vae.LIKELIHOODS["continuous-bernoulli"].mean(jnp.asarray(eta)), "f8"))
+    np.testing.assert_allclose(found, exact, rtol=0, atol=3e-7)
+    slopes = jax.grad(lambda eta: vae.LIKELIHOODS["continuous-bernoulli"].mean(eta).sum())
+    assert np.isfinite(slopes(jnp.asarray(eta))).all()
 
 
 @pytest.mark.parametrize("eta", [-4.0, 0.0, 0.05, 2.5])

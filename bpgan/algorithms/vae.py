@@ -62,12 +62,24 @@ def log_normalizer(eta: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(jnp.abs(eta) < _NEAR, series, exact)
 
 
+_BERNOULLI = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160, -691 / 1307674368000)
+"""``B_2k / (2k)!`` of the Bernoulli numbers, from k = 1."""
+
+
 def _continuous_mean(eta: Array) -> Array:
-    """``1 / (1 - e^-eta) - 1 / eta``, the derivative of ``log_normalizer``."""
-    far = _away(eta)
+    """``1 / (1 - e^-eta) - 1 / eta``, the derivative of ``log_normalizer``.
+
+    Below 1 by its series ``1/2 + sum_k B_2k / (2k)! eta^(2k - 1)``: the two fractions are nearly equal there, and
+    their difference would have lost digits, more of them where ``expm1`` is ``exp - 1``, as in ONNX.
+    """
+    is_near = jnp.abs(eta) < 1
+    far, near = jnp.where(is_near, 1.0, jnp.abs(eta)), jnp.where(is_near, eta, 0.0)
     exact = -1 / jnp.expm1(-far) - 1 / far
-    series = 0.5 + eta / 12 - eta**3 / 720 + eta**5 / 30240
-    return jnp.where(jnp.abs(eta) < _NEAR, series, exact)
+    exact = jnp.where(eta < 0, 1 - exact, exact)
+    series = jnp.zeros_like(near)
+    for coefficient in reversed(_BERNOULLI):
+        series = series * jnp.square(near) + coefficient
+    return jnp.where(is_near, 0.5 + near * series, exact)
 
 
 def _continuous_draw(eta: Array, key: PRNG) -> Array:

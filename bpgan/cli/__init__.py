@@ -67,7 +67,7 @@ from bpgan.cli.program import (
     run,
     unexpected,
 )
-from bpgan.cli.saved import Restored, draw, restore, train
+from bpgan.cli.saved import TRUST, Restored, draw, restore, train
 
 __all__ = [
     "ANOMALY",
@@ -76,6 +76,7 @@ __all__ = [
     "DONE",
     "INTERRUPTED",
     "NETWORK_PRECISION",
+    "TRUST",
     "UNEXPECTED",
     "Anomaly",
     "Config",

@@ -11,7 +11,7 @@ import numpy as np
 from bpgan import data, lookup
 from bpgan.cli import experiments
 from bpgan.cli.config import Config, RunConfig, flags_of, locates_data
-from bpgan.cli.flags import Flag, show
+from bpgan.cli.flags import Flag, field, show
 from bpgan.cli.plan import Experiment, keep_of
 from bpgan.cli.program import message_of
 from bpgan.measures import Goal
@@ -20,6 +20,14 @@ from bpgan.types import PRNG, Algorithm, UserError, stream
 if TYPE_CHECKING:
     from bpgan.runtime.checkpoint import Keep
     from bpgan.runtime.records import RunRecord
+
+
+TRUST: Any = field(
+    False,
+    "import code outside bpgan that the run names: its experiment, or a network, a loss or a dataset",
+    restart_safe=True,
+)
+"""The flag of every command that opens a run: ``trust: bool = TRUST``, for ``restore`` or ``bpgan.load``."""
 
 
 class Restored(NamedTuple):
@@ -49,7 +57,7 @@ def restore(
     changes: Sequence[str] = (),
     *,
     images: bool = True,
-    trust: bool = True,
+    trust: bool = False,
 ) -> Restored:
     """A checkpoint of a run; nothing in the directory is changed, and it may be training.
 
@@ -60,7 +68,7 @@ def restore(
         ``dataset``, where the run's data are now, or ``experiment``, where the file of its experiment is now.
       images: whether the images that it was trained on are opened. Without them the experiment draws and does not
         train; a run that remembers nothing of them, as runs of older versions do not, opens them all the same.
-      trust: whether modules and files outside bpgan that the run names are imported.
+      trust: whether modules and files outside bpgan that the run names, or a change, are imported.
 
     Raises:
       UserError: if there is no run or no sound checkpoint, the run's flags are not those of this version or have values
@@ -108,7 +116,8 @@ def _script_of(path: pathlib.Path, name: str) -> experiments.Script:
     try:
         script = experiments.find(name)
     except UserError as error:
-        hint = "; if it has moved, `flags=experiment=...` says where to" * os.path.isabs(name)
+        gone = os.path.isabs(name) and not os.path.exists(name)
+        hint = "; if it has moved, `flags=experiment=...` says where to" * gone
         reason = f"is a run of {name!r}, an experiment that cannot be used: {error.reason}{hint}"
         raise UserError(f"{path}: {reason}") from None
     if not script.trains:

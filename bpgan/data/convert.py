@@ -16,7 +16,7 @@ import numpy as np
 
 from bpgan import memory
 from bpgan.data import cache, images, readers
-from bpgan.types import UserError
+from bpgan.types import UserError, counted
 
 _BLOCK = 4 << 20  # bytes of pixels that a thread makes at once
 _SOON = 2.0  # seconds after which a conversion is worth a word
@@ -95,7 +95,7 @@ def convert(
     found = {split: writer.close() for split, writer in zip(cache.SPLITS, writers, strict=True)}
     total = sum(f["count"] for f in found.values())
     if total < 10:
-        raise UserError(f"{total} readable examples, need at least 10")
+        raise UserError(f"{counted(total, 'readable example')}, need at least 10")
     general = list(examples.warnings)
     general += [images.describe_remark(kind, *numbers) for kind, numbers in sorted(remarks.items())]
     if bad:
@@ -109,7 +109,7 @@ def _check_labels(examples: readers.Examples) -> None:
     labels = examples.labels
     if len(labels) < 10:
         raise UserError(
-            "; ".join([f"{len(labels)} examples, need at least 10", *examples.warnings])
+            "; ".join([f"{counted(len(labels), 'example')}, need at least 10", *examples.warnings])
         )
     if labels.min() < 0 or labels.max() >= max(len(labels), len(examples.class_names)):
         raise UserError(
@@ -199,7 +199,8 @@ def _scan(
             raise _unreadable(bad, count)
         if size is None and len(sizes) > 1:
             common = " and ".join(
-                f"{s[0]}x{s[1]} ({n:,} images, such as {like[s]})" for s, n in sizes.most_common(2)
+                f"{s[0]}x{s[1]} ({counted(n, 'image')}, such as {like[s]})"
+                for s, n in sizes.most_common(2)
             )
             raise UserError(
                 f"images of {len(sizes)} sizes, mostly {common}; ,size=64 or ,size=HxW at the end"
@@ -225,12 +226,13 @@ def _warnings(split: str, found: dict[str, Any], examples: readers.Examples) -> 
     missing = (counts == 0) & ~others if split == "test" else counts == 0
     if examples.labeled and here["count"]:
         if (counts > 0).sum() == 1:
-            yield f"all {here['count']:,} examples are of {named(counts > 0)}"
+            count = counted(here["count"], "example is", "examples are")
+            yield f"{'all ' * (here['count'] > 1)}{count} of {named(counts > 0)}"
         elif counts[counts > 0].min() * 100 < counts.max():
             least = np.where(counts > 0, counts, counts.max()).argmin()
             most = counts.argmax()
             yield (
-                f"unbalanced: {counts[most]:,} examples of {named(np.arange(len(counts)) == most)},"
+                f"unbalanced: {counted(counts[most], 'example')} of {named(np.arange(len(counts)) == most)},"
                 f" {counts[least]:,} of {named(np.arange(len(counts)) == least)}"
             )
         if missing.any():
@@ -242,7 +244,8 @@ def _warnings(split: str, found: dict[str, Any], examples: readers.Examples) -> 
     if here["identical"] and here["count"] > 1:
         yield "all images are identical"
     elif here["constant"]:
-        yield f"{here['constant']:,} of {here['count']:,} images are of a single color"
+        verb = "is" if here["constant"] == 1 else "are"
+        yield f"{here['constant']:,} of {here['count']:,} images {verb} of a single color"
     if here["high"] == 1:
         yield "all pixels are 0 or 1; images should use 0 to 255"
 

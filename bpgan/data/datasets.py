@@ -50,7 +50,7 @@ import numpy as np
 
 from bpgan import download, files, lookup
 from bpgan.data import cache, convert, known, names, readers
-from bpgan.types import UserError
+from bpgan.types import UserError, counted
 
 _MENDING = threading.RLock()
 _MOMENT = 2_000_000_000  # ns: the coarsest times of change that disks have
@@ -138,7 +138,7 @@ class Dataset(NamedTuple):
             low, mid, high = min(self.counts), np.median(self.counts), max(self.counts)
             classes = f"{self.classes} classes of {low:,} to {high:,} examples, median {mid:,g}"
         facts = (
-            f"{self.name} {self.split}: {self.length:,} images {'x'.join(map(str, self.shape))}"
+            f"{self.name} {self.split}: {counted(self.length, 'image')} {'x'.join(map(str, self.shape))}"
             f" uint8 in [{self.low}, {self.high}], {classes}"
         )
         return "\n".join([facts, *(f"warning: {w}" for w in self.warnings)])
@@ -262,7 +262,7 @@ def hold_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
     if dataset.is_absent:
         return dataset, dataset
     if n < 20:
-        reason = f"{n} examples are too few to hold some out"
+        reason = f"{counted(n, 'example is', 'examples are')} too few to hold some out"
         raise UserError(reason, argument="dataset", value=dataset.name)
     chosen = np.zeros(n, bool)
     chosen[np.random.RandomState(0).permutation(n)[: min(n // 10, 10_000)]] = True

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from bpgan import memory
-from bpgan.types import UserError
+from bpgan.types import UserError, counted
 
 SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tif",
             ".tiff")  # fmt: skip
@@ -84,7 +84,7 @@ class Decoded(NamedTuple):
 
 def describe_remark(kind: str, count: int, greatest: int) -> str:
     """A remark of one kind about ``count`` images, in words. ``greatest``: of its numbers."""
-    images = f"{count:,} image{'' if count == 1 else 's'}"
+    images = counted(count, "image")
     bits = greatest.bit_length()
     white = f"; if they hold {bits} bits, ,bits={bits} makes {(1 << bits) - 1:,} white"
     fewer = white if bits < 15 else ""

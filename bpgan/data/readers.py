@@ -24,7 +24,7 @@ import numpy as np
 
 from bpgan import files, memory
 from bpgan.data import images, tfds
-from bpgan.types import UserError
+from bpgan.types import UserError, counted
 
 LARGEST = 1 << 30
 """Bytes that a downloaded file may unpack to; a damaged one could claim any size."""
@@ -100,10 +100,6 @@ def _existing(argument: str) -> pathlib.Path:
 def shown(name: str) -> str:
     """A file's name as it may stand in one line of a message."""
     return name if name.isprintable() else ascii(name)
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 def _arrays(
@@ -565,19 +561,19 @@ def _left_out(tree: images.Tree, paths: list[str], splits: list[str]) -> list[st
     warnings = []
     if other := sorted(set(tree.paths) - set(paths)):
         warnings.append(
-            f"{_images(len(other))} in neither {shown(splits[0])} nor {shown(splits[1])} left out"
+            f"{counted(len(other), 'image')} in neither {shown(splits[0])} nor {shown(splits[1])} left out"
             f" (first: {shown(other[0])})"
         )
     if tree.unread:
         ends = collections.Counter(os.path.splitext(name)[1].lower() for name in tree.unread)
         kinds = ", ".join(f"{count:,} {end}" for end, count in ends.most_common(5))
         warnings.append(
-            f"{len(tree.unread):,} {'file' if len(tree.unread) == 1 else 'files'} of types that are not read left out:"
+            f"{counted(len(tree.unread), 'file')} of types that are not read left out:"
             f" {kinds} (first: {shown(tree.unread[0])})"
         )
     if tree.ignored:
         warnings.append(
-            f"{len(tree.ignored):,} hidden {'file' if len(tree.ignored) == 1 else 'files'} or files"
+            f"{counted(len(tree.ignored), 'hidden file')} or files"
             f" that are no images left out (first: {shown(tree.ignored[0])})"
         )
     if tree.repeated:
@@ -599,7 +595,7 @@ def _folder_labels(
     loose = [p for p, q in zip(paths, inner, strict=True) if "/" not in q]
     if names and loose:
         raise UserError(
-            f"{_images(len(loose))} beside the class folders (first: {shown(loose[0])};"
+            f"{counted(len(loose), 'image')} beside the class folders (first: {shown(loose[0])};"
             f" folders: {', '.join(map(shown, names[:_FEW]))}): every image must be in one"
         )
     alike: dict[str, list[str]] = {}
@@ -655,11 +651,11 @@ def _json_labels(
     missing = [p for p in inner if p not in labels]
     if missing:
         raise UserError(
-            f"dataset.json: {_images(len(missing))} without a label (first: {shown(missing[0])})"
+            f"dataset.json: {counted(len(missing), 'image')} without a label (first: {shown(missing[0])})"
         )
     gone = len(labels.keys() - {p[len(root) :] for p in tree.paths})
     return [labels[p] for p in inner], [
-        f"dataset.json labels {_images(gone)} that are not there"
+        f"dataset.json labels {counted(gone, 'image')} that are not there"
     ] * bool(gone)
 
 
@@ -689,7 +685,7 @@ def _tfds(prepared: tfds.Prepared) -> Examples:
         labels.append(label)
     missing = sum(label is None for label in labels)
     if 0 < missing < len(labels):
-        raise UserError(f"{_images(missing)} of {len(labels):,} without a label")
+        raise UserError(f"{counted(missing, 'image')} of {len(labels):,} without a label")
     return Examples(
         lambda: iter(range(len(items))),
         lambda k, form: images.Decoded(

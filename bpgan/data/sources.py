@@ -19,7 +19,7 @@ import numpy as np
 from bpgan import memory
 from bpgan.data import order
 from bpgan.data.datasets import Dataset
-from bpgan.types import Source, UserError, stream
+from bpgan.types import Source, UserError, counted, stream
 
 _MEMORY = 2 << 30
 """``feed="auto"``: greatest size in bytes of a split that is kept on the device."""
@@ -259,7 +259,7 @@ class _Windows:
         return {"x": x.reshape(*places.shape, -1), "y": y.reshape(places.shape)}
 
     def __repr__(self) -> str:
-        return f"windows of {self._steps} batches of {self._batch_size}"
+        return f"windows of {counted(self._steps, 'batch', 'batches')} of {self._batch_size}"
 
 
 def _read_ahead(windows: _Windows, first: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
@@ -290,5 +290,5 @@ def _spread(length: int) -> np.ndarray:
 def _check_size(length: int, batch_size: int) -> None:
     if length * batch_size >= 2**32:
         most = (2**32 - 1) // length
-        reason = f"must be at most {most} for {length} examples"
+        reason = f"must be at most {most} for {counted(length, 'example')}"
         raise UserError(reason, argument="batch_size", value=batch_size)

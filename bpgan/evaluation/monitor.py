@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bpgan import cli, data
 from bpgan.measures import CONTROLS, Goal
-from bpgan.types import Algorithm, UserError, stream
+from bpgan.types import Algorithm, UserError, counted, stream
 
 if TYPE_CHECKING:
     from bpgan.evaluation.images import Images
@@ -126,6 +126,7 @@ def monitors(
             reason = f"{length} images are {what}, {need}; `eval_every` must be 0"
             raise UserError(reason, argument="dataset", value=dataset, beside=["eval_every"])
     labeled = data.load(dataset, "train").classes > 1
+    real = min(n, data.load_for_training(dataset, True)[0].length)
     extractor = (
         features.load_classifier(dataset, features.SEEDS[0]) if labeled else effnet.extractor()
     )
@@ -139,11 +140,13 @@ def monitors(
             "features": extractor.name,
             "features_sha256": extractor.sha256,
             "samples": str(n),
+            "real_images": str(real),
             "held_images": str(held.length),
             "test_images": str(test),
         },
-        f"evaluated while it trains, with {extractor.name}: {n:,} samples against {held.length:,} images held out,"
-        f" at the end against {test:,} of the test split"
+        f"Evaluated while it trains, with {extractor.name}: {counted(n, 'sample')} against"
+        f" {held.length:,} images held out, at the end against {test:,} of the test split; beside them"
+        f" {real:,} training images against the same"
         + f"; {few:,} are few for {n:,} samples: only numbers of the same counts compare"
         * (few < n),
     )

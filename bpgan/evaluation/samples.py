@@ -44,6 +44,7 @@ def of_run(
     changes: Sequence[str] = (),
     *,
     turn: bool = True,
+    trust: bool = False,
 ) -> tuple[Candidate, str]:
     """Samples of a run's checkpoint, and the name of the dataset it was trained on.
 
@@ -54,11 +55,12 @@ def of_run(
       seed: of latents and labels.
       changes: flags that are to be other than the run's, ``NAME=VALUE``.
       turn: whether to draw the same latents under every label, too, if there are labels.
+      trust: whether code outside bpgan that the run names is imported.
 
     Raises:
       UserError: as ``cli.restore``, or if the run draws no images.
     """
-    run = cli.restore(path, checkpoint, changes)
+    run = cli.restore(path, checkpoint, changes, trust=trust)
     algorithm, dataset = run.experiment.algorithm, vars(run.config).get("dataset", "")
     if algorithm.sample is None or not dataset:
         reason = f"must be of a model of images, and is of {run.name}"

@@ -11,6 +11,7 @@ from bpgan.launcher import outcomes, processes, runs
 from bpgan.launcher.processes import Job
 from bpgan.launcher.runs import PlannedRun
 from bpgan.runtime import records
+from bpgan.types import counted
 
 _MOST_MEMBERS = 1000  # of a group, whose flags are one command line
 
@@ -79,5 +80,5 @@ def _make_job(
     digest = runs.hash_of(flags_of_members)[:6]
     log = first.workdir.with_name(f"group_{'_'.join(first.values)}_{digest}.log")
     command = [*processes.python(), "bpgan.launcher.group", experiment.name, *options]
-    title = f"{len(own)} runs, {first.title} ... {own[-1].title}"
+    title = f"{counted(len(own), 'run')}, {first.title} ... {own[-1].title}"
     return Job(title, [*command, *first.common, *flags_of_members], log, members, workdirs)

@@ -28,7 +28,7 @@ from bpgan.launcher import flags, processes, runs, search, slurm, strategies, su
 from bpgan.launcher.sweep import Sweep
 from bpgan.measures import direction
 from bpgan.runtime import directory, remote
-from bpgan.types import UserError
+from bpgan.types import UserError, counted
 
 _ROWS = 40  # of a table on the terminal
 
@@ -217,7 +217,9 @@ def _check_runs(
 
 def _mention_repeats(samples: int, different: int) -> None:
     if different < samples:
-        print(f"--samples={samples}: {different} different settings, the others were drawn twice")
+        print(
+            f"--samples={samples}: {counted(different, 'different setting')}, the others were drawn twice"
+        )
 
 
 def _count_slots(jobs: int, cluster: slurm.Options | None) -> int:
@@ -261,9 +263,11 @@ def _compare(folders: Sequence[pathlib.Path], chosen: Mapping[str, Any]) -> int:
         groups = compare.ranked(compare.settings(part), metric)
         table = compare.rows(groups, compare.shown_metrics(part, metric)[:3])
         print(f"\n{records.printable(name)}: {compare.extent(groups)}")
+        for line in compare.about(groups, metric)[1:]:
+            print(records.printable(line))
         summary.print_table(table[:_ROWS])
         if len(table) > _ROWS:
-            print(f"... and {len(table) - _ROWS} more settings")
+            print(f"... and {counted(len(table) - _ROWS, 'more setting')}")
     to, first = chosen["report_to"], chosen["report"][0]
     page = compare.write(found, chosen["report_metric"], pathlib.Path(to) if to else folders[0])
     shown = page if to or not remote.is_url(first) else remote.join(first, page.name)

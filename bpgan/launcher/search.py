@@ -32,7 +32,7 @@ import numpy as np
 
 from bpgan import cli
 from bpgan.measures import Goal, mean_and_deviation
-from bpgan.types import UserError
+from bpgan.types import UserError, counted
 
 DIGITS = 4
 """Significant digits of a number that is drawn: enough to tell settings apart, few enough to be read in a file name."""
@@ -305,7 +305,8 @@ def _mend_journal(path: pathlib.Path) -> None:
         copy.write_bytes(raw)
         with path.open("rb+") as file:
             file.truncate(end)
-        print(f"{path}: the last {len(raw) - end} bytes are torn and were cut off; {copy} has them")
+        torn = counted(len(raw) - end, "byte is", "bytes are")
+        print(f"{path}: the last {torn} torn and cut off; {copy} has them")
 
 
 def _read_entry(line: bytes) -> dict[str, Any] | None:

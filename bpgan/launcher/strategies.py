@@ -7,7 +7,7 @@ from bpgan.launcher import search
 from bpgan.launcher.runs import PlannedRun, hash_of
 from bpgan.launcher.sweep import Sweep
 from bpgan.measures import Goal
-from bpgan.types import UserError
+from bpgan.types import UserError, counted
 
 _FACTOR = 3  # of successive halving
 
@@ -37,7 +37,7 @@ def halve(sweep: Sweep, runs: Sequence[PlannedRun], aim: Goal) -> None:
         order = sorted(range(len(left)), key=scores.__getitem__)
         best = runs[left[order[0]][0]].name_setting(without={"seed"})
         print(
-            f"rung {rung + 1} of {len(steps)}: {len(left)} settings at {share:.3g} of a run;"
+            f"rung {rung + 1} of {len(steps)}: {counted(len(left), 'setting')} at {share:.3g} of a run;"
             f" best: {best}, {aim.metric} {aim.sign * scores[order[0]]:.4g}",
             flush=True,
         )
@@ -62,7 +62,9 @@ def _score_rung(
     if rung < len(past):
         if len(past[rung]) != len(settings):
             found, needed = len(past[rung]), len(settings)
-            raise sweep.damaged(f"{name}: {found} scores of {needed} settings")
+            raise sweep.damaged(
+                f"{name}: {counted(found, 'score')} of {counted(needed, 'setting')}"
+            )
         sweep.recall(runs)
         return past[rung]
     results = iter(sweep.train(runs))

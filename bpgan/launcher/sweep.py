@@ -17,7 +17,7 @@ from bpgan.launcher.jobs import make_jobs
 from bpgan.launcher.processes import Job
 from bpgan.launcher.runs import PlannedRun
 from bpgan.runtime import records
-from bpgan.types import UserError
+from bpgan.types import UserError, counted
 
 _SEVERITY = [cli.DONE, cli.INTERRUPTED, cli.BAD_INPUT, cli.ANOMALY]  # anything else is worse
 
@@ -135,7 +135,9 @@ class Sweep:
         if self.codes and not due:
             stopped = sum(self.codes.get(run.workdir) == cli.ANOMALY for run in runs)
             by_anomaly = f", {stopped} by an anomaly" if stopped else ""
-            print(f"all {len(runs)} runs are done{by_anomaly}")
+            print(
+                f"{'all ' * (len(runs) > 1)}{counted(len(runs), 'run is', 'runs are')} done{by_anomaly}"
+            )
         return due
 
     def _execute(

@@ -34,10 +34,11 @@ from bpgan.report import plot
 from bpgan.report.tables import Cell, Link, Table
 from bpgan.runtime import images, records
 from bpgan.runtime.records import EvaluationRow, printable
-from bpgan.types import UserError
+from bpgan.types import UserError, counted
 
 _POINTS = 200  # of a curve
 _CURVES, _GRIDS = 10, 12  # settings in a plot, grids side by side
+_GRAY = 8  # the color of what is of no setting
 _LENGTH = {"epochs", "steps"}
 """How long a run is to be is a setting, though a run may go on towards another end."""
 
@@ -67,6 +68,7 @@ class RunRow(NamedTuple):
       directions: of the metrics of which the run says so: 1 if more is better, -1 if less is.
       evaluations: the rows behind ``evaluated``, those of newest and best checkpoints without their steps.
       about: what it is trained on, in words, and how many numbers it learns.
+      columns: what the columns of its grid are.
     """
 
     path: pathlib.Path
@@ -85,6 +87,7 @@ class RunRow(NamedTuple):
     directions: Mapping[str, int] = MappingProxyType({})
     evaluations: tuple[EvaluationRow, ...] = ()
     about: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -217,6 +220,7 @@ def _read(path: pathlib.Path) -> RunRow | None:
         grids[-1][1] if grids else None, tuple(evaluated),
         _RESTART_SAFE if record.restart_safe is None else frozenset(record.restart_safe), directions,
         tuple(_general(row, step) for row in rows), tuple(report.about(record)),
+        tuple(record.frame.columns),
     )  # fmt: skip
 
 
@@ -289,8 +293,23 @@ def settings(runs: Sequence[RunRow]) -> list[Setting]:
 def extent(groups: Sequence[Setting]) -> str:
     """How many runs and settings there are, and how many runs are not shown."""
     repeats = sum(setting.repeats for setting in groups)
-    text = f"{sum(len(setting.runs) for setting in groups)} runs, {len(groups)} settings"
-    return text + f"; {repeats} repeats of their seeds are left out" * bool(repeats)
+    shown = sum(len(setting.runs) for setting in groups)
+    text = f"{counted(shown, 'run')}, {counted(len(groups), 'setting')}"
+    left = counted(repeats, "repeat of their seeds is", "repeats of their seeds are")
+    return text + f"; {left} left out" * bool(repeats)
+
+
+def about(groups: Sequence[Setting], metric: str) -> list[str]:
+    """How many runs of how many settings there are, in which order, and what they were trained and measured on."""
+    runs = [run for setting in groups for run in setting.runs]
+    name, _, circumstances = metric.partition(" (")
+    if len(groups) > 1:
+        order = f" The {'best' if _direction(runs, metric) else 'least'} {metric} first."
+    else:
+        order = f" {name} is of {circumstances.removesuffix(')')}." if circumstances else ""
+    said = list(dict.fromkeys(line for run in runs for line in run.about))
+    more = f"And {counted(len(said) - 4, 'more line', 'more lines')} of this kind."
+    return [f"{extent(groups)}.{order}", *said[:4], *[more] * (len(said) > 4)]
 
 
 def check_metric(runs: Sequence[RunRow], wanted: str) -> None:
@@ -369,14 +388,14 @@ def write_csv(path: pathlib.Path, runs: Sequence[RunRow]) -> None:
     metrics = list(dict.fromkeys(name for run in runs for name in run.final))
     directed = [name for name in metrics if any(name in run.best for run in runs)]
     first = ["run", "experiment", "status", "step", "images", "seconds"]
-    names = [*first, *flags, *metrics, *(f"best of {name}" for name in directed)]
+    names = [*first, *flags, *metrics, *(f"best of {name}" for name in directed), "about"]
     table = []
     for run in runs:
         facts = [run.path, run.experiment, run.status, run.step, run.images, run.seconds]
         values: list[Any] = [run.config.get(name, "") for name in flags]
         values += [run.final.get(name, "") for name in metrics]
         values += [run.best.get(name, "") for name in directed]
-        table.append([*facts, *values])
+        table.append([*facts, *values, " ".join(run.about)])
     files.write_csv(path, names, table)
 
 
@@ -411,7 +430,8 @@ def write(runs: Sequence[RunRow], metric: str, folder: pathlib.Path) -> pathlib.
         _write_means(folder / "comparison_means.csv", found)
         tables = [*evaluated]
         for name, (groups, by) in found.items():
-            tables.append(_table(name, groups, by, folder).without_links())
+            table = _table(name, groups, by, folder).without_links()
+            tables.append(table._replace(notes=about(groups, by)))
         _write_text(folder / "comparison.tex", "\n".join(table.latex() for table in tables))
         _write_text(page, _page(found, evaluated, folder))
     except OSError as error:
@@ -514,33 +534,40 @@ def judged(found: Mapping[str, Sequence[Setting]]) -> list[Table]:
 def _judged(title: str, labeled: Mapping[tuple[str, str, str], Sequence[EvaluationRow]]) -> Table:
     every = [row for rows in labeled.values() for row in rows]
     columns = list(dict.fromkeys((row.metric, row.features_sha256) for row in every))
+    nets_of = {row.metric: row.features for row in every}
 
     def of(rows: Sequence[EvaluationRow], column: tuple[str, str], what: str) -> list[float]:
         chosen = [row for row in rows if (row.metric, row.features_sha256) == column]
         return [v for row in chosen if _is_number(v := getattr(row, what))]
 
     signs = [_better([row for row in every if row.metric == metric]) for metric, _ in columns]
-    head = [
-        metric + {1: " ↑", -1: " ↓", 0: ""}[sign]
-        for (metric, _), sign in zip(columns, signs, strict=True)
+    arrows = [{1: " ↑", -1: " ↓", 0: ""}[sign] for sign in signs]
+    head = [  # the net in a line of its own
+        "\n".join(
+            filter(None, (metric.removesuffix(f"-{nets_of[metric]}") + arrow, nets_of[metric]))
+        )
+        for (metric, _), arrow in zip(columns, arrows, strict=True)
     ]
+    names = ["experiment", "setting", "samples of"]
+    shown = [j for j in range(3) if j != 1 or any(label[1] for label in labeled)]
+    first_number = len(shown) + 1
     values = [[of(rows, column, "value") for column in columns] for rows in labeled.values()]
     best = set()
     for j, sign in enumerate(signs):
         means = {i: sign * mean_and_deviation(row[j])[0] for i, row in enumerate(values) if row[j]}
         leads = [i for i, mean in means.items() if mean == max(means.values())]
         if sign and len(leads) == 1 < len(means):
-            best.add((leads[0], 4 + j))
+            best.add((leads[0], first_number + j))
     body: list[list[Cell]] = [
-        [*label, str(max(map(len, row))), *map(mean_of, row)]
+        [*(label[j] for j in shown), str(max(map(len, row))), *map(mean_of, row)]
         for label, row in zip(labeled, values, strict=True)
     ]
     foot: list[list[Cell]] = []
     for name, what in (("real images", "real"), ("untrained", "untrained")):
         cells = [of(every, column, what) for column in columns]
         if any(cells):
-            shown = [f"{mean_and_deviation(cell)[0]:.4g}" if cell else "" for cell in cells]
-            foot.append([name, "", "", "", *shown])
+            means = [f"{mean_and_deviation(cell)[0]:.4g}" if cell else "" for cell in cells]
+            foot.append([name, *[""] * (first_number - 1), *means])
     notes = [f"{text[:1].upper()}{text[1:]}." for text in records.compared(every)]
     nets = dict.fromkeys(
         f"{row.features} (sha256 {row.features_sha256[:8]})"
@@ -552,7 +579,7 @@ def _judged(title: str, labeled: Mapping[tuple[str, str, str], Sequence[Evaluati
     notes += [f"Features: {', '.join(nets)}."] * bool(nets)
     return Table(
         title or "Evaluated",
-        ["experiment", "setting", "samples of", "seeds", *head],
+        [*(names[j] for j in shown), "seeds", *head],
         body,
         best,
         foot,
@@ -570,13 +597,8 @@ def _section(
     name: str, groups: Sequence[Setting], metric: str, folder: pathlib.Path, charts: list[Any]
 ) -> str:
     """An experiment: its table, its curves under one legend, its samples. What the script reads goes to ``charts``."""
-    runs = [run for setting in groups for run in setting.runs]
-    which = "best" if _direction(runs, metric) else "least"
     parts = [f"<h2>{html.escape(name)}</h2>"]
-    about = [f"{extent(groups)}. The {which} {metric} first."]
-    said = list(dict.fromkeys(line for run in runs for line in run.about))
-    about += [*said[:4], *[f"and {len(said) - 4} more kinds of data and sizes."] * (len(said) > 4)]
-    parts += [f'<p class="about">{html.escape(line)}</p>' for line in about]
+    parts += [f'<p class="about">{html.escape(line)}</p>' for line in about(groups, metric)]
     if odd := [run for setting in groups for run in setting.others]:
         names = ", ".join(f"{run.path.name} ({run.status})" for run in odd[:20])
         more = f" and {len(odd) - 20} more" if len(odd) > 20 else ""
@@ -707,13 +729,18 @@ def _apart(groups: Sequence[Setting], metric: str) -> list[tuple[int, np.ndarray
 
 
 def _axes(groups: Sequence[Setting], metric: str) -> tuple[plot.Axis, plot.Axis]:
-    """Of steps, and of the means or, if there are none, of the curves of single runs."""
+    """Of steps, and of the means with their deviations or, if there are none, of the curves of single runs."""
     lines = [_mean_curve(setting, metric) for setting in groups]
     apart = _apart(groups, metric)
     means = np.concatenate([values for _, values, _ in lines])
     ends = [steps[-1] for steps, *_ in lines if steps] + [steps[-1] for _, steps, _ in apart]
     seen = means if len(means) else np.concatenate([values for *_, values in apart])
-    return plot.Axis(0, int(max(ends))), plot.Axis.of(seen)
+    y = plot.Axis.of(seen)
+    if len(means):
+        spreads = np.concatenate([spreads for *_, spreads in lines])
+        bands = np.concatenate([means - spreads, means + spreads])
+        y = plot.Axis.of(bands[bands > 0] if y.log else bands, log=y.log)
+    return plot.Axis(0, int(max(ends))), y
 
 
 def _mean_curve(setting: Setting, metric: str) -> tuple[list[int], np.ndarray, np.ndarray]:
@@ -737,6 +764,13 @@ class _Scale:
             plot.Axis.of(list(map(float, values))) if all(map(_is_number, values)) else None
         )
         self._names = [] if self._axis else sorted({_show(v) for v in values})
+        self._ends = (min(values), max(values)) if self._axis else ()
+
+    def ends(self) -> str:
+        """From where to where, from the bottom to the top."""
+        if self._ends:
+            return " to ".join(map(plot.number, self._ends))
+        return ", ".join(name or "(empty)" for name in self._names)
 
     def at(self, value: Any) -> float:
         if self._axis:
@@ -744,7 +778,9 @@ class _Scale:
         return (self._names.index(_show(value)) + 0.5) / len(self._names)
 
     def ticks(self) -> list[tuple[float, str]]:
-        return self._axis.ticks() if self._axis else [(self.at(n), n) for n in self._names[:6]]
+        if self._axis:
+            return self._axis.ticks()
+        return [(self.at(name), name or "(empty)") for name in self._names[:6]]
 
 
 def _sensitivity(groups: Sequence[Setting], flag: str, metric: str) -> plot.Plot | None:
@@ -764,12 +800,13 @@ def _sensitivity(groups: Sequence[Setting], flag: str, metric: str) -> plot.Plot
         found.setdefault(at, []).append(value)
     medians = [float(np.median(values)) for values in found.values()]
     shapes = [
-        plot.Shape([at for at, _ in runs], y.at([value for _, value in runs]), 0, "dots", 0.6),
-        plot.Shape(list(found), y.at(medians), 1),
+        plot.Shape([at for at, _ in runs], y.at([value for _, value in runs]), _GRAY, "dots", 0.6),
+        plot.Shape(list(found), y.at(medians), _GRAY),
     ]
+    legend = [(_GRAY, "runs, and the median of each value", "")]
     small = "log scale" if y.log else ""
     title = f"{metric.partition(' (')[0]} against {flag}"
-    return plot.Plot(title, shapes, x.ticks(), y.ticks(), small=small, x_name=flag)
+    return plot.Plot(title, shapes, x.ticks(), y.ticks(), legend, small, x_name=flag)
 
 
 def _parallel(groups: Sequence[Setting], flags: Sequence[str], metric: str) -> plot.Plot:
@@ -784,7 +821,10 @@ def _parallel(groups: Sequence[Setting], flags: Sequence[str], metric: str) -> p
         through = [scale.at(groups[i].values[flag]) for flag, scale in scales.items()]
         opacity = 0.15 + 0.85 * (rank + 1) / len(fine)
         shapes.append(plot.Shape(xs, [*through, float(y.at(values[i]))], opacity=opacity))
-    ticks = list(zip(xs, [*flags, metric.partition(" (")[0]], strict=True))
+    fine_values = [values[i] for i in fine]
+    ends = [f"{flag} {scale.ends()}" for flag, scale in scales.items()]
+    ends.append(f"{metric.partition(' (')[0]} {_Scale(fine_values).ends() if fine else ''}")
+    ticks = list(zip(xs, ends, strict=True))
     return plot.Plot(
         f"{' → '.join(flags)} → {metric.partition(' (')[0]}", shapes, ticks, (), vertical=True
     )
@@ -798,9 +838,10 @@ def _grid(run: RunRow, page: str) -> str:
     picture = base64.b64encode(found[0]).decode()
     name = html.escape(run.path.name)
     link = f'<a href="{html.escape(page)}">{name}</a>' if page else name
+    columns = f"<br>Columns: {html.escape(', '.join(run.columns))}" if run.columns else ""
     return (
         f'<figure><img src="data:image/png;base64,{picture}" alt="Samples of {name}">'
-        f"<figcaption>{link}, step {run.step:,}</figcaption></figure>"
+        f"<figcaption>{link}, step {run.step:,}{columns}</figcaption></figure>"
     )
 
 

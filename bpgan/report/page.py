@@ -17,28 +17,32 @@ import re
 import statistics
 import string
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bpgan.files import Damaged, read_bytes, replaced
-from bpgan.measures import CONTROLS
+from bpgan.measures import CONTROLS, direction
 from bpgan.report import plot
 from bpgan.runtime import images, records
 from bpgan.runtime.records import EvaluationRow, ResultRecord, RunRecord
-from bpgan.types import UserError
+from bpgan.types import UserError, counted
 
 _Log = list[dict[str, Any]]
 
 _MAX_POINTS = 1000
 _MAX_GRIDS, _MAX_GRID_BYTES = 60, 3_400_000  # a report stays below 5 MB and can be mailed
-_GRID_WIDTH = 640  # pixels of the page; smaller grids are enlarged by a whole factor
+_GRID_WIDTH, _GRID_HEIGHT = 640, 1100  # pixels; smaller grids are enlarged by a whole factor
+
+_PHONE_WIDTH = 340  # pixels of a grid, about
 
 # Metrics share a panel if their names end alike (``d/grad_norm``, ``g/grad_norm``) or have one unit.
 _UNITS = {"real": "logits", "fake": "logits"}
 _TITLES = {
     "loss": "Loss",
+    "kl": "KL",
+    "elbo": "ELBO",
     "logits": "Mean logit",
     "grad_norm": "Gradient norm",
     "images_per_s": "Images per second",
@@ -61,6 +65,7 @@ class _Panel(NamedTuple):
     title: str
     curves: list[_Curve]
     axis: plot.Axis
+    compared: str  # how many samples with how many images; empty of what is no evaluation
 
 
 class _Frame(NamedTuple):
@@ -94,7 +99,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     """
     path = pathlib.Path(workdir)
     found = _read(path)
-    panels, constants = _without_constants(_panels(found.log))
+    panels, constants = _without_constants(_panels(found.log, found.run))
     right = max([1] + [int(curve.steps[-1]) for panel in panels for curve in panel.curves])
     plots = [_plot(panel, right) for panel in panels]
     if plots:
@@ -165,7 +170,7 @@ def _is_finite(value: Any) -> bool:
 # --- curves ---------------------------------------------------------------------------------------
 
 
-def _panels(log: _Log) -> list[_Panel]:
+def _panels(log: _Log, run: RunRecord) -> list[_Panel]:
     """The metrics of a log, those of one unit together, losses first and speed last."""
     points: dict[str, list[tuple[int, float]]] = {}
     for record in log:
@@ -184,14 +189,31 @@ def _panels(log: _Log) -> list[_Panel]:
         color = _PLAYERS.get(player, 0)
         curve = _curve(name, color if color in free else free[0], *zip(*pairs, strict=True))
         group.append(curve._replace(beside=measured != name))
+    titles = _TITLES if run.dataset else _TITLES | {"images_per_s": "Examples per second"}
     return [
         _Panel(
-            _TITLES.get(group, _title(group)),
-            groups[group],
-            plot.Axis.of(np.concatenate([curve.values for curve in groups[group]])),
+            titles.get(group, _title(group)),
+            curves,
+            # Of what is the better the larger it is, a logarithm would crowd the good end.
+            plot.Axis.of(
+                np.concatenate([curve.values for curve in curves]),
+                log=False if direction(curves[0].name) > 0 else None,
+            ),
+            _compared(run.measure, curves[0].name),
         )
-        for group in sorted(groups, key=lambda group: _ORDER.get(group, 5))
+        for group, curves in sorted(groups.items(), key=lambda each: _ORDER.get(each[0], 5))
     ]
+
+
+def _compared(measure: Mapping[str, str], name: str) -> str:
+    """How many samples a number compares with how many images, by what the run measures with; empty if it does not."""
+    of = {"eval": ("held_images", "held out"), "test": ("test_images", "of the test split")}
+    kept, which = of.get(name.removeprefix("best/").partition("/")[0], ("", ""))
+    counts = [measure.get("samples", ""), measure.get(kept, "")]
+    if not all(map(str.isdecimal, counts)):
+        return ""
+    samples, images = map(int, counts)
+    return f"{counted(samples, 'sample')} against {counted(images, 'image')} {which}"
 
 
 def _without_constants(panels: Sequence[_Panel]) -> tuple[list[_Panel], dict[str, float]]:
@@ -242,7 +264,7 @@ def _plot(panel: _Panel, right: int) -> plot.Plot:
         places = across.at(curve.steps), panel.axis.at(curve.values)
         shapes.append(plot.Shape(*places, color=curve.color, kind=kind))
         legend.append((curve.color, curve.name, plot.number(curve.values[-1].item())))
-    small = "log scale" if panel.axis.log else ""
+    small = ", ".join(filter(None, ("log scale" * panel.axis.log, panel.compared)))
     return plot.Plot(
         panel.title,
         shapes,
@@ -341,6 +363,7 @@ def _page(
     epochs = (
         last["epoch"] / last["step"] if last.get("step") and _is_finite(last.get("epoch")) else None
     )
+    facts = _facts(step, epochs, log, metrics, timings, "images" if run.dataset else "examples")
     notes = _notes(found, result, panels)
     template = pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     return string.Template(template).substitute(
@@ -351,15 +374,15 @@ def _page(
         status_class="done" if status == "done" else "",
         note=f'<p class="note">{_text(" ".join(notes))}</p>' if notes else "",
         samples=_samples(found.frames, epochs, run.frame),
-        facts=_rows(_facts(step, epochs, log, metrics, timings)),
+        facts=_rows(facts) + _counts(run, facts),
         timings=_section("Seconds of this process", "bars", _bars(timings)),
         about="".join(f'<p class="about">{_text(line)}</p>' for line in about(run)),
         curves=_section("Curves", "curves", "".join(map(plot.figure, plots))),
-        constants=_section("Did not change", "wide", _rows(constants)),
+        constants=_section("Constant, or logged once", "wide", _rows(constants)),
         pictures=_pictures(found.pictures),
-        evaluation=_evaluations(found.evaluations),
+        evaluation=_evaluations(found.evaluations, _monitored(run, metrics)),
         config=_section("Configuration", "wide", _rows(run.config)),
-        metrics=_section("Final metrics", "", _rows(_with_controls(metrics))),
+        metrics=_section("Final metrics", "", _rows(_without_controls(metrics))),
         origin=_section("Versions", "", _rows(_origin(run))),
         command=_command(run.command),
         data=_data(panels, right, epochs),
@@ -375,17 +398,42 @@ def about(run: RunRecord) -> list[str]:
     return lines
 
 
-def _with_controls(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """The final numbers; beside those of evaluations stand their controls."""
-    shown = {}
-    for name, value in metrics.items():
-        if _without_control(name) in metrics and _without_control(name) != name:
-            continue
-        beside = [
-            f"{of[1:]} {_text(metrics[name + of])}" for of in CONTROLS if name + of in metrics
+def _has_controls(name: str, metrics: Mapping[str, Any]) -> bool:
+    """Whether a number, or what it stands beside, has the same of real images or of an untrained model beside it."""
+    return any(_without_control(name) + of in metrics for of in CONTROLS)
+
+
+def _without_controls(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The final numbers but those of evaluations, which are a table of their own with their controls."""
+    return {name: value for name, value in metrics.items() if not _has_controls(name, metrics)}
+
+
+def _counts(run: RunRecord, names: Iterable[str]) -> str:
+    """Under the first few numbers: how many samples those of evaluations compare with how many images."""
+    said = {name.rpartition("/")[0]: _compared(run.measure, name) for name in names}
+    texts = [f"{of}: {text}" for of, text in said.items() if text]
+    return f'<div class="counts"><dt>{_text("; ".join(texts))}</dt></div>' * bool(texts)
+
+
+def _monitored(run: RunRecord, metrics: Mapping[str, Any]) -> str:
+    """Tables of the last numbers that were measured while the run trained, and at its end."""
+    groups: dict[str, list[str]] = {}
+    for name in metrics:
+        if _has_controls(name, metrics) and _without_control(name) == name:
+            groups.setdefault(name.rpartition("/")[0], []).append(name)
+    titles = {"eval": "While it trained, last", "test": "At its end"}
+    if "best/step" in metrics:
+        titles["best/test"] = f"Best checkpoint, step {plot.number(metrics['best/step'])}"
+    tables = ""
+    for of, names in groups.items():
+        rows = [
+            (name, "", [metrics.get(name + which) for which in ("", *CONTROLS)]) for name in names
         ]
-        shown[name] = f"{_text(value)} ({', '.join(beside)})" if beside else value
-    return shown
+        notes = [f"{text}." for text in [_compared(run.measure, names[0])] if text]
+        if (real := run.measure.get("real_images", "")).isdecimal():
+            notes.append(f"Real: {counted(int(real), 'training image')} as the samples.")
+        tables += _table(titles.get(of, of), rows, notes)
+    return tables
 
 
 def _origin(run: RunRecord) -> dict[str, Any]:
@@ -410,19 +458,21 @@ def _facts(
     log: _Log,
     metrics: Mapping[str, Any],
     timings: Mapping[str, float],
+    what: str,
 ) -> dict[str, Any]:
     """What stands beside the samples: how far the run is, how fast, and its first few numbers."""
     last = log[-1] if log else {}
     facts: dict[str, Any] = {"steps": f"{step:,}"}
     if epochs:
-        facts["epochs"] = plot.number(round(step * epochs, 2))
+        facts["epochs"] = plot.number(step * epochs)
     if _is_finite(seconds := last.get("time/elapsed", timings.get("total_s"))):
         facts["duration"] = _duration(seconds)
     speeds = [r["time/images_per_s"] for r in log if _is_finite(r.get("time/images_per_s"))]
     if speeds:
-        facts["images/s (median)"] = f"{statistics.median(speeds):,.0f}"
-    # What was measured at the end, then the losses.
-    shown = [k for k in metrics if k not in last] + [k for k in last if k.split("/")[-1] == "loss"]
+        facts[f"{what}/s (median)"] = f"{statistics.median(speeds):,.0f}"
+    # What was measured at the end, what it is compared with (``b/lstsq``) behind it, then the losses.
+    shown = sorted((k for k in metrics if k not in last), key=lambda name: name.count("/"))
+    shown += [k for k in last if k.split("/")[-1] == "loss"]
     shown = [k for k in shown if _without_control(k) == k]
     return facts | {k: plot.number(metrics[k]) for k in shown[:6]}
 
@@ -438,7 +488,8 @@ def _notes(found: _Found, result: ResultRecord | None, panels: Sequence[_Panel])
     for curve in (c for panel in panels for c in panel.curves if c.bad_since is not None):
         notes.append(f"{curve.name} is not finite at step {curve.bad_since:,}.")
     said = [f"Step {r['step']:,}: {r['anomaly']}." for r in found.log if r.get("anomaly")]
-    return notes + said[:5] + [f"{len(said) - 5} more anomalies."] * (len(said) > 5)
+    more = f"{counted(len(said) - 5, 'more anomaly', 'more anomalies')}."
+    return notes + said[:5] + [more] * (len(said) > 5)
 
 
 def _samples(frames: Sequence[_Frame], epochs_per_step: float | None, around: records.Frame) -> str:
@@ -447,9 +498,9 @@ def _samples(frames: Sequence[_Frame], epochs_per_step: float | None, around: re
     for i, (step, png, image) in enumerate(frames, 1):
         label = f"step {step:,}"
         if epochs_per_step:
-            label += f" · epoch {plot.number(round(step * epochs_per_step, 2))}"
+            label += f" · epoch {plot.number(step * epochs_per_step)}"
         width, height = image.size
-        scale = max(1, _GRID_WIDTH // width)
+        scale = max(1, min(_GRID_WIDTH // width, _GRID_HEIGHT // height))
         shown = width * scale
         kind = ' class="pixels"' if width <= _GRID_WIDTH else ""
         images += (
@@ -457,11 +508,14 @@ def _samples(frames: Sequence[_Frame], epochs_per_step: float | None, around: re
             f' src="data:image/png;base64,{base64.b64encode(png).decode()}"{" hidden" * (i < len(frames))}>'
         )
     before, after, kind = _framed(around, shown)
+    what = (
+        "" if after else "Samples of the same latents, "
+    )  # of a plane or a curve, the axes say what it is
     return f"""<figure class="samples">{before}<div class="grid{kind}">{images}{after}</div>
 <div class="player" hidden><button type="button" aria-label="Play"><svg viewBox="0 0 16 16">
 <path class="play" d="M4 2.5v11l9.5-5.5z"/><path class="pause" d="M3.5 2.5h3v11h-3zm6 0h3v11h-3z"/></svg></button>
 <input type="range" max="{len(frames) - 1}" value="{len(frames) - 1}" aria-label="Sample grid by step"></div>
-<figcaption>Samples of the same latents, <output>{label}</output>
+<figcaption>{what}<output>{label}</output>
 <noscript>(earlier ones are behind a slider that needs JavaScript)</noscript></figcaption></figure>""" * bool(
         frames
     )
@@ -471,11 +525,15 @@ def _framed(frame: records.Frame, width: int) -> tuple[str, str, str]:
     """What stands before the pictures of a grid, which are so wide, and over them, and the class of their element."""
     if frame.columns:
         names = "".join(f"<span>{_text(name)}</span>" for name in frame.columns)
-        return (
-            f'<div class="columns" style="--n:{len(frame.columns)};width:{width}px">{names}</div>',
-            "",
-            "",
+        # About 7 pixels a letter; what has no room in a line stands upright.
+        needed = (
+            7
+            * len(frame.columns)
+            * max(len(word) for n in frame.columns for word in n.split() or [n])
         )
+        kind = " upright" if needed > width else " narrow" if needed > _PHONE_WIDTH else ""
+        style = f"--n:{len(frame.columns)};width:{width}px"
+        return f'<div class="columns{kind}" style="{style}">{names}</div>', "", ""
     legend = "".join(
         f'<span><i style="background:{color}"></i>{_text(name)}</span>'
         for color, name in frame.legend
@@ -526,8 +584,10 @@ def _rounded(values: np.ndarray) -> list[float | None]:
 
 def _text(value: Any) -> str:
     """Anything as escaped HTML."""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:,.0f}" if 1e6 <= abs(value) < 1e15 else f"{value:.6g}"
     return "–" if value in ("", None) else html.escape(str(value))
 
 
@@ -545,46 +605,65 @@ def _bars(timings: dict[str, Any]) -> str:
     )
 
 
-def _evaluations(rows: Sequence[EvaluationRow]) -> str:
-    """The tables of ``experiments.evaluate``, one for each checkpoint, flags, data and seed, which stand over it."""
+def _evaluations(rows: Sequence[EvaluationRow], monitored: str) -> str:
+    """The tables of ``experiments.evaluate``, one for each checkpoint, flags, data and seed, which stand over it.
+
+    Before them stand those of what was measured while the run trained.
+    """
     groups: dict[str, list[EvaluationRow]] = {}
     for row in rows:
         groups.setdefault(records.circumstances(row), []).append(row)
-    tables = "".join(map(_evaluation, groups.values()))
-    title = "Evaluation" if len(groups) == 1 else "Evaluations"
-    return f'<section class="evaluation"><h2>{title}</h2>{tables}</section>' * bool(groups)
+    tables = monitored + "".join(map(_evaluation, groups.values()))
+    title = "Evaluation" if len(groups) == 1 and not monitored else "Evaluations"
+    return f'<section class="evaluation"><h2>{title}</h2>{tables}</section>' * bool(tables)
 
 
 def _evaluation(rows: Sequence[EvaluationRow]) -> str:
     """The numbers of one evaluation, and what they depend on."""
-    head = "".join(f"<th>{column}</th>" for column in ("value", "real", "untrained"))
-    body = ""
-    for row in rows:
-        cells = "".join(f"<td>{plot.number(v)}</td>" for v in (row.value, row.real, row.untrained))
-        covers = f" <small>{row.classes} of {row.of_classes} classes</small>"
-        body += f"<tr><th>{_text(row.metric)}{covers * (row.classes is not None)}</th>{cells}</tr>"
+    shown = [
+        (
+            row.metric,
+            f"{row.classes} of {row.of_classes} classes" * (row.classes is not None),
+            (row.value, row.real, row.untrained),
+        )
+        for row in rows
+    ]
     first, nets = rows[0], {(row.features, row.features_sha256): row for row in rows}
     notes = [
-        *(f"{_text(each[:1].upper() + each[1:])}." for each in records.compared(rows)),
-        *[f"Seed {_text(first.seed)}."] * (first.seed is not None),
+        *(f"{each[:1].upper()}{each[1:]}." for each in records.compared(rows)),
+        *[f"Seed {first.seed}."] * (first.seed is not None),
         *(
-            f"{_text(net.features)}: {_text(net.preprocessing)}; sha256 {_text(net.features_sha256)}."
+            f"{net.features}: {net.preprocessing or '–'}; sha256 {net.features_sha256 or '–'}."
             for net in nets.values()
             if net.features
         ),
     ]
     title = records.sampled_from(first)
+    return _table(title[:1].upper() + title[1:], shown, notes)
+
+
+def _table(
+    title: str, rows: Iterable[tuple[str, str, Sequence[float | None]]], notes: Sequence[str]
+) -> str:
+    """A table of numbers, each with what it covers and with its controls, and what they depend on."""
+    head = "".join(f"<th>{column}</th>" for column in ("value", *(of[1:] for of in CONTROLS)))
+    body = ""
+    for name, covers, values in rows:
+        cells = "".join(f"<td>{plot.number(v)}</td>" for v in values)
+        small = f" <small>{_text(covers)}</small>" * bool(covers)
+        body += f"<tr><th>{_text(name)}{small}</th>{cells}</tr>"
     return (
-        f"<h3>{_text(title[:1].upper() + title[1:])}</h3>"
+        f"<h3>{_text(title)}</h3>"
         f'<div class="scroll"><table class="table"><tr><th></th>{head}</tr>{body}</table></div>'
-        f"<p>{'<br>'.join(notes)}</p>"
+        f"<p>{'<br>'.join(map(_text, notes))}</p>"
     )
 
 
 def _command(command: str) -> str:
-    """What a shell repeats the run with, if it was begun by one."""
+    """What a shell repeats the run with, if it was begun by one; a line breaks between its flags."""
+    words = " ".join(f"<span>{_text(part)}</span>" for part in re.split(" (?=--)", command))
     return (
-        f'<section class="command"><h2>Command</h2><pre>{_text(command)}</pre>'
+        f'<section class="command"><h2>Command</h2><pre>{words}</pre>'
         "<p>The same command resumes the run.</p></section>"
     ) * bool(command)
 

@@ -88,12 +88,14 @@ class Axis(NamedTuple):
         return (values - self.low) / (self.high - self.low)
 
     def ticks(self, *, whole: bool = False) -> list[tuple[float, str]]:
-        """About four round numbers (1, 2 or 5 times a power of ten): where they lie, and how they are written."""
-        values = _round_numbers(self.low, self.high, whole or self.log)
-        if self.log and len(values) >= 2:
-            values = [10.0**exponent for exponent in values]
+        """Two to six round numbers (1, 2 or 5 times a power of ten): where they lie, and how they are written."""
+        if self.log and self.high - self.low >= 2:
+            step = math.ceil((self.high - self.low) / 4)  # exponents of ten may be 3 apart
+            values = [10.0**exponent for exponent in _multiples(step, self.low, self.high)]
         elif self.log:  # within a decade
             values = _round_numbers(10.0**self.low, 10.0**self.high, False)
+        else:
+            values = _round_numbers(self.low, self.high, whole)
         ends = ((math.log10(v) if self.log else v) - self.low for v in values)
         return [
             (at / (self.high - self.low), number(v)) for at, v in zip(ends, values, strict=True)
@@ -101,10 +103,14 @@ class Axis(NamedTuple):
 
 
 def _round_numbers(low: float, high: float, whole: bool) -> list[float]:
-    raw = (high - low) / 4
+    raw = (high - low) / (4 if whole else 5)  # of steps, whose texts are wide, fewer
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
     step = max(step, 1.0) if whole else step
+    return _multiples(step, low, high)
+
+
+def _multiples(step: float, low: float, high: float) -> list[float]:
     return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
@@ -188,9 +194,10 @@ def figure(plot: Plot) -> str:
     xs = "".join(f'<span style="left:{100 * at:.2f}%">{html.escape(t)}</span>' for at, t in plot.xs)
     small = f" <small>{html.escape(plot.small)}</small>" if plot.small else ""
     x_name = f'<div class="x-name">{html.escape(plot.x_name)}</div>' if plot.x_name else ""
-    title = html.escape(plot.title)
+    title, letters = html.escape(plot.title), max((len(text) for _, text in plot.ys), default=0)
     return f"""<figure class="panel"><figcaption><h3>{title}{small}</h3><div class="legend">{legend}</div></figcaption>
-<div class="plot"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{title}">
+<div class="plot{" vertical" * plot.vertical}" style="--letters:{letters};--columns:{len(plot.xs)}">
+<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{title}">
 {plot.drawn(1000, 1000)}</svg><div class="ys">{ys}</div><div class="xs">{xs}</div>{x_name}</div></figure>"""
 
 

@@ -21,7 +21,7 @@ class Table(NamedTuple):
 
     Attributes:
       title: what all numbers have in common.
-      head: of each column.
+      head: of each column; what stands behind a line break is small.
       rows: each as long as the head.
       best: row and column of the cells that stand out.
       foot: rows of what stands beside, such as real images.
@@ -42,7 +42,7 @@ class Table(NamedTuple):
     def html(self) -> str:
         """As HTML, in a page that has ``plot.PAGE_STYLE``; it scrolls where it is wider than the page."""
         title = f"<h3>{html.escape(self.title)}</h3>" if self.title else ""
-        head = "".join(f"<th>{html.escape(text)}</th>" for text in self.head)
+        head = "".join(map(_th, self.head))
         body = "".join(
             "<tr>" + "".join(_td(cell, (i, j) in self.best) for j, cell in enumerate(row)) + "</tr>"
             for i, row in enumerate(self.rows)
@@ -68,9 +68,19 @@ class Table(NamedTuple):
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
+def _th(text: str) -> str:
+    first, _, rest = text.partition("\n")
+    small = f"<br><small>{html.escape(rest)}</small>" if rest else ""
+    return f"<th>{html.escape(first)}{small}</th>"
+
+
+_LONG = 40  # letters of a cell that may have several lines
+
+
 def _td(cell: Cell, best: bool = False) -> str:
+    kind = ""
     if isinstance(cell, str):
-        text = html.escape(cell)
+        text, kind = html.escape(cell), ' class="long"' if len(cell) > _LONG else ""
     else:
         text = " ".join(
             f'<a href="{html.escape(link.to)}">{html.escape(link.text)}</a>'
@@ -78,7 +88,7 @@ def _td(cell: Cell, best: bool = False) -> str:
             else html.escape(link.text)
             for link in cell
         )
-    return f"<td><b>{text}</b></td>" if best else f"<td>{text}</td>"
+    return f"<td{kind}>{f'<b>{text}</b>' if best else text}</td>"
 
 
 def _text(cell: Cell) -> str:

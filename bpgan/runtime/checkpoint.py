@@ -26,7 +26,7 @@ import numpy as np
 
 from bpgan.measures import Goal
 from bpgan.runtime import distributed, program, records
-from bpgan.types import UserError
+from bpgan.types import UserError, counted
 
 
 class Keep(NamedTuple):
@@ -270,7 +270,7 @@ class Checkpoints:
             away = f"; move {self._directory.parent} away to start afresh"
             newest = max(damaged, key=lambda path: int(path.name))
             raise UserError(
-                f"{self._directory}: none of the {len(damaged)} checkpoints can be read"
+                f"{self._directory}: its {counted(len(damaged), 'checkpoint')} cannot be read"
                 f" ({newest.name} {damaged[newest]})" + away * (not self._read_only)
             )
         return None

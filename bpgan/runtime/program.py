@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bpgan.runtime import compiler, threefry
-from bpgan.types import PRNG, Algorithm, Metrics, Source, UserError, stream
+from bpgan.types import PRNG, Algorithm, Metrics, Source, UserError, counted, stream
 
 _AXIS = "batch"
 
@@ -310,7 +310,7 @@ def _lay_out(source: Source, mode: str, devices: Sequence[Any]) -> _Layout:
         used = used[:1]
     if source.batch_size % len(used):
         raise UserError(
-            f"{source.batch_size} rows cannot be split over {len(used)} devices;"
+            f"{counted(source.batch_size, 'row')} cannot be split over {len(used)} devices;"
             f" must be a multiple of {len(used)}",
             argument="batch_size",
         )

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from bpgan.files import Count, Damaged, Scalar, convert, decode, read_bytes, read_json
+from bpgan.types import counted
 
 _T = TypeVar("_T")
 
@@ -261,21 +262,22 @@ def compared(rows: Sequence[EvaluationRow]) -> list[str]:
     first = rows[0]
     if first.n is None or first.reference_images is None:
         return []
-    found = [f"{first.n:,} samples against {first.reference_images:,} images of {first.reference}"]
+    samples = counted(first.n, "sample")
+    found = [f"{samples} against {counted(first.reference_images, 'image')} of {first.reference}"]
     kinds: dict[tuple[Any, ...], list[str]] = {}
     for row in rows:
-        kinds.setdefault((row.real_images, row.real_reference_images, row.real_of), []).append(
-            row.metric
-        )
+        names = kinds.setdefault((row.real_images, row.real_reference_images, row.real_of), [])
+        if (name := row.metric.removesuffix(f"-{row.features}")) not in names:  # of whatever net
+            names.append(name)
     usual = max(kinds, key=lambda kind: len(kinds[kind]))
     for (count, against, of), names in kinds.items():
         if count is not None:
             metrics = "" if (count, against, of) == usual else f" of {', '.join(names)}"
             whose, others = of or "the training data", against or first.reference_images
-            found.append(f"real{metrics}: {count:,} images of {whose} against {others:,}")
+            found.append(f"real{metrics}: {counted(count, 'image')} of {whose} against {others:,}")
     if first.reference_images < first.n:
         found.append(
-            f"{first.reference_images:,} images are few for {first.n:,} samples: they make FD larger, that of real"
+            f"{first.reference_images:,} images are few for {samples}: they make FD larger, that of real"
             " images too (FD-bias says by how much), and precision, recall, density and coverage change with both"
             " counts. Compare only numbers of the same counts"
         )
@@ -290,8 +292,10 @@ def circumstances(row: EvaluationRow) -> str:
 def compared_with(row: EvaluationRow) -> str:
     """The same without whose samples they are: numbers of different models compare where this is the same."""
     hashes = "/".join(filter(None, (row.reference_sha256[:8], row.train_sha256[:8])))
-    against = "" if row.reference_images is None else f"{row.reference_images:,} images of "
-    samples = "" if row.n is None else f"{row.n:,} samples"
+    against = (
+        "" if row.reference_images is None else f"{counted(row.reference_images, 'image')} of "
+    )
+    samples = "" if row.n is None else counted(row.n, "sample")
     reference = " ".join(filter(None, (row.reference and against + row.reference, hashes)))
     found = [
         " against ".join(filter(None, (samples, reference))),
@@ -302,12 +306,13 @@ def compared_with(row: EvaluationRow) -> str:
 
 def said_of(origin: Origin) -> str:
     """From where a run began, in a sentence or two; names beyond the first few are counted."""
-    text = f"began from {origin.place} ({origin.experiment}, step {origin.step}): {origin.taken} arrays are taken"
+    taken = f"{counted(origin.taken, 'array is', 'arrays are')} taken"
+    text = f"began from {origin.place} ({origin.experiment}, step {origin.step}): {taken}"
     left = [f"{name} {why}" for name, why in origin.left.items()]
     if not left:
         return text
     more = f" and {len(left) - 5} more" if len(left) > 5 else ""
-    return f"{text}, {len(left)} begin anew: {'; '.join(left[:5])}{more}"
+    return f"{text}, {counted(len(left), 'begins', 'begin')} anew: {'; '.join(left[:5])}{more}"
 
 
 def read_ledger(path: pathlib.Path) -> dict[str, Any] | None:

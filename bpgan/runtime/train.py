@@ -34,7 +34,7 @@ from bpgan.runtime import (
 from bpgan.runtime import group as groups
 from bpgan.runtime.program import Carry
 from bpgan.runtime.run import EVAL, Anomaly, Plan, Result, Run, RunSpec, Timings, not_logged
-from bpgan.types import Algorithm, Source, UserError
+from bpgan.types import Algorithm, Source, UserError, counted
 
 __all__ = ["Anomaly", "Lost", "Plan", "Result", "RunSpec", "fit", "fit_group"]
 
@@ -297,9 +297,11 @@ class _Loop:
     def _announce(self, resumed: bool) -> None:
         where, group, steps = self._runs[0].where, self._group, self._plan.steps
         begins = f"resuming at step {self._step}" if resumed else "starting"
+        epochs = f"{steps / self._source.steps_per_epoch:.4g}"
+        length = f"{counted(steps, 'step')} ({epochs} epoch{'s' * (epochs != '1')})"
+        devices = counted(group.devices, f"{jax.devices()[0].platform} device")
         self._say(
-            f"{self._plan.name}: {begins}, {steps} steps ({steps / self._source.steps_per_epoch:.4g} epochs)"
-            f" on {group.devices} {jax.devices()[0].platform} device(s), {group.how};"
+            f"{self._plan.name}: {begins}, {length} on {devices}, {group.how};"
             f" {(os.path.dirname(where) or '.') if self._several else where}"
         )
 

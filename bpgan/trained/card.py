@@ -10,6 +10,7 @@ from bpgan.cli import experiments
 from bpgan.runtime import records
 from bpgan.runtime.records import printable
 from bpgan.trained.run import Run
+from bpgan.types import counted
 
 _USE = {
     "safetensors": """The variables by their paths, as arrays:
@@ -86,7 +87,7 @@ def write(run: Run, found: Mapping[str, Any], files: Mapping[str, str], license:
         + (f", int32 `labels` [b] of {run.classes} classes" if labeled else ""),
         "Output": f"[b, {output}], images in [-1, 1]",
         "Parameters": f"{found['parameters']:,}",
-        "Trained for": f"{run.step:,} steps",
+        "Trained for": counted(run.step, "step"),
         "Truncation": _truncation(run, found["truncation"]),
         "License": license or "not stated by its author",
     }
@@ -135,7 +136,7 @@ def _data(run: Run) -> list[str]:
         shape = " x ".join(map(str, dataset.shape))
         rows = {
             "Name": f"`{printable(dataset.name)}`",
-            "Images": f"{sum(dataset.counts):,} of {shape}, {len(dataset.counts)} classes",
+            "Images": f"{sum(dataset.counts):,} of {shape}, {counted(len(dataset.counts), 'class', 'classes')}",
         } | rows
     return _table(rows)
 

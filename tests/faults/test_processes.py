@@ -80,7 +80,8 @@ def test_several_processes_train_the_model_of_one(tmp_path, processes, feed, bit
     flags = [f"--feed={feed}"]
     finish(launch(tmp_path / "several", processes, 10, *flags))
     said = finish(launch(tmp_path / "several", processes, 20, *flags))
-    assert f"resuming at step 10, 20 steps (0.03556 epochs) on {processes} cpu device(s)" in said
+    devices = "1 cpu device" if processes == 1 else f"{processes} cpu devices"
+    assert f"resuming at step 10, 20 steps (0.03556 epochs) on {devices}," in said
     assert said.count("step 20/20") == 1  # only one of them speaks
     assert_close(tmp_path / "one", tmp_path / "several", 20)
     steps = [line["step"] for line in logged(tmp_path / "several")]
@@ -427,7 +428,7 @@ def test_slurm_environment(tmp_path):
         for i in (0, 1)
     ]
     said = [finish(process) for process in processes]
-    assert "on 2 cpu device(s)" in said[0] and "step 5/5" not in said[1]
+    assert "on 2 cpu devices" in said[0] and "step 5/5" not in said[1]
 
 
 @pytest.mark.parametrize(
