@@ -552,9 +552,10 @@ def page(text: str, known: Mapping[str, Figures]) -> str:
 
 def draw(known: Mapping[str, Figures], path: pathlib.Path) -> None:
     """The share of the speed per device that each curve keeps; it is dashed if the batch is the same for all."""
-    x, y = plot.Axis.of(DEVICES, log=True), plot.Axis.of([0.0, 1.0], log=False)
+    quarters = math.ceil(4 * max(max(kept(known, each)) for _, each in curves(known)))
+    x, y = plot.Axis.of(DEVICES, log=True), plot.Axis.of([0.0, quarters / 4], log=False)
     ticks = [(float(x.at(n)), f"{n} devices") for n in DEVICES]
-    shares = [(float(y.at(share)), f"{share:.0%}") for share in (0, 0.25, 0.5, 0.75, 1)]
+    shares = [(float(y.at(n / 4)), f"{n / 4:.0%}") for n in range(quarters + 1)]
     legend = [(color, recipe.preset, "") for color, recipe in enumerate(RECIPES)]
     plots = []
     for kind, chip in CHIPS.items():

@@ -91,8 +91,8 @@ class Config(cli.RunConfig):
         choices=("autodiff", "manual"),
     )
     precision: str = cli.NETWORK_PRECISION
-    epochs: float = cli.field(10.0)
-    batch_size: int = cli.field(64, "examples per update of D, over all devices")
+    epochs: float = cli.field(12.0)
+    batch_size: int = cli.field(32, "examples per update of D, over all devices")
     log_every: str = cli.field("0.5ep")
     sample_every: str = cli.field("1ep")
     checkpoint_every: str = cli.field("2ep")

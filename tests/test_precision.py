@@ -269,10 +269,13 @@ ROUNDINGS = {
     "mnist_gan": {"d": 16, "g": 64},  # 12.1 and 43.0: the cosine of G's is 0.986
     "lite28": {"d": 16, "g": 64},  # 7.2 and 48.4: the cosine of G's is 0.983
     "dragan": {"d": 4, "g": 24},  # 1.5 and 13.0
+    # 50.7 and 108.0, the losses 2.1; with rounded kernels, all else in float32: 36.1 and 90.7
+    "dcgan-32": {"d": 80, "g": 160, "loss": 4},
 }
 """Bounds of the error of a player's gradient, in ``EPS`` of its norm. Beside them stands what was measured on a CPU.
 
-They are 1.3 to 3 times that. Without an entry they are 64 for G and 16 for others.
+They are 1.3 to 3 times that. Without an entry they are 64 for G, 16 for others and 2 for losses. Batch normalization
+of both players makes the gradients of ``dcgan-32``, at first, differences of nearly equal numbers.
 """
 
 
@@ -307,20 +310,21 @@ def first_step(name, color, precision):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_step_in_bfloat16_is_that_in_float32_but_for_its_rounding(name, color):
-    """Gradients differ by at most ``ROUNDINGS`` of their norm, losses by 2 of max(1, loss).
+    """Gradients differ by at most ``ROUNDINGS`` of their norm, losses by as many of max(1, loss).
 
     64 roundings are a quarter of the norm: the cosine of the two gradients is 0.968 or more.
     """
     (wide, values), (narrow, rounded) = (
         first_step(name, color, precision) for precision in ("float32", "bfloat16")
     )
+    bounds = ROUNDINGS.get(name, {})
     for player, gradient in wide.items():
         error = np.linalg.norm(narrow[player] - gradient)
-        bound = ROUNDINGS.get(name, {}).get(player, 64 if player == "g" else 16)
+        bound = bounds.get(player, 64 if player == "g" else 16)
         assert 0 < error <= bound * EPS * np.linalg.norm(gradient), (player, error)
     for metric in (m for m in values if m.endswith("loss")):
-        value = float(values[metric])
-        assert abs(float(rounded[metric]) - value) <= 2 * EPS * max(1, abs(value)), metric
+        value, bound = float(values[metric]), bounds.get("loss", 2)
+        assert abs(float(rounded[metric]) - value) <= bound * EPS * max(1, abs(value)), metric
 
 
 @pytest.mark.slow
@@ -329,7 +333,7 @@ def test_losses_in_bfloat16_lie_within_the_spread_of_seeds(optimized):
 
     Those in bfloat16 lie in ``[min - range, max + range]`` of those in float32 of three seeds.
 
-    Measured on a CPU: d/loss 0.261 beside 0.271, 0.231 and 0.224; g/loss 2.413 beside 2.419, 2.719 and 2.695.
+    Measured on a CPU: d/loss 0.269 beside 0.261, 0.235 and 0.221; g/loss 2.519 beside 2.521, 2.725 and 2.742.
     """
     module = importlib.import_module("experiments.mnist_gan")
 
