@@ -576,6 +576,9 @@ def test_the_page_says_what_the_data_were_and_how_large_the_players_are(tmp_path
     text, page, _ = shown({"columns": ["cat", "<dog>"]})
     assert "digits: 9 <images>" in page.text and "Parameters: 1,234 of g, 56 of d." in page.text
     assert "cat" in page.text and "<dog>" in page.text and "--n:2" in text
+    assert '<div class="columns" ' in text  # words have room in a line, on a phone as well
+    for names, kind in ((["equilateral"] * 6, "narrow"), (["x" * 30, ""] * 5, "upright")):
+        assert f'<div class="columns {kind}" ' in shown({"columns": names})[0]
     legend = [("#00ff7f", "generated"), ("red;}</style>", "evil")]
     text, page, _ = shown({"x": ["theta", -2, 2], "y": ["psi", 0, 1], "legend": legend})
     assert {"theta", "psi", "generated"} <= set(page.text) and "evil" not in text

@@ -290,7 +290,7 @@ def test_no_readable_checkpoint_is_an_error_not_a_fresh_start(straight, tmp_path
     for file in (run / "checkpoints").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(UserError, match="none of the 5 checkpoints"):
+    with pytest.raises(UserError, match="its 5 checkpoints cannot be read"):
         fit(run, 13)
 
 
@@ -794,7 +794,7 @@ def test_another_record_makes_the_checkpoints_those_of_another_run(short, tmp_pa
     fit_tiny(tmp_path / "other", 3)
     shutil.copy(tmp_path / "other/config.json", run / "config.json")
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-    with pytest.raises(UserError, match="none of the 3 checkpoints can be read"):
+    with pytest.raises(UserError, match="its 3 checkpoints cannot be read"):
         fit_tiny(run, 12)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 

@@ -305,8 +305,8 @@ def _mend_journal(path: pathlib.Path) -> None:
         copy.write_bytes(raw)
         with path.open("rb+") as file:
             file.truncate(end)
-        torn = counted(len(raw) - end, "byte is", "bytes are")
-        print(f"{path}: the last {torn} torn and cut off; {copy} has them")
+        torn = counted(len(raw) - end, "byte is torn and was", "bytes are torn and were")
+        print(f"{path}: the last {torn} cut off; {copy} has all")
 
 
 def _read_entry(line: bytes) -> dict[str, Any] | None:

@@ -532,8 +532,8 @@ def _framed(frame: records.Frame, width: int) -> tuple[str, str, str]:
             * max(len(word) for n in frame.columns for word in n.split() or [n])
         )
         kind = " upright" if needed > width else " narrow" if needed > _PHONE_WIDTH else ""
-        style = f"--n:{len(frame.columns)};width:{width}px"
-        return f'<div class="columns{kind}" style="{style}">{names}</div>', "", ""
+        style = f'style="--n:{len(frame.columns)};width:{width}px"'
+        return f'<div class="columns{kind}" {style}>{names}</div>', "", ""
     legend = "".join(
         f'<span><i style="background:{color}"></i>{_text(name)}</span>'
         for color, name in frame.legend

@@ -196,9 +196,10 @@ def figure(plot: Plot) -> str:
     x_name = f'<div class="x-name">{html.escape(plot.x_name)}</div>' if plot.x_name else ""
     title, letters = html.escape(plot.title), max((len(text) for _, text in plot.ys), default=0)
     return f"""<figure class="panel"><figcaption><h3>{title}{small}</h3><div class="legend">{legend}</div></figcaption>
-<div class="plot{" vertical" * plot.vertical}" style="--letters:{letters};--columns:{len(plot.xs)}">
+<div class="plot{" vertical" * plot.vertical}" style="--letters:{letters}">
 <svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{title}">
-{plot.drawn(1000, 1000)}</svg><div class="ys">{ys}</div><div class="xs">{xs}</div>{x_name}</div></figure>"""
+{plot.drawn(1000, 1000)}</svg><div class="ys">{ys}</div>
+<div class="xs" style="--columns:{len(plot.xs)}">{xs}</div>{x_name}</div></figure>"""
 
 
 # --- files ----------------------------------------------------------------------------------------
