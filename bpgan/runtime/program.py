@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bpgan.runtime import compiler, threefry
+from bpgan.runtime import compiler, products, threefry
 from bpgan.types import PRNG, Algorithm, Metrics, Source, UserError, stream
 
 _AXIS = "batch"
@@ -421,6 +421,12 @@ def _functions(algorithm: Algorithm, source: Source, layout: _Layout) -> _Functi
         return advance(stepped, functools.partial(batch_at, data), carry, stream(root, "train"), k)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
+    if platform == "cpu" and layout.mode == "jit" and len(layout.devices) == 1:
+        state = jax.eval_shape(algorithm.init, key)
+        batch = jax.eval_shape(batch_at, source.data, state.step)
+        if found := products.arranged(stepped.step, state, batch, key):
+            stepped = algorithm._replace(step=found)
+            options = compiler.options(platform, matrices=True)
     metrics = _metrics_of(stepped, batch_at, source, layout, key)
     init = jax.jit(
         lambda root: start(algorithm.init(stream(root, "init")), metrics),
