@@ -52,7 +52,7 @@ each = pytest.mark.parametrize("function, shapes, times", OF_MATRICES.values(), 
 
 
 def _compiled(function, *arrays):
-    found = products.arranged(jax.jit(function), *arrays)
+    found = products.arranged(jax.jit(function).trace(*arrays))
     assert found is not None
     return jax.jit(found, compiler_options=compiler.options("cpu", matrices=True, flags=""))
 
@@ -96,12 +96,12 @@ OTHERS = {
 
 @pytest.mark.parametrize("function, shape", OTHERS.values(), ids=OTHERS)
 def test_other_programs_stay_as_they_are(function, shape):
-    assert products.arranged(jax.jit(function), *_arrays(shape)) is None
+    assert products.arranged(jax.jit(function).trace(*_arrays(shape))) is None
 
 
 def test_so_do_all_with_another_version_of_xla(monkeypatch):
     monkeypatch.setattr(jax, "__version_info__", (0, 11, 0))
-    assert products.arranged(jax.jit(_turned), *_arrays((5, ROWS), (7, ROWS))) is None
+    assert products.arranged(jax.jit(_turned).trace(*_arrays((5, ROWS), (7, ROWS)))) is None
 
 
 class Point(NamedTuple):

@@ -34,21 +34,16 @@ _ROW = 64
 """Numbers. Rows whose lengths are multiples of it share few sets of the cache, out of which they push each other."""
 
 
-def arranged(function: Any, *arguments: Any) -> Callable[..., Any] | None:
-    """The same function, for a CPU, where its products are those of matrices alone; else None.
+def arranged(traced: jax.stages.Traced) -> Callable[..., Any] | None:
+    """A traced function, for a CPU, if its products are those of matrices alone; else None.
 
     Of a function with convolutions, or products of stacks of matrices, nothing is known here, and of the libraries of
     later versions of XLA neither.
 
-    Args:
-      function: ``jax.jit`` of it.
-      arguments: their shapes and types, those with which it is to be called.
-
     Returns:
-      A function to be compiled for one device with ``compiler.options("cpu", matrices=True)``. It can no longer be
-      differentiated.
+      The same function of the shapes with which it was traced, to be compiled for one device with
+      ``compiler.options("cpu", matrices=True)``. It can no longer be differentiated.
     """
-    traced = function.trace(*arguments)
     if jax.__version_info__ >= (0, 11) or not _are_of_matrices(traced.jaxpr):
         return None
     flat = jaxpr_as_fun(_arranged(traced.jaxpr))
