@@ -13,7 +13,7 @@ microseconds for ``[128, 128] @ [784, 128].T``, 265 in place of 488 for ``[64, 1
 Both follow from the program alone, never from a clock.
 """
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -67,37 +67,52 @@ def _equations(jaxpr: Any) -> Iterator[JaxprEqn]:
 def _kind(eqn: JaxprEqn) -> str:
     name = eqn.primitive.name
     if name == "dot_general":
-        return "matrices" if max(x.aval.ndim for x in eqn.invars) <= 2 else "others"
+        types: list[Any] = [x.aval for x in eqn.invars]
+        return "matrices" if max(x.ndim for x in types) <= 2 else "others"
     return "others" if name == "conv_general_dilated" or name.startswith("bpgan_") else ""
 
 
 def _arranged(value: Any) -> Any:
-    """A traced function with the second matrix of each product ``x @ w.T`` transposed in memory before it is used."""
+    """A traced function with the second matrix of each product ``x @ w.T`` transposed in memory before it is used.
+
+    Any part in which nothing changes is the same object: functions that are called twice are then lowered once.
+    """
     if isinstance(value, ClosedJaxpr):
-        return value.replace(jaxpr=_arranged(value.jaxpr))
+        inner = _arranged(value.jaxpr)
+        return value if inner is value.jaxpr else value.replace(jaxpr=inner)
+    if type(value) is tuple:
+        parts = tuple(map(_arranged, value))
+        return parts if _differ(parts, value) else value
     if not isinstance(value, Jaxpr):
-        return tuple(map(_arranged, value)) if type(value) is tuple else value
+        return value
     transposed = {eqn.outvars[0] for eqn in value.eqns if eqn.primitive.name == "transpose"}
 
     def equation(eqn: JaxprEqn) -> JaxprEqn:
         if _is_turned(eqn, transposed):
             return eqn.replace(primitive=_turned_p)
-        return eqn.replace(params={name: _arranged(x) for name, x in eqn.params.items()})
+        params = {name: _arranged(x) for name, x in eqn.params.items()}
+        return eqn.replace(params=params) if _differ(params.values(), eqn.params.values()) else eqn
 
-    return value.replace(eqns=[equation(eqn) for eqn in value.eqns])
+    eqns = [equation(eqn) for eqn in value.eqns]
+    return value.replace(eqns=eqns) if _differ(eqns, value.eqns) else value
+
+
+def _differ(new: Iterable[Any], old: Iterable[Any]) -> bool:
+    return any(a is not b for a, b in zip(new, old, strict=True))
 
 
 def _is_turned(eqn: JaxprEqn, transposed: Container[Any]) -> bool:
     """Whether it is a product ``x @ w.T``, or one of x and what is such a transpose."""
     if eqn.primitive.name != "dot_general":
         return False
-    if any(x.aval.ndim != 2 or x.aval.dtype != jnp.float32 for x in eqn.invars):
+    types: list[Any] = [x.aval for x in eqn.invars]
+    if any(x.ndim != 2 or x.dtype != jnp.float32 for x in types):
         return False
-    w = eqn.invars[1]
+    w, (rows, columns) = eqn.invars[1], types[1].shape
     summed = eqn.params["dimension_numbers"][0]
     if summed == ((1,), (0,)) and not isinstance(w, Literal) and w in transposed:
-        return w.aval.shape[0] % _ROW == 0
-    return summed == ((1,), (1,)) and w.aval.shape[1] % _ROW == 0
+        return rows % _ROW == 0
+    return summed == ((1,), (1,)) and columns % _ROW == 0
 
 
 def _turned(x: jax.Array, w: jax.Array, *, dimension_numbers: Any, **params: Any) -> jax.Array:
