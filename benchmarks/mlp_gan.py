@@ -10,8 +10,9 @@ Each peer is a process of its own, pinned to the same cores. They are asked in t
 that a slow moment of the machine meets all of them; ratios are taken within a round and their median is reported.
 ``steps/cpu-s`` counts the CPU time of all threads of the process and is the figure to trust on a shared machine;
 ratios are ratios of it. ``of matmul`` is the arithmetic a step needs over what a large matrix product reaches, and ``of
-products`` over what the step's own matrix products reach by themselves, each again and again on the same arrays: by CPU
-time on one core, and by the clock on several, where the question is whether they are kept busy.
+products`` over what the step's own matrix products reach by themselves, as JAX compiles them, each again and again on
+the same arrays: by CPU time on one core, and by the clock on several, where the question is whether they are kept busy.
+Eigen, by which bpgan multiplies on one core, computes them faster there; that has a row of its own.
 
 ``--profile`` traces bpgan's compiled program alone and says what each part of a step takes.
 """
@@ -40,7 +41,7 @@ FULL, BARE, FLAX = "bpgan, full loop", "bpgan, bare program", "flax, tutorial lo
 EAGER, BEST_EAGER = "torch, eager + DataLoader", "torch, eager, best"
 COMPILED, COMPILED_STEP = "torch.compile, modules", "torch.compile, whole step"
 BEST_COMPILED = "best torch.compile"
-MATMUL, SHAPES = f"matmul {SQUARE}^2", "matmuls of one step"
+MATMUL, SHAPES, BEST_SHAPES = f"matmul {SQUARE}^2", "matmuls of one step", "the same, by Eigen"
 TARGETS = {
     "AMD": {EAGER: 3.5, BEST_COMPILED: 2.0, BARE: 0.95},
     "Intel": {EAGER: 2.3, BEST_COMPILED: 1.4, BARE: 0.95},
@@ -387,10 +388,14 @@ def torch_whole_step() -> Work:
     return work
 
 
-def matmuls(shapes: list[tuple[int, int, int]], repeats: int) -> Work:
+def matmuls(shapes: list[tuple[int, int, int]], repeats: int, eigen: bool = False) -> Work:
     """Each product ``repeats`` times in a compiled loop whose rounds depend on each other."""
     import jax
     import jax.numpy as jnp
+
+    from bpgan.runtime import compiler
+
+    options = compiler.options("cpu", matrices=True) if eigen else None
 
     def one(m, k, n):
         b = jnp.full((k, n), 1e-3)
@@ -401,7 +406,10 @@ def matmuls(shapes: list[tuple[int, int, int]], repeats: int) -> Work:
             return a.at[0, 0].add(c[0, 0] * 1e-9), c
 
         start = jnp.ones((m, k)), jnp.zeros((m, n))
-        return jax.jit(lambda start: jax.lax.fori_loop(0, repeats, body, start)), start
+        loop = jax.jit(
+            lambda start: jax.lax.fori_loop(0, repeats, body, start), compiler_options=options
+        )
+        return loop, start
 
     programs = [one(*shape) for shape in shapes]
 
@@ -422,6 +430,7 @@ PEERS: dict[str, Callable] = {
     COMPILED: lambda: torch_modules(compiled=True),
     COMPILED_STEP: torch_whole_step,
     SHAPES: lambda: matmuls(gemms(), 600),
+    BEST_SHAPES: lambda: matmuls(gemms(), 600, eigen=True),
     MATMUL: lambda: matmuls([(SQUARE, SQUARE, SQUARE)], 20),
 }
 
@@ -502,7 +511,8 @@ def show(summary: dict, about: dict[str, str]) -> None:
 
 
 PARTS = {
-    "matrix products": r"dot_general|dense\d/transpose$",
+    "matrix products": r"dot_general",
+    "matrices transposed for products": r"dense\d/transpose$",
     "batch": r"/batch/",
     "latents": r"/draw/|threefry|/stream/",
     "Adam": r"/optimizer/",

@@ -54,6 +54,15 @@ def test_options_are_for_a_platform_and_the_users_flags_win(
     )
 
 
+def test_products_of_matrices_are_not_ynnpacks_unless_the_user_says_so():
+    name = "xla_cpu_experimental_ynn_fusion_type"
+    found = compiler.options("cpu", matrices=True, flags="")
+    assert set(found) == {WIDTH, name}
+    assert jax.jit(lambda x: x @ x, compiler_options=found)(np.ones((2, 2)))[0, 0] == 2
+    assert set(compiler.options("cpu", matrices=True, flags=f"--{name}=dot")) == {WIDTH}
+    assert set(compiler.options("gpu", matrices=True, flags="")) == {GRAPH, DETERMINISTIC}
+
+
 def test_the_flags_are_those_of_the_environment_and_the_choice_that_of_the_process(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     assert set(compiler.options("gpu")) == {GRAPH, DETERMINISTIC}

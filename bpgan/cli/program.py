@@ -176,6 +176,7 @@ def leave(program: Callable[[], int]) -> NoReturn:
     If it is one of several processes that train a run, the others then end with the same code.
     """
     environment.open_streams()
+    environment.collect_seldom()
     try:
         ended.follow_parent()
         with limits.disk_errors(), limits.memory_errors():

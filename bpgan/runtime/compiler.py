@@ -39,12 +39,18 @@ def choose(deterministic: bool) -> None:
 
 
 def options(
-    platform: str, *, deterministic: bool | None = None, flags: str | None = None
+    platform: str,
+    *,
+    deterministic: bool | None = None,
+    flags: str | None = None,
+    matrices: bool = False,
 ) -> dict[str, Any]:
     """The compiler options of bpgan's programs; none for a TPU.
 
     ``xla_cpu_prefer_vector_width`` has loops over arrays use the 512-bit registers of a CPU that has them, as its
     matrix products do; XLA's own choice is 256. On others it changes nothing.
+    ``xla_cpu_experimental_ynn_fusion_type`` lists what YNNPACK computes: here convolutions, and so neither the products
+    nor the sums of a program that has no convolution.
 
     ``xla_gpu_exclude_nondeterministic_ops`` has XLA compile every operation to a deterministic kernel, or fail. It also
     takes the first kernel that works instead of the one measured to be fastest, which another process may measure
@@ -55,10 +61,15 @@ def options(
       platform: of the device that a program is for: ``cpu``, ``gpu`` or ``tpu``.
       deterministic: whether the same program must compute the same bits in every process; None: as chosen.
       flags: the user's ``XLA_FLAGS``, by default those of the environment; what they set is not set here.
+      matrices: whether the program is one of ``products.arranged``.
     """
     found: dict[str, Any] = {}
     if platform == "cpu":
         found["xla_cpu_prefer_vector_width"] = 512
+        if matrices:
+            found["xla_cpu_experimental_ynn_fusion_type"] = (
+                "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+            )
     if platform == "gpu":
         found["xla_gpu_enable_command_buffer"] = _COMMANDS
         if _chosen["deterministic"] if deterministic is None else deterministic:

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bpgan.runtime import compiler, threefry
+from bpgan.runtime import compiler, products, threefry
 from bpgan.types import PRNG, Algorithm, Metrics, Source, UserError, counted, stream
 
 _AXIS = "batch"
@@ -421,7 +421,12 @@ def _functions(algorithm: Algorithm, source: Source, layout: _Layout) -> _Functi
         return advance(stepped, functools.partial(batch_at, data), carry, stream(root, "train"), k)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    metrics = _metrics_of(stepped, batch_at, source, layout, key)
+    traced = _trace_step(stepped, batch_at, source, layout, key)
+    metrics = traced.out_info[1]
+    alone = platform == "cpu" and layout.mode == "jit" and len(layout.devices) == 1
+    if alone and products.cores() == 1 and (found := products.arranged(traced)):
+        stepped = algorithm._replace(step=found)
+        options = compiler.options(platform, matrices=True)
     init = jax.jit(
         lambda root: start(algorithm.init(stream(root, "init")), metrics),
         out_shardings=replicated,
@@ -447,20 +452,22 @@ def _functions(algorithm: Algorithm, source: Source, layout: _Layout) -> _Functi
     return _Functions(init, run, sample, abstract_of(jax.eval_shape(init, key), replicated))
 
 
-def _metrics_of(
+def _trace_step(
     algorithm: Algorithm, batch_at: Callable, source: Source, layout: _Layout, key: PRNG
-) -> Metrics:
-    """Shapes and types of the metrics of a step, which is traced and neither compiled nor run."""
+) -> jax.stages.Traced:
+    """A step as the run will call it, traced and neither compiled nor run."""
+    found: list[jax.stages.Traced] = []
 
-    def one_step(state: Any, data: Any, key: Any) -> Metrics:
-        return algorithm.step(state, batch_at(data, state.step), key)[1]
+    def one_step(state: Any, data: Any, key: Any) -> None:
+        found.append(algorithm.step.trace(state, batch_at(data, state.step), key))
 
-    return jax.eval_shape(
+    jax.eval_shape(
         layout.pmap(one_step, 3) if layout.mode == "pmap" else one_step,
         abstract_of(jax.eval_shape(algorithm.init, key), layout.replicated),
         abstract_of(source.data, layout.data),
         abstract_of(key, layout.replicated),
     )
+    return found[-1]
 
 
 def serialize(

@@ -91,7 +91,8 @@ ROOMS = {  # top to bottom; imports go down
         "compiles, trains, saves, resumes",
         "files memory measures types version",
         "(origin train) (remote run) (checkpoint directory) distributed (group log peers)"
-        " (anomaly compile_cache environment events images limits loggers program signals) (compiler threefry) records",
+        " (anomaly compile_cache environment events images limits loggers program signals)"
+        " (compiler products threefry) records",
     ),
     "bpgan.data": Room(
         "datasets, and batches as functions of the step",
