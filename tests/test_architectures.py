@@ -310,6 +310,7 @@ def test_generators_heed_labels(name, options):
             jax.eval_shape(net.init, jax.random.key(0), z, labels)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", NAMES)
 def test_every_discriminator_has_every_head(name):
     def scores(head):
@@ -520,6 +521,7 @@ def conditioned(shape, seed):
     return jnp.asarray(((left * values) @ right).reshape(shape)), values[0]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("measure", [spectral.measure_each, spectral.measure_stacked])
 def test_all_kernels_at_once_find_their_singular_values(measure, x64):
     kernels, sigmas = zip(*(conditioned(s, i) for i, s in enumerate(KERNELS)), strict=True)
@@ -545,6 +547,7 @@ def test_a_stack_computes_what_each_kernel_does(x64):
         close(stacked, each, 1e-12)
 
 
+@pytest.mark.medium
 def test_the_gradient_holds_u_and_v_fixed(x64):
     """Against central differences of ``W / (v^T W u)``."""
     kernels = [normal(i, *s) for i, s in enumerate(KERNELS)]
@@ -579,6 +582,7 @@ def test_a_stack_is_not_mostly_zeros():
     assert spectral.stacks([(2, 2), (2, 2)], ["float32", "float64"]) == [[0], [1]]
 
 
+@pytest.mark.medium
 def test_a_network_is_normalized_as_its_layers_are(x64):
     """By ``linen_net``, all at once, and by the module, layer by layer: the same logits, gradients and u."""
     module = resnet.Discriminator((8, 8), dtype=jnp.float64)

@@ -133,6 +133,7 @@ def resized(x):
     return jax.image.resize(x, (b, 2 * h, 2 * w, c), "bilinear")
 
 
+@pytest.mark.medium
 def test_derivatives_of_upsample2_are_those_of_bilinear_resizing(x64):
     x = np.random.default_rng(0).normal(size=(2, 3, 5, 4))
 

@@ -199,6 +199,7 @@ def test_unused_real_logits_cost_nothing():
     assert flops["relativistic"] > 1.05 * flops["nonsaturating"]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_one_pass_changes_nothing_in_a_network_without_statistics(mode, x64):
     """Of reals and fakes, with labels, a head and views of D's own: the same step to rounding, on one device or two."""
@@ -237,6 +238,7 @@ def test_one_pass_changes_nothing_in_a_network_without_statistics(mode, x64):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
 
+@pytest.mark.medium
 def test_in_one_pass_u_moves_once():
     net = linen_net(SpectralCritic())
     u = {}

@@ -92,6 +92,7 @@ def test_members_are_what_they_would_be_alone(x64, lowering, devices, copies):
         assert means == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.medium
 @LOWERINGS
 def test_members_come_apart_and_together(lowering):
     group = compile_group(make, MEMBERS, lowering)
