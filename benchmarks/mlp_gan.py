@@ -12,7 +12,7 @@ that a slow moment of the machine meets all of them; ratios are taken within a r
 ratios are ratios of it. ``of matmul`` is the arithmetic a step needs over what a large matrix product reaches, and ``of
 products`` over what the step's own matrix products reach by themselves, as JAX compiles them, each again and again on
 the same arrays: by CPU time on one core, and by the clock on several, where the question is whether they are kept busy.
-Eigen, by which bpgan multiplies on one core, computes them faster there; that has a row of its own.
+Eigen, by which bpgan multiplies, computes them faster; that has a row of its own.
 
 ``--profile`` traces bpgan's compiled program alone and says what each part of a step takes.
 """

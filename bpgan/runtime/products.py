@@ -1,20 +1,18 @@
 """Matrix products as XLA computes them on a CPU: by which library, and in what form.
 
 XLA 0.10 for a CPU gives products to YNNPACK where it can, and the others to Eigen. At the sizes of small perceptrons
-Eigen is the faster by a tenth to a fifth on one core, and has no start of its own in every sum over a batch. On several
-cores YNNPACK shares the work out better, and in the networks of images its products and sums are as fast or faster. So
-the programs whose only products are those of matrices, in a process that has one core as those of a sweep have, leave
-them to Eigen (``compiler.options(matrices=True)``).
+Eigen is the faster by a tenth to a fifth, and has no start of its own in every sum over a batch. In the networks of
+images YNNPACK's products and sums are as fast or faster. So the programs whose only products are those of matrices
+leave them to Eigen (``compiler.options(matrices=True)``).
 
 There is one form at which Eigen is slow, ``x @ w.T`` as in the gradient of a layer's inputs: it gathers the rows of w
 while it multiplies. ``arranged`` writes out the transposed matrix first, which XLA would do neither by itself nor by a
 transpose in the code, for it takes that into the product again. On an AMD EPYC, one core: 120 in place of 173
 microseconds for ``[128, 128] @ [784, 128].T``, 265 in place of 488 for ``[64, 128] @ [3136, 128].T``.
 
-Both follow from the program and the number of cores, on which the order of sums depends anyway, never from a clock.
+Both follow from the program alone, never from a clock.
 """
 
-import os
 from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
@@ -36,13 +34,6 @@ _ROW = 64
 """Numbers. Rows whose lengths are multiples of it share few sets of the cache, out of which they push each other."""
 
 
-def cores() -> int:
-    """Those that the process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def arranged(traced: jax.stages.Traced) -> Callable[..., Any] | None:
     """A traced function, for a CPU, if its products are those of matrices alone; else None.
 
@@ -50,7 +41,7 @@ def arranged(traced: jax.stages.Traced) -> Callable[..., Any] | None:
     later versions of XLA neither.
 
     Returns:
-      The same function of the shapes with which it was traced, to be compiled for one core with
+      The same function of the shapes with which it was traced, to be compiled for one device with
       ``compiler.options("cpu", matrices=True)``. It can no longer be differentiated.
     """
     if jax.__version_info__ >= (0, 11) or not _are_of_matrices(traced.jaxpr):

@@ -423,8 +423,8 @@ def _functions(algorithm: Algorithm, source: Source, layout: _Layout) -> _Functi
     key = jax.eval_shape(lambda: jax.random.key(0))
     traced = _trace_step(stepped, batch_at, source, layout, key)
     metrics = traced.out_info[1]
-    alone = platform == "cpu" and layout.mode == "jit" and len(layout.devices) == 1
-    if alone and products.cores() == 1 and (found := products.arranged(traced)):
+    on_one_cpu = platform == "cpu" and layout.mode == "jit" and len(layout.devices) == 1
+    if on_one_cpu and (found := products.arranged(traced)):
         stepped = algorithm._replace(step=found)
         options = compiler.options(platform, matrices=True)
     init = jax.jit(
