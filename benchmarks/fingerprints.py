@@ -5,8 +5,7 @@
 
 A change that should not change any number leaves every fingerprint as it is. They hold for one machine and one version
 of JAX: record them before the change, and compare on the same machine after it. Everything is built from the public
-experiments, so the script runs on both sides of a refactoring. ``fingerprints.json`` has those of the core of players
-and turns; where there is a ``before``, it is that of the step before it, whose lazy penalties were summed as values.
+experiments, so the script runs on both sides of a refactoring.
 
 The fingerprint is the SHA-256 of the sorted SHA-256 values of all arrays of the state (step, parameters, statistics,
 states of the optimizers, averages, memories), each with its type and shape. Sorted, so that the names and the nesting
