@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def plain_settings():
-    """What a run sets in this process does not reach the next test: the width of numbers, and products in full."""
+    """What a run sets in this process does not reach the next test: the width of numbers, the precision of products."""
 
     def reset():
         jax.config.update("jax_enable_x64", False)

@@ -123,7 +123,7 @@ def label_of(name: str) -> str:
 
 def program_of(name: str) -> list[str]:
     """What runs the experiment of a canonical name: the words after ``python -m``, before the flags."""
-    in_reach = _package() == _INSTALLED or str(_folder().parent) in sys.path
+    in_reach = is_installed() or str(_folder().parent) in sys.path
     return [f"{_package()}.{name}"] if in_reach and name in names() else ["bpgan.cli", name]
 
 
@@ -149,13 +149,17 @@ def describe(name: str) -> tuple[str, list[str]]:
     return summary, []
 
 
+def is_installed() -> bool:
+    """Whether this is an installed bpgan, which has its experiments inside, and not a checkout."""
+    return (_BPGAN / "experiments").is_dir()
+
+
 def _folder() -> pathlib.Path:
-    inside = _BPGAN / "experiments"
-    return inside if inside.is_dir() else _BPGAN.parent / "experiments"
+    return (_BPGAN if is_installed() else _BPGAN.parent) / "experiments"
 
 
 def _package() -> str:
-    return _INSTALLED if _folder().parent == _BPGAN else "experiments"
+    return _INSTALLED if is_installed() else "experiments"
 
 
 def _own_package() -> str:

@@ -2,16 +2,15 @@
 
 import ast
 import inspect
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
+from bpgan.cli import experiments
 from bpgan.cli.config import Config, Presets, RunConfig, flags_of
 from bpgan.cli.flags import columns, show
 from bpgan.measures import CONTROLS
 
-_IS_INSTALLED = (pathlib.Path(__file__).parent.parent / "experiments").is_dir()
 _HELP = re.compile(r"-h|--?help(short|full)?")
 
 
@@ -45,10 +44,10 @@ def docstring_of(module: ModuleType) -> str:
         text = ast.get_docstring(ast.parse(inspect.getsource(module))) or ""
     except OSError:  # no source: python -c
         text = inspect.cleandoc(module.__doc__ or "")
-    return as_installed(text) if _IS_INSTALLED else text
+    return _as_installed(text) if experiments.is_installed() else text
 
 
-def as_installed(text: str) -> str:
+def _as_installed(text: str) -> str:
     """A text whose commands are those of a checkout, with the commands of an installation."""
     return re.sub(
         r"\bpython launch\.py\b", "bpgan", text.replace("python -m experiments.", "bpgan-run ")

@@ -508,9 +508,8 @@ def _samples(frames: Sequence[_Frame], epochs_per_step: float | None, around: re
             f' src="data:image/png;base64,{base64.b64encode(png).decode()}"{" hidden" * (i < len(frames))}>'
         )
     before, after, kind = _framed(around, shown)
-    what = (
-        "" if after else "Samples of the same latents, "
-    )  # of a plane or a curve, the axes say what it is
+    # Of a plane or a curve, the axes say what it is.
+    what = "" if after else "Samples of the same latents, "
     return f"""<figure class="samples">{before}<div class="grid{kind}">{images}{after}</div>
 <div class="player" hidden><button type="button" aria-label="Play"><svg viewBox="0 0 16 16">
 <path class="play" d="M4 2.5v11l9.5-5.5z"/><path class="pause" d="M3.5 2.5h3v11h-3zm6 0h3v11h-3z"/></svg></button>
@@ -526,11 +525,8 @@ def _framed(frame: records.Frame, width: int) -> tuple[str, str, str]:
     if frame.columns:
         names = "".join(f"<span>{_text(name)}</span>" for name in frame.columns)
         # About 7 pixels a letter; what has no room in a line stands upright.
-        needed = (
-            7
-            * len(frame.columns)
-            * max(len(word) for n in frame.columns for word in n.split() or [n])
-        )
+        longest = max(len(word) for name in frame.columns for word in name.split() or [name])
+        needed = 7 * len(frame.columns) * longest
         kind = " upright" if needed > width else " narrow" if needed > _PHONE_WIDTH else ""
         style = f'style="--n:{len(frame.columns)};width:{width}px"'
         return f'<div class="columns{kind}" {style}>{names}</div>', "", ""
