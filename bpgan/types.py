@@ -139,6 +139,7 @@ class Source(NamedTuple):
         ``rows``, a slice, of each batch.
       examples: a few examples spread over the data, on the host, as they are stored.
       facts: of a dataset of images, what a run remembers of it (``data.Dataset.facts``).
+      average: examples in a batch on average, where not every row has one (``data.poisson``); 0: as many as rows.
     """
 
     data: PyTree
@@ -150,11 +151,17 @@ class Source(NamedTuple):
     windows: Callable[[int, slice], Iterator[PyTree]] | None = None
     examples: Any = ()
     facts: Mapping[str, Any] = {}
+    average: float = 0.0
+
+    @property
+    def examples_per_step(self) -> float:
+        """Examples in a batch, on average."""
+        return self.average or self.batch_size
 
     @property
     def steps_per_epoch(self) -> float:
         """Steps after which every example has been seen once, on average a whole epoch."""
-        return self.length / self.batch_size
+        return self.length / self.examples_per_step
 
 
 @runtime_checkable

@@ -238,7 +238,7 @@ class Run:
             "config": dict(self.spec.config),
             "restart_safe": sorted(self.plan.restart_safe),
             "data": self.source.fingerprint,
-            "images_per_step": self.source.batch_size,
+            "images_per_step": round(self.source.examples_per_step),
             "command": self.spec.command,
         }
         if self.source.facts:
