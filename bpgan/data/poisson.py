@@ -5,9 +5,9 @@ steps. Accounting for a shuffled order in its place would claim more privacy tha
 arXiv:2403.17673). Inclusion is a pure function of ``(secret, t, i)``: a resumed run sees the same batches, and whoever
 has the secret can ask later which records were in which batch.
 
-A batch has a fixed number of rows, of which a mask says which hold a record. There are so many that over the whole run
-more records than rows are drawn with probability at most 1e-9 only. That probability belongs to the delta of the
-guarantee, and a batch that has too few rows says so: the run must then end.
+A batch has a fixed number of rows, of which a mask says which hold a record. There are so many that in the whole run
+no batch is full, but with probability 1e-9. That probability belongs to the delta of the guarantee, and a batch that
+has too few rows says so: the run must then end.
 """
 
 import functools
@@ -32,7 +32,7 @@ from bpgan.data.sources import (
 from bpgan.types import Source, UserError, counted
 
 FAILURE = 1e-9
-"""The probability that a batch of a run has too few rows is at most this."""
+"""The probability that any batch of a run has too few rows is at most this."""
 
 SECRET = jax.ShapeDtypeStruct((2,), jnp.uint32)
 """In the place of a secret key that is not known yet: steps can be traced with it and not run."""
@@ -75,26 +75,21 @@ def _fold_in(words: Any, number: Any) -> Any:
     return numpy.concatenate(threefry.encrypt(words, numpy.zeros_like(low), low))
 
 
-def overflow_probability(length: int, q: float, rows: int, steps: int) -> float:
-    """At most the probability that in one of so many steps more than ``rows`` of the records are drawn.
+def capacity(length: int, q: float, steps: int, failure: float = FAILURE) -> int:
+    """The fewest rows of a batch with ``steps P[Bin(length, q) >= rows] <= failure``.
 
-    ``steps P[Bin(length, q) > rows]``, by the exact tail of the binomial distribution.
+    By the exact tail of the binomial distribution. A full batch already counts as a failure, for the one record that
+    two datasets differ in may come on top.
+
+    >>> capacity(60_000, 128 / 60_000, 450_000)
+    221
     """
     from scipy.special import bdtrc
 
-    return steps * float(bdtrc(rows, length, q)) if rows < length else 0.0
-
-
-def capacity(length: int, q: float, steps: int, failure: float = FAILURE) -> int:
-    """The fewest rows of a batch with ``steps P[Bin(length, q) > rows] <= failure``, at least one.
-
-    >>> capacity(60_000, 128 / 60_000, 450_000)
-    220
-    """
-    low, high = 1, length
+    low, high = 1, length + 1
     while low < high:
         middle = (low + high) // 2
-        if overflow_probability(length, q, middle, steps) <= failure:
+        if steps * bdtrc(middle - 1, length, q) <= failure:
             high = middle
         else:
             low = middle + 1

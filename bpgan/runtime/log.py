@@ -142,7 +142,9 @@ class Log:
         self._bar.update(step - self._bar.n)
         rate = self._bar.format_dict["rate"]
         if rate:
-            self._bar.set_postfix_str(f"{rate * self._source.examples_per_step:,.0f} images/s", False)
+            self._bar.set_postfix_str(
+                f"{rate * self._source.examples_per_step:,.0f} images/s", False
+            )
 
     def write(
         self,

@@ -95,7 +95,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.runtime": Room(
         "compiles, trains, saves, resumes",
         "files memory measures threefry types version",
-        "(origin train) (remote run) (checkpoint directory) distributed (group log peers)"
+        "(origin secret train) (remote run) (checkpoint directory) distributed (group log peers)"
         " (anomaly compile_cache environment events images limits loggers program signals)"
         " (compiler products) records",
     ),
