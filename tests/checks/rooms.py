@@ -38,8 +38,8 @@ ROOMS = {  # top to bottom; imports go down
         "what a researcher writes: one file an experiment",
         "launcher trained evaluation cli report privacy algorithms backprop metrics metrics.features runtime data nets"
         " losses penalties augment optim files measures lookup types version",
-        "(lucic private_gan) (classifier data evaluate export sample image_gan infogan linear_regression lr_range mnist_gan"
-        " sensitivity toy_gan vae)",
+        "(lucic private_gan) (classifier data evaluate export sample image_gan infogan linear_regression lr_range"
+        " mnist_gan sensitivity toy_gan vae)",
     ),
     "bpgan.launcher": Room(
         "sweeps, searches, processes, Slurm",
