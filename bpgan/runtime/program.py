@@ -15,7 +15,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bpgan.runtime import compiler, products, threefry
+from bpgan import threefry
+from bpgan.runtime import compiler, products
 from bpgan.types import PRNG, Algorithm, Metrics, Source, UserError, counted, stream
 
 _AXIS = "batch"
