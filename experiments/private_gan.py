@@ -73,8 +73,7 @@ class Config(image_gan.Config):
     )
     private_gradients: cli.Parsed[Any] = cli.field(
         "auto",
-        "how the gradients of single records are computed",
-        choices=clipping.FORMS,
+        "how the gradients of single records are computed: auto, vmap, ghost (from norms alone) or microbatch=N",
         parse=clipping.parse_form,
     )
     views: int = cli.field(

@@ -9,13 +9,16 @@ import optax
 import pytest
 import scipy.stats
 
+from bpgan import data
 from bpgan.algorithms import gan
 from bpgan.algorithms.turns import Aux, Axis, Now, Player, Term, Turn, autodiff
+from bpgan.data import poisson
 from bpgan.losses import LOSSES, mixes_examples, sees_reals
 from bpgan.nets import linen_net, mlp
 from bpgan.penalties import PENALTIES, weighted
 from bpgan.privacy import dpgan, mechanism
 from bpgan.privacy.clipping import clipped_sum
+from bpgan.runtime.program import compile_program
 from bpgan.types import stream
 
 SHAPE, ROWS, KEY = (3,), 6, jax.random.key(5)
@@ -319,6 +322,33 @@ def test_lazy_terms_are_not_private():
     lazy = Turn("d", [Term(nothing), Term(nothing, 4)], optax.sgd(0.1))
     with pytest.raises(ValueError, match="no lazy terms"):
         mechanism.privatize(lazy, autodiff)
+
+
+@pytest.mark.medium
+def test_several_devices_share_one_noise(trees_close):
+    """Eight devices follow one, but for rounding, from memory and from disk: noise is added once."""
+    images = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), dtype=np.uint8)
+    dataset = data.of_arrays("tiny", "train", images, np.zeros(50, np.int32), 1)
+    nets = mlp.Generator((4, 4, 1), (4,)), mlp.Discriminator((4,))
+    networks = gan.Networks(*map(linen_net, nets), gan.normal_latents(2), (4, 4, 1))
+    algorithm = dpgan.make(
+        gan.Setting(networks, LOSSES["nonsaturating"]),
+        gan.Optimizers(optax.sgd(0.1), optax.sgd(0.1)),
+        mechanism.gaussian(CLIP, SIGMA, EXPECTED),
+        batch_size=8,
+        d_steps=dpgan.DSteps(2),
+    )
+    states = []
+    for devices, feed in ((1, "memory"), (8, "memory"), (8, "stream")):
+        secret, sampling = np.array([1, 2], np.uint32), poisson.Sampling(0.2, 24)
+        source = poisson.source(dataset, sampling, secret=secret, feed=feed)
+        program = compile_program(algorithm, source, seed=0, devices=devices)
+        assert program.devices == devices
+        carry, finite = program.run(program.init(), 3)
+        assert finite and mechanism.updates_of(carry.state) == 3
+        states.append(jax.device_get(carry.state.players))
+    trees_close(states[0], states[1], rtol=1e-5, atol=1e-6)
+    trees_close(states[1], states[2], rtol=1e-6, atol=1e-7)
 
 
 class Scheduler:

@@ -93,6 +93,12 @@ def test_what_keeps_it_is_built(flags):
     jax.eval_shape(built.algorithm.step, state, batch, jax.random.key(0))
 
 
+def test_seeds_are_runs_of_their_own():
+    """Each has a key of its own, so they cannot be one program."""
+    assert not cli.flags_of(private_gan.Config)["seed"].sweepable
+    assert cli.flags_of(cli.RunConfig)["seed"].sweepable
+
+
 # The directory ------------------------------------------------------------------------------------------------------
 
 
@@ -192,9 +198,9 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def command(workdir):
+def command(workdir, *flags):
     program = [sys.executable, "-m", "experiments.private_gan", "--preset=smoke"]
-    return [*program, *FLAGS, f"--workdir={workdir}"]
+    return [*program, *FLAGS, f"--workdir={workdir}", *flags]
 
 
 def state_of(workdir):
@@ -207,7 +213,7 @@ def state_of(workdir):
 
 @pytest.mark.medium
 def test_a_killed_run_goes_on_to_the_bit(tmp_path, trees_equal):
-    """Noise, inclusion and epsilon after kill -9 are those of the run that was left alone."""
+    """Noise, inclusion and epsilon after kill -9 are those of the run that was left alone; also read from disk."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(whole), check=True, capture_output=True)
     killed.mkdir()
@@ -218,7 +224,7 @@ def test_a_killed_run_goes_on_to_the_bit(tmp_path, trees_equal):
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    subprocess.run(command(killed), check=True, capture_output=True)
+    subprocess.run(command(killed, "--feed=stream"), check=True, capture_output=True)
     trees_equal(*map(state_of, (whole, killed)))
     a, b = (records.read_result(path / "result.json") for path in (whole, killed))
     assert a.privacy == b.privacy and a.privacy["updates"] == 60

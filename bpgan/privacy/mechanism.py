@@ -30,7 +30,7 @@ def gaussian(
     noise_multiplier: float,
     expected_batch: float,
     secret: PRNG | None = None,
-    form: str = "auto",
+    form: Any = "auto",
     views: int = 1,
 ) -> Gradient:
     """The clipped sum with Gaussian noise, over the expected batch.
