@@ -418,7 +418,9 @@ def choose_sampling(
     return None, drawn.truncated(dtype, cfg.truncation)
 
 
-def make_optimizers(cfg: Config, steps: int) -> dict[Literal["g", "d"], optax.GradientTransformation]:
+def make_optimizers(
+    cfg: Config, steps: int
+) -> dict[Literal["g", "d"], optax.GradientTransformation]:
     """Adam of both players; D's then keeps its weights within the bound, if there is one."""
     rule = cfg.rule.value
     steps *= rule.counts if rule else 1

@@ -13,9 +13,9 @@ the noise at the first start, and a run that goes on never spends more. The stat
 they cost. What is computed on records and is not accounted for, such as the loss of D, is not logged.
 Presets: not measured.
          mnist, fashion  epsilon = 10 on a CPU.
-         bie-eps10, bie-eps1  Bie et al. on the 60,000 digits of MNIST, C = 1, delta = 1e-5: 450,000 steps with sigma = 1
-                    and 50 updates of D per update of G (100 for FASHION), or 325,000 with sigma = 5 and 200. Their
-                    FID and accuracy of a classifier at epsilon = 10 are 19.4 and 93.0 %.
+         bie-eps10, bie-eps1  Bie et al. on the 60,000 digits of MNIST, C = 1, delta = 1e-5: 450,000 steps with
+                    sigma = 1 and 50 updates of D per update of G (100 for FASHION), or 325,000 with sigma = 5 and 200.
+                    Their FID and accuracy of a classifier at epsilon = 10 are 19.4 and 93.0 %.
          bie-eps10-adaptive, bie-eps1-adaptive  the same with a number that adapts: batches of 512, 174,000 steps with
                     sigma = 2, or 165,000 with sigma = 14. Theirs at epsilon = 10 are 13.3 and 94.4 %.
          Two things differ from Bie et al. in all of these: the networks are bpgan's DCGAN without batch norm, of the
@@ -25,10 +25,9 @@ Papers:  Xie et al. 2018, arXiv:1802.06739; Abadi et al. 2016, arXiv:1607.00133;
 """
 
 import dataclasses
-import functools
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -74,8 +73,7 @@ class Config(image_gan.Config):
     )
     private_gradients: cli.Parsed[Any] = cli.field(
         "auto",
-        "how the gradients of single records are computed",
-        choices=clipping.FORMS,
+        "how the gradients of single records are computed: auto, vmap, ghost (from norms alone) or microbatch=N",
         parse=clipping.parse_form,
     )
     views: int = cli.field(
@@ -129,7 +127,7 @@ PRESETS = {
         _BIE, noise_multiplier="14", steps=165_000, batch_size=512, d_steps=1, adaptive=0.7
     ),
     "smoke": dict(
-        net="mlp",
+        net="dcgan:4,plain",
         latents="normal:8",
         batch_size=16,
         steps=8,
@@ -161,7 +159,10 @@ def _check(cfg: Config, axis_name: str | None) -> None:
         reason = "G's loss looks at D's logits of reals, so G would see records that are not accounted for"
         refuse("loss", f"{reason}; must be one of {_allowed_losses()}")
     if choices.d.mixes_examples:
-        reason = f"batch norm in D mixes the records of a batch, so that none has a gradient of its own; D must be {' or '.join(architecture.unmixed('d'))}"
+        reason = (
+            "batch norm in D mixes the records of a batch, so that none has a gradient of its own;"
+        )
+        reason += f" D must be {' or '.join(architecture.unmixed('d'))}"
         refuse("net", reason)
     if condition.how and choices.g.mixes_examples:
         reason = (
@@ -173,10 +174,12 @@ def _check(cfg: Config, axis_name: str | None) -> None:
     if auxiliary and auxiliary.mixes_examples:
         refuse("condition", "compares the records of a batch, so that none has a gradient of its own")  # fmt: skip
     if cfg.augment.value and cfg.augment.value.target is not None:
-        refuse("augment", "ada follows D's logits of reals, which are not accounted for; must be a number or a schedule")  # fmt: skip
+        reason = "ada follows D's logits of reals, which are not accounted for;"
+        refuse("augment", f"{reason} must be a number or a schedule")
     if cfg.adaptive and not loss.balances_at_zero:
         allowed = ", ".join(name for name, loss in LOSSES.items() if loss.balances_at_zero)
-        refuse("adaptive", f"needs a loss with logits about 0, not `loss={cfg.loss}`; one of {allowed}", "loss")  # fmt: skip
+        reason = f"needs a loss with logits about 0, not `loss={cfg.loss}`; one of {allowed}"
+        refuse("adaptive", reason, "loss")
     _check_penalties(cfg)
     _check_run(cfg, axis_name)
 
@@ -278,6 +281,7 @@ class _Privacy:
         Raises:
           UserError: for terms that the run was not begun with, or more steps than they allow.
         """
+        accounting.need()
         parts, cfg = self._parts, self._parts.cfg
         terms = self._fix(path)
         self._terms, self._mechanism = terms, self._mechanism_of(terms)
@@ -342,15 +346,16 @@ class _Privacy:
 
     def _said(self) -> str:
         assert self._terms and self._mechanism
-        terms, failure = self._terms, self._mechanism.failure
-        text = f"Poisson sampling q={terms.q:.6g}  rows={terms.rows}  noise_multiplier={terms.noise_multiplier:g}  clip={terms.clip:g}"
+        terms = self._terms
+        text = f"Poisson sampling q={terms.q:.6g}  rows={terms.rows}"
+        text += f"  noise_multiplier={terms.noise_multiplier:g}  clip={terms.clip:g}"
         if not terms.guarantee:
             why = "no noise" if not terms.noise_multiplier else "its key is known"
             return f"{text}\nwarning: this run guarantees no privacy: {why}"
-        spent = accounting.epsilon_rdp(self._mechanism, self._parts.steps)
+        spent = accounting.epsilon(self._mechanism, self._parts.steps)
         return (
-            f"{text}\nafter {self._parts.steps:,} steps epsilon is at most {spent:.4g} (RDP, {accounting.ADJACENCY}) at"
-            f" delta={terms.delta:g}, to which full batches add {failure:.2g}"
+            f"{text}\nafter {self._parts.steps:,} steps epsilon is {spent.epsilon:.4g} at delta={spent.delta_total:.6g}"
+            f" (RDP {spent.rdp:.4g}, PLD {spent.pld:.4g}; {accounting.ADJACENCY})"
         )
 
     def account(self, state: Any) -> dict[str, float]:
@@ -359,7 +364,7 @@ class _Privacy:
         if not self._mechanism.noise_multiplier:
             return {}
         updates = mechanism.updates_of(state)
-        return {"epsilon": accounting.epsilon_rdp(self._mechanism, updates)}
+        return {"epsilon_rdp": accounting.epsilon_rdp(self._mechanism, updates)}
 
     def spent(self, state: Any) -> Mapping[str, Any]:
         """What was spent, for ``result.json``."""
@@ -379,7 +384,6 @@ def _penalties(cfg: Config, steps: int) -> dict[str, Weighted]:
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The private GAN that ``cfg`` describes, and its data; noise and key are those of the run directory."""
-    accounting.need()
     _check(cfg, axis_name)
     image_gan.check(cfg, axis_name)
     dtype = storage_dtype(cfg.precision)
@@ -404,11 +408,19 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     return cli.Experiment(
         parts.algorithm(1.0),
         parts.source(parts.rows()),
-        title=images.summary(),
+        title=_title(images),
         frame=cli.columns_of(classes, images.class_names),
         settle=privacy.settle,
         account=privacy.account,
         spent=privacy.spent,
+    )
+
+
+def _title(images: data.Dataset) -> str:
+    """What the data are, without how many there are of each class, which only the records can tell."""
+    size = "x".join(map(str, images.shape))
+    return (
+        f"{images.name} {images.split}: {images.length:,} records {size}, {images.classes} classes"
     )
 
 
@@ -417,7 +429,8 @@ def _check_statistics(cfg: Config, d: Any, images: data.Dataset, classes: int) -
     y = (np.zeros(1, np.int32),) if classes else ()
     found = jax.eval_shape(d.init, jax.random.key(0), np.zeros((1, *images.shape), np.float32), *y)
     if more := sorted(set(found) - {"params"}):
-        reason = f"D keeps {', '.join(more)} beside its parameters, such as a spectral norm does, which a private update does not move"
+        reason = f"D keeps {', '.join(more)} beside its parameters, as a spectral norm does,"
+        reason += " which a private update does not move"
         raise UserError(reason, argument="net", value=cfg.net)
 
 

@@ -116,7 +116,7 @@ def public_rows(setting: gan.Setting, batch_size: int, now: Now) -> Batch:
 
 
 def tell_fakes(setting: gan.Setting, d_steps: DSteps, now: Now) -> tuple[jax.Array, Aux]:
-    """D on the fakes of G's turn: its mean logit and its accuracy, and, where it is adaptive, the number of D's updates.
+    """D on the fakes of G's turn: its mean logit and its accuracy, and an adaptive number of D's updates.
 
     They depend on both players only, so they are as public as these are.
     """

@@ -6,7 +6,7 @@ over the records i of a Poisson batch (``data.poisson``), B being the *expected*
 are is as secret as they are. Everything that is made of g is post-processing: any optimizer, and every other player.
 
 ``gaussian`` is a ``turns.Gradient``, ``privatize`` makes a turn private by one. What an objective finds out beside its
-gradient, losses and logits of records, stays where it is: it is not accounted for, so it is neither returned nor logged.
+gradient, losses and logits of records, is not accounted for, so it is neither returned nor logged.
 """
 
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ def gaussian(
     noise_multiplier: float,
     expected_batch: float,
     secret: PRNG | None = None,
-    form: str = "auto",
+    form: Any = "auto",
     views: int = 1,
 ) -> Gradient:
     """The clipped sum with Gaussian noise, over the expected batch.

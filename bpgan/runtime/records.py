@@ -247,9 +247,18 @@ def foreign_format(record: RunRecord) -> str:
     )
 
 
+TERMS = "privacy.json"
+"""In a run directory: only a private run has it."""
+
+
 def read_terms(path: pathlib.Path) -> Terms | None:
     """A ``privacy.json``."""
     return read_json(path, Terms)
+
+
+def is_private(workdir: pathlib.Path) -> bool:
+    """Whether the run in a directory learned from records that must not show: it is, too, if its terms are damaged."""
+    return (workdir / TERMS).exists()
 
 
 def read_result(path: pathlib.Path) -> ResultRecord | None:

@@ -380,9 +380,10 @@ class Run:
             (self.path / directory.SAVED).touch()
             self.marked = True
 
-    def stop(self, error: Anomaly, status: str, step: int, seconds: Timings) -> None:
+    def stop(self, error: Anomaly, status: str, step: int, seconds: Timings, carry: Carry) -> None:
         """Ends the run for an anomaly; nothing is saved."""
         self.result = error
+        self._note_spent(carry)
         values, anomalies = self.log.values, self.log.anomalies
         if status == "non-finite":
             values, anomalies = {}, [str(error)]
@@ -410,8 +411,8 @@ class Run:
                     again = found if best[0] == steps else evaluate(best[1].state)
                     found |= {f"best/{k}": float(v) for k, v in again.items()}
                     found["best/step"] = float(best[0])
-        if self.spec.spent is not None and not self.past:
-            self._privacy = self.spec.spent(carry.state)
+        if not self.past:
+            self._note_spent(carry)
         logged = log.values_by(self.path, at) if self.past else self.log.values
         values = logged | found
         if status == "done":
@@ -422,6 +423,11 @@ class Run:
             view = {"config": dict(self.spec.config), "status": status, "step": at}
             write_json(self.path / f"result_at_{at}.json", view | {"metrics": values})
         self.result = Result(status, at, values, found)
+
+    def _note_spent(self, carry: Carry) -> None:
+        """Of a private run, for its result."""
+        if self.spec.spent is not None:
+            self._privacy = self.spec.spent(carry.state)
 
     def _best(self, abstract: Any) -> tuple[int, Any] | None:
         """The best checkpoint, read back from the disk; None if none was ranked."""

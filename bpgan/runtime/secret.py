@@ -1,4 +1,4 @@
-"""The secret of a private run: a key that nobody may know, and what the run's guarantee was fixed to at its first start.
+"""The secret of a private run: a key that nobody may know, and what its guarantee was fixed to at its first start.
 
 Whoever knows the key can subtract the noise. It is 32 bytes of the operating system, drawn at the first start and kept
 in the run directory in a file that only its owner may read. It is in no flag, log, checkpoint or export.
@@ -17,7 +17,7 @@ from bpgan.files import write_json
 from bpgan.runtime import distributed, records
 from bpgan.types import UserError
 
-FILE, TERMS = ".secret", "privacy.json"
+FILE, TERMS = ".secret", records.TERMS
 _BYTES = 32
 
 

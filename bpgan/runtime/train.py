@@ -331,7 +331,7 @@ class _Loop:
             if not finite[i]:
                 carry = self._group.member(self._carry, i)
                 error = _non_finite(carry, self._step, run.saved, run.where, run.spec.faults)
-                run.stop(error, "non-finite", self._step, seconds)
+                run.stop(error, "non-finite", self._step, seconds, carry)
         if not self._several:
             self._runs[0].log.progress(self._step)
         # Calls of about the same time whatever the speed; their length does not change any number.
@@ -398,7 +398,8 @@ class _Loop:
         run.mark()
         if anomalies and self._plan.on_anomaly == "stop":
             error = _stop_at(self._step, anomalies, run.saved, run.where)
-            run.stop(error, "anomaly", self._step, self._seconds)
+            carry = self._group.member(self._carry, self._runs.index(run))
+            run.stop(error, "anomaly", self._step, self._seconds, carry)
 
     def _end(self) -> None:
         step = self._step

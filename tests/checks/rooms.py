@@ -38,18 +38,18 @@ ROOMS = {  # top to bottom; imports go down
         "what a researcher writes: one file an experiment",
         "launcher trained evaluation cli report privacy algorithms backprop metrics metrics.features runtime data nets"
         " losses penalties augment optim files measures lookup types version",
-        "(lucic private_gan) (classifier data dp_merf evaluate export sample image_gan infogan linear_regression lr_range mnist_gan"
-        " sensitivity toy_gan vae)",
+        "(lucic private_gan) (classifier data dp_merf evaluate export sample image_gan infogan linear_regression"
+        " lr_range mnist_gan sensitivity toy_gan vae)",
     ),
     "bpgan.launcher": Room(
         "sweeps, searches, processes, Slurm",
-        "cli report runtime files memory measures types",
+        "cli report privacy.accounting runtime files memory measures types",
         "__main__ main strategies sweep (jobs summary) outcomes runs flags slurm"
         " (budget group processes search) devices",
     ),
     "bpgan.trained": Room(
         "a trained run: loaded, drawn from, exported",
-        "cli runtime data nets files measures lookup types version",
+        "cli privacy.accounting runtime data nets files measures lookup types version",
         "(card export) (paths run)",
     ),
     "bpgan.evaluation": Room(
