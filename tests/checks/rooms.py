@@ -36,9 +36,9 @@ ROOMS = {  # top to bottom; imports go down
     "launch": Room("runs a sweep from a checkout", "launcher"),
     "experiments": Room(
         "what a researcher writes: one file an experiment",
-        "launcher trained evaluation cli report algorithms backprop metrics metrics.features runtime data nets"
+        "launcher trained evaluation cli report privacy algorithms backprop metrics metrics.features runtime data nets"
         " losses penalties augment optim files measures lookup types version",
-        "lucic (classifier data evaluate export sample image_gan infogan linear_regression lr_range mnist_gan"
+        "lucic (audit classifier data evaluate export sample image_gan infogan linear_regression lr_range mnist_gan"
         " sensitivity toy_gan vae)",
     ),
     "bpgan.launcher": Room(
@@ -65,7 +65,12 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.report": Room(
         "the page of a run, the comparison of runs",
         "runtime.records runtime.images files measures types",
-        "compare page (plot tables)",
+        "(audit compare) page (plot tables)",
+    ),
+    "bpgan.privacy": Room(
+        "training with differential privacy: its accounting, and audits of it",
+        "algorithms data losses metrics optim sharding types files measures lookup",
+        "(audit canaries)",
     ),
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",
@@ -220,6 +225,7 @@ MARK = "<!-- rooms -->\n"
 FLOORS = (  # of the diagram: what stands side by side
     ("launch", "experiments"),
     ("bpgan.launcher", "bpgan.trained", "bpgan.evaluation", "bpgan.cli", "bpgan.report"),
+    ("bpgan.privacy",),
     ("bpgan.algorithms", "bpgan.backprop", "bpgan.metrics"),
     ("bpgan.runtime", "bpgan.data", "bpgan.nets"),
     ("bpgan.losses", "bpgan.penalties", "bpgan.augment", "bpgan.optim"),
