@@ -72,10 +72,11 @@ PRESETS = {"smoke": dict(n=100, samples=200)}
 
 
 class Records(NamedTuple):
-    """Images uint8 ``[n, h, w, c]`` with their labels: members of the training set, and others."""
+    """Images uint8 ``[n, h, w, c]`` with their labels: members of the training set, and others; whose they are."""
 
     members: tuple[np.ndarray, np.ndarray]
     others: tuple[np.ndarray, np.ndarray]
+    trained_on: str
     held_out: str
 
 
@@ -103,11 +104,12 @@ def run(cfg: Config) -> None:
         "run_id": opened.record.run,
         "experiment": opened.experiment,
         "step": opened.step,
-        "dataset": opened.record.title.partition("\n")[0],
+        "dataset": records.trained_on,
         "held_out": records.held_out,
         "reference_run": cfg.reference_run,
         "samples": cfg.samples,
         "seed": cfg.seed,
+        "confidence": cfg.confidence,
         "claimed": claimed,
         "attacks": attacks,
         "bounds": bounds,
@@ -150,7 +152,9 @@ def choose_records(cfg: Config, opened: Run) -> Records:
             raise UserError(reason, argument="n", value=cfg.n)
     rng = np.random.default_rng(cfg.seed)
     chosen = [np.sort(rng.permutation(s.length)[: cfg.n]) for s in (trained, others)]
-    return Records(trained.read(chosen[0]), others.read(chosen[1]), others.split)
+    read = trained.read(chosen[0]), others.read(chosen[1])
+    said = f"{counted(whole.length, 'image')} of {whole.name} {whole.split}"
+    return Records(*read, said, f"{others.name} {others.split}")
 
 
 def _canaries(opened: Run) -> canaries.Canaries:
@@ -222,12 +226,13 @@ def infer_membership(
     else:
         left_out.append(f"GAN-Leaks: a run of {opened.experiment} has no generator")
     rows = []
+    each = 1 - (1 - cfg.confidence) / max(len(scores), 1)  # so that all hold together
     for name, (members, others) in scores.items():
         if not (np.isfinite(members).all() and np.isfinite(others).all()):
             left_out.append(f"{name}: scores are not finite")
             continue
-        fpr, tpr = audit.roc(members, others)
-        found = audit.attack(members, others, confidence=cfg.confidence)
+        fpr, tpr = audit.roc(members, others, points=100)
+        found = audit.attack(members, others, confidence=each)
         rows.append({"attack": name, **found._asdict(), "roc": [fpr.tolist(), tpr.tolist()]})
     return rows, left_out
 

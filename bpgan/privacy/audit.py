@@ -248,14 +248,23 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, fl
     return low, float(betaincinv(k + 1, n - k, 1 - beyond)) if k < n else 1.0
 
 
-def roc(members: Scores, others: Scores) -> tuple[np.ndarray, np.ndarray]:
-    """False and true positive rates of every threshold, increasing, from (0, 0) to (1, 1)."""
+def roc(members: Scores, others: Scores, points: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """False and true positive rates, increasing, from (0, 0) or more to (1, 1).
+
+    Args:
+      members, others: scores, greater ones meaning a member.
+      points: how many to keep at most, at false positive rates that are apart on a logarithmic axis; of each the
+        greatest true positive rate that has no more false ones. 0: one for each threshold.
+    """
     scores = np.concatenate([members, others])
     is_member = np.arange(len(scores)) < len(members)
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.diff(scores[order]) != 0, True)  # of equal scores
-    true, false = (np.cumsum(which[order])[last] for which in (is_member, ~is_member))
-    return np.append(0, false / len(others)), np.append(0, true / len(members))
+    true, false = (np.append(0, np.cumsum(which[order])[last]) for which in (is_member, ~is_member))
+    if points:
+        kept = np.unique(np.append(0, np.rint(np.geomspace(1, len(others), points - 1))))
+        true, false = true[np.searchsorted(false, kept, "right") - 1], kept
+    return false / len(others), true / len(members)
 
 
 def nearness(x: np.ndarray, samples: np.ndarray) -> Scores:

@@ -14,13 +14,12 @@ from bpgan.report import plot
 from bpgan.report.tables import Table
 from bpgan.types import counted
 
-_POINTS = 400  # of a curve
-
 _MEMBERSHIP = (
     "AUC is the chance that a member of the training set has the greater score than a held-out image: 0.5 if nothing"
     " leaks. TPR is the share of the members that are found at a threshold which at most 1 % of the held-out images"
-    " pass. An attack says something if a whole interval is on the side of a leak. One that says nothing proves no"
-    " privacy: another attack may say more."
+    " pass. An attack says something if a whole interval is on the side of a leak; the intervals are so wide that of"
+    " attacks that know nothing all say nothing with {sure:g} % confidence. That proves no privacy: another attack may"
+    " say more."
 )
 _BOUNDS = (
     "Each canary was in the training with probability 1/2. If the training were private with a smaller epsilon than the"
@@ -105,7 +104,7 @@ def _refutes(row: Mapping[str, Any], claimed: Mapping[str, float]) -> bool:
 
 
 def _about(found: Mapping[str, Any]) -> list[str]:
-    said = [f"{found['experiment']}, checkpoint of step {found['step']:,}. {found['dataset']}"]
+    said = [f"{found['experiment']} of {found['dataset']}, checkpoint of step {found['step']:,}."]
     if found["attacks"]:
         row = found["attacks"][0]
         said.append(
@@ -124,15 +123,6 @@ def _about(found: Mapping[str, Any]) -> list[str]:
 # Plots --------------------------------------------------------------------------------------------------------------
 
 
-def _thinned(x: np.ndarray, y: np.ndarray, low: float) -> tuple[np.ndarray, np.ndarray]:
-    """A curve from ``low`` on, whose points are apart on a logarithmic axis."""
-    x, y = np.maximum(x, low), np.maximum(y, low)
-    where = np.round(np.log10(x) * _POINTS / -math.log10(low)).astype(int)
-    last = np.append(np.diff(where) != 0, True)
-    last[0] = True
-    return x[last], y[last]
-
-
 def _roc(attacks: Sequence[Mapping[str, Any]]) -> plot.Plot:
     """True against false positive rates, both logarithmic, with chance as a dashed line."""
     low = 1 / max(max(row["members"], row["others"]) for row in attacks)
@@ -141,8 +131,8 @@ def _roc(attacks: Sequence[Mapping[str, Any]]) -> plot.Plot:
     shapes = [plot.Shape(axis.at(ends), axis.at(ends), 8, "dashed")]
     legend = [(8, "chance", "")]
     for i, row in enumerate(attacks):
-        x, y = _thinned(np.asarray(row["roc"][0]), np.asarray(row["roc"][1]), low)
-        shapes.append(plot.Shape(axis.at(x), axis.at(y), i))
+        x, y = (axis.at(np.maximum(rates, low)) for rates in row["roc"])
+        shapes.append(plot.Shape(x, y, i))
         legend.append((i, row["attack"], f"{row['auc']:.3f}"))
     small = "log scales; behind each name its AUC"
     return plot.Plot(
@@ -190,9 +180,9 @@ def membership(found: Mapping[str, Any]) -> Table:
         )
         best += [(i, 1)] * (row["auc_low"] > 0.5) + [(i, 2)] * (row["tpr_low"] > row["fpr_high"])
     first = found["attacks"][0]
-    sure = f"{100 * first['confidence']:g} %"
+    sure = f"{100 * first['confidence']:.3g} %"
     head = ["attack", f"AUC\nDeLong, {sure}", f"TPR\nClopper-Pearson, {sure}", "FPR"]
-    return Table("", head, rows, best, notes=[_MEMBERSHIP])
+    return Table("", head, rows, best, notes=[_MEMBERSHIP.format(sure=100 * found["confidence"])])
 
 
 def lower_bounds(found: Mapping[str, Any]) -> Table:
