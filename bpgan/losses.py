@@ -236,6 +236,32 @@ def _guarded(loss: AdversarialLoss, name: str) -> AdversarialLoss:
     return loss._replace(d=d, g=g)
 
 
+_LOGITS = np.linspace(-4, 4, 8).astype(np.float32)
+
+
+def sees_reals(loss: AdversarialLoss) -> bool:
+    """Whether what G minimizes depends on D's logits of reals, as a relativistic loss does. It is tried out.
+
+    >>> sees_reals(LOSSES["relativistic"]), sees_reals(LOSSES["hinge"])
+    (True, False)
+    """
+    real, fake = jnp.asarray(_LOGITS), jnp.asarray(_LOGITS[[3, 7, 1, 5, 0, 6, 2, 4]])
+    return not np.array_equal(loss.g(real, fake), loss.g(1 - 2 * real, fake))
+
+
+def mixes_examples(loss: AdversarialLoss) -> bool:
+    """Whether what D minimizes of one example depends on the others of its batch, or on a memory. It is tried out.
+
+    >>> mixes_examples(LOSSES["relativistic_average"]), mixes_examples(LOSSES["relativistic"])
+    (True, False)
+    """
+    if loss.memory is not None:
+        return True
+    real, fake = jnp.asarray(_LOGITS), jnp.asarray(_LOGITS[[3, 7, 1, 5, 0, 6, 2, 4]])
+    alone = [loss.d(real[i : i + 1], fake[i : i + 1])[0] for i in range(len(_LOGITS))]
+    return not np.allclose(np.stack(alone), loss.d(real, fake), rtol=1e-5, atol=1e-6)
+
+
 def of_logits() -> dict[str, AdversarialLoss]:
     """Those of ``LOSSES`` that take the logits of any D; the others want energies."""
     return {name: loss for name, loss in LOSSES.items() if not loss.energy}
@@ -283,7 +309,7 @@ def data_to_data_cross_entropy(
 
 AUXILIARY = {
     "acgan": Auxiliary(softmax_cross_entropy, on_fakes=True),
-    "d2d": Auxiliary(data_to_data_cross_entropy, on_fakes=False),
+    "d2d": Auxiliary(data_to_data_cross_entropy, on_fakes=False, mixes_examples=True),
 }
 """What conditional players minimize beside the adversarial loss, by the head of D that it needs.
 

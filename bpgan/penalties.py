@@ -63,6 +63,7 @@ class Regularizer(NamedTuple):
         the network must not mix the examples of a batch.
       mapping: whether it needs a generator with methods ``mapping`` and ``synthesis``.
       matrices: whether it takes the arrays called ``kernel`` for the matrices of the network's layers.
+      mixes_examples: whether its value at one example depends on the others of the batch, or on those before it.
     """
 
     apply: Callable[[Scene, Any], tuple[Array, Any]]
@@ -71,11 +72,18 @@ class Regularizer(NamedTuple):
     each_example: bool = False
     mapping: bool = False
     matrices: bool = False
+    mixes_examples: bool = False
 
 
 def each_example(penalty: Penalty) -> Penalty:
     """Marks a penalty as one that differentiates D at each example as if there were no others (``Regularizer``)."""
     vars(penalty)["each_example"] = True
+    return penalty
+
+
+def mixes_examples(penalty: Penalty) -> Penalty:
+    """Marks a penalty whose value at one example depends on the others of the batch (``Regularizer``)."""
+    vars(penalty)["mixes_examples"] = True
     return penalty
 
 
@@ -86,6 +94,7 @@ def regularizer(penalty: Penalty | Regularizer) -> Regularizer:
     return Regularizer(
         lambda s, memory: (penalty(s.critic, s.real, s.fake, s.key), memory),
         each_example=getattr(penalty, "each_example", False),
+        mixes_examples=getattr(penalty, "mixes_examples", False),
     )
 
 
@@ -192,6 +201,7 @@ def dragan(noise: Literal["positive", "symmetric", "normal"] = "positive") -> Pe
     if noise not in ("positive", "symmetric", "normal"):
         raise ValueError(f"noise={noise!r}: must be positive, symmetric or normal")
 
+    @mixes_examples  # by their standard deviation
     @each_example
     def penalty(critic: Critic, real: Samples, fake: Samples, key: PRNG) -> Logits:
         del fake
@@ -310,7 +320,7 @@ def lecam(decay: float = 0.99, start: int = 1000) -> Regularizer:
         return jnp.where(count > start, value, 0.0), new
 
     memory = {name: np.zeros((), np.float32) for name in ("count", "real", "fake")}
-    return Regularizer(apply, memory, players="d")
+    return Regularizer(apply, memory, players="d", mixes_examples=True)
 
 
 def path_length(

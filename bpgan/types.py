@@ -75,6 +75,8 @@ class Algorithm(NamedTuple):
       networks: by name; ``generator`` is ``(variables, z, labels) -> samples``, ``discriminator`` is
         ``(variables, x, labels) -> logits``, both without labels if there are no ``classes``.
       picture: ``picture(state, key, n) -> images``, what a run shows in the place of n samples that are not images.
+      faults: what it means if a number of the state is no longer finite, by its path (``memory/NAME``), in the place of
+        the advice to train more gently.
     """
 
     init: Callable[..., Any]
@@ -85,6 +87,7 @@ class Algorithm(NamedTuple):
     latents: Callable[[PRNG, int], Any] | None = None
     networks: Mapping[str, Network] = {}
     picture: Callable[..., Any] | None = None
+    faults: Mapping[str, str] = {}
 
     @property
     def shown(self) -> Callable[..., Any] | None:
@@ -118,10 +121,12 @@ class Auxiliary(NamedTuple):
     Attributes:
       loss: ``loss(head[b, ...], labels[b]) -> loss[b]``, of what D returns beside its logits. G minimizes it on fakes.
       on_fakes: whether D minimizes it on fakes as well as on reals.
+      mixes_examples: whether it compares the examples of a batch.
     """
 
     loss: Callable[[Any, Labels], Logits]
     on_fakes: bool
+    mixes_examples: bool = False
 
 
 class Source(NamedTuple):
@@ -139,6 +144,7 @@ class Source(NamedTuple):
         ``rows``, a slice, of each batch.
       examples: a few examples spread over the data, on the host, as they are stored.
       facts: of a dataset of images, what a run remembers of it (``data.Dataset.facts``).
+      average: examples in a batch on average, where not every row has one (``data.poisson``); 0: as many as rows.
     """
 
     data: PyTree
@@ -150,11 +156,17 @@ class Source(NamedTuple):
     windows: Callable[[int, slice], Iterator[PyTree]] | None = None
     examples: Any = ()
     facts: Mapping[str, Any] = {}
+    average: float = 0.0
+
+    @property
+    def examples_per_step(self) -> float:
+        """Examples in a batch, on average."""
+        return self.average or self.batch_size
 
     @property
     def steps_per_epoch(self) -> float:
         """Steps after which every example has been seen once, on average a whole epoch."""
-        return self.length / self.batch_size
+        return self.length / self.examples_per_step
 
 
 @runtime_checkable

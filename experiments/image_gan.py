@@ -304,7 +304,7 @@ PRESETS = {
 }
 
 
-def _check(cfg: Config, axis_name: str | None) -> None:
+def check(cfg: Config, axis_name: str | None) -> None:
     """Raises UserError for flags that do not go with each other."""
     choices, loss, planned = cfg.net.value, cfg.loss.value, cfg.augment.value
     idle = [
@@ -378,7 +378,7 @@ def _check_batches(cfg: Config, axis_name: str | None) -> None:
             refuse("parallel", f"must be jit with `rule={cfg.rule}`", "rule")
 
 
-def _networks(cfg: Config, images: data.Dataset, axis_name: str | None) -> tuple[Net, Net, int]:
+def make_networks(cfg: Config, images: data.Dataset, axis_name: str | None) -> tuple[Net, Net, int]:
     """Both players, of which it is known that they take such images, and the classes of their labels.
 
     Raises:
@@ -408,7 +408,7 @@ def _networks(cfg: Config, images: data.Dataset, axis_name: str | None) -> tuple
     return nets[0], nets[1], classes
 
 
-def _truncation(
+def choose_sampling(
     cfg: Config, g_net: Net, classes: int, dtype: Any
 ) -> tuple[Net | None, Callable[..., Any] | None]:
     """What draws samples in the place of G and of its latents: of a mapping the styles are truncated, else z."""
@@ -420,7 +420,9 @@ def _truncation(
     return None, drawn.truncated(dtype, cfg.truncation)
 
 
-def _optimizers(cfg: Config, steps: int) -> dict[Literal["g", "d"], optax.GradientTransformation]:
+def make_optimizers(
+    cfg: Config, steps: int
+) -> dict[Literal["g", "d"], optax.GradientTransformation]:
     """Adam of both players; D's then keeps its weights within the bound, if there is one."""
     rule = cfg.rule.value
     steps *= rule.counts if rule else 1
@@ -431,11 +433,11 @@ def _optimizers(cfg: Config, steps: int) -> dict[Literal["g", "d"], optax.Gradie
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The GAN that ``cfg`` describes, and its data."""
-    _check(cfg, axis_name)
+    check(cfg, axis_name)
     dtype = storage_dtype(cfg.precision)
     images, held = data.load_for_training(cfg.dataset.value, bool(cfg.eval_every.value))
     images = cfg.canaries.value.plant(images)
-    g_net, d_net, classes = _networks(cfg, images, axis_name)
+    g_net, d_net, classes = make_networks(cfg, images, axis_name)
     source = data.source(
         images,
         seed=cfg.seed,
@@ -445,12 +447,12 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         flip=cfg.flip,
     )
     steps = cli.steps_of(cfg, source.steps_per_epoch)
-    txs, planned, half_life = _optimizers(cfg, steps), cfg.augment.value, cfg.ema.value(steps)
+    txs, planned, half_life = make_optimizers(cfg, steps), cfg.augment.value, cfg.ema.value(steps)
     ramp = None if callable(half_life) else 0.05  # a schedule is its own
     latents = cfg.latents.value.draw(dtype)
     algorithm = gan.make(
         gan.Networks(
-            g_net, d_net, latents, images.shape, dtype, *_truncation(cfg, g_net, classes, dtype)
+            g_net, d_net, latents, images.shape, dtype, *choose_sampling(cfg, g_net, classes, dtype)
         ),
         cfg.loss.value,
         gan.Optimizers(**txs),

@@ -18,7 +18,7 @@ from bpgan.privacy import canaries
 from bpgan.privacy.canaries import MEMORY, Canaries
 from bpgan.report import audit as report
 from bpgan.types import UserError
-from experiments import audit, classifier, linear_regression, mnist_gan, vae
+from experiments import audit, classifier, linear_regression, mnist_gan, private_gan, vae
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -165,6 +165,25 @@ def test_a_run_is_audited(trained, tmp_path, capsys, digits):
     capsys.readouterr()
     assert run(f"--run={trained}", f"--workdir={tmp_path}") == 2
     assert "holds other data than those that" in capsys.readouterr().err
+
+
+@pytest.mark.medium
+def test_a_private_run_is_audited(tmp_path, capsys, digits):
+    """It claims an epsilon, and has canaries of both kinds."""
+    pytest.importorskip("dp_accounting")
+    flags = [f"--dataset=npz:{digits}", "--canaries=80:1", "--secret_seed=1", "--delta=1e-4"]
+    path = train(private_gan, tmp_path / "run", *flags)
+    assert run(f"--run={path}", f"--workdir={tmp_path / 'audit'}") == 0
+    found = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    kinds = [row["canaries_are"] for row in found["bounds"]]
+    assert kinds == ["image canaries", "gradient canaries"]
+    assert found["claimed"]["epsilon"] <= 10 and found["bounds"][0]["delta"] == pytest.approx(1e-4)
+    assert all(row["epsilon"] <= found["claimed"]["epsilon"] for row in found["bounds"])
+    assert "The run claims epsilon" in capsys.readouterr().out
+    flags = [flag if "canaries" not in flag else "--canaries=999999" for flag in flags]
+    argv = ["--preset=smoke", f"--workdir={tmp_path / 'other'}", *flags]
+    assert cli.run(private_gan.Config, private_gan.build, private_gan.PRESETS, argv) == 2
+    assert "--canaries=999999: must be at most 300 examples" in capsys.readouterr().err
 
 
 @pytest.mark.medium

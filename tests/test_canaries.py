@@ -13,7 +13,8 @@ import scipy.stats
 from bpgan import data
 from bpgan.algorithms import turns
 from bpgan.algorithms.turns import Aux, Term, Turn
-from bpgan.privacy import audit, canaries
+from bpgan.data import poisson
+from bpgan.privacy import accounting, audit, canaries, mechanism
 from bpgan.types import UserError, stream
 
 
@@ -98,33 +99,19 @@ def objective(now):
     return value, Aux(metrics={"loss": value})
 
 
-def clipped_and_noised(sigma, secret, objective, now, player):
-    """DP-SGD's sum, by the book: each record by itself, clipped to 1, in the batch with probability q, noise."""
-
-    def one(x, y):
-        alone = now._replace(batch={"x": x[None], "y": y[None]})
-        found, g = turns.autodiff(objective, alone, player)
-        return found, jax.tree.map(lambda a: a * jnp.minimum(1, 1 / optax.tree.norm(g)), g)
-
-    found, each = jax.vmap(one)(now.batch["x"], now.batch["y"])
-    key = jax.random.fold_in(secret, now.index)
-    inside = jax.random.bernoulli(stream(key, "batch"), RATE, (N,)).astype(jnp.float32)
-    total, unflatten = jax.flatten_util.ravel_pytree(
-        jax.tree.map(lambda a: jnp.tensordot(inside, a, 1), each)
-    )
-    noise = sigma * jax.random.normal(stream(key, "noise"), total.shape)
-    (value, aux) = jax.tree.map(jnp.mean, found)
-    return (value, aux), unflatten((total + noise) / (RATE * N))
-
-
 def released(sigma, included, seed):
     """What the state of a private run of a few steps remembers of its canaries."""
     key = jax.random.key(seed)
     x = jax.random.normal(stream(key, "x"), (N, DIM))
     batch = {"x": x, "y": (x[:, 0] > 0).astype(jnp.float32)}
-    gradient = functools.partial(clipped_and_noised, sigma, stream(key, "secret"))
+    secret = stream(key, "secret")
     gradient = canaries.planted(
-        gradient, included, stream(key, "canaries"), clip=1, rate=RATE, batch=RATE * N
+        mechanism.gaussian(1.0, sigma, RATE * N, secret, form="vmap"),
+        included,
+        stream(key, "canaries"),
+        clip=1,
+        rate=RATE,
+        batch=RATE * N,
     )
 
     def init(key):
@@ -137,7 +124,8 @@ def released(sigma, included, seed):
     state = system.init(stream(key, "init"))
 
     def step(state, _):
-        return system.step(state, batch, key)[0], None
+        mask = poisson.included(secret, state.step, N, RATE)
+        return system.step(state, {**batch, "mask": mask}, key)[0], None
 
     return jax.lax.scan(step, state, None, STEPS)[0].memory[canaries.MEMORY]
 
@@ -150,9 +138,8 @@ def coins():
 @pytest.fixture(scope="module")
 def scores(coins):
     """Of 20 runs with noise and 20 without, float ``[2, 20, m]``."""
-    of_runs = jax.vmap(released, (None, 0, 0))
-    run = jax.jit(of_runs)
-    return np.stack([run(sigma, coins, jnp.arange(20)) for sigma in (1.0, 0.0)])
+    runs = [jax.jit(jax.vmap(functools.partial(released, sigma))) for sigma in (1.0, 0.0)]
+    return np.stack([run(coins, jnp.arange(20)) for run in runs])
 
 
 @pytest.mark.medium
@@ -163,21 +150,13 @@ def test_a_canary_that_is_in_is_found_as_often_as_it_is_in_a_batch(scores, coins
     assert abs(scores[0][~coins].std() / STEPS**0.5 - 1) < 0.1
 
 
-def epsilon(sigma, delta):
-    """By dp-accounting, of what ``clipped_and_noised`` does."""
-    from dp_accounting import dp_event, rdp
-
-    event = dp_event.PoissonSampledDpEvent(RATE, dp_event.GaussianDpEvent(sigma))
-    accountant = rdp.RdpAccountant().compose(event, STEPS)
-    return accountant.get_epsilon(delta)
-
-
 @pytest.mark.medium
 def test_audit_sandwich(scores, coins):
     """T5.7: a lower bound of 20 private runs is at most epsilon in 18 or more."""
     pytest.importorskip("dp_accounting")
     delta = 1e-5
-    claimed = epsilon(1.0, delta)
+    done = accounting.Mechanism("poisson", RATE, 1.0, 1.0, delta)
+    claimed = accounting.epsilon(done, STEPS).epsilon
     found = [audit.lower_bound(s, c, delta).epsilon for s, c in zip(scores[0], coins, strict=True)]
     assert sum(bound <= claimed for bound in found) >= 18, (found, claimed)
     assert np.median(found) > 0.3  # it is no empty bound, either
@@ -222,5 +201,5 @@ def test_more_canaries_than_parameters():
     term = Term(lambda now: (jnp.sum(now.players["w"].params), Aux()))
     turn = Turn("w", [term], optax.sgd(1.0), gradient=wrapped)
     system = turns.play(lambda key: {"w": {"params": jnp.zeros(3)}}, [turn], memory=canaries.memory(9))  # fmt: skip
-    with pytest.raises(ValueError, match="9 canaries are more than the 3 parameters of w"):
+    with pytest.raises(UserError, match="canaries=9: must be at most 3 parameters of w"):
         system.step(system.init(None), {"x": jnp.ones(4)}, jax.random.key(0))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpgan.runtime import threefry
+from bpgan import threefry
 
 KEYS = [0, 7, 2**31 - 5]
 DRAWS = {

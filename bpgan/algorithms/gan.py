@@ -491,17 +491,18 @@ def play(
     *,
     accumulate: int = 1,
     ema_decay: Scalar | None = None,
+    memory: Mapping[str, Any] | None = None,
     rule: turns.Rule | None = None,
     axis_name: str | None = None,
 ) -> Algorithm:
-    """What ``make`` returns, of turns that may be other than those of ``alternate``."""
+    """What ``make`` returns, of turns that may be other than those of ``alternate`` and remember more."""
     networks, classes = setting.networks, setting.condition.classes
     algorithm = turns.play(
         functools.partial(_variables, setting),
         players,
         accumulate=accumulate,
         ema={} if ema_decay is None else {"g": ema_decay},
-        memory=_remembered(setting),
+        memory=_remembered(setting) | dict(memory or {}),
         rule=rule,
         dtype=networks.dtype,
         axis=turns.Axis(axis_name),

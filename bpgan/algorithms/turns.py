@@ -6,8 +6,8 @@ the others stand still,
     w_p <- w_p + tx(grad_{w_p} sum_i every_i [update is a multiple of every_i] objective_i(w)),
 
 and an *algorithm* is players, their turns in order, averages, and a way to draw samples. A classifier has one turn, a
-GAN two, a CycleGAN three; a private GAN has a turn with another ``gradient``. Two players may also be moved at once, by
-a ``Rule`` (``bpgan.algorithms.game``).
+GAN two, a CycleGAN three; a private GAN has a turn with another ``gradient`` (``bpgan.privacy``). Two players may also
+be moved at once, by a ``Rule`` (``bpgan.algorithms.game``).
 
 What is done here is done for all of them: turns that are repeated, gradients accumulated over micro-batches, lazy
 regularization, averages of parameters, memories, and the devices that share a batch, of which only ``Axis`` knows. An
@@ -212,6 +212,9 @@ class Turn(NamedTuple):
       draw: ``now -> rows`` that an update adds to the batch, before that is cut into micro-batches: latents.
       prepare: ``now -> rows`` that the terms share, of each micro-batch: fakes. The gradient does not go through them.
       gradient: computes it.
+      due: ``now -> bool``, whether it is this player's turn in this step at all; None: it is in every step. In the
+        others it stands still, and its metrics are those of its last update, which the memory keeps under its name:
+        ``play(memory={player: {metric: 0.0}})`` names them all. ``index`` then counts steps.
       after: ``(now, metrics) -> memory``, the entries that change by the metrics of the whole update.
       key: ``(key of the step, player, repetition) -> key`` of the update.
     """
@@ -223,6 +226,7 @@ class Turn(NamedTuple):
     draw: Callable[[Now], Batch] = _no_rows
     prepare: Callable[[Now], Batch] = _no_rows
     gradient: Gradient = autodiff
+    due: Callable[[Now], jax.Array] | None = None
     after: Callable[[Now, Metrics], Mapping[str, Any]] = _nothing
     key: Callable[[PRNG, str, Any], PRNG] = own_key
 
@@ -428,7 +432,10 @@ def _repeated(
 
     player = now.players[turn.player]
     if turn.repeats == 1:
-        return once(player, now.memory, 0, jax.tree.map(lambda x: x[-1], rows))
+        last = jax.tree.map(lambda x: x[-1], rows)
+        if turn.due is not None:
+            return _in_its_turn(turn, now, lambda: once(player, now.memory, 0, last))
+        return once(player, now.memory, 0, last)
 
     def body(carry: Any, inputs: Any) -> Any:
         player, memory, metrics = once(*carry, *inputs)
@@ -437,6 +444,27 @@ def _repeated(
     start = (player, dict(now.memory))
     (player, memory), metrics = lax.scan(body, start, (jnp.arange(turn.repeats), rows))
     return player, memory, jax.tree.map(jnp.mean, metrics)
+
+
+def _in_its_turn(
+    turn: Turn, now: Now, move: Callable[[], tuple[Player, dict[str, Any], Metrics]]
+) -> tuple[Player, dict, Metrics]:
+    """``move()`` where the turn is due; else the player and the memory as they are, and the metrics kept there."""
+    assert turn.due is not None
+    kept = now.memory[turn.player]
+
+    def moved() -> tuple[Player, dict[str, Any]]:
+        player, memory, metrics = move()
+        if set(metrics) != set(kept):
+            raise ValueError(f"memory of {turn.player}: must have its metrics, {sorted(metrics)}")
+        as_kept = {name: metrics[name].astype(x.dtype) for name, x in kept.items()}
+        return player, {**memory, turn.player: as_kept}
+
+    def idle() -> tuple[Player, dict[str, Any]]:
+        return now.players[turn.player], dict(now.memory)
+
+    player, memory = lax.cond(turn.due(now), moved, idle)
+    return player, memory, dict(memory[turn.player])
 
 
 def _by_rule(
@@ -590,11 +618,16 @@ def _checked(turns: Sequence[Turn], accumulate: int, rule: Rule | None, axis: Ax
             raise ValueError(f"every of {turn.player}: must be at least 1")
         if all(term.every > 1 for term in turn.terms):
             raise ValueError(f"terms of {turn.player}: one of them must enter every update")
+        if turn.due is not None and (turn.repeats > 1 or any(t.every > 1 for t in turn.terms)):
+            raise ValueError(
+                f"due of {turn.player}: not together with repeats or lazy terms, which count updates"
+            )
     if accumulate < 1:
         raise ValueError(f"{accumulate=}: must be at least 1")
-    if rule is not None and (len(turns) != 2 or repeats > 1 or accumulate > 1 or axis.name):
+    due = any(turn.due is not None for turn in turns)
+    if rule is not None and (len(turns) != 2 or repeats > 1 or accumulate > 1 or axis.name or due):
         raise ValueError(
-            "rule: of two players, and not together with repeated turns, accumulate or a mapped axis,"
+            "rule: of two players, and not together with repeated or due turns, accumulate or a mapped axis,"
             " whose updates it replaces"
         )
     return repeats

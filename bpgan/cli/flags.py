@@ -48,7 +48,7 @@ def field(
     high: float | None = None,
     exclusive_low: bool = False,
     restart_safe: bool = False,
-    sweepable: bool = False,
+    sweepable: bool | None = None,
     locates_data: bool = False,
     check: Callable[[Any], object] | None = None,
     parse: Callable[[str], Any] | None = None,
@@ -64,7 +64,7 @@ def field(
         function without arguments, is read whenever the flag is: what was added to it meanwhile is allowed.
       low, high: bounds, both allowed values themselves unless ``exclusive_low``.
       restart_safe: an interrupted run may be resumed with another value.
-      sweepable: ``build`` never branches on it in Python, so it may be a tracer.
+      sweepable: ``build`` never branches on it in Python, so it may be a tracer; None: as in a base class.
       locates_data: it only says where the data are: an interrupted run may be resumed with another value if they are
         the same there.
       check: called with the value; raises ValueError("must be ...") to refuse it.
@@ -87,6 +87,8 @@ def field(
         parse=parse,
     )
     metadata = {k: v for k, v in given.items() if v is not None and v is not False and v != ""}
+    if sweepable is not None:
+        metadata["sweepable"] = sweepable
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -1,5 +1,6 @@
 """From what ``build`` returns and what the flags ask for to a plan of training."""
 
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,6 +33,10 @@ class Experiment(NamedTuple):
       frame: what stands around the sample grids on the run's page: the names of columns, or axes and a legend.
       pictures: ``state -> {name: picture}`` on the host, drawn with every sample grid, and after the last step, in the
         place of those before: uint8 ``[h, w, c]``, or the text of an SVG file. The page shows what is in ``pictures/``.
+      settle: ``run directory -> (algorithm, source)``, once for each start, for what is trained there in the place of
+        ``algorithm`` and ``source``, which are of the same shapes; ``bpgan.runtime.run.RunSpec``.
+      account: ``state -> {name: value}`` on the host, in every log line.
+      spent: ``state -> {name: value}``, the ``privacy`` of ``result.json``.
     """
 
     algorithm: Algorithm
@@ -43,6 +48,9 @@ class Experiment(NamedTuple):
     measure: Mapping[str, str] = MappingProxyType({})
     frame: Frame = Frame()
     pictures: Callable[[Any], Mapping[str, Any]] | None = None
+    settle: Callable[[pathlib.Path], tuple[Algorithm, Source]] | None = None
+    account: Callable[[Any], Mapping[str, float]] | None = None
+    spent: Callable[[Any], Mapping[str, Any]] | None = None
 
 
 _COLUMNS = 20  # beyond which a class has too few images in a grid to see anything

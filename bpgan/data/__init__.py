@@ -3,6 +3,7 @@
 A batch is a pure function of ``(seed, step)``: no iterator, nothing to checkpoint, any step reachable at once.
 """
 
+from bpgan.data import poisson
 from bpgan.data.datasets import (
     Dataset,
     hold_out,
@@ -42,6 +43,7 @@ __all__ = [
     "of_arrays",
     "parse",
     "parse_feed",
+    "poisson",
     "source",
     "streamed",
     "without_images",

@@ -63,11 +63,7 @@ def _fed(dataset: Dataset, seed: int, batch_size: int, dtype: Any, feed: "str | 
     kind, workers = parse_feed(feed) if isinstance(feed, str) else feed
     if dataset.is_absent:
         return _abstract(dataset, seed, batch_size, dtype)
-    size = dataset.length * int(np.prod(dataset.shape))
-    if kind == "memory" and size > (free := memory.available()):
-        reason = f"{memory.shortfall(size, free)} for this dataset; stream reads it from disk"
-        raise UserError(reason, argument="feed", value=kind)
-    if kind == "memory" or (kind == "auto" and size <= _MEMORY):
+    if resolve_feed(dataset, kind) == "memory":
         return in_memory(
             *dataset.arrays(),
             seed=seed,
@@ -85,6 +81,15 @@ def _fed(dataset: Dataset, seed: int, batch_size: int, dtype: Any, feed: "str | 
         dtype=dtype,
         workers=workers,
     )
+
+
+def resolve_feed(dataset: Dataset, kind: str) -> str:
+    """``memory`` or ``stream``: where the images of a dataset are read from, of a ``Feed.kind``. Raises UserError."""
+    size = dataset.length * int(np.prod(dataset.shape))
+    if kind == "memory" and size > (free := memory.available()):
+        reason = f"{memory.shortfall(size, free)} for this dataset; stream reads it from disk"
+        raise UserError(reason, argument="feed", value=kind)
+    return "memory" if kind == "memory" or (kind == "auto" and size <= _MEMORY) else "stream"
 
 
 def _abstract(dataset: Dataset, seed: int, batch_size: int, dtype: Any) -> Source:
@@ -187,7 +192,7 @@ def _resident(
         rows = order.rows_at(data["order"], step, length, batch_size)
         flat = jnp.take(data["x"], rows, axis=0, mode="clip")
         return {
-            "x": _scaled(flat.reshape(batch_size, *shape), dtype),
+            "x": scaled(flat.reshape(batch_size, *shape), dtype),
             "y": jnp.take(data["y"], rows, axis=0, mode="clip"),
         }
 
@@ -217,13 +222,8 @@ def streamed(
       workers: processes that read; 0 for threads, which suffice unless ``read`` holds the interpreter's lock.
     """
     _check_size(length, batch_size)
-    if importlib.util.find_spec("grain") is None:
-        reason = "reading from disk needs Grain: pip install grain; memory does without"
-        raise UserError(reason, argument="feed", value="stream")
     size = int(np.prod(shape))
-    if (need := 4 * batch_size * size) > (free := memory.available()):  # two are ahead, one is used
-        raise UserError(memory.shortfall(need, free), argument="batch_size", value=batch_size)
-    steps = int(np.clip(_WINDOW // (batch_size * size), 1, 256))
+    steps = window_steps(batch_size, size)
     keys = np.asarray(order.round_keys(seed))
     spec = {
         "x": jax.ShapeDtypeStruct((steps, batch_size, size), jnp.uint8),
@@ -232,13 +232,27 @@ def streamed(
 
     def batch_at(data, step):
         x, y = (jax.lax.dynamic_index_in_dim(data[k], step % steps, keepdims=False) for k in "xy")
-        return {"x": _scaled(x.reshape(batch_size, *shape), dtype), "y": y}
+        return {"x": scaled(x.reshape(batch_size, *shape), dtype), "y": y}
 
     def windows(first: int, rows: slice) -> Iterator[dict[str, np.ndarray]]:
-        return _read_ahead(_Windows(read, keys, length, batch_size, steps, rows), first, workers)
+        return read_ahead(_Windows(read, keys, length, batch_size, steps, rows), first, workers)
 
     examples = read(_spread(length))[0]
     return Source(spec, batch_at, length, batch_size, fingerprint, steps, windows, examples)
+
+
+def window_steps(batch_size: int, size: int) -> int:
+    """Steps of a window of batches of ``batch_size`` examples of ``size`` bytes.
+
+    Raises:
+      UserError: without Grain, or if some windows do not fit into memory.
+    """
+    if importlib.util.find_spec("grain") is None:
+        reason = "reading from disk needs Grain: pip install grain; memory does without"
+        raise UserError(reason, argument="feed", value="stream")
+    if (need := 4 * batch_size * size) > (free := memory.available()):  # two are ahead, one is used
+        raise UserError(memory.shortfall(need, free), argument="batch_size", value=batch_size)
+    return int(np.clip(_WINDOW // (batch_size * size), 1, 256))
 
 
 class _Windows:
@@ -262,7 +276,7 @@ class _Windows:
         return f"windows of {counted(self._steps, 'batch', 'batches')} of {self._batch_size}"
 
 
-def _read_ahead(windows: _Windows, first: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
+def read_ahead(windows: Any, first: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
     """The windows from ``first`` on, read by threads or processes while the last ones are used."""
     import grain
 
@@ -277,7 +291,7 @@ def _read_ahead(windows: _Windows, first: int, workers: int) -> Iterator[dict[st
     return iter(ready)
 
 
-def _scaled(x: jax.Array, dtype: Any) -> jax.Array:
+def scaled(x: jax.Array, dtype: Any) -> jax.Array:
     """uint8 images in [-1, 1]; anything else only converted."""
     return x.astype(dtype) / 127.5 - 1 if x.dtype == jnp.uint8 else x.astype(dtype)
 

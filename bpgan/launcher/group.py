@@ -141,6 +141,9 @@ def _train(
     built, measures, refusals = _build(experiment, cfgs, differing)
     for error in refusals.values():
         cli.fail(error)
+    if built.settle is not None:
+        reason = "must be off: each of these runs has a secret key of its own"
+        raise UserError(reason, argument="vectorize")
     if built.title:
         print(built.title, flush=True)
     first = cfgs[min(measures)]

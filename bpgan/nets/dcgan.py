@@ -279,29 +279,37 @@ def _widths(size: int, count: int) -> tuple[int, ...]:
     return tuple(size << i for i in range(count))
 
 
-def _generator(shape: tuple[int, int, int], size: int, *, norm: bool, **given: Any) -> Generator:
+def _generator(
+    shape: tuple[int, int, int], size: int, *, norm: bool, plain: bool, **given: Any
+) -> Generator:
     widths = _widths(size, levels(shape[0]))[::-1]
-    return Generator(shape, widths, conditioning="norm" if norm else "concat", **given)
+    conditioning = "norm" if norm else "concat"
+    return Generator(shape, widths, conditioning=conditioning, norm=not plain, **given)
 
 
 def _lite_generator(
-    shape: tuple[int, int, int], size: int, *, norm: bool, **given: Any
+    shape: tuple[int, int, int], size: int, *, norm: bool, plain: bool, **given: Any
 ) -> Generator:
     widths = _widths(size, levels(shape[0]) + 1)[::-1]
     conditioning = "norm" if norm else "concat"
-    return Generator(shape, widths, "resize", output_gain=0.5, conditioning=conditioning, **given)
+    return Generator(
+        shape, widths, "resize", norm=not plain, output_gain=0.5, conditioning=conditioning, **given
+    )
 
 
-_NORM = {"norm": Option(of_labels=True, meaning="labels enter G's batch norms")}
+_NORM = {
+    "norm": Option(of_labels=True, meaning="labels enter G's batch norms"),
+    "plain": Option(meaning="G has no batch norm"),
+}
 
 ARCHITECTURES["dcgan"] = Architecture(
-    Network(_generator, options=_NORM, mixes_examples=True),
+    Network(_generator, options=_NORM, mixes_examples=True, mixes_unless="plain"),
     Network(lambda shape, size, **given: Discriminator(_widths(size, levels(shape[0])), **given)),
     size=64,
 )
 # The recipe for a CPU: bilinear interpolation in G, a first convolution at full resolution in D.
 ARCHITECTURES["lite"] = Architecture(
-    Network(_lite_generator, options=_NORM, mixes_examples=True),
+    Network(_lite_generator, options=_NORM, mixes_examples=True, mixes_unless="plain"),
     Network(
         lambda shape, size, **given: Discriminator(
             (2 * size, 4 * size), full_resolution=size, hidden=128, **given

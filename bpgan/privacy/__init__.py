@@ -1,7 +1,11 @@
-"""Training with differential privacy: its accounting, and audits of it.
+"""Training with differential privacy, what can be said of the privacy of a run, and audits of any run.
 
-================  ==================================================================================================
-``canaries``      records and gradients that are planted in a training, to be looked for afterwards
-``audit``         what an attack finds: membership inference, and a lower bound of epsilon from one run
-================  ==================================================================================================
+==============  =========================================================================
+``dpgan``       a GAN whose D is private, and whose G sees nothing that is
+``mechanism``   the private turn: clipped gradients, noise, its count of updates
+``clipping``    the sum of the gradients of single records, each clipped
+``accounting``  the epsilon and delta of the updates that a run has made, by dp-accounting
+``canaries``    records and gradients that are planted in a training, to be looked for
+``audit``       what attacks find: members, and a lower bound of epsilon from one run
+==============  =========================================================================
 """

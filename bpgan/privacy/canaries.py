@@ -98,6 +98,18 @@ class Canaries(NamedTuple):
             high=255,
         )
 
+    def join(
+        self, gradient: Gradient, *, clip: float, rate: float, batch: float
+    ) -> tuple[Gradient, dict[str, np.ndarray]]:
+        """A private gradient with these canaries in it (``planted``), and what it remembers at the start.
+
+        As it is, and nothing, if there are none.
+        """
+        if not self.count:
+            return gradient, {}
+        found = planted(gradient, self.included, self.key, clip=clip, rate=rate, batch=batch)
+        return found, memory(self.count)
+
     def __str__(self) -> str:
         return f"{self.count}:{self.seed}" if self.seed else f"{self.count}"
 
@@ -156,9 +168,9 @@ class _Planted:
 # Gradients ----------------------------------------------------------------------------------------------------------
 
 
-def memory(m: int) -> dict[str, jax.Array]:
+def memory(m: int) -> dict[str, np.ndarray]:
     """What ``turns.play(memory=...)`` takes for a turn that ``planted`` has wrapped."""
-    return {MEMORY: jnp.zeros(m)}
+    return {MEMORY: np.zeros(m, np.float32)}
 
 
 def planted(
@@ -193,7 +205,7 @@ def planted(
       The gradient. ``now.memory`` must have ``memory(m)``.
 
     Raises:
-      ValueError: at trace time, for more canaries than parameters.
+      UserError: at trace time, for more canaries than parameters.
     """
     m = len(included)
 
@@ -204,7 +216,8 @@ def planted(
         flat, unflatten = ravel_pytree(found)
         each = flat.size // m
         if not each:
-            raise ValueError(f"{m} canaries are more than the {flat.size} parameters of {player}")
+            reason = f"must be at most {counted(flat.size, 'parameter')} of {player}"
+            raise UserError(reason, argument="canaries", value=m)
         own, unit = jax.random.fold_in(key, now.index), 1 / math.sqrt(each)
         signs = jax.random.rademacher(stream(own, "signs"), (each, m), flat.dtype)
         due = jax.random.bernoulli(stream(own, "batch"), rate, (m,))

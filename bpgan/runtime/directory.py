@@ -28,7 +28,10 @@ _FOLDERS = {_CHECKPOINTS, "samples", "hparams", "pictures"}
 SAVED = ".saved"
 """In a run directory that has held a checkpoint."""
 
-_FILES = {_LOCK, SAVED, _RECORD, "metrics.jsonl", "result.json"}
+_PRIVATE = {".secret", "privacy.json"}
+"""See ``secret``."""
+
+_FILES = {_LOCK, SAVED, _RECORD, "metrics.jsonl", "result.json", *_PRIVATE}
 
 
 def open_run(
@@ -78,7 +81,7 @@ def open_run(
         free = restart_safe | locates_data if fingerprint == old.data else restart_safe
         reason = _difference(path, old, name, config, free, fingerprint, measure)
     # What a process killed before its first step may leave behind does not count.
-    elif set(entries) - {_LOCK, f"{_RECORD}.tmp", _CHECKPOINTS}:
+    elif set(entries) - {_LOCK, f"{_RECORD}.tmp", _CHECKPOINTS, *_PRIVATE, ".secret.tmp"}:
         reason = "is not empty and holds no bpgan run; name a new or empty directory"
     if reason:
         raise UserError(reason, argument="workdir", value=workdir)

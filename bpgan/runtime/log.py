@@ -142,7 +142,9 @@ class Log:
         self._bar.update(step - self._bar.n)
         rate = self._bar.format_dict["rate"]
         if rate:
-            self._bar.set_postfix_str(f"{rate * self._source.batch_size:,.0f} images/s", False)
+            self._bar.set_postfix_str(
+                f"{rate * self._source.examples_per_step:,.0f} images/s", False
+            )
 
     def write(
         self,
@@ -206,7 +208,7 @@ class Log:
             begin, start = self._marks[0]
         if step > begin:
             rate = (step - begin) / max(now - start, 1e-9)
-            speed = rate * self._source.batch_size
+            speed = rate * self._source.examples_per_step
             timed |= zip(CLOCK[1:], (round(rate, 3), round(speed, 1)), strict=True)
         return timed
 

@@ -15,7 +15,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bpgan.runtime import compiler, products, threefry
+from bpgan import threefry
+from bpgan.runtime import compiler, products
 from bpgan.types import PRNG, Algorithm, Metrics, Source, UserError, counted, stream
 
 _AXIS = "batch"
@@ -71,12 +72,16 @@ class _Feed:
         self._source, self._sharding, self._rows = source, sharding, rows
         self._next = -1  # the window that comes out of the iterator next
         self._ready: dict[int, Any] = {}
-        if not source.windows:
+        leaves = jax.tree.leaves(source.data)
+        self._is_abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves)
+        if not source.windows and not self._is_abstract:
             self._data = jax.tree.map(lambda x: _place(np.asarray(x), sharding), source.data)
 
     def at(self, carry: Carry) -> Any:
         """The data for the step the carry is at."""
         if not self._source.windows:
+            if self._is_abstract:
+                raise ValueError("the source has shapes and no data: its steps can only be traced")
             return self._data
         index = int(carry.state.step) // self._source.window
         if index not in self._ready:

@@ -130,6 +130,28 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     frame: Frame = Frame()
 
 
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """``privacy.json``: what the guarantee of a private run was fixed to at its first start.
+
+    Attributes:
+      sampling, q, rows, noise_multiplier, clip, delta: see ``bpgan.privacy.accounting`` and ``data.poisson``.
+      epsilon: what the run may spend; None: it has no limit.
+      length, data: how many records there are, and the SHA-256 of them.
+      guarantee: whether the key is secret and there is noise.
+    """
+
+    sampling: str
+    q: float
+    rows: Count
+    noise_multiplier: float
+    clip: float
+    delta: float
+    epsilon: float | None
+    length: Count
+    data: str
+    guarantee: bool
+
+
 class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
     """``result.json`` and ``result_at_STEP.json``: how a run ended, or was at its pause.
 
@@ -138,6 +160,7 @@ class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
       anomalies: in words, the last one last.
       timings: seconds by activity.
       config: of a pause, the flags that asked for it.
+      privacy: of a private run, what it has spent (``bpgan.privacy.accounting.record``).
     """
 
     status: str
@@ -147,6 +170,7 @@ class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
     anomalies: list[str] = []
     timings: dict[str, float] = {}
     config: dict[str, Scalar] | None = None
+    privacy: dict[str, Scalar] = {}
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -221,6 +245,11 @@ def foreign_format(record: RunRecord) -> str:
         f"holds a run of {whose} version of bpgan (format {record.format}, not {FORMAT}); go on with that version,"
         " or begin the run anew in another directory (CHANGELOG.md says what has changed)"
     )
+
+
+def read_terms(path: pathlib.Path) -> Terms | None:
+    """A ``privacy.json``."""
+    return read_json(path, Terms)
 
 
 def read_result(path: pathlib.Path) -> ResultRecord | None:

@@ -26,7 +26,7 @@ from bpgan.runtime import (
 )
 from bpgan.runtime.checkpoint import NEWEST, Checkpoints, Keep
 from bpgan.runtime.program import Carry
-from bpgan.types import Source, UserError
+from bpgan.types import Algorithm, Source, UserError
 
 EVAL = "eval/"
 """Before the names of what ``validate`` finds."""
@@ -92,6 +92,11 @@ class RunSpec(NamedTuple):
       url: where the directory is kept, if that is not ``workdir`` but an object store. Each of several processes then
         has a directory of its own.
       begin: ``state -> (state, records.Origin)``, from which a run that is new begins; None: as it is.
+      settle: ``run directory -> (algorithm, source)``, called once it is locked, for what is trained there in the place
+        of what was given; None: that is trained. For what is decided at the first start in it, such as a secret key.
+      faults: of ``Algorithm``.
+      account: ``state -> {name: value}`` on the host, beside the metrics of every log line; see ``spent``.
+      spent: ``state -> {name: value}``, what ``result.json`` says of a private run's privacy.
       report: called with the run directory once the result is there; returns the path of the page that it has made of
         it, or None.
     """
@@ -105,6 +110,10 @@ class RunSpec(NamedTuple):
     measure: Mapping[str, str] = types.MappingProxyType({})
     command: str = ""
     begin: Callable[[Any], tuple[Any, records.Origin]] | None = None
+    settle: Callable[[pathlib.Path], tuple[Algorithm, Source]] | None = None
+    faults: Mapping[str, str] = types.MappingProxyType({})
+    account: Callable[[Any], Mapping[str, float]] | None = None
+    spent: Callable[[Any], Mapping[str, Any]] | None = None
     report: Callable[[pathlib.Path], pathlib.Path | None] | None = None
     url: str = ""
     title: str = ""
@@ -168,6 +177,7 @@ class Run:
         )
         self.where = spec.url or str(self.path)
         self._parameters: dict[str, int] = {}
+        self._privacy: Mapping[str, Any] = {}
         self.logged = (0, 0)
         self.origin: records.Origin | None = None
 
@@ -238,7 +248,7 @@ class Run:
             "config": dict(self.spec.config),
             "restart_safe": sorted(self.plan.restart_safe),
             "data": self.source.fingerprint,
-            "images_per_step": self.source.batch_size,
+            "images_per_step": round(self.source.examples_per_step),
             "command": self.spec.command,
         }
         if self.source.facts:
@@ -370,9 +380,10 @@ class Run:
             (self.path / directory.SAVED).touch()
             self.marked = True
 
-    def stop(self, error: Anomaly, status: str, step: int, seconds: Timings) -> None:
+    def stop(self, error: Anomaly, status: str, step: int, seconds: Timings, carry: Carry) -> None:
         """Ends the run for an anomaly; nothing is saved."""
         self.result = error
+        self._note_spent(carry)
         values, anomalies = self.log.values, self.log.anomalies
         if status == "non-finite":
             values, anomalies = {}, [str(error)]
@@ -400,6 +411,8 @@ class Run:
                     again = found if best[0] == steps else evaluate(best[1].state)
                     found |= {f"best/{k}": float(v) for k, v in again.items()}
                     found["best/step"] = float(best[0])
+        if not self.past:
+            self._note_spent(carry)
         logged = log.values_by(self.path, at) if self.past else self.log.values
         values = logged | found
         if status == "done":
@@ -410,6 +423,11 @@ class Run:
             view = {"config": dict(self.spec.config), "status": status, "step": at}
             write_json(self.path / f"result_at_{at}.json", view | {"metrics": values})
         self.result = Result(status, at, values, found)
+
+    def _note_spent(self, carry: Carry) -> None:
+        """Of a private run, for its result."""
+        if self.spec.spent is not None:
+            self._privacy = self.spec.spent(carry.state)
 
     def _best(self, abstract: Any) -> tuple[int, Any] | None:
         """The best checkpoint, read back from the disk; None if none was ranked."""
@@ -438,6 +456,8 @@ class Run:
             "anomalies": anomalies,
             "timings": {f"{k}_s": round(v, 3) for k, v in seconds.until_now().items()},
         }
+        if self._privacy:
+            result["privacy"] = dict(self._privacy)
         write_json(self.path / "result.json", result)
         page = self.spec.report(self.path) if self.spec.report else None
         if not self.quiet:

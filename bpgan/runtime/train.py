@@ -80,11 +80,14 @@ def fit(
       remote.Away: if the object store of the run is out of reach.
     """
 
-    def compiled() -> groups.Group:
-        one = program.compile_program(algorithm, source, seed=spec.seed, mode=mode)
-        return groups.Alone(one, mode)
-
     with _placed(spec) as placed:
+
+        def compiled() -> groups.Group:
+            settle = placed.settle or (lambda path: (algorithm, source))
+            settled = settle(pathlib.Path(placed.workdir))
+            one = program.compile_program(*settled, seed=spec.seed, mode=mode)
+            return groups.Alone(one, mode)
+
         (result,) = _fit([placed], source, compiled, plan)
     if isinstance(result, Anomaly):
         raise result
@@ -327,8 +330,8 @@ class _Loop:
         for i, run in self._alive():
             if not finite[i]:
                 carry = self._group.member(self._carry, i)
-                error = _non_finite(carry, self._step, run.saved, run.where)
-                run.stop(error, "non-finite", self._step, seconds)
+                error = _non_finite(carry, self._step, run.saved, run.where, run.spec.faults)
+                run.stop(error, "non-finite", self._step, seconds, carry)
         if not self._several:
             self._runs[0].log.progress(self._step)
         # Calls of about the same time whatever the speed; their length does not change any number.
@@ -358,6 +361,8 @@ class _Loop:
         lines = []
         for i, run in self._alive():
             means = run.log.means(windows[i]) if windows else {}
+            if means and run.spec.account is not None:
+                means |= run.spec.account(self._group.member(self._carry, i).state)
             self._log(run, means, drawn.get(i, {}), evaluated.get(i, {}))
             lines.append(run.log.values)
         if self._several and windows:
@@ -393,7 +398,8 @@ class _Loop:
         run.mark()
         if anomalies and self._plan.on_anomaly == "stop":
             error = _stop_at(self._step, anomalies, run.saved, run.where)
-            run.stop(error, "anomaly", self._step, self._seconds)
+            carry = self._group.member(self._carry, self._runs.index(run))
+            run.stop(error, "anomaly", self._step, self._seconds, carry)
 
     def _end(self) -> None:
         step = self._step
@@ -545,13 +551,18 @@ def _stop_at(step: int, anomalies: list[str], saved: int, where: str) -> Anomaly
     )
 
 
-def _non_finite(carry: Carry, step: int, saved: int, where: str) -> Anomaly:
+def _non_finite(
+    carry: Carry, step: int, saved: int, where: str, faults: Mapping[str, str]
+) -> Anomaly:
     """The error that says what is no longer finite, by which step, and what can be done."""
     means = carry.window.means()
     names = [name for name, value in means.items() if not math.isfinite(value)]
     for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(carry.state):
         if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(np.asarray(leaf)).all():
             names.append(jax.tree_util.keystr(leaf_path, simple=True, separator="/"))
+    for name in names:
+        if name in faults:
+            return Anomaly(f"ended by step {step}: {faults[name]}; {_kept(saved)} in {where}")
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return Anomaly(
         f"not finite by step {step}: {shown}; {_kept(saved)} in {where}."

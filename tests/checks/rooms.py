@@ -38,8 +38,8 @@ ROOMS = {  # top to bottom; imports go down
         "what a researcher writes: one file an experiment",
         "launcher trained evaluation cli report privacy algorithms backprop metrics metrics.features runtime data nets"
         " losses penalties augment optim files measures lookup types version",
-        "lucic (audit classifier data evaluate export sample image_gan infogan linear_regression lr_range mnist_gan"
-        " sensitivity toy_gan vae)",
+        "(lucic private_gan) (audit classifier data evaluate export sample image_gan infogan linear_regression lr_range"
+        " mnist_gan sensitivity toy_gan vae)",
     ),
     "bpgan.launcher": Room(
         "sweeps, searches, processes, Slurm",
@@ -69,8 +69,8 @@ ROOMS = {  # top to bottom; imports go down
     ),
     "bpgan.privacy": Room(
         "training with differential privacy: its accounting, and audits of it",
-        "algorithms data losses metrics optim sharding types files measures lookup",
-        "(audit canaries)",
+        "algorithms metrics data losses optim sharding types files measures lookup",
+        "(audit canaries dpgan) (accounting mechanism) clipping",
     ),
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",
@@ -94,15 +94,15 @@ ROOMS = {  # top to bottom; imports go down
     ),
     "bpgan.runtime": Room(
         "compiles, trains, saves, resumes",
-        "files memory measures types version",
-        "(origin train) (remote run) (checkpoint directory) distributed (group log peers)"
+        "files memory measures threefry types version",
+        "(origin secret train) (remote run) (checkpoint directory) distributed (group log peers)"
         " (anomaly compile_cache environment events images limits loggers program signals)"
-        " (compiler products threefry) records",
+        " (compiler products) records",
     ),
     "bpgan.data": Room(
         "datasets, and batches as functions of the step",
-        "download files memory lookup types",
-        "toys (duplicates sources) datasets names known convert readers (cache images order tfds) flat",
+        "download files memory lookup threefry types",
+        "toys poisson (duplicates sources) datasets names known convert readers (cache images order tfds) flat",
     ),
     "bpgan.nets": Room(
         "convolutions, layers, architectures",
@@ -119,11 +119,12 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.files": Room("JSON, CSV and locks", "types"),
     "bpgan.memory": Room("how much memory there is", "types"),
     "bpgan.measures": Room("means, directions, goals", "types"),
+    "bpgan.threefry": Room("JAX's random numbers in one pass, and on the host", "types"),
     "bpgan.lookup": Room("a name of a table, or module:name", "types"),
     "bpgan.types": Room("array names, records, random streams, errors"),
     "bpgan.version": Room("the version"),
 }
-GROUND = "download files memory measures lookup sharding types version"
+GROUND = "download files memory measures lookup sharding threefry types version"
 """Rooms of one small module; the diagram shows the first of them that everyone knows, ``types``."""
 
 
