@@ -176,6 +176,17 @@ _CIFAR = dict(
     loss="hinge", penalty="none", batch_size=64, log_every="1ep", sample_every="20ep", checkpoint_every="20ep",
 )  # fmt: skip
 
+# A few thousand pictures are seen many times: the length is a number of steps, whatever their number.
+_COLOR = dict(
+    net="lite:24,modulated/lite:24",
+    lr="cosine:2e-3:5e-5",
+    penalty="r1=0.3/8+r2=0.3/8",
+    batch_size=16,
+    log_every="250",
+    sample_every="2000",
+    checkpoint_every="2000",
+)
+
 PRESETS = {
     "lite28": dict(
         epochs=7.0,
@@ -199,6 +210,10 @@ PRESETS = {
         sample_every="1ep",
         checkpoint_every="1ep",
     ),
+    "lite32": dict(_COLOR, steps=20_000),
+    "cgan32": dict(_COLOR, condition="projection", steps=20_000),
+    "lite64": dict(_COLOR, steps=12_000),
+    "cgan64": dict(_COLOR, condition="projection", steps=12_000),
     "r3-28": dict(
         net="r3gan:2",
         precision="bfloat16",

@@ -18,7 +18,7 @@ from checks.networks import (
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bpgan.nets import cnn, conv, dcgan, layers, linen_net, mlp, r3gan, resample
+from bpgan.nets import architecture, cnn, conv, dcgan, layers, linen_net, mlp, r3gan, resample
 from bpgan.sharding import by_rows
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -563,11 +563,50 @@ def test_image_sizes(side, upsample):
         (dcgan.Generator((28, 28, 1), (8, 8, 8, 8), "resize"), "magnify 8 times.* 28x28"),
         (dcgan.Generator((28, 28, 1), ()), r"widths=\(\)"),
         (dcgan.Generator((28, 28, 1), upsample="nearest"), "'nearest': must be .*transpose"),
+        (dcgan.Generator((28, 28, 1), norm=False, modulation=8), "modulation=8: needs norm=True"),
     ],
 )
 def test_impossible_generators_are_refused(module, message):
     with pytest.raises(ValueError, match=message):
         shapes(module, (16,))
+
+
+def test_modulation_scales_and_moves_each_channel_by_functions_of_z(x64):
+    x, z = normal(0, 5, 2, 3, 4), normal(1, 5, 7)
+    module = dcgan.Modulation(6, jnp.float64)
+    variables = module.init(jax.random.key(0), x, z)
+    p = jax.tree.map(np.asarray, variables["params"])
+    hidden = z @ p["dense0"]["kernel"] + p["dense0"]["bias"].reshape(1, -1)
+    hidden = np.where(hidden > 0, hidden, 0.2 * hidden)
+    both = hidden @ p["dense1"]["kernel"] + p["dense1"]["bias"].reshape(1, -1)
+    scale, offset = both[:, :4].reshape(5, 1, 1, 4), both[:, 4:].reshape(5, 1, 1, 4)
+    np.testing.assert_allclose(
+        module.apply(variables, x, z), x * (1 + scale) + offset, rtol=0, atol=1e-12
+    )
+
+
+def test_a_modulated_generator_hears_z_and_the_class_at_every_norm():
+    """With the first layer at zero nothing else could tell two latents, or two classes, apart."""
+    module = dcgan.Generator((8, 8, 1), (6, 4), "resize", classes=3, modulation=5)
+    z, labels = normal(2, 2, 4, dtype=np.float32), np.array([0, 2])
+    variables = module.init(jax.random.key(0), z, labels)
+    variables["params"]["dense0"] = jax.tree.map(jnp.zeros_like, variables["params"]["dense0"])
+    same = jnp.stack([z[0], z[0]])
+
+    def drawn(*inputs):
+        return module.apply(variables, *inputs)
+
+    assert np.ptp(drawn(z, jnp.zeros(2, int)), axis=0).max() > 1e-3
+    assert np.ptp(drawn(same, labels), axis=0).max() > 1e-3
+    assert np.ptp(drawn(same, jnp.zeros(2, int)), axis=0).max() == 0
+
+
+@pytest.mark.parametrize("side,strides", [(28, 2), (32, 2), (64, 3), (128, 4)])
+def test_the_lite_discriminator_halves_down_to_7_or_8_pixels(side, strides):
+    d = architecture.parse("lite:4").d.make((side, side, 3), dtype=jnp.float32)
+    params = jax.eval_shape(d.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
+    assert len([name for name in params if name.startswith("conv")]) == 1 + strides
+    assert params["dense0"]["kernel"].shape[0] == (side >> strides) ** 2 * (8 << (strides - 1))
 
 
 def test_output_gain_scales_the_last_layer_only():

@@ -33,6 +33,7 @@ from bpgan.nets.wrappers import energy, linen_net
 from bpgan.types import Images, Labels, Latents
 
 _SLOPE = 0.2
+_MODULATION_GAIN = 0.3  # so that a modulated norm begins near the norm itself
 
 
 def he_init(gain: float = 1.0) -> Init:
@@ -49,6 +50,27 @@ def _activation(x: Array) -> Array:
 
 def _dense(index: int | str, features: int, dtype: Any, kernel_init: Init) -> nn.Module:
     return Dense(features, dtype=dtype, kernel_init=kernel_init, name=f"dense{index}")
+
+
+class Modulation(nn.Module):
+    """``x[b, ..., c] (1 + s(z)) + t(z)``, where s and t are two dense layers of ``z[b, z]``.
+
+    Self-modulation (Chen et al. 2019, arXiv:1810.01365), who have no 1, because their norm has no scale of its own.
+
+    Attributes:
+      hidden: units of the first layer.
+      dtype: of the computation.
+    """
+
+    hidden: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, z: Latents) -> Array:
+        h = _activation(_dense(0, self.hidden, self.dtype, he_init())(z))
+        both = _dense(1, 2 * x.shape[-1], self.dtype, he_init(_MODULATION_GAIN))(h)
+        scale, offset = jnp.split(both.reshape(len(z), *[1] * (x.ndim - 2), -1), 2, axis=-1)
+        return x * (1 + scale) + offset
 
 
 class Generator(nn.Module):
@@ -75,6 +97,8 @@ class Generator(nn.Module):
         global.
       output_gain: factor of the initial kernel of the last layer.
       linear: leave out the tanh, for logits of a likelihood.
+      modulation: if not 0, a ``Modulation`` with so many hidden units follows every norm: z, and the embedding of the
+        label that is concatenated to it, act on every resolution.
       kernel_init: of all kernels; None is He scaling, which alone heeds ``output_gain``.
       classes: of the labels; 0: unconditional.
       conditioning: "concat": an embedding of the label, of the size of z, is concatenated to z (Mirza & Osindero 2014,
@@ -83,7 +107,7 @@ class Generator(nn.Module):
 
     Raises:
       ValueError: h or w is not a multiple of the total magnification, upsample or conditioning is none of its values,
-        there are no norms to condition, or labels are missing.
+        there are no norms to condition or to modulate, or labels are missing.
     """
 
     shape: tuple[int, int, int]
@@ -94,6 +118,7 @@ class Generator(nn.Module):
     axis_name: str | None = None
     output_gain: float = 1.0
     linear: bool = False
+    modulation: int = 0
     kernel_init: Init | None = None
     classes: int = 0
     conditioning: Literal["concat", "norm"] = "concat"
@@ -107,6 +132,8 @@ class Generator(nn.Module):
         by_norm = self.classes > 0 and self.conditioning == "norm"
         if by_norm and not self.norm:
             raise ValueError('conditioning="norm": needs norm=True')
+        if self.modulation and not self.norm:
+            raise ValueError(f"modulation={self.modulation}: needs norm=True")
         if self.upsample not in ("transpose", "resize"):
             raise ValueError(f'upsample={self.upsample!r}: must be "transpose" or "resize"')
         transpose = self.upsample == "transpose"
@@ -136,6 +163,8 @@ class Generator(nn.Module):
                 norm = BatchNorm(self.axis_name, dtype=self.dtype, name=f"norm{index}",
                                  classes=self.classes if by_norm else 0)  # fmt: skip
                 x = norm(x, labels if by_norm else None, train=train)
+            if self.modulation:
+                x = Modulation(self.modulation, self.dtype, name=f"modulation{index}")(x, z)
             return _activation(x)
 
         if self.classes and not by_norm:
@@ -280,26 +309,35 @@ def _widths(size: int, count: int) -> tuple[int, ...]:
 
 
 def _generator(
-    shape: tuple[int, int, int], size: int, *, norm: bool, plain: bool, **given: Any
+    shape: tuple[int, int, int],
+    size: int,
+    *,
+    norm: bool,
+    plain: bool,
+    modulated: bool,
+    count: int | None = None,
+    **given: Any,
 ) -> Generator:
-    widths = _widths(size, levels(shape[0]))[::-1]
-    conditioning = "norm" if norm else "concat"
-    return Generator(shape, widths, conditioning=conditioning, norm=not plain, **given)
-
-
-def _lite_generator(
-    shape: tuple[int, int, int], size: int, *, norm: bool, plain: bool, **given: Any
-) -> Generator:
-    widths = _widths(size, levels(shape[0]) + 1)[::-1]
-    conditioning = "norm" if norm else "concat"
     return Generator(
-        shape, widths, "resize", norm=not plain, output_gain=0.5, conditioning=conditioning, **given
+        shape,
+        _widths(size, count or levels(shape[0]))[::-1],
+        conditioning="norm" if norm else "concat",
+        norm=not plain,
+        modulation=_MODULATION if modulated else 0,
+        **given,
     )
 
 
+def _lite_generator(shape: tuple[int, int, int], size: int, **given: Any) -> Generator:
+    count = levels(shape[0]) + 1
+    return _generator(shape, size, count=count, upsample="resize", output_gain=0.5, **given)
+
+
+_MODULATION = 64
 _NORM = {
     "norm": Option(of_labels=True, meaning="labels enter G's batch norms"),
     "plain": Option(meaning="G has no batch norm"),
+    "modulated": Option(meaning="z enters after each of G's batch norms"),
 }
 
 ARCHITECTURES["dcgan"] = Architecture(
@@ -312,7 +350,10 @@ ARCHITECTURES["lite"] = Architecture(
     Network(_lite_generator, options=_NORM, mixes_examples=True, mixes_unless="plain"),
     Network(
         lambda shape, size, **given: Discriminator(
-            (2 * size, 4 * size), full_resolution=size, hidden=128, **given
+            _widths(2 * size, max(2, levels(shape[0]) - 1)),
+            full_resolution=size,
+            hidden=128,
+            **given,
         )
     ),
     size=24,
