@@ -40,8 +40,8 @@ def gaussian(
     """The clipped sum with Gaussian noise, over the expected batch.
 
     The noise of update t has the key ``fold_in(stream(secret, "noise"), t)``, and each leaf of the gradient one of its
-    own; what objectives draw has ``fold_in(stream(secret, "rows"), t)``. The state has to remember ``OVERFLOW``, if batches
-    can overflow.
+    own; what objectives draw has ``fold_in(stream(secret, "rows"), t)``. The state has to remember ``OVERFLOW``, if
+    batches can overflow.
 
     Args:
       clip: C, the greatest norm of the gradient of one record.
