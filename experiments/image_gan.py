@@ -61,6 +61,7 @@ from bpgan.augment import parse as parse_augment
 from bpgan.evaluation.monitor import monitor
 from bpgan.losses import AUXILIARY, LOSSES
 from bpgan.nets import architecture, storage_dtype, truncated
+from bpgan.privacy.canaries import Canaries
 from bpgan.types import AdversarialLoss, Net, UserError
 
 
@@ -162,6 +163,7 @@ class Config(cli.RunConfig):
         0.0, "of samples: psi of stylegan2, else the bound on |z| of normal latents; 0: none", low=0,
         restart_safe=True,
     )  # fmt: skip
+    canaries: cli.Parsed[Canaries] = cli.field("0", Canaries.forms, parse=Canaries.parse)
     epochs: float = cli.field(40.0)
     batch_size: int = cli.field(64, "examples per update of D, over all devices")
     precision: str = cli.NETWORK_PRECISION
@@ -434,6 +436,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     check(cfg, axis_name)
     dtype = storage_dtype(cfg.precision)
     images, held = data.load_for_training(cfg.dataset.value, bool(cfg.eval_every.value))
+    images = cfg.canaries.value.plant(images)
     g_net, d_net, classes = make_networks(cfg, images, axis_name)
     source = data.source(
         images,

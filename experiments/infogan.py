@@ -28,6 +28,7 @@ from bpgan.losses import LOSSES, began
 from bpgan.nets import dcgan, energy, linen_net, storage_dtype
 from bpgan.nets.vae import Encoder
 from bpgan.penalties import PENALTIES, Regularizer, regularizer, weighted
+from bpgan.privacy.canaries import Canaries
 from bpgan.types import AdversarialLoss, Algorithm, Net, UserError
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Config(cli.RunConfig):
         restart_safe=True,
     )
     latents: int = cli.field(64, "dimension of z, uniform in [-1, 1]", low=1)
+    canaries: cli.Parsed[Canaries] = cli.field("0", Canaries.forms, parse=Canaries.parse)
     precision: str = cli.NETWORK_PRECISION
     epochs: float = cli.field(20.0)
     batch_size: int = cli.field(64, "examples per update of D, over all devices")
@@ -119,6 +121,7 @@ PRESETS = {
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The model that ``cfg`` describes, and its data."""
     images, held = data.load_for_training(cfg.dataset.value, bool(cfg.eval_every.value))
+    images = cfg.canaries.value.plant(images)
     _check(cfg, images)
     source = data.source(
         images,

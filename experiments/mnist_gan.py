@@ -20,6 +20,7 @@ from bpgan.algorithms import gan
 from bpgan.algorithms.latents import Latents
 from bpgan.evaluation.monitor import monitor
 from bpgan.nets import dcgan, linen_net, mlp, storage_dtype
+from bpgan.privacy.canaries import Canaries
 from bpgan.types import AdversarialLoss, Net, UserError
 
 
@@ -90,6 +91,7 @@ class Config(cli.RunConfig):
         "autodiff, or hand-written backpropagation (manual; for --net=mlp only)",
         choices=("autodiff", "manual"),
     )
+    canaries: cli.Parsed[Canaries] = cli.field("0", Canaries.forms, parse=Canaries.parse)
     precision: str = cli.NETWORK_PRECISION
     epochs: float = cli.field(12.0)
     batch_size: int = cli.field(32, "examples per update of D, over all devices")
@@ -184,6 +186,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         raise UserError(reason, argument="precision", value=cfg.precision, beside=["gradients"])
     dtype = storage_dtype(cfg.precision)
     images, held = data.load_for_training(cfg.dataset.value, bool(cfg.eval_every.value))
+    images = cfg.canaries.value.plant(images)
     g_net, d_net = _nets(cfg, images.shape, axis_name)
     source = data.source(
         images,

@@ -238,6 +238,9 @@ class _Parts(NamedTuple):
             form=cfg.private_gradients.value,
             views=cfg.views,
         )
+        gradient, memory = cfg.canaries.value.join(
+            gradient, clip=cfg.clip, rate=self.q, batch=cfg.batch_size
+        )
         per_g = 1 if cfg.adaptive else cfg.d_steps
         g = cfg.betas.value.adam(cfg.lr.value.g, max(1, self.steps // per_g))
         d = cfg.penalty.value.bounded(cfg.betas.value.adam(cfg.lr.value.d, self.steps))
@@ -251,6 +254,7 @@ class _Parts(NamedTuple):
             d_steps=dpgan.DSteps(cfg.d_steps, cfg.adaptive or None),
             views=cfg.views,
             ema_decay=None if half_life == 0 else optim.half_life(half_life, cfg.batch_size, ramp),
+            memory=memory,
         )
 
     def source(self, rows: int, key: Any = poisson.SECRET) -> Source:
@@ -387,7 +391,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     _check(cfg, axis_name)
     image_gan.check(cfg, axis_name)
     dtype = storage_dtype(cfg.precision)
-    images = data.load(cfg.dataset.value)
+    images = cfg.canaries.value.plant(data.load(cfg.dataset.value))
     q = poisson.check_rate(cfg.batch_size, images.length)
     g_net, d_net, classes = image_gan.make_networks(cfg, images, axis_name)
     _check_statistics(cfg, d_net, images, classes)

@@ -1,4 +1,4 @@
-"""Training with differential privacy, and what can be said of the privacy of a run.
+"""Training with differential privacy, what can be said of the privacy of a run, and audits of any run.
 
 ==============  =========================================================================
 ``dpgan``       a GAN whose D is private, and whose G sees nothing that is
@@ -6,5 +6,7 @@
 ``mechanism``   the private turn: clipped gradients, noise, its count of updates
 ``clipping``    the sum of the gradients of single records, each clipped
 ``accounting``  the epsilon and delta of the updates that a run has made, by dp-accounting
+``canaries``    records and gradients that are planted in a training, to be looked for
+``audit``       what attacks find: members, and a lower bound of epsilon from one run
 ==============  =========================================================================
 """

@@ -38,7 +38,7 @@ ROOMS = {  # top to bottom; imports go down
         "what a researcher writes: one file an experiment",
         "launcher trained evaluation cli report privacy algorithms backprop metrics metrics.features runtime data nets"
         " losses penalties augment optim files measures lookup types version",
-        "(lucic private_gan) (classifier data dp_merf evaluate export sample image_gan infogan linear_regression"
+        "(lucic private_gan) (audit classifier data dp_merf evaluate export sample image_gan infogan linear_regression"
         " lr_range mnist_gan sensitivity toy_gan vae)",
     ),
     "bpgan.launcher": Room(
@@ -65,12 +65,12 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.report": Room(
         "the page of a run, the comparison of runs",
         "runtime.records runtime.images files measures types",
-        "compare page (plot tables)",
+        "(audit compare) page (plot tables)",
     ),
     "bpgan.privacy": Room(
         "training with differential privacy: its accounting, and audits of it",
-        "algorithms losses metrics optim sharding types files measures lookup",
-        "dpgan (mechanism merf) (accounting clipping)",
+        "algorithms metrics data losses optim sharding types files measures lookup",
+        "(audit canaries dpgan) (mechanism merf) (accounting clipping)",
     ),
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",
