@@ -67,6 +67,11 @@ ROOMS = {  # top to bottom; imports go down
         "runtime.records runtime.images files measures types",
         "compare page (plot tables)",
     ),
+    "bpgan.privacy": Room(
+        "training with differential privacy: its accounting, and audits of it",
+        "algorithms nets losses metrics optim sharding types files measures lookup",
+        "clipping products",
+    ),
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",
         "losses penalties augment optim sharding types",
