@@ -316,11 +316,11 @@ def take_apart(one: Callable[..., Any], params: Any, *row: Any) -> Parts:
             eqns.append(eqn)
         else:
             shared.append(eqn)
-    kinds = _kinds(eqns)
-    head = [eqn for i, eqn in enumerate(eqns) if i not in kinds]
-    sums, rest, cuts = _sums([eqns[i] for i in sorted(kinds)], of_row)
-    late = {x for eqn in rest for x in eqn.outvars}
     value, *outputs = jaxpr.outvars
+    after_all = _after_all(eqns, of_row, value)
+    head = [eqn for i, eqn in enumerate(eqns) if i not in after_all]
+    sums, rest, cuts = _sums([eqns[i] for i in sorted(after_all)], of_row)
+    late = {x for eqn in rest for x in eqn.outvars}
     leaves = [x if isinstance(x, Literal) else sums.get(x, x) for x in outputs]
     inner = {x: None for eqn in rest for x in _variables(eqn) if x in of_row}
     inner = [x for x in inner if x not in late and x not in cuts]
@@ -337,44 +337,40 @@ def _is_product(eqn: JaxprEqn) -> bool:
     return eqn.primitive is conv.WEIGHT_GRAD
 
 
-def _kinds(eqns: Sequence[JaxprEqn]) -> set[int]:
+def _after_all(eqns: Sequence[JaxprEqn], of_row: set[Any], value: Any) -> set[int]:
     """Which operations come after everything else: products, and linear ones of their results.
 
-    A product is none of these where its result is used for anything but a gradient, so it is found from the end.
+    A product whose result is used for anything but a gradient is none of these; that shows from the end.
     """
-    needed: set[int] = set()
+    early: set[int] = set()
     while True:
         made: set[Any] = set()
-        kinds = set()
+        late = set()
         for i, eqn in enumerate(eqns):
             after = [x in made for x in _variables(eqn)]
-            linear = eqn.primitive.name in _LINEAR and _is_linear(eqn, made)
-            if i not in needed and (linear if any(after) else _is_product(eqn)):
-                kinds.add(i)
+            fits = _is_linear(eqn, made, of_row) if any(after) else _is_product(eqn)
+            if fits and i not in early:
+                late.add(i)
                 made.update(eqn.outvars)
-        used: set[Any] = set()
-        before = len(needed)
+        used = {value} if not isinstance(value, Literal) else set()
+        known = len(early)
         for i in reversed(range(len(eqns))):
             eqn = eqns[i]
-            if i not in kinds or any(x in used for x in eqn.outvars):
-                if i in kinds:
-                    needed.add(i)
+            if i in late and any(x in used for x in eqn.outvars):
+                early.add(i)
+            if i not in late or i in early:
                 used.update(_variables(eqn))
-            elif not any(x in made for x in _variables(eqn)):
-                used.update(_variables(eqn))  # the factors of a product
-        if len(needed) == before:
-            return kinds
+        if len(early) == known:
+            return late
 
 
-def _is_linear(eqn: JaxprEqn, made: set[Any]) -> bool:
-    """Whether it is so in what products have made, once for each of its operands."""
-    name, after = eqn.primitive.name, [x in made for x in eqn.invars if not isinstance(x, Literal)]
-    if name in ("mul", "dot_general"):
-        return sum(after) == 1
-    if name == "div":
-        below = eqn.invars[1]
-        return isinstance(below, Literal) or below not in made
-    return True
+def _is_linear(eqn: JaxprEqn, made: set[Any], of_row: set[Any]) -> bool:
+    """Whether it is so in what products have made, with numbers that are the same for all rows."""
+    name, variables = eqn.primitive.name, _variables(eqn)
+    if name in ("mul", "dot_general", "div"):
+        below = name == "div" and not isinstance(eqn.invars[1], Literal) and eqn.invars[1] in made
+        return sum(x in of_row for x in variables) == 1 and not below
+    return name in _LINEAR
 
 
 def _sums(
@@ -384,12 +380,14 @@ def _sums(
     sums: dict[Any, Products] = {}
     rest: list[JaxprEqn] = []
     cuts: dict[Any, Products] = {}
+    late: set[Any] = set()
     for eqn in eqns:
-        found = _as_sum(eqn, sums, of_row)
+        found = _as_sum(eqn, sums, of_row) if not late.intersection(_variables(eqn)) else None
         if found is not None:
             sums[eqn.outvars[0]] = found
         else:
             rest.append(eqn)
+            late.update(eqn.outvars)
             cuts.update({x: sums[x] for x in _variables(eqn) if x in sums})
     return sums, rest, cuts
 
