@@ -47,6 +47,7 @@ class Config(cli.RunConfig):
         20.5, "of the kernel, for pixels in [-1, 1]", low=0, exclusive_low=True
     )
     labels: bool = cli.field(True, "whether G draws by label")
+    seed: int = cli.field(0, sweepable=False)  # each run has a key of its own
     net: cli.Parsed[architecture.Choices] = cli.field(
         "dcgan:32,plain", "G, with a width :N and options", choices=architecture.forms,
         parse=architecture.parse,

@@ -40,8 +40,8 @@ def gaussian(
     """The clipped sum with Gaussian noise, over the expected batch.
 
     The noise of update t has the key ``fold_in(stream(secret, "noise"), t)``, and each leaf of the gradient one of its
-    own; what objectives draw has ``fold_in(stream(secret, "rows"), t)``. The state has to remember ``OVERFLOW``, if batches
-    can overflow.
+    own; what objectives draw has ``fold_in(stream(secret, "rows"), t)``. The state has to remember ``OVERFLOW``, if
+    batches can overflow.
 
     Args:
       clip: C, the greatest norm of the gradient of one record.
@@ -120,7 +120,7 @@ def count(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     def init(params: Params) -> Counted:
         return Counted(jnp.zeros((), jnp.int32), tx.init(params))
 
-    def update(updates: Params, state: Counted, params: Any = None) -> tuple[Params, Counted]:
+    def update(updates: Params, state: Any, params: Any = None) -> tuple[Params, Counted]:
         updates, inner = tx.update(updates, state.inner, params)
         return updates, Counted(state.updates + 1, inner)
 
