@@ -138,6 +138,9 @@ def run(cfg: Config) -> None:
 
     out = _check(cfg)
     candidates, dataset = _candidates(cfg)
+    for candidate in candidates:
+        if candidate.private:
+            records.warn(f"{candidate.name}: is private; the numbers {records.UNACCOUNTED}")
     if cfg.save.value:
         samples.save(cfg.save.value, candidates[0])
         print(f"wrote {counted(len(candidates[0].x), 'sample')} to {cfg.save.value}", flush=True)

@@ -21,7 +21,7 @@ import pathlib
 import bpgan
 from bpgan import cli
 from bpgan.files import replaced
-from bpgan.runtime import remote
+from bpgan.runtime import records, remote
 from bpgan.trained import card, export
 from bpgan.trained.run import Run, parse_checkpoint, parse_truncation
 from bpgan.types import UserError
@@ -72,9 +72,19 @@ def run(cfg: Config) -> None:
     for kind in cfg.to.value:
         files[kind] = f"generator_step{opened.step:08d}{FORMATS[kind]}"
         _write(out / files[kind], _content(kind, opened, truncation, facts))
+    if opened.private:
+        _warn(opened)
     text = card.write(opened, facts, files, " ".join(cfg.license.split()))
     _write(out / "README.md", text.encode())
     print("\n".join(str(out / name) for name in [*files.values(), "README.md"]))
+
+
+def _warn(opened: Run) -> None:
+    """Says what of an export of a private run its epsilon does not cover."""
+    if not (opened.result and opened.result.privacy.get("guarantee")):
+        records.warn(f"{opened.path}: {' '.join(records.guaranteed(opened.result))}")
+    if opened.evaluations:
+        records.warn(f"{opened.path}: the metrics in its card {records.UNACCOUNTED}")
 
 
 def _content(kind: str, opened: Run, truncation: float | None, facts: dict) -> bytes:

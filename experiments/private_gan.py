@@ -127,7 +127,7 @@ PRESETS = {
         _BIE, noise_multiplier="14", steps=165_000, batch_size=512, d_steps=1, adaptive=0.7
     ),
     "smoke": dict(
-        net="mlp",
+        net="dcgan:4,plain",
         latents="normal:8",
         batch_size=16,
         steps=8,
@@ -285,6 +285,7 @@ class _Privacy:
         Raises:
           UserError: for terms that the run was not begun with, or more steps than they allow.
         """
+        accounting.need()
         parts, cfg = self._parts, self._parts.cfg
         terms = self._fix(path)
         self._terms, self._mechanism = terms, self._mechanism_of(terms)
@@ -387,7 +388,6 @@ def _penalties(cfg: Config, steps: int) -> dict[str, Weighted]:
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The private GAN that ``cfg`` describes, and its data; noise and key are those of the run directory."""
-    accounting.need()
     _check(cfg, axis_name)
     image_gan.check(cfg, axis_name)
     dtype = storage_dtype(cfg.precision)

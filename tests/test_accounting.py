@@ -10,8 +10,12 @@ from hypothesis import strategies as st
 from scipy.special import log_ndtr
 from scipy.stats import binom
 
+from bpgan.files import write_json
+from bpgan.launcher import summary
+from bpgan.launcher.runs import PlannedRun
 from bpgan.privacy import accounting
 from bpgan.privacy.accounting import Mechanism, compose, epsilon, epsilon_rdp
+from bpgan.runtime import records
 from bpgan.types import UserError
 
 GAUSSIAN = Mechanism("full", 1.0, 2.0, 1.0, 1e-5)
@@ -247,3 +251,51 @@ def test_what_is_no_record_is_refused(damaged):
     found = accounting.record(POISSON, 5, expected_batch=10.0, rows=40) | damaged if damaged else {}
     with pytest.raises(UserError, match="not a record"):
         accounting.from_record(found)
+
+
+# Runs of one command ---------------------------------------------------------------------------------------------
+
+
+def finished(workdir, data="d" * 64, guarantee=True, updates=500, result=True):
+    """What a private run leaves that the launcher reads."""
+    terms = records.Terms(
+        sampling="poisson", q=POISSON.q, rows=40, noise_multiplier=4.0, clip=1.0, delta=1e-5,
+        epsilon=None, length=1000, data=data, guarantee=guarantee,
+    )  # fmt: skip
+    workdir.mkdir()
+    write_json(workdir / "privacy.json", records.fields(terms))
+    told = accounting.record(POISSON, updates, expected_batch=10.0, rows=40, guarantee=guarantee)
+    if result:
+        write_json(workdir / "result.json", {"status": "done", "step": updates, "privacy": told})
+    return PlannedRun({"lr": 1.0}, workdir, [])
+
+
+def test_runs_on_the_same_data_are_added_up(tmp_path):
+    """Seeds and settings alike: by composition, which is less than the sum and more than the largest."""
+    runs = [finished(tmp_path / str(i)) for i in range(3)]
+    runs += [finished(tmp_path / "other", data="e" * 64)]
+    first, second = summary.spent_together(runs)
+    together = compose([(POISSON, 500)] * 3)
+    assert first.startswith("privacy: 3 runs on the same data spent")
+    assert f"epsilon={together.epsilon:.4g} together (RDP {together.rdp:.4g}" in first
+    assert "delta=1e-05" in first
+    assert (
+        f"privacy: 1 run on the same data spent epsilon={epsilon(POISSON, 500).epsilon:.4g}"
+        in second
+    )
+
+
+def test_a_total_says_what_it_does_not_know(tmp_path, monkeypatch):
+    runs = [finished(tmp_path / "a"), finished(tmp_path / "b", result=False)]
+    (line,) = summary.spent_together(runs)
+    assert line.startswith("privacy: 1 run ") and line.endswith("; 1 private run has no result yet")
+    runs.append(finished(tmp_path / "c", guarantee=False))
+    (line,) = summary.spent_together(runs)
+    assert line.startswith("privacy: 2 runs on the same data guarantee nothing together, as 1 of")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (line,) = summary.spent_together(runs[:1])
+    assert "is not known (privacy is accounted for by dp-accounting: pip install" in line
+
+
+def test_a_total_of_runs_that_are_not_private_is_not_said(tmp_path):
+    assert summary.spent_together([PlannedRun({"lr": 1.0}, tmp_path, [])]) == []

@@ -56,22 +56,28 @@ def logistic(now):
     return jnp.mean(jax.nn.softplus(now.batch["x"] @ now.players["d"].params["w"])), Aux()
 
 
+def of_d(objective, now, player):
+    """The ordinary gradient of the batch, with nothing to log."""
+    (value, aux), gradient = autodiff(objective, now, player)
+    return (value, Aux()), gradient
+
+
 # T5.1 ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("penalties", [(), [weighted(0.3, PENALTIES["r1"])]])
 def test_without_noise_and_clipping_it_is_the_ordinary_step(x64, penalties):
-    """T5.1: sigma = 0, C infinite, q = 1: D after three steps is that of ``gan.make``'s game with the same fakes."""
+    """T5.1: sigma = 0, C infinite, q = 1: D after three steps is that of the gradient of the batch, by Adam."""
     made = setting(penalties)
-    txs = gan.Optimizers(optax.sgd(0.0), optax.adam(1e-2))
+    txs = gan.Optimizers(optax.sgd(0.1), optax.adam(1e-2))
     gradient = mechanism.gaussian(np.inf, 0.0, ROWS)
-    private = dpgan.make(made, txs, gradient, batch_size=4, d_steps=dpgan.DSteps(2))
-    plain = gan.play(made, gan.alternate(made, txs))
-    a, b = (each.init(jax.random.key(0)) for each in (private, plain))
-    steps = jax.jit(private.step), jax.jit(plain.step)
+    options = dict(batch_size=4, d_steps=dpgan.DSteps(2))
+    algorithms = [dpgan.make(made, txs, each, **options) for each in (gradient, of_d)]
+    a, b = (each.init(jax.random.key(0)) for each in algorithms)
+    steps = [jax.jit(each.step) for each in algorithms]
     for _ in range(3):
         a, metrics = steps[0](a, batch_of(X), jax.random.key(2))
-        b, _ = steps[1](b, {"x": jnp.asarray(X)}, jax.random.key(2))
+        b, _ = steps[1](b, batch_of(X), jax.random.key(2))
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9),
         a.players["d"].params,
@@ -302,6 +308,21 @@ def test_g_sees_nothing_private(trees_equal):
             state, metrics = step(state, batch, jax.random.key(2))
         states.append((state.players["g"], {k: v for k, v in metrics.items() if k[0] == "g"}))
     trees_equal(*states)
+
+
+def test_what_is_drawn_for_a_row_is_secret(trees_equal):
+    """D's update does not depend on any public key, for a record moves those behind it to other rows."""
+    made, gradient = setting(dtype=jnp.float32), mechanism.gaussian(CLIP, 0.0, EXPECTED)
+    txs = gan.Optimizers(optax.sgd(0.1), optax.sgd(0.1))
+    algorithm = dpgan.make(made, txs, gradient, batch_size=4, d_steps=dpgan.DSteps(1))
+    step, state = jax.jit(algorithm.step), algorithm.init(jax.random.key(0))
+    x = X.astype(np.float32)
+    other = jnp.broadcast_to(jax.random.key_data(jax.random.key(6)), (ROWS, 2))
+    a = step(state, batch_of(x), jax.random.key(2))[0].players["d"].params
+    b = step(state, batch_of(x), jax.random.key(3))[0].players["d"].params
+    c = step(state, batch_of(x, secret=other), jax.random.key(2))[0].players["d"].params
+    trees_equal(a, b)
+    assert not np.allclose(jax.tree.leaves(a)[0], jax.tree.leaves(c)[0])
 
 
 def test_too_few_rows_make_the_state_infinite():

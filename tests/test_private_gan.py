@@ -172,16 +172,25 @@ def test_a_damaged_key_is_refused(tmp_path):
         settled(tmp_path)
 
 
-def test_a_run_is_not_longer_than_its_epsilon_allows(tmp_path):
+def test_a_run_is_not_longer_than_its_epsilon_allows(tmp_path, monkeypatch):
     """The noise is that of the first start, however many steps are asked for later."""
+    asked = []
+
+    def most(of, epsilon):
+        asked.append((of.noise_multiplier, of.q, epsilon))
+        return 4321
+
+    monkeypatch.setattr(accounting, "most_updates", most)
     flags = ["--noise_multiplier=0.6", "--epsilon=8", "--batch_size=90"]
-    build = lambda steps: private_gan.build(config(*flags, f"--steps={steps}"))  # noqa: E731
-    build(20).settle(tmp_path)
-    with pytest.raises(UserError, match=r"is spent after ([\d,]+) steps; must be at most") as error:
-        build(10**6).settle(tmp_path)
-    most = int(str(error.value).rpartition(" ")[2])
-    of = accounting.Mechanism("poisson", 0.01, 0.6, 1.0, 1e-5)
-    assert accounting.epsilon(of, most).epsilon <= 8 < accounting.epsilon(of, most + 1).epsilon
+
+    def settle(steps):
+        return private_gan.build(config(*flags, f"--steps={steps}")).settle(tmp_path)
+
+    settle(20)
+    assert not asked
+    with pytest.raises(UserError, match=r"is spent after 4,321 steps; must be at most 4321"):
+        settle(10**6)
+    assert asked == [(0.6, 0.01, 8.0)]
 
 
 @pytest.mark.parametrize("delta", ["1.2e-4"])

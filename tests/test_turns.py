@@ -77,6 +77,20 @@ def test_terms_of_every_update_are_one_sum(x64):
     np.testing.assert_allclose(found[0]["loss"], 2 * np.sum(X**2) / 16, rtol=1e-6)
 
 
+def test_a_player_moves_when_it_is_due(x64):
+    """In every third step; in between it stands still, and so do its metrics."""
+    turn = dict(due=lambda now: (now.step + 1) % 3 == 0)
+    kept = {"w": {"loss": 0.0, "grad_norm": 0.0}}
+    state, found = trained(system(turn=turn, memory=kept), 7, {"x": jnp.asarray(X)})
+    mean = X.mean(0)
+    np.testing.assert_allclose(state.players["w"].params, (1 - 0.9**2) * mean, rtol=1e-6)
+    first, second = np.linalg.norm(mean), 0.9 * np.linalg.norm(mean)
+    norms = [float(each["grad_norm"]) for each in found]
+    np.testing.assert_allclose(norms, [0, 0, first, first, first, second, second], rtol=1e-6)
+    with pytest.raises(ValueError, match="memory of w: must have its metrics"):
+        trained(system(turn=turn, memory={"w": {}}), 1, {"x": jnp.asarray(X)})
+
+
 def test_what_a_turn_prepares_is_made_once_for_all_terms():
     """The gradient does not go through it, and a lazy term has it as well."""
     calls = []
@@ -149,6 +163,8 @@ def test_devices_take_their_rows_of_one_draw():
         ((Term(quadratic), Term(quadratic, 0)), {}, {}, "every of w: must be at least 1"),
         ((Term(quadratic, 2),), {}, {}, "one of them must enter every update"),
         ((), {}, dict(rule=True), "of two players"),
+        ((), dict(repeats=2, due=lambda now: True), {}, "due of w: not together with repeats"),
+        ((Term(quadratic), Term(quadratic, 2)), dict(due=lambda now: True), {}, "or lazy terms"),
     ],
 )
 def test_impossible_turns_are_refused(terms, turn, options, reason):

@@ -40,6 +40,7 @@ class Restored(NamedTuple):
       state, step: of the checkpoint.
       record: its ``config.json``.
       script: the module of its experiment.
+      private: whether it learned from records that must not show (``runtime.records.is_private``).
     """
 
     name: str
@@ -49,6 +50,7 @@ class Restored(NamedTuple):
     step: int
     record: "RunRecord"
     script: experiments.Script
+    private: bool
 
 
 def restore(
@@ -75,7 +77,7 @@ def restore(
         that are not allowed, where a change says that the data are there are others, or the run names a module that is
         not trusted.
     """
-    from bpgan.runtime import remote
+    from bpgan.runtime import records, remote
 
     if remote.is_url(workdir):
         checkpoints = which if which.isdecimal() else True
@@ -95,7 +97,9 @@ def restore(
         reason = f"other data than those of the run {path}"
         raise UserError(reason, argument="flags", value=located[0])
     step, state = _read(path, which, record, cfg, experiment)
-    return Restored(script.name, cfg, experiment, state, step, record, script)
+    return Restored(
+        script.name, cfg, experiment, state, step, record, script, records.is_private(path)
+    )
 
 
 def _record_of(path: pathlib.Path) -> "RunRecord":

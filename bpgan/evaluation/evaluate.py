@@ -76,9 +76,9 @@ def evaluate(
             "seed": seed,
             "reference": against.name,
             "reference_images": len(real.x),
-            "reference_sha256": against.sha256,
+            "reference_sha256": "" if candidate.private else against.sha256,
             "train_images": len(train.x),
-            "train_sha256": splits["train"].sha256,
+            "train_sha256": "" if candidate.private else splits["train"].sha256,
             "quantization": "uint8",
             "versions": _versions(),
         }

@@ -20,7 +20,7 @@ The file is a JSON list of flat objects, one for each number. Every row has ever
     How many samples, and the seed of latents and subsets.
 ``reference, reference_images, reference_sha256, train_images, train_sha256``
     What was compared with, such as ``mnist10k test``: its images and the hash of their content; the same of the
-    training split.
+    training split. The hashes are "" of a private run.
 ``real_of, real_images, real_reference_images``
     Whose images stand in the place of samples in ``real``, how many, and with how many they are compared: with the
     reference, or a half of it.

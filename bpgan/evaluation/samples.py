@@ -25,6 +25,7 @@ class Candidate(NamedTuple):
       facts: of these images, for the rows.
       called: what the classes of the labels are called.
       turned: uint8 ``[m, k, h, w, c]``, the same m latents under each of k labels; None without labels.
+      private: whether they are of a run whose images must not show, neither they nor their hashes.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Candidate(NamedTuple):
     facts: dict[str, Any]
     called: classes.Classes
     turned: np.ndarray | None = None
+    private: bool = False
 
 
 def of_run(
@@ -82,7 +84,7 @@ def of_run(
     }
     turned = _turn(algorithm, run.state, seed) if y is not None and turn else None
     named = classes_of(data.load(dataset, "train"))
-    return Candidate(path, x, y, untrained, facts, named, turned), dataset
+    return Candidate(path, x, y, untrained, facts, named, turned, run.private), dataset
 
 
 def _turn(algorithm: Algorithm, state: Any, seed: int) -> np.ndarray:

@@ -9,6 +9,9 @@ from bpgan.files import write_csv
 from bpgan.launcher import outcomes, processes
 from bpgan.launcher.runs import PlannedRun
 from bpgan.measures import mean_of
+from bpgan.privacy import accounting
+from bpgan.runtime import records
+from bpgan.types import UserError, counted
 
 
 def summarize(
@@ -36,6 +39,8 @@ def summarize(
     )
     done = [i for i, code in enumerate(codes) if code == cli.DONE and numbers[i]]
     _print_means([runs[i] for i in done], [numbers[i] for i in done], shown)
+    for line in spent_together(runs):
+        print(f"\n{line}")
     print(f"\nall metrics: {csv_path}")
 
 
@@ -90,6 +95,41 @@ def _print_means(
         }
         rows.append(values | {"seeds": str(len(members))} | means)
     print_table(rows)
+
+
+def spent_together(runs: Sequence[PlannedRun]) -> list[str]:
+    """Of private runs, what they spent together, a line for each dataset: whoever sees them all sees that much.
+
+    Each has noise of its own, so they compose, whatever else about them is equal. A run that has no result yet is not
+    counted, and the line says so.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        terms = records.sound(records.read_terms, run.workdir / records.TERMS)
+        if terms is not None:
+            privacy = outcomes.read_newest_result(run).get("privacy") or {}
+            groups.setdefault(terms.data, []).append(privacy)
+    return [_spent_on(found) for found in groups.values()]
+
+
+def _spent_on(found: Sequence[Mapping[str, Any]]) -> str:
+    said = [privacy for privacy in found if privacy]
+    silent = len(found) - len(said)
+    text = f"privacy: {counted(len(said), 'run')} on the same data"
+    left = f"; {counted(silent, 'private run has', 'private runs have')} no result yet" * (
+        silent > 0
+    )
+    known = sum(not privacy["guarantee"] for privacy in said)
+    if known:
+        return f"{text} guarantee nothing together, as {known} of them {'does' if known == 1 else 'do'} not{left}"
+    try:
+        spent = accounting.compose([accounting.from_record(privacy) for privacy in said])
+    except UserError as error:
+        return f"{text}: what they spent together is not known ({cli.message_of(error)}){left}"
+    return (
+        f"{text} spent epsilon={spent.epsilon:.4g} together (RDP {spent.rdp:.4g}, PLD {spent.pld:.4g};"
+        f" {accounting.ADJACENCY}) at delta={spent.delta_total:.3g}{left}"
+    )
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:

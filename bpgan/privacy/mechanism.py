@@ -5,6 +5,10 @@
 over the records i of a Poisson batch (``data.poisson``), B being the *expected* number of them: the number that there
 are is as secret as they are. Everything that is made of g is post-processing: any optimizer, and every other player.
 
+Rows are in the order of the records, so a record more moves all that follow it to other rows. What is drawn for a row,
+its latents above all, must not tell: it is drawn by the secret key. Then whoever does not know that sees rows of one
+law in any order, and a record moves the sum by its own gradient only.
+
 ``gaussian`` is a ``turns.Gradient``, ``privatize`` makes a turn private by one. What an objective finds out beside its
 gradient, losses and logits of records, is not accounted for, so it is neither returned nor logged.
 """
@@ -36,7 +40,8 @@ def gaussian(
     """The clipped sum with Gaussian noise, over the expected batch.
 
     The noise of update t has the key ``fold_in(stream(secret, "noise"), t)``, and each leaf of the gradient one of its
-    own. The state has to remember ``OVERFLOW``, if batches can overflow.
+    own; what objectives draw has ``fold_in(stream(secret, "rows"), t)``. The state has to remember ``OVERFLOW``, if
+    batches can overflow.
 
     Args:
       clip: C, the greatest norm of the gradient of one record.
@@ -53,14 +58,12 @@ def gaussian(
         objective: Objective, now: Now, player: str
     ) -> tuple[tuple[jax.Array, Aux], Params]:
         rows = {name: x for name, x in now.batch.items() if name not in _OF_SAMPLING}
-        seen = now._replace(batch=rows)
+        seen = now._replace(batch=rows, key=_own_key(now, secret, "rows"))
         total, *_ = clipped_sum(objective, seen, player, now.batch["mask"], clip, form, views)
         # Averaged over devices afterwards, each of which has a part of the records and the same noise.
         shares = now.axis.total(1)
         if noise_multiplier:
-            key = secret_of(now) if secret is None else secret
-            own = jax.random.fold_in(stream(key, "noise"), now.index)
-            noise = _normal(own, total, noise_multiplier * clip)
+            noise = _normal(_own_key(now, secret, "noise"), total, noise_multiplier * clip)
             total = jax.tree.map(lambda g, e: shares * g + e, total, noise)
         elif shares > 1:
             total = jax.tree.map(lambda g: shares * g, total)
@@ -74,6 +77,12 @@ def secret_of(now: Now) -> PRNG:
     """The run's secret key, which every row of its batches has; computed as fast as the key of the step is."""
     words = now.batch["secret"][0]
     return jax.random.wrap_key_data(words, impl=jax.random.key_impl(now.key))
+
+
+def _own_key(now: Now, secret: PRNG | None, name: str) -> PRNG:
+    """The secret key of a purpose in this update."""
+    key = secret_of(now) if secret is None else secret
+    return jax.random.fold_in(stream(key, name), now.index)
 
 
 def _normal(key: PRNG, like: Params, scale: float) -> Params:
@@ -123,8 +132,8 @@ def updates_of(state: Any, player: str = "d") -> int:
     return int(state.players[player].opt.updates)
 
 
-def privatize(turn: Turn, gradient: Gradient, views: int = 1) -> Turn:
-    """The turn with a private gradient, and an optimizer that counts.
+def privatize(turn: Turn, gradient: Gradient, views: int = 1, secret: PRNG | None = None) -> Turn:
+    """The turn with a private gradient, whose rows are drawn by the secret key, and an optimizer that counts.
 
     Args:
       turn: of a player that keeps nothing beside its parameters. Its terms must all enter every update: they are
@@ -132,6 +141,7 @@ def privatize(turn: Turn, gradient: Gradient, views: int = 1) -> Turn:
       gradient: such as ``gaussian`` of the same ``views``.
       views: copies of each record in a batch, each to be augmented and paired by itself (De et al. 2022,
         arXiv:2204.13650).
+      secret: as of ``gaussian``.
 
     Raises:
       ValueError: for lazy terms, or several updates in a step.
@@ -140,8 +150,10 @@ def privatize(turn: Turn, gradient: Gradient, views: int = 1) -> Turn:
         raise ValueError(f"{turn.player}: one update in a step, and no lazy terms, can be private")
 
     def draw(now: Now) -> Batch:
-        copies = {name: jnp.repeat(now.batch[name], views, axis=0) for name in ("x", "y")}
-        return {**copies, **turn.draw(now.beside(copies))}
+        copies = {}
+        if views > 1:
+            copies = {name: jnp.repeat(now.batch[name], views, axis=0) for name in ("x", "y")}
+        own = now.beside(copies)._replace(key=_own_key(now, secret, "draw"))
+        return {**copies, **turn.draw(own)}
 
-    draw = turn.draw if views == 1 else draw
     return turn._replace(tx=count(turn.tx), gradient=gradient, draw=draw)

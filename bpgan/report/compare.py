@@ -219,7 +219,7 @@ def _read(path: pathlib.Path) -> RunRow | None:
         path, record.experiment, record.config, status, step, seen, seconds, final, best, curves,
         grids[-1][1] if grids else None, tuple(evaluated),
         _RESTART_SAFE if record.restart_safe is None else frozenset(record.restart_safe), directions,
-        tuple(_general(row, step) for row in rows), tuple(report.about(record)),
+        tuple(_general(row, step) for row in rows), tuple(report.about(record, records.is_private(path))),
         tuple(record.frame.columns),
     )  # fmt: skip
 

@@ -77,7 +77,7 @@ class _Frame(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What a run directory holds; ``problems`` says what of it is damaged."""
+    """What a run directory holds; ``problems`` says what of it is damaged, ``private`` whether no image may show."""
 
     run: RunRecord
     result: ResultRecord | None
@@ -86,6 +86,7 @@ class _Found(NamedTuple):
     frames: Sequence[_Frame]
     pictures: Sequence[pathlib.Path]
     problems: Sequence[str]
+    private: bool
 
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
@@ -136,8 +137,10 @@ def _read(path: pathlib.Path) -> _Found:
     log = sound(records.read_log, "metrics.jsonl") or []
     result = sound(records.read_result, "result.json")
     evaluations = sound(records.read_evaluations, "metrics.json") or []
-    pictures = sorted(path.glob("pictures/*.*"))
-    return _Found(run, result, log, evaluations, _frames(path), pictures, problems)
+    private = records.is_private(path)
+    # Those of an experiment may show images that it learned from, or their neighbors.
+    pictures = [] if private else sorted(path.glob("pictures/*.*"))
+    return _Found(run, result, log, evaluations, _frames(path), pictures, problems, private)
 
 
 def update_report(workdir: str | os.PathLike) -> pathlib.Path | None:
@@ -376,8 +379,9 @@ def _page(
         samples=_samples(found.frames, epochs, run.frame),
         facts=_rows(facts) + _counts(run, facts),
         timings=_section("Seconds of this process", "bars", _bars(timings)),
-        about="".join(f'<p class="about">{_text(line)}</p>' for line in about(run)),
+        about="".join(f'<p class="about">{_text(line)}</p>' for line in about(run, found.private)),
         curves=_section("Curves", "curves", "".join(map(plot.figure, plots))),
+        privacy=_section("Privacy", "wide", _rows(found.result.privacy if found.result else {})),
         constants=_section("Constant, or logged once", "wide", _rows(constants)),
         pictures=_pictures(found.pictures),
         evaluation=_evaluations(found.evaluations, _monitored(run, metrics)),
@@ -389,9 +393,9 @@ def _page(
     )
 
 
-def about(run: RunRecord) -> list[str]:
-    """What a run is trained on, and how many numbers it learns, in words."""
-    lines = [line for line in run.title.splitlines() if line]
+def about(run: RunRecord, private: bool) -> list[str]:
+    """What a run is trained on, if that may be told, and how many numbers it learns, in words."""
+    lines = [line for line in run.title.splitlines() if line and not private]
     if run.parameters:
         counts = ", ".join(f"{count:,} of {name}" for name, count in run.parameters.items())
         lines.append(f"Parameters: {counts}.")
@@ -480,6 +484,11 @@ def _facts(
 def _notes(found: _Found, result: ResultRecord | None, panels: Sequence[_Panel]) -> list[str]:
     """What a reader must know before the numbers."""
     notes = list(found.problems)
+    if found.private:
+        notes += records.guaranteed(found.result)
+        measured = found.result.metrics if found.result else {}
+        if found.evaluations or any(_has_controls(name, measured) for name in measured):
+            notes.append(f"Its evaluations {records.UNACCOUNTED}.")
     if found.run.origin:
         said = records.said_of(found.run.origin)
         notes.append(f"{said[:1].upper()}{said[1:]}.")

@@ -247,9 +247,38 @@ def foreign_format(record: RunRecord) -> str:
     )
 
 
+TERMS = "privacy.json"
+"""In a run directory: only a private run has it."""
+
+
 def read_terms(path: pathlib.Path) -> Terms | None:
     """A ``privacy.json``."""
     return read_json(path, Terms)
+
+
+def is_private(workdir: pathlib.Path) -> bool:
+    """Whether the run in a directory learned from records that must not show: it is, too, if its terms are damaged."""
+    return (workdir / TERMS).exists()
+
+
+UNACCOUNTED = (
+    "were computed on records and are not accounted for: they give away more than epsilon says"
+)
+"""Of the numbers of a private run that compare its samples with images."""
+
+
+def guaranteed(result: ResultRecord | None) -> list[str]:
+    """What is to be said of the privacy of a private run, in sentences."""
+    privacy = result.privacy if result else {}
+    if not privacy:
+        return ["This run is private; it has not ended, and what it spent is in its log."]
+    if not privacy.get("guarantee"):
+        return ["This run guarantees no privacy: it has no noise, or its key is known."]
+    epsilon, delta = privacy.get("epsilon"), privacy.get("delta_total", privacy.get("delta"))
+    lines = [
+        f"This run is private: epsilon = {epsilon:.4g} at delta = {delta:.3g} ({privacy.get('adjacency')})."
+    ]
+    return [*lines, "That holds for G and its samples, of this run alone."]
 
 
 def read_result(path: pathlib.Path) -> ResultRecord | None:

@@ -179,18 +179,20 @@ def _checked(place: str | os.PathLike) -> str:
 
 
 def in_run(*, checkpoints: bool | str = False) -> Callable[[str], bool]:
-    """Which files of runs to visit: all but the checkpoints, or the record and checkpoints.
+    """Which files of runs to visit: all but the checkpoints, or the records and checkpoints.
 
     Args:
       checkpoints: True for all of them, the step of one, or False.
     """
 
+    known = ("config.json", records.TERMS)
+
     def wanted(name: str) -> bool:
         found = _CHECKPOINT.fullmatch(name)
         if isinstance(checkpoints, str):
-            return found[2] == checkpoints if found else name == "config.json"
+            return found[2] == checkpoints if found else name in known
         if checkpoints:
-            return bool(found) or name == "config.json"
+            return bool(found) or name in known
         return "checkpoints" not in name.split("/")
 
     return wanted

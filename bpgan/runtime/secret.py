@@ -17,7 +17,7 @@ from bpgan.files import write_json
 from bpgan.runtime import distributed, records
 from bpgan.types import UserError
 
-FILE, TERMS = ".secret", "privacy.json"
+FILE, TERMS = ".secret", records.TERMS
 _BYTES = 32
 
 

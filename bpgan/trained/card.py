@@ -55,10 +55,17 @@ def facts(run: Run, truncation: float | None) -> dict[str, Any]:
         "output": list(shape),
         "truncation": own if truncation is None else truncation,
         "parameters": int(sum(np.size(x) for x in _leaves(run.generator.variables))),
-        "data": run.record.data,
+        **_told(run),
         "versions": run.record.versions,
         "config": run.record.config,
     }
+
+
+def _told(run: Run) -> dict[str, Any]:
+    """Of the data, their hash; of a private run, in its place, what it spent."""
+    if not run.private:
+        return {"data": run.record.data}
+    return {"privacy": dict(run.result.privacy) if run.result else {}}
 
 
 def _leaves(tree: Any) -> list[Any]:
@@ -108,7 +115,8 @@ def write(run: Run, found: Mapping[str, Any], files: Mapping[str, str], license:
             _USE[kind].format(file=file, call=call, feed=feed),
             "",
         ]
-    lines += ["## Data", "", *_data(run), "", "## Metrics", "", *_metrics(run), ""]
+    lines += ["## Data", "", *_data(run), "", *_privacy(run)]
+    lines += ["## Metrics", "", *_metrics(run), ""]
     lines += ["## Training", "", *_table(_training(run)), "", "Flags:", ""]
     flags = {f"`{k}`": f"`{printable(str(v))}`" for k, v in sorted(run.record.config.items())}
     return "\n".join([*lines, *_table(flags), ""])
@@ -131,7 +139,7 @@ def _distribution(run: Run) -> str:
 
 def _data(run: Run) -> list[str]:
     dataset = run.record.dataset
-    rows = {"SHA-256": f"`{run.record.data}`"}
+    rows = {} if run.private else {"SHA-256": f"`{run.record.data}`"}
     if dataset is not None:
         shape = " x ".join(map(str, dataset.shape))
         rows = {
@@ -139,6 +147,18 @@ def _data(run: Run) -> list[str]:
             "Images": f"{sum(dataset.counts):,} of {shape}, {counted(len(dataset.counts), 'class', 'classes')}",
         } | rows
     return _table(rows)
+
+
+def _privacy(run: Run) -> list[str]:
+    """What a private run guarantees, and what is outside of that."""
+    if not run.private:
+        return []
+    lines = ["## Privacy", "", " ".join(records.guaranteed(run.result)), ""]
+    if run.result and run.result.privacy:
+        lines += [*_table({k: f"{v}" for k, v in run.result.privacy.items()}), ""]
+    if run.evaluations:
+        lines += [f"The metrics below {records.UNACCOUNTED}.", ""]
+    return lines
 
 
 def _metrics(run: Run) -> list[str]:

@@ -50,6 +50,7 @@ class Run:
       log: the lines of ``metrics.jsonl``, each a dict with ``step``.
       evaluations: the numbers of ``metrics.json``, each a dict with ``metric``, ``value`` and what it depends on.
       result: how it ended, ``result.json``; None if it has not.
+      private: whether it learned from records that must not show: G and its samples may be released.
     """
 
     def __init__(self, path: str, opened: saved.Restored, files: dict[str, Any]):
@@ -58,6 +59,7 @@ class Run:
         self.log: list[dict[str, Any]] = files["log"]
         self.evaluations: list[dict[str, Any]] = files["evaluations"]
         self.result: records.ResultRecord | None = files["result"]
+        self.private = opened.private
         self._opened = opened
         self._built: dict[Any, Algorithm] = {}
 

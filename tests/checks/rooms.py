@@ -38,18 +38,18 @@ ROOMS = {  # top to bottom; imports go down
         "what a researcher writes: one file an experiment",
         "launcher trained evaluation cli report privacy algorithms backprop metrics metrics.features runtime data nets"
         " losses penalties augment optim files measures lookup types version",
-        "(lucic private_gan) (audit classifier data evaluate export sample image_gan infogan linear_regression lr_range"
-        " mnist_gan sensitivity toy_gan vae)",
+        "(lucic private_gan) (audit classifier data dp_merf evaluate export sample image_gan infogan linear_regression"
+        " lr_range mnist_gan sensitivity toy_gan vae)",
     ),
     "bpgan.launcher": Room(
         "sweeps, searches, processes, Slurm",
-        "cli report runtime files memory measures types",
+        "cli report privacy.accounting runtime files memory measures types",
         "__main__ main strategies sweep (jobs summary) outcomes runs flags slurm"
         " (budget group processes search) devices",
     ),
     "bpgan.trained": Room(
         "a trained run: loaded, drawn from, exported",
-        "cli runtime data nets files measures lookup types version",
+        "cli privacy.accounting runtime data nets files measures lookup types version",
         "(card export) (paths run)",
     ),
     "bpgan.evaluation": Room(
@@ -70,7 +70,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.privacy": Room(
         "training with differential privacy: its accounting, and audits of it",
         "algorithms metrics data losses optim sharding types files measures lookup",
-        "(audit canaries dpgan) (accounting mechanism) clipping",
+        "(audit canaries dpgan) (mechanism merf) (accounting clipping)",
     ),
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",
