@@ -117,7 +117,9 @@ def test_a_run_is_needed(tmp_path, capsys):
 def test_what_a_private_run_claims():
     privacy = {"epsilon": 1.5, "delta": 1e-5, "sampling": "poisson"}
     opened = types.SimpleNamespace(result=types.SimpleNamespace(privacy=privacy))
-    assert audit.claim(opened) == {"epsilon": 1.5, "delta": 1e-5}
+    assert audit.claim(opened) == {"epsilon": 1.5, "delta": 1e-5, "guarantee": True}
+    privacy |= {"delta_total": 2e-5, "guarantee": False}
+    assert audit.claim(opened) == {"epsilon": 1.5, "delta": 2e-5, "guarantee": False}
     for said in (None, {}, {"epsilon": None, "delta": 1e-5}):
         assert (
             audit.claim(types.SimpleNamespace(result=types.SimpleNamespace(privacy=said))) is None
@@ -186,7 +188,9 @@ def test_a_private_run_is_audited(tmp_path, capsys, digits):
         1e-4, rel=1e-5
     )
     assert all(row["epsilon"] <= found["claimed"]["epsilon"] for row in found["bounds"])
-    assert "The run claims epsilon" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "The run claims epsilon" in said.out and "its key is known" in said.out
+    assert f"warning: {path}: is private; the numbers were computed on records" in said.err
     flags = [flag if "canaries" not in flag else "--canaries=999999" for flag in flags]
     argv = ["--preset=smoke", f"--workdir={tmp_path / 'other'}", *flags]
     assert cli.run(private_gan.Config, private_gan.build, private_gan.PRESETS, argv) == 2
@@ -232,8 +236,9 @@ def found(**changes):
     bound = numbers.lower_bound(np.arange(100.0), np.arange(100) > 50, 1e-5)
     return {
         "run": "runs/<b>", "experiment": "private_gan", "step": 1000, "dataset": "9,000 images of mnist10k train",
-        "held_out": "mnist10k test", "samples": 10_000, "confidence": 0.95, "claimed": {"epsilon": 5.0, "delta": 1e-5},
-        "attacks": rows, "bounds": [{"canaries_are": "gradient canaries", **bound._asdict()}],
+        "held_out": "mnist10k test", "samples": 10_000, "confidence": 0.95, "private": True,
+        "claimed": {"epsilon": 5.0, "delta": 1e-5, "guarantee": True}, "attacks": rows,
+        "bounds": [{"canaries_are": "gradient canaries", **bound._asdict()}],
         "left_out": ["something: for a reason"],
     } | changes  # fmt: skip
 
@@ -242,14 +247,22 @@ def test_the_page():
     page = report.page(found())
     assert "runs/&lt;b&gt;" in page and "members are told from others" in page
     assert page.count("<figure") == 2 and "false positive rate" in page and "epsilon" in page
-    assert "The run claims epsilon 5.000 at delta 1e-05" in page and "for a reason" in page
+    assert "The run claims epsilon 5.000 at delta 1e-05." in page and "for a reason" in page
+    said = "were computed on records and are not accounted for"
+    assert said in page and said not in report.page(found(private=False))
 
 
 @pytest.mark.parametrize(
     "changes, verdict",
     [
-        ({"claimed": {"epsilon": 0.5, "delta": 1e-5}}, "the claimed epsilon is refuted"),
-        ({"claimed": {"epsilon": 0.5, "delta": 1e-4}}, "members are told from others"),
+        (
+            {"claimed": {"epsilon": 0.5, "delta": 1e-5, "guarantee": False}},
+            "the claimed epsilon is refuted",
+        ),
+        (
+            {"claimed": {"epsilon": 0.5, "delta": 1e-4, "guarantee": True}},
+            "members are told from others",
+        ),
         ({"attacks": [], "claimed": None}, "canaries are found"),
         ({"attacks": []}, "these attacks find nothing"),
         ({"attacks": [], "bounds": [], "left_out": []}, "these attacks find nothing"),
