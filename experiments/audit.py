@@ -138,7 +138,7 @@ def choose_records(cfg: Config, opened: Run) -> Records:
             f"a run of {opened.experiment} has no dataset of images, of which some were held out"
         )
         raise UserError(reason, argument="run", value=cfg.run)
-    name = cfg.dataset.value or opened.config.dataset
+    name = cfg.dataset.value or vars(opened.config)["dataset"]
     hint = "" if cfg.dataset else "; if the data have moved, `dataset` says where to"
     try:
         trained, held = data.load_for_training(name, bool(opened.config.eval_every.value))
