@@ -325,7 +325,7 @@ class _Privacy:
         """The least noise that the flags allow; every process finds the same."""
         parts, cfg = self._parts, self._parts.cfg
         noise = accounting.calibrate(cfg.epsilon, cfg.delta, parts.q, parts.steps)
-        return float(distributed.agree(np.float64([noise]))[0, 0])
+        return float(distributed.agree(np.array([noise]))[0, 0])
 
     def _mechanism_of(self, terms: records.Terms) -> accounting.Mechanism:
         failure = accounting.buffer_failure(terms.length, terms.q, terms.rows, self._parts.steps)
