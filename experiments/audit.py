@@ -29,6 +29,7 @@ from bpgan.files import write_json
 from bpgan.privacy import audit, canaries
 from bpgan.report import audit as report
 from bpgan.runtime import remote
+from bpgan.runtime.records import UNACCOUNTED, warn
 from bpgan.trained.run import Run, parse_checkpoint
 from bpgan.types import UserError, counted
 
@@ -110,6 +111,7 @@ def run(cfg: Config) -> None:
         "samples": cfg.samples,
         "seed": cfg.seed,
         "confidence": cfg.confidence,
+        "private": opened.private,
         "claimed": claimed,
         "attacks": attacks,
         "bounds": bounds,
@@ -120,6 +122,8 @@ def run(cfg: Config) -> None:
         page = report.write_page(out / "audit.html", found)
     except OSError as error:
         raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
+    if opened.private:
+        warn(f"{cfg.run}: is private; the numbers {UNACCOUNTED}")
     print("\n".join([*report.lines(found), f"wrote {out / 'audit.json'} and {page}"]))
 
 
@@ -134,7 +138,7 @@ def choose_records(cfg: Config, opened: Run) -> Records:
             f"a run of {opened.experiment} has no dataset of images, of which some were held out"
         )
         raise UserError(reason, argument="run", value=cfg.run)
-    name = cfg.dataset.value or opened.config.dataset
+    name = cfg.dataset.value or vars(opened.config)["dataset"]
     hint = "" if cfg.dataset else "; if the data have moved, `dataset` says where to"
     try:
         trained, held = data.load_for_training(name, bool(opened.config.eval_every.value))
@@ -180,15 +184,16 @@ def _reference(cfg: Config, opened: Run) -> Run | None:
     return reference
 
 
-def claim(opened: Run) -> dict[str, float] | None:
-    """The epsilon that a private run claims, and its delta; None of one that claims none."""
+def claim(opened: Run) -> dict[str, Any] | None:
+    """The epsilon that a private run spent, its delta, and if it guarantees them; None of one that claims none."""
     said = getattr(opened.result, "privacy", None)
     if not isinstance(said, dict) or not all(
         isinstance(said.get(name), int | float) for name in ("epsilon", "delta")
     ):
         return None
     delta = said.get("delta_total", said["delta"])  # with the failure of its buffers
-    return {"epsilon": float(said["epsilon"]), "delta": float(delta)}
+    guarantee = bool(said.get("guarantee", True))  # else its key is known
+    return {"epsilon": float(said["epsilon"]), "delta": float(delta), "guarantee": guarantee}
 
 
 # Attacks ------------------------------------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ class Config(cli.RunConfig):
         0.0, "of samples: psi of stylegan2, else the bound on |z| of normal latents; 0: none", low=0,
         restart_safe=True,
     )  # fmt: skip
-    canaries: cli.Parsed[Canaries] = cli.field("0", Canaries.forms, parse=Canaries.parse)
+    canaries: cli.Parsed[Canaries] = cli.field("", Canaries.forms, parse=Canaries.parse)
     epochs: float = cli.field(40.0)
     batch_size: int = cli.field(64, "examples per update of D, over all devices")
     precision: str = cli.NETWORK_PRECISION

@@ -98,7 +98,7 @@ class Config(cli.RunConfig):
         restart_safe=True,
     )
     latents: int = cli.field(64, "dimension of z, uniform in [-1, 1]", low=1)
-    canaries: cli.Parsed[Canaries] = cli.field("0", Canaries.forms, parse=Canaries.parse)
+    canaries: cli.Parsed[Canaries] = cli.field("", Canaries.forms, parse=Canaries.parse)
     precision: str = cli.NETWORK_PRECISION
     epochs: float = cli.field(20.0)
     batch_size: int = cli.field(64, "examples per update of D, over all devices")

@@ -91,7 +91,7 @@ class Config(cli.RunConfig):
         "autodiff, or hand-written backpropagation (manual; for --net=mlp only)",
         choices=("autodiff", "manual"),
     )
-    canaries: cli.Parsed[Canaries] = cli.field("0", Canaries.forms, parse=Canaries.parse)
+    canaries: cli.Parsed[Canaries] = cli.field("", Canaries.forms, parse=Canaries.parse)
     precision: str = cli.NETWORK_PRECISION
     epochs: float = cli.field(12.0)
     batch_size: int = cli.field(32, "examples per update of D, over all devices")

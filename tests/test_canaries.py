@@ -24,7 +24,12 @@ def test_the_flag(text, found):
     assert str(canaries.Canaries.parse(text)) == text
 
 
-@pytest.mark.parametrize("text", ["", "-1", "ten", "10:", ":3", "1.5", "9" * 12])
+def test_no_canaries_are_an_empty_flag():
+    """As of runs of before there were any, which go on."""
+    assert canaries.Canaries.parse("") == canaries.Canaries(0)
+
+
+@pytest.mark.parametrize("text", ["-1", "ten", "10:", ":3", "1.5", "9" * 12])
 def test_a_mistaken_flag(text):
     with pytest.raises(ValueError, match="must be N, or N:SEED"):
         canaries.Canaries.parse(text)

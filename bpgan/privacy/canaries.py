@@ -40,12 +40,12 @@ class Canaries(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Canaries":
-        """Reads ``N`` or ``N:SEED``. Raises ValueError for anything else.
+        """Reads ``N``, ``N:SEED``, or an empty text for none. Raises ValueError for anything else.
 
         >>> Canaries.parse("200:7")
         Canaries(count=200, seed=7)
         """
-        count, colon, seed = text.partition(":")
+        count, colon, seed = (text or "0").partition(":")
         parts = (count, seed) if colon else (count,)
         if not all(part.isdecimal() and len(part) < 10 for part in parts):
             raise ValueError("must be N, or N:SEED, whole numbers below 1,000,000,000")
@@ -56,7 +56,7 @@ class Canaries(NamedTuple):
         """What ``parse`` reads, for the help of a flag."""
         return (
             "N, or N:SEED for other ones: boards of random squares, each among the training images with probability"
-            " 1/2, for experiments.audit to look for; 0: none"
+            " 1/2, for experiments.audit to look for; empty: none"
         )
 
     @property

@@ -12,6 +12,7 @@ import numpy as np
 from bpgan.files import replaced
 from bpgan.report import plot
 from bpgan.report.tables import Table
+from bpgan.runtime.records import UNACCOUNTED
 from bpgan.types import counted
 
 _MEMBERSHIP = (
@@ -59,7 +60,8 @@ def page(found: Mapping[str, Any]) -> str:
         style=plot.PAGE_STYLE + plot.STYLE,
         where=html.escape(found["run"]),
         status=f'<span class="status{"" if leaks else " done"}">{html.escape(verdict)}</span>',
-        about="".join(f'<p class="about">{html.escape(line)}</p>' for line in _about(found)),
+        about=_notes(found)
+        + "".join(f'<p class="about">{html.escape(line)}</p>' for line in _about(found)),
         body="".join(body),
     )
 
@@ -101,6 +103,11 @@ def _verdict(found: Mapping[str, Any]) -> tuple[bool, str]:
 def _refutes(row: Mapping[str, Any], claimed: Mapping[str, float]) -> bool:
     """Whether a bound is above the epsilon that the run claims, at a delta that is no smaller."""
     return row["delta"] >= claimed["delta"] and row["epsilon"] > claimed["epsilon"]
+
+
+def _notes(found: Mapping[str, Any]) -> str:
+    """What whoever shows the page of a private run must know."""
+    return f'<p class="note">These numbers {UNACCOUNTED}.</p>' * bool(found["private"])
 
 
 def _about(found: Mapping[str, Any]) -> list[str]:
