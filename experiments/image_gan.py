@@ -179,7 +179,6 @@ _CIFAR = dict(
 # A few thousand pictures are seen many times: the length is a number of steps, whatever their number.
 _COLOR = dict(
     net="lite:24,modulated/lite:24",
-    lr="cosine:2e-3:5e-5",
     penalty="r1=0.3/8+r2=0.3/8",
     batch_size=16,
     log_every="250",
@@ -210,10 +209,10 @@ PRESETS = {
         sample_every="1ep",
         checkpoint_every="1ep",
     ),
-    "lite32": dict(_COLOR, steps=20_000),
-    "cgan32": dict(_COLOR, condition="projection", steps=20_000),
-    "lite64": dict(_COLOR, steps=12_000),
-    "cgan64": dict(_COLOR, condition="projection", steps=12_000),
+    "lite32": dict(_COLOR, lr="cosine:4e-3:1e-4", steps=20_000),
+    "cgan32": dict(_COLOR, lr="cosine:4e-3:1e-4", steps=20_000, condition="projection"),
+    "lite64": dict(_COLOR, lr="cosine:2e-3:5e-5", steps=12_000),
+    "cgan64": dict(_COLOR, lr="cosine:2e-3:5e-5", steps=12_000, condition="projection"),
     "r3-28": dict(
         net="r3gan:2",
         precision="bfloat16",
