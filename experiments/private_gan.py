@@ -50,8 +50,11 @@ def _noise(text: str) -> float | None:
     """The noise multiplier; None for ``auto``."""
     if text == "auto":
         return None
-    value = float(text) if text.replace(".", "", 1).isdecimal() else math.nan
-    if not value >= 0:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
         raise ValueError("must be auto, or a number that is 0 or more")
     return value
 
@@ -325,7 +328,7 @@ class _Privacy:
         """The least noise that the flags allow; every process finds the same."""
         parts, cfg = self._parts, self._parts.cfg
         noise = accounting.calibrate(cfg.epsilon, cfg.delta, parts.q, parts.steps)
-        return float(distributed.agree(np.float64([noise]))[0, 0])
+        return float(distributed.agree(np.array([noise]))[0, 0])
 
     def _mechanism_of(self, terms: records.Terms) -> accounting.Mechanism:
         failure = accounting.buffer_failure(terms.length, terms.q, terms.rows, self._parts.steps)

@@ -52,7 +52,7 @@ def included(secret: Any, step: Any, length: int, q: float) -> Any:
       q: probability; what is used is ``floor(q 2^32) / 2^32``, which is not greater.
     """
     words = _words(secret)
-    numpy = np if isinstance(words, np.ndarray) else jnp
+    numpy = _module_of(words)
     threshold = int(q * 2**32)
     if threshold >= 2**32:
         return numpy.ones(length, bool)
@@ -68,9 +68,14 @@ def _words(secret: Any) -> Any:
     return secret
 
 
+def _module_of(x: Any) -> Any:
+    """NumPy or its twin in JAX, by what x is an array of."""
+    return np if isinstance(x, np.ndarray) else jnp
+
+
 def _fold_in(words: Any, number: Any) -> Any:
     """``jax.random.fold_in`` of the two words of a key, also in NumPy."""
-    numpy = np if isinstance(words, np.ndarray) else jnp
+    numpy = _module_of(words)
     low = numpy.asarray(number).astype(np.uint32).reshape(1)
     return numpy.concatenate(threefry.encrypt(words, numpy.zeros_like(low), low))
 

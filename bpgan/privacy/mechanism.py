@@ -120,7 +120,7 @@ def count(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     def init(params: Params) -> Counted:
         return Counted(jnp.zeros((), jnp.int32), tx.init(params))
 
-    def update(updates: Params, state: Counted, params: Any = None) -> tuple[Params, Counted]:
+    def update(updates: Params, state: Any, params: Any = None) -> tuple[Params, Counted]:
         updates, inner = tx.update(updates, state.inner, params)
         return updates, Counted(state.updates + 1, inner)
 
