@@ -142,7 +142,7 @@ class _Release:
 
     def _least(self) -> float:
         noise = accounting.calibrate(self._cfg.epsilon, self._cfg.delta, merf.MECHANISM.q, 1)
-        return float(distributed.agree(np.float64([noise]))[0, 0])
+        return float(distributed.agree(np.array([noise], np.float64))[0, 0])
 
     def _mechanism(self, terms: records.Terms) -> accounting.Mechanism:
         return merf.MECHANISM._replace(noise_multiplier=terms.noise_multiplier, delta=terms.delta)

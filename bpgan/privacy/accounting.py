@@ -26,7 +26,7 @@ import functools
 import importlib.util
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -213,8 +213,10 @@ def _by_rdp(parts: dict[tuple[float, float], int], delta: float) -> float:
     from dp_accounting.rdp import compute_epsilon
 
     orders = _renyi(1.0, 1.0)[0]
-    divergence = sum(updates * _renyi(*which)[1] for which, updates in parts.items())
-    return float(compute_epsilon(orders, divergence, delta)[0])
+    divergence = np.zeros(len(orders))
+    for which, updates in parts.items():
+        divergence += updates * _renyi(*which)[1]
+    return float(compute_epsilon(orders.tolist(), divergence.tolist(), delta)[0])
 
 
 @functools.lru_cache(64)
@@ -424,7 +426,7 @@ def record(
     }
 
 
-def from_record(privacy: dict[str, Any]) -> tuple[Mechanism, int]:
+def from_record(privacy: Mapping[str, Any]) -> tuple[Mechanism, int]:
     """The mechanism and the updates that ``record`` has written.
 
     Raises:
