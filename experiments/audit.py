@@ -239,7 +239,8 @@ def infer_membership(
             continue
         fpr, tpr = audit.roc(members, others, points=100)
         found = audit.attack(members, others, confidence=each)
-        rows.append({"attack": name, **found._asdict(), "roc": [fpr.tolist(), tpr.tolist()]})
+        known = {**found._asdict(), "leaks": found.says_something}
+        rows.append({"attack": name, **known, "roc": [fpr.tolist(), tpr.tolist()]})
     return rows, left_out
 
 

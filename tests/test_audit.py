@@ -231,8 +231,9 @@ def found(**changes):
     for name, shift in (("LOGAN", 2.0), ("GAN-Leaks", 0.0)):
         members, others = rng.normal(shift, 1, 400), rng.normal(0, 1, 300)
         fpr, tpr = numbers.roc(members, others, points=50)
-        attack = numbers.attack(members, others, confidence=0.975)._asdict()
-        rows.append({"attack": name, **attack, "roc": [fpr.tolist(), tpr.tolist()]})
+        attack = numbers.attack(members, others, confidence=0.975)
+        known = {**attack._asdict(), "leaks": attack.says_something}
+        rows.append({"attack": name, **known, "roc": [fpr.tolist(), tpr.tolist()]})
     bound = numbers.lower_bound(np.arange(100.0), np.arange(100) > 50, 1e-5)
     return {
         "run": "runs/<b>", "experiment": "private_gan", "step": 1000, "dataset": "9,000 images of mnist10k train",

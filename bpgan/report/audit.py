@@ -84,16 +84,12 @@ def _interval(row: Mapping[str, Any], name: str) -> str:
     return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
 
 
-def _is_leak(row: Mapping[str, Any]) -> bool:
-    return row["auc_low"] > 0.5 or row["tpr_low"] > row["fpr_high"]
-
-
 def _verdict(found: Mapping[str, Any]) -> tuple[bool, str]:
     """Whether something is wrong, and that in a few words."""
     claimed = found["claimed"]
     if claimed and any(_refutes(row, claimed) for row in found["bounds"]):
         return True, "the claimed epsilon is refuted"
-    if any(map(_is_leak, found["attacks"])):
+    if any(row["leaks"] for row in found["attacks"]):
         return True, "members are told from others"
     if any(row["epsilon"] > 0 for row in found["bounds"]) and not claimed:
         return True, "canaries are found"
@@ -138,7 +134,7 @@ def _roc(attacks: Sequence[Mapping[str, Any]]) -> plot.Plot:
     shapes = [plot.Shape(axis.at(ends), axis.at(ends), 8, "dashed")]
     legend = [(8, "chance", "")]
     for i, row in enumerate(attacks):
-        x, y = (axis.at(np.maximum(rates, low)) for rates in row["roc"])
+        x, y = (axis.at(np.maximum(rates[1:], low)) for rates in row["roc"])  # 0 has no place
         shapes.append(plot.Shape(x, y, i))
         legend.append((i, row["attack"], f"{row['auc']:.3f}"))
     small = "log scales; behind each name its AUC"
@@ -188,7 +184,8 @@ def membership(found: Mapping[str, Any]) -> Table:
         best += [(i, 1)] * (row["auc_low"] > 0.5) + [(i, 2)] * (row["tpr_low"] > row["fpr_high"])
     first = found["attacks"][0]
     sure = f"{100 * first['confidence']:.3g} %"
-    head = ["attack", f"AUC\nDeLong, {sure}", f"TPR\nClopper-Pearson, {sure}", "FPR"]
+    at = f"TPR at {100 * first['at']:g} % FPR"
+    head = ["attack", f"AUC\nDeLong, {sure}", f"{at}\nClopper-Pearson, {sure}", "FPR"]
     return Table("", head, rows, best, notes=[_MEMBERSHIP.format(sure=100 * found["confidence"])])
 
 
