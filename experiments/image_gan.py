@@ -210,9 +210,7 @@ PRESETS = {
         checkpoint_every="1ep",
     ),
     "lite32": dict(_COLOR, lr="cosine:4e-3:1e-4", steps=20_000),
-    "cgan32": dict(_COLOR, lr="cosine:4e-3:1e-4", steps=20_000, condition="projection"),
     "lite64": dict(_COLOR, lr="cosine:2e-3:5e-5", steps=12_000),
-    "cgan64": dict(_COLOR, lr="cosine:2e-3:5e-5", steps=12_000, condition="projection"),
     "r3-28": dict(
         net="r3gan:2",
         precision="bfloat16",

@@ -58,7 +58,7 @@ def shapes_of_a_step(cfg):
     return state, metrics
 
 
-SIZES = {"r3-64": (64, 3)} | {
+SIZES = {name: (64, 3) for name in image_gan.PRESETS if "64" in name} | {
     name: (28, 1) for name in image_gan.PRESETS if "28" in name or name == "smoke"
 }
 

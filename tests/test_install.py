@@ -247,7 +247,13 @@ def test_the_wheel_in_a_fresh_environment(installed, elsewhere, version):
 # A new user ---------------------------------------------------------------------------------------------------------
 
 PAGE = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
-SMALL = {"image_gan": ["--preset=smoke"], "evaluate": ["--n=100"]}
+SMALL = {
+    "image_gan": [
+        "--net=lite:4,modulated/lite:4", "--latents=normal:8", "--steps=8", "--log_every=2",
+        "--sample_every=4", "--checkpoint_every=4",
+    ],
+    "evaluate": ["--n=100"],
+}  # fmt: skip
 """What is added to the commands of the page to make them short."""
 
 
