@@ -50,8 +50,11 @@ def _noise(text: str) -> float | None:
     """The noise multiplier; None for ``auto``."""
     if text == "auto":
         return None
-    value = float(text) if text.replace(".", "", 1).isdecimal() else math.nan
-    if not value >= 0:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
         raise ValueError("must be auto, or a number that is 0 or more")
     return value
 

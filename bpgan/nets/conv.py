@@ -145,6 +145,9 @@ _weight_grad_p = _primitive(
     "bpgan_conv_weight_grad", _lax_weight_grad, conv_cpu.weight_grad, ((3, 2), (3, 3))
 )
 
+WEIGHT_GRAD = _weight_grad_p
+"""What gradients of kernels come from; ``conv_cpu.columns`` makes a matrix product of it."""
+
 
 def _to_x(g: Array, w: Array, x: Any, **params: Any) -> Array:
     return _input_grad_p.bind(g, w, **params | {"size": x.aval.shape[1:3]})

@@ -217,19 +217,28 @@ def _to_few(g: Array, w: Array, *, strides: Pair, padding: Any, size: Any, preci
     return x.transpose(1, 2, 3, 0)
 
 
+def columns(
+    x: Array, pixels: Pair, *, strides: Pair, padding: Any, size: Pair, precision: Any = None
+) -> Array:
+    """``[i, t]``, what each tap and channel of a kernel sees of x at the places t = (n, p, q) of the responses.
+
+    The kernel gradient is ``columns @ g[t, o]``.
+    """
+    del precision  # of the product
+    seen = _windows(
+        x.transpose(3, 0, 1, 2), (2, 3), strides=strides, padding=padding, kernel=size, size=pixels
+    )
+    stacked = jnp.stack([window for row in seen for window in row])
+    return stacked.reshape(size[0] * size[1] * x.shape[3], -1)
+
+
 def _columns_by(
     x: Array, g: Array, strides: Pair, padding: Any, kernel: Pair, precision: Any
 ) -> Array:
     """A kernel gradient: what each tap sees of few channels, times the responses, in one product."""
     c, o = x.shape[3], g.shape[3]
-    windows = _windows(
-        x.transpose(3, 0, 1, 2), (2, 3), strides=strides, padding=padding, kernel=kernel,
-        size=g.shape[1:3],
-    )  # fmt: skip
-    columns = jnp.stack([window for row in windows for window in row]).reshape(
-        kernel[0] * kernel[1] * c, -1
-    )
-    return jnp.dot(columns, g.reshape(-1, o), precision=precision).reshape(*kernel, c, o)
+    seen = columns(x, g.shape[1:3], strides=strides, padding=padding, size=kernel)
+    return jnp.dot(seen, g.reshape(-1, o), precision=precision).reshape(*kernel, c, o)
 
 
 def _by_phases(

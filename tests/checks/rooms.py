@@ -69,8 +69,8 @@ ROOMS = {  # top to bottom; imports go down
     ),
     "bpgan.privacy": Room(
         "training with differential privacy: its accounting, and audits of it",
-        "algorithms metrics data losses optim sharding types files measures lookup",
-        "(audit canaries dpgan) (mechanism merf) (accounting clipping)",
+        "algorithms metrics data nets losses optim sharding types files measures lookup",
+        "(audit canaries dpgan) (mechanism merf) (accounting clipping) products",
     ),
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",

@@ -1,0 +1,1 @@
+"""What is measured, and what is read off compiled programs; README.md says how."""
