@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 from bpgan.algorithms import gan, turns
-from bpgan.losses import LOSSES, AUXILIARY
+from bpgan.losses import AUXILIARY, LOSSES
 from bpgan.nets import dcgan, layers, linen_net, mlp, r3gan
 from bpgan.penalties import PENALTIES, weighted
 from bpgan.privacy import clipping
@@ -37,7 +37,9 @@ def tied(dtype):
 
     def init(key, x):
         w = jax.random.normal(key, (x[0].size, 5), dtype)
-        return {"params": {"w": w, "scale": jnp.ones((8, 8, 1), dtype), "unused": jnp.ones(3, dtype)}}
+        return {
+            "params": {"w": w, "scale": jnp.ones((8, 8, 1), dtype), "unused": jnp.ones(3, dtype)}
+        }
 
     def apply(variables, x, train):
         p = variables["params"]
@@ -88,7 +90,9 @@ def make(name, b, dtype=jnp.float64, loss="nonsaturating", **kind):
     # Kernels and biases of all sizes, so that no leaf is forgotten without notice.
     leaves, tree = jax.tree.flatten(players["d"].params)
     noise = jax.random.split(keys[3], len(leaves))
-    leaves = [w + 0.1 * jax.random.normal(k, w.shape, w.dtype) for w, k in zip(leaves, noise, strict=True)]
+    leaves = [
+        w + 0.1 * jax.random.normal(k, w.shape, w.dtype) for w, k in zip(leaves, noise, strict=True)
+    ]
     players["d"] = players["d"]._replace(params=jax.tree.unflatten(tree, leaves))
     batch = {"x": x, "fake": fake, "z": jnp.zeros((b, 2), dtype), **({"y": y[0]} if y else {})}
     zero = jnp.zeros((), jnp.int32)
@@ -98,7 +102,9 @@ def make(name, b, dtype=jnp.float64, loss="nonsaturating", **kind):
 
 def run(objective, now, mask, clip, form, **options):
     """Compiled."""
-    return jax.jit(lambda now, mask: clipping.clipped_sum(objective, now, "d", mask, clip, form, **options))(now, mask)
+    return jax.jit(
+        lambda now, mask: clipping.clipped_sum(objective, now, "d", mask, clip, form, **options)
+    )(now, mask)
 
 
 def loop(objective, now, mask, clip, views=1):
@@ -107,7 +113,9 @@ def loop(objective, now, mask, clip, views=1):
     total, values, norms = None, [], []
     for i, counts in enumerate(mask):
         rows = {name: x[i * views : (i + 1) * views] for name, x in now.batch.items()}
-        (value, _), gradient = autodiff(now._replace(batch=rows, key=jax.random.fold_in(now.key, i)))
+        (value, _), gradient = autodiff(
+            now._replace(batch=rows, key=jax.random.fold_in(now.key, i))
+        )
         leaves = [np.asarray(g, np.float64) for g in jax.tree.leaves(gradient)]
         norm = np.sqrt(sum(np.sum(g**2) for g in leaves))
         values.append(float(value) if counts else 0.0)
@@ -138,7 +146,9 @@ def length(tree):
 def fast(names):
     """The networks that take long only with ``--slow``."""
     quick = ("mlp", "tied")
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.medium) for name in names]
+    return [
+        name if name in quick else pytest.param(name, marks=pytest.mark.medium) for name in names
+    ]
 
 
 @pytest.mark.parametrize("name", fast(NAMES))
@@ -184,9 +194,12 @@ def test_what_is_masked_leaves_no_trace(form):
     compiled = jax.jit(lambda now, mask: clipping.clipped_sum(objective, now, "d", mask, 0.5, form))
 
     def of(mask, fill):
-        hidden = ~np.asarray(mask)
-        batch = {k: jnp.asarray(np.where(hidden.reshape(-1, *(1,) * (x.ndim - 1)), fill, x)) for k, x in now.batch.items()}
-        return compiled(now._replace(batch={k: x.astype(now.batch[k].dtype) for k, x in batch.items()}), np.asarray(mask))
+        def filled(x):
+            counts = np.asarray(mask).reshape(-1, *(1,) * (x.ndim - 1))
+            return jnp.where(counts, x, jnp.asarray(fill, x.dtype))
+
+        batch = {name: filled(x) for name, x in now.batch.items()}
+        return compiled(now._replace(batch=batch), np.asarray(mask))
 
     mask = [True, False, True, False, True]
     ordinary, *others = (of(mask, fill) for fill in (0.3, np.nan, np.inf, 1e30))
@@ -197,20 +210,32 @@ def test_what_is_masked_leaves_no_trace(form):
     assert all(np.all(x == 0) for x in jax.tree.leaves(of([False] * 5, np.nan)))
 
 
-@pytest.mark.parametrize("name", ["mlp", pytest.param("dcgan, penalties", marks=pytest.mark.medium)])
+@pytest.mark.parametrize(
+    "name", ["mlp", pytest.param("dcgan, penalties", marks=pytest.mark.medium)]
+)
 def test_no_record_moves_the_sum_by_more_than_the_clip(name):
     """Whatever it is: large, far too large, or one whose two terms nearly cancel."""
     clip, b = 0.5, 4
     objective, now, _ = make(name, b, jnp.float32, "wasserstein")
     without = np.array([True, True, True, False])
     for form in ("vmap", "auto", "ghost"):
-        compiled = jax.jit(lambda now, mask, form=form: clipping.clipped_sum(objective, now, "d", mask, clip, form).sum)
+        compiled = jax.jit(
+            lambda now, mask, form=form: (
+                clipping.clipped_sum(objective, now, "d", mask, clip, form).sum
+            )
+        )
         for case in (1.0, 1e3, 1e6, 1e30, "near"):
             x, fake = now.batch["x"], now.batch["fake"]
-            x = x.at[3].set(fake[3] * 1000 * (1 + 1e-4)) if case == "near" else x.at[3].multiply(case)
+            x = (
+                x.at[3].set(fake[3] * 1000 * (1 + 1e-4))
+                if case == "near"
+                else x.at[3].multiply(case)
+            )
             fake = fake.at[3].multiply(1000) if case == "near" else fake
             batch = {**now.batch, "x": x, "fake": fake}
-            there, gone = (compiled(now._replace(batch=batch), mask) for mask in (np.ones(b, bool), without))
+            there, gone = (
+                compiled(now._replace(batch=batch), mask) for mask in (np.ones(b, bool), without)
+            )
             moved = length(jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), there, gone))
             assert moved <= clip * (1 + 1e-5), (form, case)
 
@@ -251,8 +276,15 @@ def test_no_gradient_of_a_record_is_written(form):
     mask = np.ones(50, bool)
 
     def largest(form):
-        program = jax.make_jaxpr(lambda now: clipping.clipped_sum(objective, now, "d", mask, 0.5, form))(now)
-        shapes = {x.aval.shape for eqn in equations(program.jaxpr) for x in eqn.outvars if hasattr(x.aval, "shape")}
+        program = jax.make_jaxpr(
+            lambda now: clipping.clipped_sum(objective, now, "d", mask, 0.5, form)
+        )(now)
+        shapes = {
+            x.aval.shape
+            for eqn in equations(program.jaxpr)
+            for x in eqn.outvars
+            if hasattr(x.aval, "shape")
+        }
         return max(int(np.prod(shape)) for shape in shapes)
 
     written = 50 * 64 * 7
@@ -262,7 +294,9 @@ def test_no_gradient_of_a_record_is_written(form):
 def equations(jaxpr):
     for eqn in jaxpr.eqns:
         yield eqn
-        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+        for inner in jax.tree.leaves(
+            eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
                 yield from equations(inner)
@@ -270,7 +304,9 @@ def equations(jaxpr):
 
 def test_an_accelerator_compiles_it_too():
     objective, now, _ = make("dcgan", 5, jnp.float32)
-    traced = jax.jit(lambda now: clipping.clipped_sum(objective, now, "d", np.ones(5, bool), 0.5)).trace(now)
+    traced = jax.jit(
+        lambda now: clipping.clipped_sum(objective, now, "d", np.ones(5, bool), 0.5)
+    ).trace(now)
     for platform in ("cuda", "tpu"):
         traced.lower(lowering_platforms=(platform,))
 
@@ -278,7 +314,9 @@ def test_an_accelerator_compiles_it_too():
 @pytest.mark.parametrize(("name", "leaf"), [("tied", "scale"), ("spectral", "conv0/kernel")])
 def test_ghost_is_refused_where_it_is_not_exact(name, leaf):
     objective, now, _ = make(name, 2, jnp.float32)
-    with pytest.raises(UserError, match=f"^private_gradients=ghost: the gradient of {leaf} is no sum") as error:
+    with pytest.raises(
+        UserError, match=f"^private_gradients=ghost: the gradient of {leaf} is no sum"
+    ) as error:
         clipping.clipped_sum(objective, now, "d", np.ones(2, bool), 1.0, "ghost")
     assert "\n" not in str(error.value)
 
@@ -287,6 +325,14 @@ def test_forms_are_read():
     assert clipping.parse_form("auto") == clipping.Form("auto", 0)
     assert clipping.parse_form("ghost") == clipping.Form("ghost", 0)
     assert clipping.parse_form("microbatch=16") == clipping.Form("auto", 16)
-    for text in ("", "fast", "vmap=3", "microbatch", "microbatch=0", "microbatch=-1", "microbatch=x"):
+    for text in (
+        "",
+        "fast",
+        "vmap=3",
+        "microbatch",
+        "microbatch=0",
+        "microbatch=-1",
+        "microbatch=x",
+    ):
         with pytest.raises(ValueError, match="^must be auto, vmap, ghost or microbatch=N"):
             clipping.parse_form(text)

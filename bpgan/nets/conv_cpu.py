@@ -218,7 +218,7 @@ def _to_few(g: Array, w: Array, *, strides: Pair, padding: Any, size: Any, preci
 
 
 def columns(
-    x: Array, pixels: Pair, *, strides: Pair, padding: Any, size: Pair, precision: Any = None
+    x: Array, pixels: Any, *, strides: Pair, padding: Any, size: Pair, precision: Any = None
 ) -> Array:
     """``[i, t]``, what each tap and channel of a kernel sees of x at the places t = (n, p, q) of the responses.
 

@@ -28,8 +28,8 @@ from bpgan.algorithms.turns import TOGETHER, Now, Objective, global_norm
 from bpgan.privacy.products import Products, evaluate, read, take_apart
 from bpgan.types import Params, UserError
 
-BLOCK = 2**26
-"""Numbers of the gradients of a block of records on an accelerator, 256 MiB of float32."""
+BLOCK = 2**28
+"""Numbers of the gradients of a block of records on an accelerator, 1 GiB of float32."""
 
 
 class Form(NamedTuple):
@@ -101,7 +101,9 @@ def clipped_sum(
         x = x.reshape(b, views, *x.shape[1:])
         return jnp.where(_along(mask, x), x, jnp.zeros((), x.dtype))
 
-    compute = _of_vmap if form.name == "vmap" else functools.partial(_of_parts, form.name == "ghost")
+    compute = (
+        _of_vmap if form.name == "vmap" else functools.partial(_of_parts, form.name == "ghost")
+    )
     compute = functools.partial(compute, one, now.players[player].params, clip)
     inputs = (jax.tree.map(shown, dict(now.batch)), jnp.arange(b), mask)
     total, (values, norms) = _in_blocks(compute, inputs, b, form.rows or b)
@@ -213,6 +215,7 @@ def _of_parts(ghost: bool, one: Any, params: Params, clip: Any, inputs: Any) -> 
     found = jax.vmap(head)(rows, indices)
     factored = {i for i, x in sums.items() if ghost or x.by_gram}
     at_once = {i for i in factored if not sums[i].has_convs}
+    others = [*late, *(i for i in sums if i not in at_once)]
     squares = _squares(found, sums, at_once, len(mask))
 
     def finish(row: _Row, square: jax.Array) -> tuple[dict[int, jax.Array], jax.Array]:
@@ -229,7 +232,10 @@ def _of_parts(ghost: bool, one: Any, params: Params, clip: Any, inputs: Any) -> 
                 square += x.squared_norm(row.operands[i])
         return leaves, jnp.sqrt(square + jnp.square(global_norm(leaves)))
 
-    total, norms = _finished(finish, found, squares, mask, clip)
+    sizes = [parts.size(late[i]) if i in late else sums[i].numbers(i in factored) for i in others]
+    total, norms = {}, jnp.sqrt(squares)
+    if others:
+        total, norms = _finished(finish, (found, squares, mask), clip, sum(sizes))
     weights = _scale(norms, mask, clip)
     for i in factored:
         total[i] = sums[i].weighted(found.operands[i], weights)
@@ -263,15 +269,18 @@ def _squares(found: _Row, sums: dict[int, Products], at_once: set[int], b: int) 
     return total
 
 
-def _finished(finish: Any, found: _Row, squares: jax.Array, mask: jax.Array, clip: Any) -> Any:
+def _finished(finish: Any, inputs: Any, clip: Any, size: int) -> Any:
     """The clipped sums of the leaves that ``finish`` writes, and the norms of all rows.
 
     A CPU does best with a row at a time: its gradient does not leave the cache, and a product of the pixels of one row
     is large enough. Others want many rows at once.
+
+    Args:
+      finish: of what a row has, and its squared norm so far.
+      inputs: these of all rows, and their mask.
+      clip: C.
+      size: numbers that a row needs.
     """
-    leaves, _ = jax.eval_shape(finish, *jax.tree.map(lambda x: x[0], (found, squares)))
-    size = sum(x.size for x in jax.tree.leaves(leaves))
-    b = len(mask)
 
     def one(inputs: Any) -> Any:
         row, square, counts = jax.tree.map(lambda x: x[0], inputs)
@@ -286,12 +295,9 @@ def _finished(finish: Any, found: _Row, squares: jax.Array, mask: jax.Array, cli
         weights = _scale(norms, counts, clip)
         return jax.tree.map(functools.partial(_weighted, weights), each), norms
 
-    inputs = (found, squares, mask)
-    if not size:
-        return many(inputs)
-    block = max(BLOCK // size, 1)
+    b = len(inputs[-1])
     return lax.platform_dependent(
         inputs,
         cpu=lambda inputs: _in_blocks(one, inputs, b, 1),
-        default=lambda inputs: _in_blocks(many, inputs, b, block),
+        default=lambda inputs: _in_blocks(many, inputs, b, BLOCK // size),
     )

@@ -18,11 +18,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jax.core import eval_jaxpr
+from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array
 
 from bpgan.nets import conv, conv_cpu
 
+Eqn = Any
+"""An operation of a program, ``jax.extend.core.JaxprEqn``, whose variables have no shapes as far as types go."""
 Env = dict[Any, Any]
 """The values of the variables of a program."""
 
@@ -32,7 +35,8 @@ _LINEAR = frozenset(
 )
 """Operations that may stand between products and gradients; any other one has its operands computed as usual."""
 _HIGHEST = lax.Precision.HIGHEST
-"""Of norms, and of sums whose norm is known: their rounding would loosen the bound."""
+"""Of norms, and of sums whose norms are known: their rounding would loosen the bound. So they are never narrower than
+float32 either."""
 
 
 class Product(NamedTuple):
@@ -44,7 +48,7 @@ class Product(NamedTuple):
       scale: the operations by which numbers multiply or divide it, ``(name, number)``.
     """
 
-    eqn: JaxprEqn
+    eqn: Eqn
     turned: bool = False
     scale: tuple[tuple[str, Any], ...] = ()
 
@@ -79,12 +83,13 @@ class Product(NamedTuple):
             )
             a, g = (g, a) if self.turned else (a, g)
             a, g = a.reshape(t, i), g.reshape(t, o)
+        if self.scale:
+            a, g = _wide(a), _wide(g)
         for name, number in self.scale:
             if name == "neg":
                 g = -g
             else:
-                number = read(number).astype(g.dtype)
-                g = g * number if name == "mul" else g / number
+                g = g * read(number) if name == "mul" else g / read(number)
         return a, g
 
     def columns(self, a: Array, g: Array) -> tuple[Array, Array]:
@@ -94,18 +99,14 @@ class Product(NamedTuple):
         return conv_cpu.columns(a, g.shape[1:3], **self.eqn.params), g.reshape(-1, g.shape[-1])
 
     def weighted(self, a: Array, g: Array, weights: Array) -> Array:
-        """The sum over rows of ``weight * sum_t a_t g_t^T``, of operands ``[b, ...]``; of weight 0, whatever they are."""
+        """The sum over rows of ``weight * sum_t a_t g_t^T``, of operands ``[b, ...]``; rows of weight 0 may be NaN."""
         used = weights != 0
-        a, g = _keep(used, a), _keep(used, g)
-        g = g * weights.astype(g.dtype).reshape(-1, *(1,) * (g.ndim - 1))
+        a, g = _wide(_keep(used, a)), _wide(_keep(used, g))
+        g = g * weights.reshape(-1, *(1,) * (g.ndim - 1))
         if self.is_conv:
             x, y = (t.reshape(-1, *t.shape[2:]) for t in (a, g))
             return conv.WEIGHT_GRAD.bind(x, y, **self.eqn.params | {"precision": "highest"})
-        wide = jnp.promote_types(g.dtype, jnp.float32)
-        axes = ((0, 1), (0, 1))
-        return lax.dot_general(
-            a, g, (axes, ((), ())), precision=_HIGHEST, preferred_element_type=wide
-        )
+        return lax.dot_general(a, g, (((0, 1), (0, 1)), ((), ())), precision=_HIGHEST)
 
 
 class Products(NamedTuple):
@@ -119,7 +120,7 @@ class Products(NamedTuple):
 
     terms: tuple[Product, ...]
     shape: tuple[int, ...]
-    after: tuple[JaxprEqn, ...] = ()
+    after: tuple[Eqn, ...] = ()
 
     @property
     def has_convs(self) -> bool:
@@ -131,6 +132,11 @@ class Products(NamedTuple):
         t = sum(term.shape[0] for term in self.terms)
         _, i, o = self.terms[0].shape
         return t * t * (i + o) <= 8 * i * o
+
+    def numbers(self, by_gram: bool) -> int:
+        """How many are written to know the norm of a row: the columns of the factors, or the sum."""
+        sizes = [term.shape for term in self.terms]
+        return sum(t * (i + o) for t, i, o in sizes) if by_gram else sizes[0][1] * sizes[0][2]
 
     def operands(self, read: Callable[[Any], Any]) -> list[tuple[Array, Array]]:
         """Of every term (``Product.operands``)."""
@@ -148,8 +154,7 @@ class Products(NamedTuple):
         total = None
         for term, sides in _joined(self.terms, operands):
             a, g = term.columns(*sides)
-            wide = jnp.promote_types(g.dtype, jnp.float32)
-            more = jnp.matmul(a, g, precision=_HIGHEST, preferred_element_type=wide)
+            more = jnp.matmul(_wide(a), _wide(g), precision=_HIGHEST)
             total = more if total is None else total + more
         assert total is not None
         return self.rearranged(total)
@@ -236,9 +241,9 @@ class Parts(NamedTuple):
     """
 
     program: ClosedJaxpr
-    shared: list[JaxprEqn]
-    head: list[JaxprEqn]
-    rest: list[JaxprEqn]
+    shared: list[Eqn]
+    head: list[Eqn]
+    rest: list[Eqn]
     cuts: dict[Any, Products]
     value: Any
     leaves: list[Any]
@@ -247,7 +252,12 @@ class Parts(NamedTuple):
 
     def is_late(self, leaf: Any) -> bool:
         """Whether it is computed from products."""
-        return not isinstance(leaf, Literal) and leaf in self.late
+        return not _is_literal(leaf) and leaf in self.late
+
+    @staticmethod
+    def size(leaf: Any) -> int:
+        """Its numbers."""
+        return leaf.aval.size
 
     def is_of_row(self, leaf: Any) -> bool:
         """Whether it differs from row to row."""
@@ -257,34 +267,35 @@ class Parts(NamedTuple):
         """What all rows share."""
         jaxpr, leaves = self.program.jaxpr, jax.tree.leaves(params)
         env = dict(zip(jaxpr.constvars, self.program.consts, strict=True))
-        env.update(zip(jaxpr.invars, leaves))  # noqa: B905: the others are the row's
+        env.update(zip(jaxpr.invars[: len(leaves)], leaves, strict=True))
         evaluate(self.program, self.shared, env)
         return env
 
     def run_head(self, shared: Env, *row: Any) -> Env:
         """What a row computes before the products."""
         leaves = jax.tree.leaves(row)
-        env = {**shared, **dict(zip(self.program.jaxpr.invars[-len(leaves) :], leaves, strict=True))}
+        env = {
+            **shared,
+            **dict(zip(self.program.jaxpr.invars[-len(leaves) :], leaves, strict=True)),
+        }
         evaluate(self.program, self.head, env)
         return env
 
 
-def evaluate(program: ClosedJaxpr, eqns: Sequence[JaxprEqn], env: Env) -> None:
+def evaluate(program: ClosedJaxpr, eqns: Sequence[Eqn], env: Env) -> None:
     """Runs some operations of a program; their results enter the environment."""
     made = dict.fromkeys(x for eqn in eqns for x in eqn.outvars)
     given = dict.fromkeys(x for eqn in eqns for x in _variables(eqn) if x not in made)
     part = program.jaxpr.replace(
         constvars=[], invars=list(given), outvars=list(made), eqns=list(eqns)
     )
-    found = jax.core.eval_jaxpr(part, (), *(env[x] for x in given))
+    found = eval_jaxpr(part, (), *(env[x] for x in given))
     env.update(zip(made, found, strict=True))
 
 
 def read(env: Mapping[Any, Any], atom: Any) -> Any:
     """The value of a variable or a literal."""
-    if isinstance(atom, Literal):
-        return jnp.asarray(atom.val, atom.aval.dtype)
-    return env[atom]
+    return jnp.asarray(atom.val, atom.aval.dtype) if _is_literal(atom) else env[atom]
 
 
 def _flat(program: ClosedJaxpr) -> ClosedJaxpr:
@@ -321,23 +332,27 @@ def take_apart(one: Callable[..., Any], params: Any, *row: Any) -> Parts:
     head = [eqn for i, eqn in enumerate(eqns) if i not in after_all]
     sums, rest, cuts = _sums([eqns[i] for i in sorted(after_all)], of_row)
     late = {x for eqn in rest for x in eqn.outvars}
-    leaves = [x if isinstance(x, Literal) else sums.get(x, x) for x in outputs]
+    leaves = [x if _is_literal(x) else sums.get(x, x) for x in outputs]
     inner = {x: None for eqn in rest for x in _variables(eqn) if x in of_row}
     inner = [x for x in inner if x not in late and x not in cuts]
     return Parts(program, shared, head, rest, cuts, value, leaves, late, inner)
 
 
-def _variables(eqn: JaxprEqn) -> list[Any]:
-    return [x for x in eqn.invars if not isinstance(x, Literal)]
+def _is_literal(atom: Any) -> bool:
+    return isinstance(atom, Literal)
 
 
-def _is_product(eqn: JaxprEqn) -> bool:
+def _variables(eqn: Eqn) -> list[Any]:
+    return [x for x in eqn.invars if not _is_literal(x)]
+
+
+def _is_product(eqn: Eqn) -> bool:
     if eqn.primitive.name == "dot_general":
         return not any(eqn.params["dimension_numbers"][1])
     return eqn.primitive is conv.WEIGHT_GRAD
 
 
-def _after_all(eqns: Sequence[JaxprEqn], of_row: set[Any], value: Any) -> set[int]:
+def _after_all(eqns: Sequence[Eqn], of_row: set[Any], value: Any) -> set[int]:
     """Which operations come after everything else: products, and linear ones of their results.
 
     A product whose result is used for anything but a gradient is none of these; that shows from the end.
@@ -352,7 +367,7 @@ def _after_all(eqns: Sequence[JaxprEqn], of_row: set[Any], value: Any) -> set[in
             if fits and i not in early:
                 late.add(i)
                 made.update(eqn.outvars)
-        used = {value} if not isinstance(value, Literal) else set()
+        used = {value} if not _is_literal(value) else set()
         known = len(early)
         for i in reversed(range(len(eqns))):
             eqn = eqns[i]
@@ -364,21 +379,21 @@ def _after_all(eqns: Sequence[JaxprEqn], of_row: set[Any], value: Any) -> set[in
             return late
 
 
-def _is_linear(eqn: JaxprEqn, made: set[Any], of_row: set[Any]) -> bool:
+def _is_linear(eqn: Eqn, made: set[Any], of_row: set[Any]) -> bool:
     """Whether it is so in what products have made, with numbers that are the same for all rows."""
     name, variables = eqn.primitive.name, _variables(eqn)
     if name in ("mul", "dot_general", "div"):
-        below = name == "div" and not isinstance(eqn.invars[1], Literal) and eqn.invars[1] in made
+        below = name == "div" and not _is_literal(eqn.invars[1]) and eqn.invars[1] in made
         return sum(x in of_row for x in variables) == 1 and not below
     return name in _LINEAR
 
 
 def _sums(
-    eqns: Sequence[JaxprEqn], of_row: set[Any]
-) -> tuple[dict[Any, Products], list[JaxprEqn], dict[Any, Products]]:
+    eqns: Sequence[Eqn], of_row: set[Any]
+) -> tuple[dict[Any, Products], list[Eqn], dict[Any, Products]]:
     """The variables that are sums of products, what else there is to compute, and the sums it starts from."""
     sums: dict[Any, Products] = {}
-    rest: list[JaxprEqn] = []
+    rest: list[Eqn] = []
     cuts: dict[Any, Products] = {}
     late: set[Any] = set()
     for eqn in eqns:
@@ -392,10 +407,10 @@ def _sums(
     return sums, rest, cuts
 
 
-def _as_sum(eqn: JaxprEqn, sums: Mapping[Any, Products], of_row: set[Any]) -> Products | None:
+def _as_sum(eqn: Eqn, sums: Mapping[Any, Products], of_row: set[Any]) -> Products | None:
     """The result as a sum of products, or None if it is not one."""
     name, shape = eqn.primitive.name, tuple(eqn.outvars[0].aval.shape)
-    mine = [None if isinstance(x, Literal) else sums.get(x) for x in eqn.invars]
+    mine = [None if _is_literal(x) else sums.get(x) for x in eqn.invars]
     if not any(mine):
         no_sum = any(x in of_row and x not in sums for x in _variables(eqn))
         return Products((Product(eqn),), shape) if no_sum and _is_product(eqn) else None
@@ -416,12 +431,14 @@ def _as_sum(eqn: JaxprEqn, sums: Mapping[Any, Products], of_row: set[Any]) -> Pr
         if not any(term.is_conv for term in first.terms):
             turned = tuple(term._replace(turned=not term.turned) for term in first.terms)
             return Products(turned, shape)
-    if name in ("transpose", "reshape", "squeeze") or (name == "convert_element_type" and _widens(eqn)):
+    if name in ("transpose", "reshape", "squeeze") or (
+        name == "convert_element_type" and _widens(eqn)
+    ):
         return first._replace(after=(*first.after, eqn))
     return None
 
 
-def _widens(eqn: JaxprEqn) -> bool:
+def _widens(eqn: Eqn) -> bool:
     old, new = eqn.invars[0].aval.dtype, eqn.params["new_dtype"]
     return jnp.promote_types(old, new) == new
 
@@ -432,11 +449,11 @@ def _added(a: Products, b: Products) -> Products | None:
     return a._replace(terms=a.terms + b.terms) if same and fits else None
 
 
-def _scaled(eqn: JaxprEqn, a: Products, number: Any, of_row: set[Any]) -> Products | None:
+def _scaled(eqn: Eqn, a: Products, number: Any, of_row: set[Any]) -> Products | None:
     """Times a number, or divided by it, that is the same for all rows; None: times -1."""
     if number is not None and number.aval.shape:
         return None
-    if number is not None and not isinstance(number, Literal) and number in of_row:
+    if number is not None and not _is_literal(number) and number in of_row:
         return None
     scale = ((eqn.primitive.name, number),)
     return a._replace(terms=tuple(t._replace(scale=t.scale + scale) for t in a.terms))
