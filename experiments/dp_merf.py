@@ -1,4 +1,4 @@
-"""DP-MERF: a generator that is fitted to one private release of the records, the cheap competitor of a private GAN.
+"""DP-MERF: a generator fitted to one private release, the cheap competitor of a private GAN.
 
 Run:     python -m experiments.dp_merf --preset=smoke
              eight steps, to see that it works
