@@ -192,11 +192,18 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     return cli.Experiment(
         whole.algorithm(),
         merf.source(images, cfg.batch_size),
-        title=images.summary(),
+        title=_title(images),
         frame=cli.columns_of(classes, images.class_names),
         settle=whole.settle,
         spent=whole.spent,
     )
+
+
+def _title(images: data.Dataset) -> str:
+    """What is public of the records; the sizes of the classes are not."""
+    size = "x".join(map(str, images.shape))
+    classes = f", {images.classes} classes" * (images.classes > 1)
+    return f"{images.name} {images.split}: {images.length:,} records {size}{classes}"
 
 
 if __name__ == "__main__":
