@@ -1,4 +1,4 @@
-"""A GAN that learns from records without giving any of them away: its D is trained with differential privacy.
+"""A GAN that learns from records without giving any of them away: D has differential privacy.
 
 Run:     python -m experiments.private_gan --preset=smoke
              eight steps, to see that it works
