@@ -1051,8 +1051,8 @@ def test_a_process_whose_launcher_is_gone_does_not_begin(tmp_path):
 @pytest.mark.parametrize(
     "argv, said",
     [
-        (["--experiment=mnist_gn"], "--experiment=mnist_gn: must be one of classifier, "),
-        (["--experiment=_cli"], "--experiment=_cli: must be one of classifier, "),
+        (["--experiment=mnist_gn"], "--experiment=mnist_gn: must be one of audit, classifier, "),
+        (["--experiment=_cli"], "--experiment=_cli: must be one of audit, classifier, "),
         (["--experiment=nowhere.py"], "--experiment=nowhere.py: "),
         (["--experiment=os.path"], "--experiment=os.path: is no experiment"),
         (["mnist_gan"], "unexpected argument 'mnist_gan'; did you mean --experiment=mnist_gan?"),
