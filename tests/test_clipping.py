@@ -143,15 +143,11 @@ def length(tree):
     return np.sqrt(sum(np.sum(np.asarray(x, np.float64) ** 2) for x in jax.tree.leaves(tree)))
 
 
-def fast(names):
-    """The networks that take long only with ``--slow``."""
-    quick = ("mlp", "tied")
-    return [
-        name if name in quick else pytest.param(name, marks=pytest.mark.medium) for name in names
-    ]
+def others_are_medium(quick, *others):
+    return [quick, *(pytest.param(name, marks=pytest.mark.medium) for name in others)]
 
 
-@pytest.mark.parametrize("name", fast(NAMES))
+@pytest.mark.parametrize("name", others_are_medium(*NAMES))
 def test_every_form_is_a_loop_over_records(x64, name):
     objective, now, has_ghost = make(name, 5)
     mask = np.array([True, True, False, True, True])
@@ -165,7 +161,8 @@ def test_every_form_is_a_loop_over_records(x64, name):
             close(run(objective, now, mask, clip, form), expected, 1e-11)
 
 
-@pytest.mark.parametrize("name", fast(NAMES))
+@pytest.mark.medium
+@pytest.mark.parametrize("name", NAMES)
 def test_float32_is_exact_to_a_millionth(name):
     objective, now, has_ghost = make(name, 5, jnp.float32)
     mask = np.ones(5, bool)
@@ -177,7 +174,7 @@ def test_float32_is_exact_to_a_millionth(name):
             np.testing.assert_allclose(g, w, rtol=0, atol=2e-6 * largest(expected[0]))
 
 
-@pytest.mark.parametrize("form", ["vmap", "auto", "ghost", "microbatch=2"])
+@pytest.mark.parametrize("form", others_are_medium("auto", "vmap", "ghost", "microbatch=2"))
 def test_without_a_clip_it_is_the_ordinary_gradient(x64, form):
     objective, now, _ = make("dcgan", 6)
     _, gradient = turns.autodiff(objective, now, "d")
@@ -187,7 +184,7 @@ def test_without_a_clip_it_is_the_ordinary_gradient(x64, form):
             np.testing.assert_allclose(g / 6, w, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", ["vmap", "auto", "ghost", "microbatch=2"])
+@pytest.mark.parametrize("form", others_are_medium("auto", "vmap", "ghost", "microbatch=2"))
 def test_what_is_masked_leaves_no_trace(form):
     """The same bits, whatever stands in the rows that do not count; of an empty batch, zeros."""
     objective, now, _ = make("dcgan", 5, jnp.float32)
@@ -210,9 +207,7 @@ def test_what_is_masked_leaves_no_trace(form):
     assert all(np.all(x == 0) for x in jax.tree.leaves(of([False] * 5, np.nan)))
 
 
-@pytest.mark.parametrize(
-    "name", ["mlp", pytest.param("dcgan, penalties", marks=pytest.mark.medium)]
-)
+@pytest.mark.parametrize("name", others_are_medium("mlp", "dcgan, penalties"))
 def test_no_record_moves_the_sum_by_more_than_the_clip(name):
     """Whatever it is: large, far too large, or one whose two terms nearly cancel."""
     clip, b = 0.5, 4
@@ -240,6 +235,7 @@ def test_no_record_moves_the_sum_by_more_than_the_clip(name):
             assert moved <= clip * (1 + 1e-5), (form, case)
 
 
+@pytest.mark.medium
 def test_bfloat16():
     objective, now, _ = make("dcgan", 5, jnp.bfloat16)
     now = now._replace(batch={k: x.astype(jnp.bfloat16) for k, x in now.batch.items()})
