@@ -252,6 +252,10 @@ def columns(rows: Sequence[tuple[str, str]], width: int = 100) -> list[str]:
             start = ""
         indent = " " * left
         lines += textwrap.wrap(
-            second or "-", width, initial_indent=start.ljust(left), subsequent_indent=indent
+            second or "-",
+            width,
+            initial_indent=start.ljust(left),
+            subsequent_indent=indent,
+            break_on_hyphens=False,  # names are to be copied
         )
     return lines
