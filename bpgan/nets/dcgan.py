@@ -69,7 +69,8 @@ class Modulation(nn.Module):
     def __call__(self, x: Array, z: Latents) -> Array:
         h = _activation(_dense(0, self.hidden, self.dtype, he_init())(z))
         both = _dense(1, 2 * x.shape[-1], self.dtype, he_init(_MODULATION_GAIN))(h)
-        scale, offset = jnp.split(both.reshape(len(z), *[1] * (x.ndim - 2), -1), 2, axis=-1)
+        both = jnp.expand_dims(both, range(1, x.ndim - 1))
+        scale, offset = jnp.split(both, 2, axis=-1)
         return x * (1 + scale) + offset
 
 
