@@ -161,7 +161,7 @@ def test_every_form_is_a_loop_over_records(x64, name):
             close(run(objective, now, mask, clip, form), expected, 1e-11)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_float32_is_exact_to_a_millionth(name):
     objective, now, has_ghost = make(name, 5, jnp.float32)
