@@ -37,65 +37,61 @@ def images():
     return np.random.default_rng(0).normal(size=(8 * BATCH, 28, 28, 1)).astype(np.float32)
 
 
+def bpgan_game(net: str):
+    """The networks, the loss and both optimizers, and D's turn."""
+    import optax
+
+    from bpgan.algorithms import gan
+    from bpgan.losses import LOSSES
+    from bpgan.nets import dcgan, linen_net, mlp
+
+    shape = (28, 28, 1)
+    if net == "mlp":
+        g, d, latents = mlp.Generator(shape), mlp.Discriminator(), gan.uniform_latents(100)
+    else:
+        g, d = dcgan.Generator(shape, (128, 128)), dcgan.Discriminator((64, 128))
+        latents = gan.normal_latents(100)
+    networks = gan.Networks(linen_net(g), linen_net(d), latents, shape)
+    adam = optax.adam(2e-4, b1=0.5)
+    setting = gan.Setting(networks, LOSSES["nonsaturating"])
+    return setting, adam, gan.alternate(setting, gan.Optimizers(adam, adam))[0]
+
+
+def bpgan_players(setting, adam, key, x):
+    from bpgan.algorithms import turns
+
+    networks = setting.networks
+    for name, net, shown in (("g", networks.g, networks.latents(key, 2)), ("d", networks.d, x[:2])):
+        variables = dict(net.init(key, shown))
+        params = variables.pop("params")
+        yield name, turns.Player(params, variables, adam.init(params))
+
+
 def bpgan_update(net: str, form: str | None, noise: bool = False) -> Work:
     import jax
     import jax.numpy as jnp
-    import optax
     from jax import lax
 
-    from bpgan.algorithms import gan, turns
-    from bpgan.losses import LOSSES
-    from bpgan.nets import dcgan, linen_net, mlp
-    from bpgan.privacy.clipping import clipped_sum
+    from bpgan import threefry
+    from bpgan.algorithms import turns
+    from bpgan.privacy import mechanism
     from bpgan.runtime import distributed
 
     distributed.setup()
     updates = UPDATES[net][form == "vmap"]
-    shape = (28, 28, 1)
-    if net == "mlp":
-        g, d = mlp.Generator(shape), mlp.Discriminator()
-        latents = gan.uniform_latents(100)
-    else:
-        g, d = dcgan.Generator(shape, (128, 128)), dcgan.Discriminator((64, 128))
-        latents = gan.normal_latents(100)
-    setting = gan.Setting(
-        gan.Networks(linen_net(g), linen_net(d), latents, shape), LOSSES["nonsaturating"]
-    )
-    adam = optax.adam(2e-4, b1=0.5)
-    turn = gan.alternate(setting, gan.Optimizers(adam, adam))[0]
-
-    def private(objective, now, player):
-        mask = jnp.ones(BATCH, bool)
-        total, values, _ = clipped_sum(objective, now, player, mask, CLIP, form or "auto")
-        if noise:
-            leaves, tree = jax.tree.flatten(total)
-            drawn = [
-                jax.random.normal(jax.random.fold_in(now.key, i), x.shape)
-                for i, x in enumerate(leaves)
-            ]
-            total = jax.tree.map(lambda g, e: g + CLIP * e, total, jax.tree.unflatten(tree, drawn))
-        mean = jax.tree.map(lambda g: g / BATCH, total)
-        return (jnp.mean(values), turns.Aux(metrics={"loss": jnp.mean(values)})), mean
-
+    setting, adam, turn = bpgan_game(net)
+    key, x = jax.random.key(0), jnp.asarray(images())
+    players = dict(bpgan_players(setting, adam, key, x))
+    key = threefry.unroll(key)  # as in a run
     if form:
+        private = mechanism.gaussian(CLIP, float(noise), BATCH, key, form)
         turn = turn._replace(gradient=private)
-    key = jax.random.key(0)
-    networks = setting.networks
-    x = jnp.asarray(images())
-
-    def init():
-        z, rows = latents(key, 2), x[:2]
-        for name, net_, shown in (("g", networks.g, z), ("d", networks.d, rows)):
-            variables = dict(net_.init(key, shown))
-            params = variables.pop("params")
-            yield name, turns.Player(params, variables, adam.init(params))
-
-    players = dict(init())
+    rows = {"mask": jnp.ones(BATCH, bool)} if form else {}
 
     @jax.jit
     def run(player, x):
         def body(player, i):
-            batch = {"x": lax.dynamic_slice_in_dim(x, i % 8 * BATCH, BATCH)}
+            batch = {"x": lax.dynamic_slice_in_dim(x, i % 8 * BATCH, BATCH), **rows}
             own = jax.random.fold_in(key, i)
             now = turns.Now({**players, "d": player}, batch, own, i, i, {}, turns.TOGETHER)
             player, _, metrics = turns.update(turn, now)

@@ -174,7 +174,8 @@ def test_float32_is_exact_to_a_millionth(name):
             np.testing.assert_allclose(g, w, rtol=0, atol=2e-6 * largest(expected[0]))
 
 
-@pytest.mark.parametrize("form", others_are_medium("auto", "vmap", "ghost", "microbatch=2"))
+@pytest.mark.medium
+@pytest.mark.parametrize("form", ["auto", "vmap", "ghost", "microbatch=2"])
 def test_without_a_clip_it_is_the_ordinary_gradient(x64, form):
     objective, now, _ = make("dcgan", 6)
     _, gradient = turns.autodiff(objective, now, "d")
@@ -184,7 +185,8 @@ def test_without_a_clip_it_is_the_ordinary_gradient(x64, form):
             np.testing.assert_allclose(g / 6, w, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", others_are_medium("auto", "vmap", "ghost", "microbatch=2"))
+@pytest.mark.medium
+@pytest.mark.parametrize("form", ["auto", "vmap", "ghost", "microbatch=2"])
 def test_what_is_masked_leaves_no_trace(form):
     """The same bits, whatever stands in the rows that do not count; of an empty batch, zeros."""
     objective, now, _ = make("dcgan", 5, jnp.float32)
@@ -248,6 +250,7 @@ def test_bfloat16():
         assert length(difference) < 0.02 * length(vmap.sum)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("form", ["vmap", "auto", "ghost"])
 def test_views_are_averaged_before_they_are_clipped(x64, form):
     objective, now, _ = make("mlp of labels", 6)
@@ -307,6 +310,7 @@ def test_an_accelerator_compiles_it_too():
         traced.lower(lowering_platforms=(platform,))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("name", "leaf"), [("tied", "scale"), ("spectral", "conv0/kernel")])
 def test_ghost_is_refused_where_it_is_not_exact(name, leaf):
     objective, now, _ = make(name, 2, jnp.float32)
