@@ -17,6 +17,7 @@ square root of 105, doubled for pixels in [-1, 1]; it and the other flags are ta
 """
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -38,10 +39,7 @@ class Config(cli.RunConfig):
         "mnist10k", data.forms, parse=data.parse, locates_data=True
     )
     epsilon: float = cli.field(1.0, "what the release may cost at most", low=0, exclusive_low=True)
-    delta: float = cli.field(
-        1e-5, "probability with which epsilon need not hold, far below one over the records",
-        low=0, high=1, exclusive_low=True,
-    )  # fmt: skip
+    delta: float = cli.DELTA
     features: int = cli.field(2000, "random features of a record, an even number", low=2)
     bandwidth: float = cli.field(
         20.5, "of the kernel, for pixels in [-1, 1]", low=0, exclusive_low=True
@@ -57,9 +55,7 @@ class Config(cli.RunConfig):
     )
     lr: float = cli.field(1e-2, "Adam step size", low=0, exclusive_low=True)
     precision: str = cli.NETWORK_PRECISION
-    secret_seed: int = cli.field(
-        -1, "for tests: a key that everybody knows, so that there is no guarantee; -1: a secret one", low=-1,
-    )  # fmt: skip
+    secret_seed: int = cli.SECRET_SEED
     batch_size: int = cli.field(250, "samples in an update of G")
     epochs: float = cli.field(50.0)
     sample_every: str = cli.field("5ep")
@@ -82,17 +78,20 @@ class _Release:
         self._cfg, self._images, self._classes, self._networks = cfg, images, classes, networks
         self._terms: records.Terms | None = None
 
+    @functools.cached_property
+    def _frequencies(self) -> np.ndarray:
+        cfg, pixels = self._cfg, int(np.prod(self._images.shape))
+        return merf.draw_frequencies(cfg.seed, cfg.features, pixels, cfg.bandwidth)
+
     def algorithm(self, embedding: np.ndarray | None = None) -> Algorithm:
         """G, fitted to an embedding; without one it draws and does not train."""
         cfg = self._cfg
-        pixels = int(np.prod(self._images.shape))
-        frequencies = merf.draw_frequencies(cfg.seed, cfg.features, pixels, cfg.bandwidth)
         if embedding is None:
             embedding = np.zeros((self._classes or 1, cfg.features), np.float32)
         return merf.make(
             self._networks,
             optim.adam(cfg.lr),
-            merf.Released(jnp.asarray(frequencies), jnp.asarray(embedding)),
+            merf.Released(jnp.asarray(self._frequencies), jnp.asarray(embedding)),
             classes=self._classes,
             ema_decay=0.99,
         )
@@ -102,14 +101,8 @@ class _Release:
         cfg, images = self._cfg, self._images
         self._terms = terms = self._fix(path)
         accounting.check(self._mechanism(terms), terms.length)
-        words = (
-            secret.words(secret.read_or_make(path))
-            if cfg.secret_seed < 0
-            else secret.words_of_seed(cfg.secret_seed)
-        )
-        pixels = int(np.prod(images.shape))
-        frequencies = merf.draw_frequencies(cfg.seed, cfg.features, pixels, cfg.bandwidth)
-        summed = merf.total(merf.blocks_of(images), frequencies, self._classes or 1)
+        words = secret.words_of(path, cfg.secret_seed)
+        summed = merf.total(merf.blocks_of(images), self._frequencies, self._classes or 1)
         embedding = merf.release(summed, terms.length, terms.noise_multiplier, words)
         if distributed.is_lead():
             kept = (
@@ -192,18 +185,11 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     return cli.Experiment(
         whole.algorithm(),
         merf.source(images, cfg.batch_size),
-        title=_title(images),
+        title=images.outline(),
         frame=cli.columns_of(classes, images.class_names),
         settle=whole.settle,
         spent=whole.spent,
     )
-
-
-def _title(images: data.Dataset) -> str:
-    """What is public of the records; the sizes of the classes are not."""
-    size = "x".join(map(str, images.shape))
-    classes = f", {images.classes} classes" * (images.classes > 1)
-    return f"{images.name} {images.split}: {images.length:,} records {size}{classes}"
 
 
 if __name__ == "__main__":

@@ -437,15 +437,20 @@ def choose_sampling(
     return None, drawn.truncated(dtype, cfg.truncation)
 
 
-def make_optimizers(
-    cfg: Config, steps: int
-) -> dict[Literal["g", "d"], optax.GradientTransformation]:
+def _optimizers(cfg: Config, steps: int) -> dict[Literal["g", "d"], optax.GradientTransformation]:
     """Adam of both players; D's then keeps its weights within the bound, if there is one."""
     rule = cfg.rule.value
     steps *= rule.counts if rule else 1
     g = cfg.betas.value.adam(cfg.lr.value.g, steps)
     d = cfg.betas.value.adam(cfg.lr.value.d, steps * cfg.d_steps)
     return {"g": g, "d": cfg.penalty.value.bounded(d)}
+
+
+def average_of(cfg: Config, steps: int) -> optim.Schedule | None:
+    """The decay of the average of G in a run of so many steps; None: there is none."""
+    half_life = cfg.ema.value(steps)
+    ramp = None if callable(half_life) else 0.05  # a schedule is its own
+    return None if half_life == 0 else optim.half_life(half_life, cfg.batch_size, ramp)
 
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
@@ -464,8 +469,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         flip=cfg.flip,
     )
     steps = cli.steps_of(cfg, source.steps_per_epoch)
-    txs, planned, half_life = make_optimizers(cfg, steps), cfg.augment.value, cfg.ema.value(steps)
-    ramp = None if callable(half_life) else 0.05  # a schedule is its own
+    txs, planned = _optimizers(cfg, steps), cfg.augment.value
     latents = cfg.latents.value.draw(dtype)
     algorithm = gan.make(
         gan.Networks(
@@ -479,7 +483,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         accumulate=cfg.accumulate,
         condition=cfg.condition.value.over(steps, classes),
         augment=planned.over(steps) if planned else None,
-        ema_decay=None if half_life == 0 else optim.half_life(half_life, cfg.batch_size, ramp),
+        ema_decay=average_of(cfg, steps),
         rule=cfg.rule.value,
         axis_name=axis_name,
     )

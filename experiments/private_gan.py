@@ -62,10 +62,7 @@ def _noise(text: str) -> float | None:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(image_gan.Config):
     epsilon: float = cli.field(10.0, "what the whole run may spend at most; 0: no limit", low=0)
-    delta: float = cli.field(
-        1e-5, "probability with which epsilon need not hold, far below one over the records",
-        low=0, high=1, exclusive_low=True,
-    )  # fmt: skip
+    delta: float = cli.DELTA
     noise_multiplier: cli.Parsed[float | None] = cli.field(
         "auto",
         "standard deviation of the noise over clip; auto: the least that epsilon allows; 0: none, and no guarantee",
@@ -89,9 +86,7 @@ class Config(image_gan.Config):
         low=0,
         high=1,
     )
-    secret_seed: int = cli.field(
-        -1, "for tests: a key that everybody knows, so that there is no guarantee; -1: a secret one", low=-1,
-    )  # fmt: skip
+    secret_seed: int = cli.SECRET_SEED
     seed: int = cli.field(0, sweepable=False)  # each run has a key of its own
     net: cli.Parsed[architecture.Choices] = cli.field("dcgan:32,plain")
     condition: cli.Parsed[image_gan.Condition] = cli.field("concat")
@@ -247,8 +242,6 @@ class _Parts(NamedTuple):
         per_g = 1 if cfg.adaptive else cfg.d_steps
         g = cfg.betas.value.adam(cfg.lr.value.g, max(1, self.steps // per_g))
         d = cfg.penalty.value.bounded(cfg.betas.value.adam(cfg.lr.value.d, self.steps))
-        half_life = cfg.ema.value(self.steps)
-        ramp = None if callable(half_life) else 0.05  # a schedule is its own
         return dpgan.make(
             self.setting,
             gan.Optimizers(g, d),
@@ -256,7 +249,7 @@ class _Parts(NamedTuple):
             batch_size=cfg.batch_size,
             d_steps=dpgan.DSteps(cfg.d_steps, cfg.adaptive or None),
             views=cfg.views,
-            ema_decay=None if half_life == 0 else optim.half_life(half_life, cfg.batch_size, ramp),
+            ema_decay=image_gan.average_of(cfg, self.steps),
             memory=memory,
         )
 
@@ -294,10 +287,7 @@ class _Privacy:
         self._terms, self._mechanism = terms, self._mechanism_of(terms)
         accounting.check(self._mechanism, terms.length)
         self._check_length()
-        if cfg.secret_seed < 0:
-            key = secret.words(secret.read_or_make(path))
-        else:
-            key = secret.words_of_seed(cfg.secret_seed)
+        key = secret.words_of(path, cfg.secret_seed)
         if distributed.is_lead():
             print(self._said(), flush=True)
         return parts.algorithm(terms.noise_multiplier), parts.source(terms.rows, key)
@@ -331,7 +321,7 @@ class _Privacy:
         return float(distributed.agree(np.array([noise]))[0, 0])
 
     def _mechanism_of(self, terms: records.Terms) -> accounting.Mechanism:
-        failure = accounting.buffer_failure(terms.length, terms.q, terms.rows, self._parts.steps)
+        failure = poisson.buffer_failure(terms.length, terms.q, terms.rows, self._parts.steps)
         return accounting.Mechanism(
             terms.sampling, terms.q, terms.noise_multiplier, terms.clip, terms.delta, failure
         )
@@ -415,19 +405,11 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     return cli.Experiment(
         parts.algorithm(1.0),
         parts.source(parts.rows()),
-        title=_title(images),
+        title=images.outline(),
         frame=cli.columns_of(classes, images.class_names),
         settle=privacy.settle,
         account=privacy.account,
         spent=privacy.spent,
-    )
-
-
-def _title(images: data.Dataset) -> str:
-    """What the data are, without how many there are of each class, which only the records can tell."""
-    size = "x".join(map(str, images.shape))
-    return (
-        f"{images.name} {images.split}: {images.length:,} records {size}, {images.classes} classes"
     )
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import log_ndtr
 from scipy.stats import binom
 
+from bpgan.data import poisson
 from bpgan.files import write_json
 from bpgan.launcher import summary
 from bpgan.launcher.runs import PlannedRun
@@ -116,16 +117,16 @@ def test_the_failures_of_the_buffers_are_added_to_delta():
 
 @pytest.mark.parametrize("length, q, rows", [(50, 0.1, 9), (60_000, 1 / 469, 210)])
 def test_a_buffer_fails_where_the_other_records_fill_it(length, q, rows):
-    found = accounting.buffer_failure(length, q, rows, 1)
+    found = poisson.buffer_failure(length, q, rows, 1)
     tail = sum(binom.pmf(k, length, q) for k in range(rows, min(length, rows + 400) + 1))
     assert found == pytest.approx(tail, rel=1e-9)
     assert found > binom.sf(rows, length, q)  # an overflow of the dataset itself is not all
-    assert accounting.buffer_failure(length, q, rows, 7) == pytest.approx(7 * tail, rel=1e-9)
+    assert poisson.buffer_failure(length, q, rows, 7) == pytest.approx(7 * tail, rel=1e-9)
 
 
 def test_no_buffer_of_all_records_and_one_more_fails():
-    assert accounting.buffer_failure(100, 0.5, 101, 10**6) == 0.0
-    assert accounting.buffer_failure(100, 1.0, 100, 3) == 1.0
+    assert poisson.buffer_failure(100, 0.5, 101, 10**6) == 0.0
+    assert poisson.buffer_failure(100, 1.0, 100, 3) == 1.0
 
 
 @pytest.mark.medium  # six seconds of PLDs

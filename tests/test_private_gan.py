@@ -269,7 +269,7 @@ def check_a_whole_run(path: pathlib.Path) -> None:
 def test_an_overflow_ends_the_run(tmp_path, monkeypatch, capsys):
     """In words, before anything more is saved."""
     monkeypatch.setattr(poisson, "capacity", lambda *_: 8)
-    monkeypatch.setattr(accounting, "buffer_failure", lambda *_: 1e-9)
+    monkeypatch.setattr(poisson, "buffer_failure", lambda *_: 1e-9)
     flags = ["--preset=smoke", "--noise_multiplier=2", "--batch_size=64", "--tensorboard=false"]
     flags += ["--sample_every=0", f"--workdir={tmp_path / 'run'}"]
     code = cli.run(private_gan.Config, private_gan.build, private_gan.PRESETS, flags)

@@ -32,7 +32,9 @@ except ValueError as error:
 from bpgan.cli import ended, experiments
 from bpgan.cli.beginning import beginning_of
 from bpgan.cli.config import (
+    DELTA,
     NETWORK_PRECISION,
+    SECRET_SEED,
     Config,
     Duration,
     RunConfig,
@@ -73,9 +75,11 @@ __all__ = [
     "ANOMALY",
     "BAD_INPUT",
     "CANCELLED",
+    "DELTA",
     "DONE",
     "INTERRUPTED",
     "NETWORK_PRECISION",
+    "SECRET_SEED",
     "TRUST",
     "UNEXPECTED",
     "Anomaly",

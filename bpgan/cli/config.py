@@ -233,6 +233,20 @@ NETWORK_PRECISION: Any = field(
 )
 """The flag of experiments whose networks may be narrower than all else: ``precision: str = cli.NETWORK_PRECISION``."""
 
+DELTA: Any = field(
+    1e-5,
+    "probability with which epsilon need not hold, far below one over the records",
+    low=0,
+    high=1,
+    exclusive_low=True,
+)
+SECRET_SEED: Any = field(
+    -1,
+    "for tests: a key that everybody knows, so that there is no guarantee; -1: a secret one",
+    low=-1,
+)
+"""Flags of private experiments: ``delta: float = cli.DELTA``, ``secret_seed: int = cli.SECRET_SEED``."""
+
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 

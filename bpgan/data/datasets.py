@@ -124,6 +124,12 @@ class Dataset(NamedTuple):
             return self.read.arrays()
         return cache.read_all(self.read, np.arange(self.length), self.shape)
 
+    def outline(self) -> str:
+        """A line of what is public where the images are not: nothing of how many there are of each class."""
+        size = "x".join(map(str, self.shape))
+        classes = counted(self.classes, "class", "classes")
+        return f"{self.name} {self.split}: {counted(self.length, 'record')} {size}, {classes}"
+
     def summary(self) -> str:
         """A line of facts, and one for each warning."""
         named = [

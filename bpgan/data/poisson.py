@@ -80,21 +80,34 @@ def _fold_in(words: Any, number: Any) -> Any:
     return numpy.concatenate(threefry.encrypt(words, numpy.zeros_like(low), low))
 
 
-def capacity(length: int, q: float, steps: int, failure: float = FAILURE) -> int:
-    """The fewest rows of a batch with ``steps P[Bin(length, q) >= rows] <= failure``.
+def buffer_failure(length: int, q: float, rows: int, steps: int) -> float:
+    """An upper bound of the probability that batches of so many rows change what a run does.
 
-    By the exact tail of the binomial distribution. A full batch already counts as a failure, for the one record that
-    two datasets differ in may come on top.
+    ``steps P[Bin(length, q) >= rows]``, by the exact tail of the binomial distribution. A full batch already counts as
+    a failure, for the one record that two datasets differ in may come on top (``privacy.accounting``). It holds for the
+    dataset with a record less or more as well.
+
+    Args:
+      length: records in the dataset, of which one may be missing.
+      q: probability of each in each step.
+      rows: of a batch.
+      steps: in the whole run.
+    """
+    from scipy.special import bdtrc
+
+    return min(1.0, steps * float(bdtrc(rows - 1, length, q)))
+
+
+def capacity(length: int, q: float, steps: int, failure: float = FAILURE) -> int:
+    """The fewest rows of a batch with ``buffer_failure(length, q, rows, steps) <= failure``.
 
     >>> capacity(60_000, 128 / 60_000, 450_000)
     221
     """
-    from scipy.special import bdtrc
-
     low, high = 1, length + 1
     while low < high:
         middle = (low + high) // 2
-        if steps * bdtrc(middle - 1, length, q) <= failure:
+        if buffer_failure(length, q, middle, steps) <= failure:
             high = middle
         else:
             low = middle + 1

@@ -16,7 +16,7 @@ arXiv:2207.04380), which are tighter where their grid is fine enough.
 **Buffers.** A batch has a fixed number of rows, and a run in which more records want to join one ends. Fix which of
 the other records join which batch. If in no batch they fill the buffer, the record in question fits, too, and the run
 is the ideal one, which is ``(epsilon, delta)`` private for every such choice. So the probability that they fill one
-adds to delta, once and without a factor (``buffer_failure``).
+adds to delta, once and without a factor (``data.poisson.buffer_failure``).
 
 **Order of the batches.** None of this holds for batches of a shuffled dataset (Chua et al. 2024, arXiv:2403.17673), so
 a mechanism names its sampling, and only that which is accounted for is taken.
@@ -136,22 +136,6 @@ def _check(mechanism: Mechanism) -> None:
         raise UserError("a probability, must be in (0, 1)", argument="delta", value=delta)
     if not 0 <= failure < 1:
         raise UserError("a probability, must be in [0, 1)", argument="failure", value=failure)
-
-
-def buffer_failure(length: int, q: float, rows: int, updates: int) -> float:
-    """An upper bound of the probability that buffers of so many rows change what the mechanism does.
-
-    ``updates * P[Bin(length, q) >= rows]``: full is bad enough, as the record that the datasets differ in may come on
-    top (see the module's text). It holds for the dataset with a record less or more as well.
-
-    Args:
-      length: records in the dataset, of which one may be missing.
-      rows: of a buffer.
-      updates: in the whole run.
-    """
-    from scipy.stats import binom
-
-    return min(1.0, updates * float(binom.sf(rows - 1, length, q)))
 
 
 # What was spent --------------------------------------------------------------------------------------------------

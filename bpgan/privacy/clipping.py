@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bpgan.algorithms.turns import TOGETHER, Now, Objective, global_norm
-from bpgan.privacy.products import Products, evaluate, read, take_apart
+from bpgan.privacy.products import Products, evaluate, keep, read, take_apart
 from bpgan.types import Params, UserError
 
 BLOCK = 2**28
@@ -98,8 +98,7 @@ def clipped_sum(
         return objective(alone)[0]
 
     def shown(x: jax.Array) -> jax.Array:
-        x = x.reshape(b, views, *x.shape[1:])
-        return jnp.where(_along(mask, x), x, jnp.zeros((), x.dtype))
+        return keep(mask, x.reshape(b, views, *x.shape[1:]))
 
     compute = (
         _of_vmap if form.name == "vmap" else functools.partial(_of_parts, form.name == "ghost")
@@ -108,11 +107,6 @@ def clipped_sum(
     inputs = (jax.tree.map(shown, dict(now.batch)), jnp.arange(b), mask)
     total, (values, norms) = _in_blocks(compute, inputs, b, form.rows or b)
     return Clipped(total, jnp.where(mask, values, 0), jnp.where(mask, norms, 0))
-
-
-def _along(rows: jax.Array, x: jax.Array) -> jax.Array:
-    """One number a row, broadcastable to x."""
-    return rows.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def _in_blocks(compute: Callable[[Any], Any], inputs: Any, b: int, rows: int) -> Any:
@@ -157,7 +151,7 @@ def _scale(norms: jax.Array, mask: jax.Array, clip: Any) -> jax.Array:
 
 def _weighted(weights: jax.Array, each: jax.Array) -> jax.Array:
     """The sum over rows; of weight 0, whatever they are."""
-    each = jnp.where(_along(weights != 0, each), each, jnp.zeros((), each.dtype))
+    each = keep(weights != 0, each)
     return jnp.tensordot(weights.astype(each.dtype), each, 1, precision=lax.Precision.HIGHEST)
 
 

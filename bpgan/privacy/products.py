@@ -101,7 +101,7 @@ class Product(NamedTuple):
     def weighted(self, a: Array, g: Array, weights: Array) -> Array:
         """The sum over rows of ``weight * sum_t a_t g_t^T``, of operands ``[b, ...]``; rows of weight 0 may be NaN."""
         used = weights != 0
-        a, g = _wide(_keep(used, a)), _wide(_keep(used, g))
+        a, g = _wide(keep(used, a)), _wide(keep(used, g))
         g = g * weights.reshape(-1, *(1,) * (g.ndim - 1))
         if self.is_conv:
             x, y = (t.reshape(-1, *t.shape[2:]) for t in (a, g))
@@ -192,8 +192,8 @@ class Products(NamedTuple):
         return self.rearranged(total)
 
 
-def _keep(rows: Array, x: Array) -> Array:
-    """Zeros for all other rows, whatever stands there."""
+def keep(rows: Array, x: Array) -> Array:
+    """``x[b, ...]`` with zeros for the rows ``[b]`` that are not true, whatever stands there."""
     return jnp.where(rows.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
 
 

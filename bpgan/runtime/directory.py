@@ -28,7 +28,7 @@ _FOLDERS = {_CHECKPOINTS, "samples", "hparams", "pictures"}
 SAVED = ".saved"
 """In a run directory that has held a checkpoint."""
 
-_PRIVATE = {".secret", "privacy.json"}
+_PRIVATE = {records.SECRET, records.TERMS}
 """See ``secret``."""
 
 _FILES = {_LOCK, SAVED, _RECORD, "metrics.jsonl", "result.json", *_PRIVATE}
@@ -81,7 +81,7 @@ def open_run(
         free = restart_safe | locates_data if fingerprint == old.data else restart_safe
         reason = _difference(path, old, name, config, free, fingerprint, measure)
     # What a process killed before its first step may leave behind does not count.
-    elif set(entries) - {_LOCK, f"{_RECORD}.tmp", _CHECKPOINTS, *_PRIVATE, ".secret.tmp"}:
+    elif set(entries) - {_LOCK, f"{_RECORD}.tmp", _CHECKPOINTS, *_PRIVATE, f"{records.SECRET}.tmp"}:
         reason = "is not empty and holds no bpgan run; name a new or empty directory"
     if reason:
         raise UserError(reason, argument="workdir", value=workdir)

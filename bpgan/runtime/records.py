@@ -247,8 +247,8 @@ def foreign_format(record: RunRecord) -> str:
     )
 
 
-TERMS = "privacy.json"
-"""In a run directory: only a private run has it."""
+SECRET, TERMS = ".secret", "privacy.json"
+"""In a run directory: only a private run has them."""
 
 
 def read_terms(path: pathlib.Path) -> Terms | None:

@@ -17,7 +17,7 @@ from bpgan.files import write_json
 from bpgan.runtime import distributed, records
 from bpgan.types import UserError
 
-FILE, TERMS = ".secret", records.TERMS
+FILE, TERMS = records.SECRET, records.TERMS
 _BYTES = 32
 
 
@@ -29,6 +29,11 @@ def words(secret: bytes) -> np.ndarray:
 def words_of_seed(seed: int) -> np.ndarray:
     """The words of a key that everybody knows, for tests: it protects nothing."""
     return words(f"no secret {seed}".encode())
+
+
+def words_of(path: pathlib.Path, seed: int) -> np.ndarray:
+    """The words of the key of the run in a directory: of its secret, or, of a seed that is not negative, of that."""
+    return words(read_or_make(path)) if seed < 0 else words_of_seed(seed)
 
 
 def read_or_make(path: pathlib.Path) -> bytes:
