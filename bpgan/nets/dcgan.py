@@ -132,9 +132,13 @@ class Generator(nn.Module):
             raise ValueError(f'conditioning={self.conditioning!r}: must be "concat" or "norm"')
         by_norm = self.classes > 0 and self.conditioning == "norm"
         if by_norm and not self.norm:
-            raise ValueError('conditioning="norm": needs norm=True')
+            raise ValueError(
+                'conditioning="norm": needs norm=True; the option norm does not go with plain'
+            )
         if self.modulation and not self.norm:
-            raise ValueError(f"modulation={self.modulation}: needs norm=True")
+            raise ValueError(
+                f"modulation={self.modulation}: needs norm=True; the option modulated does not go with plain"
+            )
         if self.upsample not in ("transpose", "resize"):
             raise ValueError(f'upsample={self.upsample!r}: must be "transpose" or "resize"')
         transpose = self.upsample == "transpose"
