@@ -36,10 +36,10 @@ ROOMS = {  # top to bottom; imports go down
     "launch": Room("runs a sweep from a checkout", "launcher"),
     "experiments": Room(
         "what a researcher writes: one file an experiment",
-        "launcher trained evaluation cli report privacy algorithms backprop metrics metrics.features runtime data nets"
+        "launcher trained evaluation cli report privacy insight algorithms backprop metrics metrics.features runtime data nets"
         " losses penalties augment optim files measures lookup types version",
-        "(lucic private_gan) (audit classifier data dp_merf evaluate export sample image_gan infogan linear_regression"
-        " lr_range mnist_gan sensitivity toy_gan vae)",
+        "(lucic private_gan) (audit classifier data dp_merf evaluate export sample image_gan infogan interpret"
+        " linear_regression lr_range mnist_gan sensitivity toy_gan vae)",
     ),
     "bpgan.launcher": Room(
         "sweeps, searches, processes, Slurm",
@@ -65,12 +65,17 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.report": Room(
         "the page of a run, the comparison of runs",
         "runtime.records runtime.images files measures types",
-        "(audit compare) page (plot tables)",
+        "(audit compare explore) page (plot tables)",
     ),
     "bpgan.privacy": Room(
         "training with differential privacy: its accounting, and audits of it",
         "algorithms metrics data nets losses optim sharding types files measures lookup",
         "(audit canaries dpgan) (mechanism merf) (accounting clipping) products",
+    ),
+    "bpgan.insight": Room(
+        "what a generator has learned, what a discriminator looks at",
+        "algorithms metrics nets losses optim types lookup measures",
+        "(attribution directions dynamics geometry inversion units)",
     ),
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",
