@@ -79,7 +79,7 @@ class Attributed(NamedTuple):
 
 
 class Neighbors(NamedTuple):
-    """Samples ``[n, h, w, c]``, the training images nearest to each ``[n, k, h, w, c]``, and their distances ``[n, k]``.
+    """Samples ``[n, h, w, c]``, the training images nearest to each ``[n, k, h, w, c]``, the distances ``[n, k]``.
 
     ``space`` says of what the distances are, such as ``pixels``.
     """
@@ -110,7 +110,7 @@ class Inverted(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A figure of its own that is neither: a title, an SVG or a row of images ``[n, h, w, c]``, captions, a sentence."""
+    """Another figure: a title, an SVG or a row of images ``[n, h, w, c]`` with captions, and a sentence on it."""
 
     title: str
     images: UInt8[np.ndarray, "n h w c"] | None = None
