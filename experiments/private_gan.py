@@ -392,9 +392,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     latents, planned = cfg.latents.value.draw(dtype), cfg.augment.value
     sampling = image_gan.choose_sampling(cfg, g_net, classes, dtype)
     styles = cfg.net.value.g.mapping
-    networks = gan.Networks(
-        g_net, d_net, latents, images.shape, dtype, *sampling, styles=styles
-    )
+    networks = gan.Networks(g_net, d_net, latents, images.shape, dtype, *sampling, styles=styles)
     setting = gan.Setting(
         networks,
         cfg.loss.value,

@@ -37,7 +37,7 @@ class Directions(NamedTuple):
       shares: ``[k]``, the part of the total that each has, in squares: in all at most 1.
     """
 
-    vectors: Float[np.ndarray, "k *z"]
+    vectors: Float[np.ndarray, "k ..."]
     values: Float[np.ndarray, " k"]
     shares: Float[np.ndarray, " k"]
 
@@ -83,7 +83,7 @@ def sefa(kernels: Sequence[Float[Any, "d out"]], k: int) -> Directions:
 
 
 def first_maps(
-    G: Function, z: Float[Any, "n *z"], *, first_product: bool = False
+    G: Function, z: Float[Any, "n ..."], *, first_product: bool = False
 ) -> dict[str, Float[np.ndarray, "d out"]]:
     """The first affine maps of a network, by the names of their layers: kernels ``[d, out]``, where z has d numbers.
 
@@ -113,7 +113,8 @@ def first_maps(
             "the generator begins with an operation that is not affine and treats all directions alike; a network with"
             " styles has its first maps in its synthesis"
         )
-    return dict(zip(_short([each.layer or "" for each in maps]), (each.matrix.T for each in maps)))
+    names = _short([each.layer or "" for each in maps])
+    return {name: each.matrix.T for name, each in zip(names, maps, strict=True)}
 
 
 def _is_alike(matrix: np.ndarray) -> bool:
@@ -139,7 +140,7 @@ def _short(scopes: Sequence[str]) -> list[str]:
 
 def ganspace(
     activation: Function,
-    latents: Callable[[int], Float[Any, "b *z"]],
+    latents: Callable[[int], Float[Any, "b ..."]],
     n: int,
     k: int,
     *,
@@ -261,7 +262,7 @@ class Supervised(NamedTuple):
 
 
 def supervised(
-    z: Float[Any, "n *z"],
+    z: Float[Any, "n ..."],
     attribute: Any,
     *,
     ridge: float = 1.0,
@@ -270,9 +271,9 @@ def supervised(
 ) -> Supervised:
     """Logistic regression of an attribute of samples on their latents.
 
-    It is fitted to one half of the samples, drawn at random, and judged on the other. That an attribute can be read from
-    the latents better than along random directions says that the generator uses them for it, not that the direction
-    changes nothing else: see ``effects``.
+    It is fitted to one half of the samples, drawn at random, and judged on the other. That an attribute can be read
+    from the latents better than along random directions says that the generator uses them for it, not that the
+    direction changes nothing else: see ``effects``.
 
     Args:
       z: the latents.
@@ -354,17 +355,15 @@ def _control(
 
 def _miscalibration(logits: np.ndarray, y: np.ndarray, bins: int = 10) -> float:
     """The mean distance of probability and frequency over bins of equal numbers of samples."""
-    order = np.argsort(logits)
-    pairs = zip(*(np.array_split(each[order], bins) for each in (_probability(logits), y)))
-    gaps = [abs(p.mean() - seen.mean()) * len(p) for p, seen in pairs if len(p)]
-    return float(np.sum(gaps) / len(y))
+    gaps = (_probability(logits) - y)[np.argsort(logits)]
+    return float(sum(abs(each.sum()) for each in np.array_split(gaps, bins)) / len(y))
 
 
 # From derivatives ---------------------------------------------------------------------------------------------------
 
 
 def jacobian_directions(
-    G: Function, z: Float[Any, "n *z"], k: int, key: PRNG, *, iterations: int | None = None
+    G: Function, z: Float[Any, "n ..."], k: int, key: PRNG, *, iterations: int | None = None
 ) -> Directions:
     """The directions that move samples most at a point: the top right singular vectors of ``dG/dz``.
 
@@ -394,13 +393,11 @@ def jacobian_directions(
     return Directions(vectors, np.sqrt(squares), squares / (float(total) / len(z)))
 
 
-def top(G: Function, z: Float[Array, "n *z"], key: PRNG, iterations: int) -> tuple[Krylov, Array]:
+def top(G: Function, z: Float[Any, "n ..."], key: PRNG, iterations: int) -> tuple[Krylov, Array]:
     """What ``jacobian_directions`` computes on the device: Lanczos's basis of ``sum J' J``, and ``sum |J|_F^2``."""
     shape = z.shape[1:]
     products = Products.of(lambda v: G(z + v.reshape(1, *shape)), jnp.zeros(math.prod(shape)))
-    found = krylov(
-        lambda v: products.square(v[0])[None], (1, math.prod(shape)), iterations, key
-    )
+    found = krylov(lambda v: products.square(v[0])[None], (1, math.prod(shape)), iterations, key)
     squares = each_dimension(lambda e: jnp.sum(jnp.square(products.push(e))), math.prod(shape))
     return found, jnp.sum(squares)
 
@@ -429,8 +426,8 @@ class Effects(NamedTuple):
 def effects(
     G: Function,
     logits: Function,
-    z: Float[Any, "n *z"],
-    direction: Float[Any, "*z"],
+    z: Float[Any, "n ..."],
+    direction: Float[Any, "..."],
     steps: Sequence[float],
 ) -> Effects:
     """The change of class probabilities along a direction: whether it changes the style of a sample, or its class.

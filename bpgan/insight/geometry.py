@@ -19,8 +19,8 @@ from jaxtyping import Array, Float
 from bpgan.types import PRNG, UserError, counted
 
 Function = Callable[[Any], Any]
-Path = Callable[[Any, Any, Any], Any]
-"""``path(a[n, ...], b[n, ...], t) -> z[n, ...]``, a at t = 0 and b at t = 1; ``t`` is one number or one for each row."""
+Path = Callable[..., Any]
+"""``path(a[n, ...], b[n, ...], t) -> z[n, ...]``, a at t = 0 and b at t = 1; ``t`` is a number or one for each row."""
 
 _STRAIGHT = 4.5e-4  # sines of angles whose cosine is, in absolute value, above 1 - 1e-7
 _DENSE = 1 << 27  # numbers of the largest Jacobian that is held at once: 512 MiB
@@ -48,7 +48,7 @@ def _check_ends(a: Any, b: Any, t: Any) -> None:
         raise UserError(f"is {list(np.shape(t))}, must be [{len(a)}] or a number", argument="t")
 
 
-def lerp(a: Float[Any, "n *z"], b: Float[Any, "n *z"], t: Any) -> Any:
+def lerp(a: Float[Any, "n ..."], b: Float[Any, "n ..."], t: Any) -> Any:
     """The point at t of the straight line from a to b: ``(1 - t) a + t b``, for each row.
 
     Halfway between independent normal latents it is shorter than they are by the factor ``sqrt(1/2)``, where a
@@ -59,7 +59,7 @@ def lerp(a: Float[Any, "n *z"], b: Float[Any, "n *z"], t: Any) -> Any:
     return (1 - t) * a + t * b
 
 
-def slerp(a: Float[Any, "n *z"], b: Float[Any, "n *z"], t: Any) -> Any:
+def slerp(a: Float[Any, "n ..."], b: Float[Any, "n ..."], t: Any) -> Any:
     """The point at t of the arc from a to b: ``sin((1-t) w) / sin w  a + sin(t w) / sin w  b``, w the angle between.
 
     Normal latents in many dimensions lie near a sphere, and so does this path, which a straight line does not (White
@@ -117,12 +117,12 @@ class PathLength(NamedTuple):
 def path_length(
     G: Function,
     features: Function | None,
-    z0: Float[Array, "n *z"],
-    z1: Float[Array, "n *z"],
-    t: Float[Array, " n"],
+    z0: Float[Any, "n ..."],
+    z1: Float[Any, "n ..."],
+    t: Float[Any, " n"],
     path: Path = slerp,
 ) -> PathLength:
-    """The perceptual path length, ``E |d/dt features(G(path(z0, z1, t)))|^2``, in the limit of an infinitely small step.
+    """The perceptual path length, ``E |d/dt features(G(path(z0, z1, t)))|^2``, of infinitely small steps.
 
     Karras et al. 2019, arXiv:1812.04948, Sec. 4.1, whose ``E d(G(z(t)), G(z(t + e))) / e^2`` with ``e = 1e-4`` it is
     the limit of, for a distance d that is the squared one of features. In float32 their difference is rounding: here
@@ -234,7 +234,9 @@ def krylov(multiply: Function, shape: tuple[int, int], iterations: int, key: PRN
         i, start = step
         v = multiply(basis[i])
         diagonal = einsum("rd,rd->r", basis[i], v)
-        largest = jnp.maximum(largest, jnp.linalg.norm(v, axis=-1))  # a lower bound of the operator's norm
+        largest = jnp.maximum(
+            largest, jnp.linalg.norm(v, axis=-1)
+        )  # a lower bound of the operator's norm
         v = outside(v, basis)
         beside = jnp.linalg.norm(v, axis=-1)
         exhausted = beside <= rounding * largest
@@ -271,8 +273,8 @@ class Spectrum(NamedTuple):
 
     Attributes:
       values: ``[n, k]``, the largest first: how far a sample moves for a unit step.
-      dimension: ``[n]``, the participation ratio ``(sum s^2)^2 / sum s^4`` of all of them: d if they are equal, 1 if one
-        is far above the others.
+      dimension: ``[n]``, the participation ratio ``(sum s^2)^2 / sum s^4`` of all of them: d if they are equal, 1 if
+        one is far above the others.
       count: ``[n]``, how many of ``values`` are above ``threshold`` times the largest.
       condition: ``[n]``, the largest over the smallest of all; NaN where only the top ones are known.
       threshold: of ``count``.
@@ -287,7 +289,7 @@ class Spectrum(NamedTuple):
 
 def jacobian_spectrum(
     G: Function,
-    z: Float[Array, "n *z"],
+    z: Float[Any, "n ..."],
     k: int | None = None,
     key: PRNG | None = None,
     *,
