@@ -11,6 +11,7 @@
 largest number of each is positive.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -278,8 +279,8 @@ def supervised(
     Args:
       z: the latents.
       attribute: ``[n]``, true or false, such as whether a classifier sees a class.
-      ridge: weight of ``|w|^2 / 2`` beside the sum of the log losses: a normal prior, without which separable samples
-        have no fit.
+      ridge: weight of ``|w|^2 / 2`` beside the sum of the log losses, of latents in units of their standard deviation:
+        a normal prior, without which separable samples have no fit.
       controls: how many random directions.
       seed: of the halves and of the random directions.
 
@@ -297,7 +298,9 @@ def supervised(
     if min(y[half].std() if len(half) else 0 for half in (fitted, held)) == 0:
         reason = "must be true of some samples and false of others, in both halves"
         raise UserError(reason, argument="attribute")
-    weights, bias = _logistic(x[fitted], y[fitted], ridge)
+    spread = x.std()
+    weights, bias = _logistic(x[fitted] / spread, y[fitted], ridge)
+    weights /= spread
     logits = x[held] @ weights + bias
     accuracy = float(((logits > 0) == y[held]).mean())
     slope = float(np.linalg.norm(weights))
@@ -310,7 +313,7 @@ def supervised(
         math.sqrt(accuracy * (1 - accuracy) / len(held)),
         float(max(y[held].mean(), 1 - y[held].mean())),
         _miscalibration(logits, y[held]),
-        np.array([_control(x @ u, y, fitted, held, ridge) for u in random]),
+        np.array([_control(x @ u / spread, y, fitted, held, ridge) for u in random]),
     )
 
 
@@ -395,10 +398,11 @@ def jacobian_directions(
 
 def top(G: Function, z: Float[Any, "n ..."], key: PRNG, iterations: int) -> tuple[Krylov, Array]:
     """What ``jacobian_directions`` computes on the device: Lanczos's basis of ``sum J' J``, and ``sum |J|_F^2``."""
-    shape = z.shape[1:]
-    products = Products.of(lambda v: G(z + v.reshape(1, *shape)), jnp.zeros(math.prod(shape)))
-    found = krylov(lambda v: products.square(v[0])[None], (1, math.prod(shape)), iterations, key)
-    squares = each_dimension(lambda e: jnp.sum(jnp.square(products.push(e))), math.prod(shape))
+    zero = jnp.zeros(math.prod(z.shape[1:]), z.dtype)
+    products = Products.of(lambda v: G(z + v.reshape(1, *z.shape[1:])), zero)
+    size = (1, zero.size)
+    found = krylov(lambda v: products.square(v[0])[None], size, iterations, key, z.dtype)
+    squares = each_dimension(lambda e: jnp.sum(jnp.square(products.push(e))), zero)
     return found, jnp.sum(squares)
 
 
@@ -447,14 +451,11 @@ def effects(
         reason = f"is {list(direction.shape)}, must be {list(z.shape[1:])}, as of at least two `z`"
         raise UserError(reason, argument="direction")
 
-    @jax.jit
-    def probabilities(step: Array) -> Array:
-        return jax.nn.softmax(logits(G(z + step * direction[None])).astype(jnp.float32), axis=-1)
+    def probabilities(step: float) -> np.ndarray:
+        moved = z + jnp.asarray(step, z.dtype) * direction[None]
+        return np.asarray(_probabilities(G, logits, moved), np.float64)
 
-    before = np.asarray(probabilities(jnp.zeros((), z.dtype)), np.float64)
-    found = np.stack(
-        [np.asarray(probabilities(jnp.asarray(s, z.dtype)), np.float64) for s in steps]
-    )
+    before, found = probabilities(0.0), np.stack([probabilities(step) for step in steps])
     change = found - before
     return Effects(
         np.asarray(steps, np.float64),
@@ -463,3 +464,8 @@ def effects(
         change.std(1, ddof=1) / math.sqrt(len(z)),
         (found.argmax(-1) == before.argmax(-1)).mean(1),
     )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))  # compiled once for all directions
+def _probabilities(G: Function, logits: Function, z: Array) -> Array:
+    return jax.nn.softmax(logits(G(z)).astype(jnp.float32), axis=-1)

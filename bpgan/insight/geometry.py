@@ -204,7 +204,9 @@ class Krylov(NamedTuple):
         return values[:, ::-1], vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def krylov(multiply: Function, shape: tuple[int, int], iterations: int, key: PRNG) -> Krylov:
+def krylov(
+    multiply: Function, shape: tuple[int, int], iterations: int, key: PRNG, dtype: Any = None
+) -> Krylov:
     """Lanczos's basis of symmetric operators, one for each row: ``multiply(v[r, d]) -> [r, d]``.
 
     Lanczos 1950. Each new vector is orthogonalized twice against all before it ("twice is enough": Giraud et al. 2005).
@@ -214,10 +216,10 @@ def krylov(multiply: Function, shape: tuple[int, int], iterations: int, key: PRN
     Args:
       multiply: the operators. shape: ``(r, d)``, of v.
       iterations: ``m``, at most d.
-      key: of the random starts.
+      key: of the random starts. dtype: of v.
     """
     rows, dimensions = shape
-    starts = jax.random.normal(key, (iterations, rows, dimensions))
+    starts = jax.random.normal(key, (iterations, rows, dimensions), dtype or jnp.float32)
     einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
     rounding = 10 * math.sqrt(dimensions) * float(jnp.finfo(starts.dtype).eps)
 
@@ -250,7 +252,8 @@ def krylov(multiply: Function, shape: tuple[int, int], iterations: int, key: PRN
     first = unit(starts[0], jnp.linalg.norm(starts[0], axis=-1))
     basis = jnp.zeros_like(starts).at[0].set(first)
     steps = jnp.arange(iterations), jnp.roll(starts, -1, axis=0)
-    (basis, _), (diagonal, beside) = lax.scan(extend, (basis, jnp.zeros(rows)), steps)
+    nothing = jnp.zeros(rows, starts.dtype)
+    (basis, _), (diagonal, beside) = lax.scan(extend, (basis, nothing), steps)
     return Krylov(diagonal, beside, basis)
 
 
@@ -325,8 +328,8 @@ def jacobian_spectrum(
         @jax.jit
         def run(z: Array, key: PRNG) -> tuple[Krylov, Array, Array]:
             products = _by_point(G, z)
-            found = krylov(products.square, (n, dimensions), steps, key)
-            return found, *_sums(products, n, dimensions)
+            found = krylov(products.square, (n, dimensions), steps, key, z.dtype)
+            return found, *_sums(products, jnp.zeros((n, dimensions), z.dtype))
 
         found, once, twice = run(z, jax.random.key(0) if key is None else key)
         values = np.sqrt(np.maximum(found.ritz()[0][:, :k], 0))
@@ -342,19 +345,20 @@ def _by_point(G: Function, z: Any) -> Products:
     return Products.of(lambda v: G(z + v.reshape(z.shape)).reshape(len(z), -1), flat)
 
 
-def each_dimension(f: Function, dimensions: int) -> Any:
-    """``f(e)`` of every unit vector ``e[d]``, stacked; a few at once."""
-    return lax.map(f, jnp.eye(dimensions), batch_size=_BLOCK)
+def each_dimension(f: Function, like: Array) -> Any:
+    """``f(e)`` of every unit vector, repeated to the shape of ``like[..., d]``, stacked; a few at once."""
+    units = jnp.eye(like.shape[-1], dtype=like.dtype)
+    return lax.map(lambda e: f(jnp.broadcast_to(e, like.shape)), units, batch_size=_BLOCK)
 
 
-def _sums(products: Products, n: int, dimensions: int) -> tuple[Array, Array]:
+def _sums(products: Products, like: Array) -> tuple[Array, Array]:
     """``sum s^2 = |J|_F^2`` and ``sum s^4 = |J' J|_F^2`` of each point."""
 
     def columns(e: Array) -> tuple[Array, Array]:
-        pushed = products.push(jnp.broadcast_to(e, (n, dimensions)))
+        pushed = products.push(e)
         return jnp.sum(jnp.square(pushed), 1), jnp.sum(jnp.square(products.pull(pushed)), 1)
 
-    once, twice = each_dimension(columns, dimensions)
+    once, twice = each_dimension(columns, like)
     return once.sum(0), twice.sum(0)
 
 
@@ -369,7 +373,7 @@ def _all_values(G: Function, z: Any) -> np.ndarray:
     @jax.jit
     def jacobians(z: Array) -> Array:
         push = _by_point(G, z).push
-        return each_dimension(lambda e: push(jnp.broadcast_to(e, (n, dimensions))), dimensions)
+        return each_dimension(push, jnp.zeros((n, dimensions), z.dtype))
 
     found = np.asarray(jacobians(z), np.float64).transpose(1, 2, 0)  # [n, x, d]
     values = np.linalg.svd(found, compute_uv=False)
