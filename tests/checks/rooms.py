@@ -75,7 +75,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.insight": Room(
         "what a generator has learned, what a discriminator looks at",
         "algorithms metrics nets losses optim types lookup measures",
-        "(attribution directions dynamics inversion units) (affine geometry)",
+        "(attribution directions dynamics inversion units) (affine geometry rows)",
     ),
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",
