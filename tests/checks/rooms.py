@@ -75,7 +75,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.insight": Room(
         "what a generator has learned, what a discriminator looks at",
         "algorithms metrics nets losses optim types lookup measures",
-        "(attribution directions dynamics inversion units) (affine geometry)",
+        "(attribution directions dynamics inversion units) (affine geometry rows)",
     ),
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",
@@ -231,7 +231,7 @@ MARK = "<!-- rooms -->\n"
 FLOORS = (  # of the diagram: what stands side by side
     ("launch", "experiments"),
     ("bpgan.launcher", "bpgan.trained", "bpgan.evaluation", "bpgan.cli", "bpgan.report"),
-    ("bpgan.privacy",),
+    ("bpgan.privacy", "bpgan.insight"),
     ("bpgan.algorithms", "bpgan.backprop", "bpgan.metrics"),
     ("bpgan.runtime", "bpgan.data", "bpgan.nets"),
     ("bpgan.losses", "bpgan.penalties", "bpgan.augment", "bpgan.optim"),
