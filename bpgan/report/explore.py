@@ -30,13 +30,16 @@ class Walk(NamedTuple):
 
     Attributes:
       method: such as ``SeFa``; ``space``: of what, such as ``z`` or ``w``.
-      names: of the k directions.
-      steps: how far, in standard deviations of the latents; 0 is among them.
+      names: of the k directions, such as ``1`` or ``1 (31 % of the variance)``.
+      steps: how far, in standard deviations of the latents, in ascending order; 0 is among them.
       strips: ``[bases, k, steps, h, w, c]``.
       scores: D's logits of these; None without a D.
-      pairs: of directions that have a grid, the first along the rows.
+      pairs: of directions that have a grid, such as ``(0, 1)``.
       pair_steps: as ``steps``, fewer.
-      grids: ``[pairs, bases, pair_steps, pair_steps, h, w, c]``.
+      grids: ``[pairs, bases, pair_steps, pair_steps, h, w, c]``: the first direction of a pair goes down the grid, the
+        second one across.
+      grid_scores: D's logits of these, or None.
+      says: a sentence on what these directions are.
     """
 
     method: str
@@ -48,6 +51,8 @@ class Walk(NamedTuple):
     pairs: Sequence[tuple[int, int]] = ()
     pair_steps: Sequence[float] = ()
     grids: UInt8[np.ndarray, "p b t t h w c"] | None = None
+    grid_scores: Float[np.ndarray, "p b t t"] | None = None
+    says: str = ""
 
 
 class Strip(NamedTuple):
@@ -68,6 +73,7 @@ class Attributed(NamedTuple):
       maps: ``[methods, n, h, w]``, signed: what raises the score is positive. The page scales each map by itself.
       residuals: ``[methods, n]``: how much of the score's difference to the baseline is not accounted for, as a share
         of it.
+      of: what is explained, such as ``D`` or ``a classifier: 7``.
     """
 
     images: UInt8[np.ndarray, "n h w c"]
@@ -76,6 +82,7 @@ class Attributed(NamedTuple):
     methods: Sequence[str]
     maps: Float[np.ndarray, "m n h w"]
     residuals: Float[np.ndarray, "m n"]
+    of: str = "D"
 
 
 class Neighbors(NamedTuple):
@@ -125,6 +132,7 @@ class Explored(NamedTuple):
     Attributes:
       where: the run directory; ``about``: lines on run, checkpoint, dataset, seed.
       notes: warnings, such as of a private run.
+      neighbors: one record for each space in which the nearest were found.
       tables: numbers, each with its title and notes.
       left_out: sentences on what is missing and why.
     """
@@ -135,7 +143,7 @@ class Explored(NamedTuple):
     walks: Sequence[Walk] = ()
     strips: Sequence[Strip] = ()
     attributed: Sequence[Attributed] = ()
-    neighbors: Neighbors | None = None
+    neighbors: Sequence[Neighbors] = ()
     paths: Paths | None = None
     inverted: Inverted | None = None
     pictures: Sequence[Picture] = ()

@@ -36,8 +36,8 @@ ROOMS = {  # top to bottom; imports go down
     "launch": Room("runs a sweep from a checkout", "launcher"),
     "experiments": Room(
         "what a researcher writes: one file an experiment",
-        "launcher trained evaluation cli report privacy insight algorithms backprop metrics metrics.features runtime data"
-        " nets losses penalties augment optim files measures lookup types version",
+        "launcher trained evaluation cli report privacy insight algorithms backprop metrics metrics.features runtime"
+        " data nets losses penalties augment optim files measures lookup types version",
         "(lucic private_gan) (audit classifier data dp_merf evaluate export sample image_gan infogan interpret"
         " linear_regression lr_range mnist_gan sensitivity toy_gan vae)",
     ),
@@ -75,7 +75,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.insight": Room(
         "what a generator has learned, what a discriminator looks at",
         "algorithms metrics nets losses optim types lookup measures",
-        "(attribution directions dynamics geometry inversion units)",
+        "(attribution directions dynamics geometry inversion units) rows",
     ),
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",
