@@ -9,10 +9,11 @@ from flax import linen as nn
 from bpgan.insight import units
 from bpgan.nets import linen_net
 from bpgan.nets.dcgan import Generator
+from bpgan.types import UserError
 
 
 class Painter(nn.Module):
-    """Channel c of ``first`` writes class ``WRITES[c]``; the last two write nothing. ``beside`` adds what is no unit."""
+    """Channel c of ``first`` writes class ``WRITES[c]``; the last two write nothing."""
 
     @nn.compact
     def __call__(self, z, labels=None):
@@ -96,17 +97,23 @@ def test_an_activation_is_captured():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: units.layers(painter, jnp.zeros((2, 5))), r"G takes no latents \[2, 5\]: "),
-        (lambda: units.layers(painter, jnp.zeros((0, 4))), r"must be \[n, ...\] with a row"),
+        (
+            lambda: units.layers(painter, jnp.zeros((2, 5))),
+            r"z: is \[2, 5\], which G does not take",
+        ),
+        (lambda: units.layers(painter, jnp.zeros((0, 4))), r"z: is \[0, 4\], must be \[n, ...\]"),
         (lambda: units.layers(lambda z: z, Z), "no hidden layer"),
-        (lambda: units.dissect(painter, Z, "second"), "no layer 'second'; it has first$"),
-        (lambda: units.dissect(painter, Z, "first", units=[6]), "must be from 0 to 5"),
-        (lambda: units.ablate(painter, Z, "first", np.zeros(5, bool)), r"off is \[5\], must be"),
-        (lambda: units.capture(painter, Z, "second"), "no layer 'second'"),
+        (lambda: units.dissect(painter, Z, "second"), "layer=second: must be one of first$"),
+        (
+            lambda: units.dissect(painter, Z, "first", units=[6]),
+            "units: of first must be from 0 to 5",
+        ),
+        (lambda: units.ablate(painter, Z, "first", np.zeros(5, bool)), r"off: is \[5\], must be"),
+        (lambda: units.capture(painter, Z, "second"), "layer=second: must be one of first"),
     ],
 )
 def test_what_is_refused(call, message):
-    with pytest.raises(ValueError, match=message) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         call()
     assert "\n" not in str(raised.value)
 

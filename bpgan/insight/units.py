@@ -21,6 +21,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from bpgan.types import UserError
+
 Generator = Callable[[Any], Array]
 """``z[n, ...] -> x[n, ...]``, labels and variables bound."""
 
@@ -145,7 +147,7 @@ def layers(g: Generator, z: Any) -> tuple[Layer, ...]:
       z: latents of the right shape, one row at least; nothing is computed with them.
 
     Raises:
-      ValueError: if G does not take such latents, or calls no Linen module that has units.
+      UserError: if G does not take such latents, or calls no Linen module that has units.
     """
     calls: list[_Call] = []
 
@@ -157,7 +159,7 @@ def layers(g: Generator, z: Any) -> tuple[Layer, ...]:
     shape = _shape_of(traced, z).shape[1:]
     found = _hidden(calls, int(np.prod(shape)))
     if not found:
-        raise ValueError("G has no hidden layer of a Linen module, and so no units")
+        raise UserError("G has no hidden layer of a Linen module, and so no units")
     return tuple(found)
 
 
@@ -183,22 +185,24 @@ def _is_around(call: _Call, calls: list[_Call]) -> bool:
 
 
 def _shape_of(g: Generator, z: Any) -> jax.ShapeDtypeStruct:
-    """Of the samples. Raises ValueError, in one line, if G does not take such latents."""
+    """Of the samples. Raises a UserError, in one line, if G does not take such latents."""
     if np.ndim(z) < 1 or not np.shape(z)[0]:
-        raise ValueError(f"latents are {list(np.shape(z))}, must be [n, ...] with a row at least")
+        reason = f"is {list(np.shape(z))}, must be [n, ...] with a row at least"
+        raise UserError(reason, argument="z")
     try:
         return jax.eval_shape(g, z)
     except Exception as error:  # of Flax or JAX, of many types
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         reason = lines[0][:200] if lines else type(error).__name__
-        raise ValueError(f"G takes no latents {list(np.shape(z))}: {reason}") from error
+        reason = f"is {list(np.shape(z))}, which G does not take ({reason})"
+        raise UserError(reason, argument="z") from error
 
 
 def capture(g: Generator, z: Any, layer: str) -> tuple[Array, Array]:
     """``(x, a)``: the samples ``G(z)``, and the output ``[n, ..., c]`` of a layer on the way.
 
     Raises:
-      ValueError: if there is no such layer.
+      UserError: if there is no such layer.
     """
     x, calls = _intercepted(g, z, lambda layer, output: output)
     return x, _find(calls, layer).output
@@ -209,21 +213,22 @@ def _find(calls: list[_Call], name: str) -> _Call:
         if call.layer.name == name:
             return call
     names = ", ".join(call.layer.name or "(G itself)" for call in calls)
-    raise ValueError(f"G has no layer {name!r}; it has {names or 'none'}")
+    raise UserError(f"must be one of {names}", argument="layer", value=name)
 
 
 def ablate(g: Generator, z: Any, layer: str, off: Bool[Any, " c"]) -> Array:
     """``G(z)`` where the units ``off`` of a layer are 0; with none of them exactly ``G(z)``.
 
     Raises:
-      ValueError: if there is no such layer, or it has another number of units.
+      UserError: if there is no such layer, or it has another number of units.
     """
 
     def change(found: Layer, output: Any) -> Any:
         if found.name != layer:
             return output
         if np.shape(off) != (found.units,):
-            raise ValueError(f"off is {list(np.shape(off))}, must be [{found.units}]")
+            reason = f"is {list(np.shape(off))}, must be [{found.units}]"
+            raise UserError(reason, argument="off")
         return jnp.where(off, jnp.zeros((), output.dtype), output)
 
     x, calls = _intercepted(g, z, change)
@@ -255,16 +260,16 @@ def dissect(
       tell: told how many units are done.
 
     Raises:
-      ValueError: as ``layers``, if there is no such layer, or a unit is none of its.
+      UserError: as ``layers``, if there is no such layer, or a unit is none of its.
     """
     _shape_of(g, z)
     names = {each.name: each for each in layers(g, z)}
     if layer not in names:
-        raise ValueError(f"G has no layer {layer!r}; it has {', '.join(names)}")
+        raise UserError(f"must be one of {', '.join(names)}", argument="layer", value=layer)
     count, n = names[layer].units, len(z)
     chosen = np.arange(count) if units is None else np.asarray(units, int).reshape(-1)
     if not len(chosen) or chosen.min() < 0 or chosen.max() >= count:
-        raise ValueError(f"units of {layer} must be from 0 to {count - 1}")
+        raise UserError(f"of {layer} must be from 0 to {count - 1}", argument="units")
     parts = -(-len(chosen) // max(1, block // n))
     size = -(-len(chosen) // parts)
     run = jax.jit(lambda z, off: jax.vmap(lambda one: ablate(g, z, layer, one))(off))
