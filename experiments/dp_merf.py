@@ -180,7 +180,8 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         images.shape, dtype=jnp.dtype(cfg.precision), classes=classes, condition=how, axis_name=None
     )
     latents = cfg.latents.value.draw(dtype)
-    networks = gan.Networks(made, made, latents, images.shape, dtype)
+    styles = cfg.net.value.g.mapping
+    networks = gan.Networks(made, made, latents, images.shape, dtype, styles=styles)
     whole = _Release(cfg, images, classes, networks)
     return cli.Experiment(
         whole.algorithm(),

@@ -391,7 +391,10 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     steps = cli.steps_of(cfg, 1 / q)
     latents, planned = cfg.latents.value.draw(dtype), cfg.augment.value
     sampling = image_gan.choose_sampling(cfg, g_net, classes, dtype)
-    networks = gan.Networks(g_net, d_net, latents, images.shape, dtype, *sampling)
+    styles = cfg.net.value.g.mapping
+    networks = gan.Networks(
+        g_net, d_net, latents, images.shape, dtype, *sampling, styles=styles
+    )
     setting = gan.Setting(
         networks,
         cfg.loss.value,

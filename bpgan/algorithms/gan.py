@@ -47,6 +47,7 @@ class Networks(NamedTuple):
       data_shape, dtype: of one example.
       sampler: in G's place where samples are drawn, on G's variables; for truncation in the space of styles.
       sample_latents: in the place of ``latents`` where samples are drawn; for truncation.
+      styles: whether G has methods ``mapping`` and ``synthesis``.
     """
 
     g: Net
@@ -56,6 +57,7 @@ class Networks(NamedTuple):
     dtype: Any = jnp.float32
     sampler: Net | None = None
     sample_latents: Callable[[PRNG, int], Latents] | None = None
+    styles: bool = False
 
 
 class Optimizers(NamedTuple):
@@ -529,22 +531,38 @@ def averaged(state: State) -> Any:
 
 
 def trained(networks: Networks, classes: int) -> dict[str, Network]:
-    """G as it draws samples and D, to be used after training; without labels G draws the classes in turn."""
+    """G as it draws samples and D, to be used after training; without labels G draws the classes in turn.
 
-    def generator(variables: Any, z: Latents, y: Labels | None = None) -> Images:
+    Of a G with styles its two parts are there as well, the ``mapping`` as it was trained: no truncation is between them.
+    """
+
+    def condition(z: Latents, y: Labels | None) -> tuple[Labels, ...]:
         if classes and y is None:
             y = jnp.arange(len(z), dtype=jnp.int32) % classes
-        condition = (y,) if classes else ()
-        return (networks.sampler or networks.g).apply(variables, z, *condition, train=False)[0]
+        return (y,) if classes else ()  # type: ignore[return-value]
+
+    def generator(variables: Any, z: Latents, y: Labels | None = None) -> Images:
+        g = networks.sampler or networks.g
+        return g.apply(variables, z, *condition(z, y), train=False)[0]
 
     def discriminator(variables: Any, x: Images, y: Labels | None = None) -> Logits:
         out, _ = networks.d.apply(variables, x, *((y,) if classes else ()), train=False)
         return out[0] if isinstance(out, tuple) else out
 
-    return {
+    def mapping(variables: Any, z: Latents, y: Labels | None = None) -> Any:
+        found = networks.g.apply(variables, z, *condition(z, y), train=False, method="mapping")
+        return found[0]
+
+    def synthesis(variables: Any, w: Any) -> Images:
+        return networks.g.apply(variables, w, train=False, method="synthesis")[0]
+
+    found = {
         "generator": Network(averaged, generator),
         "discriminator": Network(lambda state: state.players["d"].variables, discriminator),
     }
+    if networks.styles:
+        found |= {"mapping": Network(averaged, mapping), "synthesis": Network(averaged, synthesis)}
+    return found
 
 
 def sample(

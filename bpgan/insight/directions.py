@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array, Float
 
+from bpgan.insight import affine
 from bpgan.insight.geometry import Function, Krylov, Products, each_dimension, enough, krylov
 from bpgan.types import PRNG, UserError
 
@@ -105,7 +105,33 @@ def first_maps(
       UserError: if G begins with an operation that is not affine, such as the norm of z before a mapping: of such a
         network, pass the synthesis and its styles.
     """
-    raise NotImplementedError
+    maps = affine.first_maps(G, jnp.asarray(z)[:1], first_product=first_product)
+    if not maps:
+        raise UserError("the samples do not depend on the latents: there is no first map")
+    if len(maps) == 1 and maps[0].layer is None and _is_alike(maps[0].matrix):
+        raise UserError(
+            "the generator begins with an operation that is not affine and treats all directions alike; a network with"
+            " styles has its first maps in its synthesis"
+        )
+    return dict(zip(_short([each.layer or "" for each in maps]), (each.matrix.T for each in maps)))
+
+
+def _is_alike(matrix: np.ndarray) -> bool:
+    """Whether it is a factor times a part of a rotation: it stretches all directions by as much."""
+    square = matrix.T @ matrix
+    return bool(np.allclose(square, np.trace(square) / len(square) * np.eye(len(square))))
+
+
+def _short(scopes: Sequence[str]) -> list[str]:
+    """The scopes of layers without what all have in common and without methods; those that are alike are numbered."""
+    parts = [[part for part in scope.split("/") if "." not in part] or ["map"] for scope in scopes]
+    while all(len(each) > 1 for each in parts) and len({each[0] for each in parts}) == 1:
+        parts = [each[1:] for each in parts]
+    names = ["/".join(each) for each in parts]
+    return [
+        name if names.count(name) == 1 else f"{name}:{names[:i].count(name)}"
+        for i, name in enumerate(names)
+    ]
 
 
 # From samples -------------------------------------------------------------------------------------------------------
@@ -138,7 +164,76 @@ def ganspace(
     Raises:
       UserError: for too many activations, too few samples, or more directions than activations vary in.
     """
-    raise NotImplementedError
+    if n < 2:
+        raise UserError("must be at least 2", argument="n", value=n)
+    moments, shapes = None, ((), ())
+    for z, a in _blocks(jax.jit(activation), latents, n):
+        shapes = z.shape[1:], a.shape[1:]
+        block = _Moments.of(*(each.reshape(len(each), -1).astype(np.float64) for each in (z, a)))
+        moments = moments.merged(block) if moments else block
+    assert moments
+    if not 1 <= k <= (most := min(moments.across.shape)):
+        reason = f"must be from 1 to {most}, the dimensions of latents and activations"
+        raise UserError(reason, argument="k", value=k)
+    values, components = np.linalg.eigh(moments.within / (n - 1))
+    values, components = np.maximum(values[::-1], 0), components[:, ::-1][:, :k]
+    # The coordinates of components are uncorrelated: least squares divides each direction by a variance, and the
+    # length is of no account.
+    rank = int((values > values[0] * len(values) * np.finfo(np.float32).eps).sum())
+    if k > rank:
+        reason = f"must be at most {rank}, the directions that the activations vary in"
+        raise UserError(reason, argument="k", value=k)
+    vectors = (moments.across @ components if in_latents else components).T
+    shape = shapes[0] if in_latents else shapes[1]
+    shares = values[:k] / values.sum()
+    return Directions(_oriented(vectors).reshape(k, *shape), values[:k], shares)
+
+
+def _blocks(
+    activation: Function, latents: Callable[[int], Any], n: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The latents and activations of n samples, block by block."""
+    seen = 0
+    for i in itertools.count():
+        z = np.asarray(latents(i))
+        a = np.asarray(activation(z))[: n - seen]
+        if (size := math.prod(a.shape[1:])) > _COVARIANCE:
+            reason = f"makes {size:,} numbers of an example, must be at most {_COVARIANCE:,}"
+            raise UserError(reason, argument="activation")
+        seen += len(a)
+        yield z[: len(a)], a
+        if seen >= n:
+            return
+
+
+class _Moments(NamedTuple):
+    """Sums over samples: their number, means, ``sum (z - m)(a - m)'`` and ``sum (a - m)(a - m)'``.
+
+    They are merged without a difference of large sums (Chan, Golub & LeVeque 1983, doi:10.1080/00031305.1983.10483115).
+    """
+
+    n: int
+    z: np.ndarray
+    a: np.ndarray
+    across: np.ndarray
+    within: np.ndarray
+
+    @classmethod
+    def of(cls, z: np.ndarray, a: np.ndarray) -> "_Moments":
+        means = z.mean(0), a.mean(0)
+        z, a = z - means[0], a - means[1]
+        return cls(len(z), *means, z.T @ a, a.T @ a)
+
+    def merged(self, other: "_Moments") -> "_Moments":
+        n, z, a = self.n + other.n, other.z - self.z, other.a - self.a
+        weight = self.n * other.n / n
+        return _Moments(
+            n,
+            self.z + other.n / n * z,
+            self.a + other.n / n * a,
+            self.across + other.across + weight * np.outer(z, a),
+            self.within + other.within + weight * np.outer(a, a),
+        )
 
 
 class Supervised(NamedTuple):
@@ -190,7 +285,79 @@ def supervised(
     Raises:
       UserError: for shapes that do not fit, or an attribute of which either half has only one answer.
     """
-    raise NotImplementedError
+    z, y = np.asarray(z), np.asarray(attribute)
+    if z.ndim < 2 or y.shape != z.shape[:1] or not np.isin(y, (0, 1)).all():
+        reason = f"must be true or false for each of the {len(z)} rows of `z`"
+        raise UserError(reason, argument="attribute")
+    rng, shape = np.random.default_rng(seed), z.shape[1:]
+    x, y = z.reshape(len(z), -1).astype(np.float64), y.astype(np.float64)
+    order = rng.permutation(len(x))
+    fitted, held = order[: len(x) // 2], order[len(x) // 2 :]
+    if min(y[half].std() if len(half) else 0 for half in (fitted, held)) == 0:
+        reason = "must be true of some samples and false of others, in both halves"
+        raise UserError(reason, argument="attribute")
+    weights, bias = _logistic(x[fitted], y[fitted], ridge)
+    logits = x[held] @ weights + bias
+    accuracy = float(((logits > 0) == y[held]).mean())
+    slope = float(np.linalg.norm(weights))
+    random = _oriented(rng.normal(size=(controls, x.shape[1])))
+    return Supervised(
+        (weights / slope).reshape(shape),
+        slope,
+        bias,
+        accuracy,
+        math.sqrt(accuracy * (1 - accuracy) / len(held)),
+        float(max(y[held].mean(), 1 - y[held].mean())),
+        _miscalibration(logits, y[held]),
+        np.array([_control(x @ u, y, fitted, held, ridge) for u in random]),
+    )
+
+
+def _probability(logits: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(logits / 2))  # of the logistic function, without overflow
+
+
+def _logistic(x: np.ndarray, y: np.ndarray, ridge: float) -> tuple[np.ndarray, float]:
+    """Weights and bias that minimize ``sum log(1 + exp(-+ logit)) + ridge |w|^2 / 2``, by Newton's method.
+
+    A step that raises the convex objective is halved until it does not.
+    """
+    x = np.column_stack([x, np.ones(len(x))])
+    penalty = ridge * np.append(np.ones(x.shape[1] - 1), 0)
+
+    def objective(w: np.ndarray) -> float:
+        logits = x @ w
+        return float(np.sum(np.logaddexp(0, logits) - y * logits) + np.sum(penalty * w * w) / 2)
+
+    w = np.zeros(x.shape[1])
+    value = objective(w)
+    for _ in range(100):
+        p = _probability(x @ w)
+        gradient = x.T @ (p - y) + penalty * w
+        curvature = x.T @ (x * (p * (1 - p))[:, None]) + np.diag(penalty)
+        step = np.linalg.lstsq(curvature, gradient, rcond=None)[0]
+        while step.any() and objective(w - step) > value + 1e-12 * abs(value):
+            step = step / 2
+        w, before, value = w - step, value, objective(w - step)
+        if before - value <= 1e-10 * abs(before):
+            break
+    return w[:-1], float(w[-1])
+
+
+def _control(
+    along: np.ndarray, y: np.ndarray, fitted: np.ndarray, held: np.ndarray, ridge: float
+) -> float:
+    """The accuracy on the held-out half of what latents say along one direction."""
+    weights, bias = _logistic(along[fitted, None], y[fitted], ridge)
+    return float(((along[held] * weights[0] + bias > 0) == y[held]).mean())
+
+
+def _miscalibration(logits: np.ndarray, y: np.ndarray, bins: int = 10) -> float:
+    """The mean distance of probability and frequency over bins of equal numbers of samples."""
+    order = np.argsort(logits)
+    pairs = zip(*(np.array_split(each[order], bins) for each in (_probability(logits), y)))
+    gaps = [abs(p.mean() - seen.mean()) * len(p) for p, seen in pairs if len(p)]
+    return float(np.sum(gaps) / len(y))
 
 
 # From derivatives ---------------------------------------------------------------------------------------------------

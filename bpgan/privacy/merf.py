@@ -152,7 +152,7 @@ def make(
         sample=functools.partial(gan.sample, networks, classes),
         classes=classes,
     )
-    named = {"generator": gan.trained(networks, classes)["generator"]}
+    named = {n: of for n, of in gan.trained(networks, classes).items() if n != "discriminator"}
     latents = networks.sample_latents or networks.latents
     return algorithm._replace(latents=latents, networks=named)
 

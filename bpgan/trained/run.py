@@ -86,7 +86,10 @@ class Run:
 
     @functools.cached_property
     def networks(self) -> dict[str, Function]:
-        """By name: ``generator`` and ``discriminator`` of a GAN, ``generator`` and ``encoder`` of a VAE."""
+        """By name: ``generator`` and ``discriminator`` of a GAN, ``generator`` and ``encoder`` of a VAE.
+
+        A generator with styles has its parts ``mapping``, ``(z, labels) -> w``, and ``synthesis``, ``w -> samples``.
+        """
         found = self.algorithm.networks.items()
         return {n: Function(each.apply, each.variables(self.state)) for n, each in found}
 

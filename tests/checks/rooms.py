@@ -49,7 +49,7 @@ ROOMS = {  # top to bottom; imports go down
     ),
     "bpgan.trained": Room(
         "a trained run: loaded, drawn from, exported",
-        "cli privacy.accounting runtime data nets files measures lookup types version",
+        "cli privacy.accounting insight.geometry runtime data nets files measures lookup types version",
         "(card export) (paths run)",
     ),
     "bpgan.evaluation": Room(
@@ -75,7 +75,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.insight": Room(
         "what a generator has learned, what a discriminator looks at",
         "algorithms metrics nets losses optim types lookup measures",
-        "(attribution directions dynamics geometry inversion units) rows",
+        "(attribution directions dynamics inversion units) (affine geometry rows)",
     ),
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",
