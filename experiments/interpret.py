@@ -50,7 +50,7 @@ from bpgan.types import UserError, counted, stream
 from bpgan.version import __version__
 
 _BATCH = 200  # samples at a time
-_MAPPER = "mapper"  # the module of a network with styles that makes them
+_COMPONENTS = 1024  # numbers of a layer whose principal components are computed
 _FAR = 3.0  # standard deviations to which directions are followed
 
 
@@ -175,26 +175,22 @@ class Subject:
     def space_of_latents(self) -> Space:
         """z."""
         bound = 1.0 if np.abs(self.latents(500)).max() <= 1 else np.inf
-        return Space("z", self.generator, lambda z, y: np.asarray(z), bound)
+        generator = self.generator
+        return Space("z", lambda z, *y: generator(z, *y), lambda z, y: np.asarray(z), bound)
 
     @functools.cached_property
     def space_of_styles(self) -> Space | None:
         """w, of a network with a mapping; None of others."""
-        z = self.latents(1)
+        networks = self.run.networks
+        if "synthesis" not in networks:
+            return None
+        mapping, synthesis = jax.jit(networks["mapping"]), networks["synthesis"]
 
         def draw(w: Any, *y: Any) -> Any:
-            of = jnp.zeros((len(w), *z.shape[1:]), z.dtype)
-            return units.replace(lambda z: self.generator(z, *y), of, _MAPPER, w)
+            del y  # they are in the styles
+            return synthesis(w)
 
-        @jax.jit
-        def mapped(z: Any, *y: Any) -> Any:
-            return units.capture(lambda z: self.generator(z, *y), z, _MAPPER)[1]
-
-        try:
-            units.capture(lambda z: self.generator(z, *self.given(self.labels(1))), z, _MAPPER)
-        except UserError:
-            return None
-        return Space("w", draw, lambda z, y: np.asarray(mapped(z, *self.given(y))), np.inf)
+        return Space("w", draw, lambda z, y: np.asarray(mapping(z, *self.given(y))), np.inf)
 
     @property
     def space(self) -> Space:
@@ -573,13 +569,14 @@ def _ganspace(subject: Subject, space: Space) -> Method:
     if space.name == "w":
         activation, of = (lambda w: w), "of the styles"
     else:
-        first = units.layers(g, subject.latents(2))[0]
-        named = [
-            layer for layer in units.layers(g, subject.latents(2)) if "embed" not in layer.name
-        ]
-        first = named[0] if named else first
-        activation = jax.jit(lambda z: units.capture(g, z, first.name)[1])
-        of = f"of the layer {first.name}"
+        layer = _layer(subject.cfg, units.layers(g, subject.latents(2)))
+        whole = int(np.prod(layer.shape)) <= _COMPONENTS
+
+        def activation(z: Any) -> Any:
+            a = units.capture(g, z, layer.name)[1]
+            return a if whole else a.mean(tuple(range(1, a.ndim - 1)))
+
+        of = f"of the layer {layer.name}" + ", whose pixels are averaged" * (not whole)
 
     def drawn(i: int) -> np.ndarray:
         return space.points(subject.latents(block, 600 + i), subject.labels(block))
@@ -1038,9 +1035,8 @@ def inverted(subject: Subject, own: Sequence[tuple[str, np.ndarray]] = ()) -> Fo
         )
     )
     bounds = None if space.bound == np.inf else (-space.bound, space.bound)
-    draw = space.draw if space.name == "w" else subject.generator
     found = inversion.invert(
-        draw, x, starts, steps=cfg.iterations, labels=of, bounds=bounds, variance=variance
+        space.draw, x, starts, steps=cfg.iterations, labels=of, bounds=bounds, variance=variance
     )
     tiles = images.to_bytes(x)
     record = explore.Inverted(tiles, images.to_bytes(found.images), captions, found.error)

@@ -208,26 +208,6 @@ def capture(g: Generator, z: Any, layer: str) -> tuple[Array, Array]:
     return x, _find(calls, layer).output
 
 
-def replace(g: Generator, z: Any, layer: str, a: Any) -> Array:
-    """``G(z)`` with an output ``a`` of a layer in the place of its own: of a mapping to styles, the synthesis of ``a``.
-
-    Raises:
-      UserError: if there is no such layer, or its output has another shape.
-    """
-
-    def change(found: Layer, output: Any) -> Any:
-        if found.name != layer:
-            return output
-        if np.shape(a) != np.shape(output):
-            reason = f"is {list(np.shape(a))}, must be {list(np.shape(output))}"
-            raise UserError(reason, argument="a")
-        return jnp.asarray(a, output.dtype)
-
-    x, calls = _intercepted(g, z, change)
-    _find(calls, layer)
-    return x
-
-
 def _find(calls: list[_Call], name: str) -> _Call:
     for call in calls:
         if call.layer.name == name:
