@@ -206,6 +206,8 @@ def programs() -> dict[str, Case]:
         "sweep-32": sweep(32, "mnist_gan", "--preset=article"),
         "vae": run("vae"),
         "classifier": run("classifier")._replace(flops=0.25),  # pooling is not a product
+        "private": run("private_gan", "--net=dcgan:32,plain"),
+        "private-mlp": run("private_gan", "--net=mlp"),
         "sample": sample(100, "mnist_gan"),
         "inception": inception(),
         "neighbors": neighbors(),

@@ -74,7 +74,8 @@ class Algorithm(NamedTuple):
       latents: ``latents(key, n) -> z[n, ...]``, those that ``sample`` draws with this key.
       networks: by name; ``generator`` is ``(variables, z, labels) -> samples``, ``discriminator`` is
         ``(variables, x, labels) -> logits``, both without labels if there are no ``classes``; a generator with styles
-        has its parts there, ``mapping``, ``(variables, z, labels) -> w``, and ``synthesis``, ``(variables, w) -> samples``.
+        has its parts there: ``mapping``, ``(variables, z, labels) -> w``, and ``synthesis``,
+        ``(variables, w) -> samples``.
       picture: ``picture(state, key, n) -> images``, what a run shows in the place of n samples that are not images.
       faults: what it means if a number of the state is no longer finite, by its path (``memory/NAME``), in the place of
         the advice to train more gently.

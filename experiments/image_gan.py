@@ -473,8 +473,13 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     latents = cfg.latents.value.draw(dtype)
     algorithm = gan.make(
         gan.Networks(
-            g_net, d_net, latents, images.shape, dtype,
-            *choose_sampling(cfg, g_net, classes, dtype), styles=cfg.net.value.g.mapping,
+            g_net,
+            d_net,
+            latents,
+            images.shape,
+            dtype,
+            *choose_sampling(cfg, g_net, classes, dtype),
+            styles=cfg.net.value.g.mapping,
         ),  # fmt: skip
         cfg.loss.value,
         gan.Optimizers(**txs),

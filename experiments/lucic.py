@@ -29,8 +29,7 @@ import numpy as np
 
 from bpgan import cli, data
 from bpgan.cli import experiments
-from bpgan.launcher import processes, runs, search
-from bpgan.launcher.sweep import Sweep
+from bpgan.launcher import processes, runs, search, sweep
 from bpgan.measures import Goal
 from bpgan.report import plot
 from bpgan.types import UserError
@@ -163,17 +162,7 @@ class _Study:
           cli.Interrupted: by a signal.
         """
         every = [run for group in groups.values() for run in group]
-        sweep = Sweep(self._script, self.folder / "infogan", label, slots=self._slots)
-        with sweep.locked():
-            results = iter(sweep.train(every))
-        codes = {run.workdir: sweep.codes.get(run.workdir, cli.INTERRUPTED) for run in every}
-        if sweep.interrupted or cli.INTERRUPTED in codes.values():
-            raise cli.Interrupted
-        for workdir, code in codes.items():
-            if code not in (cli.DONE, cli.ANOMALY):
-                reason = f"{workdir.name} {processes.status_of(code)}; see {sweep.logs[workdir]}."
-                reason += " The same command goes on"
-                raise UserError(reason, argument="workdir", value=self.cfg.workdir)
+        results = iter(sweep.train_all(self._script, self.folder, label, every, self._slots))
         return {key: [next(results) for _ in group] for key, group in groups.items()}
 
 

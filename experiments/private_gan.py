@@ -261,10 +261,10 @@ class _Parts(NamedTuple):
         return data.mirrored(found, seed=cfg.seed) if cfg.flip else found
 
     def rows(self) -> int:
-        """Of a batch, a multiple of the devices that share it."""
+        """Of a batch: a multiple of the devices that share it, and of 8, so that up to 8 have the same rows."""
         least = poisson.capacity(self.images.length, self.q, self.steps)
-        devices = jax.device_count()
-        return -(-least // devices) * devices
+        shares = math.lcm(8, jax.device_count())
+        return -(-least // shares) * shares
 
 
 class _Privacy:
@@ -392,9 +392,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     latents, planned = cfg.latents.value.draw(dtype), cfg.augment.value
     sampling = image_gan.choose_sampling(cfg, g_net, classes, dtype)
     styles = cfg.net.value.g.mapping
-    networks = gan.Networks(
-        g_net, d_net, latents, images.shape, dtype, *sampling, styles=styles
-    )
+    networks = gan.Networks(g_net, d_net, latents, images.shape, dtype, *sampling, styles=styles)
     setting = gan.Setting(
         networks,
         cfg.loss.value,

@@ -31,11 +31,11 @@ def test_an_arc_keeps_to_the_sphere_and_a_line_does_not():
     with pytest.raises(AssertionError):
         check_arc(geometry.lerp, 0.05)
     z = RNG.normal(size=(2, 50, 512))
-    middle = geometry.lerp(*z, 0.5)
+    middle = geometry.lerp(z[0], z[1], 0.5)
     assert abs(np.linalg.norm(middle) / np.linalg.norm(z[0]) - np.sqrt(0.5)) < 0.01
     t = RNG.uniform(size=50)
     rows = [geometry.slerp(a[None], b[None], s)[0] for a, b, s in zip(*z, t, strict=True)]
-    np.testing.assert_allclose(geometry.slerp(*z, t), rows)
+    np.testing.assert_allclose(geometry.slerp(z[0], z[1], t), rows)
 
 
 def test_where_there_is_no_arc_or_many_the_path_is_straight():
@@ -70,7 +70,7 @@ def by_differences(G, features, z0, z1, t, path):
 def check_length(measure):
     """``2 |W|_F^2``: within a hundredth, and within what the measure says of its own error."""
     rng = np.random.default_rng(2)
-    z0, z1 = rng.normal(size=(2, 40_000, 8)).astype(np.float32)
+    z0, z1 = (rng.normal(size=(40_000, 8)).astype(np.float32) for _ in range(2))
     t = rng.uniform(size=40_000).astype(np.float32)
     found = measure(linear, None, z0, z1, t, geometry.lerp)
     expected = 2 * np.sum(np.square(W, dtype=np.float64))
@@ -93,9 +93,10 @@ def test_the_path_length_of_an_arc_in_features():
     z /= np.linalg.norm(z, axis=2, keepdims=True)
     angle = np.arccos(np.sum(z[0] * z[1], axis=1))
     t = np.linspace(0, 1, 6)
-    found = geometry.path_length(lambda z: 3 * z, lambda x: 2 * x, *z, t)
+    ends = lambda z: 3 * z, lambda x: 2 * x, z[0], z[1], t
+    found = geometry.path_length(*ends)
     np.testing.assert_allclose(found.each, np.square(6 * angle), rtol=1e-4)
-    straight = geometry.path_length(lambda z: 3 * z, lambda x: 2 * x, *z, t, geometry.lerp)
+    straight = geometry.path_length(*ends, geometry.lerp)
     assert (straight.each < 0.95 * found.each).all()
 
 

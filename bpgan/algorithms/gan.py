@@ -533,7 +533,7 @@ def averaged(state: State) -> Any:
 def trained(networks: Networks, classes: int) -> dict[str, Network]:
     """G as it draws samples and D, to be used after training; without labels G draws the classes in turn.
 
-    Of a G with styles its two parts are there as well, the ``mapping`` as it was trained: no truncation is between them.
+    Of a G with styles its two parts are there as well; there is no truncation between them.
     """
 
     def condition(z: Latents, y: Labels | None) -> tuple[Labels, ...]:

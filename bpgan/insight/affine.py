@@ -100,7 +100,10 @@ def _cut(jaxpr: Jaxpr, first_product: bool) -> tuple[list[Var], dict[Var, str | 
     (x,) = jaxpr.invars
     layers: dict[Var, str | None] = {x: None}  # of affine variables
     sources: dict[Var, list[Var]] = {x: []}
-    moved, ends = {x}, set[Var]()  # what depends on x; affine variables that something else than affine takes
+    moved, ends = (
+        {x},
+        set[Var](),
+    )  # what depends on x; affine variables that something else than affine takes
     for eqn in _needed(jaxpr.eqns, jaxpr.outvars):
         moving = [isinstance(v, Var) and v in moved for v in eqn.invars]
         if not any(moving):
@@ -130,7 +133,8 @@ def _is_affine(eqn: JaxprEqn, moving: Sequence[bool]) -> bool:
     along = [v for v, moves in zip(eqn.invars, moving, strict=True) if moves]
     if not all(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in [*along, *eqn.outvars]):
         return False
-    like = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    avals: list[Any] = [v.aval for v in eqn.invars]
+    like = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
     at = [each for each, moves in zip(like, moving, strict=True) if moves]
     fixed = [each for each, moves in zip(like, moving, strict=True) if not moves]
 
@@ -142,7 +146,12 @@ def _is_affine(eqn: JaxprEqn, moving: Sequence[bool]) -> bool:
         return jax.jvp(applied, tuple(at), tuple(along))[1]
 
     traced = _trace(derivative, fixed, at, at).jaxpr
-    used = {v for each in _needed(traced.eqns, traced.outvars) for v in each.invars if isinstance(v, Var)}
+    used = {
+        v
+        for each in _needed(traced.eqns, traced.outvars)
+        for v in each.invars
+        if isinstance(v, Var)
+    }
     used |= {v for v in traced.outvars if isinstance(v, Var)}
     points = traced.invars[len(fixed) : len(fixed) + len(at)]
     tangents = traced.invars[len(fixed) + len(at) :]

@@ -11,6 +11,7 @@
 largest number of each is positive.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +38,7 @@ class Directions(NamedTuple):
       shares: ``[k]``, the part of the total that each has, in squares: in all at most 1.
     """
 
-    vectors: Float[np.ndarray, "k *z"]
+    vectors: Float[np.ndarray, "k ..."]
     values: Float[np.ndarray, " k"]
     shares: Float[np.ndarray, " k"]
 
@@ -83,7 +84,7 @@ def sefa(kernels: Sequence[Float[Any, "d out"]], k: int) -> Directions:
 
 
 def first_maps(
-    G: Function, z: Float[Any, "n *z"], *, first_product: bool = False
+    G: Function, z: Float[Any, "n ..."], *, first_product: bool = False
 ) -> dict[str, Float[np.ndarray, "d out"]]:
     """The first affine maps of a network, by the names of their layers: kernels ``[d, out]``, where z has d numbers.
 
@@ -113,7 +114,8 @@ def first_maps(
             "the generator begins with an operation that is not affine and treats all directions alike; a network with"
             " styles has its first maps in its synthesis"
         )
-    return dict(zip(_short([each.layer or "" for each in maps]), (each.matrix.T for each in maps)))
+    names = _short([each.layer or "" for each in maps])
+    return {name: each.matrix.T for name, each in zip(names, maps, strict=True)}
 
 
 def _is_alike(matrix: np.ndarray) -> bool:
@@ -139,7 +141,7 @@ def _short(scopes: Sequence[str]) -> list[str]:
 
 def ganspace(
     activation: Function,
-    latents: Callable[[int], Float[Any, "b *z"]],
+    latents: Callable[[int], Float[Any, "b ..."]],
     n: int,
     k: int,
     *,
@@ -261,7 +263,7 @@ class Supervised(NamedTuple):
 
 
 def supervised(
-    z: Float[Any, "n *z"],
+    z: Float[Any, "n ..."],
     attribute: Any,
     *,
     ridge: float = 1.0,
@@ -270,15 +272,15 @@ def supervised(
 ) -> Supervised:
     """Logistic regression of an attribute of samples on their latents.
 
-    It is fitted to one half of the samples, drawn at random, and judged on the other. That an attribute can be read from
-    the latents better than along random directions says that the generator uses them for it, not that the direction
-    changes nothing else: see ``effects``.
+    It is fitted to one half of the samples, drawn at random, and judged on the other. That an attribute can be read
+    from the latents better than along random directions says that the generator uses them for it, not that the
+    direction changes nothing else: see ``effects``.
 
     Args:
       z: the latents.
       attribute: ``[n]``, true or false, such as whether a classifier sees a class.
-      ridge: weight of ``|w|^2 / 2`` beside the sum of the log losses: a normal prior, without which separable samples
-        have no fit.
+      ridge: weight of ``|w|^2 / 2`` beside the sum of the log losses, of latents in units of their standard deviation:
+        a normal prior, without which separable samples have no fit.
       controls: how many random directions.
       seed: of the halves and of the random directions.
 
@@ -296,7 +298,9 @@ def supervised(
     if min(y[half].std() if len(half) else 0 for half in (fitted, held)) == 0:
         reason = "must be true of some samples and false of others, in both halves"
         raise UserError(reason, argument="attribute")
-    weights, bias = _logistic(x[fitted], y[fitted], ridge)
+    spread = x.std()
+    weights, bias = _logistic(x[fitted] / spread, y[fitted], ridge)
+    weights /= spread
     logits = x[held] @ weights + bias
     accuracy = float(((logits > 0) == y[held]).mean())
     slope = float(np.linalg.norm(weights))
@@ -309,7 +313,7 @@ def supervised(
         math.sqrt(accuracy * (1 - accuracy) / len(held)),
         float(max(y[held].mean(), 1 - y[held].mean())),
         _miscalibration(logits, y[held]),
-        np.array([_control(x @ u, y, fitted, held, ridge) for u in random]),
+        np.array([_control(x @ u / spread, y, fitted, held, ridge) for u in random]),
     )
 
 
@@ -354,17 +358,15 @@ def _control(
 
 def _miscalibration(logits: np.ndarray, y: np.ndarray, bins: int = 10) -> float:
     """The mean distance of probability and frequency over bins of equal numbers of samples."""
-    order = np.argsort(logits)
-    pairs = zip(*(np.array_split(each[order], bins) for each in (_probability(logits), y)))
-    gaps = [abs(p.mean() - seen.mean()) * len(p) for p, seen in pairs if len(p)]
-    return float(np.sum(gaps) / len(y))
+    gaps = (_probability(logits) - y)[np.argsort(logits)]
+    return float(sum(abs(each.sum()) for each in np.array_split(gaps, bins)) / len(y))
 
 
 # From derivatives ---------------------------------------------------------------------------------------------------
 
 
 def jacobian_directions(
-    G: Function, z: Float[Any, "n *z"], k: int, key: PRNG, *, iterations: int | None = None
+    G: Function, z: Float[Any, "n ..."], k: int, key: PRNG, *, iterations: int | None = None
 ) -> Directions:
     """The directions that move samples most at a point: the top right singular vectors of ``dG/dz``.
 
@@ -394,14 +396,13 @@ def jacobian_directions(
     return Directions(vectors, np.sqrt(squares), squares / (float(total) / len(z)))
 
 
-def top(G: Function, z: Float[Array, "n *z"], key: PRNG, iterations: int) -> tuple[Krylov, Array]:
+def top(G: Function, z: Float[Any, "n ..."], key: PRNG, iterations: int) -> tuple[Krylov, Array]:
     """What ``jacobian_directions`` computes on the device: Lanczos's basis of ``sum J' J``, and ``sum |J|_F^2``."""
-    shape = z.shape[1:]
-    products = Products.of(lambda v: G(z + v.reshape(1, *shape)), jnp.zeros(math.prod(shape)))
-    found = krylov(
-        lambda v: products.square(v[0])[None], (1, math.prod(shape)), iterations, key
-    )
-    squares = each_dimension(lambda e: jnp.sum(jnp.square(products.push(e))), math.prod(shape))
+    zero = jnp.zeros(math.prod(z.shape[1:]), z.dtype)
+    products = Products.of(lambda v: G(z + v.reshape(1, *z.shape[1:])), zero)
+    size = (1, zero.size)
+    found = krylov(lambda v: products.square(v[0])[None], size, iterations, key, z.dtype)
+    squares = each_dimension(lambda e: jnp.sum(jnp.square(products.push(e))), zero)
     return found, jnp.sum(squares)
 
 
@@ -429,8 +430,8 @@ class Effects(NamedTuple):
 def effects(
     G: Function,
     logits: Function,
-    z: Float[Any, "n *z"],
-    direction: Float[Any, "*z"],
+    z: Float[Any, "n ..."],
+    direction: Float[Any, "..."],
     steps: Sequence[float],
 ) -> Effects:
     """The change of class probabilities along a direction: whether it changes the style of a sample, or its class.
@@ -450,14 +451,11 @@ def effects(
         reason = f"is {list(direction.shape)}, must be {list(z.shape[1:])}, as of at least two `z`"
         raise UserError(reason, argument="direction")
 
-    @jax.jit
-    def probabilities(step: Array) -> Array:
-        return jax.nn.softmax(logits(G(z + step * direction[None])).astype(jnp.float32), axis=-1)
+    def probabilities(step: float) -> np.ndarray:
+        moved = z + jnp.asarray(step, z.dtype) * direction[None]
+        return np.asarray(_probabilities(G, logits, moved), np.float64)
 
-    before = np.asarray(probabilities(jnp.zeros((), z.dtype)), np.float64)
-    found = np.stack(
-        [np.asarray(probabilities(jnp.asarray(s, z.dtype)), np.float64) for s in steps]
-    )
+    before, found = probabilities(0.0), np.stack([probabilities(step) for step in steps])
     change = found - before
     return Effects(
         np.asarray(steps, np.float64),
@@ -466,3 +464,8 @@ def effects(
         change.std(1, ddof=1) / math.sqrt(len(z)),
         (found.argmax(-1) == before.argmax(-1)).mean(1),
     )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))  # compiled once for all directions
+def _probabilities(G: Function, logits: Function, z: Array) -> Array:
+    return jax.nn.softmax(logits(G(z)).astype(jnp.float32), axis=-1)

@@ -19,8 +19,8 @@ from jaxtyping import Array, Float
 from bpgan.types import PRNG, UserError, counted
 
 Function = Callable[[Any], Any]
-Path = Callable[[Any, Any, Any], Any]
-"""``path(a[n, ...], b[n, ...], t) -> z[n, ...]``, a at t = 0 and b at t = 1; ``t`` is one number or one for each row."""
+Path = Callable[..., Any]
+"""``path(a[n, ...], b[n, ...], t) -> z[n, ...]``, a at t = 0 and b at t = 1; ``t`` is a number or one for each row."""
 
 _STRAIGHT = 4.5e-4  # sines of angles whose cosine is, in absolute value, above 1 - 1e-7
 _DENSE = 1 << 27  # numbers of the largest Jacobian that is held at once: 512 MiB
@@ -48,7 +48,7 @@ def _check_ends(a: Any, b: Any, t: Any) -> None:
         raise UserError(f"is {list(np.shape(t))}, must be [{len(a)}] or a number", argument="t")
 
 
-def lerp(a: Float[Any, "n *z"], b: Float[Any, "n *z"], t: Any) -> Any:
+def lerp(a: Float[Any, "n ..."], b: Float[Any, "n ..."], t: Any) -> Any:
     """The point at t of the straight line from a to b: ``(1 - t) a + t b``, for each row.
 
     Halfway between independent normal latents it is shorter than they are by the factor ``sqrt(1/2)``, where a
@@ -59,7 +59,7 @@ def lerp(a: Float[Any, "n *z"], b: Float[Any, "n *z"], t: Any) -> Any:
     return (1 - t) * a + t * b
 
 
-def slerp(a: Float[Any, "n *z"], b: Float[Any, "n *z"], t: Any) -> Any:
+def slerp(a: Float[Any, "n ..."], b: Float[Any, "n ..."], t: Any) -> Any:
     """The point at t of the arc from a to b: ``sin((1-t) w) / sin w  a + sin(t w) / sin w  b``, w the angle between.
 
     Normal latents in many dimensions lie near a sphere, and so does this path, which a straight line does not (White
@@ -117,12 +117,12 @@ class PathLength(NamedTuple):
 def path_length(
     G: Function,
     features: Function | None,
-    z0: Float[Array, "n *z"],
-    z1: Float[Array, "n *z"],
-    t: Float[Array, " n"],
+    z0: Float[Any, "n ..."],
+    z1: Float[Any, "n ..."],
+    t: Float[Any, " n"],
     path: Path = slerp,
 ) -> PathLength:
-    """The perceptual path length, ``E |d/dt features(G(path(z0, z1, t)))|^2``, in the limit of an infinitely small step.
+    """The perceptual path length, ``E |d/dt features(G(path(z0, z1, t)))|^2``, of infinitely small steps.
 
     Karras et al. 2019, arXiv:1812.04948, Sec. 4.1, whose ``E d(G(z(t)), G(z(t + e))) / e^2`` with ``e = 1e-4`` it is
     the limit of, for a distance d that is the squared one of features. In float32 their difference is rounding: here
@@ -204,7 +204,9 @@ class Krylov(NamedTuple):
         return values[:, ::-1], vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def krylov(multiply: Function, shape: tuple[int, int], iterations: int, key: PRNG) -> Krylov:
+def krylov(
+    multiply: Function, shape: tuple[int, int], iterations: int, key: PRNG, dtype: Any = None
+) -> Krylov:
     """Lanczos's basis of symmetric operators, one for each row: ``multiply(v[r, d]) -> [r, d]``.
 
     Lanczos 1950. Each new vector is orthogonalized twice against all before it ("twice is enough": Giraud et al. 2005).
@@ -214,10 +216,10 @@ def krylov(multiply: Function, shape: tuple[int, int], iterations: int, key: PRN
     Args:
       multiply: the operators. shape: ``(r, d)``, of v.
       iterations: ``m``, at most d.
-      key: of the random starts.
+      key: of the random starts. dtype: of v.
     """
     rows, dimensions = shape
-    starts = jax.random.normal(key, (iterations, rows, dimensions))
+    starts = jax.random.normal(key, (iterations, rows, dimensions), dtype or jnp.float32)
     einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
     rounding = 10 * math.sqrt(dimensions) * float(jnp.finfo(starts.dtype).eps)
 
@@ -234,7 +236,9 @@ def krylov(multiply: Function, shape: tuple[int, int], iterations: int, key: PRN
         i, start = step
         v = multiply(basis[i])
         diagonal = einsum("rd,rd->r", basis[i], v)
-        largest = jnp.maximum(largest, jnp.linalg.norm(v, axis=-1))  # a lower bound of the operator's norm
+        largest = jnp.maximum(
+            largest, jnp.linalg.norm(v, axis=-1)
+        )  # a lower bound of the operator's norm
         v = outside(v, basis)
         beside = jnp.linalg.norm(v, axis=-1)
         exhausted = beside <= rounding * largest
@@ -248,7 +252,8 @@ def krylov(multiply: Function, shape: tuple[int, int], iterations: int, key: PRN
     first = unit(starts[0], jnp.linalg.norm(starts[0], axis=-1))
     basis = jnp.zeros_like(starts).at[0].set(first)
     steps = jnp.arange(iterations), jnp.roll(starts, -1, axis=0)
-    (basis, _), (diagonal, beside) = lax.scan(extend, (basis, jnp.zeros(rows)), steps)
+    nothing = jnp.zeros(rows, starts.dtype)
+    (basis, _), (diagonal, beside) = lax.scan(extend, (basis, nothing), steps)
     return Krylov(diagonal, beside, basis)
 
 
@@ -271,8 +276,8 @@ class Spectrum(NamedTuple):
 
     Attributes:
       values: ``[n, k]``, the largest first: how far a sample moves for a unit step.
-      dimension: ``[n]``, the participation ratio ``(sum s^2)^2 / sum s^4`` of all of them: d if they are equal, 1 if one
-        is far above the others.
+      dimension: ``[n]``, the participation ratio ``(sum s^2)^2 / sum s^4`` of all of them: d if they are equal, 1 if
+        one is far above the others.
       count: ``[n]``, how many of ``values`` are above ``threshold`` times the largest.
       condition: ``[n]``, the largest over the smallest of all; NaN where only the top ones are known.
       threshold: of ``count``.
@@ -287,7 +292,7 @@ class Spectrum(NamedTuple):
 
 def jacobian_spectrum(
     G: Function,
-    z: Float[Array, "n *z"],
+    z: Float[Any, "n ..."],
     k: int | None = None,
     key: PRNG | None = None,
     *,
@@ -323,8 +328,8 @@ def jacobian_spectrum(
         @jax.jit
         def run(z: Array, key: PRNG) -> tuple[Krylov, Array, Array]:
             products = _by_point(G, z)
-            found = krylov(products.square, (n, dimensions), steps, key)
-            return found, *_sums(products, n, dimensions)
+            found = krylov(products.square, (n, dimensions), steps, key, z.dtype)
+            return found, *_sums(products, jnp.zeros((n, dimensions), z.dtype))
 
         found, once, twice = run(z, jax.random.key(0) if key is None else key)
         values = np.sqrt(np.maximum(found.ritz()[0][:, :k], 0))
@@ -340,19 +345,20 @@ def _by_point(G: Function, z: Any) -> Products:
     return Products.of(lambda v: G(z + v.reshape(z.shape)).reshape(len(z), -1), flat)
 
 
-def each_dimension(f: Function, dimensions: int) -> Any:
-    """``f(e)`` of every unit vector ``e[d]``, stacked; a few at once."""
-    return lax.map(f, jnp.eye(dimensions), batch_size=_BLOCK)
+def each_dimension(f: Function, like: Array) -> Any:
+    """``f(e)`` of every unit vector, repeated to the shape of ``like[..., d]``, stacked; a few at once."""
+    units = jnp.eye(like.shape[-1], dtype=like.dtype)
+    return lax.map(lambda e: f(jnp.broadcast_to(e, like.shape)), units, batch_size=_BLOCK)
 
 
-def _sums(products: Products, n: int, dimensions: int) -> tuple[Array, Array]:
+def _sums(products: Products, like: Array) -> tuple[Array, Array]:
     """``sum s^2 = |J|_F^2`` and ``sum s^4 = |J' J|_F^2`` of each point."""
 
     def columns(e: Array) -> tuple[Array, Array]:
-        pushed = products.push(jnp.broadcast_to(e, (n, dimensions)))
+        pushed = products.push(e)
         return jnp.sum(jnp.square(pushed), 1), jnp.sum(jnp.square(products.pull(pushed)), 1)
 
-    once, twice = each_dimension(columns, dimensions)
+    once, twice = each_dimension(columns, like)
     return once.sum(0), twice.sum(0)
 
 
@@ -367,7 +373,7 @@ def _all_values(G: Function, z: Any) -> np.ndarray:
     @jax.jit
     def jacobians(z: Array) -> Array:
         push = _by_point(G, z).push
-        return each_dimension(lambda e: push(jnp.broadcast_to(e, (n, dimensions))), dimensions)
+        return each_dimension(push, jnp.zeros((n, dimensions), z.dtype))
 
     found = np.asarray(jacobians(z), np.float64).transpose(1, 2, 0)  # [n, x, d]
     values = np.linalg.svd(found, compute_uv=False)

@@ -222,3 +222,36 @@ class Sweep:
             how = processes.status_of(code) + outcomes.describe_reason(run, code)
             print(f"{run.title}: {killed or how}")
             print(f"  {self.logs.get(run.workdir, run.log)}")
+
+
+def train_all(
+    experiment: experiments.Script,
+    folder: pathlib.Path,
+    label: str,
+    runs: Sequence[PlannedRun],
+    slots: int,
+) -> list[dict[str, Any]]:
+    """The results of runs that a study cannot do without, trained together.
+
+    Args:
+      experiment: of all of them.
+      folder: of the study; that of the runs is a folder of the experiment's name in it.
+      label: of the sweep that they are.
+      slots: how many train at a time.
+
+    Raises:
+      UserError: if a run ended otherwise than well or by an anomaly, which is a result, too.
+      cli.Interrupted: by a signal.
+    """
+    sweep = Sweep(experiment, folder / experiments.label_of(experiment.name), label, slots=slots)
+    with sweep.locked():
+        results = sweep.train(runs)
+    codes = {run.workdir: sweep.codes.get(run.workdir, cli.INTERRUPTED) for run in runs}
+    if sweep.interrupted or cli.INTERRUPTED in codes.values():
+        raise cli.Interrupted
+    for workdir, code in codes.items():
+        if code not in (cli.DONE, cli.ANOMALY):
+            reason = f"{workdir.name} {processes.status_of(code)}; see {sweep.logs[workdir]}."
+            reason += " The same command goes on"
+            raise UserError(reason, argument="workdir", value=str(folder))
+    return results

@@ -10,8 +10,6 @@ from bpgan.insight.geometry import slerp
 def path(stops: Sequence[np.ndarray], frames: int) -> np.ndarray:
     """``[(k - 1) * frames + 1, ...]``: through k latents on arcs, ``frames`` steps from each to the next."""
     parts = np.arange(frames) / frames
-    arcs = [
-        slerp(*(np.repeat(end[None], frames, 0) for end in ends), parts)
-        for ends in zip(stops[:-1], stops[1:], strict=True)
-    ]
+    ends = [np.repeat(stop[None], frames, 0) for stop in stops]
+    arcs = [slerp(a, b, parts) for a, b in zip(ends[:-1], ends[1:], strict=True)]
     return np.concatenate([*arcs, stops[-1][None]]).astype(stops[0].dtype)

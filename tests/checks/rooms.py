@@ -39,7 +39,7 @@ ROOMS = {  # top to bottom; imports go down
         "launcher trained evaluation cli report privacy insight algorithms backprop metrics metrics.features runtime"
         " data nets losses penalties augment optim files measures lookup types version",
         "(lucic private_gan) (audit classifier data dp_merf evaluate export sample image_gan infogan interpret"
-        " linear_regression lr_range mnist_gan sensitivity toy_gan vae)",
+        " linear_regression lr_range mnist_gan sensitivity study toy_gan vae)",
     ),
     "bpgan.launcher": Room(
         "sweeps, searches, processes, Slurm",

@@ -1,0 +1,241 @@
+"""Studies: several methods, each with several seeds, trained, evaluated and put in one table by one command.
+
+Run:     python -m experiments.study --preset=smoke
+             two methods of eight steps each, to see that it works
+         python -m experiments.study --study=private --dataset=idx:/usr/share/datasets/fashion-mnist
+             what privacy costs: private GANs at epsilon = 10 and 1, DP-MERF and a GAN without privacy
+         python -m experiments.study --study=my_studies:TABLE
+             a Study of your own, in a module or a file
+Papers:  each study names its own.
+
+The same command goes on where it stopped: what is trained is not trained again, and what is evaluated is not evaluated
+again. ``study.json`` holds every number with what it depends on, ``table.md`` means and standard deviations over seeds.
+Both are written after every evaluation, so that a study that is not done has a table, too.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bpgan import cli, data
+from bpgan.cli import experiments
+from bpgan.evaluation import evaluate, rows, samples, table
+from bpgan.evaluation.features import FEATURES, Make
+from bpgan.launcher import outcomes, processes, runs, sweep
+from bpgan.lookup import find
+from bpgan.measures import mean_of
+from bpgan.types import UserError, counted
+
+
+class Arm(NamedTuple):
+    """A method of a study: its name in the table, the experiment that trains it, and the flags of its runs by name."""
+
+    name: str
+    experiment: str
+    flags: Mapping[str, str] = {}
+
+
+class Study(NamedTuple):
+    """What is compared with what.
+
+    Attributes:
+      says: what the study asks, in a sentence.
+      arms: the methods.
+      seeds: of every method.
+    """
+
+    says: str
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+STUDIES: dict[str, Study] = {
+    "private": Study(
+        "What does privacy cost? (Bie, Kamath & Zhang 2023, arXiv:2302.02936; Harder et al. 2021, arXiv:2002.11603)",
+        (
+            Arm("GAN, not private", "image_gan", {"net": "mlp", "condition": "concat", "latents": "normal:64"}),
+            Arm("private GAN, epsilon = 10", "private_gan", {"preset": "fashion"}),
+            Arm("private GAN, epsilon = 1", "private_gan", {"preset": "fashion", "epsilon": "1"}),
+            Arm("DP-MERF, epsilon = 10", "dp_merf", {"preset": "fashion", "epsilon": "10"}),
+            Arm("DP-MERF, epsilon = 1", "dp_merf", {"preset": "fashion", "epsilon": "1"}),
+        ),
+    ),
+    "smoke": Study(
+        "Do studies work?",
+        (Arm("GAN", "image_gan", {"preset": "smoke"}), Arm("VAE", "vae", {"preset": "smoke"})),
+        seeds=(0,),
+    ),
+}  # fmt: skip
+"""By the names of ``--study``."""
+
+
+def parse(text: str) -> Study:
+    """A study by its name, or ``module:name``. Raises ValueError for what is none, saying what is allowed."""
+    found = find(STUDIES, text, "a study")
+    if not isinstance(found, Study):
+        raise ValueError(f"is {type(found).__name__}, must be a Study of experiments.study")
+    return found
+
+
+def _seeds(text: str) -> tuple[int, ...] | None:
+    """Numbers separated by commas; None of an empty text."""
+    parts = text.split(",") if text else []
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise ValueError("must be different whole numbers separated by commas")
+    return tuple(map(int, parts)) or None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(cli.Config):
+    study: cli.Parsed[Study] = cli.field(
+        "private", f"one of {', '.join(STUDIES)}, or MODULE:NAME", parse=parse
+    )
+    dataset: cli.Parsed[data.Name] = cli.field("mnist10k", data.forms, parse=data.parse)
+    seeds: cli.Parsed[tuple[int, ...] | None] = cli.field(
+        "", "of every method, separated by commas; empty: those of the study", parse=_seeds
+    )
+    metrics: cli.Parsed[dict[str, table.Metric]] = cli.field(
+        "fd,prdc,cas", "names separated by commas; see evaluate", parse=table.parse
+    )
+    features: cli.Parsed[Make] = FEATURES
+    n: int = cli.field(10_000, "samples of every run", low=10)
+    jobs: int = cli.field(0, "runs at a time; 0: as many as devices, or cores", low=0, restart_safe=True)  # fmt: skip
+
+
+PRESETS = {"smoke": dict(study="smoke", metrics="fd", features="pixels", n=100)}
+
+
+def run(cfg: Config) -> None:
+    """Trains and evaluates what is missing, and writes the table.
+
+    Raises:
+      UserError: for a run that is refused or ends otherwise than well.
+      cli.Interrupted: by a signal; the same command goes on.
+    """
+    folder = cli.make_folder(cfg.workdir, "workdir", cfg.workdir)
+    planned, kept = plan(cfg, folder), Evaluations(cfg, folder)
+    arms = cfg.study.value.arms
+    for experiment in dict.fromkeys(arm.experiment for arm in arms):
+        group = [arm for arm in arms if arm.experiment == experiment]
+        together = [member for arm in group for member in planned[arm.name]]
+        script = experiments.find(experiment)
+        sweep.train_all(script, folder, "study", together, processes.count_slots(cfg.jobs))
+        for arm in group:
+            for member in planned[arm.name]:
+                kept.measure(arm, member)
+    print(f"\n{kept.table()}\nwrote table.md and study.json to {folder}")
+
+
+def plan(cfg: Config, folder: pathlib.Path) -> dict[str, list[runs.PlannedRun]]:
+    """The runs of every method by its name, all of them checked before the first one trains."""
+    study, argv = cfg.study.value, [f"--dataset={cfg.dataset}"]
+    planned = {}
+    for arm in study.arms:
+        each = [{**arm.flags, "seed": str(seed)} for seed in cfg.seeds.value or study.seeds]
+        try:
+            planned[arm.name] = runs.plan(experiments.find(arm.experiment), argv, each, folder)
+        except UserError as error:
+            raise UserError(f"{arm.name}: {cli.message_of(error)}") from None
+    return planned
+
+
+class Evaluations:
+    """The evaluations of a study, as ``study.json`` holds them: by run directory, each with what it depends on."""
+
+    def __init__(self, cfg: Config, folder: pathlib.Path):
+        self._cfg, self._folder = cfg, folder
+        self._asked = {name: str(getattr(cfg, name)) for name in ("dataset", "metrics", "features", "n")}  # fmt: skip
+        self._rows: dict[str, dict[str, Any]] = {}
+        self.by_arm: dict[str, list[dict[str, Any]]] = {
+            arm.name: [] for arm in cfg.study.value.arms
+        }
+        path = folder / "study.json"
+        if path.exists():
+            try:
+                self._rows = dict(json.loads(path.read_text(encoding="utf-8"))["runs"])
+            except (ValueError, KeyError, TypeError, OSError) as error:
+                reason = (
+                    f"{path} cannot be read ({error}); remove it, and its runs are evaluated again"
+                )
+                raise UserError(reason) from None
+
+    def measure(self, arm: Arm, run: runs.PlannedRun) -> None:
+        """Evaluates a run that has ended, unless that was done, and writes what is known by now."""
+        name, result = str(run.workdir.relative_to(self._folder)), outcomes.read_result(run)
+        known = self._rows.get(name, {})
+        facts = {**self._asked, "run": result["run"], "step": result["step"]}
+        if any(known.get(key) != value for key, value in facts.items()):
+            known = {
+                "arm": arm.name,
+                "seed": run.values["seed"],
+                **facts,
+                "minutes": _minutes(result),
+                "epsilon": result.get("privacy", {}).get("epsilon"),
+                "numbers": self._evaluate(run.workdir),
+            }
+        self._rows[name] = known
+        self.by_arm[arm.name].append(known)
+        self._write()
+
+    def _evaluate(self, workdir: pathlib.Path) -> list[rows.Row]:
+        cfg = self._cfg
+        turn = any("latents" in metric.needs for metric in cfg.metrics.value.values())
+        candidate, dataset = samples.of_run(str(workdir), "newest", cfg.n, 0, turn=turn)
+        found: list[rows.Row] = []
+        metrics = cfg.metrics.value
+        for extractor in cfg.features.value(dataset):
+            found += evaluate.evaluate([candidate], dataset, extractor, metrics, 0)
+            metrics = {name: metric for name, metric in metrics.items() if not metric.of_pixels}
+        rows.add(workdir / "metrics.json", found)
+        return found
+
+    def table(self) -> str:
+        """Means and standard deviations over seeds, in Markdown; under them the same of real images."""
+        every = [known for members in self.by_arm.values() for known in members]
+        metrics = dict.fromkeys(row["metric"] for known in every for row in known["numbers"])
+        of = dict.fromkeys(row["reference"] for known in every for row in known["numbers"])
+        lines = [
+            f"{self._cfg.study.value.says} {counted(self._cfg.n, 'sample')} of each run against {', '.join(of)}.",
+            "",
+            f"| method | {' | '.join(metrics)} | epsilon | minutes | seeds |",
+            "|---" * (len(metrics) + 4) + "|",
+        ]
+        for name, members in self.by_arm.items():
+            if members:
+                cells = [_cell(members, metric, "value") for metric in metrics]
+                spent = [known["epsilon"] for known in members if known["epsilon"] is not None]
+                cells += [f"{max(spent):.3g}" if spent else ""]
+                cells += [mean_of([known["minutes"] for known in members])]
+                cells += [", ".join(str(known["seed"]) for known in members)]
+                lines.append(f"| {name} | {' | '.join(cells)} |")
+        real = [_cell(every, metric, "real") for metric in metrics]
+        return "\n".join([*lines, f"| real images | {' | '.join(real)} | | | |"]) + "\n"
+
+    def _write(self) -> None:
+        record = {
+            "study": str(self._cfg.study),
+            "says": self._cfg.study.value.says,
+            "runs": self._rows,
+        }
+        with processes.open_file(self._folder / "study.json", "w") as file:
+            json.dump(record, file, indent=1)
+        with processes.open_file(self._folder / "table.md", "w") as file:
+            file.write(self.table())
+
+
+def _cell(members: Sequence[Mapping[str, Any]], metric: str, column: str) -> str:
+    numbers = (row for known in members for row in known["numbers"] if row["metric"] == metric)
+    found = [row[column] for row in numbers if row[column] is not None]
+    # What stands beside the values is the same for every seed, and has no deviation.
+    return mean_of(found if column == "value" else list(dict.fromkeys(found)))
+
+
+def _minutes(result: Mapping[str, Any]) -> float:
+    """How long a run has trained, with all that belongs to it."""
+    return sum(result.get("timings", {}).values()) / 60
+
+
+if __name__ == "__main__":
+    cli.main(Config, run, PRESETS)
