@@ -239,7 +239,7 @@ def encode(tiles: UInt8[np.ndarray, "*n h w c"], *, pixels: int = SHEET_PIXELS) 
     """
     height, width, channels = tiles.shape[-3:]
     flat = tiles.reshape(-1, height, width, channels)
-    columns = max(1, min(len(flat), 1024 // width))
+    columns = max(1, min(len(flat), 1024 // width, pixels // (height * width)))
     rows = max(1, min(math.ceil(len(flat) / columns), pixels // (columns * height * width)))
     urls = []
     for start in range(0, len(flat), columns * rows):

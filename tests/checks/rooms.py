@@ -231,7 +231,7 @@ MARK = "<!-- rooms -->\n"
 FLOORS = (  # of the diagram: what stands side by side
     ("launch", "experiments"),
     ("bpgan.launcher", "bpgan.trained", "bpgan.evaluation", "bpgan.cli", "bpgan.report"),
-    ("bpgan.privacy",),
+    ("bpgan.privacy", "bpgan.insight"),
     ("bpgan.algorithms", "bpgan.backprop", "bpgan.metrics"),
     ("bpgan.runtime", "bpgan.data", "bpgan.nets"),
     ("bpgan.losses", "bpgan.penalties", "bpgan.augment", "bpgan.optim"),
