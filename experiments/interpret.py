@@ -6,6 +6,8 @@ Run:     python -m experiments.interpret --run=runs/mnist_gan/default
              only some of it
          python -m experiments.interpret --run=runs/mnist_gan/default --what=inversion --image=mine.png
              the latents of a picture of your own
+         python -m experiments.interpret --run=runs/vae/default --workdir=runs/vae/default/interpret
+             in the run's directory, where its report.html links to the page
 
 The parts are:
 
@@ -54,7 +56,7 @@ _COMPONENTS = 1024  # numbers of a layer whose principal components are computed
 _FAR = 3.0  # standard deviations to which directions are followed
 
 
-def _parts(text: str) -> tuple[str, ...]:
+def parse_parts(text: str) -> tuple[str, ...]:
     """The parts that are asked for; none of an empty text. Raises ValueError."""
     found = tuple(dict.fromkeys(text.split(","))) if text else ()
     if unknown := [name for name in found if name not in PARTS]:
@@ -73,7 +75,7 @@ class Config(cli.Config):
         "newest", "newest, best (by the run's --keep) or a step", check=parse_checkpoint
     )
     what: cli.Parsed[tuple[str, ...]] = cli.field(
-        "", "parts, separated by commas; empty: all that the run can have", parse=_parts
+        "", "parts, separated by commas; empty: all that the run can have", parse=parse_parts
     )
     dataset: cli.Parsed[data.Name | None] = cli.field(
         "", "where the data of the run are now; empty: where they were", parse=_name
@@ -241,7 +243,7 @@ class Subject:
     def data(self) -> Data | str:
         """The data of the run, or why they cannot be had."""
         try:
-            return _data_of(self.cfg, self.run)
+            return data_of(self.cfg, self.run)
         except UserError as error:
             if self.cfg.dataset:
                 raise
@@ -273,6 +275,11 @@ class Subject:
         return None if isinstance(self.classifier, str) else self.classifier
 
     @property
+    def net_used(self) -> str | None:
+        """The name of the classifier, if any part asked for it."""
+        return self.net.name if "classifier" in vars(self) and self.net else None
+
+    @property
     def names_of_data(self) -> list[str]:
         """Of the classes of the dataset."""
         assert isinstance(self.data, Data)
@@ -289,7 +296,7 @@ class Subject:
         return (y,) if self.run.classes and y is not None else ()
 
 
-def _data_of(cfg: Config, opened: Run) -> Data:
+def data_of(cfg: Config, opened: Run) -> Data:
     """Raises a UserError if a run was trained on no dataset of images, or its data are gone or others."""
     if opened.record.dataset is None or "dataset" not in vars(opened.config):
         raise UserError(f"a run of {opened.experiment} has no dataset of images")
@@ -398,7 +405,8 @@ def _write(
 ) -> None:
     """Files and the tables for a terminal."""
     cfg, opened = subject.cfg, subject.run
-    where = {} if isinstance(subject.data, str) else {"dataset": str(subject.data.trained.name)}
+    trained = opened.record.dataset
+    where = {} if trained is None else {"dataset": f"{trained.name} {trained.split}"}
     facts = {
         "run": cfg.run,
         "run_id": opened.record.run,
@@ -406,9 +414,7 @@ def _write(
         "step": opened.step,
         "seed": cfg.seed,
         "private": opened.private,
-        "classifier": subject.net.name
-        if found and "classifier" in vars(subject) and subject.net
-        else None,
+        "classifier": subject.net_used,
         "versions": {"bpgan": __version__, "jax": jax.__version__, "numpy": np.__version__},
         "cpu_seconds": dict(seconds),
         **where,
@@ -1045,8 +1051,8 @@ def inverted(subject: Subject, own: Sequence[tuple[str, np.ndarray]] = ()) -> Fo
         for c, e in zip(captions, found.error, strict=True)
     ]
     notes = [
-        f"Mean squared error over the variance of the pixels of samples. {found.says} The samples are the control: G can"
-        " draw them."
+        f"Mean squared error over the variance of the pixels of samples. {found.says} The samples are the control: G"
+        " can draw them."
     ]
     table = Table("Inversion", ["image", "error", "found"], rows, notes=notes)
     errors = dict(zip(captions, found.error.tolist(), strict=True)) if own else {}
@@ -1092,7 +1098,10 @@ def neighboring(subject: Subject) -> Found:
             ]
         )
     head = ["in", "nearest", "median", "between training images"]
-    note = "Distances of samples to their nearest training image; the last is that of 500 training images to each other."
+    note = (
+        "Distances of samples to their nearest training image; the last column has the median of those of 500 training"
+        " images to each other."
+    )
     table = Table("Nearest training images", head, rows, notes=[note])
     first = records[0]
     picture = np.concatenate([first.samples[:, None], first.nearest], 1).reshape(-1, *subject.shape)
@@ -1136,8 +1145,8 @@ def dissected(subject: Subject) -> Found:
             row.append(f"{subject.names_of_data[k]} {found.probabilities[i, k]:+.3f}")
         rows.append(row)
     notes = [
-        f"Of {counted(n, 'sample')}: mean change of the pixels, total variation distance between the class histograms, and"
-        " the share of samples that become another class, without a unit.",
+        f"Of {counted(n, 'sample')}: mean change of the pixels, total variation distance between the class histograms,"
+        " and the share of samples that become another class, without a unit.",
         f"Controls: nothing ablated changes pixels by {found.none.pixels:.2g}; all units ablated change them by"
         f" {found.all.pixels:.3g}, and {100 * found.all.spread:.3g} % of the spread of the samples is left.",
     ]
@@ -1210,7 +1219,7 @@ def analyzed(subject: Subject) -> Found:
     dtype = jnp.float64 if config["precision"] == "float64" else jnp.float32
     batch = {"x": jnp.asarray(x, dtype) / 127.5 - 1, "y": jnp.asarray(y)}
     key = stream(jax.random.key(cfg.seed), "spectrum")
-    play = dynamics.of_run(opened.algorithm, batch, key, _intervals(config))
+    play = dynamics.of_run(opened.algorithm, batch, key, intervals(config))
     found = dynamics.trajectory(
         play, _states(subject), jax.random.fold_in(key, 1), iterations=iterations
     )
@@ -1256,7 +1265,7 @@ def analyzed(subject: Subject) -> Found:
     return Found(numbers, {"tables": [table], "pictures": pictures})
 
 
-def _intervals(config: Mapping[str, Any]) -> list[int]:
+def intervals(config: Mapping[str, Any]) -> list[int]:
     """Of the lazy penalties of a run."""
     penalty = config.get("penalty")
     if not isinstance(penalty, cli.Parsed):
