@@ -89,7 +89,7 @@ class Config(cli.Config):
     layer: str = cli.field("", "whose units are ablated; empty: one in the middle of G")
     image: str = cli.field("", "pictures of your own to invert, separated by commas")
     iterations: int = cli.field(300, "steps of the inversion", low=1)
-    seed: int = cli.field(0, "of latents and of every choice at random", low=0, high=2**32 - 1000)
+    seed: int = cli.field(0, "of latents and of every choice at random", low=0, high=2**31)
     trust: bool = cli.TRUST
 
 
@@ -290,10 +290,6 @@ class Subject:
         """The classifier's, of samples as floats."""
         assert self.net is not None and self.net.logits is not None
         return self.net.logits(images.to_bytes(np.asarray(x, np.float32)))
-
-    def label_of(self, y: np.ndarray | None) -> tuple[Any, ...]:
-        """Labels of data, where the networks take such."""
-        return (y,) if self.run.classes and y is not None else ()
 
 
 def data_of(cfg: Config, opened: Run) -> Data:
@@ -844,10 +840,9 @@ def attributed(subject: Subject) -> Found:
     key = stream(jax.random.key(subject.cfg.seed), "attribution")
     d = subject.run.networks.get("discriminator")
     if d is not None:
-        labels = subject.label_of(y)[0] if subject.run.classes else None
-        made, found = _maps(d, x, labels, references, key)
+        made, found = _maps(d, x, y, references, key)
         explained.append(_record(x, captions, made, "D"))
-        found["randomized_weights"] = _randomized(subject, d, x, labels)
+        found["randomized_weights"] = _randomized(subject, d, x, y)
         numbers["D"] = found
         tables.append(_completeness("What D looks at", made, found["randomized_weights"]))
     else:
@@ -1083,12 +1078,15 @@ def neighboring(subject: Subject) -> Found:
         spaces["features of the classifier"] = (subject.net.function(x), features)
     else:
         subject.left_out.append(f"neighbors in features: {subject.classifier}")
+    rng = np.random.default_rng(subject.cfg.seed)
+    some = rng.choice(len(whole), min(500, len(whole)), replace=False)
     records, numbers, rows = [], {}, []
     for name, (queries, points) in spaces.items():
         distances, index = nearest(queries, points, min(k, len(whole)))
         records.append(explore.Neighbors(x, whole[index], distances, name))
         numbers[name] = {"distances": distances.tolist(), "indices": index.tolist()}
-        apart = float(np.median(nearest(points[:500], points[:500], 1, exclude_self=True)[0]))
+        few = points[some]
+        apart = float(np.median(nearest(few, few, 1, exclude_self=True)[0]))
         rows.append(
             [
                 name,
