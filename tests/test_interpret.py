@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from bpgan import cli
+from bpgan.explain import spectra, subject, walks
 from bpgan.runtime import records
 from bpgan.types import UserError
 from experiments import image_gan, interpret, linear_regression, vae
@@ -94,8 +95,8 @@ def test_a_private_run_shows_no_training_image(trained, tmp_path, capsys, monkey
         raise AssertionError("training images were asked for")
 
     what = "attribution,inversion"
-    monkeypatch.setattr(interpret.Subject, "classifier", "there is no classifier")
-    monkeypatch.setattr(interpret, "data_of", forbidden)
+    monkeypatch.setattr(subject.Subject, "classifier", "there is no classifier")
+    monkeypatch.setattr(subject, "data_of", forbidden)
     assert run(f"--run={private}", f"--workdir={tmp_path / 'out'}", f"--what={what}") == 0
     left_out = json.loads((tmp_path / "out" / "interpret.json").read_text())["left_out"]
     assert sum("the run is private, so that nothing is shown" in text for text in left_out) == 2
@@ -142,8 +143,8 @@ def test_bad_input(trained, toys, tmp_path, capsys):
         ([f"--run={damaged}"], "checkpoint"),
         ([*of_run, "--directions=9"], "--directions=9: must be at most 8, the dimensions"),
         ([*of_run, f"--image={wide}"], f"--image={wide}: is 9x8 pixels, must be 8x8"),
-        ([*of_run, f"--image={broken}"], f"--image={broken}: is no picture that can be read"),
-        ([*of_run, "--image=absent.png"], "--image=absent.png: No such file"),
+        ([*of_run, f"--image={broken}"], f"--image={broken}: cannot be read (not an image"),
+        ([*of_run, "--image=absent.png"], "--image=absent.png: cannot be read (No such file"),
         ([*of_run, f"--image={wide}", "--what=path"], "which --what does not name"),
         ([*of_run, "--what=units", "--layer=conv9"], "--layer=conv9: must be one of "),
         ([*of_run, "--what=stars"], "--what=stars: 'stars' is none of directions, path"),
@@ -159,7 +160,7 @@ def test_bad_input(trained, toys, tmp_path, capsys):
     "budget, size, classes", [(8e6, 784, 10), (8e6, 784, 0), (8e6, 3 * 64**2, 10), (1e5, 784, 3)]
 )
 def test_the_plan_of_the_page_keeps_its_budget(budget, size, classes):
-    plan = interpret.Plan.of(budget, size, classes, 4, 5)
+    plan = walks.Plan.of(budget, size, classes, 4, 5)
     bases = plan.seeds * plan.labels
     used = size * bases * (4 * 5 * plan.steps + len(plan.pairs) * plan.grid**2)
     assert plan.labels <= max(classes, 1) and plan.steps >= 5
@@ -171,8 +172,8 @@ def test_the_plan_of_the_page_keeps_its_budget(budget, size, classes):
 def test_the_intervals_of_lazy_penalties():
     terms = types.SimpleNamespace(terms=[types.SimpleNamespace(every=n) for n in (4, None)])
     penalty = cli.Parsed("r1", lambda text: terms)
-    assert interpret.intervals({"penalty": penalty, "penalty_every": 3}) == [4, 3]
-    assert interpret.intervals({}) == interpret.intervals({"penalty": 0.1}) == []
+    assert spectra.intervals({"penalty": penalty, "penalty_every": 3}) == [4, 3]
+    assert spectra.intervals({}) == spectra.intervals({"penalty": 0.1}) == []
 
 
 def test_parts_are_read():
