@@ -36,8 +36,8 @@ ROOMS = {  # top to bottom; imports go down
     "launch": Room("runs a sweep from a checkout", "launcher"),
     "experiments": Room(
         "what a researcher writes: one file an experiment",
-        "launcher trained evaluation cli report privacy insight algorithms backprop metrics metrics.features runtime"
-        " data nets losses penalties augment optim files measures lookup types version",
+        "launcher explain trained evaluation cli report privacy insight algorithms backprop metrics metrics.features"
+        " runtime data nets losses penalties augment optim files measures lookup types version",
         "(lucic private_gan) (audit classifier data dp_merf evaluate export sample image_gan infogan interpret"
         " linear_regression lr_range mnist_gan sensitivity study toy_gan vae)",
     ),
@@ -46,6 +46,11 @@ ROOMS = {  # top to bottom; imports go down
         "cli report privacy.accounting runtime files memory measures types",
         "__main__ main strategies sweep (jobs summary) outcomes runs flags slurm"
         " (budget group processes search) devices",
+    ),
+    "bpgan.explain": Room(
+        "a trained run explained: its numbers, pictures and page",
+        "trained evaluation cli report insight metrics metrics.features runtime data types",
+        "parts (ablations inversions maps neighbors paths spectra walks) subject",
     ),
     "bpgan.trained": Room(
         "a trained run: loaded, drawn from, exported",
@@ -230,7 +235,14 @@ def order(graph: dict[str, set[str]]) -> list[set[str]]:
 MARK = "<!-- rooms -->\n"
 FLOORS = (  # of the diagram: what stands side by side
     ("launch", "experiments"),
-    ("bpgan.launcher", "bpgan.trained", "bpgan.evaluation", "bpgan.cli", "bpgan.report"),
+    (
+        "bpgan.launcher",
+        "bpgan.explain",
+        "bpgan.trained",
+        "bpgan.evaluation",
+        "bpgan.cli",
+        "bpgan.report",
+    ),
     ("bpgan.privacy", "bpgan.insight"),
     ("bpgan.algorithms", "bpgan.backprop", "bpgan.metrics"),
     ("bpgan.runtime", "bpgan.data", "bpgan.nets"),
