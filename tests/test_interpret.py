@@ -68,7 +68,8 @@ def test_all_of_a_run(trained, tmp_path, capsys):
         "units",
     ]
     assert {f"{name}.png" for name in pictures} | {"explore.html", "interpret.json"} <= made
-    assert Image.open(out / "traversals_sefa.png").size == (9 * 10 - 2, 2 * 10 - 2)
+    with Image.open(out / "traversals_sefa.png") as strips:  # two directions, nine steps
+        assert strips.size == (9 * 10 - 2, 2 * 10 - 2)
     assert (out / "explore.html").stat().st_size < 12e6
     for title in ("Directions and classes", "What D looks at", "The game at its checkpoints"):
         assert title in printed
