@@ -37,7 +37,7 @@ import bpgan
 from bpgan import cli, data
 from bpgan.data.images import Form, Unreadable, decode
 from bpgan.explain.parts import PARTS
-from bpgan.explain.subject import Absent, Found, Subject, Wanted, choose_layer
+from bpgan.explain.subject import Absent, Found, Subject, Wanted, choose_layer, shape_of
 from bpgan.files import write_json
 from bpgan.report import explore
 from bpgan.report.tables import Table
@@ -75,7 +75,7 @@ class Config(cli.Config):
     directions: int = cli.field(5, "directions of each method", low=1)
     samples: int = cli.field(2000, "samples of the run that numbers are means over", low=50)
     megapixels: float = cli.field(
-        8.0, "million numbers of pixels on the page, by which seeds and steps are chosen",
+        9.0, "million numbers of pixels on the page, by which seeds and steps are chosen",
         low=0.01, high=100,
     )  # fmt: skip
     layer: str = cli.field("", "whose units are ablated; empty: one in the middle of G")
@@ -112,7 +112,7 @@ def _subject(cfg: Config, opened: Run) -> Subject:
     if "generator" not in opened.networks or opened.algorithm.latents is None:
         reason = f"a run of {opened.experiment} has no generator that draws from latents"
         raise UserError(reason, argument="run", value=cfg.run)
-    shape = opened.sample(1).shape[1:]
+    shape = shape_of(opened)
     if len(shape) != 3 or shape[-1] not in (1, 3, 4):
         reason = f"a run of {opened.experiment} draws arrays {list(shape)}, which are not images"
         raise UserError(reason, argument="run", value=cfg.run)
@@ -174,6 +174,12 @@ def _explained(subject: Subject, asked: Sequence[str]) -> tuple[dict[str, Found]
             if asked:
                 raise UserError(str(absent), argument="what", value=name) from None
             subject.left_out.append(f"{name}: {absent}")
+        except UserError as error:  # of a network that diverged, for example
+            if error.argument in cli.flags_of(Config):
+                raise
+            if asked:
+                raise UserError(error.reason, argument="what", value=name) from None
+            subject.left_out.append(f"{name}: {error}")
         seconds[name] = round(time.process_time() - start, 2)
     return found, seconds
 
@@ -209,7 +215,7 @@ def _write(
     notes = [f"{wanted.run} is private; the numbers {UNACCOUNTED}"] if opened.private else []
     page = explore.Explored(wanted.run, about, **shows, notes=notes, left_out=subject.left_out)
     try:
-        write_json(out / "interpret.json", numbers | {"left_out": subject.left_out})
+        write_json(out / "interpret.json", _plain(numbers | {"left_out": subject.left_out}))
         for each in found.values():
             for name, picture in each.pictures.items():
                 images.save_png(out / f"{name}.png", picture)
@@ -221,6 +227,17 @@ def _write(
     print("\n".join(line for table in shows.get("tables", ()) for line in _lines(table)))
     print("\n".join(f"left out: {text}" for text in subject.left_out))
     print(f"wrote {out / 'interpret.json'} and {out / 'explore.html'}")
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, which has no numbers that are not finite: these are null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _lines(table: Table) -> list[str]:

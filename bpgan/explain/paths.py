@@ -29,7 +29,7 @@ def measured(subject: Subject) -> Found:
     else:
         subject.left_out.append(f"path length in features: {subject.classifier}")
     for name, features in spaces.items():
-        found = geometry.path_length(g, features, *ends, t, path)
+        found = geometry.path_length(g, features, ends[0], ends[1], t, path)
         numbers[name] = {"mean": found.mean, "standard_error": found.standard_error, "n": n}
         rows.append([f"path length in {name}", f"{found.mean:.4g}", f"{found.standard_error:.2g}"])
     few = min(16, n)

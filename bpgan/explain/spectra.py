@@ -114,15 +114,14 @@ def _states(subject: Subject) -> list[tuple[int, Any]]:
 
 def _plane(found: Sequence[tuple[int, dynamics.Spectrum]]) -> plot.Plot:
     """The eigenvalues of the checkpoints in the complex plane."""
-    values = np.concatenate([s.eigenvalues for _, s in found])
+    planes = [(np.real(s.eigenvalues), np.imag(s.eigenvalues)) for _, s in found]
     x, y = (
-        plot.Axis.of([0.0, *values.real], log=False),
-        plot.Axis.of([0.0, *values.imag], log=False),
+        plot.Axis.of(np.concatenate([np.zeros(1), *(each[i] for each in planes)]), log=False)
+        for i in (0, 1)
     )
     zero = plot.Shape(x.at([0.0, 0.0]), [0.0, 1.0], 8, "dashed")
     shapes = [zero] + [
-        plot.Shape(x.at(s.eigenvalues.real), y.at(s.eigenvalues.imag), i, "dots", 0.75)
-        for i, (_, s) in enumerate(found)
+        plot.Shape(x.at(real), y.at(imag), i, "dots", 0.75) for i, (real, imag) in enumerate(planes)
     ]
     legend = [(i, f"step {step:,}", "") for i, (step, _) in enumerate(found)]
     return plot.Plot(

@@ -41,7 +41,7 @@ class Wanted(NamedTuple):
     dataset: data.Name | None = None
     directions: int = 5
     samples: int = 2000
-    megapixels: float = 8.0
+    megapixels: float = 9.0
     layer: str = ""
     iterations: int = 300
     seed: int = 0
@@ -97,6 +97,7 @@ class Subject:
       wanted, run: the flags and the run.
       generator: ``(z, labels) -> samples``, without truncation.
       left_out: sentences on what cannot be had.
+      shape: of a sample.
     """
 
     def __init__(self, wanted: Wanted, run: Run):
@@ -105,9 +106,7 @@ class Subject:
         self.generator: Function = run.generator_with(0.0) if whole else run.generator
         self.left_out: list[str] = []
         self._programs: dict[Any, Any] = {}
-        self.shape = tuple(
-            self.draw(self.space_of_latents, self.latents(1), self.labels(1)).shape[1:]
-        )
+        self.shape = shape_of(run)
 
     @property
     def names(self) -> list[str]:
@@ -249,24 +248,32 @@ class Subject:
         return self.net.logits(images.to_bytes(np.asarray(x, np.float32)))
 
 
+def shape_of(run: Run) -> tuple[int, ...]:
+    """Of a sample of a run with a generator, without drawing one."""
+    y = (np.zeros(1, np.int32),) if run.classes else ()
+    return tuple(jax.eval_shape(run.generator, run.latents(1), *y).shape[1:])
+
+
 def data_of(wanted: Wanted, opened: Run) -> Data:
     """Raises a UserError if a run was trained on no dataset of images, or its data are gone or others."""
     if opened.record.dataset is None or "dataset" not in vars(opened.config):
         raise UserError(f"a run of {opened.experiment} has no dataset of images")
     name = wanted.dataset or vars(opened.config)["dataset"]
     hint = "" if wanted.dataset else "; if the data have moved, `dataset` says where to"
+    flag: dict[str, Any] = {}
+    if wanted.dataset:
+        flag = {"argument": "dataset", "value": wanted.dataset}
     try:
         trained, held = data.load_for_training(name, bool(opened.config.eval_every.value))
         others = held or data.load(name, "test")
     except UserError as error:
-        raise UserError(f"the data are not there ({cli.message_of(error)}){hint}") from None
+        reason = f"the data are not there ({cli.message_of(error)}){hint}"
+        raise UserError(reason, **flag) from None
     planted = vars(opened.config).get("canaries")
     whole = planted.value.plant(trained) if planted else trained
     if whole.sha256 != opened.record.data:
-        reason = f"{name} holds other data than those that {wanted.run} was trained on{hint}"
-        if wanted.dataset:
-            raise UserError(reason, argument="dataset", value=wanted.dataset)
-        raise UserError(reason)
+        reason = f"these are other data than those that {wanted.run} was trained on{hint}"
+        raise UserError(reason, **flag)
     return Data(trained, others)
 
 

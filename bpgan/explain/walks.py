@@ -133,17 +133,17 @@ def _sefa(subject: Subject, space: Space) -> Method:
 
 def _ganspace(subject: Subject, space: Space) -> Method:
     g, n, block = subject.bound(space), 5 * subject.wanted.samples, 500
-    if space.name == "w":
-        activation, of = (lambda w: w), "of the styles"
-    else:
-        layer = choose_layer("", subject.layers())
-        whole = int(np.prod(layer.shape)) <= _COMPONENTS
+    layer = choose_layer("", subject.layers())
+    whole = int(np.prod(layer.shape)) <= _COMPONENTS
 
-        def activation(z: Any) -> Any:
-            a = units.capture(g, z, layer.name)[1]
-            return a if whole else a.mean(tuple(range(1, a.ndim - 1)))
+    def activation(points: Any) -> Any:
+        if space.name == "w":
+            return points
+        a = units.capture(g, points, layer.name)[1]
+        return a if whole else a.mean(tuple(range(1, a.ndim - 1)))
 
-        of = f"of the layer {layer.name}" + ", whose pixels are averaged" * (not whole)
+    of = f"of the layer {layer.name}" + ", whose pixels are averaged" * (not whole)
+    of = "of the styles" if space.name == "w" else of
 
     def drawn(i: int) -> np.ndarray:
         return space.points(subject.latents(block, 600 + i), subject.labels(block))

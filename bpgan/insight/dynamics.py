@@ -75,9 +75,9 @@ def describe(
     values = values[order]
     if not len(moving):
         return Spectrum(values, exact, 0.0, 0.0, 0.0, np.inf, False)
-    real, size = moving.real, np.abs(moving)
+    real, size = np.real(moving), np.abs(moving)
     with np.errstate(divide="ignore"):
-        rotation = float(np.max(np.abs(moving.imag) / np.abs(real)))
+        rotation = float(np.max(np.abs(np.imag(moving)) / np.abs(real)))
     step = float(np.min(2 * (np.abs(real) / size) / size))
     low = float(real.min())
     return Spectrum(values, exact, float(real.max()), low, rotation, step, low > 0)
