@@ -46,7 +46,7 @@ class Walk(NamedTuple):
 
     Attributes:
       method: such as ``SeFa``; ``space``: of what, such as ``z`` or ``w``.
-      names: of the k directions, such as ``1`` or ``1 (31 % of the variance)``.
+      names: of the k directions, such as ``1`` or ``1 (31 % of the variance)``; brackets stand at sliders only.
       steps: how far, in standard deviations of the latents, in ascending order; 0 is among them.
       strips: ``[bases, k, steps, h, w, c]``.
       scores: D's logits of these; None without a D.
