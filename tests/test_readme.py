@@ -72,7 +72,11 @@ def test_command(command, tmp_path):
         run(["-m", f"experiments.{name}", "--preset=smoke", f"--workdir={path}"], tmp_path)
     flags = {word.partition("=")[0] for word in command}
     if "--run" in flags:
-        few = {"experiments.audit": ["--n=100"], "experiments.export": []}
+        few = {
+            "experiments.audit": ["--n=100"],
+            "experiments.export": [],
+            "experiments.interpret": ["--preset=smoke", "--what=directions"],
+        }
         command = [*command, *few.get(command[2], ["--n=100", "--features=pixels"])]
     elif not {"--help", "--list", "--report"} & flags:
         short = {"--preset", "--epochs"} & flags

@@ -333,24 +333,14 @@ def spectrum(losses: Losses, params: Pair) -> Complex[np.ndarray, " p"]:
     return _eigenvalues(np.asarray(jacobian(losses, params)))
 
 
-def arnoldi(losses: Losses, params: Pair, key: PRNG, iterations: int) -> Complex[np.ndarray, " k"]:
-    """Ritz values of J from a random start: approximate eigenvalues, the outermost ones first to converge.
+def krylov(
+    losses: Losses, params: Pair, key: PRNG, iterations: int
+) -> Float[Array, "iterations+1 iterations"]:
+    """The Hessenberg matrix of Arnoldi's iterations on J, a pure function; ``ritz`` has what it says.
 
-    Arnoldi 1951, matrix-free: one jvp of the field per iteration, and memory for ``iterations + 1`` vectors. Each new
-    vector is orthogonalized twice against all before it ("twice is enough": Giraud et al. 2005).
-
-    Returns:
-      ``k <= min(iterations, p)`` complex numbers on the host. Fewer than asked for if the Krylov space is exhausted:
-      they are then eigenvalues of J to rounding, but a multiple eigenvalue comes once. With ``iterations >= p`` all of
-      J's distinct eigenvalues.
-
-    Raises:
-      ValueError: if ``iterations`` is not positive.
+    Arguments as of ``arnoldi``, but with ``iterations`` from 1 to the number of parameters.
     """
-    if iterations < 1:
-        raise ValueError(f"{iterations=} must be positive")
     xi, flat = _flat_field(losses, params)
-    iterations = min(iterations, flat.size)
     _, multiply = jax.linearize(xi, flat)
     start = jax.random.normal(key, flat.shape, flat.dtype)
     basis = jnp.zeros((iterations + 1, flat.size), flat.dtype)
@@ -373,9 +363,35 @@ def arnoldi(losses: Losses, params: Pair, key: PRNG, iterations: int) -> Complex
         return (basis, largest), column.at[j + 1].set(jnp.where(exhausted, 0, norm))
 
     _, columns = lax.scan(extend, (basis, jnp.zeros((), flat.dtype)), jnp.arange(iterations))
-    hessenberg = np.asarray(columns).T
-    k = np.append(np.flatnonzero(np.diagonal(hessenberg, -1) == 0), iterations - 1)[0] + 1
+    return columns.T
+
+
+def ritz(hessenberg: Float[np.ndarray, "iterations+1 iterations"]) -> Complex[np.ndarray, " k"]:
+    """The Ritz values of ``krylov``, on the host: as many as the Krylov space has dimensions."""
+    hessenberg = np.asarray(hessenberg)
+    last = hessenberg.shape[1] - 1
+    k = np.append(np.flatnonzero(np.diagonal(hessenberg, -1) == 0), last)[0] + 1
     return _eigenvalues(hessenberg[:k, :k])
+
+
+def arnoldi(losses: Losses, params: Pair, key: PRNG, iterations: int) -> Complex[np.ndarray, " k"]:
+    """Ritz values of J from a random start: approximate eigenvalues, the outermost ones first to converge.
+
+    Arnoldi 1951, matrix-free: one jvp of the field per iteration, and memory for ``iterations + 1`` vectors. Each new
+    vector is orthogonalized twice against all before it ("twice is enough": Giraud et al. 2005).
+
+    Returns:
+      ``k <= min(iterations, p)`` complex numbers on the host. Fewer than asked for if the Krylov space is exhausted:
+      they are then eigenvalues of J to rounding, but a multiple eigenvalue comes once. With ``iterations >= p`` all of
+      J's distinct eigenvalues.
+
+    Raises:
+      ValueError: if ``iterations`` is not positive.
+    """
+    if iterations < 1:
+        raise ValueError(f"{iterations=} must be positive")
+    size = sum(x.size for x in jax.tree.leaves(params))
+    return ritz(np.asarray(krylov(losses, params, key, min(iterations, size))))
 
 
 class StableStep(NamedTuple):

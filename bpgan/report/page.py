@@ -52,6 +52,10 @@ _UNPLOTTED = {"step", "epoch", "time/elapsed", "time/steps_per_s"}
 _PLAYERS = {"d": 0, "g": 1}  # the same colors in every report
 
 
+_EXPLORED = ("explore.html", "interpret/explore.html")  # where experiments.interpret writes
+_EXPLORE = "Explore what it has learned: directions, attribution, neighbors, inversion"
+
+
 class _Curve(NamedTuple):
     name: str
     color: int
@@ -77,7 +81,10 @@ class _Frame(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What a run directory holds; ``problems`` says what of it is damaged, ``private`` whether no image may show."""
+    """What a run directory holds; ``problems`` says what of it is damaged, ``private`` whether no image may show.
+
+    ``explored`` are the pages of ``experiments.interpret`` that are there.
+    """
 
     run: RunRecord
     result: ResultRecord | None
@@ -87,6 +94,7 @@ class _Found(NamedTuple):
     pictures: Sequence[pathlib.Path]
     problems: Sequence[str]
     private: bool
+    explored: Sequence[str]
 
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
@@ -140,7 +148,10 @@ def _read(path: pathlib.Path) -> _Found:
     private = records.is_private(path)
     # Those of an experiment may show images that it learned from, or their neighbors.
     pictures = [] if private else sorted(path.glob("pictures/*.*"))
-    return _Found(run, result, log, evaluations, _frames(path), pictures, problems, private)
+    explored = [at for at in _EXPLORED if (path / at).is_file()]
+    return _Found(
+        run, result, log, evaluations, _frames(path), pictures, problems, private, explored
+    )
 
 
 def update_report(workdir: str | os.PathLike) -> pathlib.Path | None:
@@ -379,7 +390,8 @@ def _page(
         samples=_samples(found.frames, epochs, run.frame),
         facts=_rows(facts) + _counts(run, facts),
         timings=_section("Seconds of this process", "bars", _bars(timings)),
-        about="".join(f'<p class="about">{_text(line)}</p>' for line in about(run, found.private)),
+        about="".join(f'<p class="about">{_text(line)}</p>' for line in about(run, found.private))
+        + "".join(f'<p class="about"><a href="{at}">{_EXPLORE}</a></p>' for at in found.explored),
         curves=_section("Curves", "curves", "".join(map(plot.figure, plots))),
         privacy=_section("Privacy", "wide", _rows(found.result.privacy if found.result else {})),
         constants=_section("Constant, or logged once", "wide", _rows(constants)),

@@ -36,8 +36,8 @@ ROOMS = {  # top to bottom; imports go down
     "launch": Room("runs a sweep from a checkout", "launcher"),
     "experiments": Room(
         "what a researcher writes: one file an experiment",
-        "launcher trained evaluation cli report privacy insight algorithms backprop metrics metrics.features runtime"
-        " data nets losses penalties augment optim files measures lookup types version",
+        "launcher explain trained evaluation cli report privacy insight algorithms backprop metrics metrics.features"
+        " runtime data nets losses penalties augment optim files measures lookup types version",
         "(lucic private_gan) (audit classifier data dp_merf evaluate export sample image_gan infogan interpret"
         " linear_regression lr_range mnist_gan sensitivity study toy_gan vae)",
     ),
@@ -46,6 +46,11 @@ ROOMS = {  # top to bottom; imports go down
         "cli report privacy.accounting runtime files memory measures types",
         "__main__ main strategies sweep (jobs summary) outcomes runs flags slurm"
         " (budget group processes search) devices",
+    ),
+    "bpgan.explain": Room(
+        "a trained run explained: its numbers, pictures and page",
+        "trained evaluation cli report insight metrics metrics.features runtime data types",
+        "parts (ablations inversions maps neighbors paths spectra walks) subject",
     ),
     "bpgan.trained": Room(
         "a trained run: loaded, drawn from, exported",
@@ -69,13 +74,13 @@ ROOMS = {  # top to bottom; imports go down
     ),
     "bpgan.privacy": Room(
         "training with differential privacy: its accounting, and audits of it",
-        "algorithms metrics data nets losses optim sharding types files measures lookup",
-        "(audit canaries dpgan) (mechanism merf) (accounting clipping) products",
+        "algorithms metrics data nets losses optim sharding threefry types files measures lookup",
+        "(audit canaries dpgan) (mechanism merf) (accounting clipping noise) products",
     ),
     "bpgan.insight": Room(
         "what a generator has learned, what a discriminator looks at",
         "algorithms metrics nets losses optim types lookup measures",
-        "(attribution directions dynamics inversion units) (affine geometry)",
+        "(attribution directions dynamics inversion units) (affine geometry rows)",
     ),
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",
@@ -230,8 +235,15 @@ def order(graph: dict[str, set[str]]) -> list[set[str]]:
 MARK = "<!-- rooms -->\n"
 FLOORS = (  # of the diagram: what stands side by side
     ("launch", "experiments"),
-    ("bpgan.launcher", "bpgan.trained", "bpgan.evaluation", "bpgan.cli", "bpgan.report"),
-    ("bpgan.privacy",),
+    (
+        "bpgan.launcher",
+        "bpgan.explain",
+        "bpgan.trained",
+        "bpgan.evaluation",
+        "bpgan.cli",
+        "bpgan.report",
+    ),
+    ("bpgan.privacy", "bpgan.insight"),
     ("bpgan.algorithms", "bpgan.backprop", "bpgan.metrics"),
     ("bpgan.runtime", "bpgan.data", "bpgan.nets"),
     ("bpgan.losses", "bpgan.penalties", "bpgan.augment", "bpgan.optim"),

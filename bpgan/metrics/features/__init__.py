@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from bpgan.types import UserError
 
@@ -25,6 +26,8 @@ class Extractor(NamedTuple):
       logits: images uint8 ``[n, h, w, c]`` -> class scores ``[n, k]``; None if the net is no classifier.
       of_data: whether those are the classes of the dataset.
       inception: whether it is the Inception network with the published weights, whose distances are called FID and KID.
+      traced: ``(function, logits)`` of images as floats in [-1, 1], to be compiled and differentiated with what is
+        around them; None where there are none.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Extractor(NamedTuple):
     logits: Callable[[np.ndarray], np.ndarray] | None = None
     of_data: bool = False
     inception: bool = False
+    traced: tuple[Callable[..., Array], Callable[..., Array]] | None = None
 
 
 def in_batches(

@@ -35,13 +35,15 @@ def extractor(params: Any, *, classes: int, name: str) -> Extractor:
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.asarray(leaf, np.float32).tobytes())
 
-    def function(features: bool):
+    def traced(features: bool, params):
         # In full precision: the name of a net is that of its features, whatever the device.
         net = exact(linen_net(dcgan.Classifier(classes, features=features)))
+        return lambda x: net.apply({"params": params}, x.astype(jnp.float32), train=False)[0]
 
+    def function(features: bool):
         @functools.partial(jax.jit, compiler_options=compiler.options(jax.default_backend()))
         def compiled(params, x):
-            return net.apply({"params": params}, x.astype(jnp.float32) / 127.5 - 1, train=False)[0]
+            return traced(features, params)(x.astype(jnp.float32) / 127.5 - 1)
 
         return lambda images: in_batches(lambda x: compiled(params, x), images, _BATCH)
 
@@ -53,6 +55,7 @@ def extractor(params: Any, *, classes: int, name: str) -> Extractor:
         function(True),
         function(False),
         of_data=True,
+        traced=(traced(True, params), traced(False, params)),
     )
 
 
