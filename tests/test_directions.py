@@ -72,17 +72,26 @@ def folded(x, scale=2.0):
 
 
 def test_the_first_map_is_found_whatever_it_is_made_of():
+    rng = np.random.default_rng(0)
+
     def G(z):
         x = jnp.concatenate([z.reshape(-1, 6), jnp.ones((len(z), 2))], 1)
         x = x @ np.concatenate([PLANTED, np.ones((2, 9))]).astype(np.float32)
         x = jax.nn.leaky_relu(folded(x), 0.2)
         return jnp.tanh(x @ np.ones((9, 4), np.float32))
 
-    z = RNG.normal(size=(3, 2, 3)).astype(np.float32)
+    z = rng.normal(size=(3, 2, 3)).astype(np.float32)
     (kernel,) = directions.first_maps(G, z).values()
     np.testing.assert_allclose(kernel, 2 * PLANTED, rtol=1e-5)
     (alone,) = directions.first_maps(G, z, first_product=True).values()
     np.testing.assert_allclose(alone, PLANTED, rtol=1e-5)
+
+    def skipping(z):  # what a second layer takes ends the map before what else becomes of it
+        h = z.reshape(-1, 6) @ PLANTED.astype(np.float32)
+        return jnp.tanh(2 * h) @ np.ones((9, 4), np.float32) + h @ np.ones((9, 4), np.float32)
+
+    (kernel,) = directions.first_maps(skipping, z).values()
+    np.testing.assert_allclose(kernel, PLANTED, rtol=1e-5)
 
 
 class Normed(nn.Module):
@@ -96,7 +105,8 @@ class Normed(nn.Module):
 
 def test_batch_norm_belongs_to_the_first_map():
     """A unit's factor before its norm is seen in no sample, but it turns the directions of the kernel alone."""
-    sizes, deviations = RNG.uniform(0.2, 5, size=(2, 9))
+    rng = np.random.default_rng(0)
+    sizes, deviations = rng.uniform(0.2, 5, size=(2, 9))
     factors = np.array([1, 1, 30, 1, 1, 1, 1, 1, 1])
 
     def network(factors):
@@ -112,7 +122,7 @@ def test_batch_norm_belongs_to_the_first_map():
         return lambda z: linen_net(Normed()).apply(variables, z, train=False)[0]
 
     G, rescaled = network(np.ones(9)), network(factors)
-    z = RNG.normal(size=(4, 6)).astype(np.float32)
+    z = rng.normal(size=(4, 6)).astype(np.float32)
     np.testing.assert_allclose(*jax.jit(lambda z: (G(z), rescaled(z)))(z), rtol=1e-3)
     maps = [directions.first_maps(each, z) for each in (G, rescaled)]
     assert list(maps[0]) == ["dense0"]
@@ -129,17 +139,19 @@ def test_batch_norm_belongs_to_the_first_map():
 @pytest.fixture(scope="module")
 def styled():
     """The parts of a GAN with styles, and variables of G."""
+    rng = np.random.default_rng(0)
     g = linen_net(stylegan2.Generator((8, 8, 1), (4, 3), styles=6, depth=2, classes=3))
     networks = gan.Networks(g, g, gan.normal_latents(5), (8, 8, 1), styles=True)
     z, y = jnp.ones((2, 5)), jnp.zeros(2, jnp.int32)
     like = jax.eval_shape(g.init, jax.random.key(0), z, y)
-    variables = jax.tree.map(lambda x: RNG.normal(size=x.shape).astype(np.float32), like)
+    variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), like)
     return gan.trained(networks, 3), variables
 
 
 def test_styles_enter_every_layer_by_a_first_map(styled):
+    rng = np.random.default_rng(0)
     networks, variables = styled
-    z, y = RNG.normal(size=(2, 5)).astype(np.float32), np.array([2, 0])
+    z, y = rng.normal(size=(2, 5)).astype(np.float32), np.array([2, 0])
 
     @jax.jit
     def parts(z, y):
@@ -162,10 +174,11 @@ def test_styles_enter_every_layer_by_a_first_map(styled):
 
 @pytest.mark.medium
 def test_a_part_of_the_latents_for_every_block():
+    rng = np.random.default_rng(0)
     net = linen_net(dcgan.Generator((8, 8, 1), (4, 3), "resize", modulation=7, classes=3))
-    z, y = jnp.asarray(RNG.normal(size=(2, 5)), jnp.float32), jnp.zeros(2, jnp.int32)
+    z, y = jnp.asarray(rng.normal(size=(2, 5)), jnp.float32), jnp.zeros(2, jnp.int32)
     like = jax.eval_shape(net.init, jax.random.key(0), z, y)
-    variables = jax.tree.map(lambda x: RNG.uniform(1, 2, x.shape).astype(np.float32), like)
+    variables = jax.tree.map(lambda x: rng.uniform(1, 2, x.shape).astype(np.float32), like)
     maps = directions.first_maps(lambda z: net.apply(variables, z, y[: len(z)], train=False)[0], z)
     shapes = {name: kernel.shape for name, kernel in maps.items()}
     assert shapes == {
@@ -182,28 +195,33 @@ def test_a_part_of_the_latents_for_every_block():
 
 def test_ganspace_of_a_linear_generator():
     """Its components are the left singular vectors, its directions the right ones, the variances the squares."""
+    rng = np.random.default_rng(0)
     _, values, right = np.linalg.svd(PLANTED.T)
     left = np.linalg.svd(PLANTED)[2]
-    z = RNG.normal(size=(40_000, 6)).astype(np.float32)
+    z = rng.normal(size=(400_000, 6)).astype(np.float32)
     kernel = PLANTED.astype(np.float32)
 
     def activation(z):
         return 5 + jnp.matmul(z, kernel, precision="highest")
 
-    found = directions.ganspace(activation, lambda i: z[4000 * i :][:4000], 40_000, 3)
+    found = directions.ganspace(activation, lambda i: z[40_000 * i :][:40_000], 400_000, 3)
     assert angle(found.vectors, right[:3]) < 1
     assert (cosines(found.vectors, right[:3]) > 0.999).all()
     np.testing.assert_allclose(found.shares, values[:3] ** 2 / (values**2).sum(), atol=0.01)
     a = z.astype(np.float64) @ kernel
     exact = np.linalg.eigvalsh(np.cov(a.T))[::-1]
     np.testing.assert_allclose(found.values, exact[:3], rtol=1e-5)
-    # Streamed or at once, the last block cut.
-    whole = directions.ganspace(activation, lambda i: z[:4000], 3900, 3, in_latents=False)
-    parts = directions.ganspace(
-        activation, lambda i: z[1000 * i :][:1000], 3900, 3, in_latents=False
-    )
-    np.testing.assert_allclose(parts.vectors, whole.vectors, rtol=1e-9)
-    np.testing.assert_allclose(parts.values, whole.values, rtol=1e-9)
+    # Streamed or at once, of blocks with other means, the last one cut.
+    z = z[np.argsort(z[:4000, 0])]
+    for space in (True, False):
+        whole = directions.ganspace(activation, lambda i: z, 3900, 3, in_latents=space)
+        parts = directions.ganspace(
+            activation, lambda i: z[1000 * i :][:1000], 3900, 3, in_latents=space
+        )
+        np.testing.assert_allclose(parts.vectors, whole.vectors, rtol=1e-9)
+        np.testing.assert_allclose(parts.values, whole.values, rtol=1e-9)
+    exact = np.linalg.eigvalsh(np.cov((z[:3900].astype(np.float64) @ kernel).T))[::-1]
+    np.testing.assert_allclose(whole.values, exact[:3], rtol=1e-5)
     assert whole.vectors.shape == (3, 9) and angle(whole.vectors, left[:3]) < 3
 
 
@@ -211,11 +229,12 @@ def test_ganspace_of_a_linear_generator():
 
 
 def test_a_supervised_direction_is_found_and_its_probabilities_are_right():
-    w = RNG.normal(size=32)
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=32)
     w /= np.linalg.norm(w)
-    z = RNG.normal(size=(12_000, 32))
+    z = rng.normal(size=(12_000, 32))
     p = 1 / (1 + np.exp(-(4 * z @ w + 1)))
-    y = RNG.uniform(size=len(p)) < p
+    y = rng.uniform(size=len(p)) < p
     found = directions.supervised(z.reshape(-1, 4, 8), y)
     assert found.vector.shape == (4, 8) and found.vector.ravel() @ w > 0.99
     bayes = np.maximum(p, 1 - p).mean()
@@ -228,7 +247,7 @@ def test_a_supervised_direction_is_found_and_its_probabilities_are_right():
     clear = directions.supervised(z[:500], z[:500, 3] > 0, controls=0)
     assert clear.vector[3] > 0.95 and clear.accuracy > 0.9 and np.isfinite(clear.slope)
     # Of nothing there is no direction.
-    chance = directions.supervised(z, RNG.uniform(size=len(z)) < 0.5, controls=2)
+    chance = directions.supervised(z, rng.uniform(size=len(z)) < 0.5, controls=2)
     assert abs(chance.accuracy - 0.5) < 4 * chance.standard_error and chance.calibration < 0.05
 
 
@@ -263,10 +282,11 @@ def is_jaxpr(x):
 
 
 def test_what_moves_samples_most_is_found_without_the_jacobian():
-    z = jnp.asarray(RNG.normal(size=(2, 32)), jnp.float32)
+    rng = np.random.default_rng(0)
+    z = jnp.asarray(rng.normal(size=(2, 32)), jnp.float32)
     module = Pixels()
     like = jax.eval_shape(module.init, jax.random.key(0), z)
-    variables = jax.tree.map(lambda x: RNG.normal(size=x.shape).astype(np.float32) / 3, like)
+    variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32) / 3, like)
 
     def G(z) -> Any:
         return module.apply(variables, z)
@@ -283,7 +303,8 @@ def test_what_moves_samples_most_is_found_without_the_jacobian():
 
 def test_what_a_direction_does_to_classes():
     """G is the identity: probabilities are the softmax of a known line."""
-    kernel, z = RNG.normal(size=(4, 3)), RNG.normal(size=(50, 4))
+    rng = np.random.default_rng(0)
+    kernel, z = rng.normal(size=(4, 3)), rng.normal(size=(50, 4))
     found = directions.effects(
         lambda z: z, lambda x: x @ jnp.asarray(kernel), z, np.eye(4)[1], [-1, 0, 2]
     )

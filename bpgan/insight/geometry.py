@@ -319,8 +319,8 @@ def jacobian_spectrum(
     if k is None:
         values = _all_values(G, z)
         squares = np.square(values)
-        dimension = squares.sum(1) ** 2 / np.square(squares).sum(1)
-        with np.errstate(divide="ignore"):
+        dimension = _ratio(squares.sum(1), np.square(squares).sum(1))
+        with np.errstate(divide="ignore", invalid="ignore"):
             condition = values[:, 0] / values[:, -1]
     else:
         steps = enough(k, dimensions, iterations)
@@ -333,10 +333,15 @@ def jacobian_spectrum(
 
         found, once, twice = run(z, jax.random.key(0) if key is None else key)
         values = np.sqrt(np.maximum(found.ritz()[0][:, :k], 0))
-        dimension = np.asarray(once, np.float64) ** 2 / np.asarray(twice, np.float64)
+        dimension = _ratio(*(np.asarray(each, np.float64) for each in (once, twice)))
         condition = np.full(n, np.nan)
     count = (values > threshold * values[:, :1]).sum(1)
     return Spectrum(values, dimension, count, condition, threshold)
+
+
+def _ratio(once: np.ndarray, twice: np.ndarray) -> np.ndarray:
+    """The participation ratio; 0 where nothing moves."""
+    return np.divide(once**2, twice, out=np.zeros_like(twice), where=twice > 0)
 
 
 def _by_point(G: Function, z: Any) -> Products:
