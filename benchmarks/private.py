@@ -14,6 +14,7 @@ Peers are processes on the same cores, asked in turn; ratios are of updates per 
 reported.
 """
 
+import functools
 import json
 import statistics
 import sys
@@ -75,7 +76,7 @@ def bpgan_update(net: str, form: str | None, noise: bool = False) -> Work:
     from bpgan import threefry
     from bpgan.algorithms import turns
     from bpgan.privacy import mechanism
-    from bpgan.runtime import distributed
+    from bpgan.runtime import compiler, distributed, products
 
     distributed.setup()
     updates = UPDATES[net][form == "vmap"]
@@ -88,16 +89,20 @@ def bpgan_update(net: str, form: str | None, noise: bool = False) -> Work:
         turn = turn._replace(gradient=private)
     rows = {"mask": jnp.ones(BATCH, bool)} if form else {}
 
-    @jax.jit
-    def run(player, x):
-        def body(player, i):
-            batch = {"x": lax.dynamic_slice_in_dim(x, i % 8 * BATCH, BATCH), **rows}
-            own = jax.random.fold_in(key, i)
-            now = turns.Now({**players, "d": player}, batch, own, i, i, {}, turns.TOGETHER)
-            player, _, metrics = turns.update(turn, now)
-            return player, metrics["grad_norm"]
+    def one(player, x, i):
+        batch = {"x": lax.dynamic_slice_in_dim(x, i % 8 * BATCH, BATCH), **rows}
+        own = jax.random.fold_in(key, i)
+        now = turns.Now({**players, "d": player}, batch, own, i, i, {}, turns.TOGETHER)
+        player, _, metrics = turns.update(turn, now)
+        return player, metrics["grad_norm"]
 
-        return lax.scan(body, player, jnp.arange(updates))
+    # compiled as a run is
+    arranged = products.arranged(jax.jit(one).trace(players["d"], x, jnp.int32(0)))
+    body, options = arranged or one, compiler.options("cpu", matrices=bool(arranged))
+
+    @functools.partial(jax.jit, compiler_options=options)
+    def run(player, x):
+        return lax.scan(lambda player, i: body(player, x, i), player, jnp.arange(updates))
 
     player = players["d"]
 

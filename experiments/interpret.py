@@ -40,6 +40,7 @@ from bpgan.explain.parts import PARTS
 from bpgan.explain.subject import Absent, Found, Subject, Wanted, choose_layer, shape_of
 from bpgan.files import write_json
 from bpgan.report import explore
+from bpgan.report.page import update_report
 from bpgan.report.tables import Table
 from bpgan.runtime import images, remote
 from bpgan.runtime.records import UNACCOUNTED, warn
@@ -222,6 +223,8 @@ def _write(
         explore.write_page(out / "explore.html", page)
     except OSError as error:
         raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
+    if pathlib.Path(wanted.run).resolve() in (out.resolve(), out.resolve().parent):
+        update_report(wanted.run)  # so that it leads to the page
     if opened.private:
         warn(f"{wanted.run}: is private; the numbers {UNACCOUNTED}")
     print("\n".join(line for table in shows.get("tables", ()) for line in _lines(table)))

@@ -79,7 +79,7 @@ class Config(image_gan.Config):
     views: int = cli.field(
         1, "copies of a record, each augmented and paired by itself, averaged before clipping", low=1
     )  # fmt: skip
-    d_steps: int = cli.field(10, "updates of D per update of G; if adaptive, at the start", low=1)
+    d_steps: int = cli.field(1, "updates of D per update of G; if adaptive, at the start", low=1)
     adaptive: float = cli.field(
         0.0,
         "take more updates of D where its average accuracy on fakes is at most this, such as 0.6; 0: never",
@@ -88,14 +88,14 @@ class Config(image_gan.Config):
     )
     secret_seed: int = cli.SECRET_SEED
     seed: int = cli.field(0, sweepable=False)  # each run has a key of its own
-    net: cli.Parsed[architecture.Choices] = cli.field("dcgan:32,plain")
+    net: cli.Parsed[architecture.Choices] = cli.field("mlp")
     condition: cli.Parsed[image_gan.Condition] = cli.field("concat")
     loss: cli.Parsed[Any] = cli.field("nonsaturating")
     penalty: cli.Parsed[Any] = cli.field("none")
-    lr: cli.Parsed[optim.Pair] = cli.field("5e-4")
+    lr: cli.Parsed[optim.Pair] = cli.field("1e-3/2e-3")
     betas: cli.Parsed[optim.Betas] = cli.field("0.5,0.999")
     latents: cli.Parsed[Any] = cli.field("normal:64")
-    batch_size: int = cli.field(256, "records in a batch on average, and fakes in an update of G")
+    batch_size: int = cli.field(1024, "records in a batch on average, and fakes in an update of G")
     epochs: float = cli.field(100.0)
     sample_every: str = cli.field("5ep")
     checkpoint_every: str = cli.field("5ep")
@@ -114,8 +114,8 @@ _BIE = dict(
 )
 
 PRESETS = {
-    "mnist": dict(epochs=150.0, log_every="1ep"),
-    "fashion": dict(epochs=25.0, log_every="0.25ep", sample_every="1ep", checkpoint_every="1ep"),
+    "mnist": dict(),
+    "fashion": dict(batch_size=2048, epochs=240.0, sample_every="20ep", checkpoint_every="20ep"),
     "bie-eps10": dict(_BIE, noise_multiplier="1", steps=450_000, d_steps=50),
     "bie-eps1": dict(_BIE, noise_multiplier="5", steps=325_000, d_steps=200),
     "bie-eps10-adaptive": dict(

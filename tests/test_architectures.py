@@ -885,6 +885,26 @@ def test_labels_as_channels():
     np.testing.assert_array_equal(slope, jnp.ones_like(x))
 
 
+def test_labels_of_a_discriminator_that_flattens():
+    """The first layer of a perceptron sees what it would see of maps whose kernels are alike at every pixel."""
+    perceptron = linen_net(mlp.Discriminator(widths=(5,)))
+    x = jax.random.normal(jax.random.key(0), (3, 4, 4, 2))
+    y = jnp.array([2, 0, 1])
+    flat, maps = labeled(perceptron, 3, flat=True), labeled(perceptron, 3)
+    variables = flat.init(jax.random.key(1), x, y)
+    kernel = variables["params"]["dense0"]["kernel"]
+    assert kernel.shape == (4 * 4 * 2 + 3, 5)
+    image, classes = kernel[:-3].reshape(4, 4, 2, 5), kernel[-3:] / 4  # the root of 16 pixels
+    spread = jnp.broadcast_to(classes, (4, 4, 3, 5))
+    whole = jnp.concatenate([image, spread], axis=2).reshape(-1, 5)
+    first = {**variables["params"]["dense0"], "kernel": whole}
+    same = {"params": {**variables["params"], "dense0": first}}
+    found = [
+        net.apply(each, x, y, train=True)[0] for net, each in ((flat, variables), (maps, same))
+    ]
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+
+
 def test_energy_is_the_reconstruction_error():
     shifted = Net(
         lambda key, x: {"params": jnp.zeros(())}, lambda v, x, train: (x + v["params"], {})

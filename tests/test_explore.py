@@ -31,7 +31,7 @@ def random(*shape, seed=0):
 
 def records(evil="<b>", side=8, channels=1, seeds=2):
     """Records of every kind: each image of a walk is of one gray level, that of its place."""
-    labels, names, steps, small = ["7", evil], ["1", f"2 {evil}"], [-2, -1, 0, 1, 2], [-1, 0, 1]
+    labels, names, steps, small = ["7", evil], ["1 (a share)", f"2 {evil}"], [-2, -1, 0, 1, 2], [-1, 0, 1]
     bases, n = seeds * 2, 3
     level = np.arange(bases * 2 * 5, dtype=np.uint8).reshape(bases, 2, 5)
     grid = np.arange(100, 100 + bases * 9, dtype=np.uint8).reshape(1, bases, 3, 3)
@@ -301,7 +301,9 @@ def test_sliders_change_the_picture(chromium, url):
     put(chromium, ".move:nth-child(2) input", 4)
     assert gray(chromium) == 5 + 4
     said = chromium.run("document.querySelector('.sample').textContent")
-    assert "+2 sd" in said and "D’s score9" in said and EVIL in said
+    assert f"direction 2 {EVIL} at +2 sd" in said and "D’s score9" in said
+    labels = chromium.run("[...document.querySelectorAll('.moves label')].map(e => e.textContent)")
+    assert labels == ["Direction 1 (a share)", f"Direction 2 {EVIL}"]
     pick(chromium, "1")
     pick(chromium, EVIL)
     assert gray(chromium) == 30 + 5 + 4

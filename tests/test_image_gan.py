@@ -73,6 +73,8 @@ def test_presets(files, preset):
     drawn = jax.eval_shape(lambda s: algorithm.sample(s, jax.random.key(0), 6), state)
     assert drawn.shape == (6, size, size, channels)
     assert algorithm.classes == (3 if cfg.condition != "none" else 0)
+    parts = {"mapping", "synthesis"} if "stylegan2" in cfg.net else set()
+    assert set(algorithm.networks) == {"generator", "discriminator"} | parts
 
 
 @pytest.mark.parametrize("preset", [name for name in image_gan.PRESETS if name != "smoke"])

@@ -99,8 +99,10 @@ def test_a_private_run_shows_no_training_image(trained, tmp_path, capsys, monkey
     what = "attribution,inversion"
     monkeypatch.setattr(subject.Subject, "classifier", "there is no classifier")
     monkeypatch.setattr(subject, "data_of", forbidden)
-    assert run(f"--run={private}", f"--workdir={tmp_path / 'out'}", f"--what={what}") == 0
-    left_out = json.loads((tmp_path / "out" / "interpret.json").read_text())["left_out"]
+    out = private / "interpret"
+    assert run(f"--run={private}", f"--workdir={out}", f"--what={what}") == 0
+    assert 'href="interpret/explore.html"' in (private / "report.html").read_text()
+    left_out = json.loads((out / "interpret.json").read_text())["left_out"]
     assert sum("the run is private, so that nothing is shown" in text for text in left_out) == 2
     assert "is private; the numbers" in capsys.readouterr().err
     assert run(f"--run={private}", f"--workdir={tmp_path / 'out'}", "--what=neighbors") == 2

@@ -1,10 +1,10 @@
 """What a score looks at: how much each pixel of an image raises it.
 
 ``score`` is any differentiable ``x[b, ...] -> scores[b]``, such as the logit of D. With labels it is ``(x[b, ...],
-labels[b]) -> scores[b]``, such as the logit of a conditional D, or of one class of a classifier (``class_logit``). Labels
-are given beside the images, one for each, and go with every point at which the score of that image is taken. Each image
-is scored alone, as the only row of its batch. So a D that mixes the examples of a batch, such as that of StyleGAN2 with
-``minibatch_stddev``, scores it as it scores a single image.
+labels[b]) -> scores[b]``, such as the logit of a conditional D, or of one class of a classifier (``class_logit``).
+Labels are given beside the images, one for each, and go with every point at which the score of that image is taken.
+Each image is scored alone, as the only row of its batch. So a D that mixes the examples of a batch, such as that of
+StyleGAN2 with ``minibatch_stddev``, scores it as it scores a single image.
 
 Every method returns how far its map is from *completeness* (Sundararajan et al. 2017, arXiv:1703.01365):
 
@@ -186,7 +186,8 @@ def expected_gradients(
     references = rows.floats(references, "references")
     case.check_shape(references[0], "references")
     n, samples = len(case.x), rows.count(samples, "samples", 2)
-    drawn, places = rng.integers(len(references), size=(n, samples)), rng.random((n, samples))
+    uniform = rng.random((n, samples, 2))  # the first images have the same ones, whatever n
+    drawn, places = (uniform[..., 0] * len(references)).astype(int), uniform[..., 1]
 
     def at(image: np.ndarray, sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         start = references[drawn[image, sample]].astype(np.float64)
@@ -294,12 +295,16 @@ def randomized_weights(
     return Randomized((*upper, "all"), correlations, absolute)
 
 
+def _check_variables(variables: Any) -> None:
+    if not isinstance(variables, Mapping) or not isinstance(variables.get("params"), Mapping):
+        raise UserError('must be {"params": {layer: ...}, ...}', argument="variables")
+
+
 def _check_fresh(variables: Any, fresh: Any, layers: Sequence[str]) -> None:
     def shapes(tree: Any) -> Any:
         return jax.tree.structure(tree), [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
 
-    if not isinstance(variables, Mapping) or "params" not in variables:
-        raise UserError('must be {"params": {layer: ...}, ...}', argument="variables")
+    _check_variables(variables)
     if shapes(variables) != shapes(fresh):
         reason = "must be variables of the same network: other names or shapes than `variables`"
         raise UserError(reason, argument="fresh")
@@ -342,8 +347,15 @@ def layers_of(
       apply: ``(variables, x) -> scores``, or with labels.
       variables: ``{"params": {layer: ...}, ...}``.
       x, labels: rows that it takes; one is enough.
+
+    Raises:
+      UserError: for other variables, or rows that it does not take.
     """
-    x, labels = rows.floats(x, "x"), None if labels is None else np.asarray(labels)
+    _check_variables(variables)
+    x = rows.floats(x, "x")
+    labels = rows.labels_of(labels, len(x))
+    given = None if labels is None else labels[0]
+    rows.output(Partial(apply, variables), "x", x[0], given)
     data = (x[:1], None if labels is None else labels[:1])
     traced = jax.make_jaxpr(lambda v, d: rows.call(functools.partial(apply, v), *d))(
         variables, data

@@ -28,6 +28,10 @@ from bpgan.types import UserError, counted
 FOUND = 1e-3
 """The share of the variance of pixels up to which an image counts as found."""
 
+_DECAYS = 0.9, 0.9
+"""Of Adam. A slope that is small at last must not be divided by what it was at first: with (0.9, 0.999) the same steps
+end with 3 to 15 times the error, for the generators of ``mnist_gan``."""
+
 _ROUNDING = 0.02  # of pixels in [-1, 1], in narrow types too: labels given out by row change an image by far more
 
 
@@ -71,7 +75,7 @@ def invert(
     targets: Float[np.ndarray, "n ..."],
     starts: Float[np.ndarray, "r n ..."],
     *,
-    steps: int = 400,
+    steps: int = 800,
     lr: float | str = "cosine:0.1:0",
     labels: Any = None,
     features: Callable[..., Array] | None = None,
@@ -130,14 +134,14 @@ class _Problem(NamedTuple):
 
     G: Partial
     features: Partial | None
-    targets: Array
-    labels: Array | None
+    targets: Any
+    labels: Any
     variance: Any
     weight: Any
     pull: Any
-    center: Array
-    low: Array
-    high: Array
+    center: Any
+    low: Any
+    high: Any
 
 
 class _Ended(NamedTuple):
@@ -172,7 +176,7 @@ def _descend(problem: _Problem, starts: Array, steps: int, lr: float | str) -> _
             total += problem.weight * away / of_features
         return total, (errors, made)
 
-    tx = optim.adam(optim.schedule(lr, steps), 0.9, 0.999)
+    tx = optim.adam(optim.schedule(lr, steps), *_DECAYS)
 
     def step(_: Any, carry: tuple[Array, Any]) -> tuple[Array, Any]:
         z, state = carry

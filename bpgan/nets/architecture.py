@@ -46,6 +46,7 @@ class Network(NamedTuple):
       mixes_unless: the option that takes the place of the batch norm.
       conditions: those of ``CONDITIONS`` that it can do; "concat" needs nothing of the network. Empty: it takes no
         labels.
+      flat: of a discriminator, whether it flattens its input at once.
     """
 
     build: Callable[..., nn.Module | Net]
@@ -53,6 +54,7 @@ class Network(NamedTuple):
     mixes_examples: bool = False
     mixes_unless: str = ""
     conditions: tuple[str, ...] = CONDITIONS
+    flat: bool = False
 
 
 class Architecture(NamedTuple):
@@ -138,7 +140,8 @@ class Choice(NamedTuple):
         """
         network = self.network
         if self.player == "d" and classes and condition == "concat":
-            return labeled(self.make(shape, dtype=dtype, axis_name=axis_name), classes)
+            plain = self.make(shape, dtype=dtype, axis_name=axis_name)
+            return labeled(plain, classes, flat=network.flat)
         given: dict[str, Any] = {"dtype": dtype, **self.options}
         if set(network.conditions) - {"concat"}:
             given["classes"] = classes

@@ -137,5 +137,5 @@ class Classifier(nn.Module):
 
 ARCHITECTURES["mlp"] = Architecture(
     Network(lambda shape, size, **given: Generator(shape, **given)),
-    Network(lambda shape, size, **given: Discriminator(**given)),
+    Network(lambda shape, size, **given: Discriminator(**given), flat=True),
 )

@@ -1,6 +1,7 @@
 """Linen modules as pure functions, and networks made of other networks."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -70,15 +71,23 @@ def energy(autoencoder: Net) -> Net:
     return Net(autoencoder.init, apply)
 
 
-def labeled(discriminator: Net, classes: int) -> Net:
+def labeled(discriminator: Net, classes: int, *, flat: bool = False) -> Net:
     """An unconditional discriminator that sees labels as ``classes`` more channels, one of them 1, the others 0.
 
     Mirza & Osindero 2014, arXiv:1411.1784: labels concatenated to the input; as maps, so that convolutions see them at
     every pixel. Gradient penalties are with respect to the image alone.
+
+    Args:
+      flat: whether the discriminator flattens its input. Of maps it would see each label once for every pixel, by a
+        kernel of that many rows. So it is given the image as one row, and behind it one number a class, which is the
+        square root of the number of pixels where a map is 1: the norm of what it sees is the same.
     """
 
     def seen(x: Any, labels: Any) -> Any:
         one_hot = jax.nn.one_hot(labels, classes, dtype=x.dtype)
+        if flat:
+            norm = math.sqrt(math.prod(x.shape[1:-1]))
+            return jnp.concatenate([x.reshape(len(x), -1), norm * one_hot], axis=-1)
         maps = jnp.broadcast_to(one_hot[:, None, None, :], (*x.shape[:3], classes))
         return jnp.concatenate([x, maps], axis=-1)
 

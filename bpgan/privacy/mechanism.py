@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from bpgan.algorithms.turns import Aux, Gradient, Now, Objective, Turn
 from bpgan.privacy.clipping import clipped_sum
+from bpgan.privacy.noise import normal
 from bpgan.types import PRNG, Batch, Params, stream
 
 OVERFLOW = "overflow"
@@ -39,9 +41,9 @@ def gaussian(
 ) -> Gradient:
     """The clipped sum with Gaussian noise, over the expected batch.
 
-    The noise of update t has the key ``fold_in(stream(secret, "noise"), t)``, and each leaf of the gradient one of its
-    own; what objectives draw has ``fold_in(stream(secret, "rows"), t)``. The state has to remember ``OVERFLOW``, if
-    batches can overflow.
+    The noise of update t has the key ``fold_in(stream(secret, "noise"), t)``, and each number of the gradient, whatever
+    its leaf, a counter of its own; what objectives draw has ``fold_in(stream(secret, "rows"), t)``. The state has to
+    remember ``OVERFLOW``, if batches can overflow.
 
     Args:
       clip: C, the greatest norm of the gradient of one record.
@@ -86,13 +88,12 @@ def _own_key(now: Now, secret: PRNG | None, name: str) -> PRNG:
 
 
 def _normal(key: PRNG, like: Params, scale: float) -> Params:
-    """Noise of standard deviation ``scale`` for each leaf, from a key of its own."""
+    """Noise of standard deviation ``scale``: of all leaves one after another, so that each number has its counter."""
     leaves, tree = jax.tree.flatten(like)
-    drawn = [
-        scale * jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
-        for i, x in enumerate(leaves)
-    ]
-    return jax.tree.unflatten(tree, drawn)
+    ends = np.cumsum([x.size for x in leaves])
+    drawn = jnp.split(scale * normal(key, int(ends[-1])), ends[:-1])
+    shaped = [e.reshape(x.shape).astype(x.dtype) for e, x in zip(drawn, leaves, strict=True)]
+    return jax.tree.unflatten(tree, shaped)
 
 
 def _overflow(now: Now) -> dict[str, jax.Array]:

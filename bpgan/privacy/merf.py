@@ -29,6 +29,7 @@ from jaxtyping import Array, Float
 
 from bpgan.algorithms import gan, turns
 from bpgan.privacy.accounting import Mechanism
+from bpgan.privacy.noise import normal
 from bpgan.types import Algorithm, Batch, Images, Source, stream
 
 MECHANISM = Mechanism("full", 1.0, 0.0, 1.0, 1e-5)
@@ -97,7 +98,7 @@ def release(
       secret: the two words of the secret key.
     """
     key = stream(jax.random.wrap_key_data(jnp.asarray(secret), impl="threefry2x32"), "noise")
-    noise = np.asarray(jax.random.normal(key, summed.shape, jnp.float32))
+    noise = np.asarray(normal(key, summed.size)).reshape(summed.shape)
     return ((summed + noise_multiplier * noise) / length).astype(np.float32)
 
 

@@ -106,7 +106,8 @@ class Product(NamedTuple):
         if self.is_conv:
             x, y = (t.reshape(-1, *t.shape[2:]) for t in (a, g))
             return conv.WEIGHT_GRAD.bind(x, y, **self.eqn.params | {"precision": "highest"})
-        return lax.dot_general(a, g, (((0, 1), (0, 1)), ((), ())), precision=_HIGHEST)
+        a, g = a.reshape(-1, a.shape[-1]), g.reshape(-1, g.shape[-1])
+        return lax.dot_general(a, g, (((0,), (0,)), ((), ())), precision=_HIGHEST)
 
 
 class Products(NamedTuple):

@@ -46,7 +46,7 @@ class Walk(NamedTuple):
 
     Attributes:
       method: such as ``SeFa``; ``space``: of what, such as ``z`` or ``w``.
-      names: of the k directions, such as ``1`` or ``1 (31 % of the variance)``.
+      names: of the k directions, such as ``1`` or ``1 (31 % of the variance)``; brackets stand at sliders only.
       steps: how far, in standard deviations of the latents, in ascending order; 0 is among them.
       strips: ``[bases, k, steps, h, w, c]``.
       scores: D's logits of these; None without a D.
@@ -187,20 +187,19 @@ def page(explored: Explored, *, limit: int = LIMIT) -> str:
     Args:
       explored: what it shows. A section without data is absent.
       limit: bytes that the page should not exceed. The images behind sliders are averaged to a smaller size until it
-        does not, or until they are 16 pixels on their shorter side, and the page says so.
+        does not, or until they are 16 pixels on their longer side, and the page says so.
 
     Raises:
       ValueError: if the shapes of the records do not agree.
     """
     _check(explored)
-    before = after = _size(explored)
-    text = _page(explored)
-    while len(text) > limit and min(after) > _LEAST:
-        share = min(0.97 * math.sqrt(limit / len(text)), 0.97)
-        after = tuple(max(round(share * side), 1) for side in after)
-        if min(after) < _LEAST:
-            after = tuple(round(side * _LEAST / min(before)) for side in before)
-        text = _page(_shrunk(explored, after), _MADE_SMALLER.format(*after, *before, limit / 1e6))
+    text, (height, width) = _page(explored), _size(explored)
+    share, least = 1.0, _LEAST / max(height, width, _LEAST)
+    while len(text) > limit and share > least:
+        share = max(share * min(0.97 * math.sqrt(limit / len(text)), 0.97), least)
+        size = max(round(share * height), 1), max(round(share * width), 1)
+        said = _MADE_SMALLER.format(*size, height, width, limit / 1e6)
+        text = _page(_shrunk(explored, size), said)
     return text
 
 

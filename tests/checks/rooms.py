@@ -74,8 +74,8 @@ ROOMS = {  # top to bottom; imports go down
     ),
     "bpgan.privacy": Room(
         "training with differential privacy: its accounting, and audits of it",
-        "algorithms metrics data nets losses optim sharding types files measures lookup",
-        "(audit canaries dpgan) (mechanism merf) (accounting clipping) products",
+        "algorithms metrics data nets losses optim sharding threefry types files measures lookup",
+        "(audit canaries dpgan) (mechanism merf) (accounting clipping noise) products",
     ),
     "bpgan.insight": Room(
         "what a generator has learned, what a discriminator looks at",
