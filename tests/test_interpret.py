@@ -4,6 +4,7 @@ import json
 import shutil
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -157,6 +158,52 @@ def test_bad_input(trained, toys, tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error and "Traceback" not in error, error
         assert len([line for line in error.splitlines() if line.startswith("error")]) == 1, error
+
+
+@pytest.mark.medium
+def test_directions_of_styles():
+    """Of w, not of z: SeFa finds the axes of a synthesis that is known, and truncation draws styles to their mean."""
+    stretch = jnp.diag(jnp.array([1.0, 3.0, 2.0]))
+    paint = jnp.asarray(np.random.default_rng(0).normal(size=(3, 16)), jnp.float32)
+
+    def synthesis(w):
+        return jnp.tanh(jnp.tanh(w @ stretch) @ paint).reshape(-1, 4, 4, 1)
+
+    def mapping(z):
+        return z[:, ::-1] ** 3
+
+    def latents(n, *, seed=0, truncation=None):
+        return np.random.default_rng(seed).normal(size=(n, 3)).astype(np.float32)
+
+    run = types.SimpleNamespace(
+        config=types.SimpleNamespace(truncation=0.0), experiment="styles", classes=0, private=True,
+        class_names=(), networks={"mapping": mapping, "synthesis": synthesis}, latents=latents,
+        generator=lambda z: synthesis(mapping(z)), record=types.SimpleNamespace(dataset=None),
+    )  # fmt: skip
+    explained = subject.Subject(
+        subject.Wanted("r", directions=2, samples=200, megapixels=0.02), run
+    )
+    found = walks.walked(explained)
+    assert {walk.method for walk in found.shows["walks"]} == {
+        "SeFa",
+        "GANSpace",
+        "Jacobian",
+        "attributes",
+    }
+    assert found.numbers["space"] == "w"
+    vectors = np.array(found.numbers["SeFa"]["vectors"])
+    np.testing.assert_allclose(vectors, [[0, 1, 0], [0, 0, 1]], atol=1e-5)
+    first, strip = found.shows["walks"][0], found.shows["strips"][0]
+    assert first.scores is None and first.grids is not None
+    middle = first.steps.index(0)
+    b = len(strip.tiles)
+    for i in range(b):  # psi = 1 and a step of 0 are the sample itself, psi = 0 is the same for all
+        np.testing.assert_array_equal(strip.tiles[i, -1], first.strips[i, 0, middle])
+        np.testing.assert_array_equal(strip.tiles[i, 0], strip.tiles[0, 0])
+    # The first direction of a pair goes down.
+    ends = first.pair_steps.index(0)
+    np.testing.assert_array_equal(first.grids[0, 0, 0, ends], first.strips[0, 0, 0])
+    np.testing.assert_array_equal(first.grids[0, 0, ends, 0], first.strips[0, 1, 0])
 
 
 @pytest.mark.parametrize(

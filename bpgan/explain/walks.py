@@ -1,7 +1,7 @@
 """Samples along directions: what moves them, and whether their class stays."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -133,17 +133,7 @@ def _sefa(subject: Subject, space: Space) -> Method:
 
 def _ganspace(subject: Subject, space: Space) -> Method:
     g, n, block = subject.bound(space), 5 * subject.wanted.samples, 500
-    layer = choose_layer("", subject.layers())
-    whole = int(np.prod(layer.shape)) <= _COMPONENTS
-
-    def activation(points: Any) -> Any:
-        if space.name == "w":
-            return points
-        a = units.capture(g, points, layer.name)[1]
-        return a if whole else a.mean(tuple(range(1, a.ndim - 1)))
-
-    of = f"of the layer {layer.name}" + ", whose pixels are averaged" * (not whole)
-    of = "of the styles" if space.name == "w" else of
+    activation, of = (_itself, "the styles") if space.name == "w" else _layer(subject, g)
 
     def drawn(i: int) -> np.ndarray:
         return space.points(subject.latents(block, 600 + i), subject.labels(block))
@@ -151,8 +141,24 @@ def _ganspace(subject: Subject, space: Space) -> Method:
     found = directions.ganspace(
         activation, drawn, n, subject.wanted.directions, in_latents=space.name == "z"
     )
-    says = f"Principal components {of}, of {counted(n, 'sample')}."
+    says = f"Principal components of {of}, of {counted(n, 'sample')}."
     return _named("GANSpace", found, "of the variance", says)
+
+
+def _itself(points: Any) -> Any:
+    return points
+
+
+def _layer(subject: Subject, g: Callable[[Any], Any]) -> tuple[Callable[[Any], Any], str]:
+    """What a layer in the middle of G makes of latents, averaged over pixels if it is large; and its name."""
+    layer = choose_layer("", subject.layers())
+    whole = int(np.prod(layer.shape)) <= _COMPONENTS
+
+    def activation(points: Any) -> Any:
+        a = units.capture(g, points, layer.name)[1]
+        return a if whole else a.mean(tuple(range(1, a.ndim - 1)))
+
+    return activation, f"the layer {layer.name}" + ", whose pixels are averaged" * (not whole)
 
 
 def _jacobian(subject: Subject, space: Space) -> Method:
