@@ -39,12 +39,19 @@ def _both(x, w):
     return {"all": (x @ w.T, w @ x.T)}, w
 
 
+def _of_rows(x, w):
+    """As the gradients of single records are: each row a matrix of one, and a norm of each."""
+    y = jax.vmap(lambda row: row[None] @ w.T)(x)
+    return y, jax.vmap(lambda row: jnp.vdot(row, row))(x)
+
+
 OF_MATRICES = {  # function, shapes, how many matrices are transposed
     "a product": (_turned, ((5, ROWS), (7, ROWS)), 1),
     "what einsum makes": (lambda x, w: jnp.einsum("ik,jk->ij", x, w), ((5, ROWS), (7, ROWS)), 1),
     "a gradient": (_gradient, ((5, 7), (7, ROWS)), 1),
     "a loop": (_in_a_loop, ((5, ROWS), (7, ROWS)), 2),
     "a branch": (_in_a_branch, ((5, ROWS), (7, ROWS)), 2),
+    "row by row": (_of_rows, ((5, ROWS), (7, ROWS)), 1),
     "a tree": (_both, ((5, ROWS), (5, ROWS)), 2),
     "short rows": (_turned, ((5, 30), (7, 30)), 0),
 }

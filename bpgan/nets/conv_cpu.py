@@ -44,6 +44,8 @@ _NARROW = 32
 """Channels of responses that leave vector units idle as the outputs of a kernel gradient's convolution."""
 _BLOCK = 1600
 """Responses of a block of a kernel gradient: examples times pixels."""
+_WHOLE = 3200
+"""Responses up to which a kernel gradient is as fast without blocks, or faster."""
 _STRIDED = 64, 800
 """Channels from which a strided convolution is faster in blocks of examples, and results of a block."""
 _MANY = 128
@@ -134,7 +136,8 @@ def weight_grad(
         form = partial(winograd.weight_grad, padding=padding, precision=precision)
         return winograd.of_kernel_tiles(_sum_of_blocks(form, x, g, _fit(_TILES[1], pixels, 4)))
     form = partial(_traded, strides=strides, padding=padding, size=size, precision=precision)
-    return _sum_of_blocks(form, x, g, _fit(_BLOCK, pixels))
+    whole = x.shape[0] * pixels[0] * pixels[1] <= _WHOLE
+    return form(x, g) if whole else _sum_of_blocks(form, x, g, _fit(_BLOCK, pixels))
 
 
 def _is_wide(x: Array) -> bool:

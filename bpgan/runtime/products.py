@@ -67,8 +67,11 @@ def _equations(jaxpr: Any) -> Iterator[JaxprEqn]:
 def _kind(eqn: JaxprEqn) -> str:
     name = eqn.primitive.name
     if name == "dot_general":
-        types: list[Any] = [x.aval for x in eqn.invars]
-        return "matrices" if max(x.ndim for x in types) <= 2 else "others"
+        (of_x, _), (batch, _) = eqn.params["dimension_numbers"]
+        if not batch:  # of more axes, too, XLA makes a matrix
+            return "matrices"
+        of_vectors = all(x.aval.ndim == len(of_x) + len(batch) for x in eqn.invars)
+        return "" if of_vectors else "others"
     return "others" if name == "conv_general_dilated" or name.startswith("bpgan_") else ""
 
 
@@ -105,24 +108,27 @@ def _is_turned(eqn: JaxprEqn, transposed: Container[Any]) -> bool:
     """Whether it is a product ``x @ w.T``, or one of x and what is such a transpose."""
     if eqn.primitive.name != "dot_general":
         return False
-    types: list[Any] = [x.aval for x in eqn.invars]
-    if any(x.ndim != 2 or x.dtype != jnp.float32 for x in types):
+    x, matrix = (operand.aval for operand in eqn.invars)
+    (of_x, of_w), (batch, _) = eqn.params["dimension_numbers"]
+    if matrix.ndim != 2 or batch or of_x != (x.ndim - 1,) or x.ndim < 2:
         return False
-    w, (rows, columns) = eqn.invars[1], types[1].shape
-    summed = eqn.params["dimension_numbers"][0]
-    if summed == ((1,), (0,)) and not isinstance(w, Literal) and w in transposed:
+    if not x.dtype == matrix.dtype == jnp.float32:
+        return False
+    w, (rows, columns) = eqn.invars[1], matrix.shape
+    if of_w == (0,) and not isinstance(w, Literal) and w in transposed:
         return rows % _ROW == 0
-    return summed == ((1,), (1,)) and columns % _ROW == 0
+    return of_w == (1,) and columns % _ROW == 0
 
 
 def _turned(x: jax.Array, w: jax.Array, *, dimension_numbers: Any, **params: Any) -> jax.Array:
-    w = w.T if dimension_numbers[0] == ((1,), (1,)) else w
-    return lax.dot_general(x, lax.optimization_barrier(w), (((1,), (0,)), ((), ())), **params)
+    (of_x, of_w), none = dimension_numbers
+    w = w.T if of_w == (1,) else w
+    return lax.dot_general(x, lax.optimization_barrier(w), ((of_x, (0,)), none), **params)
 
 
 def _abstract(x: Any, w: Any, *, dimension_numbers: Any, **params: Any) -> Any:
     ((_, (summed,)), _) = dimension_numbers
-    return x.update(shape=(x.shape[0], w.shape[1 - summed]))
+    return x.update(shape=(*x.shape[:-1], w.shape[1 - summed]))
 
 
 _turned_p = Primitive("bpgan_turned_product")
