@@ -20,6 +20,7 @@ os.environ["BPGAN_DATA_DIR"] = str(pathlib.Path(__file__).parent.parent / ".pyte
 import jax
 import numpy as np
 import pytest
+from jax._src import compiler
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_num_cpu_devices", 8)
@@ -67,6 +68,28 @@ def optimized():
     yield
     jax.config.update("jax_disable_most_optimizations", True)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
+
+@pytest.fixture(scope="module")
+def short_fusions():
+    """Fusions take a shorter way to their code, in this process: on a CPU, half of a compilation of a step is theirs.
+
+    Not in `optimized` tests, and not for those that count the last bits of a sum: the other way, which users have,
+    rounds in other places. ``XLA_FLAGS`` would hold for all tests, and cost each run a process that reads them.
+    """
+    get_options = compiler.get_compile_options
+
+    @functools.wraps(get_options)
+    def short(*args, **kwargs):
+        found = get_options(*args, **kwargs)
+        if jax.config.values["jax_disable_most_optimizations"] and jax.default_backend() == "cpu":
+            more = [("xla_cpu_use_fusion_emitters", False)]
+            found.env_option_overrides = [*found.env_option_overrides, *more]
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", short)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from bpgan.version import __version__
 
 ROOT = pathlib.Path(__file__).parent.parent
 SUPPORTED = ("3.11", "3.12", "3.13")
+THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
 FLAGS = ["--preset=smoke", "--tensorboard=false"]
 
 OWN = """
@@ -141,7 +142,7 @@ def interpreter(version):
     """A Python of this version that can make environments, on the path or of pyenv; None if there is none."""
     pyenv = pathlib.Path(os.environ.get("PYENV_ROOT", pathlib.Path.home() / ".pyenv"))
     found = [shutil.which(f"python{version}"), *pyenv.glob(f"versions/{version}.*/bin/python")]
-    if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+    if version == THIS:
         found.append(sys.executable)
     for path in filter(None, found):
         test = "import ensurepip, ssl, sys; print('%d.%d' % sys.version_info[:2])"
@@ -232,7 +233,13 @@ def say(*argv, folder):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("version", SUPPORTED)
+@pytest.mark.parametrize(
+    "version",
+    [
+        pytest.param(v, marks=pytest.mark.xdist_group(THIS if v == THIS else "others"))
+        for v in SUPPORTED
+    ],
+)
 def test_the_wheel_in_a_fresh_environment(installed, elsewhere, version):
     bin = installed(version)
     assert "linear_regression" in say(bin / "bpgan", "--list", folder=elsewhere)
@@ -307,10 +314,11 @@ def walk(bin, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group(THIS)  # whose environment it uses, too
 @pytest.mark.timeout(1800)
 def test_a_new_user_in_a_fresh_environment(installed, distributions, tmp_path):
     """From a folder of pictures to all that is made of it, by the page alone."""
-    bin = installed(f"{sys.version_info.major}.{sys.version_info.minor}")
+    bin = installed(THIS)
     assert 'pip install "bpgan[export]"' in PAGE
     pip = [bin / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     say(*pip, f"{distributions[1]}[export]", folder=tmp_path)

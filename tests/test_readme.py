@@ -4,10 +4,12 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
+from checks.harness import SHORT_FUSIONS
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -44,7 +46,7 @@ def run(argv, folder):
     done = subprocess.run(
         [sys.executable, *argv],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | SHORT_FUSIONS,
         capture_output=True,
         text=True,
         timeout=900,
@@ -63,13 +65,26 @@ def runs_of(word):
     return re.findall(r"(?<=[=,])(runs/(\w+)(?:/[\w=.-]+)?)", word)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """``trained(experiment)``: the folder of a short run of it."""
+    folder = tmp_path_factory.mktemp("trained")
+
+    def path(name):
+        if not (folder / name).exists():
+            run(["-m", f"experiments.{name}", "--preset=smoke", f"--workdir={name}"], folder)
+        return folder / name
+
+    return path
+
+
 @pytest.mark.medium
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize("command", HERE, ids=" ".join)
-def test_command(command, tmp_path):
+def test_command(command, trained, tmp_path):
     for path, name in (found for word in command for found in runs_of(word)):
         path = path if path.count("/") > 1 else f"{path}/default"
-        run(["-m", f"experiments.{name}", "--preset=smoke", f"--workdir={path}"], tmp_path)
+        shutil.copytree(trained(name), tmp_path / path)
     flags = {word.partition("=")[0] for word in command}
     if "--run" in flags:
         few = {

@@ -17,7 +17,8 @@ from bpgan.nets import linen_net, spectral
 
 def compiled(f):
     """``jit`` that compiles fast rather than well."""
-    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
+    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    return jax.jit(f, compiler_options=options)
 
 
 def normal(seed, *shape, dtype=np.float64):
