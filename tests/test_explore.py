@@ -31,7 +31,12 @@ def random(*shape, seed=0):
 
 def records(evil="<b>", side=8, channels=1, seeds=2):
     """Records of every kind: each image of a walk is of one gray level, that of its place."""
-    labels, names, steps, small = ["7", evil], ["1 (a share)", f"2 {evil}"], [-2, -1, 0, 1, 2], [-1, 0, 1]
+    labels, names, steps, small = (
+        ["7", evil],
+        ["1 (a share)", f"2 {evil}"],
+        [-2, -1, 0, 1, 2],
+        [-1, 0, 1],
+    )
     bases, n = seeds * 2, 3
     level = np.arange(bases * 2 * 5, dtype=np.uint8).reshape(bases, 2, 5)
     grid = np.arange(100, 100 + bases * 9, dtype=np.uint8).reshape(1, bases, 3, 3)
