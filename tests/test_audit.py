@@ -20,7 +20,7 @@ from bpgan.report import audit as report
 from bpgan.types import UserError
 from experiments import audit, classifier, linear_regression, mnist_gan, private_gan, vae
 
-pytestmark = pytest.mark.usefixtures("no_curves")
+pytestmark = pytest.mark.usefixtures("no_curves", "short_fusions")
 
 
 def train(module, path, *flags):
@@ -178,7 +178,13 @@ def test_a_run_is_audited(trained, tmp_path, capsys, digits):
 def test_a_private_run_is_audited(tmp_path, capsys, digits):
     """It claims an epsilon, and has canaries of both kinds."""
     pytest.importorskip("dp_accounting")
-    flags = [f"--dataset=npz:{digits}", "--canaries=80:1", "--secret_seed=1", "--delta=1e-4"]
+    flags = [
+        f"--dataset=npz:{digits}",
+        "--canaries=80:1",
+        "--secret_seed=1",
+        "--delta=1e-4",
+        "--net=mlp",
+    ]
     path = train(private_gan, tmp_path / "run", *flags)
     assert run(f"--run={path}", f"--workdir={tmp_path / 'audit'}") == 0
     found = json.loads((tmp_path / "audit" / "audit.json").read_text())

@@ -7,6 +7,7 @@ import re
 import sys
 
 import pytest
+from checks.harness import SHORT_FUSIONS
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
@@ -85,7 +86,8 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
     pytest.importorskip("ipykernel")
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "jupyter"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name, value in ({"PYTHONPATH": str(ROOT)} | SHORT_FUSIONS).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("BPGAN_DATA_DIR", str(tmp_path / "data"))
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
