@@ -81,7 +81,7 @@ class Config(cli.Config):
     )  # fmt: skip
     layer: str = cli.field("", "whose units are ablated; empty: one in the middle of G")
     image: str = cli.field("", "pictures of your own to invert, separated by commas")
-    iterations: int = cli.field(300, "steps of the inversion", low=1)
+    iterations: int = cli.field(1000, "steps of the inversion", low=1)
     seed: int = cli.field(0, "of latents and of every choice at random", low=0, high=2**31)
     trust: bool = cli.TRUST
 

@@ -43,7 +43,7 @@ class Wanted(NamedTuple):
     samples: int = 2000
     megapixels: float = 9.0
     layer: str = ""
-    iterations: int = 300
+    iterations: int = 1000
     seed: int = 0
     trust: bool = False
     own: Sequence[tuple[str, np.ndarray]] = ()
