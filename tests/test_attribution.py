@@ -348,7 +348,7 @@ def test_a_map_that_ignores_the_weights_is_found_out():
     assert found.layers == ("dense2", "dense1", "all") and found.correlations.shape == (3, 4)
     assert found.depends and found.left == np.abs(found.correlations[-1]).mean()
     wanted = [
-        scipy.stats.spearmanr(a.ravel(), b.ravel())[0]
+        float(np.asarray(scipy.stats.spearmanr(a.ravel(), b.ravel()))[0])
         for a, b in zip(explain(trained), explain(fresh), strict=True)
     ]
     np.testing.assert_allclose(found.correlations[-1], wanted, atol=1e-12)

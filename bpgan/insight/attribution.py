@@ -136,7 +136,9 @@ def integrated_gradients(
     The integral is taken by Gauss and Legendre's rule, which is exact for polynomials of degree ``2 nodes - 1`` along
     the line and so converges faster than any power of the nodes for a smooth score. The gradient of a network of leaky
     ReLUs jumps where the line crosses a kink. There no rule is better than first order: the error is that of the cells
-    with a jump, of either sign, and halves *on average over images* where the nodes double, not for each of them.
+    with a jump, of either sign, and halves *on average over images* where the nodes double, not for each of them. For
+    the D of a ``mnist_gan`` with the default recipe and 32 digits, the mean gap with 64 nodes is 1.4 % of the mean
+    difference from a black baseline and 0.2 % from the mean image; with 256 nodes it is 0.35 % and 0.08 %.
 
     Args:
       score, x, baseline, labels: as of ``gradient``.
@@ -246,7 +248,8 @@ class Randomized(NamedTuple):
       layers: those that are anew in the i-th row besides those of the rows before it. In the last row all are.
       correlations: Spearman's rank correlation of each image's map with that of the trained network, ``[rows, n]``.
       absolute: the same of the absolute values of the maps. The factor ``x - baseline`` of integrated gradients alone
-        keeps these alike where much of an image equals the baseline.
+        keeps these alike where much of an image equals the baseline: they say of digits on black ground, 0.98 for a
+        ``mnist_gan``, that the map is that of the digit. The map of the gradient has no such factor, and 0.09.
     """
 
     layers: tuple[str, ...]
@@ -286,6 +289,8 @@ def randomized_weights(
       UserError: for layers that are none of the network's, or fresh variables of another structure.
     """
     _check_fresh(variables, fresh, layers)
+    # On the host: arrays of a run are laid out on its devices, and each layout would be compiled for.
+    variables, fresh = jax.tree.map(np.asarray, (dict(variables), dict(fresh)))
     upper = tuple(layers)[:0:-1]  # all but the first, from the top
     mixtures = [_mixed(variables, fresh, upper[: i + 1]) for i in range(len(upper))]
     trained = np.asarray(explain(variables))
