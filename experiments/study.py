@@ -1,4 +1,4 @@
-"""Studies: several methods, each with several seeds, trained, evaluated and put in one table by one command.
+"""Studies: several methods with several seeds, trained, evaluated and put in one table.
 
 Run:     python -m experiments.study --preset=smoke
              two methods of eight steps each, to see that it works
@@ -106,7 +106,6 @@ class Config(cli.Config):
     )
     features: cli.Parsed[Make] = FEATURES
     n: int = cli.field(10_000, "samples of every run", low=10)
-    jobs: int = cli.field(0, "runs at a time; 0: as many as devices, or cores", low=0, restart_safe=True)  # fmt: skip
 
 
 PRESETS = {"smoke": dict(study="smoke", metrics="fd", features="pixels", n=100)}
@@ -126,7 +125,7 @@ def run(cfg: Config) -> None:
         group = [arm for arm in arms if arm.experiment == experiment]
         together = [member for arm in group for member in planned[arm.name]]
         script = experiments.find(experiment)
-        sweep.train_all(script, folder, "study", together, processes.count_slots(cfg.jobs))
+        sweep.train_all(script, folder, "study", together, processes.count_slots(0))
         for arm in group:
             for member in planned[arm.name]:
                 kept.measure(arm, member)
