@@ -1,5 +1,7 @@
 """The normal numbers of a private release: their law, their tails, and that they are the same bits everywhere."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -53,7 +55,9 @@ def test_numbers_are_pairs_of_the_counters():
     """Of Threefry's blocks in their order: first numbers of all pairs, then the second ones."""
     for n in (1, 1003):
         low = np.arange(2 * -(-n // 4), dtype=np.uint32)
-        words = threefry.encrypt(np.asarray(jax.random.key_data(KEY)), np.zeros_like(low), low)
+        key: Any = np.asarray(jax.random.key_data(KEY))
+        counters: Any = (np.zeros_like(low), low)
+        words = threefry.encrypt(key, *counters)
         expected = np.concatenate(box_muller(*words))[:n]
         found = draw(KEY, n)
         assert found.shape == (n,) and found.dtype == np.float32

@@ -70,7 +70,8 @@ def _kind(eqn: JaxprEqn) -> str:
         (of_x, _), (batch, _) = eqn.params["dimension_numbers"]
         if not batch:  # of more axes, too, XLA makes a matrix
             return "matrices"
-        of_vectors = all(x.aval.ndim == len(of_x) + len(batch) for x in eqn.invars)
+        types: list[Any] = [x.aval for x in eqn.invars]
+        of_vectors = all(x.ndim == len(of_x) + len(batch) for x in types)
         return "" if of_vectors else "others"
     return "others" if name == "conv_general_dilated" or name.startswith("bpgan_") else ""
 
@@ -108,7 +109,8 @@ def _is_turned(eqn: JaxprEqn, transposed: Container[Any]) -> bool:
     """Whether it is a product ``x @ w.T``, or one of x and what is such a transpose."""
     if eqn.primitive.name != "dot_general":
         return False
-    x, matrix = (operand.aval for operand in eqn.invars)
+    types: list[Any] = [operand.aval for operand in eqn.invars]
+    x, matrix = types
     (of_x, of_w), (batch, _) = eqn.params["dimension_numbers"]
     if matrix.ndim != 2 or batch or of_x != (x.ndim - 1,) or x.ndim < 2:
         return False
