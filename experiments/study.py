@@ -15,6 +15,7 @@ Both are written after every evaluation, so that a study that is not done has a 
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -237,8 +238,8 @@ def _cell(members: Sequence[Mapping[str, Any]], metric: str, column: str) -> str
 
 
 def _minutes(result: Mapping[str, Any]) -> float:
-    """How long a run has trained, with all that belongs to it."""
-    return sum(result.get("timings", {}).values()) / 60
+    """How long a run took, with all that belongs to it."""
+    return result.get("timings", {}).get("total_s", math.nan) / 60
 
 
 if __name__ == "__main__":

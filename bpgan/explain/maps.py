@@ -14,7 +14,6 @@ from bpgan.runtime import images
 from bpgan.trained.run import Function
 from bpgan.types import stream
 
-
 _NODES = 256  # of the line from black, along which a network of leaky ReLUs has the most kinks
 
 
@@ -154,8 +153,8 @@ def _completeness(
         )
     if randomized:
         notes.append(
-            f"Of the gradient, and of that of a D with weights anew, the mean rank correlation is {randomized['left']:.2f}"
-            " in size: below 0.3 the maps depend on what D has learned. Maps that have the image as a factor, such as"
+            f"The gradient and that of a D with weights anew have the mean rank correlation {randomized['left']:.2f} in"
+            " size: below 0.3 the maps depend on what D has learned. Maps that have the image as a factor, such as"
             " those of integrated gradients, keep its outline whatever D has learned."
         )
     return Table(title, ["method", "median residual", "greatest"], rows, notes=notes)
