@@ -11,8 +11,13 @@ Run:     python -m experiments.private_gan --preset=smoke
 A step is one update of D, on a batch that every record joins with probability batch_size / records. --epsilon decides
 the noise at the first start, and a run that goes on never spends more. The state counts the updates, the log says what
 they cost. What is computed on records and is not accounted for, such as the loss of D, is not logged.
-Presets: not measured.
-         mnist, fashion  epsilon = 10 on a CPU.
+Presets: those of Bie et al. are not measured.
+         mnist      epsilon = 10 on the embedded digits, two minutes on one core. Measured: FD 278 in features of a
+                    classifier, and a classifier trained on samples is right on 72.2 % of the test digits; one seed.
+                    9,000 records are few for so much noise.
+         fashion    FASHION, six minutes on one core. Measured, three seeds: FD 141 +- 7 and 57.3 +- 1.8 % at epsilon = 10,
+                    483 +- 61 and 27.4 +- 5.7 % at epsilon = 1; without noise and clipping 70.4 +- 1.7 and 64.4 +- 2.4 %.
+                    DP-MERF beside it: docs/privacy.md. Tuned on digits, with the noise that 60,000 records allow.
          bie-eps10, bie-eps1  Bie et al. on the 60,000 digits of MNIST, C = 1, delta = 1e-5: 450,000 steps with
                     sigma = 1 and 50 updates of D per update of G (100 for FASHION), or 325,000 with sigma = 5 and 200.
                     Their FID and accuracy of a classifier at epsilon = 10 are 19.4 and 93.0 %.
@@ -95,8 +100,8 @@ class Config(image_gan.Config):
     lr: cli.Parsed[optim.Pair] = cli.field("1e-3/2e-3")
     betas: cli.Parsed[optim.Betas] = cli.field("0.5,0.999")
     latents: cli.Parsed[Any] = cli.field("normal:64")
-    batch_size: int = cli.field(1024, "records in a batch on average, and fakes in an update of G")
-    epochs: float = cli.field(100.0)
+    batch_size: int = cli.field(2048, "records in a batch on average, and fakes in an update of G")
+    epochs: float = cli.field(250.0)
     sample_every: str = cli.field("5ep")
     checkpoint_every: str = cli.field("5ep")
 
@@ -115,7 +120,7 @@ _BIE = dict(
 
 PRESETS = {
     "mnist": dict(),
-    "fashion": dict(batch_size=2048, epochs=240.0, sample_every="20ep", checkpoint_every="20ep"),
+    "fashion": dict(epochs=240.0, sample_every="20ep", checkpoint_every="20ep"),
     "bie-eps10": dict(_BIE, noise_multiplier="1", steps=450_000, d_steps=50),
     "bie-eps1": dict(_BIE, noise_multiplier="5", steps=325_000, d_steps=200),
     "bie-eps10-adaptive": dict(
