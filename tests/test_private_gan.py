@@ -14,7 +14,6 @@ import time
 import jax
 import numpy as np
 import pytest
-from checks.harness import SHORT_FUSIONS
 
 from bpgan import cli
 from bpgan.data import poisson
@@ -225,19 +224,16 @@ def state_of(workdir):
 def test_a_killed_run_goes_on_to_the_bit(tmp_path, trees_equal):
     """Noise, inclusion and epsilon after kill -9 are those of the run that was left alone; also read from disk."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    environment = os.environ | SHORT_FUSIONS
-    subprocess.run(command(whole), check=True, capture_output=True, env=environment)
+    subprocess.run(command(whole), check=True, capture_output=True)
     killed.mkdir()
     for name in (secret.FILE, secret.TERMS):  # the same secret, which is drawn anew elsewhere
         shutil.copy2(whole / name, killed / name)
-    process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL)
     while not records.has_checkpoint(killed) and process.poll() is None:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    subprocess.run(
-        command(killed, "--feed=stream"), check=True, capture_output=True, env=environment
-    )
+    subprocess.run(command(killed, "--feed=stream"), check=True, capture_output=True)
     trees_equal(*map(state_of, (whole, killed)))
     a, b = (records.read_result(path / "result.json") for path in (whole, killed))
     assert a.privacy == b.privacy and a.privacy["updates"] == 60
