@@ -15,9 +15,10 @@ Presets: those of Bie et al. are not measured.
          mnist      epsilon = 10 on the embedded digits, two minutes on one core. Measured: FD 278 in features of a
                     classifier, and a classifier trained on samples is right on 72.2 % of the test digits; one seed.
                     9,000 records are few for so much noise.
-         fashion    FASHION, six minutes on one core. Measured, three seeds: FD 141 +- 7 and 57.3 +- 1.8 % at epsilon = 10,
-                    483 +- 61 and 27.4 +- 5.7 % at epsilon = 1; without noise and clipping 70.4 +- 1.7 and 64.4 +- 2.4 %.
-                    DP-MERF is better at both (docs/privacy.md). Tuned on digits, with the noise that 60,000 records allow.
+         fashion    FASHION, six minutes on one core. Measured, three seeds: FD 141 +- 7 and 57.3 +- 1.8 % at epsilon =
+                    10, 483 +- 61 and 27.4 +- 5.7 % at epsilon = 1; without noise and clipping 70.4 +- 1.7 and 64.4 +-
+                    2.4 %. DP-MERF is better at both (docs/privacy.md). Tuned on digits, with the noise that 60,000
+                    records allow.
          bie-eps10, bie-eps1  Bie et al. on the 60,000 digits of MNIST, C = 1, delta = 1e-5: 450,000 steps with
                     sigma = 1 and 50 updates of D per update of G (100 for FASHION), or 325,000 with sigma = 5 and 200.
                     Their FID and accuracy of a classifier at epsilon = 10 are 19.4 and 93.0 %.

@@ -535,6 +535,7 @@ def test_all_kernels_at_once_find_their_singular_values(measure, x64):
     np.testing.assert_allclose([sigma for sigma, _, _ in still], sigmas, rtol=1e-12)
 
 
+@pytest.mark.medium
 def test_a_stack_computes_what_each_kernel_does(x64):
     """Also of zeros, and after one iteration, when sigma is not yet a singular value."""
     kernels = [normal(i, *s) for i, s in enumerate(KERNELS)] + [jnp.zeros((3, 2))]

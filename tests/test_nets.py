@@ -346,7 +346,7 @@ def instances():
     """Every network that is found, at the sizes of MNIST and of CIFAR."""
     for name, module in modules().items():
         for shape in ((28, 28, 1), (32, 32, 3)):
-            small = shape[0] == 28 and name not in ("biggan", "stylegan2")
+            small = shape[0] == 28 and name not in ("biggan", "resnet", "stylegan2")
             marks = () if small else pytest.mark.medium
             nets = {"Generator": (tiny(name, "Generator", shape), (16,), shape)}
             nets["Discriminator"] = tiny(name, "Discriminator"), shape, ()
