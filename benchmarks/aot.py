@@ -165,6 +165,34 @@ def inception() -> Case:
     return Case(traced, tpu=False, precise=True)
 
 
+def inversion(targets: int = 8, starts: int = 4) -> Case:
+    """The search for latents of images by the default generator of ``mnist_gan``, which stands for what explains it."""
+    from jax.tree_util import Partial
+
+    from bpgan.insight import inversion as module
+
+    def traced(devices: Sequence[Any]) -> Any:
+        at = SingleDeviceSharding(devices[0])
+        algorithm = build("mnist_gan").algorithm
+        assert algorithm.latents is not None
+        latents, network = algorithm.latents, algorithm.networks["generator"]
+        key = jax.random.key(0)
+        variables = jax.eval_shape(lambda: network.variables(algorithm.init(key)))
+        z = jax.eval_shape(lambda: latents(key, targets))
+        images = jax.eval_shape(network.apply, variables, z)
+        number = jax.ShapeDtypeStruct((), jnp.float32)
+        many = jax.ShapeDtypeStruct((starts, *z.shape), z.dtype)
+        center = jax.ShapeDtypeStruct(z.shape[1:], z.dtype)
+        problem = module._Problem(
+            Partial(network.apply, _placed(variables, at)), None, *_placed(
+                (images, None, number, number, number, center, center, center), at
+            )
+        )  # fmt: skip
+        return module._descend.trace(problem, _placed(many, at), 300, "cosine:0.1:0")
+
+    return Case(traced)
+
+
 def neighbors(n: int = 10_000, width: int = 2048) -> Case:
     """The search of nearest neighbors: one block of queries against ``n`` points."""
     from bpgan.metrics import neighbors as module
@@ -209,6 +237,7 @@ def programs() -> dict[str, Case]:
         "private": run("private_gan", "--net=dcgan:32,plain"),
         "private-mlp": run("private_gan", "--net=mlp"),
         "sample": sample(100, "mnist_gan"),
+        "inversion": inversion(),
         "inception": inception(),
         "neighbors": neighbors(),
     }
