@@ -93,6 +93,8 @@ def test_command(command, trained, tmp_path):
             "experiments.interpret": ["--preset=smoke", "--what=directions"],
         }
         command = [*command, *few.get(command[2], ["--n=100", "--features=pixels"])]
+    elif "--study" in flags:  # of which a whole one takes hours
+        command = [*command[:3], "--preset=smoke"]
     elif not {"--help", "--list", "--report"} & flags:
         short = {"--preset", "--epochs"} & flags
         command = [*command, *(SHORT if short else ["--preset=smoke"])]
