@@ -20,6 +20,7 @@ os.environ["BPGAN_DATA_DIR"] = str(pathlib.Path(__file__).parent.parent / ".pyte
 import jax
 import numpy as np
 import pytest
+from checks.fusions import FUSIONS
 from jax._src import compiler
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -83,8 +84,7 @@ def short_fusions():
     def short(*args, **kwargs):
         found = get_options(*args, **kwargs)
         if jax.config.values["jax_disable_most_optimizations"] and jax.default_backend() == "cpu":
-            more = [("xla_cpu_use_fusion_emitters", False)]
-            found.env_option_overrides = [*found.env_option_overrides, *more]
+            found.env_option_overrides = [*found.env_option_overrides, *FUSIONS.items()]
         return found
 
     with pytest.MonkeyPatch.context() as patch:

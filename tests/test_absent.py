@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 import pytest
-from checks.harness import SHORT_FUSIONS
+from checks.fusions import SHORT_FUSIONS
 
 from bpgan.data import datasets, flat, sources
 from bpgan.runtime import events

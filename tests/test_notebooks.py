@@ -7,7 +7,7 @@ import re
 import sys
 
 import pytest
-from checks.harness import SHORT_FUSIONS
+from checks.fusions import SHORT_FUSIONS
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))

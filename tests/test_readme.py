@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from checks.harness import SHORT_FUSIONS
+from checks.fusions import SHORT_FUSIONS
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]

@@ -19,8 +19,6 @@ FLAGS = [
     f"--steps={STEPS}",
 ]  # fmt: skip
 LIMIT = 120.0
-SHORT_FUSIONS = {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
-"""For the environment of processes: `short_fusions` of conftest.py."""
 
 
 def command(workdir, *flags):

@@ -13,12 +13,12 @@ from jax import lax
 
 import bpgan.nets
 from bpgan.nets import linen_net, spectral
+from checks.fusions import FUSIONS
 
 
 def compiled(f):
     """``jit`` that compiles fast rather than well."""
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    return jax.jit(f, compiler_options=options)
+    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0, **FUSIONS})
 
 
 def normal(seed, *shape, dtype=np.float64):
