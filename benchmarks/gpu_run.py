@@ -11,13 +11,10 @@ machine       the card, packages and devices; a run, its resumption and their re
 device        ``tests/accelerator``
 bits          whether processes end in the same bits, with ``--deterministic=true``, which is the default, and with
               ``false``: one takes the program of the other, with other lengths of calls, one compiles it anew
-mlp           the article's GAN against PyTorch
-sngan         the networks of ``sngan-32`` against PyTorch
-r3gan         the networks of ``r3-32`` against PyTorch
-flags         how fast the same programs are with command buffers, which are the default, and without them
-sweep         32 members of a sweep, and more, as one program
+peers         the article's GAN and the networks of ``sngan-32`` and ``r3-32`` against PyTorch
+private       an update with the gradient of every record clipped, with and without noise, beside the plain one
+sweep         1, 32 and 128 members of a sweep as one program
 quality       ``lite28`` on digits for half a minute, and the Frechet distance of what it draws
-tests         fast tests with optimized programs on the GPU, as many as there is time for
 ============  ========================================================================================================
 
 Every result is a line of JSON in ``DIR/results.jsonl``, written when it is known; the first line names the card, the
@@ -26,12 +23,14 @@ tables of ``RESULTS.md`` from the results in ``DIR``, and measures nothing.
 """
 
 import argparse
+import collections
 import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -43,15 +42,20 @@ from benchmarks import gpu, peers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIMITS = {
-    "machine": 35, "device": 80, "bits": 100, "mlp": 40, "sngan": 55, "r3gan": 60, "flags": 30, "sweep": 30,
-    "quality": 80, "tests": 20,
+    "machine": 45, "device": 90, "bits": 110, "peers": 150, "private": 35, "sweep": 35, "quality": 70,
 }  # fmt: skip
-"""Seconds of each phase; what one leaves is for those after it. Together they are less than nine minutes."""
+"""Shares of the time; what a phase leaves is for those after it."""
 LATE = 124
 """Exit code of a phase that has no time left."""
 REHEARSED = 50
 """Seconds of each phase at most in a rehearsal."""
-FLAGS = {"command buffers": "", "no command buffers": "--xla_gpu_enable_command_buffer="}
+PRIVATE = tuple(
+    f"{net}/bpgan, {form}"
+    for net in ("mlp", "dcgan")
+    for form in ("plain", "auto", "auto, with noise")
+)
+SWEEPS = ("mlp/vmap/1", "mlp/vmap/32", "mlp/vmap/128", "dcgan/vmap/1", "dcgan/vmap/32")
+"""Names of peers of ``benchmarks.private`` and ``benchmarks.sweep``."""
 RECIPES = {
     "article": ("mnist_gan", ["--preset=article"]),
     "mnist": ("mnist_gan", []),
@@ -61,12 +65,6 @@ RECIPES = {
     "tiny": ("mnist_gan", ["--preset=smoke"]),
 }
 """Experiments and flags; the images of ``image_gan`` are random."""
-TESTS = (
-    "nets",
-    "penalties",
-    "gan",
-    "metrics_neighbors",
-)
 
 
 class Run(NamedTuple):
@@ -175,26 +173,6 @@ def trained(name: str, steps: str, calls: str, deterministic: str) -> dict[str, 
     }
 
 
-def members(net: str, size: str, lowering: str) -> dict[str, Any]:
-    """Steps of a sweep's members per second, as one program."""
-    import numpy as np
-
-    from benchmarks.sweep import group_of
-
-    count, start = int(size), time.perf_counter()
-    group = group_of(net, count, lowering)
-    carry, alive = group.init(), np.ones(count, bool)
-    carry, _ = group.run(carry, 1, alive)
-    compiled = time.perf_counter() - start
-    k, took = 1, 0.0
-    while took < 1.0:
-        k *= 2
-        start = time.perf_counter()
-        carry, _ = group.run(carry, k, alive)
-        took = time.perf_counter() - start
-    return {"steps_per_s_in_all": round(count * k / took, 1), "first_call_s": round(compiled, 1)}
-
-
 def devices() -> dict[str, Any]:
     """Devices and their memory, and how far a float32 product and convolution are from the exact one here."""
     import jax
@@ -225,11 +203,7 @@ def devices() -> dict[str, Any]:
     }
 
 
-CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {
-    "trained": trained,
-    "members": members,
-    "devices": devices,
-}
+CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {"trained": trained, "devices": devices}
 
 
 # --- Phases -------------------------------------------------------------------------------------------------------
@@ -256,92 +230,86 @@ def machine(run: Run) -> None:
 
 def bits(run: Run) -> None:
     names, steps = (["tiny"], 8) if run.tiny else (["mnist", "sngan", "stylegan2", "r3"], 60)
-    # Every recipe as it is by default comes first.
-    for mode, name in [(mode, name) for mode in ("true", "false") for name in names]:
-        if run.left < 15:
-            run.say("bits", name=name, deterministic=mode, failed="no time left")
-            continue
-        caches = [str(run.out / "cache" / f"{name}-{mode}-{i}") for i in (0, 1)]
+    for mode, part in (("true", 0.6), ("false", 1.0)):  # the default first
 
-        def start(calls: int, cache: str, name: str = name, mode: str = mode) -> Child:
+        def start(name: str, calls: int, i: int, mode: str = mode, part: float = part) -> Child:
+            cache = str(run.out / "cache" / f"{name}-{mode}-{i}")
             environment = {"JAX_COMPILATION_CACHE_DIR": cache}
-            return Child("trained", name, steps, calls, mode, limit=run.left, **environment)
+            limit = run.left * part
+            return Child("trained", name, steps, calls, mode, limit=limit, **environment)
 
-        first, anew = (start(1, cache) for cache in caches)
-        first, anew = first.answer(), anew.answer()
+        started = {name: (start(name, 1, 0), start(name, 1, 1)) for name in names}
+        compiled = {name: (a.answer(), b.answer()) for name, (a, b) in started.items()}
         # The program of the first from its cache, and the steps in other calls, as after a resumption.
-        cached = start(4, caches[0]).answer()
-        found = [each.get("bits") for each in (first, cached, anew)]
-        same = None if None in found else [a == b for a, b in zip(found[0], found[1], strict=True)]
-        other = None if None in found else [a == b for a, b in zip(found[0], found[2], strict=True)]
-        run.say(
-            "bits", name=name, deterministic=mode, same_program=same, compiled_anew=other,
-            runs=[first, cached, anew],
-        )  # fmt: skip
+        again = {name: start(name, 4, 0) for name in names}
+        for name, (first, anew) in compiled.items():
+            cached = again[name].answer()
+            run.say(
+                "bits", name=name, deterministic=mode, same_program=equal(first, cached),
+                compiled_anew=equal(first, anew), runs=[first, cached, anew],
+            )  # fmt: skip
 
 
-def flags(run: Run) -> None:
-    names = ["tiny"] if run.tiny else ["article", "mnist", "sngan"]
-    for name, label in [(name, label) for name in names for label in FLAGS]:
-        if run.left < 8:
-            run.say("flags", name=name, flags=label, failed="no time left")
-            continue
-        cache = str(run.out / "cache" / f"flags-{name}-{len(label)}")
-        found = Child(
-            "trained",
-            name,
-            3,
-            1,
-            "true",
-            limit=run.left,
-            XLA_FLAGS=FLAGS[label],
-            JAX_COMPILATION_CACHE_DIR=cache,
-        ).answer()
-        run.say("flags", name=name, flags=label, **found)
+def equal(a: dict[str, Any], b: dict[str, Any]) -> list[bool] | None:
+    """Whether the bits before the first and after the last step are equal; None if one of the processes has failed."""
+    if "bits" not in a or "bits" not in b:
+        return None
+    return [x == y for x, y in zip(a["bits"], b["bits"], strict=True)]
 
 
-def speed(net: str, precision: str) -> Callable[[Run], None]:
-    """``benchmarks.gpu`` in a limited time: its peers start side by side, and whoever is late is left out."""
+def against(run: Run) -> None:
+    """``benchmarks.gpu`` in a limited time: all peers of all nets start and compile side by side, then each net's are
+    asked in turn, alone. Whoever is late is left out."""
+    nets = {"mlp": "float32", "sngan": "tf32", "r3gan": "bfloat16"}
+    if run.tiny:
+        nets = {"mlp": "float32", "sngan": "float32"}  # r3gan takes minutes to compile for a CPU
+    about = {} if run.tiny else gpu.card()
+    chosen = {}
+    for net, precision in nets.items():
+        batch = 4 if run.tiny else gpu.KINDS[net].batch
+        settings = gpu.Settings(net, precision, batch, "cpu" if run.tiny else "cuda")
+        chosen |= {(settings, name): settings.show() + name for name in forms(settings)}
+    with started(run, "benchmarks.gpu", chosen) as ready:
+        whole = list(dict.fromkeys(settings for settings, _ in chosen))
+        counts = {s: json.loads(gpu.child(s, gpu.COUNT, "cpu")) for s in whole}
+        for i, settings in enumerate(whole):
+            pool = {name: peer for (of, name), peer in ready.items() if of == settings}
+            late = [name for of, name in chosen if of == settings and name not in pool]
+            run.say(settings.net, started=list(pool), left_out=late)
+            share = run.left / (len(whole) - i)
+            part = run._replace(seconds=share, begun=time.monotonic())
+            rounds(part, settings, pool, counts[settings], about)
 
-    def phase(run: Run) -> None:
-        settings = gpu.Settings(
-            net,
-            "float32" if run.tiny else precision,
-            4 if run.tiny else gpu.KINDS[net].batch,
-            "cpu" if run.tiny else "cuda",
-        )
-        about = {} if run.tiny else gpu.card()
-        if run.tiny and net == "r3gan":  # takes minutes to compile for a CPU
-            return run.say(net, counted=json.loads(gpu.child(settings, gpu.COUNT, "cpu")))
-        with contextlib.ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-            pool = {}
-            cores = sorted(os.sched_getaffinity(0))
-            for name in forms(settings):
-                prefix = settings.show() + name
-                pool[name] = peers.Peer("benchmarks.gpu", prefix, cores, folder, settings.device)
-                stack.callback(pool[name].stop)
-                pool[name].begin()
-            counts = json.loads(gpu.child(settings, gpu.COUNT, "cpu"))
-            results = {}
-            for name, peer in pool.items():
-                waiting = run.left - (0 if run.tiny else 5 * len(pool))
-                if peer.wait(max(1.0, waiting)) and peer.answer():
-                    results[name] = []
-                else:
-                    peer.stop()
-            run.say(net, started=list(results), left_out=[n for n in pool if n not in results])
-            rounds(run, settings, {n: pool[n] for n in results}, counts, about)
 
-    return phase
+@contextlib.contextmanager
+def started(run: Run, module: str, names: dict[Any, str]) -> Iterator[dict[Any, peers.Peer]]:
+    """The peers of a module that have compiled and answered once within half of the time; all do so side by side."""
+    cores, device = sorted(os.sched_getaffinity(0)), "cpu" if run.tiny else "cuda"
+    deadline = time.monotonic() + run.left * (0.9 if run.tiny else 0.5)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        pool = {key: peers.Peer(module, name, cores, folder, device) for key, name in names.items()}
+        for peer in pool.values():
+            stack.callback(peer.stop)
+            peer.begin()
+        ready = {}
+        for key, peer in pool.items():
+            if peer.wait(max(0.1, deadline - time.monotonic())) and peer.answer():
+                ready[key] = peer
+            else:
+                peer.stop()
+        yield ready
 
 
 def forms(settings: gpu.Settings) -> list[str]:
-    """Names of the peers, PyTorch's where it is there; a rehearsal has one of each."""
+    """Names of the peers: PyTorch's where it is there, of its eager forms the faster; a rehearsal has one of each."""
     import importlib.util
 
-    names = list(gpu.peers(settings)) if settings.device == "cuda" else [gpu.OURS, gpu.EAGER]
     there = importlib.util.find_spec("torch") is not None
+    if settings.device != "cuda":
+        return [gpu.OURS, gpu.EAGER][: 1 + there]
+    slower = {gpu.EAGER} if settings.net != "mlp" else set()
+    names = [name for name in gpu.peers(settings) if name not in slower]
     return [name for name in names if there or not name.startswith("torch")]
 
 
@@ -366,16 +334,21 @@ def rounds(run: Run, settings: gpu.Settings, pool: dict, counts: dict, about: di
         run.say(settings.net, rounds=done, summary=summary, verdicts=verdicts)
 
 
-def sweep(run: Run) -> None:
-    cases = [("mlp", 2, "vmap")] if run.tiny else [
-        ("mlp", 1, "vmap"), ("mlp", 32, "vmap"), ("dcgan", 1, "vmap"), ("dcgan", 32, "vmap"), ("mlp", 128, "vmap"),
-    ]  # fmt: skip
-    for net, size, lowering in cases:
-        if run.left < 8:
-            run.say("sweep", net=net, size=size, lowering=lowering, failed="no time left")
-            continue
-        found = Child("members", net, size, lowering, limit=run.left).answer()
-        run.say("sweep", net=net, size=size, lowering=lowering, **found)
+def in_turn(module: str, kind: str, names: tuple[str, ...]) -> Callable[[Run], None]:
+    """Peers of another benchmark, by themselves: how many steps a second each takes, three rounds."""
+
+    def phase(run: Run) -> None:
+        chosen = {name: name for name in (names[:1] if run.tiny else names)}
+        with started(run, module, chosen) as ready:
+            for name in chosen:
+                answers = [ready[name].ask() for _ in range(3)] if name in ready else []
+                if not answers or None in answers:
+                    run.say(kind, name=name, failed="late, or it failed")
+                    continue
+                rates = [steps / wall for steps, _, wall in filter(None, answers)]
+                run.say(kind, name=name, steps_per_s=round(statistics.median(rates), 1))
+
+    return phase
 
 
 DIGITS = ROOT / "bpgan" / "data" / "mnist10k.npz"
@@ -436,7 +409,11 @@ def arrays_of(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
 
 def device(run: Run) -> None:
     """The tests of whatever device is here; what failed, by name."""
+    import importlib.util
+
     chosen = ["-k", "lax or features"] if run.tiny else []
+    if importlib.util.find_spec("xdist") and not run.tiny:
+        chosen = ["-n", "4"]
     file = run.out / "device.txt"
     with file.open("w") as log:
         command = [sys.executable, "-m", "pytest", "-v", "--tb=line", "tests/accelerator", *chosen]
@@ -447,56 +424,19 @@ def device(run: Run) -> None:
             process.kill()
             code = "no time left"
     lines = file.read_text(errors="replace").splitlines()
-    passed = sum(" PASSED" in line for line in lines)
-    bad = [line[:160] for line in lines if " FAILED" in line or " ERROR" in line]
+    passed = sum("PASSED " in line or " PASSED" in line for line in lines)
+    bad = [line[:160] for line in lines if "FAILED " in line or "ERROR " in line]
     run.say("device", code=code, passed=passed, bad=bad)
-
-
-def tests(run: Run) -> None:
-    """Fast tests, whose programs are optimized as a user's, one file after the other."""
-    names = TESTS[:1] if run.tiny else TESTS
-    for name in names:
-        if run.left < 10:
-            run.say("tests", file=name, failed="no time left")
-            continue
-        command = [
-            sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-o", "filterwarnings=", "-p", "no:cacheprovider",
-            "--maxfail=40", f"tests/test_{name}.py", *(["-k", "lax or float64"] if run.tiny else []),
-        ]  # fmt: skip
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                timeout=run.left - 3,
-                env=os.environ | {"BPGAN_TESTS_OPTIMIZED": "1"},
-            )
-        except subprocess.TimeoutExpired as error:
-            said = (error.stdout or b"").decode(errors="replace")
-            run.say("tests", file=name, failed="no time left", said=said[-200:])
-            continue
-        lines = done.stdout.splitlines()
-        bad = [line[:160] for line in lines if line.startswith(("FAILED", "ERROR"))]
-        run.say(
-            "tests",
-            file=name,
-            code=done.returncode,
-            said=(lines or [done.stderr[-200:]])[-1],
-            bad=bad,
-        )
 
 
 PHASES: dict[str, Callable[[Run], None]] = {
     "machine": machine,
     "device": device,
     "bits": bits,
-    "mlp": speed("mlp", "float32"),
-    "sngan": speed("sngan", "tf32"),
-    "r3gan": speed("r3gan", "bfloat16"),
-    "flags": flags,
-    "sweep": sweep,
+    "peers": against,
+    "private": in_turn("benchmarks.private", "private", PRIVATE),
+    "sweep": in_turn("benchmarks.sweep", "sweep", SWEEPS),
     "quality": quality,
-    "tests": tests,
 }
 
 
@@ -506,7 +446,9 @@ PHASES: dict[str, Callable[[Run], None]] = {
 def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     """The lines of Markdown that go into ``RESULTS.md``, of the rows of a results file."""
     told = [row for row in rows if not row.get("failed") or "name" in row or "net" in row]
-    by_phase = {name: [row for row in told if row["phase"] == name] for name in ("about", *PHASES)}
+    by_phase: dict[str, list] = collections.defaultdict(list)
+    for row in told:
+        by_phase[row["phase"]].append(row)
     for row in by_phase["about"][-1:]:
         card = ", ".join(str(c["name"]) for c in row.get("cards", [])) or "no card"
         driver = ", ".join(str(c["driver_version"]) for c in row.get("cards", []))
@@ -536,24 +478,11 @@ def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
                 for name, r in summary["rows"].items()
             ]  # fmt: skip
             yield from table((head, "steps/s", "bpgan is", "MFU"), cells)
-    yield from table(
-        ("flags", "recipe", "steps/s"),
-        [
-            (r["flags"], r["name"], str(r.get("steps_per_s", r.get("failed"))))
-            for r in by_phase["flags"]
-        ],
-    )
-    yield from table(
-        ("sweep", "members", "steps/s in all"),
-        [
-            (
-                r["net"],
-                f"{r['size']}, {r['lowering']}",
-                str(r.get("steps_per_s_in_all", r.get("failed"))),
-            )
-            for r in by_phase["sweep"]
-        ],
-    )
+    for kind in ("private", "sweep"):
+        yield from table(
+            (kind, "steps/s"),
+            [(r["name"], str(r.get("steps_per_s", r.get("failed")))) for r in by_phase[kind]],
+        )
     numbers = [each for row in by_phase["quality"] for each in row.get("rows", [])]
     yield from table(
         ("lite28 on digits", "step", "value", "real", "untrained"),
@@ -652,9 +581,10 @@ def main() -> int:
         os.environ["JAX_PLATFORMS"] = "cpu"
     whole = Run(out, given.rehearse, given.seconds, begun)
     whole.say("about", **about(given.rehearse))
-    due = 0.0
-    for name in given.phases or PHASES:
-        due += REHEARSED if given.rehearse else LIMITS[name]
+    due, chosen = 0.0, given.phases or list(PHASES)
+    scale = (given.seconds - 5) / sum(LIMITS[name] for name in chosen)
+    for name in chosen:
+        due += REHEARSED if given.rehearse else scale * LIMITS[name]
         limit = min(due, given.seconds - 5) - (given.seconds - whole.left)
         if limit < 10:
             whole.say(name, failed="no time left")

@@ -98,7 +98,10 @@ def bpgan_update(net: str, form: str | None, noise: bool = False) -> Work:
 
     # compiled as a run is
     arranged = products.arranged(jax.jit(one).trace(players["d"], x, jnp.int32(0)))
-    body, options = arranged or one, compiler.options("cpu", matrices=bool(arranged))
+    body, options = (
+        arranged or one,
+        compiler.options(jax.default_backend(), matrices=bool(arranged)),
+    )
 
     @functools.partial(jax.jit, compiler_options=options)
     def run(player, x):

@@ -5,6 +5,7 @@ started JAX long ago, other programs of the process are left alone, and programs
 """
 
 import collections
+import functools
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from importlib import metadata
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 from bpgan.runtime import records
 
@@ -56,6 +59,7 @@ def options(
     takes the first kernel that works instead of the one measured to be fastest, which another process may measure
     differently. ``xla_gpu_deterministic_ops`` is the older and broader name of the same request.
     ``xla_gpu_enable_command_buffer`` lets loops and branches be in CUDA graphs, at best a whole call in one.
+    cuDNN cannot start while a graph is captured, so it has started when this returns.
 
     Args:
       platform: of the device that a program is for: ``cpu``, ``gpu`` or ``tpu``.
@@ -71,11 +75,35 @@ def options(
                 "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
             )
     if platform == "gpu":
+        _start_cudnn()
         found["xla_gpu_enable_command_buffer"] = _COMMANDS
         if _chosen["deterministic"] if deterministic is None else deterministic:
             found["xla_gpu_exclude_nondeterministic_ops"] = True
     given = _parse(os.environ.get("XLA_FLAGS", "") if flags is None else flags)
     return {name: value for name, value in found.items() if name not in given}
+
+
+@functools.cache
+def _start_cudnn() -> None:
+    """Computes a convolution and its derivatives on every GPU of this process, outside of any CUDA graph.
+
+    Otherwise a program that came from the cache of compiled programs would be the first to use cuDNN, within its graph,
+    and fail with ``CUDNN_STATUS_EXECUTION_FAILED`` (JAX 0.11.2 on an H100). One that is compiled has measured there.
+    """
+    if jax.default_backend() != "gpu":  # programs are compiled for a GPU that is not here
+        return
+
+    def energy(x: jax.Array, w: jax.Array) -> jax.Array:
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jnp.sum(
+            lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=layout) ** 2
+        )
+
+    slopes = jax.value_and_grad(energy, argnums=(0, 1))
+    for device in jax.local_devices():
+        images = jnp.ones((64, 8, 8, 16), device=device)
+        kernel = jnp.ones((3, 3, 16, 16), device=device)
+        jax.block_until_ready(slopes(images, kernel))
 
 
 def _parse(flags: str) -> dict[str, str]:
