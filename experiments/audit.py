@@ -30,30 +30,23 @@ from bpgan.privacy import audit, canaries
 from bpgan.report import audit as report
 from bpgan.runtime import remote
 from bpgan.runtime.records import UNACCOUNTED, warn
-from bpgan.trained.run import Run, parse_checkpoint
+from bpgan.trained.dataset import data_of
+from bpgan.trained.run import Run
 from bpgan.types import UserError, counted
 
 _BATCH = 500  # images that D sees at a time
 
 
-def _name(text: str) -> data.Name | None:
-    return data.parse(text) if text else None
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.Config):
-    run: str = cli.field("", "run directory, also gs://... or s3://...", check=remote.check_place)
-    checkpoint: str = cli.field(
-        "newest", "newest, best (by the run's --keep) or a step", check=parse_checkpoint
-    )
+    run: str = cli.RUN
+    checkpoint: str = cli.CHECKPOINT
     reference_run: str = cli.field(
         "",
         "a run that was trained on other records of the same distribution, by which GAN-Leaks is calibrated",
         check=remote.check_place,
     )
-    dataset: cli.Parsed[data.Name | None] = cli.field(
-        "", "where the data of the run are now; empty: where they were", parse=_name
-    )
+    dataset: cli.Parsed[data.Name | None] = cli.MOVED
     n: int = cli.field(1000, "members, and as many records that were held out", low=20)
     samples: int = cli.field(10_000, "of G, of which the nearest counts", low=20)
     delta: float = cli.field(
@@ -133,30 +126,19 @@ def choose_records(cfg: Config, opened: Run) -> Records:
     Raises:
       UserError: if the run was trained on no dataset of images, its data are gone or others, or there are too few.
     """
-    if opened.record.dataset is None or "dataset" not in vars(opened.config):
-        reason = (
-            f"a run of {opened.experiment} has no dataset of images, of which some were held out"
-        )
-        raise UserError(reason, argument="run", value=cfg.run)
-    name = cfg.dataset.value or vars(opened.config)["dataset"]
-    hint = "" if cfg.dataset else "; if the data have moved, `dataset` says where to"
-    try:
-        trained, held = data.load_for_training(name, bool(opened.config.eval_every.value))
-        test = data.load(name, "test")
-    except UserError as error:
-        raise UserError(f"{cfg.run}: {cli.message_of(error)}{hint}") from None
-    whole = _canaries(opened).plant(trained)
-    if whole.sha256 != opened.record.data:
-        reason = f"{name} holds other data than those that {cfg.run} was trained on{hint}"
-        raise UserError(reason)
-    others = held if held is not None and held.length >= cfg.n else test
+    found = data_of(opened, cfg.dataset.value)
+    trained, held = found.trained, found.held_out
+    others = held if held is not None and held.length >= cfg.n else found.test
     for split, what in ((trained, "training"), (others, "held-out")):
         if split.length < cfg.n:
-            reason = f"there are {counted(split.length, f'{what} image')} of {name}, too few"
+            reason = (
+                f"there are {counted(split.length, f'{what} image')} of {trained.name}, too few"
+            )
             raise UserError(reason, argument="n", value=cfg.n)
     rng = np.random.default_rng(cfg.seed)
     chosen = [np.sort(rng.permutation(s.length)[: cfg.n]) for s in (trained, others)]
     read = trained.read(chosen[0]), others.read(chosen[1])
+    whole = found.whole
     said = f"{counted(whole.length, 'image')} of {whole.name} {whole.split}"
     return Records(*read, said, f"{others.name} {others.split}")
 

@@ -34,13 +34,7 @@ from bpgan.evaluation import evaluate, rows, samples, table
 from bpgan.evaluation.features import FEATURES, Make
 from bpgan.files import write_json
 from bpgan.runtime import records, remote
-from bpgan.trained.run import parse_checkpoint
 from bpgan.types import UserError, counted
-
-
-def _name(text: str) -> data.Name | None:
-    """Of a dataset; None of an empty text. Before samples are drawn, which takes a while."""
-    return data.parse(text) if text else None
 
 
 def _reference(text: str) -> None:
@@ -87,13 +81,17 @@ class Config(cli.Config):
         parse=_runs,
     )
     checkpoint: str = cli.field(
-        "newest", "of the runs: newest, best (by their --keep) or a step", check=parse_checkpoint
+        "newest",
+        "of the runs: newest, best (by their --keep) or a step",
+        check=cli.parse_checkpoint,
     )
     samples: cli.Parsed[data.Name | None] = cli.field(
-        "", "images instead of a run: npz:FILE, folder:PATH or zip:FILE", parse=_name
+        "", "images instead of a run: npz:FILE, folder:PATH or zip:FILE", parse=data.parse_or_none
     )
     dataset: cli.Parsed[data.Name | None] = cli.field(
-        "", lambda: f"what to compare with; empty: the run's own; {data.forms()}", parse=_name
+        "",
+        lambda: f"what to compare with; empty: the run's own; {data.forms()}",
+        parse=data.parse_or_none,
     )
     reference: str = cli.field(
         "test",

@@ -21,9 +21,9 @@ import pathlib
 import bpgan
 from bpgan import cli
 from bpgan.files import replaced
-from bpgan.runtime import records, remote
+from bpgan.runtime import records
 from bpgan.trained import card, export
-from bpgan.trained.run import Run, parse_checkpoint, parse_truncation
+from bpgan.trained.run import Run, parse_truncation
 from bpgan.types import UserError
 
 FORMATS = {"safetensors": ".safetensors", "stablehlo": ".stablehlo", "onnx": ".onnx"}
@@ -39,13 +39,11 @@ def _formats(text: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.Config):
-    run: str = cli.field("", "run directory, also gs://... or s3://...", check=remote.check_place)
+    run: str = cli.RUN
     to: cli.Parsed[list[str]] = cli.field(
         "safetensors", f"{', '.join(FORMATS)}; several, separated by commas", parse=_formats
     )
-    checkpoint: str = cli.field(
-        "newest", "newest, best (by the run's --keep) or a step", check=parse_checkpoint
-    )
+    checkpoint: str = cli.CHECKPOINT
     truncation: cli.Parsed[float | None] = cli.field(
         "", "of the samples, in the place of the run's own; empty: that", parse=parse_truncation
     )

@@ -41,10 +41,9 @@ from bpgan.explain.subject import Absent, Found, Subject, Wanted, choose_layer, 
 from bpgan.files import write_json
 from bpgan.report import explore
 from bpgan.report.page import update_report
-from bpgan.report.tables import Table
-from bpgan.runtime import images, remote
+from bpgan.runtime import images
 from bpgan.runtime.records import UNACCOUNTED, warn
-from bpgan.trained.run import Run, parse_checkpoint
+from bpgan.trained.run import Run
 from bpgan.types import UserError
 from bpgan.version import __version__
 
@@ -57,32 +56,24 @@ def parse_parts(text: str) -> tuple[str, ...]:
     return found
 
 
-def _name(text: str) -> data.Name | None:
-    return data.parse(text) if text else None
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.Config):
-    run: str = cli.field("", "run directory, also gs://... or s3://...", check=remote.check_place)
-    checkpoint: str = cli.field(
-        "newest", "newest, best (by the run's --keep) or a step", check=parse_checkpoint
-    )
+    run: str = cli.RUN
+    checkpoint: str = cli.CHECKPOINT
     what: cli.Parsed[tuple[str, ...]] = cli.field(
         "", "parts, separated by commas; empty: all that the run can have", parse=parse_parts
     )
-    dataset: cli.Parsed[data.Name | None] = cli.field(
-        "", "where the data of the run are now; empty: where they were", parse=_name
-    )
+    dataset: cli.Parsed[data.Name | None] = cli.MOVED
     directions: int = cli.field(5, "directions of each method", low=1)
-    samples: int = cli.field(2000, "samples of the run that numbers are means over", low=50)
+    samples: int = cli.field(2000, "samples that averages are taken over", low=50)
     megapixels: float = cli.field(
-        9.0, "million numbers of pixels on the page, by which seeds and steps are chosen",
+        9.0, "million pixel values behind the sliders of the page, which seeds and steps are chosen to fit",
         low=0.01, high=100,
     )  # fmt: skip
-    layer: str = cli.field("", "whose units are ablated; empty: one in the middle of G")
+    layer: str = cli.field("", "layer whose units are ablated; empty: one in the middle of G")
     image: str = cli.field("", "pictures of your own to invert, separated by commas")
     iterations: int = cli.field(1000, "steps of the inversion", low=1)
-    seed: int = cli.field(0, "of latents and of every choice at random", low=0, high=2**31)
+    seed: int = cli.field(0, "random seed of latents and choices", low=0, high=2**31)
     trust: bool = cli.TRUST
 
 
@@ -227,7 +218,7 @@ def _write(
         update_report(wanted.run)  # so that it leads to the page
     if opened.private:
         warn(f"{wanted.run}: is private; the numbers {UNACCOUNTED}")
-    print("\n".join(line for table in shows.get("tables", ()) for line in _lines(table)))
+    print("\n".join(line for table in shows.get("tables", ()) for line in ["", *table.text()]))
     print("\n".join(f"left out: {text}" for text in subject.left_out))
     print(f"wrote {out / 'interpret.json'} and {out / 'explore.html'}")
 
@@ -241,18 +232,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _lines(table: Table) -> list[str]:
-    """A table for a terminal."""
-    rows = [[text.partition("\n")[0] for text in table.head]]
-    rows += [[cell if isinstance(cell, str) else "" for cell in row] for row in table.rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    cells = [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return ["", table.title, *(f"  {line}" for line in cells)]
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ import numpy as np
 import bpgan
 from bpgan import cli
 from bpgan.files import write_json
-from bpgan.runtime import images, remote
+from bpgan.runtime import images
 from bpgan.trained.paths import path
-from bpgan.trained.run import Run, parse_checkpoint, parse_truncation
+from bpgan.trained.run import Run, parse_truncation
 from bpgan.types import UserError
 
 _MOST = 10_000  # images of one command
@@ -59,10 +59,8 @@ def _stops(text: str) -> list[int]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.Config):
-    run: str = cli.field("", "run directory, also gs://... or s3://...", check=remote.check_place)
-    checkpoint: str = cli.field(
-        "newest", "newest, best (by the run's --keep) or a step", check=parse_checkpoint
-    )
+    run: str = cli.RUN
+    checkpoint: str = cli.CHECKPOINT
     seeds: cli.Parsed[list[int]] = cli.field(
         "0:36", "one image each: 3,7,100:104, where 104 is left out", parse=_numbers
     )

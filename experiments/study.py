@@ -9,7 +9,8 @@ Run:     python -m experiments.study --preset=smoke
 Papers:  each study names its own.
 
 The same command goes on where it stopped: what is trained is not trained again, and what is evaluated is not evaluated
-again. ``study.json`` holds every number with what it depends on, ``table.md`` means and standard deviations over seeds.
+again. A run that ends by an anomaly, such as a loss that is no number, is named as broken, and has no numbers.
+``study.json`` holds every number with what it depends on, ``table.md`` means and standard deviations over seeds.
 Both are written after every evaluation, so that a study that is not done has a table, too.
 """
 
@@ -18,38 +19,18 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from bpgan import cli, data
 from bpgan.cli import experiments
 from bpgan.evaluation import evaluate, rows, samples, table
 from bpgan.evaluation.features import FEATURES, Make
+from bpgan.files import replaced, write_json
 from bpgan.launcher import outcomes, processes, runs, sweep
+from bpgan.launcher.studies import Arm, Study
 from bpgan.lookup import find
 from bpgan.measures import mean_of
 from bpgan.types import UserError, counted
-
-
-class Arm(NamedTuple):
-    """A method of a study: its name in the table, the experiment that trains it, and the flags of its runs by name."""
-
-    name: str
-    experiment: str
-    flags: Mapping[str, str] = {}
-
-
-class Study(NamedTuple):
-    """What is compared with what.
-
-    Attributes:
-      says: what the study asks, in a sentence.
-      arms: the methods.
-      seeds: of every method.
-    """
-
-    says: str
-    arms: tuple[Arm, ...]
-    seeds: tuple[int, ...] = (0, 1, 2)
 
 
 def _of_privacy() -> tuple[Arm, ...]:
@@ -81,7 +62,7 @@ def parse(text: str) -> Study:
     """A study by its name, or ``module:name``. Raises ValueError for what is none, saying what is allowed."""
     found = find(STUDIES, text, "a study")
     if not isinstance(found, Study):
-        raise ValueError(f"is {type(found).__name__}, must be a Study of experiments.study")
+        raise ValueError(f"is {type(found).__name__}, must be a Study of bpgan.launcher.studies")
     return found
 
 
@@ -178,7 +159,8 @@ class Evaluations:
                 **facts,
                 "minutes": _minutes(result),
                 "epsilon": result.get("privacy", {}).get("epsilon"),
-                "numbers": self._evaluate(run.workdir),
+                "broken": result["status"] != "done",
+                "numbers": self._evaluate(run.workdir) if result["status"] == "done" else [],
             }
         self._rows[name] = known
         self.by_arm[arm.name].append(known)
@@ -187,7 +169,9 @@ class Evaluations:
     def _evaluate(self, workdir: pathlib.Path) -> list[rows.Row]:
         cfg = self._cfg
         turn = any("latents" in metric.needs for metric in cfg.metrics.value.values())
-        candidate, dataset = samples.of_run(str(workdir), "newest", cfg.n, 0, turn=turn)
+        candidate, dataset = samples.of_run(
+            str(workdir), "newest", cfg.n, 0, turn=turn, trust=True  # by whom it was trained just now
+        )  # fmt: skip
         found: list[rows.Row] = []
         metrics = cfg.metrics.value
         for extractor in cfg.features.value(dataset):
@@ -213,7 +197,7 @@ class Evaluations:
                 spent = [known["epsilon"] for known in members if known["epsilon"] is not None]
                 cells += [f"{max(spent):.3g}" if spent else ""]
                 cells += [mean_of([known["minutes"] for known in members])]
-                cells += [", ".join(str(known["seed"]) for known in members)]
+                cells += [", ".join(map(_seed, members))]
                 lines.append(f"| {name} | {' | '.join(cells)} |")
         real = [_cell(every, metric, "real") for metric in metrics]
         return "\n".join([*lines, f"| real images | {' | '.join(real)} | | | |"]) + "\n"
@@ -224,10 +208,12 @@ class Evaluations:
             "says": self._cfg.study.value.says,
             "runs": self._rows,
         }
-        with processes.open_file(self._folder / "study.json", "w") as file:
-            json.dump(record, file, indent=1)
-        with processes.open_file(self._folder / "table.md", "w") as file:
-            file.write(self.table())
+        try:
+            write_json(self._folder / "study.json", record)
+            with replaced(self._folder / "table.md") as temporary:
+                temporary.write_text(self.table(), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
 
 
 def _cell(members: Sequence[Mapping[str, Any]], metric: str, column: str) -> str:
@@ -235,6 +221,10 @@ def _cell(members: Sequence[Mapping[str, Any]], metric: str, column: str) -> str
     found = [row[column] for row in numbers if row[column] is not None]
     # What stands beside the values is the same for every seed, and has no deviation.
     return mean_of(found if column == "value" else list(dict.fromkeys(found)))
+
+
+def _seed(known: Mapping[str, Any]) -> str:
+    return f"{known['seed']} (broken)" if known["broken"] else str(known["seed"])
 
 
 def _minutes(result: Mapping[str, Any]) -> float:

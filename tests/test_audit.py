@@ -63,7 +63,7 @@ def stub(**changes):
     config |= {"canaries": cli.Parsed("20:1", Canaries.parse)} | changes.pop("config", {})
     record = {"dataset": images.facts, "data": images.sha256} | changes.pop("record", {})
     found = {"config": types.SimpleNamespace(**config), "record": types.SimpleNamespace(**record)}
-    return types.SimpleNamespace(experiment="some_gan", **found, **changes)
+    return types.SimpleNamespace(experiment="some_gan", path="r", **found, **changes)
 
 
 # The choice of records ----------------------------------------------------------------------------------------------

@@ -414,6 +414,7 @@ def test_a_rotation_has_probability_p_before_or_after():
     assert abs(either - 0.3) < 5 * math.sqrt(0.3 * 0.7 / 20000)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", augment.OPERATIONS)
 def test_fields_and_examples_are_independent(name):
     """Ranks of what is drawn, and coins, are uncorrelated between fields and between neighboring examples."""

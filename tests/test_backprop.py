@@ -166,6 +166,7 @@ def compare_with_reference(layer, w, s, x, reference, train):
     assert check.max_relative_error < 1e-6
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("k, stride, padding, size", CONVS)
 def test_conv_transpose_is_the_adjoint_of_conv(k, stride, padding, size):
     """<conv_transpose(x), y> = <x, conv(y)>; and both are the operations of ``bpgan.nets``."""
@@ -436,6 +437,7 @@ def test_the_six_losses_of_the_library_have_handwritten_gradients():
         bp.losses_by_hand("none")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("player", ["d", "g"])
 @pytest.mark.parametrize("name", bp.ADVERSARIAL_GRADIENTS)
 def test_adversarial_loss_gradient(name, player):

@@ -167,6 +167,7 @@ def others_are_medium(quick, *others):
 SLOW = [pytest.param("dcgan", marks=pytest.mark.slow)]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", [*others_are_medium(*(n for n in NAMES if n != "dcgan")), *SLOW])
 def test_every_form_is_a_loop_over_records(x64, name):
     objective, now, has_ghost = make(name, 5)
@@ -276,6 +277,7 @@ def test_views_are_averaged_before_they_are_clipped(x64, form):
     close(run(objective, now, mask, 0.5, form, views=2), loop(objective, now, mask, 0.5, 2), 1e-11)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("block", [1, 400, 2**26])
 def test_blocks_of_an_accelerator(monkeypatch, x64, block):
     objective, now, _ = make("dcgan", 5)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from bpgan import data
 from bpgan.report import explore, page
-from bpgan.report.tables import Table
+from bpgan.report.tables import Link, Table
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&\"'"
 
@@ -380,3 +380,8 @@ def test_the_rest_of_the_page_in_a_browser(chromium, url):
           !(e.ariaLabel || e.labels?.length && e.labels[0].textContent.trim())).length"""
         assert chromium.run(unnamed) == 0
     assert not chromium.problems
+
+
+def test_a_table_for_a_terminal():
+    head, row = ["what", "mean\nof three"], ["length", (Link("4", "#"), Link("5", "#"))]
+    assert Table("Numbers", head, [row]).text() == ["Numbers", "  what    mean", "  length  4 5"]

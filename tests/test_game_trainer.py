@@ -21,6 +21,7 @@ def dirac_game(loss="nonsaturating", gamma=0.0):
     return game.of(algorithm, at_rest, {"x": jnp.zeros((4, 1))}, jax.random.key(1))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 2.0])
 @pytest.mark.parametrize("loss", ["minimax", "nonsaturating"])
 def test_the_spectrum_of_the_trainer_s_game(x64, loss, gamma):

@@ -352,6 +352,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(trees_close, d_steps
         trained(1, batch, accumulate=5)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("loss", ["began", "hinge"])
 def test_memory_moves_as_with_the_whole_batch(trees_close, loss):
     """Of players that stand still, in eight micro-batches: BEGAN's k, LeCam's averages, the adaptive probability."""

@@ -67,6 +67,7 @@ def equal(a, b):
 # The state ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("parts", [[], ["g"], ["d"], ["g", "ema"], ["g", "d", "ema", "optimizer"]])
 def test_what_is_asked_for_is_taken(parts):
     new, old = states()

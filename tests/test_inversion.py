@@ -8,7 +8,7 @@ import scipy.optimize
 from jax.tree_util import Partial
 
 from bpgan.insight import inversion
-from bpgan.insight.inversion import invert
+from bpgan.insight.inversion import Features, Pull, invert
 from bpgan.nets import linen_net, mlp
 from bpgan.types import UserError
 
@@ -54,8 +54,8 @@ def test_features_and_the_pull_have_their_weights(case):
     b = np.random.default_rng(1).standard_normal((24, 7)).astype(np.float32)
     center = np.linspace(-1, 1, Z)
     found = invert(
-        Partial(linear, a), targets, starts, steps=600, lr="linear:0.1:0", features=lambda x: x.reshape(len(x), -1) @ b,
-        weight=3.0, pull=0.5, center=center, variance=2.0,
+        Partial(linear, a), targets, starts, steps=600, lr="linear:0.1:0", variance=2.0,
+        features=Features(lambda x: x.reshape(len(x), -1) @ b, 3.0), pull=Pull(0.5, center),
     )  # fmt: skip
     flat = targets.reshape(N, -1).astype(np.float64)
     of_pixels, of_features, of_z = (
@@ -146,9 +146,9 @@ def test_labels_go_with_their_targets():
         ({"steps": 0}, "steps=0: must be"),
         ({"lr": 0.0}, "lr=0.0: must be above 0"),
         ({"lr": "fast"}, "lr=fast: "),
-        ({"weight": -1}, "weight=-1: must be"),
-        ({"pull": np.nan}, "pull=nan: must be"),
-        ({"center": np.zeros(3)}, r"center: must be a number or \[5\]"),
+        ({"features": Features(lambda x: x, -1)}, "weight=-1: must be"),
+        ({"pull": Pull(np.nan)}, "pull=nan: must be"),
+        ({"pull": Pull(0.5, np.zeros(3))}, r"center: must be a number or \[5\]"),
         ({"bounds": (1, -1)}, "bounds: must be"),
         ({"variance": 0.0}, "variance=0.0: must be"),
     ],

@@ -33,6 +33,7 @@ def reference(request):
     return request.param
 
 
+@pytest.mark.medium
 def test_data_copying_equals_dgm_eval(reference):
     """Through principal components where there are 90 features, and with a cell of too few fakes left out."""
     result = data_copying(*inputs(reference), seed=0)

@@ -92,6 +92,7 @@ def test_vendi_of_unequal_groups():
 # MS-SSIM
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", REFERENCE["ms_ssim"])
 def test_ms_ssim_agrees_with_pytorch_msssim(name):
     x, y, scales, window = make_metrics.image_pairs()[name]

@@ -183,6 +183,7 @@ def test_every_penalty_is_a_regularizer(player, name):
     assert jax.tree.map(jnp.result_type, memory) == jax.tree.map(jnp.result_type, r.memory)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", PENALTIES)
 def test_the_slope_of_every_penalty_is_that_of_central_differences(x64, name):
     """In the parameters of a smooth critic, in a random direction, nothing else being known of a penalty."""

@@ -167,6 +167,7 @@ def test_mutants_of_clipping_die(x64, mutant):
         check_sensitivity(mutant)
 
 
+@pytest.mark.medium
 def test_rows_without_a_record_add_nothing(x64):
     """Not even where they are NaN; nor does a record whose gradient is not finite."""
     params = {"w": jnp.array([0.5, -1.0, 2.0])}

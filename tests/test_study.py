@@ -1,6 +1,10 @@
 """Studies: what is missing is trained and evaluated, and what is there makes the table."""
 
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,8 +12,10 @@ import pytest
 from bpgan import cli
 from experiments import study
 
+ROOT = pathlib.Path(__file__).parent.parent
+
 MINE = """
-from experiments.study import Arm, Study
+from bpgan.launcher.studies import Arm, Study
 
 ONE = Study("Does it work?", (Arm("GAN", "image_gan", {"preset": "smoke", "net": "mlp"}),), seeds=(3, 4))
 BAD = Study("Is it checked first?", (*ONE.arms, Arm("no lr", "image_gan", {"lr": "-1"})))
@@ -47,10 +53,20 @@ def test_bad_input_is_one_line_before_anything_trains(tmp_path, mine, capsys, fl
     assert not list(tmp_path.glob("study/*/*"))
 
 
+@pytest.mark.medium
+def test_the_command_reads_a_study_of_ones_own(tmp_path, mine):
+    """As a process, in which the experiment is the program and not a module that a study could import from."""
+    command = [sys.executable, "-m", "experiments.study", f"--study={mine}:BAD"]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.splitlines()[-1].startswith("error: no lr: --lr=-1: ")
+
+
 def known(arm, seed, values, **more):
     """What ``study.json`` says of a run with these numbers, of which real images have 1."""
     numbers = [dict(metric=m, value=v, real=1.0, reference="test") for m, v in values.items()]
-    return dict(arm=arm, seed=seed, minutes=2.0, epsilon=None, numbers=numbers) | more
+    return dict(arm=arm, seed=seed, minutes=2.0, epsilon=None, broken=False, numbers=numbers) | more
 
 
 def test_the_table_has_means_over_seeds_and_what_is_known_so_far(tmp_path, mine):
@@ -62,6 +78,8 @@ def test_the_table_has_means_over_seeds_and_what_is_known_so_far(tmp_path, mine)
     assert head == "| method | FD | CAS | epsilon | minutes | seeds |"
     assert row == f"| GAN | 5 ± {np.std([4, 6], ddof=1):.2g} | 0.5 | 9.99 | 2 ± 0 | 3, 4 |"
     assert real.startswith("| real images | 1 | 1 |")
+    kept.by_arm["GAN"].append(known("GAN", 5, {}, broken=True))
+    assert kept.table().splitlines()[4] == row.replace("3, 4 |", "3, 4, 5 (broken) |")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"runs": 3}', '{"other": {}}'])

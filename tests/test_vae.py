@@ -166,6 +166,7 @@ def test_beta_weights_the_divergence(x64):
     assert b["loss"] - a["loss"] == pytest.approx(3 * a["kl"])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "eta", [-90.0, -5.0, -1.01, -0.11, -0.09, -1e-4, 0.0, 1e-9, 0.09, 0.11, 0.99, 1.01, 3.0, 90.0]
 )

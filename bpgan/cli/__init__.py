@@ -69,16 +69,29 @@ from bpgan.cli.program import (
     run,
     unexpected,
 )
-from bpgan.cli.saved import TRUST, Restored, draw, restore, train
+from bpgan.cli.saved import (
+    CHECKPOINT,
+    MOVED,
+    RUN,
+    TRUST,
+    Restored,
+    draw,
+    parse_checkpoint,
+    restore,
+    train,
+)
 
 __all__ = [
     "ANOMALY",
     "BAD_INPUT",
     "CANCELLED",
+    "CHECKPOINT",
     "DELTA",
     "DONE",
     "INTERRUPTED",
+    "MOVED",
     "NETWORK_PRECISION",
+    "RUN",
     "SECRET_SEED",
     "TRUST",
     "UNEXPECTED",
@@ -86,8 +99,8 @@ __all__ = [
     "Config",
     "Duration",
     "Experiment",
-    "Frame",
     "Flag",
+    "Frame",
     "Interrupted",
     "Parsed",
     "Restored",
@@ -114,6 +127,7 @@ __all__ = [
     "make_folder",
     "message_of",
     "parse",
+    "parse_checkpoint",
     "plan_of",
     "preset_of",
     "resolve",

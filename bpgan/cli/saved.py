@@ -15,12 +15,29 @@ from bpgan.cli.flags import Flag, field, show
 from bpgan.cli.plan import Experiment, keep_of
 from bpgan.cli.program import message_of
 from bpgan.measures import Goal
+from bpgan.runtime import remote
 from bpgan.types import PRNG, Algorithm, UserError, stream
 
 if TYPE_CHECKING:
     from bpgan.runtime.checkpoint import Keep
     from bpgan.runtime.records import RunRecord
 
+
+def parse_checkpoint(text: str) -> None:
+    """Checks ``newest``, ``best`` or a step. Raises ValueError for anything else."""
+    if text not in ("newest", "best") and not text.isdecimal():
+        raise ValueError("must be newest, best or a step")
+
+
+RUN: Any = field("", "run directory, also gs://... or s3://...", check=remote.check_place)
+CHECKPOINT: Any = field(
+    "newest", "newest, best (by the run's --keep) or a step", check=parse_checkpoint
+)
+MOVED: Any = field(
+    "", "where the data of the run are now; empty: where they were", parse=data.parse_or_none
+)
+"""Flags of commands that open a run, its checkpoint and its data: ``run: str = RUN``, ``checkpoint: str = CHECKPOINT``
+and ``dataset: Parsed[data.Name | None] = MOVED``."""
 
 TRUST: Any = field(
     False,

@@ -13,7 +13,7 @@ from bpgan.data.datasets import (
     without_images,
 )
 from bpgan.data.known import DATASETS, File, Row
-from bpgan.data.names import Name, forms, parse
+from bpgan.data.names import Name, forms, parse, parse_or_none
 from bpgan.data.order import epoch_order
 from bpgan.data.sources import (
     Feed,
@@ -42,6 +42,7 @@ __all__ = [
     "mirrored",
     "of_arrays",
     "parse",
+    "parse_or_none",
     "parse_feed",
     "poisson",
     "source",

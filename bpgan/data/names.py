@@ -85,6 +85,11 @@ def parse(text: str) -> Name:
     return Name(text, word if kind else "", argument, source, form, skip)
 
 
+def parse_or_none(text: str) -> Name | None:
+    """As ``parse``; None of an empty text."""
+    return parse(text) if text else None
+
+
 def _find(name: str) -> Any:
     """The entry of ``DATASETS``, or the object of the user's own code. Raises a ValueError if there is none."""
     try:

@@ -14,6 +14,7 @@ from bpgan.evaluation.images import progress
 from bpgan.insight import units
 from bpgan.metrics.features import Extractor
 from bpgan.runtime import images
+from bpgan.trained.dataset import Data, data_of
 from bpgan.trained.run import Function, Run
 from bpgan.types import UserError
 
@@ -65,13 +66,6 @@ class Found(NamedTuple):
     numbers: dict[str, Any]
     shows: dict[str, Any] = {}
     pictures: dict[str, np.ndarray] = {}
-
-
-class Data(NamedTuple):
-    """The training split of a run and another one, which it has not seen."""
-
-    trained: data.Dataset
-    others: data.Dataset
 
 
 class Space(NamedTuple):
@@ -199,7 +193,7 @@ class Subject:
     def data(self) -> Data | str:
         """The data of the run, or why they cannot be had."""
         try:
-            return data_of(self.wanted, self.run)
+            return data_of(self.run, self.wanted.dataset)
         except UserError as error:
             if self.wanted.dataset:
                 raise
@@ -252,29 +246,6 @@ def shape_of(run: Run) -> tuple[int, ...]:
     """Of a sample of a run with a generator, without drawing one."""
     y = (np.zeros(1, np.int32),) if run.classes else ()
     return tuple(jax.eval_shape(run.generator, run.latents(1), *y).shape[1:])
-
-
-def data_of(wanted: Wanted, opened: Run) -> Data:
-    """Raises a UserError if a run was trained on no dataset of images, or its data are gone or others."""
-    if opened.record.dataset is None or "dataset" not in vars(opened.config):
-        raise UserError(f"a run of {opened.experiment} has no dataset of images")
-    name = wanted.dataset or vars(opened.config)["dataset"]
-    hint = "" if wanted.dataset else "; if the data have moved, `dataset` says where to"
-    flag: dict[str, Any] = {}
-    if wanted.dataset:
-        flag = {"argument": "dataset", "value": wanted.dataset}
-    try:
-        trained, held = data.load_for_training(name, bool(opened.config.eval_every.value))
-        others = held or data.load(name, "test")
-    except UserError as error:
-        reason = f"the data are not there ({cli.message_of(error)}){hint}"
-        raise UserError(reason, **flag) from None
-    planted = vars(opened.config).get("canaries")
-    whole = planted.value.plant(trained) if planted else trained
-    if whole.sha256 != opened.record.data:
-        reason = f"these are other data than those that {wanted.run} was trained on{hint}"
-        raise UserError(reason, **flag)
-    return Data(trained, others)
 
 
 def floats(x: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Samples along directions: what moves them, and whether their class stays."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -61,40 +60,63 @@ class Method(NamedTuple):
     numbers: dict[str, Any]
 
 
+class Start(NamedTuple):
+    """Where directions are followed from.
+
+    Attributes:
+      space: of the points.
+      points: one for each seed and label; labels: of each, None without labels.
+      draws: points as they are drawn, whose standard deviation along a direction is the unit of its steps.
+    """
+
+    space: Space
+    points: np.ndarray
+    labels: np.ndarray | None
+    draws: np.ndarray
+
+    def spread(self, vector: np.ndarray) -> float:
+        """The standard deviation of the draws along a direction."""
+        return float(np.tensordot(self.draws, vector, vector.ndim).std())
+
+    def moved(self, vector: np.ndarray, steps: Sequence[float]) -> list[np.ndarray]:
+        """The points so many standard deviations along a direction, within the bound of the latents."""
+        spread, kind, bound = self.spread(vector), self.points.dtype, self.space.bound
+        moved = (self.points + np.asarray(step * spread * vector, kind) for step in steps)
+        return [np.clip(points, -bound, bound) for points in moved]
+
+
 def walked(subject: Subject) -> Found:
     """The part ``directions``."""
-    wanted, space, shape = subject.wanted, subject.space, subject.shape
+    wanted, space = subject.wanted, subject.space
     methods = _methods(subject, space)
     if not methods:
         raise Absent("no method finds directions in this generator")
-    size = int(np.prod(shape))
+    size = int(np.prod(subject.shape))
     plan = Plan.of(
         1e6 * wanted.megapixels, size, subject.run.classes, len(methods), wanted.directions
     )
     seeds = [wanted.seed + i for i in range(plan.seeds)]
     chosen = np.linspace(0, max(subject.run.classes - 1, 0), plan.labels).astype(np.int32)
-    z = np.repeat(
-        np.concatenate([subject.latents(1, i) for i in range(plan.seeds)]), plan.labels, 0
-    )
     y = np.tile(chosen, plan.seeds) if subject.run.classes else None
-    start = space.points(z, y)
-    bases = explore.Bases(seeds, [subject.names[i] for i in chosen])
-    draws = _draws(subject, space, 1000)
+    points = space.points(_repeated(subject, plan, None), y)
+    start = Start(space, points, y, _draws(subject, space, 1000))
     walks = [
-        _walk(subject, space, method, start, y, draws, plan if i == 0 else plan._replace(pairs=[]))
+        _walk(subject, start, method, plan if i == 0 else plan._replace(pairs=[]))
         for i, method in enumerate(methods)
     ]
-    tables, effects = _effects(subject, space, methods, draws)
+    tables, effects = _effects(subject, start, methods)
     pictures = {
-        f"traversals_{method.name.lower().replace(' ', '_')}": _traversal(
-            subject, space, method, start, y, draws
-        )
+        f"traversals_{method.name.lower().replace(' ', '_')}": _traversal(subject, start, method)
         for method in methods
     }
     numbers = {m.name: m.numbers | {"effects": effects.get(m.name)} for m in methods}
     numbers |= {"space": space.name, "steps": list(walks[0].steps), "seeds": seeds}
-    strips = _truncated(subject, seeds, plan, y)
-    shows = {"bases": bases, "walks": walks, "strips": strips, "tables": tables}
+    shows = {
+        "bases": explore.Bases(seeds, [subject.names[i] for i in chosen]),
+        "walks": walks,
+        "strips": _truncated(subject, seeds, plan, y),
+        "tables": tables,
+    }
     return Found(numbers, shows, pictures)
 
 
@@ -204,28 +226,10 @@ def _attributes(subject: Subject, space: Space) -> Method:
     return Method("attributes", np.stack([found[n].vector for n in best]), names, says, numbers)
 
 
-def _moved(
-    space: Space, start: np.ndarray, vector: np.ndarray, draws: np.ndarray, step: float
-) -> np.ndarray:
-    """Points a number of standard deviations along a direction, within the bound of the latents."""
-    spread = float(np.tensordot(draws, vector, vector.ndim).std())
-    moved = start + np.asarray(step * spread * vector, start.dtype)
-    return np.clip(moved, -space.bound, space.bound)
-
-
-def _walk(
-    subject: Subject,
-    space: Space,
-    method: Method,
-    start: np.ndarray,
-    y: np.ndarray | None,
-    draws: np.ndarray,
-    plan: Plan,
-) -> explore.Walk:
+def _walk(subject: Subject, start: Start, method: Method, plan: Plan) -> explore.Walk:
     """The strips and grids of a method."""
     steps, few = (np.linspace(-_FAR, _FAR, n).round(2).tolist() for n in (plan.steps, plan.grid))
-    b, vectors = len(start), method.vectors
-    move = functools.partial(_moved, space, draws=draws)
+    space, b, y, vectors = start.space, len(start.points), start.labels, method.vectors
 
     def tiles(points: list[np.ndarray], *shape: int) -> tuple[np.ndarray, np.ndarray | None]:
         labels = None if y is None else np.tile(y, len(points))
@@ -233,7 +237,7 @@ def _walk(
         x = x.reshape(*shape, b, *x.shape[1:])
         return x, None if scores is None else scores.reshape(*shape, b)
 
-    along = [move(start, vector, step=step) for vector in vectors for step in steps]
+    along = [points for vector in vectors for points in start.moved(vector, steps)]
     x, scores = tiles(along, len(vectors), len(steps))
     strips = np.moveaxis(x, 2, 0)
     of = None if scores is None else np.moveaxis(scores, 2, 0)
@@ -242,10 +246,10 @@ def _walk(
     if not pairs:
         return walk
     both = [
-        move(move(start, vectors[i], step=down), vectors[j], step=across)
+        points
         for i, j in pairs
-        for down in few
-        for across in few
+        for down in start.moved(vectors[i], few)
+        for points in start._replace(points=down).moved(vectors[j], few)
     ]
     x, scores = tiles(both, len(pairs), len(few), len(few))
     of = None if scores is None else np.moveaxis(scores, 3, 1)
@@ -253,38 +257,32 @@ def _walk(
     return walk._replace(pairs=pairs, pair_steps=few, grids=grids, grid_scores=of)
 
 
-def _traversal(
-    subject: Subject,
-    space: Space,
-    method: Method,
-    start: np.ndarray,
-    y: np.ndarray | None,
-    draws: np.ndarray,
-) -> np.ndarray:
+def _traversal(subject: Subject, start: Start, method: Method) -> np.ndarray:
     """A picture of the first sample along each direction, nine steps."""
-    steps = np.linspace(-_FAR, _FAR, 9)
-    points = [_moved(space, start[:1], v, draws, step) for v in method.vectors for step in steps]
+    y, first = start.labels, start._replace(points=start.points[:1])
+    steps = np.linspace(-_FAR, _FAR, 9).tolist()
+    points = [each for vector in method.vectors for each in first.moved(vector, steps)]
     labels = None if y is None else np.repeat(y[:1], len(points))
-    x = subject.draw(space, np.concatenate(points), labels)
+    x = subject.draw(start.space, np.concatenate(points), labels)
     return images.image_grid(x, columns=9)
 
 
 def _effects(
-    subject: Subject, space: Space, methods: Sequence[Method], draws: np.ndarray
+    subject: Subject, start: Start, methods: Sequence[Method]
 ) -> tuple[list[Table], dict[str, Any]]:
     """What each direction does to the classes that a classifier sees, at both ends."""
     if subject.net is None or subject.net.traced is None:
         subject.left_out.append(f"effects on classes: {subject.classifier}")
         return [], {}
-    g, logits, names = subject.bound(space), subject.net.traced[1], subject.names_of_data
+    g, logits, names = subject.bound(start.space), subject.net.traced[1], subject.names_of_data
+    some = start.draws[:BATCH]
     found: dict[str, Any] = {}
     rows = []
     for method in methods:
         found[method.name] = []
         for vector, name in zip(method.vectors, method.names, strict=True):
-            spread = float(np.tensordot(draws, vector, vector.ndim).std())
-            steps = [-_FAR * spread, _FAR * spread]
-            effect = directions.effects(g, logits, draws[:BATCH], vector, steps)
+            far = _FAR * start.spread(vector)
+            effect = directions.effects(g, logits, some, vector, [-far, far])
             listed = {key: np.asarray(v).tolist() for key, v in effect._asdict().items()}
             found[method.name].append(listed)
             cells = []
@@ -296,7 +294,7 @@ def _effects(
     head = ["method", "direction", f"at -{_FAR:g} σ", f"at +{_FAR:g} σ", "class kept"]
     note = (
         "The class whose mean probability changes most at both ends, by the classifier of the dataset, and the share of"
-        f" samples whose class stays; {counted(min(BATCH, len(draws)), 'sample')}."
+        f" samples whose class stays; {counted(len(some), 'sample')}."
     )
     return [Table("Directions and classes", head, rows, notes=[note])], found
 

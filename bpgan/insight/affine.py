@@ -100,10 +100,8 @@ def _cut(jaxpr: Jaxpr, first_product: bool) -> tuple[list[Var], dict[Var, str | 
     (x,) = jaxpr.invars
     layers: dict[Var, str | None] = {x: None}  # of affine variables
     sources: dict[Var, list[Var]] = {x: []}
-    moved, ends = (
-        {x},
-        set[Var](),
-    )  # what depends on x; affine variables that something else than affine takes
+    moved = {x}  # what depends on x
+    ends: set[Var] = set()  # affine variables that something else than affine takes
     for eqn in _needed(jaxpr.eqns, jaxpr.outvars):
         moving = [isinstance(v, Var) and v in moved for v in eqn.invars]
         if not any(moving):

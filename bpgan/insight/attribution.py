@@ -35,10 +35,8 @@ Score = Callable[..., Array]
 Pixels = Float[np.ndarray, "n ..."]
 Labels = Int[np.ndarray, " n"]
 
-_ROWS, _NUMBERS = (
-    128,
-    2**19,
-)  # points at a time, and numbers in them: one program serves every method
+_ROWS = 128  # points at a time, so that one program serves every method
+_NUMBERS = 2**19  # in them, at most
 
 
 class Attribution(NamedTuple):

@@ -70,6 +70,23 @@ class Inversion(NamedTuple):
         return f"{found} of {counted(n, 'image')} were found to {bound}; {worst}."
 
 
+class Features(NamedTuple):
+    """What is compared beside the pixels: ``function: x[b, ...] -> f[b, ...]``, with its weight."""
+
+    function: Callable[..., Array]
+    weight: float = 1.0
+
+
+class Pull(NamedTuple):
+    """The weight of the mean square of ``z - center``: for normal latents, a pull toward their prior.
+
+    ``center`` is a number, or an array of the shape of a latent.
+    """
+
+    weight: float = 0.0
+    center: Any = 0.0
+
+
 def invert(
     G: Callable[..., Array],
     targets: Float[np.ndarray, "n ..."],
@@ -78,10 +95,8 @@ def invert(
     steps: int = 800,
     lr: float | str = "cosine:0.1:0",
     labels: Any = None,
-    features: Callable[..., Array] | None = None,
-    weight: float = 1.0,
-    pull: float = 0.0,
-    center: Any = 0.0,
+    features: Features | None = None,
+    pull: Pull = Pull(),  # noqa: B008 (it cannot be changed)
     bounds: tuple[Any, Any] | None = None,
     variance: float | None = None,
 ) -> Inversion:
@@ -95,10 +110,8 @@ def invert(
       steps: of Adam.
       lr: the step size, a number or a schedule in the form of ``bpgan.optim``, such as ``linear:0.1:0``.
       labels: ``[n]``, one for each target, if G takes them.
-      features: ``x[b, ...] -> f[b, ...]``, compared beside the pixels.
-      weight: of the features.
-      pull: weight of the mean square of ``z - center``: toward the prior, for normal latents.
-      center: of the pull; a number, or an array of the shape of a latent.
+      features: compared beside the pixels.
+      pull: toward a latent.
       bounds: ``(low, high)``, numbers or arrays of the shape of a latent, between which every z is kept by a projection
         after each step: ``(-1, 1)`` for uniform latents, ``(-a, a)`` for truncated ones. None: the search may leave the
         support of the latents.
@@ -115,13 +128,13 @@ def invert(
     low, high = _box(bounds, starts)
     problem = _Problem(
         rows.bound(G),
-        None if features is None else rows.bound(features),
+        None if features is None else rows.bound(features.function),
         targets.astype(starts.dtype),
         labels,
         _variance(targets, variance),
-        _number(weight, "weight"),
-        _number(pull, "pull"),
-        _of_latent(center, starts, "center"),
+        _number(features.weight if features else 0.0, "weight"),
+        _number(pull.weight, "pull"),
+        _of_latent(pull.center, starts, "center"),
         low,
         high,
     )

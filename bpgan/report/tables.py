@@ -54,6 +54,16 @@ class Table(NamedTuple):
             f"<tbody>{body}</tbody><tfoot>{foot}</tfoot></table></div>{notes}"
         )
 
+    def text(self) -> list[str]:
+        """Lines for a terminal: title, head and rows, without what is small in the head."""
+        rows = [[text.partition("\n")[0] for text in self.head]]
+        rows += [[_text(cell) for cell in row] for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        padded = (
+            (text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows
+        )
+        return [self.title, *("  " + "  ".join(row).rstrip() for row in padded)]
+
     def latex(self) -> str:
         """As a LaTeX table of the package ``booktabs``, under its title as a comment."""
         lines = [f"% {_one_line(text)}" for text in (self.title, *self.notes) if text]

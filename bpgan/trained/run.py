@@ -255,12 +255,6 @@ class Run:
             yield
 
 
-def parse_checkpoint(text: str) -> None:
-    """Checks ``newest``, ``best`` or a step. Raises ValueError for anything else."""
-    if text not in ("newest", "best") and not text.isdecimal():
-        raise ValueError("must be newest, best or a step")
-
-
 def parse_truncation(text: str) -> float | None:
     """Reads a number; None of an empty text, for what the run has. Raises ValueError for anything else."""
     try:
@@ -287,7 +281,7 @@ def load(run: str | os.PathLike, checkpoint: str | int = "newest", *, trust: boo
     """
     which = str(checkpoint)
     try:
-        parse_checkpoint(which)
+        cli.parse_checkpoint(which)
     except ValueError as error:
         raise UserError(str(error), argument="checkpoint", value=checkpoint) from None
     checkpoints = which if which.isdecimal() else True

@@ -45,7 +45,7 @@ ROOMS = {  # top to bottom; imports go down
         "sweeps, searches, processes, Slurm",
         "cli report privacy.accounting runtime files memory measures types",
         "__main__ main strategies sweep (jobs summary) outcomes runs flags slurm"
-        " (budget group processes search) devices",
+        " (budget group processes search studies) devices",
     ),
     "bpgan.explain": Room(
         "a trained run explained: its numbers, pictures and page",
@@ -55,7 +55,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.trained": Room(
         "a trained run: loaded, drawn from, exported",
         "cli privacy.accounting insight.geometry runtime data nets files measures lookup types version",
-        "(card export) (paths run)",
+        "(card export) dataset (paths run)",
     ),
     "bpgan.evaluation": Room(
         "samples, feature nets and metrics of a trained run",
