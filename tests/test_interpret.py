@@ -176,7 +176,7 @@ def test_directions_of_styles():
         return np.random.default_rng(seed).normal(size=(n, 3)).astype(np.float32)
 
     run = types.SimpleNamespace(
-        config=types.SimpleNamespace(truncation=0.0), experiment="styles", classes=0, private=True,
+        config=types.SimpleNamespace(truncation=0.0), experiment="styles", classes=0, private=True, path="r",
         class_names=(), networks={"mapping": mapping, "synthesis": synthesis}, latents=latents,
         generator=lambda z: synthesis(mapping(z)), record=types.SimpleNamespace(dataset=None),
     )  # fmt: skip
