@@ -180,6 +180,8 @@ def test_a_toy_draws_points(problem, tmp_path):
     }[problem]()
     np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(run.sample(z=2 * z[:3]), run.generator(2 * z[:3]), atol=1e-6)
+    compiled = jax.jit(run.generator)(2 * z[:3])  # as any function
+    np.testing.assert_allclose(compiled, run.generator(2 * z[:3]), atol=1e-5)
     refused(lambda: run.sample(2, truncation=0.5), "toy_gan has no such flag")
 
 

@@ -5,10 +5,11 @@ run may name its experiment, a network or a loss by a module, and such a module 
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,10 +25,12 @@ _BATCH = 500
 """Samples at a time, and latents of one key; evaluations have the same."""
 
 
-class Function(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Function:
     """A network as a pure function and the variables it was trained to: ``apply(variables, *inputs) -> output``.
 
-    It may be called with the inputs alone. Images are floats in [-1, 1], logits are raw scores.
+    It may be called with the inputs alone, and ``jax.jit``, ``jax.grad`` and ``jax.vmap`` take it as any function of
+    these. Its parts are had by ``apply, variables = run.generator``. Images are floats in [-1, 1], logits are raw scores.
     """
 
     apply: Callable[..., Any]
@@ -35,6 +38,9 @@ class Function(NamedTuple):
 
     def __call__(self, *inputs: Any) -> Any:
         return self.apply(self.variables, *inputs)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.apply, self.variables))
 
 
 class Run:
