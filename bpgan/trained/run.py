@@ -30,7 +30,7 @@ class Function:
     """A network as a pure function and the variables it was trained to: ``apply(variables, *inputs) -> output``.
 
     It may be called with the inputs alone, and ``jax.jit``, ``jax.grad`` and ``jax.vmap`` take it as any function of
-    these. Its parts are had by ``apply, variables = run.generator``. Images are floats in [-1, 1], logits are raw scores.
+    these. Its parts are had by ``apply, variables = run.generator``. Images are floats in [-1, 1], logits raw scores.
     """
 
     apply: Callable[..., Any]
