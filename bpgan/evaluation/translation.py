@@ -4,6 +4,7 @@ Everything is measured on test images. Beside each number stands what it would b
 need no training, where there is such a thing: ``NAME/real``, ``NAME/ridge``.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -37,31 +38,42 @@ class Domain(NamedTuple):
     def classes(self) -> int:
         return int(self.y.max(initial=0)) + 1
 
-    def first(self, n: int) -> "Domain":
-        return Domain(self.x[:n], self.y[:n])
+    def some(self, n: int) -> "Domain":
+        """At most n images, evenly spread, for they may be sorted by class."""
+        n = min(n, len(self.x))
+        rows = np.linspace(0, len(self.x) - 1, n).round().astype(np.int64)
+        return Domain(self.x[rows], self.y[rows])
 
-    def named(self, name: str, split: str, classes: int) -> data.Dataset:
-        return data.of_arrays(name, split, self.x, self.y, classes)
 
+class Sides:
+    """Both splits of a domain, read when they are first asked for.
 
-class Sides(NamedTuple):
-    """Both splits of a domain."""
+    Args:
+      name: of the domain.
+      train, test: read a split.
+    """
 
-    name: str
-    train: Domain
-    test: Domain
+    def __init__(self, name: str, train: Callable[[], Domain], test: Callable[[], Domain]):
+        self.name, self._train, self._test = name, train, test
 
-    @property
-    def classes(self) -> int:
-        """How many there are, at least 1."""
-        return max(self.train.classes, self.test.classes)
+    @functools.cached_property
+    def train(self) -> Domain:
+        return self._train()
 
+    @functools.cached_property
+    def test(self) -> Domain:
+        return self._test()
+
+    @functools.cached_property
     def judge(self) -> Extractor | None:
         """A classifier that was trained on its images, which is kept; None of a domain without labels."""
-        if self.classes < 2:
+        classes = max(self.train.classes, self.test.classes)
+        if classes < 2:
             return None
-        parts = (self.train, "train"), (self.test, "test")
-        splits = [part.named(self.name, split, self.classes) for part, split in parts]
+        splits = [
+            data.of_arrays(self.name, split, *part, classes)
+            for split, part in (("train", self.train), ("test", self.test))
+        ]
         return features.classifier_of(splits[0], splits[1], features.SEEDS[0])
 
 
@@ -82,21 +94,26 @@ def of_apply(apply: Callable[[np.ndarray, int], np.ndarray], batch: int = 250) -
     return translate
 
 
-def paired(translate: Translate, a: Sides, b: Sides) -> dict[str, float]:
+def paired(translate: Translate, a: Sides, b: Sides, *, judged: bool = True) -> dict[str, float]:
     """Of a translation whose right answers are known: row i of b belongs to row i of a.
+
+    Args:
+      translate: the translation.
+      a, b: inputs and targets.
+      judged: whether classifiers are trained and asked.
 
     Returns:
       ``l1``, ``psnr``, and ``ssim`` where images are large enough, with those of trivial answers (``l1/ridge``, ...);
       with labels ``fd``, the Frechet distance to the real targets, with that of training targets (``fd/real``), and
       ``accuracy``, how often a classifier of targets sees the right class, with that on real targets.
     """
-    x, target, y = a.test.x[:_MOST], b.test.x[:_MOST], b.test.y[:_MOST]
+    x, (target, y) = a.test.some(_MOST).x, b.test.some(_MOST)
     out = translate(x)
     found = _errors(out, target, "")
     answers = translation.trivial((a.train.x, b.train.x), x, target.shape[1:])
     for name, answer in answers.items():
         found |= _errors(answer, target, f"/{name}")
-    if judge := b.judge():
+    if judged and (judge := b.judge):
         found |= _realism(judge, out, y, b, "fd", "accuracy")
     return found
 
@@ -107,6 +124,8 @@ def unpaired(
     a: Sides,
     b: Sides,
     answer: Translate | None = None,
+    *,
+    judged: bool = True,
 ) -> dict[str, float]:
     """Of a translation from domain a to domain b, and back if there is one.
 
@@ -114,6 +133,7 @@ def unpaired(
       forward, back: ``a -> b`` and ``b -> a``.
       a, b: images of both domains, which need not belong together.
       answer: the exact map, where it is known.
+      judged: whether classifiers are trained and asked.
 
     Returns:
       ``agreement``: how often a classifier of b sees the label of the input, with that on real images of b; ``fd_b``
@@ -123,22 +143,25 @@ def unpaired(
       ``cycle_a`` and ``cycle_b``, the errors after there and back, and ``hidden``: by how much the first one
       grows if the image in between is coarse (``metrics.translation.coarse``).
     """
-    x, y = a.test.first(_MOST)
+    x, y = a.test.some(_MOST)
     out = forward(x)
     found: dict[str, float] = {}
-    if judge := b.judge():
+    if judged and (judge := b.judge):
         found |= _realism(judge, out, y, b, "fd_b", "agreement")
-    found["told_apart"] = told_apart(forward(a.train.x[:_TOLD_APART]), b.train.x, out, b.test.x[:_MOST])
+    if judged:
+        found["told_apart"] = told_apart(
+            forward(a.train.some(_TOLD_APART).x), b.train.x, out, b.test.some(_MOST).x
+        )
     found |= _distances(x, out, b, answer)
     if back is not None:
         again = back(out)
         found["cycle_a"] = translation.absolute_error(again, x)
         coarse = translation.absolute_error(back(translation.coarse(out, seed=0)), x)
         found["hidden"] = coarse / max(found["cycle_a"], 1 / 255)
-        of_b = b.test.first(_MOST)
+        of_b = b.test.some(_MOST)
         returned = back(of_b.x)
         found["cycle_b"] = translation.absolute_error(forward(returned), of_b.x)
-        if judge := a.judge():
+        if judged and (judge := a.judge):
             found |= _realism(judge, returned, of_b.y, a, "fd_a", "agreement_back")
     return found
 
@@ -177,8 +200,8 @@ def _realism(
     judge: Extractor, out: np.ndarray, y: np.ndarray, domain: Sides, distance: str, accuracy: str
 ) -> dict[str, float]:
     """The Frechet distance to test images and the accuracy by labels, with those of real images."""
-    real = embed(*domain.test.first(_MOST), judge, True)
-    fake, train = embed(out, y, judge, True), embed(*domain.train.first(len(out)), judge, False)
+    real = embed(*domain.test.some(_MOST), judge, True)
+    fake, train = embed(out, y, judge, True), embed(*domain.train.some(len(out)), judge, False)
     assert real.logits is not None and fake.logits is not None
     return {
         distance: frechet_distance(fake.features, real.features),
@@ -191,7 +214,7 @@ def _realism(
 def _distances(
     x: np.ndarray, out: np.ndarray, b: Sides, answer: Translate | None
 ) -> dict[str, float]:
-    """How far images are moved as a multiple of how far they have to be, and how far they are from where they belong."""
+    """How far images are moved as a multiple of how far they have to be, and their errors where these are known."""
     if x.shape != out.shape:
         return {}
     if answer is not None:
