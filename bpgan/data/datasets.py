@@ -327,8 +327,9 @@ def derived(
     most = int(np.clip(_SOME // np.prod(shape), 1, 1000))
     rows = np.linspace(0, dataset.length - 1, min(dataset.length, most)).round().astype(np.int64)
     x, y = read(rows)
-    tally = cache.Tally(shape, dataset.classes)
-    tally.add(x, y)
+    flat = (1, shape[2], 1) if shape[:2] == (1, 1) else shape  # a row of bytes has no channels
+    tally = cache.Tally(flat, dataset.classes)
+    tally.add(x.reshape(-1, *flat), y)
     seen = files.convert({**tally.result(), "bytes": 0, "warnings": ()}, cache.Split)
     digest = hashlib.sha256("\0".join([*origins, seen.sha256]).encode()).hexdigest()
     return dataset._replace(

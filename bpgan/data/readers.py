@@ -480,12 +480,27 @@ def content(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def folder(argument: str) -> Raw:
-    """Images in class folders, in ``train/`` and ``test/`` of such, flat, or labeled by a ``dataset.json``."""
+    """Images in class folders, in ``train/`` and ``test/`` of such, flat, or labeled by a ``dataset.json``.
+
+    ``DIR/A``, where there is none, is one domain of a dataset of CycleGAN: ``DIR/trainA`` and ``DIR/testA``.
+    """
+    if domain := _domain(pathlib.Path(os.path.expanduser(argument))):
+        return domain
     path = existing(argument)
     if not path.is_dir():
         raise UserError("not a directory")
     tree = images.folder(path)
     return Raw(path, tree.files, lambda: pictures_in(tree))
+
+
+def _domain(path: pathlib.Path) -> Raw | None:
+    """What is in the folders of both splits of a domain; None if there are none."""
+    splits = [f"{split}{path.name}" for split in ("train", "test")]
+    if not path.name or path.exists() or not all((path.parent / s).is_dir() for s in splits):
+        return None
+    root = path.parent.resolve()
+    tree = images.folder(root).within(tuple(f"{split}/" for split in splits))
+    return Raw(root, tree.files, lambda: pictures_in(tree))
 
 
 def archive(argument: str) -> Raw:

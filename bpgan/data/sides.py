@@ -86,15 +86,19 @@ def _by_name(side: Side, roots: list[pathlib.Path], trees: list[images.Tree]) ->
 
 def _by_stem(root: pathlib.Path, tree: images.Tree) -> dict[str, str]:
     """The images of a tree by their paths without the last suffix."""
-    where = readers.shown(str(root))
-    if not tree.paths:
-        raise UserError(f"{where}: no images in it")
+    _check_images(root, tree)
     found: dict[str, str] = {}
     for path in tree.paths:
         other = found.setdefault(_stem(path), path)
         if other != path:
+            where = readers.shown(str(root))
             raise UserError(f"{where}: {readers.few([other, path])} differ only in their suffix")
     return found
+
+
+def _check_images(root: pathlib.Path, tree: images.Tree) -> None:
+    if not tree.paths:
+        raise UserError(f"{readers.shown(str(root))}: no images in it")
 
 
 def _stem(path: str) -> str:
@@ -109,10 +113,14 @@ def side_by_side(side: Side) -> readers.Raw:
     """
     root = _directory(side.places[0])
     tree = images.folder(root)
-    return readers.Raw(root, tree.files, lambda: _halves(side.part, tree), options=side.options)
+    return readers.Raw(
+        root, tree.files, lambda: _halves(side.part, root, tree), options=side.options
+    )
 
 
-def _halves(part: int, tree: images.Tree) -> readers.Examples:
+def _halves(part: int, root: pathlib.Path, tree: images.Tree) -> readers.Examples:
+    _check_images(root, tree)
+
     def cut(path: str, width: int) -> int:
         if width % 2:
             reason = f"is {width} pixels wide; two images side by side have an even width"
@@ -132,8 +140,11 @@ def _halves(part: int, tree: images.Tree) -> readers.Examples:
     return readers.pictures_in(tree)._replace(decode=decode, probe=probe)
 
 
-_ARRAYS = (("x", "y"), ("x_train", "y_train", "x_test", "y_test"))
-_LABELS = (("labels",), ("labels_train", "labels_test"))
+_ARRAYS = tuple(
+    ((side, "labels"), (f"{side}_train", "labels_train", f"{side}_test", "labels_test"))
+    for side in "xy"
+)
+"""Of each side, what its arrays and the labels may be called; see ``readers.arrays_in``."""
 
 
 def arrays(side: Side) -> readers.Raw:
@@ -147,17 +158,21 @@ def arrays(side: Side) -> readers.Raw:
 
 
 def _arrays(path: pathlib.Path) -> list[readers.Examples]:
-    """Both sides. Only the beginnings of the arrays of images are read."""
-    sides = []
-    for part in (0, 1):
-        names = []
-        for arrays, labels in zip(_ARRAYS, _LABELS, strict=True):
-            pairs = zip(arrays[part::2], labels, strict=True)
-            names.append(tuple(name for pair in pairs for name in pair))
-        sides.append(readers.arrays_in(path, names))
-    tests = [0 if side.test is None else int(side.test.sum()) for side in sides]
-    numbers = [(len(side.labels) - test, test) for side, test in zip(sides, tests, strict=True)]
+    """Both sides. Of the arrays of images only the beginnings are read."""
+    inputs = readers.arrays_in(path, _ARRAYS[0])
+    try:
+        targets = readers.arrays_in(path, _ARRAYS[1])
+    except UserError as error:
+        raise UserError(f"{error.reason}; a `task` makes pairs of images and labels") from None
+    numbers = [_numbers(inputs), _numbers(targets)]
     if numbers[0] != numbers[1]:
-        both = [f"{train:,} and {test:,}" if test else f"{train:,}" for train, test in numbers]
-        raise UserError(f"{both[0]} images in its x, {both[1]} in its y; each must have a partner")
-    return sides
+        reason = f"{numbers[0]} images in its x, {numbers[1]} in its y; each must have a partner"
+        raise UserError(reason)
+    return [inputs, targets]
+
+
+def _numbers(examples: readers.Examples) -> str:
+    """How many there are in each split, in words."""
+    if examples.test is None:
+        return f"{len(examples.labels):,}"
+    return f"{(~examples.test).sum():,} and {examples.test.sum():,}"
