@@ -287,7 +287,7 @@ def images(tmp_path):
     return f"npz:{tmp_path}/x.npz", x, y, test
 
 
-@pytest.mark.parametrize("task", ["half", "grey", "downscale:2", "rotate"])
+@pytest.mark.parametrize("task", ["half", "gray", "downscale:2", "rotate"])
 def test_a_task_makes_pairs_of_any_dataset(images, task):
     name, x, y, test = images
     a, b = data.tasks.parse(task).pair(x, y.astype(np.int32))
@@ -321,7 +321,7 @@ def test_what_a_task_cannot_take_is_refused(folders, images):
     refused(name, "must be one of edges", argument="task", value="edge", task="edge")
     both = f"pairs:{folders}/a,{folders}/b"
     refused(both, "has no effect on pairs", argument="task", value="half", task="half")
-    refused("mnist10k", "has no pairs; with a `task` they are made of it: edges, grey")
+    refused("mnist10k", "has no pairs; with a `task` they are made of it: edges, gray")
     refused(f"folder:{folders}/a", "has no pairs", task="")
 
 

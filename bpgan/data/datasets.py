@@ -16,7 +16,8 @@
     PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF files in one folder per class, whose numbers are the order of the folders'
     names; or flat, without classes; or with a ``dataset.json`` like StyleGAN's, ``{"labels": [[path, class], ...]}``.
     Two top folders ``train`` and ``test`` are the splits, also as ``Training`` and ``Testing``, ``seg_train`` and
-    ``seg_test``, ``train2017`` and ``val2017``. A folder around all of them does not count.
+    ``seg_test``, ``train2017`` and ``val2017``. A folder around all of them does not count. ``folder:DIR/A``, where
+    there is none, is one domain of a dataset of CycleGAN, ``DIR/trainA`` and ``DIR/testA``.
 ``tfds:NAME``
     What TensorFlow Datasets prepared as array_record (TensorFlow itself is not needed). Where nothing is prepared it
     is the entry of that name, if there is one, with the same examples in the same order.
