@@ -246,10 +246,11 @@ def test_batch_norm_and_no_norm(x64):
     )
     np.testing.assert_allclose(alone[0], logits[0], rtol=1e-12)
     variables, (_, stats) = with_norm("batch")
-    p = variables["params"]
+    p, before = variables["params"], variables["batch_stats"]["norm1"]["mean"]
     inner = convolve(leaky(convolve(x, p["conv0"], 2)), p["conv1"])
     mean = stats["batch_stats"]["norm1"]["mean"]
-    np.testing.assert_allclose(mean, 0.1 * jnp.mean(inner, (0, 1, 2)), rtol=1e-9)
+    expected = 0.9 * before + 0.1 * jnp.mean(inner, (0, 1, 2))
+    np.testing.assert_allclose(mean, expected, rtol=1e-9)
 
 
 # Parts --------------------------------------------------------------------------------------------------------------
@@ -318,7 +319,7 @@ def test_dropout_is_a_coin_for_each_number_by_the_seed_of_its_row():
 
 
 def test_a_unet_has_noise_at_sampling_too():
-    """Equal seeds make equal images, other seeds others, without ``train`` as with it; without dropout there is none."""
+    """Equal seeds make equal images, other seeds others, with ``train`` or without; without dropout there is none."""
     module = UNet((8, 8, 1), 4, 3)
     a = jnp.repeat(images(1, 8, 8, 1), 3, 0)
     z = seeds(3).at[2].set(seeds(3)[0])

@@ -726,7 +726,8 @@ def play(
         Term(functools.partial(d_objective, setting)),
         *(Term(functools.partial(penalty_objective, setting, every), every) for every in intervals),
     ]
-    same: Any = dict(key=lambda key, player, i: key)
+    # Both turns draw the same seeds, so that XLA makes the fakes of both in one pass, as the authors' code does.
+    same: Any = dict(key=lambda key, player, i: jax.random.clone(key))
     after = functools.partial(remembered, setting)
     draw_d, draw_g = (functools.partial(draw, setting) for draw in (shown, seeds))
     players = [Turn("g", [Term(objective)], optimizers.g, draw=draw_g, **same)]
