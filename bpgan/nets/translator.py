@@ -25,10 +25,10 @@ def reflected(x: Images, margin: int) -> Images:
     Raises:
       ValueError: the image is no larger than the margin.
     """
+    if min(x.shape[1:3]) <= margin:
+        raise ValueError(f"{x.shape[1]}x{x.shape[2]} pixels: too few for a margin of {margin}")
     for axis in (1, 2):
         n = x.shape[axis]
-        if n <= margin:
-            raise ValueError(f"{x.shape[1]}x{x.shape[2]} pixels: too few for a margin of {margin}")
         # Not jnp.pad, whose derivative is slow on CPU.
         before = lax.rev(lax.slice_in_dim(x, 1, margin + 1, axis=axis), (axis,))
         after = lax.rev(lax.slice_in_dim(x, n - margin - 1, n - 1, axis=axis), (axis,))
