@@ -473,10 +473,10 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     def pictures(state: Any) -> dict[str, np.ndarray]:
         forward, back = (_translate(algorithm, state, name) for name in ("translator", "back"))
         assert forward is not None
-        rows = {"inputs": task.a.test.x[:_SHOWN]}
+        rows = {"inputs": task.a.test.some(_SHOWN).x}
         rows["outputs"] = forward(rows["inputs"])
         if paired:
-            rows["targets"] = task.b.test.x[:_SHOWN]
+            rows["targets"] = task.b.test.some(_SHOWN).x
         elif task.answer:
             rows["answers"] = task.answer(rows["inputs"])
         shown = {f"test images: {', '.join(rows)}": _strips(rows)}
@@ -484,7 +484,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
             shown["test images of a, made into b, and back"] = _strips(
                 {"a": rows["inputs"], "b": rows["outputs"], "again": back(rows["outputs"])}
             )
-            x = task.b.test.x[:_SHOWN]
+            x = task.b.test.some(_SHOWN).x
             there = back(x)
             again = {"b": x, "a": there, "again": forward(there)}
             shown["test images of b, made into a, and back"] = _strips(again)

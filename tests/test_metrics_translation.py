@@ -1,4 +1,4 @@
-"""Errors of translations and trivial answers, against closed forms and scikit-learn-free algebra."""
+"""Errors of translations and trivial answers, against closed forms and linear algebra."""
 
 import numpy as np
 import pytest
@@ -49,9 +49,10 @@ def test_ridge_finds_a_linear_map_and_shrinks_to_the_mean():
     rng = np.random.default_rng(0)
     a, queries = images(1, 400, 2, 3, 1), images(2, 20, 2, 3, 1)
     weights = rng.dirichlet(np.ones(6), 4).T  # means of pixels, which stay in range
-    linear = lambda x: (
-        np.rint(x.reshape(len(x), -1) @ weights).astype(np.uint8).reshape(-1, 2, 2, 1)
-    )  # noqa: E731
+
+    def linear(x):
+        return np.rint(x.reshape(len(x), -1) @ weights).astype(np.uint8).reshape(-1, 2, 2, 1)
+
     found = translation.ridge(a, linear(a), queries)
     assert np.abs(found.astype(int) - linear(queries)).max() <= 2
     # of targets that have nothing to do with the inputs, by the normal equations
