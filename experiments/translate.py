@@ -124,6 +124,12 @@ class Config(cli.RunConfig):
     pair_weight: cli.Parsed[optim.OverRun] = cli.field(
         "100", f"of the distance of pairs: {_WEIGHT}", parse=_positive, sweepable=True
     )
+    adversarial_weight: cli.Parsed[optim.OverRun] = cli.field(
+        "1",
+        "of G's adversarial loss; least squares are halved here and not in the code of CycleGAN and CUT, whose is 2",
+        parse=_positive,
+        sweepable=True,
+    )
     cycle_weight: cli.Parsed[optim.OverRun] = cli.field(
         "10", f"of the way there and back: {_WEIGHT}", parse=_positive, sweepable=True
     )
@@ -169,19 +175,33 @@ class Config(cli.RunConfig):
         return idle
 
 
-_SMALL = dict(g="resnet", g_size=16, depth=4, strided=1, lr="hold:0.5:linear:5e-4:0", dropout=0.5)
+_SMALL = dict(
+    adversarial_weight="2", lr="hold:0.5:linear:1e-3:0", dropout=0.0, log_every="250", sample_every="1000",
+    checkpoint_every="1000",
+)  # fmt: skip
 _LARGE = dict(
     g_size=64, d_size=64, strided=3, lr="hold:0.5:linear:2e-4:0", epochs=200.0, batch_size=1, task="",
     log_every="1ep", sample_every="5ep", checkpoint_every="10ep",
 )  # fmt: skip
 
 PRESETS = {
-    "pix2pix28": dict(),
-    "cyclegan28": dict(_SMALL, system="cyclegan", task="invert"),
-    "cut28": dict(_SMALL, system="cut", task="invert", identity=1.0),
-    "pix2pix-256": dict(_LARGE, g="unet", depth=8, norm="batch", lr="2e-4"),
-    "cyclegan-256": dict(_LARGE, system="cyclegan", g="resnet", depth=9),
-    "cut-256": dict(_LARGE, system="cut", g="resnet", depth=9, identity=1.0, patches=256, epochs=400.0),
+    "pix2pix28": dict(steps=5000, log_every="250", sample_every="1000", checkpoint_every="1000"),
+    "cyclegan28": dict(_SMALL, system="cyclegan", task="invert", g_size=16, steps=6000),
+    "cut28": dict(
+        _SMALL, system="cut", task="invert", g="resnet", g_size=16, depth=2, identity=1.0, steps=2000
+    ),
+    "pix2pix-256": dict(_LARGE, g="unet", depth=8, norm="batch"),
+    "cyclegan-256": dict(_LARGE, system="cyclegan", g="resnet", depth=9, adversarial_weight="2"),
+    "cut-256": dict(
+        _LARGE,
+        system="cut",
+        g="resnet",
+        depth=9,
+        adversarial_weight="2",
+        identity=1.0,
+        patches=256,
+        epochs=400.0,
+    ),
     "smoke": dict(
         g_size=4, d_size=4, batch_size=8, steps=4, log_every="2", sample_every="4", checkpoint_every="4",
         measure="errors",
@@ -422,16 +442,16 @@ def algorithm_of(cfg: Config, task: Task, steps: int, axis_name: str | None) -> 
         ema_decay=cfg.ema or None,
         axis_name=axis_name,
     )
-    txs = translate.Optimizers(**tx)
+    txs, adversarial = translate.Optimizers(**tx), cfg.adversarial_weight.value(steps)
     if cfg.system == "pix2pix":
-        weights = translate.Weights(cfg.pair_weight.value(steps))
+        weights = translate.Weights(cfg.pair_weight.value(steps), adversarial=adversarial)
         return translate.pix2pix(
             nets, loss, txs, weights=weights, distance=_distance(cfg, task), **common
         )
     if cfg.system == "cut":
-        weights = translate.Weights(cfg.nce_weight.value(steps), cfg.identity)
+        weights = translate.Weights(cfg.nce_weight.value(steps), cfg.identity, adversarial)
         return translate.cut(nets, loss, txs, weights=weights, **common)
-    weights = translate.Weights(cfg.cycle_weight.value(steps), cfg.identity)
+    weights = translate.Weights(cfg.cycle_weight.value(steps), cfg.identity, adversarial)
     return translate.cyclegan(nets, loss, txs, weights=weights, history=cfg.history, **common)
 
 
