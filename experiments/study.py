@@ -47,35 +47,25 @@ def _of_privacy() -> tuple[Arm, ...]:
 
 
 def _of_pairs() -> tuple[Arm, ...]:
-    """One task with three seeds, with D and without, and the others once."""
-    arms = []
-    for task, seeds in (
-        ("edges", (0, 1, 2)),
-        ("half", (0,)),
-        ("downscale:4", (0,)),
-        ("grey", (0,)),
-    ):
-        for name, more in (("pix2pix", {}), ("L1 alone", {"loss": "none"})):
-            flags = {"preset": "pix2pix28", "task": task, **more}
-            arms.append(Arm(f"{name}, {task}", "translate", flags, seeds))
+    """One task with three seeds, with D and without, and others once."""
+    edges = {"preset": "pix2pix28", "task": "edges"}
+    arms = [Arm("pix2pix, edges", "translate", edges)]
+    arms.append(Arm("L1 alone, edges", "translate", {**edges, "loss": "none"}))
+    for task in ("half", "downscale:4", "grey"):
+        arms.append(Arm(f"pix2pix, {task}", "translate", {**edges, "task": task}, seeds=(0,)))
     return tuple(arms)
 
 
 def _of_domains() -> tuple[Arm, ...]:
-    """One task with three seeds for each system, and the others once."""
-    arms = []
-    for name in ("cyclegan", "cut"):
-        for task, seeds in (("invert", (0, 1, 2)), ("dilate", (0,))):
-            flags = {"preset": f"{name}28", "task": task}
-            arms.append(Arm(f"{name}, {task}", "translate", flags, seeds))
-        flags = {
-            "preset": f"{name}28",
-            "dataset_a": "mnist10k",
-            "dataset_b": "digits,size=28",
-            "task": "",
-        }
-        arms.append(Arm(f"{name}, digits", "translate", flags, (0,)))
-    return tuple(arms)
+    """One task with three seeds, and others, or the other system, once."""
+    cyclegan, once = {"preset": "cyclegan28", "task": "invert"}, (0,)
+    digits = {"dataset_a": "mnist10k", "dataset_b": "digits,size=28", "task": ""}
+    return (
+        Arm("CycleGAN, invert", "translate", cyclegan),
+        Arm("CycleGAN, dilate", "translate", {**cyclegan, "task": "dilate"}, once),
+        Arm("CycleGAN, digits", "translate", {**cyclegan, **digits}, once),
+        Arm("CUT, invert", "translate", {"preset": "cut28", "task": "invert"}, once),
+    )
 
 
 STUDIES: dict[str, Study] = {

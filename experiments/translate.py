@@ -185,8 +185,16 @@ _LARGE = dict(
 )  # fmt: skip
 
 PRESETS = {
-    "pix2pix28": dict(steps=5000, log_every="250", sample_every="1000", checkpoint_every="1000"),
-    "cyclegan28": dict(_SMALL, system="cyclegan", task="invert", g_size=16, steps=6000),
+    "pix2pix28": dict(steps=3000, log_every="250", sample_every="1000", checkpoint_every="1000"),
+    "cyclegan28": dict(
+        _SMALL,
+        system="cyclegan",
+        task="invert",
+        g_size=16,
+        cycle_weight="5",
+        identity=0.2,
+        steps=3000,
+    ),
     "cut28": dict(
         _SMALL, system="cut", task="invert", g="resnet", g_size=16, depth=2, identity=1.0, steps=2000
     ),
