@@ -51,7 +51,7 @@ def _of_pairs() -> tuple[Arm, ...]:
     edges = {"preset": "pix2pix28", "task": "edges"}
     arms = [Arm("pix2pix, edges", "translate", edges)]
     arms.append(Arm("L1 alone, edges", "translate", {**edges, "loss": "none"}))
-    for task in ("half", "downscale:4", "grey"):
+    for task in ("half", "downscale:4", "gray"):
         arms.append(Arm(f"pix2pix, {task}", "translate", {**edges, "task": task}, seeds=(0,)))
     return tuple(arms)
 

@@ -87,7 +87,7 @@ class Config(cli.RunConfig):
         "mnist10k", pairs.forms, parse=pairs.parse, locates_data=True
     )
     task: cli.Parsed[tasks.Named | None] = cli.field(
-        "grey", lambda: f"made of the dataset: {tasks.forms()}; empty: its own pairs", parse=tasks.parse_or_none
+        "gray", lambda: f"made of the dataset: {tasks.forms()}; empty: its own pairs", parse=tasks.parse_or_none
     )  # fmt: skip
     dataset_a: cli.Parsed[data.Name | None] = cli.field(
         "",

@@ -85,7 +85,7 @@ def test_a_folder_has_the_domains_of_cyclegan(tmp_path):
 # Domains of a task ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", ["invert", "rotate", "dilate", "downscale:2", "grey"])
+@pytest.mark.parametrize("task", ["invert", "rotate", "dilate", "downscale:2", "gray"])
 def test_no_image_has_its_partner_in_training(names, task):
     """Each image of the split is in one domain: as it is, or as the task makes it."""
     x, y = data.load(names[0]).arrays()

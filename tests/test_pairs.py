@@ -287,7 +287,7 @@ def images(tmp_path):
     return f"npz:{tmp_path}/x.npz", x, y, test
 
 
-@pytest.mark.parametrize("task", ["half", "grey", "downscale:2", "rotate"])
+@pytest.mark.parametrize("task", ["half", "gray", "downscale:2", "rotate"])
 def test_a_task_makes_pairs_of_any_dataset(images, task):
     name, x, y, test = images
     a, b = data.tasks.parse(task).pair(x, y.astype(np.int32))

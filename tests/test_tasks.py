@@ -10,7 +10,7 @@ import scipy.ndimage
 from bpgan.data import tasks
 from bpgan.types import UserError
 
-NAMES = ["edges", "edges:60", "grey", "half", "downscale:2", "invert", "rotate", "dilate"]
+NAMES = ["edges", "edges:60", "gray", "half", "downscale:2", "invert", "rotate", "dilate"]
 
 
 def random(*shape, seed=0):
@@ -59,7 +59,7 @@ def test_a_straight_edge_from_black_to_white_is_white():
 def test_gray_of_colors_is_pillows():
     x = random(4, 9, 6, 3)
     x[0, :2, :2] = [[[255, 255, 255], [0, 0, 0]], [[255, 0, 0], [0, 0, 255]]]
-    a, b = pair("grey", x)
+    a, b = pair("gray", x)
     np.testing.assert_array_equal(a, gray(x))
     np.testing.assert_array_equal(b, x)
     weights = x.astype(float) @ [0.299, 0.587, 0.114]  # ITU-R BT.601
@@ -69,7 +69,7 @@ def test_gray_of_colors_is_pillows():
 def test_gray_data_are_painted_in_the_color_of_their_class():
     x, y = random(30, 4, 5, 1), np.arange(30, dtype=np.int32) % 10
     x[:, 0, 0] = 255
-    a, b = pair("grey", x, y)
+    a, b = pair("gray", x, y)
     np.testing.assert_array_equal(a, x)
     colors = tasks.palette(y)
     assert b.shape == (30, 4, 5, 3) and colors.dtype == np.uint8

@@ -81,6 +81,6 @@ def test_domains_are_translated_and_measured(tmp_path, system):
 @pytest.mark.medium
 def test_sides_differ_in_size_and_channels(tmp_path):
     for i, flags in enumerate(
-        (["--task=downscale:4", "--loss=none"], ["--task=grey", "--distance=l2"])
+        (["--task=downscale:4", "--loss=none"], ["--task=gray", "--distance=l2"])
     ):
         assert train(*flags, "--steps=2", f"--workdir={tmp_path / str(i)}") == 0

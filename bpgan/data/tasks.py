@@ -182,7 +182,7 @@ def _known(make: Map) -> Callable[[str], Task]:
 
 TASKS: dict[str, Recipe] = {
     "edges": Recipe(_edges, "[:T]", "Sobel edges, as white lines from strength T on (1 to 255) -> image"),
-    "grey": Recipe(
+    "gray": Recipe(
         functools.partial(_plain, Task(_colors)), "", "gray -> color; gray data are painted, a color for each class"
     ),
     "half": Recipe(_made_from(half), "", "the left half -> image"),
