@@ -1,6 +1,7 @@
 """Two domains without pairs, and the digits that come with scikit-learn."""
 
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,11 @@ import PIL.Image
 import pytest
 from checks.training import SHAPE, small_gan
 
-from bpgan import data
-from bpgan.runtime import train
+from bpgan import data, files
+from bpgan.runtime import records, train
 from bpgan.runtime.checkpoint import Checkpoints, Keep
 from bpgan.runtime.program import compile_program
+from bpgan.trained.dataset import data_of
 from bpgan.types import UserError
 
 
@@ -267,6 +269,7 @@ def test_without_images_the_shapes_are_those_of_the_run(names):
     found = data.load_domains(*names)
     facts = data.domain_source(found, seed=0, batch_size=4).facts
     assert facts["sha256"] == found.sha256 and facts["shape"] == [3, 5, 3]
+    facts = records.fields(files.convert(facts, records.DatasetRecord))  # as a run keeps them
     with data.without_images(facts):
         absent = data.load_domains("npz:/gone/a", "npz:/gone/b")
         of_task = data.domains_of_task("npz:/gone/a", "invert")
@@ -280,9 +283,19 @@ def test_without_images_the_shapes_are_those_of_the_run(names):
         data.load_domains(*names)
 
 
+def test_a_run_of_two_domains_is_no_run_of_one_dataset(names):
+    facts = data.load_domains(*names).facts
+    record = types.SimpleNamespace(dataset=files.convert(facts, records.DatasetRecord))
+    config = types.SimpleNamespace(dataset=names[0])
+    run = types.SimpleNamespace(config=config, record=record, experiment="translate", path="runs/0")
+    with pytest.raises(UserError, match="a run of translate has no dataset of images"):
+        data_of(run)
+
+
 # Digits --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 def test_digits_are_those_of_scikit_learn():
     datasets = pytest.importorskip("sklearn.datasets")
     x, y = datasets.load_digits(return_X_y=True)

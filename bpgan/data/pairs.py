@@ -65,8 +65,9 @@ class Pairs(NamedTuple):
 
     def split(self, x: Any) -> tuple[Any, Any]:
         """Inputs ``[k, *a]`` and targets ``[k, *b]`` of rows ``[k, ...]``, of NumPy or JAX and of any type."""
-        flat, size = x.reshape(len(x), -1), int(np.prod(self.a))
-        return flat[:, :size].reshape(-1, *self.a), flat[:, size:].reshape(-1, *self.b)
+        k, size = len(x), int(np.prod(self.a))
+        flat = x.reshape(k, size + int(np.prod(self.b)))
+        return flat[:, :size].reshape(k, *self.a), flat[:, size:].reshape(k, *self.b)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The whole split in memory: inputs and targets uint8, labels int32 ``[n]``. Raises as ``Dataset.arrays``."""
