@@ -129,13 +129,14 @@ def _of_folders(text: str) -> names.Name:
 
 def _directories(text: str) -> tuple[str, ...]:
     """The one or two directories of a text; a path may have commas in it, which those that exist tell apart."""
-    exists = [os.path.exists(os.path.expanduser(text))]
-    commas = [i for i, letter in enumerate(text) if letter == ","]
-    if exists[0] or not commas:
+
+    def exist(places: tuple[str, ...]) -> bool:
+        return all(os.path.exists(os.path.expanduser(place)) for place in places)
+
+    ways = [(text[:i], text[i + 1 :]) for i, letter in enumerate(text) if letter == ","]
+    if exist((text,)) or not ways:
         return (text,)
-    ways = [(text[:i], text[i + 1 :]) for i in commas]
-    there = [way for way in ways if all(os.path.exists(os.path.expanduser(place)) for place in way)]
-    return (there or ways)[0]
+    return next(filter(exist, ways), ways[0])
 
 
 def load_pairs(
