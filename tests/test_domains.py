@@ -1,14 +1,20 @@
 """Two domains without pairs, and the digits that come with scikit-learn."""
 
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from checks.training import SHAPE, small_gan
 
-from bpgan import data
+from bpgan import data, files
+from bpgan.runtime import records, train
+from bpgan.runtime.checkpoint import Checkpoints, Keep
+from bpgan.runtime.program import compile_program
+from bpgan.trained.dataset import data_of
 from bpgan.types import UserError
 
 
@@ -141,31 +147,36 @@ def test_what_a_task_cannot_take_is_refused(names):
 
 def batches(source, steps):
     """The batches of some steps, of a source in memory or read from disk."""
-    batch_at = jax.jit(source.batch_at)
+    batch_at, windows = jax.jit(source.batch_at), {}
     for step in steps:
-        held = source.data
+        held, index = source.data, source.windows and step // source.window
         if source.windows:
-            held = next(source.windows(step // source.window, slice(None)))
+            windows[index] = windows.get(index) or next(source.windows(index, slice(None)))
+            held = windows[index]
         yield jax.device_get(batch_at(held, jnp.int32(step)))
 
 
-def test_memory_and_stream_give_the_same_batches(names, monkeypatch):
+@pytest.mark.medium
+def test_memory_and_stream_give_the_same_batches(tmp_path):
     """Also where the windows that suit one domain do not suit the other."""
+    names = saved(tmp_path / "a.npz", 30, 64, 64), saved(tmp_path / "b.npz", 100, 3, 5, 3, seed=1)
     found = data.load_domains(*names)
-    monkeypatch.setattr(data.sources, "_WINDOW", 3 * 8 * (16 + 45))
-    memory, stream = (
-        data.domain_source(found, seed=3, batch_size=8, feed=feed) for feed in ("memory", "stream")
+    memory, stream, large = (
+        data.domain_source(found, seed=3, batch_size=size, feed=feed)
+        for size, feed in ((8, "memory"), (8, "stream"), (96, "stream"))
     )
-    assert (memory.window, stream.window) == (0, 3)
-    assert memory.length == stream.length == 45 and memory.batch_size == 8
+    assert memory.window == 0 and 80 < large.window < 90 < stream.window == 256
+    window = next(large.windows(1, slice(8, 12)))
+    shapes = {leaf.shape[:2] for leaf in jax.tree.leaves(window)}
+    assert shapes == {(large.window, 4)} and jax.tree.structure(window) == jax.tree.structure(
+        large.data
+    )
+    assert memory.length == stream.length == 90 and memory.batch_size == 8
     assert memory.fingerprint == stream.fingerprint == found.sha256
     a = data.source(found.a, seed=3, batch_size=8)
-    assert all(len(leaf) == 3 for leaf in jax.tree.leaves(next(stream.windows(1, slice(0, 4)))))
     x_b, y_b = found.b.arrays()
-    shown, steps = [], (0, 1, 2, 3, 7)
-    for one, other, alone in zip(
-        batches(memory, steps), batches(stream, steps), batches(a, steps), strict=True
-    ):
+    shown, steps = [], (0, 1, 2, 256)
+    for one, other, alone in zip(*(batches(s, steps) for s in (memory, stream, a)), strict=True):
         assert one.keys() == other.keys() == {"a", "b", "y_a", "y_b"}
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
@@ -175,7 +186,7 @@ def test_memory_and_stream_give_the_same_batches(names, monkeypatch):
         rows = [int(np.flatnonzero((x_b == image).all((1, 2, 3)))[0]) for image in pixels]
         np.testing.assert_array_equal(one["y_b"], y_b[rows])
         shown += rows
-    assert len(set(shown[:32])) == 32  # of the 45 of an epoch none comes twice
+    assert len(set(shown[:24])) == 24  # of the 90 of an epoch none comes twice
     np.testing.assert_array_equal(memory.examples, stream.examples)
     assert memory.examples.shape[1:] == found.b.shape
 
@@ -207,16 +218,58 @@ def test_images_are_mirrored_each_by_itself(names):
     assert (turned["a"] != turned["b"]).any()
 
 
-def test_if_one_domain_is_too_large_both_are_streams(names, monkeypatch):
+def test_if_one_domain_is_too_large_both_are_streams(names):
     found = data.load_domains(*names)
-    monkeypatch.setattr(data.sources, "_MEMORY", 1000)  # between the sizes of both
-    assert data.domain_source(found, seed=0, batch_size=4).window > 0
+
+    def read(indices):
+        return found.b.read(indices % found.b.length)
+
+    large = found.b._replace(counts=(50_000_000,), read=read)  # 2.1 GiB
+    assert data.domain_source(found, seed=0, batch_size=4).window == 0
+    for both in (found._replace(b=large), data.Domains(large, found.a)):
+        source = data.domain_source(both, seed=0, batch_size=4)
+        assert source.window > 0 and source.length == 50_000_000
+
+
+@pytest.mark.slow
+def test_a_streamed_run_is_the_run_from_memory(optimized, tmp_path, trees_close, trees_equal):
+    """To float tolerance (the programs differ), on 8 devices; and resumed in mid-window it is the same bits."""
+    names = (
+        saved(tmp_path / "a.npz", 30, *SHAPE[:2]),
+        saved(tmp_path / "b.npz", 50, *SHAPE[:2], seed=1),
+    )
+    found = data.load_domains(*names)
+
+    def fit(place, feed, steps):
+        both = data.domain_source(found, seed=0, batch_size=16, feed=feed)
+
+        def batch_at(held, step):
+            batch = both.batch_at(held, step)
+            return {"x": (batch["a"] + batch["b"]) / 2, "y": batch["y_b"]}
+
+        plan = train.Plan(
+            name="test", steps=steps, log_every=4, checkpoint_every=3, restart_safe=frozenset({"steps"}),
+            keep=Keep(100), tensorboard=False,
+        )  # fmt: skip
+        spec = train.RunSpec(workdir=tmp_path / place, config={"steps": steps}, seed=3)
+        made = both._replace(batch_at=batch_at)
+        train.fit(small_gan(), made, spec, plan)
+        checkpoints = Checkpoints(tmp_path / place / "checkpoints", keep=Keep(100))
+        _, carry = checkpoints.restore(compile_program(small_gan(), made, seed=3).abstract)
+        checkpoints.close()
+        return jax.device_get(carry.state)
+
+    in_memory = fit("memory", "memory", 8)
+    trees_close(in_memory, fit("stream", "stream", 8), rtol=1e-3, atol=1e-4)
+    fit("resumed", "stream", 5)
+    trees_equal(fit("stream", "stream", 8), fit("resumed", "stream", 8))
 
 
 def test_without_images_the_shapes_are_those_of_the_run(names):
     found = data.load_domains(*names)
     facts = data.domain_source(found, seed=0, batch_size=4).facts
     assert facts["sha256"] == found.sha256 and facts["shape"] == [3, 5, 3]
+    facts = records.fields(files.convert(facts, records.DatasetRecord))  # as a run keeps them
     with data.without_images(facts):
         absent = data.load_domains("npz:/gone/a", "npz:/gone/b")
         of_task = data.domains_of_task("npz:/gone/a", "invert")
@@ -230,9 +283,19 @@ def test_without_images_the_shapes_are_those_of_the_run(names):
         data.load_domains(*names)
 
 
+def test_a_run_of_two_domains_is_no_run_of_one_dataset(names):
+    facts = data.load_domains(*names).facts
+    record = types.SimpleNamespace(dataset=files.convert(facts, records.DatasetRecord))
+    config = types.SimpleNamespace(dataset=names[0])
+    run = types.SimpleNamespace(config=config, record=record, experiment="translate", path="runs/0")
+    with pytest.raises(UserError, match="a run of translate has no dataset of images"):
+        data_of(run)
+
+
 # Digits --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 def test_digits_are_those_of_scikit_learn():
     datasets = pytest.importorskip("sklearn.datasets")
     x, y = datasets.load_digits(return_X_y=True)

@@ -8,8 +8,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from bpgan import data
+from bpgan import data, files
 from bpgan.data import datasets, pairs
+from bpgan.runtime import records
 from bpgan.types import UserError
 
 
@@ -312,6 +313,24 @@ def test_the_fingerprint_is_of_the_images_the_task_and_the_direction(images):
     assert len(set(seen)) == len(seen) and all(len(bytes.fromhex(each)) == 32 for each in seen)
 
 
+def test_the_fingerprint_is_of_every_image_and_of_what_is_made(images):
+    """Of many images only some are read for it; the rest is the fingerprint of the dataset."""
+    x, y = random(1500, 2, 2, 1), np.zeros(1500, np.int32)
+    other = x.copy()
+    other[1] ^= 1  # of 1,000 that are spread over 1,500, the second is none
+    seen = [
+        pairs.made(data.of_arrays("x", "train", each, y, 1), "half").rows for each in (x, other)
+    ]
+    np.testing.assert_array_equal(*(rows.read(np.array([0, 2]))[0] for rows in seen))
+    assert seen[0].sha256 != seen[1].sha256 and seen[0].mean == seen[1].mean
+
+    def task(brightness):  # a function that was changed and is called as before
+        return data.tasks.Named("mine:TASK", data.Task(lambda x, y: (x | np.uint8(brightness), x)))
+
+    dataset = data.load(images[0])
+    assert len({pairs.made(dataset, task(n)).rows.sha256 for n in (1, 2)}) == 2
+
+
 def test_what_a_task_cannot_take_is_refused(folders, images):
     name = images[0]
     refused(name, "3 does not divide", argument="task", value="downscale:3", task="downscale:3")
@@ -350,6 +369,7 @@ def _rows(a, b):
 def test_rows_are_split_whatever_their_type(folders):
     found = data.load_pairs(f"pairs:{folders}/a,{folders}/b")
     x, _ = _rows(A, B)
+    assert [len(side) for side in found.split(x[:0])] == [0, 0]
     for rows in (x, x[:, 0, 0], x.astype(np.float32) / 2, jnp.asarray(x)):
         a, b = found.split(rows)
         scale = 1 if rows.dtype == np.uint8 else 2
@@ -377,25 +397,24 @@ def test_the_summary_says_what_is_paired(folders):
 
 def batches(source, steps):
     """The batches of some steps, of a source in memory or read from disk."""
-    batch_at = jax.jit(source.batch_at)
+    batch_at, windows = jax.jit(source.batch_at), {}
     for step in steps:
-        held = source.data
+        held, index = source.data, source.windows and step // source.window
         if source.windows:
-            held = next(source.windows(step // source.window, slice(None)))
+            windows[index] = windows.get(index) or next(source.windows(index, slice(None)))
+            held = windows[index]
         yield jax.device_get(batch_at(held, jnp.int32(step)))
 
 
-def test_memory_and_stream_give_the_same_pairs(folders, monkeypatch):
+def test_memory_and_stream_give_the_same_pairs(folders):
     found = data.load_pairs(f"pairs:{folders}/a,{folders}/b")
-    size = int(np.prod(found.rows.shape))
-    monkeypatch.setattr(data.sources, "_WINDOW", 2 * 8 * size)
     options = dict(seed=3, batch_size=8)
     memory, stream = (
         data.pair_source(found, feed=feed, **options) for feed in ("memory", "stream")
     )
-    assert (memory.window, stream.window) == (0, 2) and memory.length == stream.length == 18
+    assert (memory.window, stream.window) == (0, 256) and memory.length == stream.length == 18
     assert memory.fingerprint == stream.fingerprint == found.rows.sha256
-    keys, steps = np.asarray(data.order.round_keys(3)), (0, 1, 5, 2)
+    keys, steps = np.asarray(data.order.round_keys(3)), (0, 1, 255, 256, 600, 2)
     a, b, _ = found.arrays()
     for step, one, other in zip(steps, batches(memory, steps), batches(stream, steps), strict=True):
         rows = data.order.rows_on_host(keys, np.arange(8) + 8 * step, 18)
@@ -434,6 +453,7 @@ def test_without_images_the_shapes_are_those_of_the_run(folders):
     found = data.load_pairs(f"pairs:{folders}/a,{folders}/b")
     facts = data.pair_source(found, seed=0, batch_size=4).facts
     assert facts["shape"] == [5, 3, 3] and facts["sha256"] == found.rows.sha256
+    facts = records.fields(files.convert(facts, records.DatasetRecord))  # as a run keeps them
     with data.without_images(facts):
         absent = data.load_pairs("pairs:/gone/a,/gone/b")
         source = data.pair_source(absent, seed=0, batch_size=4)

@@ -56,6 +56,7 @@ from bpgan.data import cache, convert, known, names, readers
 from bpgan.types import UserError, counted
 
 _MENDING = threading.RLock()
+_FEW = 4 << 20  # bytes of the images that are read at once for their labels
 _SOME = 32 << 20  # bytes of the images that stand for all of a split
 _MOMENT = 2_000_000_000  # ns: the coarsest times of change that disks have
 
@@ -291,9 +292,8 @@ def divide(dataset: Dataset, chosen: np.ndarray, names: tuple[str, str]) -> tupl
     first, second = np.flatnonzero(chosen), np.flatnonzero(~chosen)
     tally = np.array([len(first)])
     if dataset.classes > 1:
-        labels = [
-            dataset.read(first[i : i + 1])[1] for i in range(len(first))
-        ]  # images may be large
+        step = max(1, _FEW // int(np.prod(dataset.shape)))  # images may be large
+        labels = [dataset.read(first[i : i + step])[1] for i in range(0, len(first), step)]
         tally = np.bincount(np.concatenate(labels), minlength=dataset.classes)
 
     def part(split: str, rows: np.ndarray, counts: np.ndarray) -> Dataset:

@@ -65,8 +65,9 @@ class Pairs(NamedTuple):
 
     def split(self, x: Any) -> tuple[Any, Any]:
         """Inputs ``[k, *a]`` and targets ``[k, *b]`` of rows ``[k, ...]``, of NumPy or JAX and of any type."""
-        flat, size = x.reshape(len(x), -1), int(np.prod(self.a))
-        return flat[:, :size].reshape(-1, *self.a), flat[:, size:].reshape(-1, *self.b)
+        k, size = len(x), int(np.prod(self.a))
+        flat = x.reshape(k, size + int(np.prod(self.b)))
+        return flat[:, :size].reshape(k, *self.a), flat[:, size:].reshape(k, *self.b)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The whole split in memory: inputs and targets uint8, labels int32 ``[n]``. Raises as ``Dataset.arrays``."""
@@ -128,13 +129,14 @@ def _of_folders(text: str) -> names.Name:
 
 def _directories(text: str) -> tuple[str, ...]:
     """The one or two directories of a text; a path may have commas in it, which those that exist tell apart."""
-    exists = [os.path.exists(os.path.expanduser(text))]
-    commas = [i for i, letter in enumerate(text) if letter == ","]
-    if exists[0] or not commas:
+
+    def exist(places: tuple[str, ...]) -> bool:
+        return all(os.path.exists(os.path.expanduser(place)) for place in places)
+
+    ways = [(text[:i], text[i + 1 :]) for i, letter in enumerate(text) if letter == ","]
+    if exist((text,)) or not ways:
         return (text,)
-    ways = [(text[:i], text[i + 1 :]) for i in commas]
-    there = [way for way in ways if all(os.path.exists(os.path.expanduser(place)) for place in way)]
-    return (there or ways)[0]
+    return next(filter(exist, ways), ways[0])
 
 
 def load_pairs(
@@ -159,42 +161,38 @@ def load_pairs(
     """
     if (facts := datasets.facts_given()) is not None:
         return _absent(facts)
-    found, wanted = _named(name, task)
-    kind = found.name.kind
-    if wanted is not None and kind not in names.SIDES:
+    found, wanted = _named(name), tasks.named(task) if task else None
+    stored = found.name.kind in names.SIDES
+    if wanted is not None and not stored:
         return made(datasets.load(found.name, split, mirror=mirror), wanted, found.direction)
     if wanted is not None:
         reason = f"has no effect on pairs, which `dataset={found.text}` has already"
         raise UserError(reason, argument="task", value=wanted.text, beside=["dataset"])
-    if kind not in ("npz", *names.SIDES):
+    if not stored and found.name.kind != "npz":
         reason = f"has no pairs; with a `task` they are made of it: {', '.join(tasks.TASKS)}"
         raise UserError(reason, argument="dataset", value=found.text)
-    places = (found.name.source,) if kind == "npz" else found.name.source
+    return _stored(found, split)
+
+
+def _named(name: str | PairName) -> PairName:
+    try:
+        return parse(name) if isinstance(name, str) else name
+    except ValueError as error:
+        raise UserError(str(error), argument="dataset", value=name) from None
+
+
+def _stored(found: PairName, split: str) -> Pairs:
+    """Pairs of users' files, of which each side is a dataset of its own."""
+    name = found.name
+    if name.kind == "npz":
+        name = name._replace(kind="arrays", source=(name.source,))
     a, b = (
-        datasets.load(
-            found.name._replace(
-                kind="arrays" if kind == "npz" else kind, source=sides.Side(places, part)
-            ),
-            split,
-        )
-        for part in (0, 1)
+        datasets.load(name._replace(source=sides.Side(name.source, part)), split) for part in (0, 1)
     )
     if a.counts != b.counts:
-        raise UserError("its files were changed while they were read; repeat the command")
-    return _zipped(*((a, b) if found.direction == DIRECTIONS[0] else (b, a)))
-
-
-def _named(
-    name: str | PairName, task: str | tasks.Named | None
-) -> tuple[PairName, tasks.Named | None]:
-    """Both, read. Raises UserError."""
-    argument, value = "dataset", name
-    try:
-        found = parse(name) if isinstance(name, str) else name
-        argument, value = "task", task
-        return found, tasks.parse_or_none(task) if isinstance(task, str) else task
-    except ValueError as error:
-        raise UserError(str(error), argument=argument, value=value) from None
+        reason = "its files were changed while they were read; repeat the command"
+        raise UserError(reason, argument="dataset", value=found.text)
+    return _zipped(a, b) if found.direction == DIRECTIONS[0] else _zipped(b, a)
 
 
 def made(dataset: Dataset, task: str | tasks.Named, direction: str = DIRECTIONS[0]) -> Pairs:
@@ -250,14 +248,8 @@ def _read_zipped(read_a: Read, read_b: Read, indices: np.ndarray) -> tuple[np.nd
 
 def _joined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Rows ``[k, 1, 1, size_a + size_b]`` of inputs and targets."""
-    k = len(a)
-    return np.concatenate(
-        [
-            a.reshape(k, 1, 1, int(np.prod(a.shape[1:]))),
-            b.reshape(k, 1, 1, int(np.prod(b.shape[1:]))),
-        ],
-        axis=-1,
-    )
+    flat = [x.reshape(len(x), 1, 1, int(np.prod(x.shape[1:]))) for x in (a, b)]
+    return np.concatenate(flat, axis=-1)
 
 
 def _of_rows(dataset: Dataset, read: Read, a: Shape, b: Shape, *origins: str) -> Pairs:

@@ -52,8 +52,8 @@ def luma(x: Bytes) -> Bytes:
     """Gray ``[k, h, w, 1]`` of colors by ITU-R BT.601: ``.299 R + .587 G + .114 B``, rounded as Pillow does it."""
     if x.shape[-1] < 3:
         return x[..., :1]
-    weighted = x[..., :3].astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
-    return ((weighted + 0x8000) >> 16).astype(np.uint8)[..., None]
+    red, green, blue = (x[..., i : i + 1].astype(np.uint32) for i in range(3))
+    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).astype(np.uint8)
 
 
 def edges(x: Bytes, threshold: int = 0) -> Bytes:
@@ -66,11 +66,12 @@ def edges(x: Bytes, threshold: int = 0) -> Bytes:
       x: images.
       threshold: magnitudes from here on are 255, lower ones 0; 0: they stay as they are.
     """
-    rows = np.pad(luma(x)[..., 0].astype(np.int32), ((0, 0), (1, 1), (1, 1)), "edge")
+    rows = np.pad(luma(x)[..., 0].astype(np.int16), ((0, 0), (1, 1), (1, 1)), "edge")
     smooth_h = rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]
     smooth_v = rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]
-    gy = smooth_h[:, 2:] - smooth_h[:, :-2]
-    gx = smooth_v[:, :, 2:] - smooth_v[:, :, :-2]
+    gy = (smooth_h[:, 2:] - smooth_h[:, :-2]).astype(np.float32)
+    gx = (smooth_v[:, :, 2:] - smooth_v[:, :, :-2]).astype(np.float32)
+    # Sums of squares below 2^24 are exact, and no root but an exact one is so near to a half that float32 rounds it.
     strength = np.minimum(255, np.rint(np.sqrt(gx * gx + gy * gy) / 4)).astype(np.uint8)
     if threshold:
         strength = np.where(strength >= threshold, np.uint8(255), np.uint8(0))
@@ -91,8 +92,8 @@ def palette(y: np.ndarray) -> Bytes:
 
 def painted(x: Bytes, y: np.ndarray) -> Bytes:
     """Gray images ``[k, h, w, 1]`` times the color of their classes: ``[k, h, w, 3]``."""
-    colors = palette(y)[:, None, None].astype(np.uint32)
-    return ((x[..., :1] * colors + 127) // 255).astype(np.uint8)
+    product = x[..., :1] * palette(y)[:, None, None].astype(np.uint16) + np.uint16(128)
+    return ((product + (product >> 8)) >> 8).astype(np.uint8)  # divided by 255 and rounded, exactly
 
 
 def half(x: Bytes) -> Bytes:
@@ -107,10 +108,11 @@ def half(x: Bytes) -> Bytes:
 
 def downscale(x: Bytes, by: int) -> Bytes:
     """The mean of each box of ``by`` x ``by`` pixels, rounded half up: ``[k, h/by, w/by, c]``."""
-    k, h, w, c = x.shape
+    h, w = x.shape[1:3]
     if h % by or w % by:
         raise ValueError(f"{by} does not divide the height and the width of images of {h}x{w}")
-    boxes = x.reshape(k, h // by, by, w // by, by, c).sum((2, 4), dtype=np.uint32)
+    columns = np.add.reduce([x[:, i::by] for i in range(by)], axis=0, dtype=np.uint32)
+    boxes = np.add.reduce([columns[:, :, i::by] for i in range(by)], axis=0, dtype=np.uint32)
     return ((2 * boxes + by * by) // (2 * by * by)).astype(np.uint8)
 
 
@@ -128,13 +130,13 @@ def rotate(x: Bytes) -> Bytes:
 
 def dilate(x: Bytes) -> Bytes:
     """The maximum of each pixel and its eight neighbors: light strokes become two pixels wider."""
-    for axis in (1, 2):
-        wide = np.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(x.ndim)], "edge")
-        below, here, above = (
-            np.take(wide, np.arange(start, start + x.shape[axis]), axis) for start in range(3)
-        )
-        x = np.maximum(np.maximum(below, here), above)
-    return x
+    rows = x.copy()
+    np.maximum(rows[:, 1:], x[:, :-1], out=rows[:, 1:])
+    np.maximum(rows[:, :-1], x[:, 1:], out=rows[:, :-1])
+    both = rows.copy()
+    np.maximum(both[:, :, 1:], rows[:, :, :-1], out=both[:, :, 1:])
+    np.maximum(both[:, :, :-1], rows[:, :, 1:], out=both[:, :, :-1])
+    return both
 
 
 def _from_image(make: Map, x: Bytes, y: np.ndarray) -> tuple[Bytes, Bytes]:
