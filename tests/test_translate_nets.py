@@ -346,7 +346,7 @@ def test_the_first_three_levels_of_the_decoder_have_dropout():
             lambda z: linen_net(module.clone(dropout=0.0)).init(jax.random.key(0), a, z)
         )(z)
     )
-    assert jaxpr.count("random_wrap") == alone.count("random_wrap") == 3
+    assert (jaxpr.count("random_wrap"), alone.count("random_wrap")) == (3, 0)
 
 
 def test_heads_make_unit_vectors(x64):
