@@ -65,7 +65,7 @@ def test_the_translator_has_as_many_parameters_as_the_released_one():
 
 
 def test_the_discriminator_has_as_many_parameters_as_the_released_one():
-    """2.769 M for a pair of colour images, with batch norm."""
+    """2.769 M for a pair of color images, with batch norm."""
     layers = [(16 * 6 + 1) * 64, *[16 * i * 2 * i + 4 * i for i in (64, 128, 256)], 16 * 512 + 1]
     assert sum(layers) == 2_768_705
     assert parameters(PatchGAN(norm="batch"), (1, 256, 256, 6)) == sum(layers)
@@ -346,7 +346,7 @@ def test_the_first_three_levels_of_the_decoder_have_dropout():
             lambda z: linen_net(module.clone(dropout=0.0)).init(jax.random.key(0), a, z)
         )(z)
     )
-    assert jaxpr.count("random_wrap") == alone.count("random_wrap") == 3
+    assert (jaxpr.count("random_wrap"), alone.count("random_wrap")) == (3, 0)
 
 
 def test_heads_make_unit_vectors(x64):

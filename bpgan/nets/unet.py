@@ -28,7 +28,7 @@ class UNet(nn.Module):
       size: channels of the first level, doubled from level to level, at most eight times as many.
       levels: 8 take 256 pixels to one, 2 take 28 to 7.
       norm: "batch", "instance" or "none".
-      dropout: rate in the first three levels of the decoder, the only noise there is.
+      dropout: rate in the first three levels of the decoder, the only noise there is; at 0 z is ignored.
       axis_name: of batch norm (``BatchNorm``).
       kernel_init: of all kernels; ``N(0, 0.02^2)`` as in the paper.
       dtype: of the computation.
@@ -79,7 +79,7 @@ class UNet(nn.Module):
         for i in reversed(range(1, self.levels)):
             x = ConvTranspose(widths[i - 1], use_bias=bias, name=f"up{i}", **layer)(jax.nn.relu(x))
             x = norm(f"up_norm{i}", x)
-            if self.levels - 1 - i < 3:
+            if self.dropout and self.levels - 1 - i < 3:
                 x = dropout(x, z, f"dropout{i}", self.dropout)
             x = jnp.concatenate([seen[i], x], -1)
         x = ConvTranspose(self.shape[2], name="up0", **layer)(jax.nn.relu(x))
