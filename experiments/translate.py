@@ -38,7 +38,7 @@ from bpgan.algorithms import translate
 from bpgan.data import domains, pairs, tasks
 from bpgan.evaluation import translation
 from bpgan.losses import LOSSES
-from bpgan.metrics.translation import resized
+from bpgan.metrics.translation import Translate, of_network, resized
 from bpgan.nets import linen_net, storage_dtype
 from bpgan.nets.patchgan import PatchGAN
 from bpgan.nets.translator import PatchHeads, ResNetTranslator
@@ -282,7 +282,9 @@ def _unpaired(cfg: Config) -> Task:
     def load(split: str) -> domains.Domains:
         if cfg.dataset_a.value and cfg.dataset_b.value:
             return domains.load_domains(cfg.dataset_a.value, cfg.dataset_b.value, split)
-        return domains.domains_of_task(cfg.dataset.value.name, cfg.task.value, split)
+        task = cfg.task.value
+        assert task is not None  # see ``check``
+        return domains.domains_of_task(cfg.dataset.value.name, task, split)
 
     train, test = load("train"), load("test")
     source = domains.domain_source(
@@ -337,9 +339,11 @@ def check(cfg: Config) -> None:
     if cfg.batch_size % cfg.accumulate:
         refuse("accumulate", f"must divide `batch_size={cfg.batch_size}`", "batch_size")
     for term in cfg.penalty.value.terms:
-        if term.player == "g" or term.penalty.mapping or term.penalty.matrices:
-            reason = f"{term}: must be of D, and of its images"
-            raise UserError(reason, argument="penalty", value=cfg.penalty)
+        if term.player == "g" or term.penalty.matrices:
+            refuse("penalty", f"{term}: must be of D, and of its images")
+        if term.penalty.each_example and cfg.norm == "batch":
+            reason = f"{term} needs a D that takes each example by itself; with it, `norm` must not be batch"
+            refuse("penalty", reason, "norm")
 
 
 def _translator(
@@ -363,7 +367,8 @@ def networks(cfg: Config, task: Task, axis_name: str | None) -> Any:
       UserError: if they do not take them.
     """
     a, b = task.shapes
-    d = linen_net(PatchGAN(cfg.d_size, cfg.strided, cfg.norm, axis_name, dtype=jnp.dtype(cfg.precision)))  # fmt: skip
+    norm: Any = cfg.norm
+    d = linen_net(PatchGAN(cfg.d_size, cfg.strided, norm, axis_name, dtype=jnp.dtype(cfg.precision)))  # fmt: skip
     if cfg.system == "cut":
         taps = ("input", "down0", "down1", *sorted({"block0", f"block{cfg.depth // 2}"}))
         g = _translator(cfg, b, axis_name, taps=taps)
@@ -437,7 +442,7 @@ def algorithm_of(cfg: Config, task: Task, steps: int, axis_name: str | None) -> 
     """The system that ``cfg`` describes, over a run of so many steps."""
     nets = networks(cfg, task, axis_name)
     tx = {name: cfg.betas.value.adam(getattr(cfg.lr.value, name), steps) for name in ("g", "d")}
-    loss = cfg.loss.value if cfg.loss else losses.parse(SYSTEMS[cfg.system].loss)
+    loss: Any = cfg.loss.value if cfg.loss else losses.parse(SYSTEMS[cfg.system].loss)
     common: dict[str, Any] = dict(
         domains=translate.Domains(
             *task.shapes,
@@ -463,20 +468,27 @@ def algorithm_of(cfg: Config, task: Task, steps: int, axis_name: str | None) -> 
     return translate.cyclegan(nets, loss, txs, weights=weights, history=cfg.history, **common)
 
 
-def _translate(algorithm: Algorithm, state: Any, name: str) -> translation.Translate | None:
+def _try_step(cfg: Config, algorithm: Algorithm, source: Source) -> None:
+    """Raises a UserError for a penalty that looks at what there is not, such as latents."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = jax.eval_shape(source.batch_at, source.data, 0)
+    try:
+        jax.eval_shape(algorithm.step, jax.eval_shape(algorithm.init, key), batch, key)
+    except ValueError as error:
+        raise UserError(str(error), argument="penalty", value=cfg.penalty) from None
+
+
+def _translate(algorithm: Algorithm, state: Any, name: str) -> Translate | None:
     """A translator of a state as a function of bytes; None where there is none of this name."""
     if name not in algorithm.networks:
         return None
-    network = algorithm.networks[name]
-    variables = network.variables(state)
-    compiled = jax.jit(network.apply)
-    key = stream(jax.random.key(0), name)
+    network, key = algorithm.networks[name], stream(jax.random.key(0), name)
 
-    def apply(x: np.ndarray, first: int) -> np.ndarray:
+    def apply(variables: Any, x: Any, first: Any) -> Any:
         z = translate.noise(jax.random.fold_in(key, first), len(x))
-        return np.asarray(compiled(variables, jnp.asarray(x), z))
+        return network.apply(variables, x, z)
 
-    return translation.of_apply(apply)
+    return of_network(apply, network.variables(state))
 
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
@@ -486,6 +498,8 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     task = (_paired if paired else _unpaired)(cfg)
     steps = cli.steps_of(cfg, task.source.steps_per_epoch)
     algorithm = algorithm_of(cfg, task, steps, axis_name)
+    if cfg.penalty.value.terms and not axis_name:
+        _try_step(cfg, algorithm, task.source)
 
     judged = cfg.measure == "all"
 

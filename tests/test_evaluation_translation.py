@@ -72,18 +72,6 @@ def test_what_is_hidden_in_the_last_bits_does_not_come_back(digits):
     assert found["hidden"] > 10 > 6 > honest["hidden"]
 
 
-def test_calls_have_whole_batches_and_give_the_rows_that_were_asked_for():
-    sizes = []
-
-    def apply(x, first):
-        sizes.append((len(x), first))
-        return -x
-
-    x = np.random.default_rng(0).integers(0, 256, (7, 2, 2, 1), np.uint8)
-    np.testing.assert_array_equal(translation.of_apply(apply, batch=3)(x), 255 - x)
-    assert sizes == [(3, 0), (3, 3), (3, 6)]
-
-
 @pytest.mark.medium
 def test_classifiers_tell_what_is_translated(tmp_path, monkeypatch):
     """Labels that survive, realism, and domains that can be told apart."""

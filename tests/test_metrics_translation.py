@@ -29,6 +29,22 @@ def test_errors_are_those_of_the_formulas():
             function(x, y[:2])
 
 
+def test_a_network_translates_in_whole_batches():
+    """Of one shape, so that it is compiled once; rows that are there twice are left out."""
+    shapes = []
+
+    def apply(variables, x, first):
+        shapes.append(x.shape)
+        return variables * x + 0 * first
+
+    x = images(0, 7, 2, 2, 1)
+    found = translation.of_network(apply, np.float32(-1), batch=3)(x)
+    np.testing.assert_array_equal(found, 255 - x)
+    assert shapes == [(3, 2, 2, 1)]
+    broken = translation.of_network(apply, np.float32(np.nan), batch=3)(x)
+    np.testing.assert_array_equal(broken, 0)
+
+
 def test_images_take_another_shape():
     x = images(0, 2, 4, 6, 3)
     doubled = translation.resized(x, (8, 6, 3))

@@ -16,10 +16,7 @@ from bpgan.evaluation.images import embed
 from bpgan.metrics import scores, translation
 from bpgan.metrics.features import Extractor
 from bpgan.metrics.frechet import frechet_distance
-from bpgan.runtime.images import to_bytes
-
-Translate = Callable[[np.ndarray], np.ndarray]
-"""``uint8 [n, h, w, c] -> uint8 [n, h', w', c']``."""
+from bpgan.metrics.translation import Translate
 
 _MOST = 2000
 """Test images."""
@@ -75,23 +72,6 @@ class Sides:
             for split, part in (("train", self.train), ("test", self.test))
         ]
         return features.classifier_of(splits[0], splits[1], features.SEEDS[0])
-
-
-def of_apply(apply: Callable[[np.ndarray, int], np.ndarray], batch: int = 250) -> Translate:
-    """A network as a function of bytes: ``apply(x float32 [b, ...] in [-1, 1], first row) -> floats [b, ...]``.
-
-    Every call has ``batch`` rows, of which the last one's may be there twice.
-    """
-
-    def translate(x: np.ndarray) -> np.ndarray:
-        found = []
-        for i in range(0, len(x), batch):
-            rows = np.resize(np.arange(i, min(i + batch, len(x))), batch)
-            drawn = apply(x[rows].astype(np.float32) / 127.5 - 1, i)
-            found.append(to_bytes(np.asarray(drawn))[: len(x) - i])
-        return np.concatenate(found)
-
-    return translate
 
 
 def paired(translate: Translate, a: Sides, b: Sides, *, judged: bool = True) -> dict[str, float]:

@@ -3,15 +3,45 @@
 Images are uint8 ``[n, h, w, c]``; errors are on the scale [0, 1].
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 from bpgan.metrics import neighbors
 
+Translate = Callable[[np.ndarray], np.ndarray]
+"""``uint8 [n, h, w, c] -> uint8 [n, h', w', c']``."""
+
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Multiples of the mean variance of an input pixel among which ``ridge`` chooses."""
 _CHUNK = 1000
+
+
+def of_network(
+    apply: Callable[[Any, Any, Any], Any], variables: Any, batch: int = 250
+) -> Translate:
+    """A network as a function of bytes, compiled once.
+
+    Args:
+      apply: ``(variables, x[batch, ...] in [-1, 1], index of the first row) -> y[batch, ...]`` in [-1, 1]. Rows of the
+        last call may be there twice.
+      variables: of the network.
+      batch: rows of a call.
+    """
+    compiled = jax.jit(apply)
+
+    def translate(x: np.ndarray) -> np.ndarray:
+        found = []
+        for i in range(0, len(x), batch):
+            rows = np.resize(np.arange(i, min(i + batch, len(x))), batch)
+            y = compiled(variables, x[rows].astype(np.float32) / 127.5 - 1, i)
+            y = np.nan_to_num(np.asarray(y, np.float64), nan=-1.0)[: len(x) - i]
+            found.append(np.rint(127.5 * (np.clip(y, -1, 1) + 1)).astype(np.uint8))
+        return np.concatenate(found)
+
+    return translate
 
 
 def absolute_error(x: np.ndarray, y: np.ndarray) -> float:

@@ -39,7 +39,7 @@ ROOMS = {  # top to bottom; imports go down
         "launcher explain trained evaluation cli report privacy insight algorithms backprop metrics metrics.features"
         " runtime data nets losses penalties augment optim files measures lookup types version",
         "(lucic private_gan) (audit classifier data dp_merf evaluate export sample image_gan infogan interpret"
-        " linear_regression lr_range mnist_gan sensitivity study toy_gan vae)",
+        " linear_regression lr_range mnist_gan sensitivity study toy_gan translate vae)",
     ),
     "bpgan.launcher": Room(
         "sweeps, searches, processes, Slurm",
@@ -60,7 +60,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.evaluation": Room(
         "samples, feature nets and metrics of a trained run",
         "cli algorithms backprop metrics metrics.features runtime data nets files measures lookup types version",
-        "(evaluate monitor) (features table) (classifier images rows samples)",
+        "(evaluate monitor translation) (features table) (classifier images rows samples)",
     ),
     "bpgan.cli": Room(
         "flags from a dataclass, and a run from flags",
@@ -95,7 +95,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.metrics": Room(
         "distances between sets of features",
         "types",
-        "memorization (frechet kernel neighbors scores) (arrays classes modes)",
+        "(memorization translation) (frechet kernel neighbors scores) (arrays classes modes)",
     ),
     "bpgan.metrics.features": Room(
         "nets that make features of images",
