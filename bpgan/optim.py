@@ -8,6 +8,7 @@ A schedule is written as text, so that it fits in a flag:
 ``cosine:A:B``                 from A to B along half a cosine
 ``linear:A:B:0.5``             the same over the first half of the run, then B (also with ``cosine``)
 ``warmup:0.05:...``            any of these, times a line from 0 to 1 over the first 5 % of the run
+``hold:0.5:linear:A:B``        A over the first half of the run, then any of these over the rest
 =============================  ========================================================================
 """
 
@@ -26,9 +27,7 @@ Schedule = Callable[[Any], jax.Array]
 OverRun = Callable[[int], Any]
 """``steps -> scalar``: a number or a ``Schedule``, once it is known how many steps the run has."""
 
-_FORMS = (
-    "a number A, linear:A:B, cosine:A:B, either with a fraction of the run as :F, or warmup:F:..."
-)
+_FORMS = "a number A, linear:A:B, cosine:A:B, either with a fraction of the run as :F, warmup:F:... or hold:F:..."
 
 
 class Pair(NamedTuple):
@@ -72,6 +71,10 @@ def parse(text: str, *, low: float = -math.inf, high: float = math.inf) -> OverR
             share = _number(rest[0], 1e-12, 1.0)
             inner = parse(":".join(rest[1:]), low=low, high=high)
             return lambda steps: _warmed_up(inner(steps), max(share * steps, 1.0))
+        if kind == "hold":
+            share = _number(rest[0], 1e-12, 1.0)
+            inner = parse(":".join(rest[1:]), low=low, high=high)
+            return lambda steps: _held(inner(steps - round(share * steps)), round(share * steps))
         if kind not in ("linear", "cosine") or len(rest) not in (2, 3):
             raise ValueError
         start, end = _number(rest[0], low, high), _number(rest[1], low, high)
@@ -84,6 +87,10 @@ def parse(text: str, *, low: float = -math.inf, high: float = math.inf) -> OverR
 
 def _warmed_up(scalar: Any, length: float) -> Schedule:
     return lambda step: jnp.minimum((step + 1) / length, 1.0) * at(scalar, step)
+
+
+def _held(scalar: Any, length: int) -> Schedule:
+    return lambda step: at(scalar, jnp.maximum(step - length, 0))
 
 
 def _curve(kind: str, start: float, end: float, length: float) -> Schedule:

@@ -4,6 +4,8 @@ Run:     python -m experiments.study --preset=smoke
              two methods of eight steps each, to see that it works
          python -m experiments.study --study=private --dataset=idx:/usr/share/datasets/fashion-mnist
              what privacy costs: private GANs at epsilon = 10 and 1, DP-MERF and a GAN without privacy
+         python -m experiments.study --study=pairs --dataset=idx:/usr/share/datasets/fashion-mnist
+             translation learned from pairs, with D and without; domains is the study of translation without pairs
          python -m experiments.study --study=my_studies:TABLE
              a Study of your own, in a module or a file
 Papers:  each study names its own.
@@ -44,10 +46,66 @@ def _of_privacy() -> tuple[Arm, ...]:
     return tuple(arms)
 
 
+def _of_pairs() -> tuple[Arm, ...]:
+    """One task with three seeds, with D and without, and others once."""
+    edges = {"preset": "pix2pix28", "task": "edges"}
+    arms = [Arm("pix2pix, edges", "translate", edges)]
+    arms.append(Arm("L1 alone, edges", "translate", {**edges, "loss": "none"}))
+    for task in ("half", "downscale:4", "gray"):
+        arms.append(Arm(f"pix2pix, {task}", "translate", {**edges, "task": task}, seeds=(0,)))
+    return tuple(arms)
+
+
+def _of_domains() -> tuple[Arm, ...]:
+    """One task with three seeds, and others, or the other system, once."""
+    cyclegan, once = {"preset": "cyclegan28", "task": "invert"}, (0,)
+    digits = {"dataset_a": "mnist10k", "dataset_b": "digits,size=28", "task": ""}
+    return (
+        Arm("CycleGAN, invert", "translate", cyclegan),
+        Arm("CycleGAN, dilate", "translate", {**cyclegan, "task": "dilate"}, once),
+        Arm("CycleGAN, digits", "translate", {**cyclegan, **digits}, once),
+        Arm("CUT, invert", "translate", {"preset": "cut28", "task": "invert"}, once),
+    )
+
+
 STUDIES: dict[str, Study] = {
     "private": Study(
         "What does privacy cost? (Bie, Kamath & Zhang 2023, arXiv:2302.02936; Harder et al. 2021, arXiv:2002.11603)",
         _of_privacy(),
+    ),
+    "pairs": Study(
+        "What does an adversarial loss add to a distance of pairs? (Isola et al. 2017, arXiv:1611.07004)",
+        _of_pairs(),
+        results=tuple(
+            f"test/{name}"
+            for name in (
+                "l1",
+                "l1/mean",
+                "l1/identity",
+                "l1/nearest",
+                "l1/ridge",
+                "ssim",
+                "fd",
+                "accuracy",
+            )
+        ),
+    ),
+    "domains": Study(
+        "What is translated without pairs? (Zhu et al. 2017, arXiv:1703.10593; Park et al. 2020, arXiv:2007.15651)",
+        _of_domains(),
+        results=tuple(
+            f"test/{name}"
+            for name in (
+                "agreement",
+                "fd_b",
+                "told_apart",
+                "moved",
+                "l1",
+                "cycle_a",
+                "cycle_b",
+                "hidden",
+            )
+        ),
     ),
     "smoke": Study(
         "Do studies work?",
@@ -89,6 +147,10 @@ class Config(cli.Config):
     features: cli.Parsed[Make] = FEATURES
     n: int = cli.field(10_000, "samples of every run", low=10)
 
+    def idle(self) -> dict[str, str]:
+        asked = ("metrics", "features", "n") if self.study.value.results else ()
+        return dict.fromkeys(asked, "study")
+
 
 PRESETS = {"smoke": dict(study="smoke", metrics="fd", features="pixels", n=100)}
 
@@ -119,7 +181,8 @@ def plan(cfg: Config, folder: pathlib.Path) -> dict[str, list[runs.PlannedRun]]:
     study, argv = cfg.study.value, [f"--dataset={cfg.dataset}"]
     planned = {}
     for arm in study.arms:
-        each = [{**arm.flags, "seed": str(seed)} for seed in cfg.seeds.value or study.seeds]
+        seeds = cfg.seeds.value or arm.seeds or study.seeds
+        each = [{**arm.flags, "seed": str(seed)} for seed in seeds]
         try:
             planned[arm.name] = runs.plan(experiments.find(arm.experiment), argv, each, folder)
         except UserError as error:
@@ -160,11 +223,24 @@ class Evaluations:
                 "minutes": _minutes(result),
                 "epsilon": result.get("privacy", {}).get("epsilon"),
                 "broken": result["status"] != "done",
-                "numbers": self._evaluate(run.workdir) if result["status"] == "done" else [],
+                "numbers": self._numbers(run.workdir, result) if result["status"] == "done" else [],
             }
         self._rows[name] = known
         self.by_arm[arm.name].append(known)
         self._write()
+
+    def _numbers(self, workdir: pathlib.Path, result: Mapping[str, Any]) -> list[Any]:
+        if not (names := self._cfg.study.value.results):
+            return self._evaluate(workdir)
+        found = result["metrics"]
+        return [
+            {
+                "metric": n.removeprefix("test/"),
+                "value": found.get(n),
+                "real": found.get(f"{n}/real"),
+            }
+            for n in names
+        ]
 
     def _evaluate(self, workdir: pathlib.Path) -> list[rows.Row]:
         cfg = self._cfg
@@ -184,9 +260,13 @@ class Evaluations:
         """Means and standard deviations over seeds, in Markdown; under them the same of real images."""
         every = [known for members in self.by_arm.values() for known in members]
         metrics = dict.fromkeys(row["metric"] for known in every for row in known["numbers"])
-        of = dict.fromkeys(row["reference"] for known in every for row in known["numbers"])
+        study = self._cfg.study.value
+        of = dict.fromkeys(row.get("reference") for known in every for row in known["numbers"])
+        measured = (
+            f" {counted(self._cfg.n, 'sample')} of each run against {', '.join(map(str, of))}."
+        )
         lines = [
-            f"{self._cfg.study.value.says} {counted(self._cfg.n, 'sample')} of each run against {', '.join(of)}.",
+            study.says + measured * (not study.results),
             "",
             f"| method | {' | '.join(metrics)} | epsilon | minutes | seeds |",
             "|---" * (len(metrics) + 4) + "|",

@@ -481,7 +481,8 @@ def test_classification_accuracy_sees_labels_that_say_nothing():
 def test_features_of_a_classifier_are_its_hidden_layer_and_alive():
     from bpgan.metrics.features import classifier as nets
 
-    params = features.train_classifier(data.load("mnist10k"), features.Recipe(0, 0.1067, 3.0))
+    splits = data.load("mnist10k"), data.load("mnist10k", "test")
+    params = features.train_classifier(*splits, features.Recipe(0, 0.1067, 3.0))
     extractor = nets.extractor(params, classes=10, name="net")
     x, _ = data.load("mnist10k", "test").arrays()
     found = extractor.function(x[:501])

@@ -18,6 +18,8 @@ from bpgan import optim
         ("cosine:0.9:0.99:0.5", (0.9, 0.945, 0.99, 0.99, 0.99, 0.99)),
         ("warmup:0.5:4", (0.08, 2.08, 4, 4, 4, 4)),
         ("warmup:0.5:linear:4:0", (0.08, 1.56, 2, 1, 0, 0)),
+        ("hold:0.5:linear:4:0", (4, 4, 4, 2, 0, 0)),
+        ("hold:0.25:cosine:2:0:0.5", (2, 2, 0.5, 0, 0, 0)),
     ],
 )
 def test_schedules(text, values):
@@ -34,7 +36,7 @@ def test_numbers_are_numbers():
 @pytest.mark.parametrize(
     "text",
     ["", "fast", "nan", "cosine", "cosine:1", "cosine:1:b", "cosine:1:0:0", "cosine:1:0:2",
-     "linear:1:0:1:1", "warmup:0.1", "warmup:2:1", "warmup:0.1:steep:1:0", "sine:1:0"],
+     "linear:1:0:1:1", "warmup:0.1", "hold:0.5", "hold:0:1", "warmup:2:1", "warmup:0.1:steep:1:0", "sine:1:0"],
 )  # fmt: skip
 def test_other_texts_are_refused(text):
     with pytest.raises(ValueError, match="must be a number A, linear:A:B"):

@@ -3,7 +3,7 @@
 A batch is a pure function of ``(seed, step)``: no iterator, nothing to checkpoint, any step reachable at once.
 """
 
-from bpgan.data import poisson
+from bpgan.data import pairs, poisson, tasks
 from bpgan.data.datasets import (
     Dataset,
     hold_out,
@@ -12,9 +12,11 @@ from bpgan.data.datasets import (
     of_arrays,
     without_images,
 )
+from bpgan.data.domains import Domains, domain_source, domains_of_task, load_domains
 from bpgan.data.known import DATASETS, File, Row
 from bpgan.data.names import Name, forms, parse, parse_or_none
 from bpgan.data.order import epoch_order
+from bpgan.data.pairs import Pairs, load_pairs, pair_source
 from bpgan.data.sources import (
     Feed,
     fingerprint_of,
@@ -24,28 +26,40 @@ from bpgan.data.sources import (
     source,
     streamed,
 )
+from bpgan.data.tasks import TASKS, Task
 
 __all__ = [
     "DATASETS",
     "Dataset",
+    "Domains",
     "Feed",
     "File",
     "Name",
+    "Pairs",
     "Row",
+    "TASKS",
+    "Task",
+    "domain_source",
+    "domains_of_task",
     "epoch_order",
     "fingerprint_of",
     "forms",
     "hold_out",
     "in_memory",
     "load",
+    "load_domains",
     "load_for_training",
+    "load_pairs",
     "mirrored",
     "of_arrays",
     "parse",
     "parse_or_none",
     "parse_feed",
+    "pair_source",
+    "pairs",
     "poisson",
     "source",
     "streamed",
+    "tasks",
     "without_images",
 ]

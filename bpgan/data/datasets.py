@@ -3,6 +3,8 @@
 ``mnist10k``
     10,000 real MNIST digits, shipped with bpgan; needs no network. Origin and license: ``bpgan/data/MNIST10K.md``.
     It is a part of the MNIST training set with a split of its own, so results on it are not results on MNIST.
+``digits``
+    1,797 digits of 8 x 8 pixels, which come with scikit-learn (Alpaydin and Kaynak 1998); it must be installed.
 ``mnist``, ``fashion_mnist``, ``kmnist``, ``cifar10``, ``cifar100``
     Downloaded when they are first used, and verified; see ``known.py``. What was converted once needs no network.
 ``npz:FILE``
@@ -14,7 +16,8 @@
     PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF files in one folder per class, whose numbers are the order of the folders'
     names; or flat, without classes; or with a ``dataset.json`` like StyleGAN's, ``{"labels": [[path, class], ...]}``.
     Two top folders ``train`` and ``test`` are the splits, also as ``Training`` and ``Testing``, ``seg_train`` and
-    ``seg_test``, ``train2017`` and ``val2017``. A folder around all of them does not count.
+    ``seg_test``, ``train2017`` and ``val2017``. A folder around all of them does not count. ``folder:DIR/A``, where
+    there is none, is one domain of a dataset of CycleGAN, ``DIR/trainA`` and ``DIR/testA``.
 ``tfds:NAME``
     What TensorFlow Datasets prepared as array_record (TensorFlow itself is not needed). Where nothing is prepared it
     is the entry of that name, if there is one, with the same examples in the same order.
@@ -53,6 +56,8 @@ from bpgan.data import cache, convert, known, names, readers
 from bpgan.types import UserError, counted
 
 _MENDING = threading.RLock()
+_FEW = 4 << 20  # bytes of the images that are read at once for their labels
+_SOME = 32 << 20  # bytes of the images that stand for all of a split
 _MOMENT = 2_000_000_000  # ns: the coarsest times of change that disks have
 
 
@@ -176,7 +181,13 @@ def _absent(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _of_facts(facts: Mapping[str, Any]) -> Dataset:
+def facts_given() -> Mapping[str, Any] | None:
+    """The facts of ``without_images``; None outside of it."""
+    return _FACTS.get()
+
+
+def of_facts(facts: Mapping[str, Any]) -> Dataset:
+    """A dataset whose images are absent, of its ``Dataset.facts``."""
     height, width, channels = facts["shape"]
     name, split, sha256 = facts["name"], facts["split"], facts["sha256"]
     counts, class_names = tuple(facts["counts"]), tuple(facts["class_names"])
@@ -201,8 +212,8 @@ def load(name: str | names.Name, split: str = "train", *, mirror: str = "") -> D
     """
     if split not in cache.SPLITS:
         raise ValueError(f"split={split!r}: must be one of {', '.join(cache.SPLITS)}")
-    if (facts := _FACTS.get()) is not None:
-        return _of_facts(facts)
+    if (facts := facts_given()) is not None:
+        return of_facts(facts)
     if mirror:
         try:
             download.check_url(mirror)
@@ -272,10 +283,18 @@ def hold_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
         raise UserError(reason, argument="dataset", value=dataset.name)
     chosen = np.zeros(n, bool)
     chosen[np.random.RandomState(0).permutation(n)[: min(n // 10, 10_000)]] = True
-    held, rest = np.flatnonzero(chosen), np.flatnonzero(~chosen)
-    labels = [dataset.read(held[i : i + 1])[1] for i in range(len(held))]  # images may be large
-    tally = np.bincount(np.concatenate(labels), minlength=dataset.classes)
-    others = np.asarray(dataset.counts) - tally
+    held, rest = divide(dataset, chosen, ("validation", f"{dataset.split} without a tenth"))
+    return rest, held
+
+
+def divide(dataset: Dataset, chosen: np.ndarray, names: tuple[str, str]) -> tuple[Dataset, Dataset]:
+    """The examples where ``chosen``, bool ``[n]``, is true, and the others, each in order, as splits of these names."""
+    first, second = np.flatnonzero(chosen), np.flatnonzero(~chosen)
+    tally = np.array([len(first)])
+    if dataset.classes > 1:
+        step = max(1, _FEW // int(np.prod(dataset.shape)))  # images may be large
+        labels = [dataset.read(first[i : i + step])[1] for i in range(0, len(first), step)]
+        tally = np.bincount(np.concatenate(labels), minlength=dataset.classes)
 
     def part(split: str, rows: np.ndarray, counts: np.ndarray) -> Dataset:
         digest = hashlib.sha256(bytes.fromhex(dataset.sha256) + rows.astype("<i8").tobytes())
@@ -286,7 +305,43 @@ def hold_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
             sha256=digest.hexdigest(),
         )
 
-    return part(f"{dataset.split} without a tenth", rest, others), part("validation", held, tally)
+    others = np.asarray(dataset.counts) - tally
+    return part(names[0], first, tally), part(names[1], second, others)
+
+
+def derived(
+    dataset: Dataset,
+    shape: tuple[int, int, int],
+    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    *origins: str,
+) -> Dataset:
+    """Other images made of those of a dataset, one of each, with the same labels.
+
+    Args:
+      dataset: whose name, split, labels and warnings they have.
+      shape: of the new images.
+      read: as ``Dataset.read``.
+      origins: all that the images depend on, such as the SHA-256 of what they are made of. The ``sha256`` is of these
+        and of examples, as ``read`` makes them, for what is made may change with the version. Of the same examples, at
+        most 1,000 that are spread over the split, are ``low``, ``high``, ``mean`` and ``std``.
+    """
+    most = int(np.clip(_SOME // np.prod(shape), 1, 1000))
+    rows = np.linspace(0, dataset.length - 1, min(dataset.length, most)).round().astype(np.int64)
+    x, y = read(rows)
+    flat = (1, shape[2], 1) if shape[:2] == (1, 1) else shape  # a row of bytes has no channels
+    tally = cache.Tally(flat, dataset.classes)
+    tally.add(x.reshape(-1, *flat), y)
+    seen = files.convert({**tally.result(), "bytes": 0, "warnings": ()}, cache.Split)
+    digest = hashlib.sha256("\0".join([*origins, seen.sha256]).encode()).hexdigest()
+    return dataset._replace(
+        read=read,
+        shape=shape,
+        sha256=digest,
+        low=seen.low,
+        high=seen.high,
+        mean=seen.mean,
+        std=seen.std,
+    )
 
 
 def _part(read: Callable, rows: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -350,7 +405,7 @@ def _converted(name: names.Name, split: str, *, mirror: str, deep: bool) -> Data
     origin = _origin(name, raw)
     key = hashlib.sha256(json.dumps(origin.identity).encode()).hexdigest()[:16]
     kind = origin.identity["kind"]
-    published = not raw.digest and names.KINDS[name.kind].published
+    published = not raw.digest and names.kind_of(name).published
     stem = known.plain(name.argument if published else raw.path.stem)
     folder = cache.directory() / f"{kind}-{stem}-{key}"
 
@@ -375,7 +430,7 @@ def _converted(name: names.Name, split: str, *, mirror: str, deep: bool) -> Data
 def _raw(name: names.Name, mirror: str) -> readers.Raw:
     if not name.kind:
         return known.of_row(name.source, name.argument, mirror)
-    kind = names.KINDS[name.kind]
+    kind = names.kind_of(name)
     return kind.reader(name.source, **({"mirror": mirror} if kind.published else {}))
 
 
@@ -385,7 +440,7 @@ def _origin(name: names.Name, raw: readers.Raw) -> cache.Origin:
         "version": cache.VERSION,
         "kind": "download" if raw.digest else name.kind,
         "source": readers.shown(str(raw.path)) if not raw.digest else "",
-        "options": {**name.form._asdict(), "skip": name.skip},
+        "options": {**name.form._asdict(), "skip": name.skip, **raw.options},
         "fingerprint": {
             "files": len(raw.files),
             "bytes": sum(size for _, size, *_ in raw.files),

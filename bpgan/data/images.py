@@ -360,6 +360,14 @@ class Tree(NamedTuple):
     size: Callable[[str], int]
     repeated: list[str] = []
 
+    def within(self, folders: tuple[str, ...]) -> "Tree":
+        """What is in some folders of it; each is written with a ``/`` at its end."""
+        lists = {
+            field: [name for name in getattr(self, field) if name.startswith(folders)]
+            for field in ("paths", "labels", "unread", "ignored", "empty", "repeated")
+        }
+        return self._replace(**lists, files=[f for f in self.files if f[0].startswith(folders)])
+
     def decode(self, path: str, form: Form) -> Decoded:
         """The image at a path in a form; see ``decode``. Raises Unreadable."""
         with _in_turn(self.size(path)):

@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
     Attributes:
       urls: the folders, each of which has all files; the next one is tried if one does not give a file.
-      files: by name.
+      files: by name; {} for data that the reader finds elsewhere, whatever the path.
       reader: ``reader(path) -> readers.Raw``, a module-level function; the path is that of the file, or of the folder
         with all of them if there are several.
       class_names: by label; () for those that the reader finds.
@@ -135,7 +135,7 @@ def _examples(row: Row, name: str, folder: pathlib.Path, mirror: str) -> readers
             advice=_advice(row),
         )
     several = len(row.files) > 1
-    found = row.reader(str(folder if several else folder / next(iter(row.files)))).examples()
+    found = row.reader(str(folder if several else folder / next(iter(row.files), ""))).examples()
     _check(row, found)
     found = found._replace(class_names=row.class_names or found.class_names)
     return _in_order_of_tfds(found) if row.in_tfds else found
@@ -276,6 +276,14 @@ def _cifar(
 
 DATASETS: dict[str, Row | Callable[[str], Any]] = {
     "mnist10k": mnist10k,
+    "digits": Row(
+        (),
+        {},
+        readers.digits,
+        tuple("0123456789"),
+        "Alpaydin and Kaynak 1998, Optical recognition of handwritten digits (UCI), the test set; CC BY 4.0",
+        shape=(8, 8, 1),
+    ),
     "mnist": _mnist_like(
         "https://storage.googleapis.com/cvdf-datasets/mnist/",
         "LeCun, Cortes and Burges, the MNIST database of handwritten digits; CC BY-SA 3.0",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bpgan import lookup
-from bpgan.data import images, known, readers, tfds
+from bpgan.data import images, known, readers, sides, tfds
 
 
 class Kind(NamedTuple):
@@ -36,6 +36,19 @@ KINDS: dict[str, Kind] = {
 }
 
 
+SIDES: dict[str, Kind] = {
+    "pairs": Kind("A_DIR,B_DIR", sides.by_name, of_pictures=True),
+    "halves": Kind("DIR", sides.side_by_side, of_pictures=True),
+    "arrays": Kind("FILE", sides.arrays),
+}
+"""Where one side of pairs is read from; no datasets by themselves (see ``pairs.parse``)."""
+
+
+def kind_of(name: "Name") -> Kind:
+    """The kind of a name that has one."""
+    return SIDES[name.kind] if name.kind in SIDES else KINDS[name.kind]
+
+
 def forms() -> str:
     """All ways to name a dataset, with the entries that ``DATASETS`` and ``KINDS`` have now."""
     kinds = [f"{name}:{kind.argument}" for name, kind in KINDS.items()]
@@ -47,7 +60,7 @@ class Name(NamedTuple):
 
     Attributes:
       text: as the user wrote it.
-      kind: an entry of ``KINDS``; empty: an entry of ``DATASETS``, or an object of the user's own code.
+      kind: an entry of ``KINDS`` or ``SIDES``; empty: an entry of ``DATASETS``, or an object of the user's own code.
       argument: what follows the kind; or the name of the entry or object.
       source: what the kind's reader takes; or the entry or object, a ``known.Row`` or a function.
       form: what images are made into.
@@ -70,7 +83,7 @@ def parse(text: str) -> Name:
     """
     word, colon, rest = text.partition(":")
     kind = KINDS.get(word) if colon else None
-    argument, form, skip = _options(rest if kind else text)
+    argument, form, skip = options(rest if kind else text)
     source = None if kind else _find(argument)
     if not kind and not isinstance(source, known.Row):
         if not callable(source):
@@ -112,8 +125,11 @@ _OPTIONS = {
 }
 
 
-def _options(text: str) -> tuple[str, images.Form, bool]:
-    """``(argument, form, skip)``. Only options that exist are split off, so that a path may have commas in it."""
+def options(text: str) -> tuple[str, images.Form, bool]:
+    """``(argument, form, skip)`` of what follows a kind. Raises ValueError.
+
+    Only options that exist are split off, so that a path may have commas in it.
+    """
     found: dict[str, str] = {}
     while True:
         rest, _, last = text.rpartition(",")

@@ -16,7 +16,7 @@ import tarfile
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -76,19 +76,22 @@ class Raw(NamedTuple):
       files: each as ``images.stamp``.
       examples: gives them; until then only names, sizes and times are looked at.
       digest: of all that the examples depend on, where that is known without looking at files; else empty.
+      options: of the reader, by name, if other ones make other examples of the same files.
     """
 
     path: pathlib.Path
     files: list[tuple[Any, ...]]
     examples: Callable[[], Examples]
     digest: str = ""
+    options: Mapping[str, str] = {}
 
 
 def _raw(path: pathlib.Path, parts: list[pathlib.Path], examples: Callable[[], Examples]) -> Raw:
     return Raw(path, [images.stamp(str(f), f.stat()) for f in parts], examples)
 
 
-def _existing(argument: str) -> pathlib.Path:
+def existing(argument: str) -> pathlib.Path:
+    """The absolute path of a file or directory that is there."""
     path = pathlib.Path(os.path.expanduser(argument))
     if not argument or not path.exists():
         raise UserError("no such file or directory")
@@ -198,16 +201,23 @@ def npz(argument: str) -> Raw:
 
     So may ``class_names``, texts ``[k]`` in the order of the labels.
     """
-    path = _existing(argument)
-    return _raw(path, [path], lambda: _npz(path))
+    path = existing(argument)
+    return _raw(path, [path], lambda: arrays_in(path))
 
 
-def _npz(path: pathlib.Path) -> Examples:
+def arrays_in(path: pathlib.Path, known: Sequence[tuple[str, ...]] = _NPZ) -> Examples:
+    """The examples in an .npz file.
+
+    Args:
+      path: of the file.
+      known: what the arrays may be called: images and labels, of one split or of both; the first that fits is used.
+    """
     with _npz_file(path) as archive:
         inside = [name.removesuffix(".npy") for name in archive.namelist()]
-        found = next((names for names in _NPZ if names[0] in inside), None)
+        found = next((names for names in known if names[0] in inside), None)
         if found is None:
-            raise UserError(f"no array 'x' or 'x_train' in it, only {inside[:20]}")
+            wanted = " or ".join(repr(names[0]) for names in known[:2])
+            raise UserError(f"no array {wanted} in it, only {inside[:20]}")
         parts = []
         for x, y in zip(found[::2], found[1::2], strict=True):
             if x in inside:
@@ -291,12 +301,27 @@ def _npz_blocks(path: pathlib.Path, name: str) -> Iterator[np.ndarray]:
         yield np.concatenate(columns).T
 
 
+def digits(argument: str) -> Raw:
+    """The digits of 8 x 8 pixels that are installed with scikit-learn, whose grays 0 to 16 become 0 to 255."""
+    return Raw(pathlib.Path(argument), [], _digits)
+
+
+def _digits() -> Examples:
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError:
+        raise UserError("comes with scikit-learn: pip install scikit-learn") from None
+    flat, y = load_digits(return_X_y=True)
+    x = np.rint(np.reshape(flat, (-1, 8, 8)) * (255 / 16)).astype(np.uint8)
+    return _arrays([(x.shape, y, functools.partial(_once, x))], "scikit-learn's digits")
+
+
 _IDX = re.compile(r".*images[-._]idx[34]-ubyte(\.gz)?")
 
 
 def idx(argument: str) -> Raw:
     """IDX files, the format of MNIST, gzipped or not: a directory, or an images file with its labels beside it."""
-    path = _existing(argument)
+    path = existing(argument)
     if not path.is_dir():
         pairs = [(path, _labels_beside(path))]
     else:
@@ -383,7 +408,7 @@ def cifar100(argument: str) -> Raw:
 
 
 def _cifar(argument: str, label_bytes: int, names: str) -> Raw:
-    path = _existing(argument)
+    path = existing(argument)
     return _raw(path, [path], lambda: _cifar_examples(path, label_bytes, names))
 
 
@@ -455,18 +480,33 @@ def content(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def folder(argument: str) -> Raw:
-    """Images in class folders, in ``train/`` and ``test/`` of such, flat, or labeled by a ``dataset.json``."""
-    path = _existing(argument)
+    """Images in class folders, in ``train/`` and ``test/`` of such, flat, or labeled by a ``dataset.json``.
+
+    ``DIR/A``, where there is none, is one domain of a dataset of CycleGAN: ``DIR/trainA`` and ``DIR/testA``.
+    """
+    if domain := _domain(pathlib.Path(os.path.expanduser(argument))):
+        return domain
+    path = existing(argument)
     if not path.is_dir():
         raise UserError("not a directory")
     tree = images.folder(path)
-    return Raw(path, tree.files, lambda: _examples(tree))
+    return Raw(path, tree.files, lambda: pictures_in(tree))
+
+
+def _domain(path: pathlib.Path) -> Raw | None:
+    """What is in the folders of both splits of a domain; None if there are none."""
+    splits = [f"{split}{path.name}" for split in ("train", "test")]
+    if not path.name or path.exists() or not all((path.parent / s).is_dir() for s in splits):
+        return None
+    root = path.parent.resolve()
+    tree = images.folder(root).within(tuple(f"{split}/" for split in splits))
+    return Raw(root, tree.files, lambda: pictures_in(tree))
 
 
 def archive(argument: str) -> Raw:
     """The same in a zip file, which is not unpacked."""
-    path = _existing(argument)
-    return _raw(path, [path], lambda: _examples(images.archive(path)))
+    path = existing(argument)
+    return _raw(path, [path], lambda: pictures_in(images.archive(path)))
 
 
 def _role(folder: str) -> tuple[str, str] | None:
@@ -520,7 +560,7 @@ def _around(paths: Sequence[str], prefix: str = "", labels: Sequence[str] = ()) 
         prefix = inner
 
 
-def _examples(tree: images.Tree) -> Examples:
+def pictures_in(tree: images.Tree) -> Examples:
     """Splits and classes by the names of folders, or classes by ``dataset.json``."""
     root = _around(tree.paths, "", tree.labels)
     tops = sorted({p[len(root) :].partition("/")[0] for p in tree.paths if "/" in p[len(root) :]})
@@ -578,12 +618,13 @@ def _left_out(tree: images.Tree, paths: list[str], splits: list[str]) -> list[st
         )
     if tree.repeated:
         warnings.append(
-            f"{_names(tree.repeated)} several times in the archive; the last of each is used"
+            f"{few(tree.repeated)} several times in the archive; the last of each is used"
         )
     return warnings
 
 
-def _names(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """The first of some names, for a message."""
     return ", ".join(map(shown, names[:_FEW])) + ", ..." * (len(names) > _FEW)
 
 
@@ -602,7 +643,7 @@ def _folder_labels(
     for name in names:
         alike.setdefault(unicodedata.normalize("NFKC", name).casefold().strip(), []).append(name)
     warnings = [
-        f"the classes {_names([ascii(n) for n in same])} differ only in case, spaces or Unicode form"
+        f"the classes {few([ascii(n) for n in same])} differ only in case, spaces or Unicode form"
         for same in alike.values()
         if len(same) > 1
     ]
@@ -614,7 +655,7 @@ def _like_splits(names: Sequence[str]) -> list[str]:
     """A warning of classes whose names are like those of splits."""
     like = [name for name in names if _role(name)]
     return [
-        f"taken for {'a class, not for a split' if len(like) == 1 else 'classes, not for splits'}: {_names(like)};"
+        f"taken for {'a class, not for a split' if len(like) == 1 else 'classes, not for splits'}: {few(like)};"
         " splits are a folder train and a folder test or val"
     ] * bool(like)
 

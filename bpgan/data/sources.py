@@ -9,7 +9,7 @@ tiles of at least 8 x 128 places: compiled for a v5e, CIFAR-10 as ``[n, h, w, c]
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +38,7 @@ def source(
     dtype: Any = jnp.float32,
     feed: "str | Feed" = "auto",
     flip: bool = False,
+    window: int = 0,
 ) -> Source:
     """The batches of a dataset.
 
@@ -50,15 +51,18 @@ def source(
         or ``stream:N``, by N worker processes; ``auto``, memory for at most 2 GiB. The batches are the same. Or what
         ``parse_feed`` made of the text.
       flip: see ``mirrored``.
+      window: steps of a window of a stream; 0: as many as are useful.
 
     Raises:
       UserError: if the split is too large for an exact order or, kept on the device, for the memory.
     """
-    result = _fed(dataset, seed, batch_size, dtype, feed)._replace(facts=dataset.facts)
+    result = _fed(dataset, seed, batch_size, dtype, feed, window)._replace(facts=dataset.facts)
     return mirrored(result, seed=seed) if flip else result
 
 
-def _fed(dataset: Dataset, seed: int, batch_size: int, dtype: Any, feed: "str | Feed") -> Source:
+def _fed(
+    dataset: Dataset, seed: int, batch_size: int, dtype: Any, feed: "str | Feed", window: int
+) -> Source:
     """As ``feed`` says."""
     kind, workers = parse_feed(feed) if isinstance(feed, str) else feed
     if dataset.is_absent:
@@ -80,6 +84,7 @@ def _fed(dataset: Dataset, seed: int, batch_size: int, dtype: Any, feed: "str | 
         fingerprint=dataset.sha256,
         dtype=dtype,
         workers=workers,
+        window=window,
     )
 
 
@@ -104,18 +109,24 @@ def _abstract(dataset: Dataset, seed: int, batch_size: int, dtype: Any) -> Sourc
     return Source(data, batch_at, length, batch_size, dataset.sha256)
 
 
-def mirrored(source: Source, *, seed: int) -> Source:
+def mirrored(source: Source, *, seed: int, names: Sequence[str] = ("x",)) -> Source:
     """The source with every image ``[h, w, c]`` mirrored left to right with probability 1/2.
 
     By a bit of the seed, the step and the row, so that a resumed run and any number of devices see the same images.
+
+    Args:
+      source: of the batches.
+      seed: of the bits.
+      names: of the images in a batch; those of a row are mirrored together.
     """
     root = stream(jax.random.key(seed), "flip")
 
     def batch_at(data, step):
         batch = source.batch_at(data, step)
-        x = batch["x"]
-        bits = jax.random.bernoulli(jax.random.fold_in(root, step), 0.5, (x.shape[0], 1, 1, 1))
-        return {**batch, "x": jnp.where(bits, x[:, :, ::-1], x)}
+        shape = (batch[names[0]].shape[0], 1, 1, 1)
+        bits = jax.random.bernoulli(jax.random.fold_in(root, step), 0.5, shape)
+        turned = {name: jnp.where(bits, batch[name][:, :, ::-1], batch[name]) for name in names}
+        return {**batch, **turned}
 
     return source._replace(batch_at=batch_at)
 
@@ -209,6 +220,7 @@ def streamed(
     fingerprint: str,
     dtype: Any = jnp.float32,
     workers: int = 0,
+    window: int = 0,
 ) -> Source:
     """A source over examples that are read when they are needed: the batches of ``in_memory``, in bounded memory.
 
@@ -220,10 +232,11 @@ def streamed(
       seed, batch_size, dtype: as for ``in_memory``.
       fingerprint: of the content, which is not read for it here.
       workers: processes that read; 0 for threads, which suffice unless ``read`` holds the interpreter's lock.
+      window: see ``source``.
     """
     _check_size(length, batch_size)
     size = int(np.prod(shape))
-    steps = window_steps(batch_size, size)
+    steps = window or window_steps(batch_size, size)
     keys = np.asarray(order.round_keys(seed))
     spec = {
         "x": jax.ShapeDtypeStruct((steps, batch_size, size), jnp.uint8),

@@ -112,8 +112,6 @@ def load_classifier(dataset: str, seed: int) -> Extractor:
     Raises:
       UserError: if there are no labels, or such a net cannot be trained on these data.
     """
-    from bpgan.runtime import distributed
-
     train = data.load(dataset, "train")
     if train.classes < 2:
         raise UserError(
@@ -121,6 +119,13 @@ def load_classifier(dataset: str, seed: int) -> Extractor:
             argument="features",
             value="classifier",
         )
+    return classifier_of(train, data.load(dataset, "test"), seed)
+
+
+def classifier_of(train: data.Dataset, test: data.Dataset, seed: int) -> Extractor:
+    """As ``load_classifier``, of two splits with labels, which need have no name."""
+    from bpgan.runtime import distributed
+
     recipe = Recipe(seed, 12.0, 3.0) if train.length < 20_000 else Recipe(seed, 4.0, 1.0)
     key = zlib.crc32(f"{__version__} {recipe}".encode())
     path = cache.directory() / "features" / f"{train.sha256[:16]}-{key:08x}.npz"
@@ -134,14 +139,14 @@ def load_classifier(dataset: str, seed: int) -> Extractor:
             if net is None:
                 if os.path.lexists(path):
                     say(f"warning: {path} is damaged; it is made again", file=sys.stderr)
-                say(f"training the feature net of seed {seed} on {dataset}, once: {path}")
-                params = train_classifier(train, recipe)
+                say(f"training the feature net of seed {seed} on {train.name}, once: {path}")
+                params = train_classifier(train, test, recipe)
                 net = _extractor(params, train, seed)
                 if lead and (reason := hidden_layer.save(path, params)):
                     say(f"warning: {path} cannot be written ({reason})", file=sys.stderr)
-    test = embed_split(data.load(dataset, "test"), net, logits=True)
-    assert test.logits is not None and test.y is not None
-    accuracy = np.mean(test.logits.argmax(1) == test.y)
+    found = embed_split(test, net, logits=True)
+    assert found.logits is not None and found.y is not None
+    accuracy = np.mean(found.logits.argmax(1) == found.y)
     say(f"feature net of seed {seed}: accuracy {accuracy:.4f} on the test split")
     return net
 
@@ -160,12 +165,12 @@ def _extractor(params: Any, train: data.Dataset, seed: int) -> Extractor:
     return hidden_layer.extractor(params, classes=train.classes, name=f"classifier{seed}")
 
 
-def train_classifier(train: data.Dataset, recipe: Recipe) -> Any:
+def train_classifier(train: data.Dataset, test: data.Dataset, recipe: Recipe) -> Any:
     """The parameters of a classifier after its training, in 32 bits whatever the run that asks for it has."""
     try:
         with jax.enable_x64(False):
             experiment = classifier.convolutional(
-                train, data.load(train.name, "test"), seed=recipe.seed, half_life=recipe.half_life
+                train, test, seed=recipe.seed, half_life=recipe.half_life
             )
             steps = round(recipe.epochs * experiment.source.steps_per_epoch)
             tell = progress("training the feature net", steps, "steps")

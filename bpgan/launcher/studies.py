@@ -5,11 +5,19 @@ from typing import NamedTuple
 
 
 class Arm(NamedTuple):
-    """A method of a study: its name in the table, the experiment that trains it, and the flags of its runs by name."""
+    """A method of a study.
+
+    Attributes:
+      name: in the table.
+      experiment: that trains it.
+      flags: of its runs, by name.
+      seeds: of this method; empty: those of the study.
+    """
 
     name: str
     experiment: str
     flags: Mapping[str, str] = {}
+    seeds: tuple[int, ...] = ()
 
 
 class Study(NamedTuple):
@@ -19,8 +27,11 @@ class Study(NamedTuple):
       says: what the study asks, in a sentence.
       arms: the methods.
       seeds: of every method.
+      results: names of numbers that a run measures itself at its end, such as ``test/l1``: the columns of the table, in
+        the place of an evaluation of samples.
     """
 
     says: str
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
+    results: tuple[str, ...] = ()

@@ -19,6 +19,8 @@ this package only the feature nets of ``metrics.features`` import flax.
 ``r3gan``                  residual networks without norms
 ``stylegan2``              a mapping, and convolutions that it modulates
 ``vae``                    encoders
+``unet``, ``translator``   images made of images: U-Net, residual networks
+``patchgan``               discriminators of patches
 =========================  =====================================================================
 
 Each file imports those above it only. To add an architecture, write its file here, and enter it into ``ARCHITECTURES``

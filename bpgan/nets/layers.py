@@ -6,17 +6,17 @@ each that can be divided by its spectral norm takes ``train``.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from bpgan.nets.conv import Padding, Pair, conv, conv_transpose, pair_of
 from bpgan.nets.spectral import spectral_norm
-from bpgan.types import Images, Labels
+from bpgan.types import Images, Labels, stream
 
 Init = Callable[..., Array]
 """``(key, shape, dtype) -> array``, the initial value of a parameter."""
@@ -258,3 +258,60 @@ class BatchNorm(nn.Module):
             mean, var = (kept.value for kept in averages)
         factor = scale * lax.rsqrt(var + self.epsilon).reshape(wide)
         return ((x - mean.reshape(wide)) * factor + bias).astype(self.dtype)
+
+
+def instance_norm(x: Images, epsilon: float = 1e-5) -> Images:
+    """``(x - mean) / sqrt(var + epsilon)`` of each channel of each example, of x's type.
+
+    Ulyanov et al. 2016, arXiv:1607.08022, without parameters; computed in float32 or wider.
+    """
+    wide = x.astype(storage_dtype(x.dtype))
+    centered = wide - jnp.mean(wide, (1, 2), keepdims=True)
+    var = jnp.mean(jnp.square(centered), (1, 2), keepdims=True)
+    return (centered * lax.rsqrt(var + epsilon)).astype(x.dtype)
+
+
+Norm = Literal["batch", "instance", "none"]
+
+
+def normalized(
+    norm: Norm, x: Images, *, name: str, axis_name: str | None = None, train: bool = False
+) -> Images:
+    """``x`` after a norm, of x's type; called inside the ``@nn.compact`` method of a network, where a layer belongs.
+
+    Args:
+      norm: "batch" (``BatchNorm``), "instance" (``instance_norm``) or "none".
+      name, axis_name: of the batch norm.
+
+    Raises:
+      ValueError: another norm.
+    """
+    if norm == "batch":
+        return BatchNorm(axis_name, dtype=x.dtype, name=name)(x, train=train)
+    if norm not in ("instance", "none"):
+        raise ValueError(f'norm={norm!r}: must be "batch", "instance" or "none"')
+    return instance_norm(x) if norm == "instance" else x
+
+
+def dropout(
+    x: Float[Array, "b ..."], seeds: UInt32[Array, "b 2"], name: str, rate: float = 0.5
+) -> Float[Array, "b ..."]:
+    """``x / (1 - rate)`` where a coin says so, else 0 (Srivastava et al. 2014); at sampling too, if it is to be noise.
+
+    Args:
+      x: rows.
+      seeds: of the rows, so that one is the same on whatever device and in whatever batch it is.
+      name: of the layer; the coins of layers with different names are independent.
+      rate: share of zeros, in [0, 1).
+
+    Raises:
+      ValueError: seeds of another type or shape.
+    """
+    if getattr(seeds, "dtype", None) != jnp.uint32 or seeds.shape != (len(x), 2):
+        raise ValueError(f"dropout: needs seeds uint32[{len(x)}, 2]")
+
+    def coins(seed: Array) -> Array:
+        key = stream(jax.random.wrap_key_data(seed, impl="threefry2x32"), name)
+        return jax.random.bernoulli(key, 1 - rate, x.shape[1:])
+
+    return jnp.where(jax.vmap(coins)(seeds), x / (1 - rate), jnp.zeros((), x.dtype))

@@ -144,3 +144,10 @@ def upsample121(x: Images) -> Images:
 def downsample121(x: Images) -> Images:
     """``[b, 2h, 2w, c] -> [b, h, w, c]`` by the filter [1, 2, 1], zero outside."""
     return _filter_half(_filter_half(x, 1), 2)
+
+
+def resize(x: Images, size: tuple[int, ...]) -> Images:
+    """``[b, h, w, c] -> [b, *size, c]``, bilinear with half-pixel centers, smoothed before if it gets smaller."""
+    if x.shape[1:3] == tuple(size):
+        return x
+    return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "bilinear")

@@ -43,7 +43,11 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run remembers of a dataset of images: see ``data.Dataset.facts``."""
+    """What a run remembers of a dataset of images: see ``data.Dataset.facts``.
+
+    Attributes:
+      parts: of several datasets in one, such as two sides of pairs or two domains, in order; else empty.
+    """
 
     name: str
     split: str
@@ -51,6 +55,7 @@ class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
     counts: Annotated[list[Count], msgspec.Meta(min_length=1)]
     class_names: list[str]
     sha256: str
+    parts: "list[DatasetRecord]" = []
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):

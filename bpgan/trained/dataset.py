@@ -38,7 +38,8 @@ def data_of(run: Run, moved: data.Name | None = None) -> Data:
       UserError: if it was trained on no dataset of images, or its data are gone or others.
     """
     config = vars(run.config)
-    if run.record.dataset is None or "dataset" not in config:
+    facts = run.record.dataset
+    if facts is None or facts.parts or "dataset" not in config:
         reason = f"a run of {run.experiment} has no dataset of images"
         raise UserError(reason, argument="run", value=run.path)
     name = moved or config["dataset"]

@@ -39,7 +39,7 @@ ROOMS = {  # top to bottom; imports go down
         "launcher explain trained evaluation cli report privacy insight algorithms backprop metrics metrics.features"
         " runtime data nets losses penalties augment optim files measures lookup types version",
         "(lucic private_gan) (audit classifier data dp_merf evaluate export sample image_gan infogan interpret"
-        " linear_regression lr_range mnist_gan sensitivity study toy_gan vae)",
+        " linear_regression lr_range mnist_gan sensitivity study toy_gan translate vae)",
     ),
     "bpgan.launcher": Room(
         "sweeps, searches, processes, Slurm",
@@ -60,7 +60,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.evaluation": Room(
         "samples, feature nets and metrics of a trained run",
         "cli algorithms backprop metrics metrics.features runtime data nets files measures lookup types version",
-        "(evaluate monitor) (features table) (classifier images rows samples)",
+        "(evaluate monitor translation) (features table) (classifier images rows samples)",
     ),
     "bpgan.cli": Room(
         "flags from a dataclass, and a run from flags",
@@ -85,7 +85,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",
         "losses penalties augment optim sharding types",
-        "latents (game gan supervised vae) turns",
+        "latents (game gan supervised translate vae) turns",
     ),
     "bpgan.backprop": Room(
         "backpropagation by hand, as a chapter",
@@ -95,7 +95,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.metrics": Room(
         "distances between sets of features",
         "types",
-        "memorization (frechet kernel neighbors scores) (arrays classes modes)",
+        "(memorization translation) (frechet kernel neighbors scores) (arrays classes modes)",
     ),
     "bpgan.metrics.features": Room(
         "nets that make features of images",
@@ -112,12 +112,13 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.data": Room(
         "datasets, and batches as functions of the step",
         "download files memory lookup threefry types",
-        "toys poisson (duplicates sources) datasets names known convert readers (cache images order tfds) flat",
+        "(domains toys) (pairs poisson) (duplicates sources tasks) datasets names (known sides) convert readers"
+        " (cache images order tfds) flat",
     ),
     "bpgan.nets": Room(
         "convolutions, layers, architectures",
         "sharding lookup types",
-        "(biggan cnn dcgan mlp r3gan resnet stylegan2) architecture (blocks heads vae)"
+        "(biggan cnn dcgan mlp patchgan r3gan resnet stylegan2 translator unet) architecture (blocks heads vae)"
         " (layers wrappers) (conv resample sizes spectral) (conv_cpu primitives) winograd",
     ),
     "bpgan.losses": Room("what the players minimize", "lookup types"),

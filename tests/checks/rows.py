@@ -13,7 +13,8 @@ FILES = tuple(
 )
 
 
-ROWS = {name: row for name, row in known.DATASETS.items() if isinstance(row, known.Row)}
+ROWS = {n: row for n, row in known.DATASETS.items() if isinstance(row, known.Row) and row.files}
+"""What is downloaded."""
 
 
 def idx(array: np.ndarray) -> bytes:

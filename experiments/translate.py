@@ -1,0 +1,555 @@
+"""Images of one domain made into images of another: from pairs (pix2pix), or without any (CycleGAN, CUT).
+
+Run:     python -m experiments.translate
+             colors for gray digits, learned from pairs
+         python -m experiments.translate --task=edges --dataset=idx:/usr/share/datasets/fashion-mnist
+             clothes from their edges
+         python -m experiments.translate --preset=cyclegan28 --task=invert
+             digits and their negatives, of which no two belong together
+         python -m experiments.translate --preset=cyclegan28 --dataset_a=mnist10k --dataset_b=digits,size=28
+             digits of two origins
+         python -m experiments.translate --preset=pix2pix-256 --dataset=pairs:facades,direction=b_to_a
+             images side by side in one file, as in the release of pix2pix
+Presets: pix2pix28   a U-Net and patches of 16 pixels, for a CPU.
+         cyclegan28  two small residual translators, for a CPU.
+         cut28       one of them, contrast of patches, for a CPU.
+         pix2pix-256  facades, maps and the like: the paper's networks and settings, batches of one. For a GPU; not
+                     measured.
+         cyclegan-256  horse2zebra and the like: the paper's, 200 epochs, step size constant for half of them. For a
+                     GPU; not measured.
+         cut-256     the same data: the paper's, 400 epochs. For a GPU; not measured.
+Papers:  Isola et al. 2017, arXiv:1611.07004; Zhu et al. 2017, arXiv:1703.10593; Park et al. 2020, arXiv:2007.15651.
+
+At the end the translation is measured on test images, beside answers that need no training
+(``bpgan.evaluation.translation``). The page shows inputs, outputs and targets.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpgan import cli, data, losses, optim, penalties
+from bpgan.algorithms import translate
+from bpgan.data import domains, pairs, tasks
+from bpgan.evaluation import translation
+from bpgan.losses import LOSSES
+from bpgan.metrics.translation import Translate, of_network, resized
+from bpgan.nets import linen_net, storage_dtype
+from bpgan.nets.patchgan import PatchGAN
+from bpgan.nets.translator import PatchHeads, ResNetTranslator
+from bpgan.nets.unet import UNet
+from bpgan.runtime.images import image_grid
+from bpgan.types import AdversarialLoss, Algorithm, Net, Source, UserError, stream
+
+NO_LOSS = "none"
+
+
+class System(NamedTuple):
+    """A row of the table of systems.
+
+    Attributes:
+      paired: whether it learns from pairs.
+      loss: that of the paper.
+      flags: those that this system makes use of, and not all of the others.
+    """
+
+    paired: bool
+    loss: str
+    flags: tuple[str, ...]
+
+
+SYSTEMS = {
+    "pix2pix": System(True, "nonsaturating", ("pair_weight", "distance")),
+    "cyclegan": System(False, "least_squares", ("cycle_weight", "identity", "history")),
+    "cut": System(False, "least_squares", ("nce_weight", "identity", "patches")),
+}
+"""By the names of ``--system``."""
+
+
+def _loss(text: str) -> AdversarialLoss | None:
+    """A loss by its name; None of ``none`` and of the empty text."""
+    return losses.parse(text) if text not in ("", NO_LOSS) else None
+
+
+_positive = functools.partial(optim.parse, low=0.0)
+_WEIGHT = "a number or a schedule"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(cli.RunConfig):
+    system: str = cli.field("pix2pix", "what is trained", choices=SYSTEMS)
+    dataset: cli.Parsed[pairs.PairName] = cli.field(
+        "mnist10k", pairs.forms, parse=pairs.parse, locates_data=True
+    )
+    task: cli.Parsed[tasks.Named | None] = cli.field(
+        "gray", lambda: f"made of the dataset: {tasks.forms()}; empty: its own pairs", parse=tasks.parse_or_none
+    )  # fmt: skip
+    dataset_a: cli.Parsed[data.Name | None] = cli.field(
+        "",
+        lambda: f"domain a without pairs, in the place of a dataset and a task: {data.forms()}",
+        parse=data.parse_or_none,
+        locates_data=True,
+    )
+    dataset_b: cli.Parsed[data.Name | None] = cli.field(
+        "", "domain b, beside domain a", parse=data.parse_or_none, locates_data=True
+    )
+    g: str = cli.field("unet", "kind of the translators", choices=("unet", "resnet"))
+    g_size: int = cli.field(32, "channels of the translators at full resolution", low=1)
+    depth: int = cli.field(2, "levels of a unet, residual blocks of a resnet", low=1)
+    d_size: int = cli.field(32, "channels of the first layer of D", low=1)
+    strided: int = cli.field(
+        1, "strided layers of D, whose patches are 16, 34, 70, ... pixels", low=1, high=6
+    )
+    norm: str = cli.field("instance", "of all networks", choices=("instance", "batch", "none"))
+    dropout: float = cli.field(0.5, "rate in the decoder of a unet, also at sampling", low=0, high=0.99)  # fmt: skip
+    loss: cli.Parsed[AdversarialLoss | None] = cli.field(
+        "",
+        f"adversarial loss; empty: the paper's; {NO_LOSS}: of pairs, there is no D",
+        choices=lambda: [*LOSSES, NO_LOSS],
+        parse=_loss,
+    )
+    penalty: cli.Parsed[penalties.Terms] = cli.field(
+        "none", "of D: none, or a sum of NAME=WEIGHT/EVERY", choices=penalties.forms, parse=penalties.parse
+    )  # fmt: skip
+    distance: str = cli.field(
+        "l1",
+        "of an output from its target; classifier: L1 of features of a classifier of targets",
+        choices=(*translate.DISTANCES, "classifier"),
+    )
+    pair_weight: cli.Parsed[optim.OverRun] = cli.field(
+        "100", f"of the distance of pairs: {_WEIGHT}", parse=_positive, sweepable=True
+    )
+    adversarial_weight: cli.Parsed[optim.OverRun] = cli.field(
+        "1",
+        "of G's adversarial loss; least squares are halved here and not in the code of CycleGAN and CUT, whose is 2",
+        parse=_positive,
+        sweepable=True,
+    )
+    cycle_weight: cli.Parsed[optim.OverRun] = cli.field(
+        "10", f"of the way there and back: {_WEIGHT}", parse=_positive, sweepable=True
+    )
+    nce_weight: cli.Parsed[optim.OverRun] = cli.field(
+        "1", f"of the contrast of patches: {_WEIGHT}", parse=_positive, sweepable=True
+    )
+    identity: float = cli.field(
+        0.5,
+        "share of this weight for images of the target domain, which should stay as they are",
+        low=0,
+    )
+    history: int = cli.field(50, "fakes of each domain that are kept for D", low=0)
+    patches: int = cli.field(64, "of an image, at most, in the contrast", low=2)
+    lr: cli.Parsed[optim.Pair] = cli.field(
+        "hold:0.5:linear:5e-4:0",
+        "Adam's step size, or G's/D's: a number or a schedule",
+        parse=functools.partial(optim.parse_pair, low=0.0),
+        sweepable=True,
+    )
+    betas: cli.Parsed[optim.Betas] = cli.field(
+        "0.5,0.999", "Adam's two decays, and its epsilon", parse=optim.parse_betas
+    )
+    ema: float = cli.field(0.0, "decay of the average of G that translates; 0: none", low=0, high=0.99999)  # fmt: skip
+    measure: str = cli.field(
+        "all",
+        "at the end: all, errors without what classifiers say, or nothing",
+        choices=("all", "errors", "nothing"),
+        restart_safe=True,
+    )
+    accumulate: int = cli.field(1, "micro-batches of an update, for memory", low=1)
+    precision: str = cli.NETWORK_PRECISION
+    epochs: float = cli.field(20.0)
+    batch_size: int = cli.field(16, "examples per step, over all devices")
+    log_every: str = cli.field("1ep")
+    sample_every: str = cli.field("2ep")
+    checkpoint_every: str = cli.field("5ep")
+
+    def idle(self) -> dict[str, str]:
+        special = {flag for system in SYSTEMS.values() for flag in system.flags}
+        idle = dict.fromkeys(sorted(special - set(SYSTEMS[self.system].flags)), "system")
+        if self.g != "unet":
+            idle["dropout"] = "g"
+        return idle
+
+
+_SMALL = dict(
+    adversarial_weight="2", lr="hold:0.5:linear:1e-3:0", dropout=0.0, log_every="250", sample_every="1000",
+    checkpoint_every="1000",
+)  # fmt: skip
+_LARGE = dict(
+    g_size=64, d_size=64, strided=3, lr="hold:0.5:linear:2e-4:0", epochs=200.0, batch_size=1, task="",
+    log_every="1ep", sample_every="5ep", checkpoint_every="10ep",
+)  # fmt: skip
+
+PRESETS = {
+    "pix2pix28": dict(steps=3000, log_every="250", sample_every="1000", checkpoint_every="1000"),
+    "cyclegan28": dict(
+        _SMALL,
+        system="cyclegan",
+        task="invert",
+        g_size=16,
+        cycle_weight="5",
+        identity=0.2,
+        steps=3000,
+    ),
+    "cut28": dict(
+        _SMALL, system="cut", task="invert", g="resnet", g_size=16, depth=2, identity=1.0, steps=2000
+    ),
+    "pix2pix-256": dict(_LARGE, g="unet", depth=8, norm="batch"),
+    "cyclegan-256": dict(_LARGE, system="cyclegan", g="resnet", depth=9, adversarial_weight="2"),
+    "cut-256": dict(
+        _LARGE,
+        system="cut",
+        g="resnet",
+        depth=9,
+        adversarial_weight="2",
+        identity=1.0,
+        patches=256,
+        epochs=400.0,
+    ),
+    "smoke": dict(
+        g_size=4, d_size=4, batch_size=8, steps=4, log_every="2", sample_every="4", checkpoint_every="4",
+        measure="errors",
+
+    ),
+}  # fmt: skip
+
+_READ = 256 << 20
+"""Bytes of a split that evaluation reads at most."""
+_INPUTS = 32 << 20
+"""Bytes of the test images that samples are made of."""
+_SHOWN = 10
+
+
+class Task(NamedTuple):
+    """What there is to be translated.
+
+    Attributes:
+      source: batches of both domains.
+      a, b: both domains, for the evaluation.
+      shapes: of an image of each.
+      classes: of the inputs.
+      class_names: of these, if they are known.
+      answer: ``a -> b`` of uint8 images, where it is known and there are no pairs.
+      title: lines for people.
+      absent: whether there are no images, because a run is loaded without them.
+    """
+
+    source: Source
+    a: translation.Sides
+    b: translation.Sides
+    shapes: tuple[tuple[int, int, int], tuple[int, int, int]]
+    classes: int
+    class_names: tuple[str, ...]
+    answer: Callable[[np.ndarray], np.ndarray] | None
+    title: str
+    absent: bool
+
+
+def _paired(cfg: Config) -> Task:
+    """The pairs that ``cfg`` asks for."""
+    train, test = (
+        pairs.load_pairs(cfg.dataset.value, split, cfg.task.value) for split in ("train", "test")
+    )
+    source = pairs.pair_source(
+        train, seed=cfg.seed, batch_size=cfg.batch_size, dtype=storage_dtype(cfg.precision), feed=cfg.feed.value
+    )  # fmt: skip
+
+    @functools.cache
+    def arrays(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        x, y = _some({"train": train, "test": test}[split].rows)
+        return (*train.split(x), y)
+
+    def side(index: int, name: str) -> translation.Sides:
+        def domain(split: str) -> Callable[[], translation.Domain]:
+            return lambda: translation.Domain(arrays(split)[index], arrays(split)[2])
+
+        return translation.Sides(f"{name} of {cfg.dataset}", domain("train"), domain("test"))
+
+    rows = train.rows
+    return Task(
+        source, side(0, "inputs"), side(1, "targets"), (train.a, train.b), rows.classes, rows.class_names, None,
+        f"{train.summary()}\n{test.summary()}", rows.is_absent,
+    )  # fmt: skip
+
+
+def _unpaired(cfg: Config) -> Task:
+    """The two domains that ``cfg`` asks for."""
+
+    def load(split: str) -> domains.Domains:
+        if cfg.dataset_a.value and cfg.dataset_b.value:
+            return domains.load_domains(cfg.dataset_a.value, cfg.dataset_b.value, split)
+        task = cfg.task.value
+        assert task is not None  # see ``check``
+        return domains.domains_of_task(cfg.dataset.value.name, task, split)
+
+    train, test = load("train"), load("test")
+    source = domains.domain_source(
+        train, seed=cfg.seed, batch_size=cfg.batch_size, dtype=storage_dtype(cfg.precision), feed=cfg.feed.value
+    )  # fmt: skip
+
+    def side(of: data.Dataset, tested: data.Dataset) -> translation.Sides:
+        return translation.Sides(
+            of.name,
+            lambda: translation.Domain(*_some(of)),
+            lambda: translation.Domain(*_some(tested)),
+        )
+
+    return Task(
+        source, side(train.a, test.a), side(train.b, test.b), (train.a.shape, train.b.shape), train.a.classes,
+        train.a.class_names, train.answer, train.summary(), train.a.is_absent,
+    )  # fmt: skip
+
+
+def _some(split: data.Dataset, most: int = _READ) -> tuple[np.ndarray, np.ndarray]:
+    """All images of a split with their labels, or, of large ones, as many as fit, evenly spread."""
+    n = min(split.length, max(1, most // int(np.prod(split.shape))))
+    return split.read(np.linspace(0, split.length - 1, n).round().astype(np.int64))
+
+
+def _size(shape: tuple[int, int, int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def check(cfg: Config) -> None:
+    """Raises UserError for flags that do not go with each other."""
+    system = SYSTEMS[cfg.system]
+
+    def refuse(name: str, reason: str, *beside: str) -> None:
+        raise UserError(reason, argument=name, value=getattr(cfg, name), beside=beside)
+
+    if not cfg.task and not cfg.dataset_a and not system.paired:
+        refuse(
+            "task",
+            "makes the two domains where `dataset_a` and `dataset_b` do not name them",
+            "dataset_a",
+        )
+    if bool(cfg.dataset_a) != bool(cfg.dataset_b):
+        missing, there = ("dataset_b", "dataset_a") if cfg.dataset_a else ("dataset_a", "dataset_b")
+        refuse(missing, f"is needed beside `{there}`", there)
+    if cfg.dataset_a and system.paired:
+        refuse("dataset_a", f"`system={cfg.system}` learns from pairs; must be empty", "system")
+    if cfg.loss == NO_LOSS and not system.paired:
+        refuse("loss", f"`system={cfg.system}` learns by it; must be another", "system")
+    if cfg.system == "cut" and cfg.g != "resnet":
+        refuse("g", "cut looks into a translator of residual blocks; must be resnet", "system")
+    if cfg.batch_size % cfg.accumulate:
+        refuse("accumulate", f"must divide `batch_size={cfg.batch_size}`", "batch_size")
+    for term in cfg.penalty.value.terms:
+        if term.player == "g" or term.penalty.matrices:
+            refuse("penalty", f"{term}: must be of D, and of its images")
+        if term.penalty.each_example and cfg.norm == "batch":
+            reason = f"{term} needs a D that takes each example by itself; with it, `norm` must not be batch"
+            refuse("penalty", reason, "norm")
+
+
+def _translator(
+    cfg: Config, shape: tuple[int, int, int], axis_name: str | None, **more: Any
+) -> Net:
+    """G from either domain to images of a shape."""
+    common: dict[str, Any] = dict(
+        norm=cfg.norm, axis_name=axis_name, dtype=jnp.dtype(cfg.precision)
+    )
+    if cfg.g == "unet":
+        module: Any = UNet(shape, cfg.g_size, levels=cfg.depth, dropout=cfg.dropout, **common)
+    else:
+        module = ResNetTranslator(shape, cfg.g_size, blocks=cfg.depth, **common, **more)
+    return linen_net(module)
+
+
+def networks(cfg: Config, task: Task, axis_name: str | None) -> Any:
+    """Those of the system, of which it is known that they take such images.
+
+    Raises:
+      UserError: if they do not take them.
+    """
+    a, b = task.shapes
+    norm: Any = cfg.norm
+    d = linen_net(PatchGAN(cfg.d_size, cfg.strided, norm, axis_name, dtype=jnp.dtype(cfg.precision)))  # fmt: skip
+    if cfg.system == "cut":
+        taps = ("input", "down0", "down1", *sorted({"block0", f"block{cfg.depth // 2}"}))
+        g = _translator(cfg, b, axis_name, taps=taps)
+        nets: Any = translate.Contrast(
+            g, d, linen_net(PatchHeads(dtype=jnp.dtype(cfg.precision))), cfg.patches
+        )
+        made = [(g, a, b)]
+    elif cfg.system == "cyclegan":
+        ab, ba = _translator(cfg, b, axis_name), _translator(cfg, a, axis_name)
+        nets, made = translate.Cycle(ab, ba, d, d), [(ab, a, b), (ba, b, a)]
+    else:
+        g = _translator(cfg, b, axis_name)
+        nets, made = translate.Pair(g, d), [(g, a, b)]
+    for net, given, wanted in made:
+        _try(cfg, net, jnp.zeros((1, *given)), jnp.zeros((1, 2), jnp.uint32), argument="depth")
+        _try(cfg, d, jnp.zeros((1, *wanted)), argument="strided")
+    return nets
+
+
+def _try(cfg: Config, net: Net, *inputs: Any, argument: str) -> None:
+    try:
+        jax.eval_shape(net.init, jax.random.key(0), *inputs)
+    except ValueError as error:
+        shape = _size(inputs[0].shape[1:])
+        reason = f"{error} (images are {shape})"
+        raise UserError(reason, argument=argument, value=getattr(cfg, argument)) from None
+
+
+def _inputs(task: Task) -> Callable[..., jax.Array]:
+    """``(key, n, labels or None) -> a[n, h, w, c]`` in [-1, 1]: test images, chosen by the key, of these classes."""
+    if task.absent:
+
+        def absent(*_: Any) -> jax.Array:
+            reason = "samples are made of test images, and the run is loaded without its data"
+            raise UserError(f"{reason}; its network `translator` takes images of yours")
+
+        return absent
+    x, y = task.a.test
+    most = max(1, _INPUTS // int(np.prod(x.shape[1:])))
+    x, y = x[:most], y[:most]
+    order = np.argsort(y, kind="stable")
+    counts = np.bincount(y, minlength=max(task.classes, 1))
+    if not counts.all():
+        reason = f"class {int(np.argmin(counts))} has no test image; every class needs one"
+        raise UserError(reason, argument="dataset")
+    starts = np.cumsum(counts) - counts
+    images = x[order]
+
+    def draw(key: jax.Array, n: int, labels: jax.Array | None) -> jax.Array:
+        if labels is None:
+            rows = jax.random.randint(key, (n,), 0, len(images))
+        else:
+            place = jax.random.uniform(key, (n,)) * jnp.asarray(counts)[labels]
+            rows = jnp.asarray(starts)[labels] + place.astype(jnp.int32)
+        return jnp.asarray(images)[rows].astype(jnp.float32) / 127.5 - 1
+
+    return draw
+
+
+def _distance(cfg: Config, task: Task) -> translate.Distance:
+    if cfg.distance in translate.DISTANCES:
+        return translate.DISTANCES[cfg.distance]
+    judge = task.b.judge
+    if judge is None or judge.traced is None:
+        reason = "needs labels of the targets; must be " + " or ".join(translate.DISTANCES)
+        raise UserError(reason, argument="distance", value=cfg.distance, beside=["dataset"])
+    return translate.of_features(judge.traced[0])
+
+
+def algorithm_of(cfg: Config, task: Task, steps: int, axis_name: str | None) -> Algorithm:
+    """The system that ``cfg`` describes, over a run of so many steps."""
+    nets = networks(cfg, task, axis_name)
+    tx = {name: cfg.betas.value.adam(getattr(cfg.lr.value, name), steps) for name in ("g", "d")}
+    loss: Any = cfg.loss.value if cfg.loss else losses.parse(SYSTEMS[cfg.system].loss)
+    common: dict[str, Any] = dict(
+        domains=translate.Domains(
+            *task.shapes,
+            _inputs(task),
+            task.classes if task.classes > 1 else 0,
+            storage_dtype(cfg.precision),
+        ),
+        penalties=cfg.penalty.value.over(steps),
+        accumulate=cfg.accumulate,
+        ema_decay=cfg.ema or None,
+        axis_name=axis_name,
+    )
+    txs, adversarial = translate.Optimizers(**tx), cfg.adversarial_weight.value(steps)
+    if cfg.system == "pix2pix":
+        weights = translate.Weights(cfg.pair_weight.value(steps), adversarial=adversarial)
+        return translate.pix2pix(
+            nets, loss, txs, weights=weights, distance=_distance(cfg, task), **common
+        )
+    if cfg.system == "cut":
+        weights = translate.Weights(cfg.nce_weight.value(steps), cfg.identity, adversarial)
+        return translate.cut(nets, loss, txs, weights=weights, **common)
+    weights = translate.Weights(cfg.cycle_weight.value(steps), cfg.identity, adversarial)
+    return translate.cyclegan(nets, loss, txs, weights=weights, history=cfg.history, **common)
+
+
+def _try_step(cfg: Config, algorithm: Algorithm, source: Source) -> None:
+    """Raises a UserError for a penalty that looks at what there is not, such as latents."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = jax.eval_shape(source.batch_at, source.data, 0)
+    try:
+        jax.eval_shape(algorithm.step, jax.eval_shape(algorithm.init, key), batch, key)
+    except ValueError as error:
+        raise UserError(str(error), argument="penalty", value=cfg.penalty) from None
+
+
+def _translate(algorithm: Algorithm, state: Any, name: str) -> Translate | None:
+    """A translator of a state as a function of bytes; None where there is none of this name."""
+    if name not in algorithm.networks:
+        return None
+    network, key = algorithm.networks[name], stream(jax.random.key(0), name)
+
+    def apply(variables: Any, x: Any, first: Any) -> Any:
+        z = translate.noise(jax.random.fold_in(key, first), len(x))
+        return network.apply(variables, x, z)
+
+    return of_network(apply, network.variables(state))
+
+
+def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
+    """The system that ``cfg`` describes, its data, and what is measured at its end."""
+    check(cfg)
+    paired = SYSTEMS[cfg.system].paired
+    task = (_paired if paired else _unpaired)(cfg)
+    steps = cli.steps_of(cfg, task.source.steps_per_epoch)
+    algorithm = algorithm_of(cfg, task, steps, axis_name)
+    if cfg.penalty.value.terms and not axis_name:
+        _try_step(cfg, algorithm, task.source)
+
+    judged = cfg.measure == "all"
+
+    def evaluate(state: Any) -> dict[str, float]:
+        forward, back = (_translate(algorithm, state, name) for name in ("translator", "back"))
+        assert forward is not None
+        if paired:
+            found = translation.paired(forward, task.a, task.b, judged=judged)
+        else:
+            found = translation.unpaired(forward, back, task.a, task.b, task.answer, judged=judged)
+        return {f"test/{name}": value for name, value in found.items()}
+
+    def pictures(state: Any) -> dict[str, np.ndarray]:
+        forward, back = (_translate(algorithm, state, name) for name in ("translator", "back"))
+        assert forward is not None
+        rows = {"inputs": task.a.test.some(_SHOWN).x}
+        rows["outputs"] = forward(rows["inputs"])
+        if paired:
+            rows["targets"] = task.b.test.some(_SHOWN).x
+        elif task.answer:
+            rows["answers"] = task.answer(rows["inputs"])
+        shown = {f"test images: {', '.join(rows)}": _strips(rows)}
+        if back is not None:
+            shown["test images of a, made into b, and back"] = _strips(
+                {"a": rows["inputs"], "b": rows["outputs"], "again": back(rows["outputs"])}
+            )
+            x = task.b.test.some(_SHOWN).x
+            there = back(x)
+            again = {"b": x, "a": there, "again": forward(there)}
+            shown["test images of b, made into a, and back"] = _strips(again)
+        return shown
+
+    frame = cli.columns_of(algorithm.classes, task.class_names)
+    return cli.Experiment(
+        algorithm,
+        task.source,
+        evaluate if cfg.measure != "nothing" else None,
+        task.title,
+        frame=frame,
+        pictures=pictures,
+    )
+
+
+def _strips(rows: dict[str, np.ndarray]) -> np.ndarray:
+    """Rows of images under each other, in the size and channels of the largest."""
+    shapes = [x.shape[1:] for x in rows.values()]
+    largest = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+    same = [resized(x, largest) for x in rows.values()]
+    return image_grid(np.concatenate(same), columns=len(same[0]))
+
+
+if __name__ == "__main__":
+    cli.main(Config, build, PRESETS)
