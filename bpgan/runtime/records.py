@@ -51,6 +51,8 @@ class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
     counts: Annotated[list[Count], msgspec.Meta(min_length=1)]
     class_names: list[str]
     sha256: str
+    words: list[str] = []
+    prompts: list[str] = []
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
