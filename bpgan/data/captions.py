@@ -99,6 +99,21 @@ class Captioned(NamedTuple):
     meaning: np.ndarray
     attributes: np.ndarray | None = None
 
+    def rows(self, chosen: np.ndarray) -> "Captioned":
+        """Some of them, in this order."""
+        images, texts = self.images, tuple(self.texts[i] for i in chosen)
+        x, y = images.read(chosen)
+        some = _dataset(
+            images.name, images.split, x, y, images.classes, images.class_names, texts, images.words
+        )
+        return Captioned(
+            some._replace(prompts=images.prompts),
+            texts,
+            self.tokens[chosen],
+            self.meaning[chosen],
+            None if self.attributes is None else self.attributes[chosen],
+        )
+
 
 # Words as numbers ---------------------------------------------------------------------------------------------------
 

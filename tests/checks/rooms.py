@@ -38,8 +38,8 @@ ROOMS = {  # top to bottom; imports go down
         "what a researcher writes: one file an experiment",
         "launcher explain trained evaluation cli report privacy insight algorithms backprop metrics metrics.features"
         " runtime data nets losses penalties augment optim files measures lookup types version",
-        "(lucic private_gan) (audit classifier data dp_merf evaluate export sample image_gan infogan interpret"
-        " linear_regression lr_range mnist_gan sensitivity study text_gan toy_gan vae)",
+        "(evaluate_text lucic private_gan) (audit classifier data dp_merf evaluate export sample image_gan infogan"
+        " interpret linear_regression lr_range mnist_gan sensitivity study text_gan toy_gan vae)",
     ),
     "bpgan.launcher": Room(
         "sweeps, searches, processes, Slurm",
