@@ -16,6 +16,7 @@ Papers:  Xu et al. 2018, arXiv:1711.10485 (R-precision).
 """
 
 import dataclasses
+import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -25,15 +26,18 @@ import optax
 import bpgan
 from bpgan import cli, data
 from bpgan.algorithms import text
-from bpgan.data import captions
+from bpgan.data import cache, captions
 from bpgan.data.captions import ATTRIBUTES, COLORS, POSITIONS, SIZES, Captioned
 from bpgan.files import write_json
 from bpgan.metrics import retrieval
+from bpgan.metrics.features import kept
 from bpgan.nets import dcgan, exact, linen_net
 from bpgan.nets.text import Encoder
 from bpgan.runtime import images
+from bpgan.runtime.records import warn
 from bpgan.trained.run import Run
-from bpgan.types import UserError
+from bpgan.types import Algorithm, Source, UserError
+from bpgan.version import __version__
 
 from . import text_gan
 
@@ -48,7 +52,7 @@ class Config(cli.Config):
     dataset: cli.Parsed[data.Name | None] = cli.MOVED
     captions: str = cli.field("", "where the file of your own captions is now; empty: where it was")
     samples: int = cli.field(1000, "captions of each split, at most", low=200)
-    judge_steps: int = cli.field(3000, "steps that the judges are trained for", low=1)
+    judge_steps: int = cli.field(2000, "steps that the judges are trained for", low=1)
     seed: int = cli.field(
         0, "of the judges, the latents and the choice of captions", low=0, high=2**31
     )
@@ -147,12 +151,10 @@ def train_judge(config: text_gan.Config, steps: int, seed: int) -> Judge:
     like = jax.eval_shape(source.batch_at, source.data, np.int32(0))
     tx = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
     algorithm = text.judge(nets, tx, like)
-    print(f"training the judges, {steps:,} steps", flush=True)
-    state = cli.train(cli.Experiment(algorithm, source), seed=seed, steps=steps)
+    params = _trained_once(algorithm, source, steps, seed)
 
     def applied(name: str) -> Any:
-        network = algorithm.networks[name]
-        variables = network.variables(state)
+        network, variables = algorithm.networks[name], {"params": params[name]}
 
         def chunks(x: np.ndarray) -> np.ndarray:
             x = x / np.float32(127.5) - 1 if x.dtype == np.uint8 else x
@@ -166,6 +168,31 @@ def train_judge(config: text_gan.Config, steps: int, seed: int) -> Judge:
         return np.stack([np.argmax(head, axis=1) for head in heads], axis=1)
 
     return Judge(applied("image"), applied("text"), shown if nets.attributes else None)
+
+
+def _trained_once(algorithm: Algorithm, source: Source, steps: int, seed: int) -> Any:
+    """The parameters of the judges by their names, from the data cache where they have been trained before."""
+    shapes = jax.eval_shape(algorithm.init, jax.random.key(0)).players[text.JUDGE].params
+    wanted = by_path(shapes)
+    key = zlib.crc32(
+        f"{__version__} {steps} {seed} {[(n, x.shape) for n, x in wanted.items()]}".encode()
+    )
+    path = cache.directory() / "features" / f"judges-{source.fingerprint[:16]}-{key:08x}.npz"
+    found = kept.load(path)
+    if found is None or {n: x.shape for n, x in found.items()} != {
+        n: x.shape for n, x in wanted.items()
+    }:
+        print(f"training the judges, {steps:,} steps, once: {path}", flush=True)
+        state = cli.train(cli.Experiment(algorithm, source), seed=seed, steps=steps)
+        found = {n: np.asarray(x) for n, x in by_path(state.players[text.JUDGE].params).items()}
+        if reason := kept.save(path, found):
+            warn(f"the judges are not kept ({reason})")
+    return jax.tree.unflatten(jax.tree.structure(shapes), [found[name] for name in wanted])
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by their paths, in its order."""
+    return {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def measure(judge: Judge, split: Captioned, fakes: np.ndarray, seed: int) -> dict[str, Any]:
