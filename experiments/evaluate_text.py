@@ -85,10 +85,11 @@ def run(cfg: Config) -> None:
         raise UserError("must name a run directory", argument="run")
     out = cli.make_folder(cfg.workdir, "workdir", cfg.workdir)
     opened = bpgan.load(cfg.run, cfg.checkpoint, trust=cfg.trust)
-    if not isinstance(opened.config, text_gan.Config):
+    trained = opened.config
+    if not isinstance(trained, text_gan.Config):
         reason = f"is a run of {opened.experiment}, must be one of text_gan"
         raise UserError(reason, argument="run", value=cfg.run)
-    config = _config(cfg, opened)
+    config = _config(cfg, opened, trained)
     splits = _splits(cfg, config)
     judge = train_judge(config, cfg.judge_steps, cfg.seed)
     found: dict[str, Any] = {}
@@ -106,11 +107,12 @@ def run(cfg: Config) -> None:
     print(f"wrote {out / 'text_metrics.json'} and {out / 'text.png'}")
 
 
-def _config(cfg: Config, opened: Run) -> text_gan.Config:
+def _config(cfg: Config, opened: Run, trained: text_gan.Config) -> text_gan.Config:
     """The flags of the run, where the data are now; it has trained on these data."""
     moved: dict[str, Any] = {"dataset": cfg.dataset} if cfg.dataset.value else {}
     moved |= {"captions": cfg.captions} if cfg.captions else {}
-    config = type(opened.config)(**vars(opened.config) | moved)
+    given: dict[str, Any] = vars(trained) | moved
+    config = type(trained)(**given)
     if text_gan.load(config).images.sha256 != opened.record.data:
         where = config.captions or config.dataset
         reason = f"{where} holds other data than those that {cfg.run} was trained on"
@@ -138,7 +140,8 @@ def _splits(cfg: Config, config: text_gan.Config) -> dict[str, Captioned]:
 
 def train_judge(config: text_gan.Config, steps: int, seed: int) -> Judge:
     """Judges of images such as those of a run, trained on real pairs that no run has seen."""
-    other = type(config)(**vars(config) | {"caption_seed": config.caption_seed + 1})
+    given: dict[str, Any] = vars(config) | {"caption_seed": config.caption_seed + 1}
+    other = type(config)(**given)
     real = text_gan.load(other, "train", which="all")
     counts = (real.images.classes, len(COLORS), len(POSITIONS), len(SIZES))
     nets = text.Judges(

@@ -172,7 +172,7 @@ def read_prompt(opened: Run, prompt: str) -> tuple[np.ndarray, list[str]]:
         reason = f"{opened.experiment} was trained without captions; must be empty"
         raise UserError(reason, argument="prompt", value=prompt)
     try:
-        row = captions.tokenize([prompt], record.words, opened.config.caption_length)
+        row = captions.tokenize([prompt], record.words, vars(opened.config)["caption_length"])
     except UserError as error:
         raise UserError(error.reason, argument="prompt", value=prompt) from None
     unknown = captions.unknown_words(prompt, record.words)

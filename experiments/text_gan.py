@@ -224,7 +224,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
             cfg.betas.value.adam(cfg.lr.value.g, steps),
             cfg.penalty.value.bounded(cfg.betas.value.adam(cfg.lr.value.d, steps * cfg.d_steps)),
         ),
-        captions.tokenize(images.prompts, images.words, cfg.caption_length),
+        jnp.asarray(captions.tokenize(images.prompts, images.words, cfg.caption_length)),
         penalties=cfg.penalty.value.over(steps),
         augment=planned.over(steps) if planned else None,
         d_steps=cfg.d_steps,

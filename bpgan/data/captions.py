@@ -417,10 +417,10 @@ def load_own(file: str, size: int, length: int, split: str = "train") -> Caption
     except (ValueError, UserError) as error:
         raise UserError(str(error), argument="captions", value=file) from None
     texts = tuple(texts[i] for i in chosen)
-    _, meaning = np.unique(tokens, axis=0, return_inverse=True)
+    numbers = np.unique(tokens, axis=0, return_inverse=True)[1].reshape(-1)
     dataset = _dataset(path.name, split, x, np.zeros(len(x), np.int32), 1, (), texts, words)
     dataset = dataset._replace(prompts=tuple(dict.fromkeys(texts))[:PROMPTS])
-    return Captioned(dataset, texts, tokens[chosen], meaning.reshape(-1)[chosen].astype(np.int32))
+    return Captioned(dataset, texts, tokens[chosen], np.asarray(numbers[chosen], np.int32))
 
 
 def _rows_of(n: int, split: str) -> np.ndarray:
