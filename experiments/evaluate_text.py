@@ -140,9 +140,7 @@ def _splits(cfg: Config, config: text_gan.Config) -> dict[str, Captioned]:
 
 def train_judge(config: text_gan.Config, steps: int, seed: int) -> Judge:
     """Judges of images such as those of a run, trained on real pairs that no run has seen."""
-    given: dict[str, Any] = vars(config) | {"caption_seed": config.caption_seed + 1}
-    other = type(config)(**given)
-    real = text_gan.load(other, "train", which="all")
+    real = text_gan.load(config, "train", which="all", seed=1)
     counts = (real.images.classes, len(COLORS), len(POSITIONS), len(SIZES))
     nets = text.Judges(
         exact(linen_net(dcgan.Classifier(64))),

@@ -1,4 +1,4 @@
-"""A GAN that draws what a caption says, on captions that are rendered over labelled images, or your own.
+"""A GAN that draws what a caption says: captions rendered over labelled images, or your own.
 
 Run:     python -m experiments.text_gan --preset=smoke
              a few steps, to see that it works
@@ -53,7 +53,6 @@ class Config(cli.RunConfig):
     canvas: int = cli.field(32, "height and width of the images", low=8)
     copies: int = cli.field(1, "rendered images of each image of the dataset", low=1)
     caption_length: int = cli.field(16, "words of the longest caption", low=1, high=256)
-    caption_seed: int = cli.field(0, "of what rendered images show", low=0, high=2**31)
     net: cli.Parsed[architecture.Choices] = cli.field(
         "lite:24,modulated/lite:24",
         "G, or G/D, each with a width :N and options after commas",
@@ -65,8 +64,7 @@ class Config(cli.RunConfig):
         "distribution of z and its dimension: normal:DIM or uniform:DIM",
         parse=Latents.parse,
     )
-    sentence: int = cli.field(64, "dimension of a caption's embedding", low=1)
-    word: int = cli.field(64, "dimension of a word's embedding, a multiple of 4", low=4)
+    embedding: int = cli.field(64, "dimension of words and of captions, a multiple of 4", low=4)
     depth: int = cli.field(2, "blocks of the transformer", low=0)
     loss: cli.Parsed[AdversarialLoss] = cli.field(
         "nonsaturating", "adversarial loss", choices=LOSSES, parse=losses.parse
@@ -106,13 +104,7 @@ class Config(cli.RunConfig):
     checkpoint_every: str = cli.field("5ep")
 
     def idle(self) -> dict[str, str]:
-        rendered = ("dataset", "copies", "caption_seed")
-        return dict.fromkeys(rendered, "captions") if self.captions else {}
-
-    @property
-    def rendering(self) -> Rendering:
-        """How images are rendered."""
-        return Rendering(self.canvas, self.copies, self.caption_length, self.caption_seed)
+        return dict.fromkeys(("dataset", "copies"), "captions") if self.captions else {}
 
 
 PRESETS = {
@@ -128,8 +120,7 @@ PRESETS = {
     "smoke": dict(
         net="lite:4",
         latents="normal:8",
-        sentence=8,
-        word=8,
+        embedding=8,
         depth=1,
         batch_size=16,
         steps=8,
@@ -140,15 +131,17 @@ PRESETS = {
 }
 
 
-def load(cfg: Config, split: str = "train", *, which: str = "") -> Captioned:
+def load(cfg: Config, split: str = "train", *, which: str = "", seed: int = 0) -> Captioned:
     """The captioned images of a run; of the user's own a part, which has no ``held_out``.
 
     Args:
       cfg: of the run.
       split, which: as of ``captions.load``.
+      seed: of what rendered images show; runs have 0.
     """
     if not cfg.captions:
-        return captions.load(cfg.dataset.value, split, cfg.rendering, which=which)
+        how = Rendering(cfg.canvas, cfg.copies, cfg.caption_length, seed)
+        return captions.load(cfg.dataset.value, split, how, which=which)
     return captions.load_own(cfg.captions, cfg.canvas, cfg.caption_length, split)
 
 
@@ -158,8 +151,8 @@ def _check(cfg: Config) -> None:
     if cfg.batch_size % cfg.accumulate:
         reason = f"must divide `batch_size={cfg.batch_size}`"
         raise UserError(reason, argument="accumulate", value=cfg.accumulate, beside=["batch_size"])
-    if cfg.word % 4:
-        raise UserError("must be a multiple of 4", argument="word", value=cfg.word)
+    if cfg.embedding % 4:
+        raise UserError("must be a multiple of 4", argument="embedding", value=cfg.embedding)
     if cfg.feed.value.kind == "stream":
         reason = "images with captions are kept in memory; must be auto or memory"
         raise UserError(reason, argument="feed", value=cfg.feed)
@@ -182,10 +175,11 @@ def _check(cfg: Config) -> None:
 def _networks(cfg: Config, images: data.Dataset, axis_name: str | None) -> gan.Networks:
     """Both players. Raises a UserError if they do not take such images."""
     dtype, stored = jnp.dtype(cfg.precision), storage_dtype(cfg.precision)
-    module = text_nets.Encoder(len(images.words), cfg.sentence, cfg.word, cfg.depth, dtype=dtype)
+    size = cfg.embedding
+    module = text_nets.Encoder(len(images.words), size, size, cfg.depth, dtype=dtype)
     encoder, shape = linen_net(module), images.shape
     g = cfg.net.value.g.make(shape, dtype=dtype, axis_name=axis_name)
-    options: dict[str, Any] = {"classes": cfg.sentence, "condition": _HEAD, "axis_name": axis_name}
+    options: dict[str, Any] = {"classes": size, "condition": _HEAD, "axis_name": axis_name}
     d = cfg.net.value.d.make(shape, dtype=dtype, **options)
     g, d = text_nets.generator(g, encoder), text_nets.discriminator(d, encoder)
     latents = cfg.latents.value

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 import bpgan
-from bpgan import cli
+from bpgan import cli, data
 from bpgan.algorithms import gan, text
 from bpgan.algorithms.turns import TOGETHER, Now
 from bpgan.losses import LOSSES
@@ -226,6 +227,29 @@ def test_a_run_is_evaluated(trained, tmp_path):
         assert len(found[split]["captions"]) == 10
 
 
+def test_own_captions_are_trained_on_and_not_needed_afterwards(tmp_path):
+    """The step of a run on them; and the same networks where the files are gone."""
+    rng, rows = np.random.default_rng(0), []
+    for i in range(24):
+        Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).save(tmp_path / f"{i}.png")
+        rows.append([f"{i}.png", f"number {i % 5} of a few"])
+    file = tmp_path / "dataset.json"
+    file.write_text(json.dumps({"captions": rows}))
+    cfg = config(f"--captions={file}")
+    built = text_gan.build(cfg)
+    facts = json.loads(json.dumps(dict(built.source.facts)))
+    file.unlink()
+    with data.without_images(facts):
+        again = text_gan.build(cfg)
+    shapes = [jax.eval_shape(each.algorithm.init, jax.random.key(0)) for each in (built, again)]
+    assert shapes[0] == shapes[1] and again.frame.columns == [text for _, text in rows[:5]]
+    batch = jax.eval_shape(built.source.batch_at, built.source.data, np.int32(0))
+    state, metrics = jax.eval_shape(built.algorithm.step, shapes[0], batch, jax.random.key(0))
+    assert state == shapes[0] and "d/wrong" in metrics
+    with pytest.raises(UserError, match="No such file"):
+        text_gan.build(cfg)
+
+
 @pytest.mark.parametrize(
     "flags, reason",
     [
@@ -233,7 +257,7 @@ def test_a_run_is_evaluated(trained, tmp_path):
         (["--net=dcgan:4/autoencoder:8"], "autoencoder as D has no head"),
         (["--feed=stream"], "kept in memory"),
         (["--accumulate=3"], "--accumulate=3: must divide"),
-        (["--word=6"], "--word=6: must be a multiple of 4"),
+        (["--embedding=6"], "--embedding=6: must be a multiple of 4"),
         (["--caption_length=5"], "--caption_length=5: the caption"),
         (["--captions=/nowhere/dataset.json"], "--captions=/nowhere/dataset.json: cannot be read"),
         (["--penalty=r1", "--net=cnn"], "--penalty=r1: does not go with"),
