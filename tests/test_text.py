@@ -16,10 +16,12 @@ TOKENS = np.array([[5, 3, 4, 2, 0, 0], [6, 6, 2, 0, 0, 0], [2, 3, 4, 5, 6, 7]], 
 @pytest.fixture
 def encoder(x64):
     """In float64, with parameters that are nowhere zero or one."""
-    net = linen_net(text.Encoder(8, 3, 4, 1, heads=2, dtype="float64"))
-    variables = net.init(jax.random.key(0), jnp.asarray(TOKENS))
+    plain = linen_net(text.Encoder(8, 3, 4, 1, heads=2, dtype="float64"))
+    compiled = jax.jit(plain.apply, static_argnames="train")
+    net = plain._replace(init=jax.jit(plain.init), apply=compiled)
+    shapes = jax.eval_shape(plain.init, jax.random.key(0), jnp.asarray(TOKENS))
     rng = np.random.default_rng(0)
-    return net, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) / 2), variables)
+    return net, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) / 2), shapes)
 
 
 def encode(encoder, tokens):
@@ -113,7 +115,7 @@ def test_g_sees_the_caption_beside_z(encoder):
     plain = linen_net(mlp.Generator((2,), (4,), dtype="float64"))
     net = text.generator(plain, encoder[0])
     z, tokens = jnp.asarray(np.random.default_rng(1).normal(size=(3, 5))), jnp.asarray(TOKENS)
-    variables = net.init(jax.random.key(1), z, tokens)
+    variables = jax.jit(net.init)(jax.random.key(1), z, tokens)
     drawn, _ = net.apply(variables, z, tokens, train=False)
     e, _ = encoder[0].apply({"params": variables["params"]["text"]}, tokens, train=False)
     inner = {**variables, "params": variables["params"]["net"]}
@@ -128,7 +130,7 @@ def test_d_projects_the_caption(encoder):
     )
     net = text.discriminator(plain, encoder[0])
     x, tokens = jnp.asarray(np.random.default_rng(1).normal(size=(3, 8, 8, 1))), jnp.asarray(TOKENS)
-    variables = net.init(jax.random.key(1), x, tokens)
+    variables = jax.jit(net.init)(jax.random.key(1), x, tokens)
     e, _ = encoder[0].apply({"params": variables["params"]["text"]}, tokens, train=False)
     inner = {"params": variables["params"]["net"]}
     score, projected = plain.apply(inner, x, jnp.zeros(3, jnp.int32), train=False)[0]
@@ -144,7 +146,7 @@ def test_statistics_of_the_networks_are_kept(encoder):
     """Batch norm's averages move in training and stand in without it; a spectral norm's u moves in D."""
     g = text.generator(linen_net(dcgan.Generator((8, 8, 1), (4,), dtype="float64")), encoder[0])
     z, tokens = jnp.ones((3, 5)), jnp.asarray(TOKENS)
-    variables = g.init(jax.random.key(1), z, tokens)
+    variables = jax.jit(g.init)(jax.random.key(1), z, tokens)
     _, moved = g.apply(variables, z, tokens, train=True)
     assert set(moved) == {"batch_stats"}
     old, new = (jax.tree.leaves(each["batch_stats"]) for each in (variables, moved))
