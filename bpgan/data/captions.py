@@ -337,7 +337,7 @@ def load(
     kinds = kinds_of(images.class_names, images.classes)
     texts = describe(attributes, kinds, seed)
     counts = (images.classes, len(COLORS), len(POSITIONS), len(SIZES))
-    meaning = np.ravel_multi_index(tuple(attributes.T), counts).astype(np.int32)
+    meaning = np.asarray(np.ravel_multi_index(tuple(attributes.T), counts), np.int32)
     words = vocabulary(_every_word(kinds))
     tokens = _tokens(texts, words, how.length)
     made = render(x, attributes, how.canvas)
