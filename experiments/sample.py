@@ -6,28 +6,33 @@ Run:     python -m experiments.sample --run=runs/mnist_gan/default
              other seeds; less variety for more typical images
          python -m experiments.sample --run=runs/image_gan/cgan28 --labels=all --seeds=0:8
              a grid with a column for each class, its name below; --labels=3,cat chooses some
+         python -m experiments.sample --run=runs/text_gan/digits --prompt="a small red seven, top left"
+             images of what the caption says
          python -m experiments.sample --run=runs/mnist_gan/default --interpolate=1,2,3,1 --frames=30
              frames, a GIF and, if ffmpeg is there, an MP4 of the way from seed to seed
 
 Neither the data nor the flags of the run are needed. A file is named by all that decides its content but the run: the
-step of the checkpoint, seed, class and truncation, so that the same command writes the same files. Those that are there
-are replaced. ``samples.json`` says of which run they are.
+step of the checkpoint, seed, class, caption and truncation, so that the same command writes the same files. Those that
+are there are replaced. ``samples.json`` says of which run they are.
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 import bpgan
 from bpgan import cli
+from bpgan.data import captions
 from bpgan.files import write_json
 from bpgan.runtime import images
+from bpgan.runtime.records import warn
 from bpgan.trained.paths import path
 from bpgan.trained.run import Run, parse_truncation
 from bpgan.types import UserError
@@ -68,6 +73,7 @@ class Config(cli.Config):
         "",
         "classes, each of every seed: all, or numbers and names separated by commas; empty: in turn",
     )
+    prompt: str = cli.field("", "a caption to draw, for a run that has learned from captions")
     truncation: cli.Parsed[float | None] = cli.field(
         "", "of the samples, in the place of the run's own; empty: that", parse=parse_truncation
     )
@@ -94,14 +100,16 @@ def run(cfg: Config) -> None:
     opened = bpgan.load(cfg.run, cfg.checkpoint, trust=cfg.trust)
     labels = _labels(opened, cfg.labels)
     _check(cfg, opened, labels)
+    draw = _drawing(cfg, opened)
     stem = f"step{opened.step:08d}"
-    written = (_animate if cfg.interpolate.value else _draw)(cfg, opened, labels, out, stem)
+    written = (_animate if cfg.interpolate.value else _draw)(cfg, opened, draw, labels, out, stem)
     facts = {
         "run": cfg.run,
         "run_id": opened.record.run,
         "experiment": opened.experiment,
         "step": opened.step,
         "labels": [opened.class_names[y] if opened.class_names else y for y in labels],
+        "prompt": cfg.prompt,
         "truncation": cfg.truncation.value,
     }
     write_json(out / "samples.json", facts | {"files": sorted(written)})
@@ -123,6 +131,59 @@ def _labels(opened: Run, text: str) -> list[int]:
     return found
 
 
+Draw = Callable[[np.ndarray, Any], np.ndarray]
+
+
+def _drawing(cfg: Config, opened: Run) -> Draw:
+    """``(z, labels) -> images`` of the run, for the caption if one is given.
+
+    Raises:
+      UserError: for a caption of a run without captions, or one that the run cannot read, and for none of a run with
+        captions.
+    """
+    record = opened.record.dataset
+    if not cfg.prompt:
+        if record is not None and record.words:
+            such = f"must be a caption such as {record.prompts[0]!r}"
+            reason = f"a run of {opened.experiment} draws what a caption says; {such}"
+            raise UserError(reason, argument="prompt")
+        return lambda z, labels: opened.sample(z=z, labels=labels, truncation=cfg.truncation.value)
+    row, unknown = read_prompt(opened, cfg.prompt)
+    if unknown:
+        warn(f"no caption that {cfg.run} was trained on has {', '.join(unknown)}")
+    drawn = functools.partial(cli.draw, opened.algorithm, opened.state, seed=0)
+
+    def draw(z: np.ndarray, labels: Any) -> np.ndarray:
+        del labels  # a run with captions has none
+        with opened.settings():
+            return drawn(n=len(z), z=z, labels=np.repeat(row, len(z), axis=0))
+
+    return draw
+
+
+def read_prompt(opened: Run, prompt: str) -> tuple[np.ndarray, list[str]]:
+    """A caption as the run reads it, int32 ``[1, t]``, and its words that the run does not know.
+
+    Raises:
+      UserError: if the run has not learned from captions, or knows no word of this one, or it has too many words.
+    """
+    record = opened.record.dataset
+    if record is None or not record.words:
+        reason = f"{opened.experiment} was trained without captions; must be empty"
+        raise UserError(reason, argument="prompt", value=prompt)
+    try:
+        row = captions.tokenize([prompt], record.words, vars(opened.config)["caption_length"])
+    except UserError as error:
+        raise UserError(error.reason, argument="prompt", value=prompt) from None
+    unknown = captions.unknown_words(prompt, record.words)
+    if len(unknown) == len(set(captions.split_words(prompt))):
+        known = ", ".join(record.words[2:22]) + ", ..." * (len(record.words) > 22)
+        raise UserError(
+            f"the run knows none of these words; it knows {known}", argument="prompt", value=prompt
+        )
+    return row, unknown
+
+
 def _check(cfg: Config, opened: Run, labels: Sequence[int]) -> None:
     """Raises a UserError, before anything is drawn, if the run draws no images, or too many are asked for."""
     shape = opened.sample(1, truncation=cfg.truncation.value).shape[1:]
@@ -142,6 +203,9 @@ def _name(stem: str, what: str, label: int | None, cfg: Config) -> str:
     """Without suffix."""
     truncation = cfg.truncation.value
     parts = [stem, what, "" if label is None else f"class{label:03d}"]
+    if cfg.prompt:
+        said = cli.shorten("-".join(captions.split_words(cfg.prompt)), 80)
+        parts.append(f"prompt-{said}")
     parts += [] if truncation is None else [f"truncation{truncation:g}"]
     return "_".join(filter(None, parts))
 
@@ -153,13 +217,13 @@ def _latents(opened: Run, seeds: Sequence[int], truncation: float | None) -> np.
 
 
 def _draw(
-    cfg: Config, opened: Run, labels: Sequence[int], out: pathlib.Path, stem: str
+    cfg: Config, opened: Run, draw: Draw, labels: Sequence[int], out: pathlib.Path, stem: str
 ) -> list[str]:
     """Every seed, of every class; returns the names of the files."""
     seeds, truncation = cfg.seeds.value, cfg.truncation.value
     z = _latents(opened, seeds, truncation)
     turn = [i % opened.classes for i in range(len(seeds))] if opened.classes else None
-    columns = [opened.sample(z=z, labels=y, truncation=truncation) for y in (labels or [turn])]
+    columns = [draw(z, y) for y in (labels or [turn])]
     written = []
     if cfg.files:
         for column, label in zip(columns, labels or [None], strict=True):
@@ -184,7 +248,7 @@ def _draw(
 
 
 def _animate(
-    cfg: Config, opened: Run, labels: Sequence[int], out: pathlib.Path, stem: str
+    cfg: Config, opened: Run, draw: Draw, labels: Sequence[int], out: pathlib.Path, stem: str
 ) -> list[str]:
     """Of every class, from seed to seed; returns the names of the files."""
     stops, truncation = cfg.interpolate.value, cfg.truncation.value
@@ -193,7 +257,7 @@ def _animate(
     written = []
     for label in chosen:
         # z is what it is: of latents that are given only a mapping is truncated.
-        frames = opened.sample(z=z, labels=label, truncation=truncation)
+        frames = draw(z, label)
         which = cli.shorten("-".join(map(str, stops)), 100)
         name = _name(stem, f"from{which}_frames{cfg.frames}", label, cfg)
         for i, frame in enumerate(frames):

@@ -49,6 +49,7 @@ def test_every_flag_that_names_data_may_follow_them():
     """Other data are refused by their fingerprint, the same data in another place are not."""
     named = {name: cli.locates_data(module_of(name).Config) for name in EXPERIMENTS}
     assert named.pop("toy_gan") == set() and named.pop("linear_regression") == {"csv"}
+    assert named.pop("text_gan") == {"dataset", "captions"}
     assert all(fields == {"dataset"} for fields in named.values())
 
 

@@ -382,7 +382,7 @@ def _terms(setting: Setting, player: str, objective: Callable[[Setting, Now], An
     ]
 
 
-def _remembered(setting: Setting) -> dict[str, Any]:
+def remembered(setting: Setting) -> dict[str, Any]:
     """Memories at the start."""
     memory = {name: each.penalty.memory for name, each in setting.penalties.items()}
     memory["loss"] = setting.loss.memory
@@ -504,7 +504,7 @@ def play(
         players,
         accumulate=accumulate,
         ema={} if ema_decay is None else {"g": ema_decay},
-        memory=_remembered(setting) | dict(memory or {}),
+        memory=remembered(setting) | dict(memory or {}),
         rule=rule,
         dtype=networks.dtype,
         axis=turns.Axis(axis_name),

@@ -77,6 +77,8 @@ class Dataset(NamedTuple):
       low, high: the smallest and the greatest pixel value.
       mean, std: of each channel of ``x / 255``.
       warnings: what the user should know, a line each.
+      words: of captions, in the order of their numbers (``captions``); () if there are none.
+      prompts: some captions, to draw samples for.
     """
 
     name: str
@@ -91,6 +93,8 @@ class Dataset(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     warnings: tuple[str, ...]
+    words: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
 
     @property
     def length(self) -> int:
@@ -105,7 +109,7 @@ class Dataset(NamedTuple):
     @property
     def facts(self) -> dict[str, Any]:
         """What a model that was trained on it needs to be built again: all but the images, for JSON."""
-        return {
+        found: dict[str, Any] = {
             "name": self.name,
             "split": self.split,
             "shape": list(self.shape),
@@ -113,6 +117,8 @@ class Dataset(NamedTuple):
             "class_names": list(self.class_names),
             "sha256": self.sha256,
         }
+        said = {"words": list(self.words), "prompts": list(self.prompts)}
+        return found | (said if self.words else {})
 
     @property
     def is_absent(self) -> bool:
@@ -174,6 +180,11 @@ def without_images(facts: Mapping[str, Any]) -> Iterator[None]:
         _FACTS.reset(token)
 
 
+def are_absent() -> bool:
+    """Whether this is within ``without_images``."""
+    return _FACTS.get() is not None
+
+
 def _absent(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``Dataset.read`` of one that is absent."""
     raise UserError(
@@ -193,9 +204,11 @@ def of_facts(facts: Mapping[str, Any]) -> Dataset:
     counts, class_names = tuple(facts["counts"]), tuple(facts["class_names"])
     zeros = (0.0,) * channels
     shape = (height, width, channels)
-    return Dataset(
+    made = Dataset(
         name, split, _absent, shape, counts, class_names, sha256, 0, 255, zeros, zeros, ()
     )
+    said = tuple(facts.get("words", ())), tuple(facts.get("prompts", ()))
+    return made._replace(words=said[0], prompts=said[1])
 
 
 def load(name: str | names.Name, split: str = "train", *, mirror: str = "") -> Dataset:

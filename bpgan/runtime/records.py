@@ -56,6 +56,8 @@ class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
     class_names: list[str]
     sha256: str
     parts: "list[DatasetRecord]" = []
+    words: list[str] = []
+    prompts: list[str] = []
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):

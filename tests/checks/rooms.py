@@ -38,8 +38,8 @@ ROOMS = {  # top to bottom; imports go down
         "what a researcher writes: one file an experiment",
         "launcher explain trained evaluation cli report privacy insight algorithms backprop metrics metrics.features"
         " runtime data nets losses penalties augment optim files measures lookup types version",
-        "(lucic private_gan) (audit classifier data dp_merf evaluate export sample image_gan infogan interpret"
-        " linear_regression lr_range mnist_gan sensitivity study toy_gan translate vae)",
+        "(evaluate_text lucic private_gan) (audit classifier data dp_merf evaluate export sample image_gan infogan"
+        " interpret linear_regression lr_range mnist_gan sensitivity study text_gan toy_gan translate vae)",
     ),
     "bpgan.launcher": Room(
         "sweeps, searches, processes, Slurm",
@@ -85,7 +85,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",
         "losses penalties augment optim sharding types",
-        "latents (game gan supervised translate vae) turns",
+        "(latents text) (game gan supervised translate vae) turns",
     ),
     "bpgan.backprop": Room(
         "backpropagation by hand, as a chapter",
@@ -95,7 +95,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.metrics": Room(
         "distances between sets of features",
         "types",
-        "(memorization translation) (frechet kernel neighbors scores) (arrays classes modes)",
+        "(memorization translation) (frechet kernel neighbors scores) (arrays classes modes retrieval)",
     ),
     "bpgan.metrics.features": Room(
         "nets that make features of images",
@@ -112,13 +112,13 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.data": Room(
         "datasets, and batches as functions of the step",
         "download files memory lookup threefry types",
-        "(domains toys) (pairs poisson) (duplicates sources tasks) datasets names (known sides) convert readers"
+        "(captions domains toys) (pairs poisson) (duplicates sources tasks) datasets names (known sides) convert readers"
         " (cache images order tfds) flat",
     ),
     "bpgan.nets": Room(
         "convolutions, layers, architectures",
         "sharding lookup types",
-        "(biggan cnn dcgan mlp patchgan r3gan resnet stylegan2 translator unet) architecture (blocks heads vae)"
+        "(biggan cnn dcgan mlp patchgan r3gan resnet stylegan2 translator unet) architecture (blocks heads text vae)"
         " (layers wrappers) (conv resample sizes spectral) (conv_cpu primitives) winograd",
     ),
     "bpgan.losses": Room("what the players minimize", "lookup types"),
