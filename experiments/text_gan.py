@@ -1,4 +1,4 @@
-"""A GAN that draws what a caption says: captions rendered over labelled images, or your own.
+"""A GAN that draws what a caption says: captions rendered over labeled images, or your own.
 
 Run:     python -m experiments.text_gan --preset=smoke
              a few steps, to see that it works

@@ -126,8 +126,8 @@ def test_hashes_are_uniform_and_independent():
 def test_objects_are_where_and_what_they_should_be():
     """A white square: its corners, its color; halving a side is the mean of 2 x 2 pixels."""
     attributes = np.array([[0, c, p, s] for c in range(6) for p in range(5) for s in range(2)])
-    grey = np.full((len(attributes), 28, 28), 255, np.uint8)
-    drawn = captions.render(grey, attributes, 32)
+    gray = np.full((len(attributes), 28, 28), 255, np.uint8)
+    drawn = captions.render(gray, attributes, 32)
     rgb = [color for color, _ in captions.COLORS.values()]
     corners = {
         14: [(9, 9), (0, 0), (0, 18), (18, 0), (18, 18)],
@@ -238,7 +238,7 @@ def folder(tmp_path):
 
 
 def pairs(n=20):
-    return [[f"{i % 4}.png", f"a picture of grey number {i % 4}"] for i in range(n)]
+    return [[f"{i % 4}.png", f"a picture of gray number {i % 4}"] for i in range(n)]
 
 
 def write(folder, rows, name="dataset.json"):
@@ -260,8 +260,8 @@ def test_own_captions(folder, name):
     assert x.shape == (18, 8, 8, 3)
     np.testing.assert_array_equal(x[:4].mean((1, 2, 3)), [0, 60, 120, 180])
     assert (
-        train.texts[2] == "a picture of grey number 2"
-        and test.texts[0] == "a picture of grey number 1"
+        train.texts[2] == "a picture of gray number 2"
+        and test.texts[0] == "a picture of gray number 1"
     )
     np.testing.assert_array_equal(train.meaning[:4], train.meaning[4:8])
     assert len(set(train.meaning)) == 4 and train.attributes is None

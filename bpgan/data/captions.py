@@ -1,4 +1,4 @@
-"""Images with captions: rendered over any labelled grey images, or the user's own; words as numbers.
+"""Images with captions: rendered over any labeled gray images, or the user's own; words as numbers.
 
 A rendered image shows one object of the dataset, in a color, a size and a place, on a black canvas. Its caption says
 all four in one of many ways: "a small red seven, top left", "in the upper left corner a tiny crimson 7". What image i
@@ -34,7 +34,7 @@ COLORS: Mapping[str, tuple[tuple[int, int, int], tuple[str, ...]]] = {
     "magenta": ((235, 60, 235), ("magenta", "purple", "violet")),
     "white": ((255, 255, 255), ("white", "colorless")),
 }
-"""Of objects: RGB where the grey image is white, and the words for it."""
+"""Of objects: RGB where the gray image is white, and the words for it."""
 
 POSITIONS: Mapping[str, tuple[tuple[float, float], tuple[str, ...]]] = {
     "center": ((0.5, 0.5), ("center", "in the center", "in the middle")),
@@ -223,11 +223,11 @@ def _area(size: int, out: int) -> np.ndarray:
     return overlap / overlap.sum(axis=1, keepdims=True)
 
 
-def render(grey: np.ndarray, attributes: np.ndarray, canvas: int = 32) -> np.ndarray:
+def render(gray: np.ndarray, attributes: np.ndarray, canvas: int = 32) -> np.ndarray:
     """Objects on black canvases: each is averaged over areas to its size, colored, and put in its place.
 
     Args:
-      grey: uint8 ``[n, h, w]``.
+      gray: uint8 ``[n, h, w]``.
       attributes: int ``[n, 4]``.
       canvas: height and width of the images.
 
@@ -236,13 +236,13 @@ def render(grey: np.ndarray, attributes: np.ndarray, canvas: int = 32) -> np.nda
     """
     colors = np.array([rgb for rgb, _ in COLORS.values()], np.float64)
     places = np.array([place for place, _ in POSITIONS.values()])
-    made = np.zeros((len(grey), canvas, canvas, 3), np.uint8)
+    made = np.zeros((len(gray), canvas, canvas, 3), np.uint8)
     for s, (share, _) in enumerate(SIZES.values()):
         side = round(share * canvas)
         rows = np.flatnonzero(attributes[:, 3] == s)
-        vertical, horizontal = _area(grey.shape[1], side), _area(grey.shape[2], side)
+        vertical, horizontal = _area(gray.shape[1], side), _area(gray.shape[2], side)
         for block in np.array_split(rows, max(1, len(rows) // 1000)):
-            small = vertical @ grey[block].astype(np.float64) @ horizontal.T
+            small = vertical @ gray[block].astype(np.float64) @ horizontal.T
             tinted = np.rint(small[..., None] / 255 * colors[attributes[block, 1]][:, None, None])
             corner = np.rint(places[attributes[block, 2]] * (canvas - side)).astype(int)
             for i, image, (top, left) in zip(block, tinted, corner, strict=True):
@@ -309,7 +309,7 @@ PLAIN = Rendering()
 def load(
     name: str | names.Name, split: str = "train", how: Rendering = PLAIN, *, which: str = ""
 ) -> Captioned:
-    """Captioned images, rendered over a labelled grey dataset.
+    """Captioned images, rendered over a labeled gray dataset.
 
     Args:
       name: of the dataset, as of ``datasets.load``.
@@ -327,7 +327,7 @@ def load(
         return absent(images, how.length)
     if images.shape[2] != 1 or images.classes < 2:
         has = "no labels" if images.classes < 2 else f"{images.shape[2]} channels"
-        reason = f"captions are rendered over grey images with labels, these have {has}"
+        reason = f"captions are rendered over gray images with labels, these have {has}"
         raise UserError(reason, argument="dataset", value=name)
     x, y = images.arrays()
     x, y = np.tile(x[..., 0], (how.copies, 1, 1)), np.tile(y, how.copies)

@@ -47,6 +47,7 @@ class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
       parts: of several datasets in one, such as two sides of pairs or two domains, in order; else empty.
+      words, prompts: of captions; else empty.
     """
 
     name: str
