@@ -279,8 +279,10 @@ class Evaluations:
                 cells += [mean_of([known["minutes"] for known in members])]
                 cells += [", ".join(map(_seed, members))]
                 lines.append(f"| {name} | {' | '.join(cells)} |")
-        real = [_cell(every, metric, "real") for metric in metrics]
-        return "\n".join([*lines, f"| real images | {' | '.join(real)} | | | |"]) + "\n"
+        if not study.results:  # whose real images are others for every method
+            real = [_cell(every, metric, "real") for metric in metrics]
+            lines.append(f"| real images | {' | '.join(real)} | | | |")
+        return "\n".join(lines) + "\n"
 
     def _write(self) -> None:
         record = {

@@ -1,4 +1,4 @@
-"""Images of one domain made into images of another: from pairs (pix2pix), or without any (CycleGAN, CUT).
+"""Images of one domain made into images of another: from pairs (pix2pix) or without (CycleGAN, CUT).
 
 Run:     python -m experiments.translate
              colors for gray digits, learned from pairs
@@ -76,10 +76,6 @@ def _loss(text: str) -> AdversarialLoss | None:
     return losses.parse(text) if text not in ("", NO_LOSS) else None
 
 
-_positive = functools.partial(optim.parse, low=0.0)
-_WEIGHT = "a number or a schedule"
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
     system: str = cli.field("pix2pix", "what is trained", choices=SYSTEMS)
@@ -121,21 +117,15 @@ class Config(cli.RunConfig):
         "of an output from its target; classifier: L1 of features of a classifier of targets",
         choices=(*translate.DISTANCES, "classifier"),
     )
-    pair_weight: cli.Parsed[optim.OverRun] = cli.field(
-        "100", f"of the distance of pairs: {_WEIGHT}", parse=_positive, sweepable=True
-    )
-    adversarial_weight: cli.Parsed[optim.OverRun] = cli.field(
-        "1",
+    pair_weight: float = cli.field(100.0, "of the distance of pairs", low=0, sweepable=True)
+    adversarial_weight: float = cli.field(
+        1.0,
         "of G's adversarial loss; least squares are halved here and not in the code of CycleGAN and CUT, whose is 2",
-        parse=_positive,
+        low=0,
         sweepable=True,
     )
-    cycle_weight: cli.Parsed[optim.OverRun] = cli.field(
-        "10", f"of the way there and back: {_WEIGHT}", parse=_positive, sweepable=True
-    )
-    nce_weight: cli.Parsed[optim.OverRun] = cli.field(
-        "1", f"of the contrast of patches: {_WEIGHT}", parse=_positive, sweepable=True
-    )
+    cycle_weight: float = cli.field(10.0, "of the way there and back", low=0, sweepable=True)
+    nce_weight: float = cli.field(1.0, "of the contrast of patches", low=0, sweepable=True)
     identity: float = cli.field(
         0.5,
         "share of this weight for images of the target domain, which should stay as they are",
@@ -147,8 +137,8 @@ class Config(cli.RunConfig):
         "hold:0.5:linear:5e-4:0",
         "Adam's step size, or G's/D's: a number or a schedule",
         parse=functools.partial(optim.parse_pair, low=0.0),
-        sweepable=True,
     )
+    lr_scale: float = cli.field(1.0, "factor of both step sizes", low=0, sweepable=True)
     betas: cli.Parsed[optim.Betas] = cli.field(
         "0.5,0.999", "Adam's two decays, and its epsilon", parse=optim.parse_betas
     )
@@ -176,7 +166,7 @@ class Config(cli.RunConfig):
 
 
 _SMALL = dict(
-    adversarial_weight="2", lr="hold:0.5:linear:1e-3:0", dropout=0.0, log_every="250", sample_every="1000",
+    adversarial_weight=2.0, lr="hold:0.5:linear:1e-3:0", dropout=0.0, log_every="250", sample_every="1000",
     checkpoint_every="1000",
 )  # fmt: skip
 _LARGE = dict(
@@ -191,7 +181,7 @@ PRESETS = {
         system="cyclegan",
         task="invert",
         g_size=16,
-        cycle_weight="5",
+        cycle_weight=5.0,
         identity=0.2,
         steps=3000,
     ),
@@ -199,13 +189,13 @@ PRESETS = {
         _SMALL, system="cut", task="invert", g="resnet", g_size=16, depth=2, identity=1.0, steps=2000
     ),
     "pix2pix-256": dict(_LARGE, g="unet", depth=8, norm="batch"),
-    "cyclegan-256": dict(_LARGE, system="cyclegan", g="resnet", depth=9, adversarial_weight="2"),
+    "cyclegan-256": dict(_LARGE, system="cyclegan", g="resnet", depth=9, adversarial_weight=2.0),
     "cut-256": dict(
         _LARGE,
         system="cut",
         g="resnet",
         depth=9,
-        adversarial_weight="2",
+        adversarial_weight=2.0,
         identity=1.0,
         patches=256,
         epochs=400.0,
@@ -438,10 +428,17 @@ def _distance(cfg: Config, task: Task) -> translate.Distance:
     return translate.of_features(judge.traced[0])
 
 
+def _scaled(factor: float, lr: optim.OverRun, steps: int) -> optim.Schedule:
+    """A step size over a run of so many steps, times a factor."""
+    scalar = lr(steps)
+    return lambda step: factor * optim.at(scalar, step)
+
+
 def algorithm_of(cfg: Config, task: Task, steps: int, axis_name: str | None) -> Algorithm:
     """The system that ``cfg`` describes, over a run of so many steps."""
     nets = networks(cfg, task, axis_name)
-    tx = {name: cfg.betas.value.adam(getattr(cfg.lr.value, name), steps) for name in ("g", "d")}
+    g_lr, d_lr = (functools.partial(_scaled, cfg.lr_scale, lr) for lr in cfg.lr.value)
+    txs = translate.Optimizers(cfg.betas.value.adam(g_lr, steps), cfg.betas.value.adam(d_lr, steps))
     loss: Any = cfg.loss.value if cfg.loss else losses.parse(SYSTEMS[cfg.system].loss)
     common: dict[str, Any] = dict(
         domains=translate.Domains(
@@ -455,16 +452,16 @@ def algorithm_of(cfg: Config, task: Task, steps: int, axis_name: str | None) -> 
         ema_decay=cfg.ema or None,
         axis_name=axis_name,
     )
-    txs, adversarial = translate.Optimizers(**tx), cfg.adversarial_weight.value(steps)
+    adversarial = cfg.adversarial_weight
     if cfg.system == "pix2pix":
-        weights = translate.Weights(cfg.pair_weight.value(steps), adversarial=adversarial)
+        weights = translate.Weights(cfg.pair_weight, adversarial=adversarial)
         return translate.pix2pix(
             nets, loss, txs, weights=weights, distance=_distance(cfg, task), **common
         )
     if cfg.system == "cut":
-        weights = translate.Weights(cfg.nce_weight.value(steps), cfg.identity, adversarial)
+        weights = translate.Weights(cfg.nce_weight, cfg.identity, adversarial)
         return translate.cut(nets, loss, txs, weights=weights, **common)
-    weights = translate.Weights(cfg.cycle_weight.value(steps), cfg.identity, adversarial)
+    weights = translate.Weights(cfg.cycle_weight, cfg.identity, adversarial)
     return translate.cyclegan(nets, loss, txs, weights=weights, history=cfg.history, **common)
 
 

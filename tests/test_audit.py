@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from bpgan import cli, data
+from bpgan import cli, data, files
 from bpgan.algorithms import gan
 from bpgan.losses import LOSSES
 from bpgan.nets import linen_net, mlp
@@ -17,6 +17,7 @@ from bpgan.privacy import audit as numbers
 from bpgan.privacy import canaries
 from bpgan.privacy.canaries import MEMORY, Canaries
 from bpgan.report import audit as report
+from bpgan.runtime import records
 from bpgan.types import UserError
 from experiments import audit, classifier, linear_regression, mnist_gan, private_gan, vae
 
@@ -61,7 +62,8 @@ def stub(**changes):
     images = Canaries(20, 1).plant(data.load("mnist10k"))
     config = {"dataset": "mnist10k", "eval_every": cli.Parsed("0", cli.Duration.parse)}
     config |= {"canaries": cli.Parsed("20:1", Canaries.parse)} | changes.pop("config", {})
-    record = {"dataset": images.facts, "data": images.sha256} | changes.pop("record", {})
+    facts = files.convert(images.facts, records.DatasetRecord)
+    record = {"dataset": facts, "data": images.sha256} | changes.pop("record", {})
     found = {"config": types.SimpleNamespace(**config), "record": types.SimpleNamespace(**record)}
     return types.SimpleNamespace(experiment="some_gan", path="r", **found, **changes)
 

@@ -39,7 +39,10 @@ def start(tmp_path, *flags):
 @pytest.mark.parametrize(
     "flags, says",
     [
-        (["--study=privat"], "--study=privat: must be one of private, smoke, or module:name"),
+        (
+            ["--study=privat"],
+            "--study=privat: must be one of private, pairs, domains, smoke, or module:name",
+        ),
         (["--study={mine}:OTHER"], "is int, must be a Study"),
         (["--study={mine}:BAD"], "error: no lr: --lr=-1: "),
         (["--seeds=0,0"], "--seeds=0,0: must be different whole numbers"),
@@ -117,4 +120,5 @@ def test_the_runs_of_all_methods_are_told_apart(tmp_path):
         cfg = cli.resolve(study.Config, study.PRESETS, [f"--study={name}"])
         planned = study.plan(cfg, tmp_path)
         places = [run.workdir for runs in planned.values() for run in runs]
-        assert len(set(places)) == len(places) == len(planned) * len(cfg.study.value.seeds)
+        seeds = [arm.seeds or cfg.study.value.seeds for arm in cfg.study.value.arms]
+        assert len(set(places)) == len(places) == sum(map(len, seeds))

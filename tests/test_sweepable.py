@@ -50,6 +50,7 @@ def test_every_flag_that_names_data_may_follow_them():
     named = {name: cli.locates_data(module_of(name).Config) for name in EXPERIMENTS}
     assert named.pop("toy_gan") == set() and named.pop("linear_regression") == {"csv"}
     assert named.pop("text_gan") == {"dataset", "captions"}
+    assert named.pop("translate") == {"dataset", "dataset_a", "dataset_b"}
     assert all(fields == {"dataset"} for fields in named.values())
 
 

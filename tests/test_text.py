@@ -123,6 +123,7 @@ def test_g_sees_the_caption_beside_z(encoder):
     np.testing.assert_allclose(drawn, plain.apply(inner, both, train=False)[0], rtol=1e-12)
 
 
+@pytest.mark.medium
 def test_d_projects_the_caption(encoder):
     """``psi(phi(x)) + <e, V phi(x)> / sqrt(f)``, of one caption of each image and of several."""
     plain = linen_net(
@@ -142,6 +143,7 @@ def test_d_projects_the_caption(encoder):
     np.testing.assert_allclose(several, expected, rtol=1e-10)
 
 
+@pytest.mark.medium
 def test_statistics_of_the_networks_are_kept(encoder):
     """Batch norm's averages move in training and stand in without it; a spectral norm's u moves in D."""
     g = text.generator(linen_net(dcgan.Generator((8, 8, 1), (4,), dtype="float64")), encoder[0])

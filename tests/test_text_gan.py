@@ -227,6 +227,7 @@ def test_a_run_is_evaluated(trained, tmp_path):
         assert len(found[split]["captions"]) == 10
 
 
+@pytest.mark.medium
 def test_own_captions_are_trained_on_and_not_needed_afterwards(tmp_path):
     """The step of a run on them; and the same networks where the files are gone."""
     rng, rows = np.random.default_rng(0), []

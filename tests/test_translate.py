@@ -307,6 +307,7 @@ def test_distances():
     np.testing.assert_allclose(between(x, y), expected, rtol=1e-5)
 
 
+@pytest.mark.medium
 def test_the_identity_needs_as_many_channels(x64):
     """Where a has one and b two, the term is left out, and the sizes may differ."""
     a, b = (2, 3, 1), (4, 6, 2)
@@ -340,6 +341,7 @@ def test_the_identity_needs_as_many_channels(x64):
 # Penalties and memories ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 def test_penalties_are_of_the_image_alone(x64):
     """R1 of a mean of linear logits is |v|^2 / (h w) / 2, of the numbers v that b meets; lazily every second update."""
     penalties = [weighted(5.0, PENALTIES["r1"]), weighted(3.0, PENALTIES["r1"], 2)]
@@ -488,6 +490,7 @@ def test_devices_and_micro_batches_change_nothing(x64, name):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-12)
 
 
+@pytest.mark.medium
 def test_places_are_distinct_and_those_of_the_row(x64):
     x = jnp.arange(2.0 * 30).reshape(2, 5, 6, 1) % 30
     z = t.noise(KEY, 2)
@@ -519,6 +522,7 @@ def test_each_use_of_a_translator_has_noise_of_its_own(x64):
     assert np.abs(made[0] - made[1]).min(axis=0).max() > 1e-3
 
 
+@pytest.mark.medium
 def test_samples_are_translations_of_the_inputs_of_the_key(x64):
     """Labels in turn where none are given; by the average of G, with noise of the key."""
     algorithm = system("pix2pix", ema_decay=lambda step: 0.5, noise=0.1, domains=domains(classes=3))
@@ -577,7 +581,13 @@ def source(dtype=np.float32):
 
 @pytest.mark.medium
 @pytest.mark.parametrize(
-    "name,mode", [("pix2pix", "jit"), ("cyclegan", "jit"), ("cyclegan", "pmap"), ("cut", "jit")]
+    "name,mode",
+    [
+        ("pix2pix", "jit"),
+        ("cyclegan", "jit"),
+        pytest.param("cyclegan", "pmap", marks=pytest.mark.slow),
+        pytest.param("cut", "jit", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_is_the_same_on_one_device_and_on_eight(x64, name, mode):
     """With statistics of the batch, and in float64, where only the order of sums differs."""
@@ -612,7 +622,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(name, optimized, tree
     trees_equal(whole, jax.device_get(carry))
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_known_map_is_learned():
     """From pairs the inversion of images, by the U-Net; both players move, and the distance falls."""
     rng = np.random.default_rng(6)

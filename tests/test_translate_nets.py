@@ -187,6 +187,7 @@ def test_the_unet_is_that_of_the_paper(x64):
     check_against(by_hand, module, variables, a, z)
 
 
+@pytest.mark.medium
 def test_the_translator_is_that_of_the_paper(x64):
     """c7s1, d, R, u, c7s1 by hand, with margins by ``jnp.pad``."""
     taps = ("block0", "input", "down0")
@@ -230,6 +231,7 @@ def test_the_discriminator_is_that_of_the_paper(x64):
     np.testing.assert_allclose(found, by_hand(x, variables["params"]), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.medium
 def test_batch_norm_and_no_norm(x64):
     """By the statistics of the batch, over all rows; without a norm nothing happens, but layers have biases."""
     x = images(3, 8, 8, 2, dtype=jnp.float64)
@@ -349,6 +351,7 @@ def test_the_first_three_levels_of_the_decoder_have_dropout():
     assert (jaxpr.count("random_wrap"), alone.count("random_wrap")) == (3, 0)
 
 
+@pytest.mark.medium
 def test_heads_make_unit_vectors(x64):
     layers = (images(2, 5, 3, dtype=jnp.float64), images(2, 7, 4, dtype=jnp.float64))
     module = PatchHeads(6, dtype=jnp.float64)

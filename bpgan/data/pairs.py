@@ -115,7 +115,7 @@ def parse(text: str) -> PairName:
     rest = text.replace(f",direction={given[0]}", "") if given else text
     word, _, places = rest.partition(":")
     name = _of_folders(places) if word == "pairs" else names.parse(rest)
-    return PairName(text, name._replace(text=text), given[0] if given else DIRECTIONS[0])
+    return PairName(text, names.Name(text, *name[1:]), given[0] if given else DIRECTIONS[0])
 
 
 def _of_folders(text: str) -> names.Name:
