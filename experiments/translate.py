@@ -55,20 +55,89 @@ class System(NamedTuple):
     Attributes:
       paired: whether it learns from pairs.
       loss: that of the paper.
+      content: the paper's weight of what binds an output to its input: its target, the way back, patches.
+      adversarial: that of the adversarial loss. Least squares are halved here, and not in the code of CycleGAN and CUT.
       flags: those that this system makes use of, and not all of the others.
     """
 
     paired: bool
     loss: str
+    content: float
+    adversarial: float
     flags: tuple[str, ...]
 
 
 SYSTEMS = {
-    "pix2pix": System(True, "nonsaturating", ("pair_weight", "distance")),
-    "cyclegan": System(False, "least_squares", ("cycle_weight", "identity", "history")),
-    "cut": System(False, "least_squares", ("nce_weight", "identity", "patches")),
+    "pix2pix": System(True, "nonsaturating", 100.0, 1.0, ("distance",)),
+    "cyclegan": System(False, "least_squares", 10.0, 2.0, ("identity", "history")),
+    "cut": System(False, "least_squares", 1.0, 2.0, ("identity",)),
 }
 """By the names of ``--system``."""
+
+_OPTIONS = {
+    "unet": {"levels": 2, "dropout": 0.5, "norm": "instance"},
+    "resnet": {"blocks": 4, "patches": 64, "norm": "instance"},
+    "patch": {"strided": 1, "norm": "instance"},
+}
+"""Of the networks, each with its value where it is not given."""
+_NORMS = ("instance", "batch", "none")
+
+
+class Choice(NamedTuple):
+    """A network: its kind, the channels at full resolution, and all its options."""
+
+    kind: str
+    size: int
+    options: dict[str, Any]
+
+
+class Networks(NamedTuple):
+    """The translators and the discriminators."""
+
+    g: Choice
+    d: Choice
+
+
+def _network(text: str, kinds: tuple[str, ...]) -> Choice:
+    """Reads ``KIND:SIZE,option=value``. Raises ValueError."""
+    head, *rest = text.split(",")
+    kind, _, size = head.partition(":")
+    if kind not in kinds or not size.isdecimal() or int(size) < 1:
+        raise ValueError(f"{head}: must be {' or '.join(f'{name}:SIZE' for name in kinds)}")
+    found = dict(_OPTIONS[kind])
+    for option in rest:
+        name, _, value = option.partition("=")
+        if name not in found:
+            raise ValueError(f"{option}: must be one of {', '.join(f'{key}=' for key in found)}")
+        found[name] = _option(name, value)
+    return Choice(kind, int(size), found)
+
+
+def _option(name: str, value: str) -> Any:
+    """The value of an option. Raises ValueError."""
+    if name == "norm":
+        if value not in _NORMS:
+            raise ValueError(f"norm={value}: must be one of {', '.join(_NORMS)}")
+        return value
+    if name != "dropout":
+        if not value.isdecimal() or int(value) < 1:
+            raise ValueError(f"{name}={value}: must be a whole number from 1 on")
+        return int(value)
+    try:
+        rate = float(value)
+    except ValueError:
+        rate = -1.0
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout={value}: must be in [0, 1)")
+    return rate
+
+
+def parse_networks(text: str) -> Networks:
+    """Reads ``G/D``. Raises ValueError, saying what is allowed."""
+    g, slash, d = text.partition("/")
+    if not slash:
+        raise ValueError("must be G/D, such as unet:32,levels=2/patch:32")
+    return Networks(_network(g, ("unet", "resnet")), _network(d, ("patch",)))
 
 
 def _loss(text: str) -> AdversarialLoss | None:
@@ -94,15 +163,12 @@ class Config(cli.RunConfig):
     dataset_b: cli.Parsed[data.Name | None] = cli.field(
         "", "domain b, beside domain a", parse=data.parse_or_none, locates_data=True
     )
-    g: str = cli.field("unet", "kind of the translators", choices=("unet", "resnet"))
-    g_size: int = cli.field(32, "channels of the translators at full resolution", low=1)
-    depth: int = cli.field(2, "levels of a unet, residual blocks of a resnet", low=1)
-    d_size: int = cli.field(32, "channels of the first layer of D", low=1)
-    strided: int = cli.field(
-        1, "strided layers of D, whose patches are 16, 34, 70, ... pixels", low=1, high=6
+    net: cli.Parsed[Networks] = cli.field(
+        "unet:32/patch:32",
+        "G/D by channels at full resolution; of unet: levels=, dropout=; of resnet: blocks=, patches=; of D: strided=,"
+        " whose patches are 16, 34, 70, ... pixels; norm=instance, batch or none of each",
+        parse=parse_networks,
     )
-    norm: str = cli.field("instance", "of all networks", choices=("instance", "batch", "none"))
-    dropout: float = cli.field(0.5, "rate in the decoder of a unet, also at sampling", low=0, high=0.99)  # fmt: skip
     loss: cli.Parsed[AdversarialLoss | None] = cli.field(
         "",
         f"adversarial loss; empty: the paper's; {NO_LOSS}: of pairs, there is no D",
@@ -117,31 +183,25 @@ class Config(cli.RunConfig):
         "of an output from its target; classifier: L1 of features of a classifier of targets",
         choices=(*translate.DISTANCES, "classifier"),
     )
-    pair_weight: float = cli.field(100.0, "of the distance of pairs", low=0, sweepable=True)
-    adversarial_weight: float = cli.field(
+    weight: float = cli.field(
         1.0,
-        "of G's adversarial loss; least squares are halved here and not in the code of CycleGAN and CUT, whose is 2",
+        "of what binds an output to its input, as a multiple of the paper's: 100 of pairs, 10 of the way there and"
+        " back, 1 of patches",
         low=0,
         sweepable=True,
     )
-    cycle_weight: float = cli.field(10.0, "of the way there and back", low=0, sweepable=True)
-    nce_weight: float = cli.field(1.0, "of the contrast of patches", low=0, sweepable=True)
     identity: float = cli.field(
         0.5,
         "share of this weight for images of the target domain, which should stay as they are",
         low=0,
     )
     history: int = cli.field(50, "fakes of each domain that are kept for D", low=0)
-    patches: int = cli.field(64, "of an image, at most, in the contrast", low=2)
     lr: cli.Parsed[optim.Pair] = cli.field(
         "hold:0.5:linear:5e-4:0",
         "Adam's step size, or G's/D's: a number or a schedule",
         parse=functools.partial(optim.parse_pair, low=0.0),
     )
     lr_scale: float = cli.field(1.0, "factor of both step sizes", low=0, sweepable=True)
-    betas: cli.Parsed[optim.Betas] = cli.field(
-        "0.5,0.999", "Adam's two decays, and its epsilon", parse=optim.parse_betas
-    )
     ema: float = cli.field(0.0, "decay of the average of G that translates; 0: none", low=0, high=0.99999)  # fmt: skip
     measure: str = cli.field(
         "all",
@@ -149,7 +209,6 @@ class Config(cli.RunConfig):
         choices=("all", "errors", "nothing"),
         restart_safe=True,
     )
-    accumulate: int = cli.field(1, "micro-batches of an update, for memory", low=1)
     precision: str = cli.NETWORK_PRECISION
     epochs: float = cli.field(20.0)
     batch_size: int = cli.field(16, "examples per step, over all devices")
@@ -159,51 +218,33 @@ class Config(cli.RunConfig):
 
     def idle(self) -> dict[str, str]:
         special = {flag for system in SYSTEMS.values() for flag in system.flags}
-        idle = dict.fromkeys(sorted(special - set(SYSTEMS[self.system].flags)), "system")
-        if self.g != "unet":
-            idle["dropout"] = "g"
-        return idle
+        return dict.fromkeys(sorted(special - set(SYSTEMS[self.system].flags)), "system")
 
 
-_SMALL = dict(
-    adversarial_weight=2.0, lr="hold:0.5:linear:1e-3:0", dropout=0.0, log_every="250", sample_every="1000",
-    checkpoint_every="1000",
-)  # fmt: skip
+_SMALL = dict(log_every="250", sample_every="1000", checkpoint_every="1000")
 _LARGE = dict(
-    g_size=64, d_size=64, strided=3, lr="hold:0.5:linear:2e-4:0", epochs=200.0, batch_size=1, task="",
+    lr="hold:0.5:linear:2e-4:0", epochs=200.0, batch_size=1, task="",
     log_every="1ep", sample_every="5ep", checkpoint_every="10ep",
 )  # fmt: skip
 
 PRESETS = {
-    "pix2pix28": dict(steps=3000, log_every="250", sample_every="1000", checkpoint_every="1000"),
+    "pix2pix28": dict(_SMALL, steps=3000),
     "cyclegan28": dict(
-        _SMALL,
-        system="cyclegan",
-        task="invert",
-        g_size=16,
-        cycle_weight=5.0,
-        identity=0.2,
-        steps=3000,
+        _SMALL, system="cyclegan", task="invert", net="unet:16,dropout=0/patch:32", weight=0.5, identity=0.2,
+        lr="hold:0.5:linear:1e-3:0", steps=3000,
     ),
     "cut28": dict(
-        _SMALL, system="cut", task="invert", g="resnet", g_size=16, depth=2, identity=1.0, steps=2000
+        _SMALL, system="cut", task="invert", net="resnet:16,blocks=2/patch:32", identity=1.0,
+        lr="hold:0.5:linear:1e-3:0", steps=2000,
     ),
-    "pix2pix-256": dict(_LARGE, g="unet", depth=8, norm="batch"),
-    "cyclegan-256": dict(_LARGE, system="cyclegan", g="resnet", depth=9, adversarial_weight=2.0),
+    "pix2pix-256": dict(_LARGE, net="unet:64,levels=8,norm=batch/patch:64,strided=3,norm=batch"),
+    "cyclegan-256": dict(_LARGE, system="cyclegan", net="resnet:64,blocks=9/patch:64,strided=3"),
     "cut-256": dict(
-        _LARGE,
-        system="cut",
-        g="resnet",
-        depth=9,
-        adversarial_weight=2.0,
-        identity=1.0,
-        patches=256,
-        epochs=400.0,
+        _LARGE, system="cut", net="resnet:64,blocks=9,patches=256/patch:64,strided=3", identity=1.0, epochs=400.0
     ),
     "smoke": dict(
-        g_size=4, d_size=4, batch_size=8, steps=4, log_every="2", sample_every="4", checkpoint_every="4",
+        net="unet:4/patch:4", batch_size=8, steps=4, log_every="2", sample_every="4", checkpoint_every="4",
         measure="errors",
-
     ),
 }  # fmt: skip
 
@@ -324,30 +365,30 @@ def check(cfg: Config) -> None:
         refuse("dataset_a", f"`system={cfg.system}` learns from pairs; must be empty", "system")
     if cfg.loss == NO_LOSS and not system.paired:
         refuse("loss", f"`system={cfg.system}` learns by it; must be another", "system")
-    if cfg.system == "cut" and cfg.g != "resnet":
-        refuse("g", "cut looks into a translator of residual blocks; must be resnet", "system")
-    if cfg.batch_size % cfg.accumulate:
-        refuse("accumulate", f"must divide `batch_size={cfg.batch_size}`", "batch_size")
+    if cfg.loss.value and cfg.loss.value.energy:
+        refuse("loss", "needs a D that is an autoencoder, and this one judges patches")
+    if cfg.system == "cut" and cfg.net.value.g.kind != "resnet":
+        refuse(
+            "net", "cut looks into a translator of residual blocks; G must be a resnet", "system"
+        )
     for term in cfg.penalty.value.terms:
         if term.player == "g" or term.penalty.matrices:
             refuse("penalty", f"{term}: must be of D, and of its images")
-        if term.penalty.each_example and cfg.norm == "batch":
-            reason = f"{term} needs a D that takes each example by itself; with it, `norm` must not be batch"
-            refuse("penalty", reason, "norm")
+        if term.penalty.each_example and cfg.net.value.d.options["norm"] == "batch":
+            reason = f"{term} needs a D that takes each example by itself, and that of `net={cfg.net}` has batch norm"
+            refuse("penalty", reason, "net")
 
 
 def _translator(
     cfg: Config, shape: tuple[int, int, int], axis_name: str | None, **more: Any
 ) -> Net:
     """G from either domain to images of a shape."""
-    common: dict[str, Any] = dict(
-        norm=cfg.norm, axis_name=axis_name, dtype=jnp.dtype(cfg.precision)
-    )
-    if cfg.g == "unet":
-        module: Any = UNet(shape, cfg.g_size, levels=cfg.depth, dropout=cfg.dropout, **common)
-    else:
-        module = ResNetTranslator(shape, cfg.g_size, blocks=cfg.depth, **common, **more)
-    return linen_net(module)
+    kind, size, options = cfg.net.value.g
+    common: dict[str, Any] = dict(axis_name=axis_name, dtype=jnp.dtype(cfg.precision))
+    if kind == "unet":
+        return linen_net(UNet(shape, size, **options, **common))
+    own = {name: value for name, value in options.items() if name != "patches"}
+    return linen_net(ResNetTranslator(shape, size, **own, **common, **more))
 
 
 def networks(cfg: Config, task: Task, axis_name: str | None) -> Any:
@@ -357,14 +398,13 @@ def networks(cfg: Config, task: Task, axis_name: str | None) -> Any:
       UserError: if they do not take them.
     """
     a, b = task.shapes
-    norm: Any = cfg.norm
-    d = linen_net(PatchGAN(cfg.d_size, cfg.strided, norm, axis_name, dtype=jnp.dtype(cfg.precision)))  # fmt: skip
+    chosen, dtype = cfg.net.value, jnp.dtype(cfg.precision)
+    d = linen_net(PatchGAN(chosen.d.size, axis_name=axis_name, dtype=dtype, **chosen.d.options))
     if cfg.system == "cut":
-        taps = ("input", "down0", "down1", *sorted({"block0", f"block{cfg.depth // 2}"}))
+        blocks, patches = chosen.g.options["blocks"], chosen.g.options["patches"]
+        taps = ("input", "down0", "down1", *sorted({"block0", f"block{blocks // 2}"}))
         g = _translator(cfg, b, axis_name, taps=taps)
-        nets: Any = translate.Contrast(
-            g, d, linen_net(PatchHeads(dtype=jnp.dtype(cfg.precision))), cfg.patches
-        )
+        nets: Any = translate.Contrast(g, d, linen_net(PatchHeads(dtype=dtype)), patches)
         made = [(g, a, b)]
     elif cfg.system == "cyclegan":
         ab, ba = _translator(cfg, b, axis_name), _translator(cfg, a, axis_name)
@@ -373,18 +413,17 @@ def networks(cfg: Config, task: Task, axis_name: str | None) -> Any:
         g = _translator(cfg, b, axis_name)
         nets, made = translate.Pair(g, d), [(g, a, b)]
     for net, given, wanted in made:
-        _try(cfg, net, jnp.zeros((1, *given)), jnp.zeros((1, 2), jnp.uint32), argument="depth")
-        _try(cfg, d, jnp.zeros((1, *wanted)), argument="strided")
+        _try(cfg, net, jnp.zeros((1, *given)), jnp.zeros((1, 2), jnp.uint32))
+        _try(cfg, d, jnp.zeros((1, *wanted)))
     return nets
 
 
-def _try(cfg: Config, net: Net, *inputs: Any, argument: str) -> None:
+def _try(cfg: Config, net: Net, *inputs: Any) -> None:
     try:
         jax.eval_shape(net.init, jax.random.key(0), *inputs)
     except ValueError as error:
-        shape = _size(inputs[0].shape[1:])
-        reason = f"{error} (images are {shape})"
-        raise UserError(reason, argument=argument, value=getattr(cfg, argument)) from None
+        reason = f"{error} (images are {_size(inputs[0].shape[1:])})"
+        raise UserError(reason, argument="net", value=cfg.net) from None
 
 
 def _inputs(task: Task) -> Callable[..., jax.Array]:
@@ -437,9 +476,11 @@ def _scaled(factor: float, lr: optim.OverRun, steps: int) -> optim.Schedule:
 def algorithm_of(cfg: Config, task: Task, steps: int, axis_name: str | None) -> Algorithm:
     """The system that ``cfg`` describes, over a run of so many steps."""
     nets = networks(cfg, task, axis_name)
-    g_lr, d_lr = (functools.partial(_scaled, cfg.lr_scale, lr) for lr in cfg.lr.value)
-    txs = translate.Optimizers(cfg.betas.value.adam(g_lr, steps), cfg.betas.value.adam(d_lr, steps))
-    loss: Any = cfg.loss.value if cfg.loss else losses.parse(SYSTEMS[cfg.system].loss)
+    adam = optim.parse_betas("0.5,0.999").adam
+    g_tx, d_tx = (adam(functools.partial(_scaled, cfg.lr_scale, lr), steps) for lr in cfg.lr.value)
+    txs = translate.Optimizers(g_tx, cfg.penalty.value.bounded(d_tx))
+    system = SYSTEMS[cfg.system]
+    loss: Any = cfg.loss.value if cfg.loss else losses.parse(system.loss)
     common: dict[str, Any] = dict(
         domains=translate.Domains(
             *task.shapes,
@@ -448,20 +489,20 @@ def algorithm_of(cfg: Config, task: Task, steps: int, axis_name: str | None) -> 
             storage_dtype(cfg.precision),
         ),
         penalties=cfg.penalty.value.over(steps),
-        accumulate=cfg.accumulate,
         ema_decay=cfg.ema or None,
         axis_name=axis_name,
     )
-    adversarial = cfg.adversarial_weight
+    weights = translate.Weights(
+        cfg.weight * system.content,
+        0.0 if system.paired else cfg.identity,
+        system.adversarial,
+        d=system.adversarial / 2,
+    )
     if cfg.system == "pix2pix":
-        weights = translate.Weights(cfg.pair_weight, adversarial=adversarial)
-        return translate.pix2pix(
-            nets, loss, txs, weights=weights, distance=_distance(cfg, task), **common
-        )
+        common["distance"] = _distance(cfg, task)
+        return translate.pix2pix(nets, loss, txs, weights=weights, **common)
     if cfg.system == "cut":
-        weights = translate.Weights(cfg.nce_weight, cfg.identity, adversarial)
         return translate.cut(nets, loss, txs, weights=weights, **common)
-    weights = translate.Weights(cfg.cycle_weight, cfg.identity, adversarial)
     return translate.cyclegan(nets, loss, txs, weights=weights, history=cfg.history, **common)
 
 

@@ -27,13 +27,18 @@ def train(*flags):
         (["--task=paint"], "--task=paint: must be one of edges"),
         (["--task=downscale:5"], "--task=downscale:5: 5 does not divide"),
         (["--system=cyclegan", "--loss=none"], "--loss=none: --system=cyclegan learns by it"),
-        (["--system=cut", "--task=invert"], "--g=unet: cut looks into a translator of residual blocks"),
-        (["--depth=3"], "--depth=3: "),
-        (["--strided=5"], "--strided=5: "),
-        (["--accumulate=3"], "--accumulate=3: must divide --batch_size=8"),
+        (["--system=cut", "--task=invert"], "--net=unet:4/patch:4: cut looks into a translator of residual blocks"),
+        (["--net=unet:4,levels=3/patch:4"], "which must divide the image size 28x28"),
+        (["--net=unet:4/patch:4,strided=5"], "exceeds the image"),
+        (["--net=unet:4"], "--net=unet:4: must be G/D"),
+        (["--net=vit:4/patch:4"], "vit:4: must be unet:SIZE or resnet:SIZE"),
+        (["--net=unet:4,blocks=3/patch:4"], "blocks=3: must be one of levels=, dropout=, norm="),
+        (["--net=unet:4,dropout=1/patch:4"], "dropout=1: must be in [0, 1)"),
+        (["--net=unet:4/patch:4,norm=layer"], "norm=layer: must be one of instance, batch, none"),
         (["--penalty=g.path_length=1"], "--penalty=g.path_length=1: g.path_length: must be of D"),
+        (["--loss=began"], "--loss=began: needs a D that is an autoencoder"),
         (["--penalty=zcr=1"], "--penalty=zcr=1: "),
-        (["--penalty=r1=1", "--norm=batch"], "--penalty=r1=1: r1 needs a D that takes each example"),
+        (["--penalty=r1=1", "--net=unet:4/patch:4,norm=batch"], "--penalty=r1=1: r1 needs a D that takes each example"),
         (["--dataset=pairs:/nowhere,/nothing", "--task="], "/nowhere"),
     ],
     ids=" ".join,
@@ -69,7 +74,7 @@ def test_pairs_are_translated_and_measured(tmp_path):
 @pytest.mark.medium
 @pytest.mark.parametrize("system", ["cyclegan", "cut"])
 def test_domains_are_translated_and_measured(tmp_path, system):
-    flags = [f"--system={system}", "--task=invert", "--g=resnet", "--depth=2", "--steps=2"]
+    flags = [f"--system={system}", "--task=invert", "--net=resnet:4,blocks=2/patch:4", "--steps=2"]
     assert train(*flags, f"--workdir={tmp_path / 'run'}") == 0
     metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
     assert {"test/l1", "test/moved"} <= set(metrics)
