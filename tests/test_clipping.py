@@ -231,6 +231,7 @@ def test_what_is_masked_leaves_no_trace(form):
     assert all(np.all(x == 0) for x in jax.tree.leaves(of([False] * 5, np.nan)))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", others_are_medium("mlp", "dcgan, penalties"))
 def test_no_record_moves_the_sum_by_more_than_the_clip(name):
     """Whatever it is: large, far too large, or one whose two terms nearly cancel."""

@@ -281,6 +281,7 @@ def is_jaxpr(x):
     return isinstance(x, ClosedJaxpr | Jaxpr)
 
 
+@pytest.mark.medium
 def test_what_moves_samples_most_is_found_without_the_jacobian():
     rng = np.random.default_rng(0)
     z = jnp.asarray(rng.normal(size=(2, 32)), jnp.float32)

@@ -290,6 +290,7 @@ def test_field_and_jacobian(x64):
 ALIGNED = (1, 2)  # seeds whose signs differ
 
 
+@pytest.mark.medium
 def test_adjustments_against_dense_algebra(x64):
     """xi + w J'xi, and xi + s w A'xi with either sign s, on general-sum quadratic games."""
     signs = set()
@@ -670,6 +671,7 @@ def test_neutral_directions_are_named_and_do_not_decide(x64, precision):
     assert game.largest_stable_step(np.array([1.0, 1e-6]), tolerance=1e-5).neutral.tolist() == [1]
 
 
+@pytest.mark.medium
 def test_a_loss_of_differences_leaves_the_bias_of_d_neutral():
     """Relativistic: D's bias shifts real and fake alike. The others are those of the game without it."""
 

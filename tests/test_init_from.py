@@ -87,6 +87,7 @@ def test_what_is_asked_for_is_taken(parts):
     assert len(set(buffers)) == len(buffers)  # each is given away once
 
 
+@pytest.mark.medium
 def test_what_does_not_fit_begins_anew_and_is_named():
     new, old = states()
     source = source_of(old)

@@ -79,6 +79,7 @@ def make(embedding, w, classes, shape=SHAPE, hidden=(32,), lr=1e-2):
     return merf.make(networks, optim.adam(lr), released, classes=classes)
 
 
+@pytest.mark.medium
 def test_g_descends_the_distance_to_the_release():
     """Its gradient is that of the squared distance, and the batch tells it nothing of any record."""
     w, (x, y) = frequencies(), images(30)

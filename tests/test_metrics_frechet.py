@@ -55,6 +55,7 @@ def test_agrees_with_public_implementations(name, package):
     assert frechet_distance_gaussians(*moments) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("n, f", [(200, 12), (300, 300), (301, 300), (20, 50), (2, 3)])
 def test_cost_of_the_optimal_map(n, f, scale):
@@ -254,6 +255,7 @@ def test_blocks_and_unequal_sizes(monkeypatch, n, m):
     assert kernel_distance(y, x) == pytest.approx(definition(x, y), rel=1e-10)
 
 
+@pytest.mark.medium
 def test_closed_form_for_shifted_gaussians():
     """T3.2: .2340474 for f = 32 and a shift of squared length 2.25; with the diagonal it is off by a third."""
     f, shift = 32, 1.5

@@ -54,6 +54,7 @@ def test_two_sample_accuracy_equals_scikit_learn(reference):
     assert two_sample_accuracy(train, fake) == pytest.approx(reference["two_sample"], rel=1e-12)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("f", [1, 2, 3])
 def test_authenticity_of_fresh_data_is_one_minus_the_chance_of_reciprocal_neighbors(f):
     """T3.6: 33.3, 37.8, 40.7 % in 1, 2, 3 dimensions: volume of a ball over that of its union with a copy moved by
@@ -133,6 +134,7 @@ def test_copying_in_one_cell_shows_in_that_cell():
     assert result.score == pytest.approx(result.weight @ result.z, rel=1e-12)
 
 
+@pytest.mark.medium
 def test_the_cells_depend_on_the_seed_alone():
     a, b = (data_copying(FRESH, TRAIN, TEST, cells=7, seed=3) for _ in range(2))
     np.testing.assert_array_equal(a.z, b.z)

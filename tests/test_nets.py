@@ -586,6 +586,7 @@ def test_modulation_scales_and_moves_each_channel_by_functions_of_z(x64):
     )
 
 
+@pytest.mark.medium
 def test_a_modulated_generator_hears_z_and_the_class_at_every_norm():
     """With the first layer at zero nothing else could tell two latents, or two classes, apart."""
     module = dcgan.Generator((8, 8, 1), (6, 4), "resize", classes=3, modulation=5)

@@ -65,6 +65,7 @@ def of_d(objective, now, player):
 # T5.1 ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("penalties", [(), [weighted(0.3, PENALTIES["r1"])]])
 def test_without_noise_and_clipping_it_is_the_ordinary_step(x64, penalties):
     """T5.1: sigma = 0, C infinite, q = 1: D after three steps is that of the gradient of the batch, by Adam."""
@@ -178,6 +179,7 @@ def test_rows_without_a_record_add_nothing(x64):
         np.testing.assert_allclose(found["w"], expected["w"], rtol=1e-12)
 
 
+@pytest.mark.medium
 def test_views_are_averaged_before_they_are_clipped(x64):
     """Two views of each record: the norm is that of their mean, by hand."""
     params = {"w": jnp.array([0.5, -1.0, 2.0])}
