@@ -117,7 +117,7 @@ def config(*flags):
     return cli.resolve(text_gan.Config, text_gan.PRESETS, [*TINY, *flags])
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_one_device_is_eight(trees_close):
     """In one program and in one for each: latents and mismatched captions are those of the global batch."""
     flags = ["--precision=float64", "--augment=none", "--penalty=r1=0.3+r2=0.1/2", "--ema=100"]
@@ -153,7 +153,7 @@ def trained(tmp_path_factory):
 REMEMBERING = ["--augment=blit@ada", "--penalty=r1=0.3/2+lecam=0.3", "--ema=100", "--d_steps=2"]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_to_the_bit(trained, tmp_path, trees_equal):
     cut = tmp_path / "cut"
     shutil.copytree(trained, cut)
@@ -165,7 +165,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(trained, tmp_path, trees_equal):
     trees_equal(a.state, b.state)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_run_is_prompted_without_its_data(trained, tmp_path, capsys):
     """By the words that it remembers; a word that it does not know is named."""
     opened = bpgan.load(str(trained))
@@ -194,7 +194,7 @@ def test_a_run_is_prompted_without_its_data(trained, tmp_path, capsys):
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-4
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_run_without_captions_takes_no_prompt(tmp_path):
     from experiments import mnist_gan
 

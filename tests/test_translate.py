@@ -584,7 +584,7 @@ def source(dtype=np.float32):
     "name,mode",
     [
         ("pix2pix", "jit"),
-        ("cyclegan", "jit"),
+        pytest.param("cyclegan", "jit", marks=pytest.mark.slow),
         pytest.param("cyclegan", "pmap", marks=pytest.mark.slow),
         pytest.param("cut", "jit", marks=pytest.mark.slow),
     ],
@@ -608,7 +608,14 @@ def test_a_run_is_the_same_on_one_device_and_on_eight(x64, name, mode):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("name", ["pix2pix", "cyclegan", "cut"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("pix2pix", marks=pytest.mark.slow),
+        "cyclegan",
+        pytest.param("cut", marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(name, optimized, trees_equal):
     """The history, its count and the streams of dropout and places included, in a program of its own."""
     program = compile_program(real_system(name), source(), seed=0, devices=1)
