@@ -432,7 +432,7 @@ def _inputs(task: Task) -> Callable[..., jax.Array]:
 
         def absent(*_: Any) -> jax.Array:
             reason = "samples are made of test images, and the run is loaded without its data"
-            raise UserError(f"{reason}; its network `translator` takes images of yours")
+            raise UserError(f"{reason}; call its network translator on images of your own")
 
         return absent
     x, y = task.a.test
