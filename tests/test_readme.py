@@ -91,6 +91,8 @@ def test_command(command, trained, tmp_path):
             "experiments.audit": ["--n=100"],
             "experiments.export": [],
             "experiments.interpret": ["--preset=smoke", "--what=directions"],
+            "experiments.sample": [],
+            "experiments.evaluate_text": ["--preset=smoke"],
         }
         command = [*command, *few.get(command[2], ["--n=100", "--features=pixels"])]
     elif "--study" in flags:  # of which a whole one takes hours
