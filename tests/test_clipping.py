@@ -289,6 +289,7 @@ def test_blocks_of_an_accelerator(monkeypatch, x64, block):
     close(run(objective, now, mask, 0.5, "auto"), expected, 1e-11)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("form", ["auto", "ghost"])
 def test_no_gradient_of_a_record_is_written(form):
     """Of dense layers, only factors: no array of the program has the numbers of a kernel for each row."""

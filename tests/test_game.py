@@ -328,6 +328,7 @@ def test_alignment_tolerates_a_little_disagreement(x64, product, sign):
     np.testing.assert_allclose(found, scale * (xi + sign * adjustment), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.medium
 def test_symplectic_adjustment_of_potential_and_hamiltonian_games():
     """T2.4, in whole numbers, so exactly: none if L_G = L_D, and consensus if J is antisymmetric."""
     s = np.array([[2.0, 1, -3], [1, -4, 5], [-3, 5, 6]], np.float32)

@@ -493,6 +493,7 @@ def test_augmentation_is_what_d_sees(trees_equal):
     np.testing.assert_allclose(slope[1], 4 * slope[0], rtol=1e-5)
 
 
+@pytest.mark.medium
 def test_adaptive_augmentation_moves_with_the_sign_of_the_reals(trees_equal):
     """p rises by batch / images where D likes the reals too well, falls where not, is in the state, and resumes."""
     wants = dict(loss="wasserstein", d_steps=2)

@@ -106,6 +106,7 @@ def test_mean_squared_error_averages_features_not_examples():
     np.testing.assert_allclose(mean_squared_error(a[:, 0], b[:, 0]), [1, 4], rtol=1e-6)
 
 
+@pytest.mark.medium
 def test_softmax_cross_entropy_against_scipy():
     logits = np.random.default_rng(0).normal(size=(64, 10)) * 5
     labels = np.random.default_rng(1).integers(0, 10, 64)

@@ -278,6 +278,7 @@ def small(d_steps=1, tx=None, **options):
     return algorithm, jax.jit(algorithm.step)
 
 
+@pytest.mark.medium
 def test_an_empty_batch_adds_noise_and_counts():
     """T5.4, T5.5: and updates are counted in the state of D's optimizer, whatever the flags say."""
     algorithm, step = small(d_steps=3)
@@ -298,6 +299,7 @@ def test_an_empty_batch_adds_noise_and_counts():
     assert float(metrics["g/loss"]) == float(state.memory["g"]["loss"]) > 0
 
 
+@pytest.mark.medium
 def test_g_sees_nothing_private(trees_equal):
     """With a D that stands still, G is the same bits whatever the records, labels and their number are."""
     algorithm, step = small(tx=optax.sgd(0.0))

@@ -130,6 +130,7 @@ def test_repeats_and_micro_batches_see_their_own_rows(x64, repeats, accumulate):
         algorithm.step(state, {"x": jnp.asarray(X[:7])}, jax.random.key(0))
 
 
+@pytest.mark.medium
 def test_devices_take_their_rows_of_one_draw():
     """Mapped over four devices, the step is that of the whole batch, noise included."""
 
