@@ -14,7 +14,7 @@ offer it and the tests find it. A penalty of your own code needs no entry: ``--p
 names such a function or a ``Regularizer``. ``parse`` has the grammar of these texts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
@@ -119,6 +119,32 @@ def weighted(
 ) -> Weighted:
     """A penalty or a ``Regularizer`` with its weight."""
     return Weighted(weight, regularizer(penalty), every, player)
+
+
+def weighted_sum(
+    penalties: Mapping[str, Weighted],
+    scene: Scene,
+    step: Any,
+    memory: Mapping[str, Any],
+    key_of: Callable[[str], PRNG],
+) -> tuple[Any, dict[str, Any]]:
+    """``sum_i weight_i mean_b penalty_i`` and the memories after it.
+
+    Args:
+      penalties: by the names of their memories.
+      scene: what they look at; each has a key of its own in the place of the scene's.
+      step: at which weights are taken.
+      memory: of the run, which has those of penalties that remember.
+      key_of: ``name -> key``.
+    """
+    total: Any = 0.0
+    kept = {}
+    for name, each in penalties.items():
+        value, after = each.penalty.apply(scene._replace(key=key_of(name)), memory.get(name))
+        total += optim.at(each.weight, step) * jnp.mean(value)
+        if name in memory:
+            kept[name] = after
+    return total, kept
 
 
 def _squared_gradient_norm(critic: Critic, x: Samples) -> Logits:

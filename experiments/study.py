@@ -76,35 +76,29 @@ STUDIES: dict[str, Study] = {
     "pairs": Study(
         "What does an adversarial loss add to a distance of pairs? (Isola et al. 2017, arXiv:1611.07004)",
         _of_pairs(),
-        results=tuple(
-            f"test/{name}"
-            for name in (
-                "l1",
-                "l1/mean",
-                "l1/identity",
-                "l1/nearest",
-                "l1/ridge",
-                "ssim",
-                "fd",
-                "accuracy",
-            )
+        results=(
+            "l1",
+            "l1/mean",
+            "l1/identity",
+            "l1/nearest",
+            "l1/ridge",
+            "ssim",
+            "fd",
+            "accuracy",
         ),
     ),
     "domains": Study(
         "What is translated without pairs? (Zhu et al. 2017, arXiv:1703.10593; Park et al. 2020, arXiv:2007.15651)",
         _of_domains(),
-        results=tuple(
-            f"test/{name}"
-            for name in (
-                "agreement",
-                "fd_b",
-                "told_apart",
-                "moved",
-                "l1",
-                "cycle_a",
-                "cycle_b",
-                "hidden",
-            )
+        results=(
+            "agreement",
+            "fd_b",
+            "told_apart",
+            "moved",
+            "l1",
+            "cycle_a",
+            "cycle_b",
+            "hidden",
         ),
     ),
     "smoke": Study(
@@ -233,14 +227,7 @@ class Evaluations:
         if not (names := self._cfg.study.value.results):
             return self._evaluate(workdir)
         found = result["metrics"]
-        return [
-            {
-                "metric": n.removeprefix("test/"),
-                "value": found.get(n),
-                "real": found.get(f"{n}/real"),
-            }
-            for n in names
-        ]
+        return [{"metric": name, "value": found.get(f"test/{name}")} for name in names]
 
     def _evaluate(self, workdir: pathlib.Path) -> list[rows.Row]:
         cfg = self._cfg
@@ -260,13 +247,12 @@ class Evaluations:
         """Means and standard deviations over seeds, in Markdown; under them the same of real images."""
         every = [known for members in self.by_arm.values() for known in members]
         metrics = dict.fromkeys(row["metric"] for known in every for row in known["numbers"])
-        study = self._cfg.study.value
-        of = dict.fromkeys(row.get("reference") for known in every for row in known["numbers"])
-        measured = (
-            f" {counted(self._cfg.n, 'sample')} of each run against {', '.join(map(str, of))}."
-        )
+        study, title = self._cfg.study.value, self._cfg.study.value.says
+        if not study.results:
+            of = dict.fromkeys(row["reference"] for known in every for row in known["numbers"])
+            title += f" {counted(self._cfg.n, 'sample')} of each run against {', '.join(of)}."
         lines = [
-            study.says + measured * (not study.results),
+            title,
             "",
             f"| method | {' | '.join(metrics)} | epsilon | minutes | seeds |",
             "|---" * (len(metrics) + 4) + "|",

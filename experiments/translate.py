@@ -10,9 +10,12 @@ Run:     python -m experiments.translate
              digits of two origins
          python -m experiments.translate --preset=pix2pix-256 --dataset=pairs:facades,direction=b_to_a
              images side by side in one file, as in the release of pix2pix
-Presets: pix2pix28   a U-Net and patches of 16 pixels, for a CPU.
-         cyclegan28  two small residual translators, for a CPU.
-         cut28       one of them, contrast of patches, for a CPU.
+Presets: pix2pix28   a U-Net and patches of 16 pixels, for a CPU. Measured on edges of Fashion-MNIST, three seeds: L1
+                     0.0629 +- 0.0003, where linear regression has 0.0710; at most 5 minutes.
+         cyclegan28  two small U-Nets, for a CPU. Measured on digits and their negatives, three seeds: a classifier sees
+                     96.9 +- 0.4 % of the labels, of real negatives 97.1 %; 5 minutes.
+         cut28       a small residual translator and the contrast of patches, for a CPU. Measured: it does not find the
+                     negatives of digits, 25 % of the labels.
          pix2pix-256  facades, maps and the like: the paper's networks and settings, batches of one. For a GPU; not
                      measured.
          cyclegan-256  horse2zebra and the like: the paper's, 200 epochs, step size constant for half of them. For a

@@ -92,6 +92,14 @@ def short_fusions():
         yield
 
 
+@pytest.fixture
+def own_cache(tmp_path_factory, monkeypatch):
+    """A cache of converted datasets for one test; its directory."""
+    directory = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("BPGAN_DATA_DIR", str(directory))
+    return directory
+
+
 @pytest.fixture(scope="module")
 def no_curves():
     """Draws no ``curves.svg`` in this process: most tests do not look at it."""

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 import pytest
+from checks.rows import random_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,15 +32,7 @@ from bpgan.types import UserError
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    directory = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("BPGAN_DATA_DIR", str(directory))
-    return directory
-
-
-def random(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def png(x, path):
@@ -165,7 +158,7 @@ def labeled_images(draw, channels=(1, 3, 4), classes=4):
     shape = draw(st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from(channels)))
     seed = draw(st.integers(0, 999))
     y = np.random.default_rng(seed).integers(0, draw(st.integers(1, classes)), n)
-    return random(n, *shape, seed=seed), y
+    return random_bytes(n, *shape, seed=seed), y
 
 
 @settings(max_examples=12, deadline=None)
@@ -246,7 +239,7 @@ def test_fashion_mnist():
               ("train_images", "train_labels", "test_images", "test_labels")]
 )  # fmt: skip
 def test_npz_with_splits(tmp_path, names):
-    x, y = random(30, 5, 4, 3), np.arange(30).reshape(-1, 1) % 3
+    x, y = random_bytes(30, 5, 4, 3), np.arange(30).reshape(-1, 1) % 3
     values = (x[:18], y[:18], x[18:], y[18:])
     np.savez(tmp_path / "a.npz", **dict(zip(names, values, strict=True)))
     train, test = both(f"npz:{tmp_path}/a.npz")
@@ -256,7 +249,7 @@ def test_npz_with_splits(tmp_path, names):
 
 
 def test_npz_with_class_names(tmp_path):
-    x, y = random(20, 4, 4), np.arange(20) % 2
+    x, y = random_bytes(20, 4, 4), np.arange(20) % 2
     np.savez(tmp_path / "a.npz", x=x, y=y, class_names=["cat", "eel\n", "dog"])
     train = data.load(f"npz:{tmp_path}/a.npz")
     assert train.class_names == ("cat", r"'eel\n'", "dog") and train.counts == (9, 9, 0)
@@ -273,7 +266,7 @@ def test_npz_with_class_names(tmp_path):
 
 
 def test_no_labels_are_one_class(tmp_path):
-    x = random(20, 4, 4, 1)
+    x = random_bytes(20, 4, 4, 1)
     np.savez(tmp_path / "a.npz", x=x)
     check_split(f"npz:{tmp_path}/a.npz", x, np.zeros(20, int))
     write_idx(tmp_path / "images.idx", x[..., 0])
@@ -289,7 +282,7 @@ def test_no_labels_are_one_class(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_idx_directory(tmp_path, suffix):
-    x, y = random(24, 3, 5), np.arange(24, dtype=np.uint8) % 4
+    x, y = random_bytes(24, 3, 5), np.arange(24, dtype=np.uint8) % 4
     for prefix, part in (("train", slice(0, 16)), ("t10k", slice(16, 24))):
         write_idx(tmp_path / f"{prefix}-images-idx3-ubyte{suffix}", x[part])
         write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte{suffix}", y[part])
@@ -303,7 +296,7 @@ def test_idx_directory(tmp_path, suffix):
 
 
 def test_an_idx_file_and_its_gzip_are_one(tmp_path):
-    x = random(12, 3, 3)
+    x = random_bytes(12, 3, 3)
     for suffix in ("", ".gz"):
         write_idx(tmp_path / f"train-images-idx3-ubyte{suffix}", x)
     check_split(f"idx:{tmp_path}", x[..., None], np.zeros(12, int))
@@ -311,7 +304,7 @@ def test_an_idx_file_and_its_gzip_are_one(tmp_path):
 
 def test_idx_directory_with_several_sets(tmp_path):
     for kind in ("letters", "digits"):
-        write_idx(tmp_path / f"emnist-{kind}-train-images-idx3-ubyte.gz", random(12, 3, 3))
+        write_idx(tmp_path / f"emnist-{kind}-train-images-idx3-ubyte.gz", random_bytes(12, 3, 3))
     refused(f"idx:{tmp_path}", "emnist-digits-train", "emnist-letters-train", "name one")
     assert data.load(f"idx:{tmp_path}/emnist-digits-train-images-idx3-ubyte.gz").length == 11
 
@@ -477,7 +470,7 @@ def test_tfds_without_tensorflow(tmp_path, monkeypatch):
     """A dataset prepared as array_record is read back, both splits; an unprepared or unknown one is named."""
     import tensorflow_datasets as tfds
 
-    x = random(30, 6, 6, 1)
+    x = random_bytes(30, 6, 6, 1)
 
     class Tiny(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
@@ -538,7 +531,7 @@ def prepared(tmp_path, monkeypatch):
 
 
 def test_tfds_splits_labels_and_sizes(prepared):
-    x, y = random(40, 5, 4, 3), np.arange(40) % 3
+    x, y = random_bytes(40, 5, 4, 3), np.arange(40) % 3
     prepared({"train": list(zip(x[:30], y[:30], strict=True))}, ("a", "b", "c"))
     check_split("tfds:any", x[:30], y[:30])
     for test in ("test", "validation"):
@@ -561,7 +554,7 @@ def test_tfds_splits_labels_and_sizes(prepared):
 
 
 def test_bad_tfds_datasets_are_named(prepared):
-    x = random(20, 4, 4, 1)
+    x = random_bytes(20, 4, 4, 1)
     for pairs, message in {
         "labels": (
             [(a, None if i else 1) for i, a in enumerate(x)],
@@ -583,7 +576,7 @@ def test_bad_tfds_datasets_are_named(prepared):
 
 @pytest.mark.parametrize("kind", ["npz", "idx", "folder", "zip"])
 def test_options_make_the_images(tmp_path, kind):
-    x = random(12, 8, 6, 3)
+    x = random_bytes(12, 8, 6, 3)
     np.savez(tmp_path / "a.npz", x=x)
     write_idx(tmp_path / "images-idx4-ubyte", x)
     for i in range(12):
@@ -642,7 +635,7 @@ def test_bad_options_are_named(tmp_path):
     for text, message in cases.items():
         refused(f"folder:{root},{text}", message)
     refused("mnist10k,size=32", "mnist10k takes no options")
-    np.savez(tmp_path / "a.npz", x=random(10, 4, 4))
+    np.savez(tmp_path / "a.npz", x=random_bytes(10, 4, 4))
     refused(f"npz:{tmp_path}/a.npz,skip=unreadable", "only for folder and zip")
     refused(f"npz:{tmp_path}/a.npz,bits=12", "only for folder and zip")
 
@@ -651,7 +644,7 @@ def test_images_are_gray_only_if_all_are(tmp_path):
     gray = tree(tmp_path / "gray", {f"{i}.png": i for i in range(10)})
     assert data.load(f"folder:{gray}").shape == (4, 4, 1)
     assert data.load(f"folder:{gray},channels=3").shape == (4, 4, 3)
-    png(random(4, 4, 3), gray / "color.png")
+    png(random_bytes(4, 4, 3), gray / "color.png")
     mixed = data.load(f"folder:{gray}")
     assert mixed.shape == (4, 4, 3) and mixed.length == 10
     gray_again = data.load(f"folder:{gray},channels=1")
@@ -659,7 +652,7 @@ def test_images_are_gray_only_if_all_are(tmp_path):
 
 
 def test_alpha_is_composited(tmp_path):
-    x = random(10, 4, 4, 4)
+    x = random_bytes(10, 4, 4, 4)
     x[..., 3] //= 2
     for i in range(10):
         png(x[i], tmp_path / f"{i}.png")
@@ -710,8 +703,12 @@ def test_twelve_bits_in_sixteen_are_said_and_scaled(tmp_path):
 
 
 def test_sizes_that_differ_are_named(tmp_path):
-    root = tree(tmp_path, {f"{i}.png": random(5, 7) for i in range(8)})
-    tree(root, {f"small/../s{i}.png": random(3, 2) for i in range(4)} | {"x.png": random(9, 9)})
+    root = tree(tmp_path, {f"{i}.png": random_bytes(5, 7) for i in range(8)})
+    tree(
+        root,
+        {f"small/../s{i}.png": random_bytes(3, 2) for i in range(4)}
+        | {"x.png": random_bytes(9, 9)},
+    )
     shutil.rmtree(root / "small")
     text = refused(f"folder:{root}", "3 sizes", "5x7 (8 images, such as 0.png)", ",size=64")
     assert "3x2 (4 images, such as s0.png)" in text and "9x9" not in text
@@ -753,7 +750,7 @@ def test_bad_npz_files_are_named(tmp_path):
     with (tmp_path / "array.npz").open("wb") as file:
         np.save(file, np.zeros(3))
     np.savez(tmp_path / "small.npz", x=np.zeros((2, 4, 4), np.uint8))
-    np.savez(tmp_path / "cut.npz", x=random(50, 40, 40))
+    np.savez(tmp_path / "cut.npz", x=random_bytes(50, 40, 40))
     whole = (tmp_path / "cut.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     flipped = bytearray(whole)
@@ -806,15 +803,15 @@ def test_sizes_that_cannot_be_are_refused_before_anything_is_built(tmp_path, mon
             size = struct.pack("<H" if n == 1 else "<I", len(head))
             file.writestr("x.npy", b"\x93NUMPY" + bytes([n, 0]) + size + head)
         refused(f"npz:{path}", "not a readable .npz")
-    write_idx(tmp_path / "i-images-idx3-ubyte", random(20, 4, 4))
+    write_idx(tmp_path / "i-images-idx3-ubyte", random_bytes(20, 4, 4))
     many = b"\0\0\x08\x01" + struct.pack(">I", 2**32 - 1)
     (tmp_path / "i-labels-idx1-ubyte.gz").write_bytes(gzip.compress(many + bytes(5 << 20)))
     refused(f"idx:{tmp_path}/i-images-idx3-ubyte", "i-labels-idx1-ubyte.gz")
     (tmp_path / "d-images").write_bytes(b"\0\0\x08\xff" + b"\xff" * 1020)
     refused(f"idx:{tmp_path}/d-images", "255 dimensions")
 
-    np.savez(path, x=random(20, 40, 40))
-    root = tree(tmp_path / "root", {f"{i}.png": random(40, 40) for i in range(10)})
+    np.savez(path, x=random_bytes(20, 40, 40))
+    root = tree(tmp_path / "root", {f"{i}.png": random_bytes(40, 40) for i in range(10)})
     monkeypatch.setattr(memory, "available", lambda: 1000)
     refused(f"npz:{path}", "20 examples: 0.0 GiB are needed, 0.0 GiB are free")
     monkeypatch.setattr(memory, "available", lambda: 10 << 20)
@@ -848,7 +845,7 @@ def test_nothing_is_unpickled(tmp_path):
     bomb = f"cos\nmkdir\n(S'{tmp_path}/made'\ntR.".encode()
     cases = {
         "x": {"x": ((20,), "|O", bomb)},
-        "y": {"x": ((20, 4, 4), "|u1", random(320).tobytes()), "y": ((20,), "|O", bomb)},
+        "y": {"x": ((20, 4, 4), "|u1", random_bytes(320).tobytes()), "y": ((20,), "|O", bomb)},
     }
     for name, arrays in cases.items():
         refused(raw_npz(tmp_path / "a.npz", **arrays), f"{name!r} is object[20], must be")
@@ -858,7 +855,7 @@ def test_nothing_is_unpickled(tmp_path):
 
 
 def test_bad_idx_files_are_named(tmp_path):
-    x = random(20, 6, 5)
+    x = random_bytes(20, 6, 5)
     good = write_idx(tmp_path / "good", x).read_bytes()
     zipped_ = gzip.compress(good)
     flipped = bytearray(zipped_)
@@ -928,7 +925,7 @@ def test_names_that_do_not_print(tmp_path):
 
 def test_odd_names_in_archives(tmp_path):
     body = io.BytesIO()
-    PIL.Image.fromarray(random(3, 3)).save(body, "PNG")
+    PIL.Image.fromarray(random_bytes(3, 3)).save(body, "PNG")
 
     def archive(names):
         with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
@@ -966,7 +963,9 @@ def test_encrypted_and_damaged_archives(tmp_path):
 
 
 def test_archives_that_claim_too_much(tmp_path, monkeypatch):
-    root = tree(tmp_path / "root", {f"{i}.png": i for i in range(12)} | {"99.png": random(50, 50)})
+    root = tree(
+        tmp_path / "root", {f"{i}.png": i for i in range(12)} | {"99.png": random_bytes(50, 50)}
+    )
     path = zipped(root, tmp_path / "a.zip")
     monkeypatch.setattr(images, "_LARGEST", 2000)
     refused(f"zip:{path},size=4", "1 of 13 images cannot be read: 99.png (of 2", "bytes)")
@@ -974,7 +973,7 @@ def test_archives_that_claim_too_much(tmp_path, monkeypatch):
 
 def test_a_rotation_that_the_header_does_not_tell(tmp_path):
     """EXIF may come after the pixels of a PNG; then the size is another than its beginning says."""
-    root = tree(tmp_path, {f"{i}.png": random(4, 6, seed=i) for i in range(11)})
+    root = tree(tmp_path, {f"{i}.png": random_bytes(4, 6, seed=i) for i in range(11)})
     exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  # orientation 6
     chunk = (
         struct.pack(">I", len(exif))
@@ -992,7 +991,7 @@ def test_an_archive_writes_nowhere(tmp_path, own_cache):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         for i in range(12):
             body = io.BytesIO()
-            PIL.Image.fromarray(random(3, 3, seed=i)).save(body, "PNG")
+            PIL.Image.fromarray(random_bytes(3, 3, seed=i)).save(body, "PNG")
             file.writestr(f"a/{i}.png", body.getvalue())
             file.writestr(f"../../escaped{i}.png", body.getvalue())
     train, test = both(f"zip:{tmp_path}/a.zip")
@@ -1006,7 +1005,8 @@ def test_an_archive_writes_nowhere(tmp_path, own_cache):
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_unreadable_images_are_an_error_or_left_out(tmp_path, kind):
     root = tree(
-        tmp_path / "root", {f"{'ab'[i % 2]}/{i:02}.png": random(20, 20, seed=i) for i in range(30)}
+        tmp_path / "root",
+        {f"{'ab'[i % 2]}/{i:02}.png": random_bytes(20, 20, seed=i) for i in range(30)},
     )
     whole = (root / "a" / "04.png").read_bytes()
     (root / "a" / "04.png").write_bytes(whole[:200])  # its header is right
@@ -1037,15 +1037,16 @@ def warnings_of(tmp_path, x, y=None, split="train", **more):
 
 
 def test_a_sound_dataset_has_no_warnings(tmp_path):
-    assert warnings_of(tmp_path, random(40, 4, 4), np.arange(40) % 4) == ()
-    assert warnings_of(tmp_path, random(40, 4, 4), np.arange(40) % 4, "test") == ()
+    assert warnings_of(tmp_path, random_bytes(40, 4, 4), np.arange(40) % 4) == ()
+    assert warnings_of(tmp_path, random_bytes(40, 4, 4), np.arange(40) % 4, "test") == ()
     assert (
-        warnings_of(tmp_path, random(202, 4, 4), np.minimum(np.arange(202), 199) % 100 // 99) == ()
+        warnings_of(tmp_path, random_bytes(202, 4, 4), np.minimum(np.arange(202), 199) % 100 // 99)
+        == ()
     )
 
 
 def test_odd_labels_are_warned_of(tmp_path):
-    x = random(220, 4, 4)
+    x = random_bytes(220, 4, 4)
     assert warnings_of(tmp_path, x[:20], np.zeros(20, int)) == ("all 18 examples are of class 0",)
     assert warnings_of(tmp_path, x[:20]) == ()
     assert warnings_of(tmp_path, x[:40], np.arange(40) % 4 + np.arange(40) % 4 // 3) == (
@@ -1065,7 +1066,7 @@ def test_odd_labels_are_warned_of(tmp_path):
 
 
 def test_splits_that_differ_are_warned_of(tmp_path):
-    x = random(40, 4, 4)
+    x = random_bytes(40, 4, 4)
     y = np.concatenate([np.arange(20) % 3, 2 + np.arange(20) % 2])
     parts = {"x_train": x[:20], "y_train": y[:20], "x_test": x[20:], "y_test": y[20:]}
     assert warnings_of(tmp_path, x, **parts) == ("class 3 has no examples",)
@@ -1076,7 +1077,7 @@ def test_splits_that_differ_are_warned_of(tmp_path):
 
 
 def test_odd_pixels_are_warned_of(tmp_path):
-    x = random(20, 4, 4, 3)
+    x = random_bytes(20, 4, 4, 3)
     x[:4] = (10, 20, 30)
     assert warnings_of(tmp_path, x) == ("4 of 18 images are of a single color",)
     assert warnings_of(tmp_path, np.repeat(x[9:10], 20, 0)) == ("all images are identical",)
@@ -1114,7 +1115,7 @@ def test_files_that_may_be_images_are_counted_by_type(tmp_path):
 
 def test_first_frames_are_said(tmp_path):
     for i in range(10):
-        frames = [PIL.Image.fromarray(random(4, 4, 3, seed=2 * i + k)) for k in (0, 1)]
+        frames = [PIL.Image.fromarray(random_bytes(4, 4, 3, seed=2 * i + k)) for k in (0, 1)]
         frames[0].save(tmp_path / f"{i}.png", save_all=True, append_images=frames[1:])
     assert data.load(f"folder:{tmp_path}").warnings == (
         "10 images with several frames or pages, of which the first is used",
@@ -1127,7 +1128,7 @@ def test_summary(tmp_path):
     assert data.load(name).summary() == (
         f"{name} train: 27 images 4x4x1 uint8 in [0, 30], 2 classes: cat 18, dog 9"
     )
-    np.savez(tmp_path / "a.npz", x=random(2000, 2, 2), y=np.arange(2000) % 1997 % 25)
+    np.savez(tmp_path / "a.npz", x=random_bytes(2000, 2, 2), y=np.arange(2000) % 1997 % 25)
     lines = data.load(f"npz:{tmp_path}/a.npz").summary().split("\n")
     assert lines[0].endswith("25 classes of 71 to 73 examples, median 72") and len(lines) == 1
     np.savez(tmp_path / "b.npz", x=np.zeros((20, 4, 4), np.uint8))
@@ -1143,7 +1144,7 @@ def test_summary(tmp_path):
 @pytest.fixture
 def made(tmp_path, own_cache):
     """A dataset, its arrays and the folder of its cache."""
-    x, y = random(50, 6, 5, 3), np.arange(50) % 5
+    x, y = random_bytes(50, 6, 5, 3), np.arange(50) % 5
     np.savez(tmp_path / "source.npz", x=x, y=y)
     name = f"npz:{tmp_path}/source.npz"
     dataset = data.load(name)
@@ -1196,7 +1197,7 @@ def test_a_changed_source_is_noticed(made, own_cache):
     dataset, (x, _), folder = made
     path = pathlib.Path(dataset.name[4:])
     times = path.stat().st_mtime_ns
-    np.savez(path, x=255 - random(50, 6, 5, 3), y=np.arange(50) % 5)
+    np.savez(path, x=255 - random_bytes(50, 6, 5, 3), y=np.arange(50) % 5)
     os.utime(path, ns=(times + 1, times + 1))  # of the same size, and a nanosecond later
     again = data.load(dataset.name)
     np.testing.assert_array_equal(again.arrays()[0], 255 - x)
@@ -1207,7 +1208,7 @@ def test_a_changed_source_is_noticed(made, own_cache):
 @pytest.mark.parametrize("kind", ["npz", "idx", "folder", "zip"])
 def test_a_source_changed_under_its_old_time_stamp_is_noticed(tmp_path, own_cache, capsys, kind):
     """Another content of the same size; what only has other permissions, or was copied, is not converted again."""
-    x = random(30, 6, 5, 3)
+    x = random_bytes(30, 6, 5, 3)
 
     def write(x):
         for i in range(30):
@@ -1277,7 +1278,7 @@ def test_a_cache_made_again_of_another_content_is_not_read_on(made):
     late = pickle.loads(pickle.dumps(dataset.read))
     path = pathlib.Path(dataset.name[4:])
     stamp = path.stat().st_mtime_ns
-    np.savez(path, x=random(50, 6, 5, 3, seed=1), y=np.arange(50) % 5)
+    np.savez(path, x=random_bytes(50, 6, 5, 3, seed=1), y=np.arange(50) % 5)
     os.utime(path, ns=(stamp, stamp))
     assert data.load(dataset.name).sha256 != dataset.sha256
     np.testing.assert_array_equal(dataset.read(np.array([3]))[0][0], x[3])  # the file is still open
@@ -1287,13 +1288,13 @@ def test_a_cache_made_again_of_another_content_is_not_read_on(made):
 
 def test_a_source_that_changes_while_it_is_converted(tmp_path, own_cache, monkeypatch):
     path = tmp_path / "a.npz"
-    np.savez(path, x=random(20, 4, 4))
+    np.savez(path, x=random_bytes(20, 4, 4))
     convert_, changes = convert.convert, iter([True])
 
     def meanwhile(*arguments):
         made = convert_(*arguments)
         if next(changes, False):
-            np.savez(path, x=random(20, 4, 4, seed=1))
+            np.savez(path, x=random_bytes(20, 4, 4, seed=1))
         return made
 
     monkeypatch.setattr(convert, "convert", meanwhile)
@@ -1322,7 +1323,7 @@ def test_a_changed_folder_is_noticed(tmp_path, own_cache, change):
 
 
 def test_options_and_sources_have_caches_of_their_own(tmp_path, own_cache):
-    np.savez(tmp_path / "a.npz", x=random(20, 4, 4))
+    np.savez(tmp_path / "a.npz", x=random_bytes(20, 4, 4))
     shutil.copy(tmp_path / "a.npz", tmp_path / "b.npz")
     for count, name in enumerate(
         ["a.npz", "b.npz", "a.npz,size=2", "a.npz,size=3", "a.npz,channels=3"]
@@ -1574,7 +1575,7 @@ def test_threads_share_a_reader(made):
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
-    np.savez(tmp_path / "a.npz", x=random(20, 4, 4))
+    np.savez(tmp_path / "a.npz", x=random_bytes(20, 4, 4))
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BPGAN_DATA_DIR", str(tmp_path / "file" / "cache"))
     refused(
@@ -1589,7 +1590,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
 def test_a_full_disk(tmp_path, own_cache, monkeypatch):
     import resource
 
-    np.savez(tmp_path / "a.npz", x=random(20, 400, 400))
+    np.savez(tmp_path / "a.npz", x=random_bytes(20, 400, 400))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     refused(f"npz:{tmp_path}/a.npz", "cannot write converted data", "0.0 gib are free")
@@ -1638,7 +1639,7 @@ def slowly(name, seconds):
 
 @pytest.mark.medium
 def test_two_processes_convert_once(tmp_path, own_cache):
-    np.savez(tmp_path / "a.npz", x=random(20, 4, 4))
+    np.savez(tmp_path / "a.npz", x=random_bytes(20, 4, 4))
     processes = [slowly(f"npz:{tmp_path}/a.npz", 0.15) for _ in range(2)]
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
@@ -1654,8 +1655,8 @@ def test_two_processes_convert_once(tmp_path, own_cache):
 
 @pytest.mark.medium
 def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path, own_cache):
-    np.savez(tmp_path / "a.npz", x=random(20, 4, 4))
-    np.savez(tmp_path / "b.npz", x=random(20, 4, 4))
+    np.savez(tmp_path / "a.npz", x=random_bytes(20, 4, 4))
+    np.savez(tmp_path / "b.npz", x=random_bytes(20, 4, 4))
     for name in ("a", "b"):
         process = slowly(f"npz:{tmp_path}/{name}.npz", 60)
         assert process.stdout is not None
@@ -1688,8 +1689,8 @@ def test_what_dead_processes_left_on_a_disk_without_locks_is_swept_away(made):
 
 @pytest.mark.medium
 def test_a_live_conversion_is_not_swept_away(tmp_path, own_cache):
-    np.savez(tmp_path / "a.npz", x=random(20, 4, 4))
-    np.savez(tmp_path / "b.npz", x=random(20, 4, 4))
+    np.savez(tmp_path / "a.npz", x=random_bytes(20, 4, 4))
+    np.savez(tmp_path / "b.npz", x=random_bytes(20, 4, 4))
     process = slowly(f"npz:{tmp_path}/a.npz", 0.1)
     assert process.stdout is not None
     process.stdout.readline()
@@ -1700,7 +1701,7 @@ def test_a_live_conversion_is_not_swept_away(tmp_path, own_cache):
 
 def test_conversions_stream(tmp_path, monkeypatch):
     """Examples arrive in small pieces, whatever the size of the file."""
-    x = random(600, 64, 64, 3)
+    x = random_bytes(600, 64, 64, 3)
     np.savez(tmp_path / "a.npz", x=x)
     blocks = []
     add = cache.Writer.add

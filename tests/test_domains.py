@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from checks.rows import random_bytes
 from checks.training import SHAPE, small_gan
 
 from bpgan import data, files
@@ -17,21 +18,12 @@ from bpgan.runtime.program import compile_program
 from bpgan.trained.dataset import data_of
 from bpgan.types import UserError
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    directory = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("BPGAN_DATA_DIR", str(directory))
-    return directory
-
-
-def random(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def saved(path, n, *shape, seed=0):
     """A dataset of n different images in three classes."""
-    x, y = random(n, *shape, seed=seed), np.arange(n) % 3
+    x, y = random_bytes(n, *shape, seed=seed), np.arange(n) % 3
     np.savez(path, x=x, y=y)
     return f"npz:{path}"
 
@@ -71,7 +63,7 @@ def test_errors_name_the_domain(names, side):
 def test_a_folder_has_the_domains_of_cyclegan(tmp_path):
     """``trainA``, ``trainB``, ``testA``, ``testB``: each domain has its own splits, and nothing of the other."""
     numbers = {"trainA": 12, "testA": 3, "trainB": 11, "testB": 4}
-    x = {folder: random(n, 4, 4, seed=i) for i, (folder, n) in enumerate(numbers.items())}
+    x = {folder: random_bytes(n, 4, 4, seed=i) for i, (folder, n) in enumerate(numbers.items())}
     for folder, images in x.items():
         (tmp_path / folder).mkdir()
         for i, image in enumerate(images):

@@ -7,25 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from checks.rows import random_bytes
 
 from bpgan import data, files
 from bpgan.data import datasets, pairs
 from bpgan.runtime import records
 from bpgan.types import UserError
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    directory = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("BPGAN_DATA_DIR", str(directory))
-    return directory
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def random(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-A, B = random(20, 4, 6, 1, seed=1), random(20, 5, 3, 3, seed=2)
+A, B = random_bytes(20, 4, 6, 1, seed=1), random_bytes(20, 5, 3, 3, seed=2)
 NAMES = [f"{i:02}" for i in range(20)]
 
 
@@ -130,7 +122,7 @@ def test_labels_of_the_first_folder_decide_the_split_of_both(tmp_path):
 
 
 def test_options_hold_for_both_sides(folders):
-    write(folders / "c", random(20, 9, 4, 3, seed=4), NAMES)
+    write(folders / "c", random_bytes(20, 9, 4, 3, seed=4), NAMES)
     found = data.load_pairs(f"pairs:{folders}/a,{folders}/c,size=8x6,direction=b_to_a,channels=1")
     plain = [data.load(f"folder:{folders}/{side},size=8x6,channels=1") for side in "ca"]
     for got, expected in zip(found.arrays(), plain, strict=False):
@@ -175,7 +167,7 @@ def test_two_images_of_one_name_are_refused(folders):
 
 
 def test_sizes_must_not_differ_within_a_side(folders):
-    write(folders / "b", random(1, 9, 9, 3), ["04"], ".tiff")
+    write(folders / "b", random_bytes(1, 9, 9, 3), ["04"], ".tiff")
     name = f"pairs:{folders}/a,{folders}/b"
     refused(name, "images of 2 sizes", "5x3 (19 images", "9x9 (1 image")
     assert data.load_pairs(f"{name},size=4").b == (4, 4, 3)
@@ -224,7 +216,7 @@ def test_of_unchanged_files_nothing_is_converted_again(folders, monkeypatch):
 
 
 def test_images_side_by_side(tmp_path):
-    left, right = random(20, 4, 6, 3, seed=5), random(20, 4, 6, 3, seed=6)
+    left, right = random_bytes(20, 4, 6, 3, seed=5), random_bytes(20, 4, 6, 3, seed=6)
     write(tmp_path / "x", np.concatenate([left, right], axis=2), NAMES)
     check(f"pairs:{tmp_path}/x", left, right, np.zeros(20, int), is_test())
     check(f"pairs:{tmp_path}/x,direction=b_to_a", right, left, np.zeros(20, int), is_test())
@@ -235,8 +227,8 @@ def test_images_side_by_side(tmp_path):
 
 
 def test_an_odd_width_has_no_halves(tmp_path):
-    write(tmp_path / "x", random(20, 4, 6, 1), NAMES)
-    write(tmp_path / "x", random(1, 4, 7, 1), ["04"])
+    write(tmp_path / "x", random_bytes(20, 4, 6, 1), NAMES)
+    write(tmp_path / "x", random_bytes(1, 4, 7, 1), ["04"])
     message = "04.png is 7 pixels wide; two images side by side have an even width"
     refused(f"pairs:{tmp_path}/x", message)
     refused(f"pairs:{tmp_path}/x,size=4,channels=1", message)  # no header is looked at
@@ -280,7 +272,7 @@ def test_arrays_that_are_no_pairs_are_refused(tmp_path):
 @pytest.fixture
 def images(tmp_path):
     """Square images with classes."""
-    x, y = random(20, 4, 4, 1, seed=7), np.arange(20) % 2
+    x, y = random_bytes(20, 4, 4, 1, seed=7), np.arange(20) % 2
     x[:, :2] //= 4
     np.savez(tmp_path / "x.npz", x=x, y=y)
     test = np.zeros(20, bool)
@@ -315,7 +307,7 @@ def test_the_fingerprint_is_of_the_images_the_task_and_the_direction(images):
 
 def test_the_fingerprint_is_of_every_image_and_of_what_is_made(images):
     """Of many images only some are read for it; the rest is the fingerprint of the dataset."""
-    x, y = random(1500, 2, 2, 1), np.zeros(1500, np.int32)
+    x, y = random_bytes(1500, 2, 2, 1), np.zeros(1500, np.int32)
     other = x.copy()
     other[1] ^= 1  # of 1,000 that are spread over 1,500, the second is none
     seen = [

@@ -20,7 +20,7 @@ from bpgan.algorithms import turns
 from bpgan.algorithms.turns import Aux, Now, Scalar, State, Term, Turn
 from bpgan.augment import Augment, adapt
 from bpgan.optim import at
-from bpgan.penalties import Scene, Weighted
+from bpgan.penalties import Scene, Weighted, weighted_sum
 from bpgan.types import (
     PRNG,
     AdversarialLoss,
@@ -74,11 +74,21 @@ class Condition(NamedTuple):
       classes: of ``batch["y"]``. Fakes take the labels of the reals they are compared with. 0: unconditional.
       auxiliary: loss of D's head, if it has one.
       weight: of the auxiliary loss.
+      in_turn: ``n -> labels[n]`` of samples where none are given; None: the classes in turn.
     """
 
     classes: int = 0
     auxiliary: Auxiliary | None = None
     weight: Scalar = 1.0
+    in_turn: Callable[[int], Labels] | None = None
+
+    def given(self, n: int, y: Labels | None = None) -> tuple[Labels, ...]:
+        """The labels of n samples as arguments of a network: y, or those in turn; nothing without classes."""
+        if not self.classes:
+            return ()
+        if y is not None:
+            return (y,)
+        return (self.in_turn(n) if self.in_turn else jnp.arange(n, dtype=jnp.int32) % self.classes,)
 
 
 UNCONDITIONAL = Condition()
@@ -196,7 +206,7 @@ def views(setting: Setting, now: Now) -> tuple[Callable[[Images], Images], ...]:
     p = now.memory["augment"] if setting.adaptive else at(setting.augment.p, now.step)
     apply = setting.augment.apply
     return tuple(
-        lambda x, name=name: apply(x, now.axis.key(stream(now.key, name)), p)
+        lambda x, name=name: apply(x, now.noise_key(name), p)
         for name in ("augment_real", "augment_fake")
     )
 
@@ -271,24 +281,17 @@ def penalty(
         y = None if seen.y is None else seen.y[: z.shape[0]]
         return generate(setting, now, z, y, **method)[0].astype(real.dtype)
 
-    total: Any = 0.0
-    memory = {}
-    for name, each in penalties.items():
-        scene = Scene(
-            params=now.players[player].params,
-            critic=seen.critic,
-            generator=generator,
-            real=real,
-            fake=seen.fake.astype(real.dtype),
-            z=seen.z,
-            logits=seen.logits,
-            key=now.axis.key(stream(now.key, name)),
-        )
-        value, kept = each.penalty.apply(scene, now.memory.get(name))
-        total += at(each.weight, now.step) * jnp.mean(value)
-        if name in now.memory:
-            memory[name] = kept
-    return total, memory
+    scene = Scene(
+        params=now.players[player].params,
+        critic=seen.critic,
+        generator=generator,
+        real=real,
+        fake=seen.fake.astype(real.dtype),
+        z=seen.z,
+        logits=seen.logits,
+        key=now.key,
+    )
+    return weighted_sum(penalties, scene, now.step, now.memory, now.noise_key)
 
 
 def _penalized(
@@ -382,7 +385,7 @@ def _terms(setting: Setting, player: str, objective: Callable[[Setting, Now], An
     ]
 
 
-def remembered(setting: Setting) -> dict[str, Any]:
+def _remembered(setting: Setting) -> dict[str, Any]:
     """Memories at the start."""
     memory = {name: each.penalty.memory for name, each in setting.penalties.items()}
     memory["loss"] = setting.loss.memory
@@ -498,27 +501,27 @@ def play(
     axis_name: str | None = None,
 ) -> Algorithm:
     """What ``make`` returns, of turns that may be other than those of ``alternate`` and remember more."""
-    networks, classes = setting.networks, setting.condition.classes
+    networks, condition = setting.networks, setting.condition
     algorithm = turns.play(
         functools.partial(_variables, setting),
         players,
         accumulate=accumulate,
         ema={} if ema_decay is None else {"g": ema_decay},
-        memory=remembered(setting) | dict(memory or {}),
+        memory=_remembered(setting) | dict(memory or {}),
         rule=rule,
         dtype=networks.dtype,
         axis=turns.Axis(axis_name),
-        sample=functools.partial(sample, networks, classes),
-        classes=classes,
+        sample=functools.partial(sample, networks, condition),
+        classes=condition.classes,
     )
     latents = networks.sample_latents or networks.latents
-    return algorithm._replace(latents=latents, networks=trained(networks, classes))
+    return algorithm._replace(latents=latents, networks=trained(networks, condition))
 
 
 def _variables(setting: Setting, key: PRNG) -> dict[str, Any]:
     """Both networks at the start."""
     nets = setting.networks
-    y = (jnp.zeros((2,), jnp.int32),) if setting.condition.classes else ()
+    y = setting.condition.given(2)
     return {
         "g": nets.g.init(stream(key, "g"), nets.latents(stream(key, "z"), 2), *y),
         "d": nets.d.init(stream(key, "d"), jnp.zeros((2, *nets.data_shape), nets.dtype), *y),
@@ -530,27 +533,23 @@ def averaged(state: State) -> Any:
     return state.ema["g"] if "g" in state.ema else state.players["g"].variables
 
 
-def trained(networks: Networks, classes: int) -> dict[str, Network]:
-    """G as it draws samples and D, to be used after training; without labels G draws the classes in turn.
+def trained(networks: Networks, condition: Condition) -> dict[str, Network]:
+    """G as it draws samples and D, to be used after training; without labels G draws those in turn.
 
     Of a G with styles its two parts are there as well; there is no truncation between them.
     """
 
-    def condition(z: Latents, y: Labels | None) -> tuple[Labels, ...]:
-        if classes and y is None:
-            y = jnp.arange(len(z), dtype=jnp.int32) % classes
-        return (y,) if classes else ()  # type: ignore[return-value]
-
     def generator(variables: Any, z: Latents, y: Labels | None = None) -> Images:
         g = networks.sampler or networks.g
-        return g.apply(variables, z, *condition(z, y), train=False)[0]
+        return g.apply(variables, z, *condition.given(len(z), y), train=False)[0]
 
     def discriminator(variables: Any, x: Images, y: Labels | None = None) -> Logits:
-        out, _ = networks.d.apply(variables, x, *((y,) if classes else ()), train=False)
+        out, _ = networks.d.apply(variables, x, *((y,) if condition.classes else ()), train=False)
         return out[0] if isinstance(out, tuple) else out
 
     def mapping(variables: Any, z: Latents, y: Labels | None = None) -> Any:
-        found = networks.g.apply(variables, z, *condition(z, y), train=False, method="mapping")
+        given = condition.given(len(z), y)
+        found = networks.g.apply(variables, z, *given, train=False, method="mapping")
         return found[0]
 
     def synthesis(variables: Any, w: Any) -> Images:
@@ -567,7 +566,7 @@ def trained(networks: Networks, classes: int) -> dict[str, Network]:
 
 def sample(
     networks: Networks,
-    classes: int,
+    condition: Condition,
     state: State,
     key: PRNG,
     n: int,
@@ -578,4 +577,4 @@ def sample(
     """``n`` samples of the averaged G, or of G as it is where no average is kept."""
     if z is None:
         z = (networks.sample_latents or networks.latents)(key, n)
-    return trained(networks, classes)["generator"].apply(averaged(state), z, y)
+    return trained(networks, condition)["generator"].apply(averaged(state), z, y)

@@ -23,18 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bpgan.algorithms import gan, turns
 from bpgan.algorithms.turns import Aux, Now, Term, Turn
-from bpgan.types import (
-    PRNG,
-    Algorithm,
-    Batch,
-    Images,
-    Latents,
-    Logits,
-    Metrics,
-    Net,
-    Network,
-    stream,
-)
+from bpgan.types import PRNG, Algorithm, Batch, Logits, Metrics, Net, Network, stream
 
 Text = Int[Array, "b t"]
 
@@ -140,66 +129,24 @@ def make(
       mismatched pairs. Its ``sample`` and its network ``generator`` take captions, int32 ``[n, t]``, where those of
       other GANs take labels.
     """
-    one = gan.Condition(classes=1)  # that there are labels is all that ``gan`` asks here
-    setting = gan.Setting(networks, loss, one, augment, gan.named(penalties))
+
+    def in_turn(n: int) -> Text:
+        return jnp.take(jnp.asarray(prompts), jnp.arange(n) % len(prompts), axis=0)
+
+    # To the functions of ``gan`` a caption is a label; that there are some is all that the number says.
+    condition = gan.Condition(classes=1, in_turn=in_turn)
+    setting = gan.Setting(networks, loss, condition, augment, gan.named(penalties))
     draw = functools.partial(drawn, setting)
     d, g = gan.alternate(setting, optimizers, d_steps)
     d = d._replace(terms=[Term(functools.partial(d_objective, setting)), *d.terms[1:]], draw=draw)
-    algorithm = turns.play(
-        functools.partial(_variables, setting, prompts),
+    algorithm = gan.play(
+        setting,
         [d, g._replace(draw=draw)],
         accumulate=accumulate,
-        ema={} if ema_decay is None else {"g": ema_decay},
-        memory=gan.remembered(setting),
-        dtype=networks.dtype,
-        axis=turns.Axis(axis_name),
-        sample=functools.partial(sample, networks, prompts),
+        ema_decay=ema_decay,
+        axis_name=axis_name,
     )
-    return algorithm._replace(
-        latents=networks.sample_latents or networks.latents, networks=trained(networks, prompts)
-    )
-
-
-def _variables(setting: gan.Setting, prompts: Text, key: PRNG) -> dict[str, Any]:
-    """Both networks at the start."""
-    nets, text = setting.networks, jnp.zeros((2, prompts.shape[1]), jnp.int32)
-    return {
-        "g": nets.g.init(stream(key, "g"), nets.latents(stream(key, "z"), 2), text),
-        "d": nets.d.init(stream(key, "d"), jnp.zeros((2, *nets.data_shape), nets.dtype), text),
-    }
-
-
-def trained(networks: gan.Networks, prompts: Text) -> dict[str, Network]:
-    """G as it draws, ``(z, text) -> x``, and D, ``(x, text) -> logits``; without captions the prompts take turns."""
-
-    def generator(variables: Any, z: Latents, text: Text | None = None) -> Images:
-        if text is None:
-            text = jnp.take(jnp.asarray(prompts), jnp.arange(len(z)) % len(prompts), axis=0)
-        return networks.g.apply(variables, z, text, train=False)[0]
-
-    def discriminator(variables: Any, x: Images, text: Text) -> Logits:
-        return networks.d.apply(variables, x, text, train=False)[0]
-
-    return {
-        "generator": Network(gan.averaged, generator),
-        "discriminator": Network(lambda state: state.players["d"].variables, discriminator),
-    }
-
-
-def sample(
-    networks: gan.Networks,
-    prompts: Text,
-    state: turns.State,
-    key: PRNG,
-    n: int,
-    text: Text | None = None,
-    *,
-    z: Latents | None = None,
-) -> Images:
-    """``n`` samples of the averaged G for captions ``[n, t]``; without them the prompts take turns."""
-    if z is None:
-        z = (networks.sample_latents or networks.latents)(key, n)
-    return trained(networks, prompts)["generator"].apply(gan.averaged(state), z, text)
+    return algorithm._replace(classes=0)  # captions are no numbers of classes
 
 
 # The judge ----------------------------------------------------------------------------------------------------------

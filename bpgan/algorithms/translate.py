@@ -43,7 +43,7 @@ from jaxtyping import Array, Float, UInt32
 from bpgan.algorithms import turns
 from bpgan.algorithms.turns import Aux, Now, Scalar, State, Term, Turn
 from bpgan.optim import at
-from bpgan.penalties import Scene, Weighted
+from bpgan.penalties import Scene, Weighted, weighted_sum
 from bpgan.types import (
     PRNG,
     AdversarialLoss,
@@ -368,22 +368,19 @@ def penalty(
     total: Any = 0.0
     memory = {}
     for domain, passes in seen.items():
-        for name, each in setting.due(every).items():
-            kept = f"{name}_{domain}"
-            scene = Scene(
-                params=now.players["d"].params[domain],
-                critic=passes.critic,
-                generator=generator,
-                real=passes.real,
-                fake=passes.fake.astype(passes.real.dtype),
-                z=jnp.zeros((len(passes.real), 0), passes.real.dtype),
-                logits=passes.logits,
-                key=now.axis.key(stream(now.key, kept)),
-            )
-            value, after = each.penalty.apply(scene, now.memory.get(kept))
-            total += at(each.weight, now.step) * jnp.mean(value)
-            if kept in now.memory:
-                memory[kept] = after
+        due = {f"{name}_{domain}": each for name, each in setting.due(every).items()}
+        scene = Scene(
+            params=now.players["d"].params[domain],
+            critic=passes.critic,
+            generator=generator,
+            real=passes.real,
+            fake=passes.fake.astype(passes.real.dtype),
+            z=jnp.zeros((len(passes.real), 0), passes.real.dtype),
+            logits=passes.logits,
+            key=now.key,
+        )
+        value, kept = weighted_sum(due, scene, now.step, now.memory, now.noise_key)
+        total, memory = total + value, {**memory, **kept}
     return total, memory
 
 

@@ -130,6 +130,10 @@ class Now(NamedTuple):
     memory: Mapping[str, Any]
     axis: Axis
 
+    def noise_key(self, name: str) -> PRNG:
+        """A key of this device's own, for noise of that name."""
+        return self.axis.key(stream(self.key, name))
+
     def of(self, params: Mapping[str, Params]) -> "Now":
         """The same with other parameters of some players."""
         moved = {name: self.players[name]._replace(params=p) for name, p in params.items()}

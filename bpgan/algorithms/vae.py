@@ -208,7 +208,7 @@ def observed(model: Model, now: turns.Now, latents: int, dtype: Any) -> dict[str
     """What an update is computed from: pixels ``u``, by each device for itself, and the noise of its latents."""
     x = now.batch["x"]
     noise = now.axis.rows(lambda n: jax.random.normal(stream(now.key, "z"), (n, latents), dtype), x)
-    u = model.likelihood.observe(x, now.axis.key(stream(now.key, "observe")))
+    u = model.likelihood.observe(x, now.noise_key("observe"))
     return {"u": u, "noise": noise}
 
 

@@ -27,8 +27,8 @@ class Study(NamedTuple):
       says: what the study asks, in a sentence.
       arms: the methods.
       seeds: of every method.
-      results: names of numbers that a run measures itself at its end, such as ``test/l1``: the columns of the table, in
-        the place of an evaluation of samples.
+      results: names of the numbers, without ``test/``, that a run measures itself at its end: the columns of the table,
+        in the place of an evaluation of samples.
     """
 
     says: str

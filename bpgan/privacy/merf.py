@@ -143,6 +143,7 @@ def make(
         drawn = {"z": now.axis.rows(lambda n: networks.latents(stream(now.key, "z"), n), row)}
         return drawn | ({"y": row % classes} if classes else {})
 
+    condition = gan.Condition(classes)
     turn = turns.Turn("g", [turns.Term(functools.partial(_distance, networks, classes))], tx)
     algorithm = turns.play(
         start,
@@ -150,10 +151,10 @@ def make(
         ema={} if ema_decay is None else {"g": ema_decay},
         memory={"released": released._asdict()},
         dtype=networks.dtype,
-        sample=functools.partial(gan.sample, networks, classes),
+        sample=functools.partial(gan.sample, networks, condition),
         classes=classes,
     )
-    named = {n: of for n, of in gan.trained(networks, classes).items() if n != "discriminator"}
+    named = {n: of for n, of in gan.trained(networks, condition).items() if n != "discriminator"}
     latents = networks.sample_latents or networks.latents
     return algorithm._replace(latents=latents, networks=named)
 

@@ -1,4 +1,4 @@
-"""Rows of the table of datasets, and files that a server has for them."""
+"""Images, rows of the table of datasets, and files that a server has for them."""
 
 import gzip
 import hashlib
@@ -15,6 +15,10 @@ FILES = tuple(
 
 ROWS = {n: row for n, row in known.DATASETS.items() if isinstance(row, known.Row) and row.files}
 """What is downloaded."""
+
+
+def random_bytes(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def idx(array: np.ndarray) -> bytes:
