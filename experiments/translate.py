@@ -155,8 +155,10 @@ class Config(cli.RunConfig):
         "mnist10k", pairs.forms, parse=pairs.parse, locates_data=True
     )
     task: cli.Parsed[tasks.Named | None] = cli.field(
-        "gray", lambda: f"made of the dataset: {tasks.forms()}; empty: its own pairs", parse=tasks.parse_or_none
-    )  # fmt: skip
+        "gray",
+        lambda: f"what is made of the dataset: {tasks.forms()}; empty: the pairs that it has",
+        parse=tasks.parse_or_none,
+    )
     dataset_a: cli.Parsed[data.Name | None] = cli.field(
         "",
         lambda: f"domain a without pairs, in the place of a dataset and a task: {data.forms()}",
@@ -174,7 +176,7 @@ class Config(cli.RunConfig):
     )
     loss: cli.Parsed[AdversarialLoss | None] = cli.field(
         "",
-        f"adversarial loss; empty: the paper's; {NO_LOSS}: of pairs, there is no D",
+        f"adversarial loss; empty: that of the paper; {NO_LOSS}: no D, which only pix2pix allows",
         choices=lambda: [*LOSSES, NO_LOSS],
         parse=_loss,
     )
@@ -188,14 +190,14 @@ class Config(cli.RunConfig):
     )
     weight: float = cli.field(
         1.0,
-        "of what binds an output to its input, as a multiple of the paper's: 100 of pairs, 10 of the way there and"
-        " back, 1 of patches",
+        "weight of what binds an output to its input, as a multiple of the paper's, which is 100 for pairs, 10 for the"
+        " way there and back, and 1 for patches",
         low=0,
         sweepable=True,
     )
     identity: float = cli.field(
         0.5,
-        "share of this weight for images of the target domain, which should stay as they are",
+        "share of this weight for another loss: images of the target domain should stay as they are",
         low=0,
     )
     history: int = cli.field(50, "fakes of each domain that are kept for D", low=0)
@@ -358,7 +360,7 @@ def check(cfg: Config) -> None:
     if not cfg.task and not cfg.dataset_a and not system.paired:
         refuse(
             "task",
-            "makes the two domains where `dataset_a` and `dataset_b` do not name them",
+            "must be a task, unless `dataset_a` and `dataset_b` are the two domains",
             "dataset_a",
         )
     if bool(cfg.dataset_a) != bool(cfg.dataset_b):

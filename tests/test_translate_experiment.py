@@ -24,7 +24,10 @@ def train(*flags):
         (["--dataset_a=mnist10k"], "--dataset_b=: is needed beside --dataset_a"),
         (["--dataset_a=mnist10k", "--dataset_b=mnist10k"], "--dataset_a=mnist10k: --system=pix2pix learns from pairs"),
         (["--task="], "--dataset=mnist10k: has no pairs; with a --task they are made of it"),
-        (["--task=", "--system=cyclegan"], "--task=: makes the two domains"),
+        (
+            ["--task=", "--system=cyclegan"],
+            "--task=: must be a task, unless --dataset_a and --dataset_b are the two domains",
+        ),
         (["--task=paint"], "--task=paint: must be one of edges"),
         (["--task=downscale:5"], "--task=downscale:5: 5 does not divide"),
         (["--system=cyclegan", "--loss=none"], "--loss=none: --system=cyclegan learns by it"),
