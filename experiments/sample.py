@@ -141,10 +141,9 @@ def _drawing(cfg: Config, opened: Run) -> Draw:
       UserError: for a caption of a run without captions, or one that the run cannot read, and for none of a run with
         captions.
     """
-    record = opened.record.dataset
     if not cfg.prompt:
-        if record is not None and record.words:
-            such = f"must be a caption such as {record.prompts[0]!r}"
+        if (facts := opened.record.dataset) and facts.words:
+            such = f"must be a caption such as {facts.prompts[0]!r}"
             reason = f"a run of {opened.experiment} draws what a caption says; {such}"
             raise UserError(reason, argument="prompt")
         return lambda z, labels: opened.sample(z=z, labels=labels, truncation=cfg.truncation.value)
@@ -167,17 +166,16 @@ def read_prompt(opened: Run, prompt: str) -> tuple[np.ndarray, list[str]]:
     Raises:
       UserError: if the run has not learned from captions, or knows no word of this one, or it has too many words.
     """
-    record = opened.record.dataset
-    if record is None or not record.words:
+    if not opened.words:
         reason = f"{opened.experiment} was trained without captions; must be empty"
         raise UserError(reason, argument="prompt", value=prompt)
     try:
-        row = captions.tokenize([prompt], record.words, vars(opened.config)["caption_length"])
+        row = captions.tokenize([prompt], opened.words, vars(opened.config)["caption_length"])
     except UserError as error:
         raise UserError(error.reason, argument="prompt", value=prompt) from None
-    unknown = captions.unknown_words(prompt, record.words)
+    unknown = captions.unknown_words(prompt, opened.words)
     if len(unknown) == len(set(captions.split_words(prompt))):
-        known = ", ".join(record.words[2:22]) + ", ..." * (len(record.words) > 22)
+        known = ", ".join(opened.words[2:22]) + ", ..." * (len(opened.words) > 22)
         raise UserError(
             f"the run knows none of these words; it knows {known}", argument="prompt", value=prompt
         )

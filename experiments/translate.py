@@ -41,7 +41,7 @@ from bpgan.algorithms import translate
 from bpgan.data import domains, pairs, tasks
 from bpgan.evaluation import translation
 from bpgan.losses import LOSSES
-from bpgan.metrics.translation import Translate, of_network, resized
+from bpgan.metrics.translation import Translate, of_network
 from bpgan.nets import linen_net, storage_dtype
 from bpgan.nets.patchgan import PatchGAN
 from bpgan.nets.translator import PatchHeads, ResNetTranslator
@@ -588,9 +588,15 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
 
 def _strips(rows: dict[str, np.ndarray]) -> np.ndarray:
     """Rows of images under each other, in the size and channels of the largest."""
-    shapes = [x.shape[1:] for x in rows.values()]
-    largest = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
-    same = [resized(x, largest) for x in rows.values()]
+    largest = [max(sizes) for sizes in zip(*(x.shape[1:] for x in rows.values()), strict=True)]
+
+    def fitted(x: np.ndarray) -> np.ndarray:
+        """Of the pixel that is nearest to each; gray in all channels."""
+        for axis, n in enumerate(largest[:2], 1):
+            x = x.take(np.arange(n) * x.shape[axis] // n, axis)
+        return x[..., np.minimum(np.arange(largest[2]), x.shape[-1] - 1)]
+
+    same = [fitted(x) for x in rows.values()]
     return image_grid(np.concatenate(same), columns=len(same[0]))
 
 

@@ -1,5 +1,6 @@
 """Images from captions: D is told of mismatched captions, and what was drawn is judged by its captions."""
 
+import dataclasses
 import json
 import shutil
 
@@ -18,7 +19,7 @@ from bpgan.losses import LOSSES
 from bpgan.metrics import retrieval
 from bpgan.runtime.program import compile_program
 from bpgan.types import Net, UserError
-from experiments import evaluate_text, sample, text_gan
+from experiments import audit, evaluate_text, export, interpret, sample, text_gan
 
 # Mismatched captions ------------------------------------------------------------------------------------------------
 
@@ -170,7 +171,7 @@ def test_a_run_is_prompted_without_its_data(trained, tmp_path, capsys):
     """By the words that it remembers; a word that it does not know is named."""
     opened = bpgan.load(str(trained))
     row, unknown = sample.read_prompt(opened, "a small pink seven, top left")
-    words = opened.record.dataset.words
+    words = opened.words
     assert [words[i] for i in row[0, :6]] == ["a", "small", "<unk>", "seven", "top", "left"]
     assert unknown == ["pink"] and row.shape == (1, 16) and not row[0, 6:].any()
     for prompt, reason in (
@@ -192,6 +193,19 @@ def test_a_run_is_prompted_without_its_data(trained, tmp_path, capsys):
     one, other = (sample.read_prompt(opened, text)[0] for text in ("a red 7!", "large zero"))
     drawn = [opened.generator(z, np.repeat(row, 3, axis=0)) for row in (one, other)]
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-4
+
+
+@pytest.mark.slow
+def test_what_asks_for_latents_alone_refuses_a_run_of_captions(trained, tmp_path):
+    places = {"run": str(trained), "workdir": str(tmp_path)}
+    compiled = cli.resolve(export.Config, export.PRESETS, ["--to=stablehlo"])
+    for module, cfg, reason in (
+        (interpret, interpret.Config(**places), "draws what captions say, which is not explained"),
+        (export, dataclasses.replace(compiled, **places), "which only safetensors keeps"),
+        (audit, audit.Config(**places), "has no dataset of images"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            module.run(cfg)
 
 
 @pytest.mark.slow

@@ -98,6 +98,11 @@ def test_domains_are_translated_and_measured(tmp_path, short_fusions, system, ne
 
 @pytest.mark.slow
 def test_sides_differ_in_size_and_channels(tmp_path):
+    small = np.random.default_rng(0).integers(0, 256, (40, 8, 12, 3), np.uint8)
+    np.savez(tmp_path / "small.npz", x=small)
+    domains = ["--dataset_a=mnist10k", f"--dataset_b=npz:{tmp_path / 'small.npz'}"]
+    flags = ["--system=cyclegan", "--task=", *domains, "--steps=2"]
+    assert train(*flags, f"--workdir={tmp_path / 'domains'}") == 0
     for i, flags in enumerate(
         (["--task=downscale:4", "--loss=none"], ["--task=gray", "--distance=l2"])
     ):

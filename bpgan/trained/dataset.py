@@ -39,7 +39,7 @@ def data_of(run: Run, moved: data.Name | None = None) -> Data:
     """
     config = vars(run.config)
     facts = run.record.dataset
-    if facts is None or facts.parts or "dataset" not in config:
+    if facts is None or facts.parts or facts.words or "dataset" not in config:
         reason = f"a run of {run.experiment} has no dataset of images"
         raise UserError(reason, argument="run", value=run.path)
     name = moved or config["dataset"]

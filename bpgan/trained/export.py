@@ -60,8 +60,11 @@ def function_of(run: Run, truncation: float | None = None) -> tuple[Callable[...
     """The generator with its variables in it, and the shapes of its arguments for one sample.
 
     Raises:
-      UserError: if the run has no generator that draws from latents, and as ``Run.sample`` for the truncation.
+      UserError: if the run has no generator that draws from latents alone, and as ``Run.sample`` for the truncation.
     """
+    if run.words:
+        reason = f"a run of {run.experiment} draws what captions say, which only safetensors keeps"
+        raise UserError(reason)
     generator, z = run.generator_with(truncation), run.latents(1)
     one = [jax.ShapeDtypeStruct(z.shape, z.dtype)]
     one += [jax.ShapeDtypeStruct((1,), jnp.int32)] if run.classes else []

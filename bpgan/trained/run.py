@@ -90,6 +90,11 @@ class Run:
         named = facts is not None and len(facts.class_names) == self.classes
         return tuple(facts.class_names) if facts is not None and named else ()
 
+    @property
+    def words(self) -> list[str]:
+        """The vocabulary of the captions that it draws; empty if it draws none."""
+        return self.record.dataset.words if self.record.dataset else []
+
     @functools.cached_property
     def networks(self) -> dict[str, Function]:
         """By name: ``generator`` and ``discriminator`` of a GAN, ``generator`` and ``encoder`` of a VAE.
