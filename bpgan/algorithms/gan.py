@@ -82,13 +82,18 @@ class Condition(NamedTuple):
     weight: Scalar = 1.0
     in_turn: Callable[[int], Labels] | None = None
 
-    def given(self, n: int, y: Labels | None = None) -> tuple[Labels, ...]:
-        """The labels of n samples as arguments of a network: y, or those in turn; nothing without classes."""
+    def given(self, z: Latents, y: Labels | None = None) -> tuple[Labels, ...]:
+        """The labels of samples as arguments of a network: y, or those in turn; nothing without classes.
+
+        ``len(z)`` is a number only where y is not given: an export has any number of samples.
+        """
         if not self.classes:
             return ()
         if y is not None:
             return (y,)
-        return (self.in_turn(n) if self.in_turn else jnp.arange(n, dtype=jnp.int32) % self.classes,)
+        if self.in_turn:
+            return (self.in_turn(len(z)),)
+        return (jnp.arange(len(z), dtype=jnp.int32) % self.classes,)
 
 
 UNCONDITIONAL = Condition()
@@ -521,9 +526,10 @@ def play(
 def _variables(setting: Setting, key: PRNG) -> dict[str, Any]:
     """Both networks at the start."""
     nets = setting.networks
-    y = setting.condition.given(2)
+    z = nets.latents(stream(key, "z"), 2)
+    y = setting.condition.given(z)
     return {
-        "g": nets.g.init(stream(key, "g"), nets.latents(stream(key, "z"), 2), *y),
+        "g": nets.g.init(stream(key, "g"), z, *y),
         "d": nets.d.init(stream(key, "d"), jnp.zeros((2, *nets.data_shape), nets.dtype), *y),
     }
 
@@ -541,14 +547,14 @@ def trained(networks: Networks, condition: Condition) -> dict[str, Network]:
 
     def generator(variables: Any, z: Latents, y: Labels | None = None) -> Images:
         g = networks.sampler or networks.g
-        return g.apply(variables, z, *condition.given(len(z), y), train=False)[0]
+        return g.apply(variables, z, *condition.given(z, y), train=False)[0]
 
     def discriminator(variables: Any, x: Images, y: Labels | None = None) -> Logits:
         out, _ = networks.d.apply(variables, x, *((y,) if condition.classes else ()), train=False)
         return out[0] if isinstance(out, tuple) else out
 
     def mapping(variables: Any, z: Latents, y: Labels | None = None) -> Any:
-        given = condition.given(len(z), y)
+        given = condition.given(z, y)
         found = networks.g.apply(variables, z, *given, train=False, method="mapping")
         return found[0]
 
