@@ -145,7 +145,7 @@ def styled():
     z, y = jnp.ones((2, 5)), jnp.zeros(2, jnp.int32)
     like = jax.eval_shape(g.init, jax.random.key(0), z, y)
     variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), like)
-    return gan.trained(networks, 3), variables
+    return gan.trained(networks, gan.Condition(3)), variables
 
 
 def test_styles_enter_every_layer_by_a_first_map(styled):
