@@ -805,6 +805,20 @@ def test_mapping_and_synthesis_are_the_generator():
     assert set(variables["params"]) == {"mapper", "synthesizer"}
 
 
+def test_size_of_stylegan2_scales_its_channels():
+    """The default size is the network without one; another one scales all channels and the styles."""
+
+    def widths(text):
+        network = parse(text).g.make((32, 32, 3), dtype=jnp.float32)
+        shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 7)))["params"]
+        convs = [v["kernel"].shape[3] for k, v in shapes["synthesizer"].items() if "conv" in k]
+        return convs, shapes["mapper"]["dense7"]["kernel"].shape
+
+    assert widths("stylegan2") == widths("stylegan2:256")
+    assert widths("stylegan2") == ([256, 256, 256, 256, 256, 128, 128], (512, 512))
+    assert widths("stylegan2:12") == ([12, 12, 12, 12, 12, 6, 6], (24, 24))
+
+
 def test_mapping_parameters_have_their_own_learning_rate():
     module = stylegan2.Generator((8, 8, 1), (8, 8), styles=64, depth=2)
     p = compiled(module.init)(jax.random.key(0), jnp.ones((1, 64)))["params"]

@@ -54,6 +54,27 @@ def test_captions_say_what_images_show(splits, name):
     np.testing.assert_array_equal(split.attributes[:, 0], labels)
 
 
+@pytest.mark.parametrize("name", captions.SPLITS)
+def test_a_foil_is_wrong_in_one_attribute_and_not_held_out(splits, name):
+    """Read from its words. Each of the four is wrong as often, and so is each other value of it."""
+    split = splits[name]
+    words = np.array(split.images.words)
+    some = np.arange(0, len(split.texts), 3)
+    said = np.array([meant(" ".join(words[row[row > 0]])) for row in split.foils[some]])
+    wrong = said != split.attributes[some]
+    np.testing.assert_array_equal(wrong.sum(axis=1), 1)
+    places, held = captions.combinations(10)
+    number = {tuple(place): i for i, place in enumerate(places)}
+    assert not any(held[row[0], number[tuple(row[1:])]] for row in said)
+    counts = wrong.sum(axis=0)
+    # The size has one other value, which is held out for a tenth.
+    expected = len(some) * np.array([1, 1, 1, 0.9]) / 3.9
+    assert np.all(np.abs(counts - expected) < 5 * np.sqrt(expected)), counts
+    shift = (said - split.attributes[some])[wrong[:, 0], 0] % 10
+    spread = np.bincount(shift, minlength=10)[1:]
+    assert np.all(np.abs(spread - spread.mean()) < 5 * np.sqrt(spread.mean())), spread
+
+
 def test_there_are_many_ways_to_say_the_same(splits):
     texts = splits["train"].texts
     assert len(set(texts)) > 0.7 * min(len(texts), 10 * 6 * 5 * 2 * 50)
@@ -193,6 +214,7 @@ def test_batches_hold_images_beside_their_captions():
         np.testing.assert_array_equal(batch["text"], split.tokens[rows])
         np.testing.assert_array_equal(batch["meaning"], split.meaning[rows])
         np.testing.assert_array_equal(batch["attributes"], split.attributes[rows])
+        np.testing.assert_array_equal(batch["foil"], split.foils[rows])
         places += rows
     assert len(set(places)) == 128
 

@@ -100,6 +100,26 @@ def test_relativistic_losses_compare_both_with_the_matching_pair():
     )
 
 
+def test_half_of_the_mismatched_captions_are_foils():
+    """The others are those of rows of another meaning; a foil is there also where no row differs."""
+    n = 400
+    batch = {
+        "x": jnp.zeros((n, 2, 2, 1)),
+        "meaning": jnp.arange(n) // (n - 1),  # all rows but the last mean the same
+        "text": jnp.arange(n)[:, None],
+        "foil": -1 - jnp.arange(n)[:, None],
+    }
+    here = Now({}, batch, jax.random.key(0), jnp.zeros(()), jnp.zeros(()), {}, TOGETHER)
+    found = text.drawn(setting(), here)
+    wrong, foil = np.asarray(found["wrong"])[:, 0], np.asarray(batch["foil"])[:, 0]
+    is_foil = wrong == foil
+    assert 150 < is_foil.sum() < 250
+    np.testing.assert_array_equal(wrong[~is_foil][:-1], n - 1)
+    assert np.all(found["differs"])
+    same = here._replace(batch=batch | {"meaning": jnp.zeros(n, int)})
+    np.testing.assert_array_equal(text.drawn(setting(), same)["differs"], is_foil)
+
+
 def test_g_is_told_the_caption_that_d_compares_with():
     """``mean_b softplus(-D(G(z), t))`` with each fake's own caption."""
     here = now(None, [True] * 3)

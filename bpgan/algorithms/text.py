@@ -7,7 +7,9 @@ each:
     L_D = mean_b (loss_D(D(x, t), D(G(z, t), t)) + loss_D(D(x, t), D(x, t'))) / 2
 
 which is ``log s(D(x, t)) + (log(1 - s(D(G(z, t), t))) + log(1 - s(D(x, t')))) / 2`` of the loss of Goodfellow et al.
-2014. Without the last part nothing tells D to look at the caption. To the functions of ``gan.py``, a caption is the
+2014. Without the last part nothing tells D to look at the caption. Half of the captions t' are foils, where the data
+have some: they are wrong in one detail. Captions of other images are wrong in most details, and once D knows the easy
+ones, they hardly ever ask for the others. To the functions of ``gan.py``, a caption is the
 label of its image. The other half of this file is the judge of such GANs: an embedding of images and captions, trained
 on real pairs alone.
 """
@@ -46,7 +48,8 @@ def mismatched(
 def drawn(setting: gan.Setting, now: Now) -> dict[str, Any]:
     """Latents, the captions as labels, and a caption of another meaning for each image.
 
-    The captions are those of the global batch, so that any number of devices chooses the same ones.
+    That is the caption of another row of the global batch, so that any number of devices chooses the same ones, or, in
+    half of the rows, the image's foil, where the batch has foils.
     """
     batch = now.batch
     meanings, text = now.axis.gather((batch["meaning"], batch["text"]))
@@ -54,6 +57,10 @@ def drawn(setting: gan.Setting, now: Now) -> dict[str, Any]:
         lambda n: jax.random.uniform(stream(now.key, "mismatched"), (n, len(meanings))), batch["x"]
     )
     wrong, differs = mismatched(numbers, batch["meaning"], meanings, text)
+    if "foil" in batch:
+        key = stream(now.key, "foil")
+        half = now.axis.rows(lambda n: jax.random.bernoulli(key, shape=(n,)), batch["x"])
+        wrong, differs = jnp.where(half[:, None], batch["foil"], wrong), half | differs
     return {**gan.latents(setting, now), "y": batch["text"], "wrong": wrong, "differs": differs}
 
 
@@ -115,7 +122,7 @@ def make(
     """Binds networks, loss and optimizers into the pure functions of a GAN of captions.
 
     Batches have ``x``, ``text`` int32 ``[b, t]`` and ``meaning`` int32 ``[b]``: captions of the same number are never
-    taken for mismatched.
+    taken for mismatched. They may have ``foil`` int32 ``[b, t]``, captions that are wrong in one detail.
 
     Args:
       networks: of ``nets.text.generator`` and ``nets.text.discriminator``.

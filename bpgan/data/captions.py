@@ -79,7 +79,7 @@ _FEWEST = 20
 PROMPTS = 10
 """Captions that a run draws samples for while it trains."""
 
-_COLUMNS = {"class": 0, "color": 1, "position": 2, "size": 3, "template": 4}
+_COLUMNS = {"class": 0, "color": 1, "position": 2, "size": 3, "template": 4, "foil": 5}
 
 
 class Captioned(NamedTuple):
@@ -91,6 +91,7 @@ class Captioned(NamedTuple):
       tokens: int32 ``[n, t]``, the numbers of its words.
       meaning: int32 ``[n]``; captions of one number describe the same.
       attributes: int32 ``[n, 4]``, as ``ATTRIBUTES`` counts them; None of captions that are not rendered.
+      foils: int32 ``[n, t]``, for each image a caption that is wrong in one attribute; None beside ``attributes``.
     """
 
     images: datasets.Dataset
@@ -98,6 +99,7 @@ class Captioned(NamedTuple):
     tokens: np.ndarray
     meaning: np.ndarray
     attributes: np.ndarray | None = None
+    foils: np.ndarray | None = None
 
     def rows(self, chosen: np.ndarray) -> "Captioned":
         """Some of them, in this order."""
@@ -112,6 +114,7 @@ class Captioned(NamedTuple):
             self.tokens[chosen],
             self.meaning[chosen],
             None if self.attributes is None else self.attributes[chosen],
+            None if self.foils is None else self.foils[chosen],
         )
 
 
@@ -212,6 +215,34 @@ def draw_attributes(labels: np.ndarray, classes: int, seed: int, which: str) -> 
     first = np.argsort(~allowed, axis=1, kind="stable")
     drawn = hashed(seed, np.arange(len(labels)), "color") * allowed[0].sum()
     return np.column_stack([labels, places[first[labels, drawn.astype(np.int64)]]]).astype(np.int32)
+
+
+def change_one(attributes: np.ndarray, classes: int, seed: int) -> np.ndarray:
+    """Attributes that differ from those given in one of the four, int32 ``[n, 4]``.
+
+    Each of the four is changed as often as the others, and to each other value as often, but never to a combination
+    that is held out: D would learn that it is always wrong.
+
+    Args:
+      attributes: int ``[n, 4]``.
+      classes: how many there are.
+      seed: of the choice.
+    """
+    places, held = combinations(classes)
+    sizes = (classes, *(places.max(axis=0) + 1))
+    others, weights = [], []
+    for column, size in enumerate(sizes):
+        changed = np.repeat(attributes[:, None], size, axis=1)
+        changed[:, :, column] = np.arange(size)
+        place = np.ravel_multi_index(tuple(np.moveaxis(changed[:, :, 1:], 2, 0)), sizes[1:])
+        allowed = ~held[changed[:, :, 0], place]
+        allowed &= changed[:, :, column] != attributes[:, column, None]
+        others.append(changed)
+        weights.append(allowed / np.maximum(allowed.sum(axis=1, keepdims=True), 1))
+    edges = np.cumsum(np.concatenate(weights, axis=1), axis=1)
+    drawn = hashed(seed, np.arange(len(attributes)), "foil") * edges[:, -1]
+    chosen = (edges > drawn[:, None]).argmax(axis=1)
+    return np.concatenate(others, axis=1)[np.arange(len(attributes)), chosen].astype(np.int32)
 
 
 def _area(size: int, out: int) -> np.ndarray:
@@ -342,10 +373,15 @@ def load(
     tokens = _tokens(texts, words, how.length)
     made = render(x, attributes, how.canvas)
     title = f"{images.name} with captions"
-    dataset = _dataset(title, split, made, y, images.classes, images.class_names, texts, words)
+    # The foil of a caption is said in the same way.
+    foils = describe(change_one(attributes, images.classes, seed), kinds, seed)
+    dataset = _dataset(
+        title, split, made, y, images.classes, images.class_names, [*texts, *foils], words
+    )
     shown = draw_attributes(np.arange(PROMPTS) % images.classes, images.classes, seed, split)
     dataset = dataset._replace(prompts=tuple(describe(shown, kinds, seed)))
-    return Captioned(dataset, tuple(texts), tokens, meaning, attributes)
+    foiled = _tokens(foils, words, how.length)
+    return Captioned(dataset, tuple(texts), tokens, meaning, attributes, foiled)
 
 
 def _every_word(kinds: Sequence[Sequence[str]]) -> list[str]:
@@ -460,17 +496,22 @@ def _image(path: pathlib.Path, size: int) -> np.ndarray:
 
 
 def source(captioned: Captioned, *, seed: int, batch_size: int, dtype: Any = jnp.float32) -> Source:
-    """The batches: ``x[b, h, w, c]``, ``text`` int32 ``[b, t]``, ``meaning`` int32 ``[b]``, ``attributes`` ``[b, 4]``.
+    """The batches: ``x[b, h, w, c]``, int32 ``meaning[b]``, ``text[b, t]``, ``attributes[b, 4]`` and ``foil[b, t]``.
 
     Args:
-      captioned: one split; without ``attributes`` the batches have none.
+      captioned: one split; without ``attributes`` and ``foils`` the batches have none.
       seed, batch_size, dtype: as of ``sources.source``.
     """
     images = captioned.images
-    columns = [captioned.meaning[:, None], captioned.tokens]
-    if captioned.attributes is not None:
-        columns.append(captioned.attributes)
-    y, end = np.concatenate(columns, axis=1), 1 + captioned.tokens.shape[1]
+    columns = {
+        "meaning": captioned.meaning[:, None],
+        "text": captioned.tokens,
+        "attributes": captioned.attributes,
+        "foil": captioned.foils,
+    }
+    columns = {name: column for name, column in columns.items() if column is not None}
+    y = np.concatenate(list(columns.values()), axis=1)
+    ends = np.cumsum([column.shape[1] for column in columns.values()])
     if images.is_absent:  # memory that is not touched is not taken
         x = np.zeros((images.length, *images.shape), np.uint8)
     else:
@@ -481,8 +522,7 @@ def source(captioned: Captioned, *, seed: int, batch_size: int, dtype: Any = jnp
 
     def batch_at(data: Any, step: Any) -> dict[str, Any]:
         batch = made.batch_at(data, step)
-        beside = batch["y"]
-        found = {"x": batch["x"], "meaning": beside[:, 0], "text": beside[:, 1:end]}
-        return found | ({"attributes": beside[:, end:]} if captioned.attributes is not None else {})
+        parts = dict(zip(columns, jnp.split(batch["y"], ends[:-1], axis=1), strict=True))
+        return {"x": batch["x"], **parts, "meaning": parts["meaning"][:, 0]}
 
     return made._replace(batch_at=batch_at, facts=images.facts)

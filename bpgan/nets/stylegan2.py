@@ -274,9 +274,21 @@ class Discriminator(nn.Module):
         )  # fmt: skip
 
 
+def widths_of(shape: tuple[int, int, int], size: int) -> tuple[int, ...]:
+    """Channels from low to high resolution: ``size`` at the lowest, the others in the proportions of the default."""
+    widths = lookup_size("widths", _WIDTHS, shape[0])
+    return tuple(max(1, size * width // widths[0]) for width in widths)
+
+
 ARCHITECTURES["stylegan2"] = Architecture(
-    Network(lambda shape, size, **given: Generator(shape, **given)),
-    Network(lambda shape, size, **given: Discriminator(**given)),
+    Network(
+        lambda shape, size, **given: Generator(
+            shape, widths_of(shape, size), styles=2 * size, **given
+        )
+    ),
+    Network(lambda shape, size, **given: Discriminator(widths_of(shape, size), **given)),
+    size=256,
+    size_of="channels at the lowest resolution",
     kernels="scaled where they are used",
     mapping=True,
 )
