@@ -11,8 +11,9 @@ Run:     python -m experiments.text_gan --preset=smoke
          python -m experiments.sample --run=runs/text_gan/digits --prompt="a small red seven, top left"
          python -m experiments.evaluate_text --run=runs/text_gan/digits
 G and D each have a transformer of their own that reads the caption. G takes its output with z, D by a projection. D is
-matching-aware: a real image with the caption of another one is as wrong as a fake. A tenth of the combinations of
-class, color, place and size is never shown in training; the evaluation asks for them separately.
+matching-aware: a real image with the caption of another one, or with its own caption changed in one attribute, is as
+wrong as a fake. A tenth of the combinations of class, color, place and size is never shown in training; the evaluation
+asks for them separately.
 Papers:  Reed et al. 2016, arXiv:1605.05396 (matching-aware D); Miyato & Koyama 2018, arXiv:1802.05637 (projection);
          Vaswani et al. 2017, arXiv:1706.03762 (transformer); Xu et al. 2018, arXiv:1711.10485 (R-precision).
 """

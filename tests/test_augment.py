@@ -259,6 +259,7 @@ def test_products_of_split_images_stay_on_their_devices(monkeypatch):
     np.testing.assert_allclose(program(x, *places), jax.jit(gradient)(x, *places), atol=1e-5)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_ada_color(x64, channels):
     """The paper's 4x4 matrices, one after the other; of one channel, what they do to gray."""
@@ -442,6 +443,7 @@ def test_other_sizes():
     np.testing.assert_allclose(shift.std(0), [9 / 8, 22 / 8], rtol=0.06)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("p", [0.5, 0.8])
 def test_turned_images_tell_how_the_unturned_were_distributed(p):
     """The leak test of one operation: skipped with 1 - p, quarter turns mix orientations by an invertible matrix."""

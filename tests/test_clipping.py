@@ -323,6 +323,7 @@ def equations(jaxpr):
                 yield from equations(inner)
 
 
+@pytest.mark.medium
 def test_an_accelerator_compiles_it_too():
     objective, now, _ = make("dcgan", 5, jnp.float32)
     traced = jax.jit(

@@ -247,6 +247,7 @@ def test_biggan_has_the_widths_of_studiogan(files):
         assert {kernel.shape[3] for kernel in kernels} == {width}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "preset,images,share",
     [("r3-32", 20e6, 1.0), ("r3-28", 1.2e6, 1.0), ("biggan-32", 64_000, 1.0), ("lite28", 2e5, 0.5)],

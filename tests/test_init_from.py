@@ -103,6 +103,7 @@ def test_what_does_not_fit_begins_anew_and_is_named():
     assert equal(begun.state.ema["g"], begun.state.players["g"].variables)
 
 
+@pytest.mark.medium
 def test_a_state_that_cannot_begin_so_is_refused():
     new, old = states()
     with pytest.raises(

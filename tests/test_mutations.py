@@ -111,6 +111,7 @@ def check(module: types.ModuleType, target: str) -> None:
         check_losses.check_anchor(target, module.LOSSES[target])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name):
     module, old, new, target = MUTANTS[name]

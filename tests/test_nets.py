@@ -78,6 +78,7 @@ def lax_conv_transpose(x, kernel, stride, padding):
 # Convolution
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("case", CASES)
 def test_conv_and_its_derivatives_are_those_of_lax(x64, case):
     (h, w), k, stride, padding, c, o = case
@@ -86,6 +87,7 @@ def test_conv_and_its_derivatives_are_those_of_lax(x64, case):
     close(ours, derivatives(lambda x, w: lax_conv(x, w, stride, padding), x, kernel), 1e-12)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("case", CASES)
 def test_conv_transpose_and_its_derivatives_are_those_of_lax(x64, case):
     (h, w), k, stride, padding, c, o = case
@@ -369,6 +371,7 @@ def shapes(module, example, batch=2):
     return variables, *jax.eval_shape(lambda v, x: net.apply(v, x, train=True), variables, x)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("module, example, output", list(instances()))
 def test_every_network_keeps_the_contract(module, example, output):
     net, rng = linen_net(module), np.random.default_rng(0)
@@ -491,6 +494,7 @@ def test_plain_networks_start_orthogonal():
             np.testing.assert_allclose(gram, np.eye(len(gram)), atol=1e-5, err_msg=name)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "layer,shape",
     [

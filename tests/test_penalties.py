@@ -93,6 +93,7 @@ def test_sums_over_pixels_and_keeps_examples_apart(name):
     np.testing.assert_allclose(both, OF_THE_NORM[name](np.sqrt(squared)), rtol=1e-5)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("noise", ["positive", "symmetric", "normal"])
 def test_dragan_looks_around_the_reals(noise):
     """On |x|^2 / 2 the norm is |x + e|: in one dimension every value gives back one point."""

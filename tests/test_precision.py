@@ -118,6 +118,7 @@ def test_precision_reaches_derivatives_that_are_lowered_elsewhere(operation):
     assert {precision for _, precision in batched} == {"HIGHEST"}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", cases(STEPS))
 def test_the_precision_that_is_asked_for_reaches_every_product_of_a_step(name, color):
     """``high`` is nobody's default: what is not ``high`` was either fixed at full precision or not reached."""

@@ -68,6 +68,7 @@ def test_numbers_out_of_bounds_are_refused(flags):
         config(*flags)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("preset", private_gan.PRESETS)
 def test_presets_are_sound(preset):
     cfg = cli.resolve(private_gan.Config, private_gan.PRESETS, [f"--preset={preset}"])
@@ -77,6 +78,7 @@ def test_presets_are_sound(preset):
     jax.eval_shape(built.algorithm.step, state, batch, jax.random.key(0))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "flags",
     [

@@ -280,6 +280,7 @@ print("try", before)
 """
 
 
+@pytest.mark.medium
 def test_local_jobs_end_with_their_codes_and_are_not_repeated(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     ends = ["print(os.environ['COLOR'])", "sys.exit(3)", "os.kill(os.getppid(), signal.SIGKILL)"]

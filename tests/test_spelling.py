@@ -1,5 +1,6 @@
 """One spelling, American, in code, messages and pages."""
 
+import functools
 import pathlib
 import re
 
@@ -43,17 +44,15 @@ OTHERS = {"CANCELLED"}
 """Words that belong to others: a state of Slurm's jobs."""
 
 
+@functools.cache
+def is_british(word: str) -> bool:
+    """Whether a word is spelled the British way. A page has each of its words many times."""
+    return word not in OTHERS and BRITISH.search(word) is not None
+
+
 def british(text: str) -> list[str]:
     """The words in a text that are spelled the British way."""
-    words = []
-    for match in BRITISH.finditer(text):
-        start, end = match.span()
-        while start and text[start - 1].isalpha():
-            start -= 1
-        while end < len(text) and text[end].isalpha():
-            end += 1
-        words.append(text[start:end])
-    return [word for word in words if word not in OTHERS]
+    return [word for word in re.findall(r"[^\W\d_]+", text) if is_british(word)]
 
 
 def test_spelling_is_american():

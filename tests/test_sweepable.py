@@ -64,6 +64,7 @@ def test_the_readme_says_which_flags_group():
     assert told == {name: set(sweepable(module_of(name))) for name in EXPERIMENTS}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_build_takes_tracers(case):
     """It never branches on what is sweepable; and its data have a fingerprint, whatever the problem."""

@@ -70,6 +70,7 @@ def test_resume_from_every_checkpoint_is_bitwise(straight, tmp_path, trees_equal
         assert (run / "samples/step_00000013.png").read_bytes() == grid
 
 
+@pytest.mark.medium
 def test_a_run_that_goes_on_under_other_circumstances_says_so(straight, tmp_path, capsys):
     """In one line with both values, and goes on; the record is then of what it goes on with."""
     run = tmp_path / "run"
@@ -245,6 +246,7 @@ def test_what_is_no_terminal_gets_one_line(tmp_path, capsys):
     assert line.isascii() and line.startswith("step 4/4  epoch 1.28  at 2.5  squared 7.5  ")
 
 
+@pytest.mark.medium
 def test_longer_run_continues_a_finished_one(straight, tmp_path, trees_equal):
     run = tmp_path / "run"
     fit(run, 6)
@@ -933,6 +935,7 @@ def test_a_refused_command_leaves_no_directory(tmp_path, made):
     ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["EFBIG", "ESTALE", "EDQUOT", "EROFS", "ENOTCONN"])
 def test_a_log_that_cannot_be_written_is_one_line(short, tmp_path, monkeypatch, name):
     """What was saved is kept, and the same command goes on to the same bits."""

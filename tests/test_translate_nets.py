@@ -258,6 +258,7 @@ def test_batch_norm_and_no_norm(x64):
 # Parts --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("strided,field,size", [(1, 16, 32), (2, 34, 48), (3, 70, 96)])
 def test_the_gradient_of_a_logit_is_nonzero_in_exactly_its_window(strided, field, size):
     """With kernels that are positive nothing cancels."""

@@ -201,6 +201,7 @@ def test_single_precision_is_exact_enough_everywhere():
     np.testing.assert_allclose(found, exact, rtol=5e-7, atol=3e-7)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("expm1", [jnp.expm1, lambda x: jnp.exp(x) - 1], ids=["jax", "onnx"])
 def test_means_keep_their_digits_in_single_precision(expm1, monkeypatch):
     """Where both fractions are about 10, their difference had lost one digit, and two with ONNX's ``expm1``."""
