@@ -167,7 +167,7 @@ def others_are_medium(quick, *others):
 SLOW = [pytest.param("dcgan", marks=pytest.mark.slow)]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*others_are_medium(*(n for n in NAMES if n != "dcgan")), *SLOW])
 def test_every_form_is_a_loop_over_records(x64, name):
     objective, now, has_ghost = make(name, 5)

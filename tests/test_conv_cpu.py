@@ -78,7 +78,7 @@ def test_float32_is_within_1e5_of_float64(x64, name):
     assert largest_error(derivatives(ours)(*operands), derivatives(plain)(*operands)) < 1e-13
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH)
 def test_second_derivatives_are_those_of_lax(x64, name):
     ours, plain, x, w, g = made(name)
@@ -93,7 +93,7 @@ def test_second_derivatives_are_those_of_lax(x64, name):
     assert largest_error(second(ours), second(plain)) < 1e-12
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH)
 def test_vmap_is_a_loop(x64, name):
     ours, plain, x, w, g = made(name)

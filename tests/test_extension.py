@@ -198,7 +198,7 @@ def log(run: pathlib.Path) -> list[dict]:
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
 
 
-@pytest.fixture(scope="module", params=THINGS)
+@pytest.fixture(scope="module")
 def thing(request, tmp_path_factory):
     """One of them, in a folder of its own, trained for 8 steps."""
     found, folder = THINGS[request.param], tmp_path_factory.mktemp(request.param)
@@ -214,6 +214,15 @@ def train(thing: Thing, workdir: str, steps: int) -> list[str]:
     return [*program, *thing.flags, *QUICK, f"--workdir={workdir}", f"--steps={steps}"]
 
 
+def first(*names: str) -> pytest.MarkDecorator:
+    """Runs a test with these things, and with the others in the slow tier: what is tested is the same path."""
+    params = [
+        pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in THINGS
+    ]
+    return pytest.mark.parametrize("thing", params, indirect=True)
+
+
+@first("penalty", "experiment")
 def test_a_run_is_resumed_bit_for_bit(thing):
     found, folder = thing
     say(folder, *train(found, "resumed", 4))
@@ -226,7 +235,8 @@ def test_a_run_is_resumed_bit_for_bit(thing):
         assert [float(np.ravel(a[k])[0]) for k in a if "count" in k and "memory" in k] == [4.0]
 
 
-@pytest.mark.parametrize("vectorize", ["on", "off"])
+@first("loss", "experiment")
+@pytest.mark.parametrize("vectorize", ["on", pytest.param("off", marks=pytest.mark.slow)])
 def test_a_sweep_trains_it(thing, vectorize):
     found, folder = thing
     root = f"sweep_{vectorize}"
@@ -239,6 +249,7 @@ def test_a_sweep_trains_it(thing, vectorize):
     assert [(row["status"], row["step"]) for row in rows] == [("done", "4")] * 2
 
 
+@first("net", "metric", "dataset", "experiment")
 def test_its_run_is_evaluated(thing):
     found, folder = thing
     say(
@@ -252,6 +263,7 @@ def test_its_run_is_evaluated(thing):
         assert {row["metric"].partition("-")[0] for row in kept} == {"darkness"}
 
 
+@first("net", "metric", "dataset", "experiment")
 def test_no_file_of_the_project_was_touched(thing):
     """The folder holds one file of code, and the project none that is new."""
     _, folder = thing
