@@ -41,6 +41,12 @@ def test_the_readme_has_commands():
 HERE = [c for c in COMMANDS if c[0] == "python" and "://" not in " ".join(c)]
 
 
+def test_every_experiment_is_run_by_a_page():
+    """So that its smoke preset, or a few steps of another one, is run here. The runs of a study are test_lucic's."""
+    named = {word.rpartition(".")[2] for command in HERE for word in command[2:3]}
+    assert {path.stem for path in ROOT.glob("experiments/[a-z]*.py")} <= named | {"lucic"}
+
+
 def run(argv, folder):
     """A command in a folder, which must succeed."""
     done = subprocess.run(
