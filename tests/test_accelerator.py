@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_they_pass_on_this_device(tmp_path):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "PYTEST_"))}

@@ -129,7 +129,7 @@ def test_no_buffer_of_all_records_and_one_more_fails():
     assert poisson.buffer_failure(100, 1.0, 100, 3) == 1.0
 
 
-@pytest.mark.medium  # six seconds of PLDs
+@pytest.mark.slow  # six seconds of PLDs
 @pytest.mark.parametrize("target, updates", [(1.0, 325_000), (10.0, 4500)])
 def test_the_calibrated_noise_costs_just_less_than_asked(target, updates):
     q = 1 / 469

@@ -155,7 +155,7 @@ def test_parameter_counts(name):
 # Shapes
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("side, channels", [(28, 1), (32, 3), (64, 4)])
 @pytest.mark.parametrize("name", NAMES)
 def test_default_sizes(name, side, channels):
@@ -168,7 +168,7 @@ def test_default_sizes(name, side, channels):
         assert shapes(discriminator, shape, classes > 0)[1].shape == (2,)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [48, 96, 128])
 @pytest.mark.parametrize("name", ["cnn", "resnet", "r3gan", "stylegan2", "biggan"])
 def test_defaults_from_28_to_128_pixels(name, side):
@@ -374,7 +374,7 @@ def test_the_d2d_embedding_and_proxies_have_unit_norm():
         np.testing.assert_allclose(rows, expected / scale, rtol=0, atol=1e-5)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_conditional_discriminators_meet_gradient_penalties(name):
     """Each example is scored by itself and with its label, and R1 has finite gradients."""

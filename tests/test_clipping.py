@@ -207,7 +207,7 @@ def test_without_a_clip_it_is_the_ordinary_gradient(x64, form):
             np.testing.assert_allclose(g / 6, w, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["auto", "vmap", "ghost", "microbatch=2"])
 def test_what_is_masked_leaves_no_trace(form):
     """The same bits, whatever stands in the rows that do not count; of an empty batch, zeros."""
@@ -270,7 +270,7 @@ def test_bfloat16():
         assert length(difference) < 0.02 * length(vmap.sum)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["vmap", "auto", "ghost"])
 def test_views_are_averaged_before_they_are_clipped(x64, form):
     objective, now, _ = make("mlp of labels", 6)

@@ -626,7 +626,7 @@ def test_damaged_records_are_one_line(gan, tmp_path, capsys, change, said):
     assert error.startswith(f"error: {tmp_path}{said}") and error.count("\n") == 1
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_feature_net_is_found_for_moved_data_and_made_again_if_damaged(
     tmp_path, monkeypatch, capsys
 ):
@@ -693,7 +693,7 @@ def test_a_run_does_not_go_on_with_another_feature_net(tmp_path, monkeypatch, ca
     assert "from here on, whose numbers do not compare" in error
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [classifier, toy_gan])
 def test_runs_that_draw_no_images_are_named(tmp_path, capsys, module):
     path = tmp_path / "run"
@@ -868,7 +868,7 @@ METRIC = Metric(
 '''
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_an_experiment_its_metrics_and_its_features_may_be_a_users_own(
     tmp_path, monkeypatch, capsys
 ):

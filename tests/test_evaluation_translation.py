@@ -72,7 +72,7 @@ def test_what_is_hidden_in_the_last_bits_does_not_come_back(digits):
     assert found["hidden"] > 10 > 6 > honest["hidden"]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_classifiers_tell_what_is_translated(tmp_path, monkeypatch):
     """Labels that survive, realism, and domains that can be told apart."""
     monkeypatch.setenv("BPGAN_DATA_DIR", str(tmp_path))

@@ -36,7 +36,7 @@ def test_it_is_pytorchs(state):
     assert error(logits, REFERENCE["effnet/logits"]) < TOLERANCE
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_mistakes_of_a_port_would_show(state, monkeypatch):
     mirrored = {k: v[..., ::-1] if v.ndim == 4 else v for k, v in state.items()}
     monkeypatch.setattr(effnet, "EPS", 1e-5)

@@ -69,7 +69,7 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_what_public_ports_get_wrong_would_show(params, monkeypatch, mutation):
     monkeypatch.setattr(inception, *MUTATIONS[mutation])

@@ -572,7 +572,7 @@ def extremes(eigenvalues):
     )  # fmt: skip
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["nonsaturating", "wasserstein"])
 def test_arnoldi_on_a_gan(x64, loss):
     losses, params = mlp_game(loss, gamma=1.0)

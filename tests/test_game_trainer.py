@@ -34,7 +34,7 @@ def test_the_spectrum_of_the_trainer_s_game(x64, loss, gamma):
     )
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_the_game_of_networks_has_the_gradients_of_the_step():
     """``game.of`` a GAN with penalties and memory: xi is what a step of SGD moves along."""
     batch = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)}
@@ -113,7 +113,7 @@ def test_rules_on_the_trainer(x64, rule, radius):
     np.testing.assert_allclose(norms[1:] / norms[:-1], radius, rtol=1e-9)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", game.RULES)
 def test_every_rule_trains_networks(rule):
     """With Adam, penalties and memory, on the same metrics as without."""

@@ -199,7 +199,7 @@ def test_unused_real_logits_cost_nothing():
     assert flops["relativistic"] > 1.05 * flops["nonsaturating"]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_one_pass_changes_nothing_in_a_network_without_statistics(mode, x64):
     """Of reals and fakes, with labels, a head and views of D's own: the same step to rounding, on one device or two."""
@@ -260,7 +260,7 @@ def test_in_one_pass_u_moves_once():
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_with_every_penalty_trains(loss):
     batch = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)}

@@ -331,7 +331,7 @@ def test_what_is_remembered_survives_a_resume(tmp_path):
     assert a.state.memory["penalty0"]["count"] == 8
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_conditional_samples_are_evaluated_with_their_labels(files, tmp_path, monkeypatch):
     """In the proportions of the training data; class-FD and the accuracy of labels are there."""
     path = tmp_path / "run"

@@ -117,7 +117,7 @@ def check_table(root, steps):
         assert float(row["w"]) == pytest.approx(wanted, rel=1e-5)
 
 
-WAYS = pytest.mark.parametrize("way", ["file", "module"])
+WAYS = pytest.mark.parametrize("way", ["file", pytest.param("module", marks=pytest.mark.slow)])
 
 
 def named(way, code):

@@ -137,7 +137,7 @@ def test_conv_transpose_4_2_1_doubles_and_adds_scaled_kernels(x64):
     np.testing.assert_array_equal(y, expected)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (3, None), (None, 4), (0, 0), (2, 1)])
 @pytest.mark.parametrize("operation", ["conv", "conv_transpose"])
 def test_vmap_is_a_loop(x64, operation, axes):

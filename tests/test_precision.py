@@ -52,7 +52,7 @@ FAST = ("article", "manual", "cnn", "ring8", "linear_regression", "burda")
 
 
 def cases(names):
-    return [n if n in FAST else pytest.param(n, marks=pytest.mark.medium) for n in names]
+    return [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +200,7 @@ def is_narrow(variable):
     return getattr(variable.aval, "dtype", None) == jnp.bfloat16
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", cases(NARROW))
 def test_beside_narrow_networks_everything_is_wide(name, color):
     """Of a step in bfloat16: state, metrics and sums of many terms are float32; networks are not."""

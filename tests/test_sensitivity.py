@@ -42,13 +42,13 @@ BLIND = {
 }
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("defect, metric", [(d, m) for d, ms in SEEN.items() for m in sorted(ms)])
 def test_defects_are_seen(sight, defect, metric):
     assert sight.sees(defect, metric), (sight.real[metric], sight.defects[defect][metric])
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("defect, metric", [(d, m) for d, ms in BLIND.items() for m in sorted(ms)])
 def test_blind_spots_are_where_the_docs_show_them(sight, defect, metric):
     assert not sight.sees(defect, metric), (sight.real[metric], sight.defects[defect][metric])
