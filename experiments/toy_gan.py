@@ -453,7 +453,7 @@ def ring2(cfg: Config, steps: int) -> cli.Experiment:
 
 _SOURCE = np.diag([1.0, 2.0, 0.5])
 _TARGET_MEAN = np.array([1.0, -0.5, 0.5])
-_TARGET = np.array([[1.0, 0.6, -0.3], [0.6, 2.0, 0.5], [-0.3, 0.5, 1.6]])
+_TARGET = np.array([[1.1, -0.2, 0.2], [-0.2, 0.5, 0.2], [0.2, 0.2, 3.0]])
 """Of ``gaussian3d``: the covariance of the latents; the mean and covariance of the data."""
 
 
