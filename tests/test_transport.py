@@ -536,9 +536,9 @@ def frechet_32(x, y):
 @pytest.mark.timeout(1800)
 def test_images_are_found_by_nearly_the_cheapest_map(optimized):
     """Of digits of 14 x 14 pixels: as good images as without transport, by a map that few can be cheaper than."""
-    from bpgan import data
+    from bpgan.data import known
 
-    train = data.load(data.parse("mnist14")).x.reshape(9000, -1) / 127.5 - 1
+    train = known.mnist14("train")[0].reshape(9000, -1) / 127.5 - 1
     z, found = np.asarray(jax.random.normal(jax.random.key(9), (1000, 196))), {}
     for penalty in ("", "--penalty=r1_fd=0.5+r2_fd=0.5+centering=0.01"):
         for seed in (0, 1):
