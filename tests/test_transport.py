@@ -462,10 +462,14 @@ def test_the_increasing_map_is_found(optimized):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_sectors_of_the_ring_are_found(optimized):
-    for found in members("--preset=afm2d", seeds=3):
-        assert found["same_mode"] > 0.6 and found["cost"] < 1.5 and found["modes"] == 8
-    for found in members("--preset=afm2d", f"--penalty={CONTROL}", seeds=3):
-        assert found["same_mode"] < 0.3 and found["cost"] > 2.5
+    """Of four GANs without transport one came as near as 1.47 of the least cost, by luck."""
+    for found in members("--preset=afm2d"):
+        assert found["same_mode"] > 0.9 and found["modes"] == 8
+        assert found["cost"] < 1.15 * found["cost/known"]
+    controls = members("--preset=afm2d", f"--penalty={CONTROL}")
+    assert all(found["cost"] > 1.3 * found["cost/known"] for found in controls)
+    assert max(found["same_mode"] for found in controls) < 0.8
+    assert np.median([found["same_mode"] for found in controls]) < 0.4
 
 
 @pytest.mark.slow
@@ -519,8 +523,11 @@ def test_a_flow_of_images_runs_resumes_and_says_how_far_it_moves(tmp_path, optim
                         "--penalty=r1_fd=0.5,share=4+centering=0.01+g.transport=0.2"]  # fmt: skip
             assert cli.run(*args, flags_of) == 0
         results[name] = json.loads((tmp_path / name / "result.json").read_text())
-    found = results["whole"]["metrics"]
-    assert found == results["resumed"]["metrics"] and found["g/gradient"] > 0
+    found, other = (
+        {name: x for name, x in results[run]["metrics"].items() if not name.startswith("time/")}
+        for run in ("whole", "resumed")
+    )
+    assert found == other and found["g/gradient"] > 0
     assert 0 < found["test/transport/known"] <= found["test/transport"]
 
 
