@@ -303,7 +303,7 @@ def test_losses_that_are_normalized():
     assert parse("hinge,normalized").normalization == (0.9, False)
     assert parse("hinge,normalized=0.5,debiased").normalization == (0.5, True)
     for text, said in {
-        "hinge,normalised": "after a loss, must be normalized or normalized=DECAY",
+        "hinge,normal": "after a loss, must be normalized or normalized=DECAY",
         "hinge,normalized=x": "after a loss, must be normalized or normalized=DECAY",
         "hinge,normalized=1": "must be a decay in",
         "hinge,debiased": "after a loss, must be normalized",
