@@ -158,6 +158,7 @@ class Config(cli.Config):
     )
     features: cli.Parsed[Make] = FEATURES
     n: int = cli.field(10_000, "samples of every run", low=10)
+    steps: int = cli.field(0, "of every run, in the place of its own length; 0: that", low=0)
 
     def idle(self) -> dict[str, str]:
         asked = ("metrics", "features", "n") if self.study.value.results else ()
@@ -191,6 +192,7 @@ def run(cfg: Config) -> None:
 def plan(cfg: Config, folder: pathlib.Path) -> dict[str, list[runs.PlannedRun]]:
     """The runs of every method by its name, all of them checked before the first one trains."""
     study, argv = cfg.study.value, [f"--dataset={cfg.dataset}"]
+    argv += [f"--steps={cfg.steps}"] if cfg.steps else []
     planned = {}
     for arm in study.arms:
         seeds = cfg.seeds.value or arm.seeds or study.seeds
