@@ -61,6 +61,7 @@ def shapes_of_a_step(cfg):
 SIZES = {name: (64, 3) for name in image_gan.PRESETS if "64" in name} | {
     name: (28, 1) for name in image_gan.PRESETS if "28" in name or name == "smoke"
 }
+SIZES["afm14"] = (14, 1)
 
 
 @pytest.mark.medium

@@ -12,6 +12,7 @@ from checks import gans
 from checks import losses as check_losses
 from checks import networks as check_networks
 from checks import penalties as check_penalties
+from checks import transport as check_transport
 
 import bpgan.algorithms.gan
 import bpgan.algorithms.turns
@@ -68,6 +69,31 @@ MUTANTS = {
                                                  "return kernel.reshape(kernel.shape[0], -1)", "spectral"),
     "spectral norm one iteration late": (bpgan.nets.spectral, "return _product(v, _product(matrix, u))",
                                          "return _product(v, _product(matrix, unit(jnp.ones_like(u))))", "spectral"),
+    "finite differences not divided by their step": (bpgan.penalties, "(2 * sigma if central else sigma)", "1.0",
+                                                     "r1_fd"),
+    "half of a finite difference twice": (bpgan.penalties, "return 0.5 * sum(squares", "return 0.25 * sum(squares",
+                                          "r1_fd"),
+    "finite differences at the reals alone": (bpgan.penalties, "del real\n    return _differences(critic, fake, key",
+                                              "return _differences(critic, real, key", "r2_fd"),
+    "logits compared and not centered": (bpgan.penalties, "jnp.square(real + fake), memory",
+                                         "jnp.square(real - fake), memory", "centering"),
+    "logits centered on average alone": (bpgan.penalties, "jnp.square(real + fake), memory",
+                                         "jnp.square(real + fake).mean() + 0 * real, memory", "centering"),
+    "transport to the mean latent": (bpgan.penalties, "moved = fake - z.reshape(fake.shape).astype(fake.dtype)",
+                                     "moved = fake - z.reshape(fake.shape).mean(0, keepdims=True)", "transport"),
+    "transport summed over the numbers of a sample": (bpgan.penalties, "return jnp.mean(jnp.square(moved)",
+                                                      "return jnp.sum(jnp.square(moved)", "transport"),
+    "transport normalized as well": (bpgan.algorithms.gan,
+                                     'return _penalized(setting, "g", now, seen, value, metrics, memory)',
+                                     "root = metrics.get('gradient', 1.0); out, aux = _penalized(setting, 'g', now,"
+                                     " seen, value, metrics, memory); return value + (out - value) / root, aux",
+                                     "normalized"),
+    "average of squares not saved": (bpgan.algorithms.gan, "value, memory[NORMALIZATION], metrics[\"gradient\"] =",
+                                     "value, _, metrics[\"gradient\"] =", "normalized"),
+    "average of squares without their number": (bpgan.algorithms.gan, "slope.size * jnp.sum(", "jnp.sum(",
+                                                "normalized"),
+    "gradient divided by the average before it": (bpgan.algorithms.gan, "else kept)\n    slope =",
+                                                  "else now.memory[NORMALIZATION])\n    slope =", "normalized"),
     "G does not move": (bpgan.algorithms.turns, "players[turn.player], kept, metrics[turn.player] = moved",
                         "players, kept, metrics[turn.player] = {**players, 'd': moved[0]}, *moved[1:]", "dirac"),
 }  # fmt: skip
@@ -99,6 +125,14 @@ def check(module: types.ModuleType, target: str) -> None:
         check_penalties.check_on_quadratic_critic(target, module.PENALTIES[target])
     elif target == "gp":
         check_penalties.check_gradient_penalty(module.PENALTIES["wgan_gp"])
+    elif target in ("r1_fd", "r2_fd"):
+        check_transport.check_differences(target, module.PENALTIES[target])
+    elif target == "centering":
+        check_transport.check_centering(module.PENALTIES[target])
+    elif target == "transport":
+        check_transport.check_transport(module.G_PENALTIES[target])
+    elif target == "normalized":
+        check_transport.check_normalized(module)
     elif target == "lazy":
         gans.check_lazy_penalty(trained_by(module))
     elif target == "spectral":

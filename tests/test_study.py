@@ -41,7 +41,7 @@ def start(tmp_path, *flags):
     [
         (
             ["--study=privat"],
-            "--study=privat: must be one of private, pairs, domains, smoke, or module:name",
+            "--study=privat: must be one of private, pairs, domains, transport, smoke, or module:name",
         ),
         (["--study={mine}:OTHER"], "is int, must be a Study"),
         (["--study={mine}:BAD"], "error: no lr: --lr=-1: "),

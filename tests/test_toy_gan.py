@@ -381,7 +381,7 @@ def test_runs_draw_pictures_and_resume(tmp_path, preset):
     """Every problem runs, draws a colored picture, and goes on from its checkpoint."""
     flags = [f"--preset={preset}", "--batch_size=16", f"--workdir={tmp_path}", "--notensorboard",
              "--log_every=2", "--sample_every=2", "--checkpoint_every=2", "--lr=0.01"]  # fmt: skip
-    flags += ["--width=8"] if preset in ("ring8", "grid25", "smoke") else []
+    flags += ["--width=8"] if preset in ("ring8", "grid25", "afm1d", "afm2d", "smoke") else []
     args = toy_gan.Config, toy_gan.build, toy_gan.PRESETS
     assert cli.run(*args, [*flags, "--steps=4"]) == 0
     assert cli.run(*args, [*flags, "--steps=6"]) == 0
