@@ -91,8 +91,9 @@ _positive = functools.partial(optim.parse, low=0.0)
 
 def _condition(text: str) -> Condition:
     how, equals, weight = text.partition("=")
-    if how not in ("none", *architecture.CONDITIONS) or (equals and how not in AUXILIARY):
-        plain = [how for how in architecture.CONDITIONS if how not in AUXILIARY]
+    ways = architecture.ALL_CONDITIONS
+    if how not in ("none", *ways) or (equals and how not in AUXILIARY):
+        plain = [how for how in ways if how not in AUXILIARY]
         raise ValueError(
             f"must be none, {', '.join(plain)}, or one of {', '.join(AUXILIARY)} with =WEIGHT"
         )
@@ -121,7 +122,7 @@ class Config(cli.RunConfig):
     )
     condition: cli.Parsed[Condition] = cli.field(
         "none",
-        "on labels: none, or how D does it: concat, projection, acgan=WEIGHT, d2d=WEIGHT",
+        "on labels: none, or how D does it: concat, projection, modulation, acgan=WEIGHT, d2d=WEIGHT, ucd=WEIGHT",
         parse=_condition,
     )
     loss: cli.Parsed[AdversarialLoss] = cli.field(
@@ -408,8 +409,8 @@ def make_networks(cfg: Config, images: data.Dataset, axis_name: str | None) -> t
         raise UserError(reason, argument="condition", value=cfg.condition, beside=["dataset"])
     nets = []
     for net, example in zip(cfg.net.value, ((1, cfg.latents.value.dim), (1, *shape)), strict=True):
-        if classes and how not in net.network.conditions:
-            allowed = ", ".join(("none", *net.network.conditions))
+        if classes and how not in net.conditions:
+            allowed = ", ".join(("none", *net.conditions))
             reason = f"{net.name} as {net.player.upper()} does not take labels so; must be"
             reason += f" {allowed}" if allowed == "none" else f" one of {allowed}"
             raise UserError(reason, argument="condition", value=cfg.condition, beside=["net"])

@@ -352,7 +352,7 @@ def g_objective(setting: Setting, now: Now) -> tuple[jax.Array, Aux]:
     seen = g_passes(setting, now)
     value = jnp.mean(setting.loss.g(*seen.logits))
     metrics: Metrics = {"loss": value}
-    if setting.condition.auxiliary:
+    if setting.condition.auxiliary and setting.condition.auxiliary.for_g:
         metrics["auxiliary"] = auxiliary_loss(setting, now, seen, seen.heads[1:])
         value += metrics["auxiliary"]
     return _penalized(setting, "g", now, seen, value, metrics, {})
