@@ -192,6 +192,19 @@ _COLOR = dict(
     checkpoint_every="2000",
 )
 
+# Both players of transformers, noise of the images' size, as in one-step adversarial flow, here without its transport.
+_VIT = dict(
+    condition="modulation",
+    lr="1e-4",
+    betas="0,0.9",
+    penalty="r1=0.5+r2=0.5",
+    ema="1.8e6",
+    batch_size=256,
+    log_every="1ep",
+    sample_every="10ep",
+    checkpoint_every="20ep",
+)
+
 PRESETS = {
     "lite28": dict(
         epochs=7.0,
@@ -260,6 +273,36 @@ PRESETS = {
         log_every="5ep",
         sample_every="50ep",
         checkpoint_every="50ep",
+    ),
+    "vit28-tiny": dict(
+        net="vit:96,depth=4,heads=4,patch=7,qknorm/lite:24",
+        epochs=7.0,
+        log_every="0.25ep",
+        sample_every="1ep",
+        checkpoint_every="1ep",
+    ),
+    "vit28": dict(
+        _VIT,
+        net="vit:192,depth=6,heads=6,patch=4,qknorm",
+        latents="normal:784",
+        epochs=200.0,
+    ),
+    "vit32": dict(
+        _VIT,
+        net="vit:256,depth=8,heads=8,patch=4,qknorm",
+        latents="normal:3072",
+        augment="bgc@0.3",
+        flip=True,
+        epochs=500.0,
+    ),
+    "vit64": dict(
+        _VIT,
+        net="vit:384,depth=12,heads=6,patch=8,qknorm",
+        latents="normal:12288",
+        condition="none",
+        augment="bgc@0.3",
+        flip=True,
+        epochs=500.0,
     ),
     "sngan-32": dict(
         _CIFAR,

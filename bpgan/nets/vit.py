@@ -181,7 +181,8 @@ class _Transformer(nn.Module, kw_only=True):
 
     def _places(self, grid: tuple[int, int]) -> tuple[Tokens, Any]:
         """Fixed positions ``[1, t, f]``, and the angles, if queries and keys are turned."""
-        angles = grid_angles(*grid, self.width // self._heads()) if self.rope else None
+        head = self.width // self._heads()
+        angles = grid_angles(*grid, head) if self.rope else None
         return grid_positions(*grid, self.width)[None].astype(self.dtype), angles
 
 
