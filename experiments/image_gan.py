@@ -24,6 +24,9 @@ Presets: each with its --dataset, FASHION being idx:/usr/share/datasets/fashion-
                     in EffNet features on 5,202 sprites of a game, three seeds; of real ones 10.5; 9 minutes.
          lite64     folder:PATH,size=64. The same for 64 pixels. Measured: FD 47.4 on the same sprites, one seed; of
                     real ones 13.6; 28 minutes.
+         afm14      mnist14. One-step adversarial flow by perceptrons: noise of the images' shape to images, by the
+                    cheapest map (docs/flows.md). A minute.
+         afm28      FASHION. lite28's networks and penalties, as a one-step adversarial flow.
          r3-28      FASHION. R3GAN for 28 gray pixels, schedules over a tenth of the run. For a GPU; not measured.
          r3-32      tfds:cifar10. R3GAN: gamma 0.05 to 0.005, Adam (0, 0.9 to 0.99), 2e-4 to 5e-5, over 20 of 200
                     million images. The paper's stages have 768 channels each, these 256, 256, 192 and 128, and its
@@ -51,14 +54,16 @@ Papers:  Huang et al. 2025, arXiv:2501.05441 (R3GAN); Miyato et al. 2018, arXiv:
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from bpgan import cli, data, losses, optim, penalties
+from bpgan import cli, data, losses, metrics, optim, penalties
 from bpgan.algorithms import game, gan
 from bpgan.algorithms.latents import Latents
 from bpgan.augment import Planned
@@ -67,7 +72,7 @@ from bpgan.evaluation.monitor import monitor
 from bpgan.losses import AUXILIARY, LOSSES
 from bpgan.nets import architecture, storage_dtype, truncated
 from bpgan.privacy.canaries import Canaries
-from bpgan.types import AdversarialLoss, Net, UserError
+from bpgan.types import AdversarialLoss, Algorithm, Net, UserError
 
 
 class Condition(NamedTuple):
@@ -126,11 +131,15 @@ class Config(cli.RunConfig):
         parse=_condition,
     )
     loss: cli.Parsed[AdversarialLoss] = cli.field(
-        "relativistic", "adversarial loss", choices=LOSSES, parse=losses.parse
+        "relativistic",
+        "adversarial loss; G's gradient normalized with ,normalized or ,normalized=DECAY",
+        choices=LOSSES,
+        parse=losses.parse,
     )
     penalty: cli.Parsed[penalties.Terms] = cli.field(
         "r1=0.3/4+r2=0.3/4",
-        "none, or a sum of NAME=WEIGHT/EVERY; for G g.NAME; clip=BOUND clips D's weights",
+        "none, or a sum of NAME=WEIGHT/EVERY, with options as in r1_fd=0.5,share=4; for G g.NAME; clip=BOUND clips D's"
+        " weights",
         choices=penalties.forms,
         parse=penalties.parse,
     )
@@ -192,13 +201,15 @@ _COLOR = dict(
     checkpoint_every="2000",
 )
 
-# Both players of transformers, noise of the images' size, as in one-step adversarial flow, here without its transport.
+# One-step adversarial flow by transformers. Half of images in the average: 256 log(1/2) / log(0.9999).
 _VIT = dict(
     condition="modulation",
+    loss="relativistic,normalized",
+    penalty="r1_fd=0.5,share=4+r2_fd=0.5,share=4+centering=0.01+g.transport=cosine:0.2:0.005",
     lr="1e-4",
     betas="0,0.9",
-    penalty="r1=0.5+r2=0.5",
-    ema="1.8e6",
+    ema="warmup:0.01:1.8e6",
+    flip=True,
     batch_size=256,
     log_every="1ep",
     sample_every="10ep",
@@ -230,6 +241,25 @@ PRESETS = {
     ),
     "lite32": dict(_COLOR, lr="cosine:4e-3:1e-4", steps=20_000),
     "lite64": dict(_COLOR, lr="cosine:2e-3:5e-5", steps=12_000),
+    "afm14": dict(
+        dataset="mnist14",
+        net="mlp:256,layers=2,linear/mlp:256,layers=2",
+        latents="normal:196",
+        loss="relativistic,normalized",
+        penalty="r1_fd=0.5+r2_fd=0.5+centering=0.01+g.transport=cosine:0.2:0.005",
+        lr="5e-4",
+        betas="0,0.9",
+        steps=3000,
+    ),
+    "afm28": dict(
+        latents="normal:784",
+        loss="relativistic,normalized",
+        penalty="r1=0.3/4+r2=0.3/4+centering=0.01+g.transport=cosine:0.2:0.005",
+        epochs=7.0,
+        log_every="0.25ep",
+        sample_every="1ep",
+        checkpoint_every="1ep",
+    ),
     "r3-28": dict(
         net="r3gan:2",
         precision="bfloat16",
@@ -285,14 +315,13 @@ PRESETS = {
         _VIT,
         net="vit:192,depth=6,heads=6,patch=4,qknorm",
         latents="normal:784",
+        flip=False,
         epochs=200.0,
     ),
     "vit32": dict(
         _VIT,
         net="vit:256,depth=8,heads=8,patch=4,qknorm",
         latents="normal:3072",
-        augment="bgc@0.3",
-        flip=True,
         epochs=500.0,
     ),
     "vit64": dict(
@@ -300,8 +329,6 @@ PRESETS = {
         net="vit:384,depth=12,heads=6,patch=8,qknorm",
         latents="normal:12288",
         condition="none",
-        augment="bgc@0.3",
-        flip=True,
         epochs=500.0,
     ),
     "sngan-32": dict(
@@ -395,10 +422,17 @@ def check(cfg: Config, axis_name: str | None) -> None:
         reason += f" and an {' or '.join(energies)} as D need each other, as in"
         reason += f" `net=dcgan/{energies[0]}`"
         raise UserError(reason, argument="loss", value=cfg.loss, beside=["net"])
+    if loss.normalization and cfg.rule.value:
+        reason = f"`rule={cfg.rule}` differentiates the gradient; must not be normalized"
+        raise UserError(reason, argument="loss", value=cfg.loss, beside=["rule"])
+    cfg.penalty.value.check_precision(cfg.precision)
     if cfg.penalty.value.clip and cfg.rule.value and cfg.rule.value.remembers:
         reason = f"the steps of `rule={cfg.rule}` go beyond the bound; another rule keeps it"
         raise UserError(reason, argument="penalty", value=penalties.CLIP, beside=["rule"])
     for term in cfg.penalty.value.terms:
+        if term.penalty.of_latents and cfg.truncation:
+            reason = f"{term} makes G a map of all latents to all data; must be 0"
+            raise UserError(reason, argument="truncation", value=cfg.truncation, beside=["penalty"])
         if reason := _misfit(term, choices.g if term.player == "g" else choices.d):
             raise UserError(reason, argument="penalty", value=str(term), beside=["net"])
 
@@ -439,6 +473,16 @@ def _check_batches(cfg: Config, axis_name: str | None) -> None:
             refuse("parallel", f"must be jit with `rule={cfg.rule}`", "rule")
 
 
+def _check_latents(cfg: Config, shape: tuple[int, ...]) -> None:
+    """Raises a UserError where a penalty compares images with latents of another size."""
+    dim, size = cfg.latents.value.dim, math.prod(shape)
+    for term in cfg.penalty.value.terms:
+        if term.penalty.of_latents and dim != size:
+            reason = f"{term} compares them with images of {size} numbers; must be"
+            reason += f" {cfg.latents.value.kind}:{size}"
+            raise UserError(reason, argument="latents", value=cfg.latents, beside=["penalty"])
+
+
 def make_networks(cfg: Config, images: data.Dataset, axis_name: str | None) -> tuple[Net, Net, int]:
     """Both players, of which it is known that they take such images, and the classes of their labels.
 
@@ -450,6 +494,7 @@ def make_networks(cfg: Config, images: data.Dataset, axis_name: str | None) -> t
     if classes == 1:
         reason = f"`dataset={cfg.dataset}` has no labels; must be none"
         raise UserError(reason, argument="condition", value=cfg.condition, beside=["dataset"])
+    _check_latents(cfg, shape)
     nets = []
     for net, example in zip(cfg.net.value, ((1, cfg.latents.value.dim), (1, *shape)), strict=True):
         if classes and how not in net.conditions:
@@ -497,6 +542,35 @@ def average_of(cfg: Config, steps: int) -> optim.Schedule | None:
     return None if half_life == 0 else optim.half_life(half_life, cfg.batch_size, ramp)
 
 
+PAIRS = 1000
+"""Latents of which it is measured how far G moves them: their best assignment takes a second."""
+
+
+def transport_of(algorithm: Algorithm, state: Any) -> dict[str, float]:
+    """``mean |G(z) - z|^2 / n`` over ``PAIRS`` latents of n numbers, and the least of any map with these samples."""
+    assert algorithm.latents is not None
+    z = algorithm.latents(jax.random.key(0), PAIRS)
+    generator, classes = algorithm.networks["generator"], algorithm.classes
+    labels = (jnp.arange(PAIRS) % classes,) if classes else ()
+    x = generator.apply(generator.variables(state), z, *labels)
+    x, z = (np.asarray(each, np.float32).reshape(PAIRS, -1) for each in (x, z))
+    n = z.shape[1]
+    return {
+        "transport": metrics.squared_distance(x, z) / n,
+        "transport/known": metrics.assigned_distance(x, z) / n,
+    }
+
+
+def _measuring_transport(experiment: cli.Experiment) -> cli.Experiment:
+    """The experiment, at whose end it is measured, too, how far G moves its latents."""
+    inner, evaluate = experiment.algorithm, experiment.evaluate
+
+    def both(state: Any) -> dict[str, float]:
+        return {**(evaluate(state) if evaluate else {}), **transport_of(inner, state)}
+
+    return experiment._replace(evaluate=both)
+
+
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     """The GAN that ``cfg`` describes, and its data."""
     check(cfg, axis_name)
@@ -539,7 +613,9 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     )
     frame = cli.columns_of(classes, images.class_names)
     experiment = cli.Experiment(algorithm, source, title=images.summary(), frame=frame)
-    return monitor(experiment, cfg.dataset, held, seed=cfg.seed)
+    experiment = monitor(experiment, cfg.dataset, held, seed=cfg.seed)
+    of_their_shape = cfg.latents.value.dim == math.prod(images.shape)
+    return _measuring_transport(experiment) if of_their_shape else experiment
 
 
 if __name__ == "__main__":

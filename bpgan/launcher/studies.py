@@ -29,9 +29,11 @@ class Study(NamedTuple):
       seeds: of every method.
       results: names of the numbers, without ``test/``, that a run measures itself at its end: the columns of the table,
         in the place of an evaluation of samples.
+      beside: names of such numbers that stand beside those of the samples.
     """
 
     says: str
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     results: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
