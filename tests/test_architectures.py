@@ -360,6 +360,21 @@ def test_the_projection_is_the_product_with_the_features():
     )
 
 
+def test_the_logit_of_ucd_is_the_label_s_and_permutes_with_the_classes():
+    net, x = linen_net(Linear("ucd")), normal(0, 3, 4, dtype=np.float32)
+    params = net.init(jax.random.key(0), x, LABELS)["params"]
+    assert set(params) == {"classes0"}
+    params["classes0"]["bias"] = jnp.arange(3.0)
+    expected = x @ params["classes0"]["kernel"] + np.arange(3.0).reshape(1, 3)
+    logits, of_classes = net.apply({"params": params}, x, LABELS[::-1], train=True)[0]
+    np.testing.assert_allclose(of_classes, expected, rtol=1e-5)
+    np.testing.assert_array_equal(logits, of_classes[jnp.arange(3), LABELS[::-1]])
+    order = jnp.array([1, 2, 0])  # class i is called order[i] from now on
+    renamed = jax.tree.map(lambda p: p[..., jnp.argsort(order)], params)
+    again, _ = net.apply({"params": renamed}, x, order[LABELS[::-1]], train=True)[0]
+    np.testing.assert_allclose(again, logits, rtol=1e-6)
+
+
 def test_the_d2d_embedding_and_proxies_have_unit_norm():
     net, x = linen_net(Linear("d2d")), normal(0, 4, 4, dtype=np.float32)
     labels = jnp.array([0, 1, 2, 2])
