@@ -260,8 +260,9 @@ class Discriminator(_Transformer):
         places, angles = self._places(_grid(x.shape[1:3], patch))
         x = patchify(x.astype(self.dtype), patch)
         x = tokenwise("patches", self.width, x, kernel_init=xavier(), dtype=self.dtype) + places
-        token = self.param("token", _SMALL, (1, 1, self.width), storage_dtype(self.dtype))
-        token = jnp.broadcast_to(token.astype(self.dtype), (len(x), 1, self.width))
+        token = self.param("token", _SMALL, (self.width,), storage_dtype(self.dtype))
+        token = token.astype(self.dtype).reshape(1, 1, -1)
+        token = jnp.broadcast_to(token, (len(x), 1, self.width))
         x = jnp.concatenate([token, x], axis=1)
         if angles is not None:  # that token has no place
             angles = jnp.pad(angles, ((1, 0), (0, 0)))
