@@ -34,8 +34,8 @@ Presets: each with its --dataset, FASHION being idx:/usr/share/datasets/fashion-
          r3-64      folder:PATH,size=64, such as FFHQ. R3GAN: gamma 2 to 0.2, average over 0.5 million images. The
                     paper's networks are wider; its FID is 1.95. For a GPU; not measured.
          vit28-tiny  FASHION. lite28 with a transformer as G, on patches of 7 pixels; the latents modulate its blocks.
-                    Measured on mnist10k after 1,000 steps, one seed, when it still improved. Measured: FD 353, of real
-                    images 12, of an untrained G 2474.
+                    Measured: on mnist10k after 1,000 steps, when it still got better, FD 353 of 1,000 samples, one
+                    seed; of real ones 12, of an untrained G 2474.
          vit28      FASHION. One-step adversarial flow by transformers, conditional: noise of the images' shape to
                     images. For a GPU; not measured.
          vit32      tfds:cifar10. The same for 32 pixels, mirrored. For a GPU; not measured.
