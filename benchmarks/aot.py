@@ -231,6 +231,7 @@ def programs() -> dict[str, Case]:
         "stylegan2-256": run(
             "image_gan", "--preset=stylegan2-32", "--batch_size=8", c256, several=False, tpu=False
         ),
+        "vit28": run("image_gan", "--preset=vit28"),
         "sweep-32": sweep(32, "mnist_gan", "--preset=article"),
         "vae": run("vae"),
         "classifier": run("classifier")._replace(flops=0.25),  # pooling is not a product

@@ -17,6 +17,7 @@ from checks.networks import (
     modules,
     normal,
     size,
+    stirred,
     tiny,
 )
 from flax import linen as nn
@@ -247,7 +248,8 @@ def test_what_the_table_says_of_a_network_is_true(name, player):
         choice = parse(f"{text}/mlp").g if player == "g" else parse(f"mlp/{text}").d
         assert choice.size == architecture.size
         net = choice.make(shape, dtype=jnp.float32)
-        x = jnp.zeros((2, 64) if player == "g" else (2, *shape))
+        latents = 32 * 32 * 3 if option == "residual" else 64  # it subtracts from noise
+        x = jnp.zeros((2, latents) if player == "g" else (2, *shape))
         variables = jax.eval_shape(net.init, jax.random.key(0), x)
         y, _ = jax.eval_shape(lambda v, net=net, x=x: net.apply(v, x, train=True), variables)
         assert y.shape == ((2, *shape) if player == "g" else (2,))
@@ -294,10 +296,7 @@ def test_generators_heed_labels(name, options):
     def images(key):
         variables = net.init(key, z, LABELS)
         # Tables of the norms are the same for all classes at the start.
-        params = jax.tree.map(
-            lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size)).reshape(p.shape), variables["params"]
-        )
-        variables = {**variables, "params": params}
+        variables = stirred(variables)
         return [
             net.apply(variables, z, labels, train=False)[0] for labels in (LABELS, LABELS[::-1])
         ]
@@ -320,12 +319,13 @@ def test_every_discriminator_has_every_head(name):
     assert scores("projection") == (2,)
     assert scores("acgan") == ((2,), (2, 3))
     assert scores("d2d") == ((2,), ((2, 5), (2, 5)))
+    assert scores("ucd") == ((2,), (2, 3))
     with pytest.raises(ValueError, match="classes=3: needs integer labels"):
         shapes(tiny(name, "Discriminator", classes=3), (8, 8, 1), labels=False)
 
 
 def test_half_precision_heads_are_wide():
-    for head in ("projection", "acgan", "d2d"):
+    for head in ("projection", "acgan", "d2d", "ucd"):
         module = resnet.Discriminator((8,), 1, classes=3, head=head, dtype=jnp.bfloat16)
         variables, scores, _ = shapes(module, (8, 8, 1))
         assert {a.dtype for a in jax.tree.leaves((variables, scores))} == {jnp.dtype("float32")}
@@ -360,6 +360,21 @@ def test_the_projection_is_the_product_with_the_features():
     )
 
 
+def test_the_logit_of_ucd_is_the_label_s_and_permutes_with_the_classes():
+    net, x = linen_net(Linear("ucd")), normal(0, 3, 4, dtype=np.float32)
+    params = net.init(jax.random.key(0), x, LABELS)["params"]
+    assert set(params) == {"classes0"}
+    params["classes0"]["bias"] = jnp.arange(3.0)
+    expected = x @ params["classes0"]["kernel"] + np.arange(3.0).reshape(1, 3)
+    logits, of_classes = net.apply({"params": params}, x, LABELS[::-1], train=True)[0]
+    np.testing.assert_allclose(of_classes, expected, rtol=1e-5)
+    np.testing.assert_array_equal(logits, of_classes[jnp.arange(3), LABELS[::-1]])
+    order = jnp.array([1, 2, 0])  # class i is called order[i] from now on
+    renamed = jax.tree.map(lambda p: p[..., jnp.argsort(order)], params)
+    again, _ = net.apply({"params": renamed}, x, order[LABELS[::-1]], train=True)[0]
+    np.testing.assert_allclose(again, logits, rtol=1e-6)
+
+
 def test_the_d2d_embedding_and_proxies_have_unit_norm():
     net, x = linen_net(Linear("d2d")), normal(0, 4, 4, dtype=np.float32)
     labels = jnp.array([0, 1, 2, 2])
@@ -382,7 +397,7 @@ def test_conditional_discriminators_meet_gradient_penalties(name):
     x = normal(0, 3, 8, 8, 1, dtype=np.float32)
 
     def gradients(key):
-        variables = net.init(key, x, LABELS)
+        variables = stirred(net.init(key, x, LABELS))
 
         def r1(params):
             def weighed(x):

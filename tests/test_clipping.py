@@ -11,7 +11,7 @@ from jax import lax
 
 from bpgan.algorithms import gan, turns
 from bpgan.losses import AUXILIARY, LOSSES
-from bpgan.nets import dcgan, layers, linen_net, mlp, r3gan
+from bpgan.nets import dcgan, layers, linen_net, mlp, r3gan, vit
 from bpgan.penalties import PENALTIES, weighted
 from bpgan.privacy import clipping
 from bpgan.types import Net, UserError
@@ -63,6 +63,9 @@ def discriminators(dtype):
             dcgan.Discriminator((4,), 3, 5, classes=CLASSES, head="acgan", **kind), (), "acgan", True,
         ),
         "grouped": (r3gan.Discriminator((32, 16), 1, **kind), (r1,), None, False),
+        "transformer": (
+            vit.Discriminator(width=8, depth=1, heads=2, patch=4, classes=CLASSES, **kind), (), None, True,
+        ),
         "spectral": (Spectral(**kind), (), None, False),
         "tied": (tied(dtype), (), None, False),
     }  # fmt: skip

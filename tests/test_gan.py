@@ -17,6 +17,7 @@ from checks.gans import (
     run,
     trajectory,
 )
+from checks.networks import close, compiled
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -403,30 +404,32 @@ def test_average_by_half_life(trees_equal):
     )
 
 
-def labeled(head, **options):
+def labeled(head, weight=0.5, **options):
     g = mlp.Generator(shape=(2,), widths=(8,), classes=3)
     d = mlp.Discriminator(widths=(8,), classes=3, head=head, embedding=4)
     return gan.make(
         gan.Networks(linen_net(g), linen_net(d), gan.normal_latents(3), (2,)),
         LOSSES["hinge"],
         gan.Optimizers(optax.sgd(0.1), optax.sgd(0.1)),
-        condition=gan.Condition(3, AUXILIARY.get(head), 0.5),
+        condition=gan.Condition(3, AUXILIARY.get(head), weight),
         **options,
     )
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("head", ["projection", "acgan", "d2d"])
+@pytest.mark.parametrize("head", ["projection", "acgan", "d2d", "ucd"])
 def test_conditional_players_heed_labels(head):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)
     y = jnp.asarray(np.arange(8) % 3, jnp.uint8)
     algorithm = labeled(head, penalties=[weighted(0.1, PENALTIES["r1"])])
     state, metrics = run(algorithm, 2, {"x": x, "y": y})
     other, _ = run(algorithm, 2, {"x": x, "y": (y + 1) % 3})
+    last = "classes0" if head == "ucd" else "dense0"
     assert not np.allclose(
-        state.players["d"].params["dense0"]["kernel"], other.players["d"].params["dense0"]["kernel"]
+        state.players["d"].params[last]["kernel"], other.players["d"].params[last]["kernel"]
     )
-    assert ("d/auxiliary" in metrics) == ("g/auxiliary" in metrics) == (head != "projection")
+    assert ("d/auxiliary" in metrics) == (head != "projection")
+    assert ("g/auxiliary" in metrics) == (head in ("acgan", "d2d"))
     z = algorithm.sample(state, jax.random.key(4), 6)
     np.testing.assert_array_equal(
         z, algorithm.sample(state, jax.random.key(4), 6, jnp.arange(6) % 3)
@@ -446,6 +449,31 @@ def test_auxiliary_loss_is_that_of_the_heads():
     np.testing.assert_allclose(metrics["d/auxiliary"], 0.5 * 2 * np.log(3), rtol=1e-6)
     np.testing.assert_allclose(metrics["g/auxiliary"], 0.5 * np.log(3), rtol=1e-6)
     np.testing.assert_allclose(metrics["d/loss"], 2.0, rtol=1e-6)
+
+
+def test_only_the_discriminator_of_ucd_classifies():
+    """With D = 0, in closed form; and G's update is the same at any weight, D's is not."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(9, 2)), jnp.float32)
+    y = jnp.asarray(np.arange(9) % 3, jnp.int32)
+
+    def step(weight, key):
+        algorithm = labeled("ucd", weight, rule=game.RULES["simultaneous"])
+        state = algorithm.init(key)
+        still = at(state, d=jax.tree.map(jnp.zeros_like, state.players["d"].params))
+        batch = {"x": x, "y": y}
+        moved, _ = algorithm.step(state, batch, jax.random.key(1))
+        _, metrics = algorithm.step(still, batch, jax.random.key(1))
+        return {name: player.params for name, player in moved.players.items()}, metrics
+
+    (light, metrics), (heavy, _) = compiled(
+        lambda key: [step(weight, key) for weight in (0.5, 2.0)]
+    )(jax.random.key(0))
+    np.testing.assert_allclose(metrics["d/auxiliary"], 0.5 * 2 * np.log(3), rtol=1e-6)
+    np.testing.assert_allclose(metrics["d/loss"], 2.0, rtol=1e-6)
+    assert "g/auxiliary" not in metrics
+    close(light["g"], heavy["g"], 1e-6)
+    kernels = [each["d"]["classes0"]["kernel"] for each in (light, heavy)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
 
 
 @pytest.mark.medium

@@ -10,6 +10,7 @@ this package only the feature nets of ``metrics.features`` import flax.
 ``spectral``               kernels divided by their largest singular values, all of a network at once
 ``sizes``                  what an image's size makes of a network
 ``layers``                 Linen layers
+``attention``              positions, attention, the sublayers of transformers
 ``blocks``, ``heads``      residual blocks; what conditional discriminators return
 ``wrappers``               modules as pure functions, and networks made of networks
 ``architecture``           the table of architectures, and what is true of each
@@ -17,6 +18,7 @@ this package only the feature nets of ``metrics.features`` import flax.
 ``cnn``                    the plain networks of the spectral norm's paper, StudioGAN's DCGAN
 ``resnet``, ``biggan``     residual networks with spectral norm: SNGAN, SAGAN, BigGAN
 ``r3gan``                  residual networks without norms
+``vit``                    transformers over patches
 ``stylegan2``              a mapping, and convolutions that it modulates
 ``vae``                    encoders
 ``unet``, ``translator``   images made of images: U-Net, residual networks

@@ -118,8 +118,9 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.nets": Room(
         "convolutions, layers, architectures",
         "sharding lookup types",
-        "(biggan cnn dcgan mlp patchgan r3gan resnet stylegan2 translator unet) architecture (blocks heads text vae)"
-        " (layers wrappers) (conv resample sizes spectral) (conv_cpu primitives) winograd",
+        "(biggan cnn dcgan mlp patchgan r3gan resnet stylegan2 translator unet vit) architecture"
+        " (blocks heads text vae) attention (layers wrappers)"
+        " (conv resample sizes spectral) (conv_cpu primitives) winograd",
     ),
     "bpgan.losses": Room("what the players minimize", "lookup types"),
     "bpgan.penalties": Room("gradient penalties and other regularizers", "optim lookup types"),
