@@ -112,6 +112,11 @@ class Choice(NamedTuple):
         return network.mixes_examples and not self.options.get(network.mixes_unless)
 
     @property
+    def width(self) -> int:
+        """The size N where it is a width, such as of channels; 0 where it is another number, or there is none."""
+        return 0 if self.architecture.size_of.startswith("blocks") else self.size
+
+    @property
     def kernels(self) -> str:
         """What the kernels are, if not matrices."""
         return self.architecture.kernels
