@@ -34,6 +34,14 @@ def parse(text: str) -> float | None:
     return sigma
 
 
+def check(sigma: float) -> None:
+    """Raises a UserError for a relative width that no average has."""
+    try:
+        optim.exponent_of(sigma)
+    except ValueError as error:
+        raise UserError(str(error), argument="ema", value=sigma) from None
+
+
 class Reconstruction(NamedTuple):
     """How an average was had.
 

@@ -109,6 +109,8 @@ def restore(
     """
     from bpgan.runtime import records, remote
 
+    if ema is not None:
+        averages.check(ema)
     if remote.is_url(workdir):
         checkpoints = which if which.isdecimal() and ema is None else True
         with remote.visited(workdir, remote.in_run(checkpoints=checkpoints)) as copy:

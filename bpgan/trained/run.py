@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bpgan import cli, optim
+from bpgan import cli
 from bpgan.cli import saved
 from bpgan.runtime import distributed, records, remote
 from bpgan.types import Algorithm, UserError
@@ -305,11 +305,6 @@ def load(
         cli.parse_checkpoint(which)
     except ValueError as error:
         raise UserError(str(error), argument="checkpoint", value=checkpoint) from None
-    if ema is not None:
-        try:
-            optim.exponent_of(ema)
-        except ValueError as error:
-            raise UserError(str(error), argument="ema", value=ema) from None
     checkpoints = which if which.isdecimal() and ema is None else True
     wanted, small = remote.in_run(checkpoints=checkpoints), remote.in_run()
     with contextlib.ExitStack() as stack:
