@@ -90,7 +90,7 @@ def plan(sigmas: Sequence[float | None], steps: Sequence[int], sigma: float) -> 
         combination, off = None, math.inf
     if combination is None or off > FARTHEST:
         found = f"{len(sources)} averages of {len(steps)} checkpoints"
-        reason = f"the {found} miss it by {off:.0%} of its norm, more than {FARTHEST:.0%}; it takes averages of lengths"
+        reason = f"the {found} miss it by {off:.1%} of its norm, more than {FARTHEST:.0%}; it takes averages of lengths"
         raise refuse(f"{reason} around it, or more checkpoints (`checkpoint_every` and `keep`)")
     return Reconstruction(sigma, sources, combination)
 
