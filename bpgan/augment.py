@@ -57,12 +57,19 @@ class Augment(NamedTuple):
       p: probability of each operation, a number or a function of the step, or where an adaptive one begins.
       target: of ``r_t``, the mean of ``sign D(x)`` over real x, for ``adapt``; None keeps p fixed.
       images: real images that D sees while an adaptive p moves by 1.
+      paired: whether the fake beside each real has the same draw, so that a loss of pairs compares the images alone.
     """
 
     apply: Apply
     p: Any
     target: float | None = None
     images: int = 500_000
+    paired: bool = False
+
+    @property
+    def streams(self) -> tuple[str, str]:
+        """The names of the random streams of reals and of fakes; of pairs one and the same."""
+        return "augment_real", "augment_real" if self.paired else "augment_fake"
 
 
 def adapt(p: Any, r_t: Any, batch: int, images: int, target: Any, maximum: float = 0.8) -> Array:
@@ -492,35 +499,40 @@ class Planned(NamedTuple):
       apply: of ``policy``.
       p: ``p(steps)``, the probability in a run of so many steps.
       target: of an adaptive one, else None.
+      paired: of ``Augment``.
     """
 
     apply: Apply
     p: Callable[[int], Any]
     target: float | None = None
+    paired: bool = False
 
     def over(self, steps: int) -> Augment:
         """What a training step needs in a run of so many steps."""
-        return Augment(self.apply, self.p(steps), self.target)
+        return Augment(self.apply, self.p(steps), self.target, paired=self.paired)
 
 
 def parse(text: str) -> Planned | None:
     """Reads ``none`` or ``POLICY@P``, P being a probability, a schedule (``optim.parse``) or ``ada:TARGET``.
 
-    Without P the probability is 1; the target is 0.6 where it is not given.
+    Without P the probability is 1; the target is 0.6 where it is not given. ``,paired`` behind it: the fake beside each
+    real has the same draw.
 
     Raises:
       ValueError: for anything else, saying what is allowed.
     """
     if text == "none":
         return None
-    names, _, p = text.partition("@")
+    single = text.removesuffix(",paired")
+    paired = single != text
+    names, _, p = single.partition("@")
     kind, _, target = p.partition(":")
     if kind != "ada":
-        return Planned(policy(names), optim.parse(p or "1", low=0.0, high=1.0))
+        return Planned(policy(names), optim.parse(p or "1", low=0.0, high=1.0), paired=paired)
     try:
         wanted = float(target or 0.6)
     except ValueError:
         wanted = math.nan
     if not -1 <= wanted <= 1:
         raise ValueError(f"{p!r}: the TARGET of ada:TARGET must be a number in [-1, 1]")
-    return Planned(policy(names), lambda steps: 0.0, wanted)
+    return Planned(policy(names), lambda steps: 0.0, wanted, paired)

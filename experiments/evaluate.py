@@ -5,6 +5,8 @@ Run:     python -m experiments.evaluate --run=runs/mnist_gan/default
              several training seeds: mean and standard deviation
          python -m experiments.evaluate --run=runs/mnist_gan/default_eval_every=1ep --checkpoint=best
              the checkpoint that a run with --eval_every found best on data held out of its training
+         python -m experiments.evaluate --run=runs/image_gan/powers --ema=0.08
+             the average of G of another length, from the checkpoints of a run with power averages
          python -m experiments.evaluate --samples=folder:PATH --dataset=tfds:fashion_mnist
          python -m experiments.evaluate --run=runs/mnist_gan/default --metrics=fd,my_metrics:sharpness
              a metric of your own, a function or a Metric of bpgan.evaluation.table; --features takes your own, too
@@ -109,6 +111,7 @@ class Config(cli.Config):
         " the data of the runs have moved to",
         parse=cli.assignments,
     )
+    ema: cli.Parsed[float | None] = cli.AVERAGE
     save: cli.Parsed[pathlib.Path | None] = cli.field(
         "",
         "FILE.npz for the samples: x, uint8 [n, h, w, c], and y and class_names where they have labels",
@@ -187,6 +190,9 @@ def _check(cfg: Config) -> pathlib.Path:
     if cfg.samples and cfg.flags:
         reason = "of `run` only; must be empty with `samples`"
         raise UserError(reason, argument="flags", value=cfg.flags)
+    if cfg.samples and cfg.ema:
+        reason = "of `run` only; must be empty with `samples`"
+        raise UserError(reason, argument="ema", value=cfg.ema)
     if cfg.samples and not cfg.dataset:
         raise UserError("is needed with `samples`", argument="dataset")
     if cfg.save and len(cfg.run.value) > 1:
@@ -210,7 +216,7 @@ def _candidates(cfg: Config) -> tuple[list[samples.Candidate], str]:
         return [samples.of_files(cfg.samples, cfg.n, cfg.seed)], cfg.dataset
     options = cfg.checkpoint, cfg.n, cfg.seed, cfg.flags.value
     turn = any("latents" in metric.needs for metric in cfg.metrics.value.values())
-    of_run = functools.partial(samples.of_run, turn=turn, trust=cfg.trust)
+    of_run = functools.partial(samples.of_run, turn=turn, trust=cfg.trust, ema=cfg.ema.value)
     pairs = [of_run(path, *options) for path in cfg.run.value]
     trained_on = {dataset for _, dataset in pairs}
     if not cfg.dataset and len(trained_on) > 1:

@@ -47,6 +47,7 @@ class Config(cli.Config):
     truncation: cli.Parsed[float | None] = cli.field(
         "", "of the samples, in the place of the run's own; empty: that", parse=parse_truncation
     )
+    ema: cli.Parsed[float | None] = cli.AVERAGE
     license: str = cli.field("", "of the model, for its card, such as cc-by-4.0")
     trust: bool = cli.TRUST
 
@@ -62,8 +63,10 @@ def run(cfg: Config) -> None:
         if kind in cfg.to.value:
             export.need(package)
     out = cli.make_folder(cfg.workdir, "workdir", cfg.workdir)
-    opened = bpgan.load(cfg.run, cfg.checkpoint, trust=cfg.trust)
+    opened = bpgan.load(cfg.run, cfg.checkpoint, trust=cfg.trust, ema=cfg.ema.value)
     truncation = cfg.truncation.value
+    if opened.average:
+        print(opened.average)
     opened.generator  # noqa: B018 - it says which run has none
     facts = card.facts(opened, truncation)
     files = {}

@@ -153,10 +153,10 @@ class Config(cli.RunConfig):
         choices=penalties.forms,
         parse=penalties.parse,
     )
-    lr: cli.Parsed[optim.Pair] = cli.field(
+    lr: cli.Parsed[optim.StepSizes] = cli.field(
         "cosine:1e-3:5e-5",
-        f"Adam's step size, or G's/D's: {_SCALAR}",
-        parse=functools.partial(optim.parse_pair, low=0.0),
+        f"Adam's step size, or G's/D's: {_SCALAR}; width:W:... times W over the width N of the network",
+        parse=optim.parse_step_sizes,
     )
     betas: cli.Parsed[optim.Betas] = cli.field(
         "0.5,0.99", f"Adam's two decays: {_SCALAR}; and its epsilon", parse=optim.parse_betas
@@ -175,14 +175,16 @@ class Config(cli.RunConfig):
     )
     augment: cli.Parsed[Planned | None] = cli.field(
         "none",
-        "of what D sees: none or POLICY@P; P a number, a schedule or ada:TARGET",
+        "of what D sees: none or POLICY@P; P a number, a schedule or ada:TARGET; ,paired: one draw for each real and"
+        " the fake beside it",
         parse=parse_augment,
     )
-    ema: cli.Parsed[optim.OverRun] = cli.field(
+    ema: cli.Parsed[optim.Lengths] = cli.field(
         "2e4",
-        "half-life in images of the average of G that draws, a number at most 5 % of the images seen so far,"
-        " a schedule as it is; 0: none",
-        parse=_positive,
+        "half-life in images of the average of G that draws, a number at most 5 % of the images seen so far, a schedule"
+        " as it is; or power:SIGMA, a share of the run so far; several with +, the first draws; ,reload=1ep: G goes on"
+        " from it; 0: none",
+        parse=optim.parse_averages,
     )
     truncation: float = cli.field(
         0.0, "of samples: psi of stylegan2, else the bound on |z| of normal latents; 0: none", low=0,
@@ -439,6 +441,7 @@ def check(cfg: Config, axis_name: str | None) -> None:
     if cfg.penalty.value.clip and cfg.rule.value and cfg.rule.value.remembers:
         reason = f"the steps of `rule={cfg.rule}` go beyond the bound; another rule keeps it"
         raise UserError(reason, argument="penalty", value=penalties.CLIP, beside=["rule"])
+    step_sizes(cfg)
     for term in cfg.penalty.value.terms:
         if term.penalty.of_latents and cfg.truncation:
             reason = f"{term} makes G a map of all latents to all data; must be 0"
@@ -536,20 +539,26 @@ def choose_sampling(
     return None, drawn.truncated(dtype, cfg.truncation)
 
 
+def step_sizes(cfg: Config) -> optim.Pair:
+    """Of both players, whose networks may have a part in them. Raises a UserError if these have no width."""
+    choices = cfg.net.value
+    try:
+        return cfg.lr.value.at_widths(choices.g.width, choices.d.width)
+    except ValueError as error:
+        reason = (
+            f"{error} (`net={cfg.net}`); must be without width:, or a net with a number of channels"
+        )
+        raise UserError(reason, argument="lr", value=cfg.lr, beside=["net"]) from None
+
+
 def _optimizers(cfg: Config, steps: int) -> dict[Literal["g", "d"], optax.GradientTransformation]:
     """Adam of both players; D's then keeps its weights within the bound, if there is one."""
     rule = cfg.rule.value
     steps *= rule.counts if rule else 1
-    g = cfg.betas.value.adam(cfg.lr.value.g, steps)
-    d = cfg.betas.value.adam(cfg.lr.value.d, steps * cfg.d_steps)
+    lr = step_sizes(cfg)
+    g = cfg.betas.value.adam(lr.g, steps)
+    d = cfg.betas.value.adam(lr.d, steps * cfg.d_steps)
     return {"g": g, "d": cfg.penalty.value.bounded(d)}
-
-
-def average_of(cfg: Config, steps: int) -> optim.Schedule | None:
-    """The decay of the average of G in a run of so many steps; None: there is none."""
-    half_life = cfg.ema.value(steps)
-    ramp = None if callable(half_life) else 0.05  # a schedule is its own
-    return None if half_life == 0 else optim.half_life(half_life, cfg.batch_size, ramp)
 
 
 PAIRS = 1000
@@ -617,7 +626,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         accumulate=cfg.accumulate,
         condition=cfg.condition.value.over(steps, classes),
         augment=planned.over(steps) if planned else None,
-        ema_decay=average_of(cfg, steps),
+        ema_decay=cfg.ema.value.over(steps, cfg.batch_size, source.steps_per_epoch),
         rule=cfg.rule.value,
         axis_name=axis_name,
     )

@@ -98,7 +98,7 @@ class Config(image_gan.Config):
     condition: cli.Parsed[image_gan.Condition] = cli.field("concat")
     loss: cli.Parsed[Any] = cli.field("nonsaturating")
     penalty: cli.Parsed[Any] = cli.field("none")
-    lr: cli.Parsed[optim.Pair] = cli.field("1e-3/2e-3")
+    lr: cli.Parsed[optim.StepSizes] = cli.field("1e-3/2e-3")
     betas: cli.Parsed[optim.Betas] = cli.field("0.5,0.999")
     latents: cli.Parsed[Any] = cli.field("normal:64")
     batch_size: int = cli.field(2048, "records in a batch on average, and fakes in an update of G")
@@ -247,8 +247,9 @@ class _Parts(NamedTuple):
             gradient, clip=cfg.clip, rate=self.q, batch=cfg.batch_size
         )
         per_g = 1 if cfg.adaptive else cfg.d_steps
-        g = cfg.betas.value.adam(cfg.lr.value.g, max(1, self.steps // per_g))
-        d = cfg.penalty.value.bounded(cfg.betas.value.adam(cfg.lr.value.d, self.steps))
+        lr = image_gan.step_sizes(cfg)
+        g = cfg.betas.value.adam(lr.g, max(1, self.steps // per_g))
+        d = cfg.penalty.value.bounded(cfg.betas.value.adam(lr.d, self.steps))
         return dpgan.make(
             self.setting,
             gan.Optimizers(g, d),
@@ -256,7 +257,7 @@ class _Parts(NamedTuple):
             batch_size=cfg.batch_size,
             d_steps=dpgan.DSteps(cfg.d_steps, cfg.adaptive or None),
             views=cfg.views,
-            ema_decay=image_gan.average_of(cfg, self.steps),
+            ema_decay=cfg.ema.value.over(self.steps, cfg.batch_size, 1 / self.q),
             memory=memory,
         )
 

@@ -88,14 +88,16 @@ class Config(cli.RunConfig):
     accumulate: int = cli.field(1, "micro-batches of an update, for memory", low=1)
     augment: cli.Parsed[Planned | None] = cli.field(
         "none",
-        "of what D sees: none or POLICY@P; P a number, a schedule or ada:TARGET",
+        "of what D sees: none or POLICY@P; P a number, a schedule or ada:TARGET; ,paired: one draw for each real and"
+        " the fake beside it",
         parse=parse_augment,
     )
-    ema: cli.Parsed[optim.OverRun] = cli.field(
+    ema: cli.Parsed[optim.Lengths] = cli.field(
         "2e4",
-        "half-life in images of the average of G that draws, a number at most 5 % of the images seen so far,"
-        " a schedule as it is; 0: none",
-        parse=functools.partial(optim.parse, low=0.0),
+        "half-life in images of the average of G that draws, a number at most 5 % of the images seen so far, a schedule"
+        " as it is; or power:SIGMA, a share of the run so far; several with +, the first draws; ,reload=1ep: G goes on"
+        " from it; 0: none",
+        parse=optim.parse_averages,
     )
     epochs: float = cli.field(40.0)
     batch_size: int = cli.field(64, "examples per update of D, over all devices")
@@ -210,8 +212,6 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         captioned, seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps, dtype=networks.dtype
     )
     steps = cli.steps_of(cfg, source.steps_per_epoch)
-    half_life = cfg.ema.value(steps)
-    ramp = None if callable(half_life) else 0.05  # a schedule is its own
     planned = cfg.augment.value
     algorithm = text.make(
         networks,
@@ -225,7 +225,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         augment=planned.over(steps) if planned else None,
         d_steps=cfg.d_steps,
         accumulate=cfg.accumulate,
-        ema_decay=None if half_life == 0 else optim.half_life(half_life, cfg.batch_size, ramp),
+        ema_decay=cfg.ema.value.over(steps, cfg.batch_size, source.steps_per_epoch),
         axis_name=axis_name,
     )
     frame = cli.Frame(columns=list(images.prompts))

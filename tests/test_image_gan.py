@@ -324,7 +324,7 @@ def cut_short(whole, cut):
 
 REMEMBERING = [
     "--preset=smoke", "--net=mlp", "--loss=hinge", "--condition=acgan", "--penalty=lecam=0.3+g.path_length=1/2",
-    "--augment=blit@ada", "--ema=100", "--steps=8", "--checkpoint_every=4",
+    "--augment=blit@ada", "--ema=100+power:0.1,reload=3", "--steps=8", "--checkpoint_every=4",
 ]  # fmt: skip
 
 

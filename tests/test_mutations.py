@@ -8,6 +8,7 @@ import types
 from typing import Any
 
 import pytest
+from checks import averages as check_averages
 from checks import gans
 from checks import losses as check_losses
 from checks import networks as check_networks
@@ -18,6 +19,7 @@ import bpgan.algorithms.gan
 import bpgan.algorithms.turns
 import bpgan.losses
 import bpgan.nets.spectral
+import bpgan.optim
 import bpgan.penalties
 
 SOFTPLUS_G = "return jax.nn.softplus(-fake)"
@@ -94,6 +96,18 @@ MUTANTS = {
                                                 "normalized"),
     "gradient divided by the average before it": (bpgan.algorithms.gan, "else kept)\n    slope =",
                                                   "else now.memory[NORMALIZATION])\n    slope =", "normalized"),
+    "power average a step late": (bpgan.optim, "jnp.log1p(-1 / (step + 1))", "jnp.log1p(-1 / (step + 2))", "power"),
+    "power average without the 1 of its order": (bpgan.optim, "order = exponent_of(sigma) + 1",
+                                                 "order = exponent_of(sigma)", "power"),
+    "coefficients that do not sum to 1": (bpgan.optim, "coefficients = coefficients / total",
+                                          "coefficients = coefficients * 1.0", "combine"),
+    "inner product by the exponent of the shorter": (bpgan.optim, "** long.exponent / long.steps",
+                                                     "** short.exponent / long.steps", "combine"),
+    "the other player goes on from the average": (
+        bpgan.algorithms.turns, "players[name] = _reloaded(players[name],",
+        "players['d'] = _reloaded(players['d'],", "reload",
+    ),
+    "reload one step late": (bpgan.algorithms.turns, "done = state.step + 1", "done = state.step", "reload"),
     "G does not move": (bpgan.algorithms.turns, "players[turn.player], kept, metrics[turn.player] = moved",
                         "players, kept, metrics[turn.player] = {**players, 'd': moved[0]}, *moved[1:]", "dirac"),
 }  # fmt: skip
@@ -137,6 +151,12 @@ def check(module: types.ModuleType, target: str) -> None:
         gans.check_lazy_penalty(trained_by(module))
     elif target == "spectral":
         check_networks.check_spectral_norm(module.spectral_norm)
+    elif target == "power":
+        check_averages.check_power(module.power)
+    elif target == "combine":
+        check_averages.check_combine(module)
+    elif target == "reload":
+        check_averages.check_reload(module)
     elif target == "dirac":
         loss, r1 = bpgan.losses.LOSSES["nonsaturating"], bpgan.penalties.PENALTIES["r1"]
         gans.check_dirac(trained_by(module), "nonsaturating", loss, r1, False, 1)

@@ -21,7 +21,7 @@ from jax import lax
 from bpgan.algorithms import turns
 from bpgan.algorithms.turns import Aux, Now, Scalar, State, Term, Turn
 from bpgan.augment import Augment, adapt
-from bpgan.optim import at
+from bpgan.optim import Averages, at
 from bpgan.penalties import Scene, Weighted, weighted_sum
 from bpgan.types import (
     PRNG,
@@ -216,8 +216,7 @@ def views(setting: Setting, now: Now) -> tuple[Callable[[Images], Images], ...]:
     p = now.memory["augment"] if setting.adaptive else at(setting.augment.p, now.step)
     apply = setting.augment.apply
     return tuple(
-        lambda x, name=name: apply(x, now.noise_key(name), p)
-        for name in ("augment_real", "augment_fake")
+        lambda x, name=name: apply(x, now.noise_key(name), p) for name in setting.augment.streams
     )
 
 
@@ -461,7 +460,7 @@ def make(
     one_pass: bool = False,
     d_steps: int = 1,
     accumulate: int = 1,
-    ema_decay: Scalar | None = None,
+    ema_decay: Scalar | Averages | None = None,
     rule: turns.Rule | None = None,
     axis_name: str | None = None,
 ) -> Algorithm:
@@ -545,7 +544,7 @@ def play(
     players: Sequence[Turn],
     *,
     accumulate: int = 1,
-    ema_decay: Scalar | None = None,
+    ema_decay: Scalar | Averages | None = None,
     memory: Mapping[str, Any] | None = None,
     rule: turns.Rule | None = None,
     axis_name: str | None = None,

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from bpgan.optim import Averages, names_of_averages
 from bpgan.sharding import split_as
 from bpgan.types import PRNG, Algorithm, Batch, Metrics, Params, stream
 
@@ -60,7 +61,7 @@ class State(NamedTuple):
     Attributes:
       step: steps so far, int32.
       players: by name.
-      ema: averaged variables of some players, by name.
+      ema: averaged variables of some players, by name, and of further averages by ``optim.names_of_averages``.
       memory: what losses, penalties and augmentations remember, by name.
     """
 
@@ -534,12 +535,23 @@ def _averaged(decay: Scalar, t: jax.Array, new: Any, old: Any) -> Any:
     return optax.incremental_update(new, old, 1 - d)
 
 
+def _as_averages(kept: Scalar | Averages) -> Averages:
+    return kept if isinstance(kept, Averages) else Averages((kept,))
+
+
+def _reloaded(player: Player, average: Any, done: jax.Array, every: int) -> Player:
+    """The player as its average in every ``every``-th step, else as it is. Its optimizer goes on as it was."""
+    variables = lax.cond(done % every == 0, lambda: average, lambda: player.variables)
+    stats = dict(variables)
+    return player._replace(params=stats.pop("params"), stats=stats)
+
+
 def play(
     init: Callable[[PRNG], Mapping[str, Any]],
     turns: Sequence[Turn],
     *,
     accumulate: int = 1,
-    ema: Mapping[str, Scalar] | None = None,
+    ema: Mapping[str, Scalar | Averages] | None = None,
     memory: Mapping[str, Any] | None = None,
     rule: Rule | None = None,
     dtype: Any = jnp.float32,
@@ -555,7 +567,9 @@ def play(
       accumulate: micro-batches into which the examples of an update are cut, one after the other, for the mean of their
         gradients and of what they remember: the same update in less memory, unless something mixes examples.
       ema: decay of the average of a player's variables. A number d stands for ``min(d, (1 + t) / (10 + t))`` at step t,
-        so that early averages forget the initialization; a function of the step is taken as it is.
+        so that early averages forget the initialization; a function of the step is taken as it is. ``optim.Averages``
+        are several at once, and perhaps steps after which the player goes on from the first of them, with the moments
+        of its optimizer; the metric ``reloads`` says how often it has.
       memory: at the start, pytrees of float arrays by name.
       rule: moves both players of two turns at once, in the place of alternate updates.
       dtype: of the players; averages of the step and memories are of it or of float32, if that is wider.
@@ -574,6 +588,8 @@ def play(
     if rule is not None:
         turns = [turn._replace(tx=rule.optimizer(turn.tx)) for turn in turns]
     stored = jnp.promote_types(dtype, jnp.float32)
+    averaged = {name: _as_averages(kept) for name, kept in (ema or {}).items()}
+    named = {name: names_of_averages(name, len(kept.decays)) for name, kept in averaged.items()}
 
     def start(key: PRNG) -> State:
         txs = {turn.player: turn.tx for turn in turns}
@@ -583,7 +599,11 @@ def play(
             params = stats.pop("params")
             players[name] = Player(params, stats, txs[name].init(params))
         # Copies, because a donated state must not hold one buffer twice.
-        averages = {name: jax.tree.map(jnp.copy, players[name].variables) for name in ema or {}}
+        averages = {
+            key: jax.tree.map(jnp.copy, players[name].variables)
+            for name, keys in named.items()
+            for key in keys
+        }
         kept = jax.tree.map(lambda x: jnp.array(x, stored), dict(memory or {}))
         return State(jnp.zeros((), jnp.int32), players, averages, kept)
 
@@ -598,10 +618,14 @@ def play(
                 moved = _repeated(turn, now, rows, own, accumulate)
                 players[turn.player], kept, metrics[turn.player] = moved
         t = state.step.astype(stored)
-        averages = {
-            name: _averaged(decay, t, players[name].variables, state.ema[name])
-            for name, decay in (ema or {}).items()
-        }
+        averages = {}
+        for name, kept_of in averaged.items():
+            for place, decay in zip(named[name], kept_of.decays, strict=True):
+                averages[place] = _averaged(decay, t, players[name].variables, state.ema[place])
+            if every := kept_of.reload:
+                done = state.step + 1
+                players[name] = _reloaded(players[name], averages[name], done, every)
+                metrics[name] = metrics[name] | {"reloads": (done // every).astype(stored)}
         return State(state.step + 1, players, averages, kept), _named(metrics)
 
     def each(state: State, batch: Batch, key: PRNG) -> Callable[[Mapping[str, Params]], Any]:

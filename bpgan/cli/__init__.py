@@ -70,6 +70,7 @@ from bpgan.cli.program import (
     unexpected,
 )
 from bpgan.cli.saved import (
+    AVERAGE,
     CHECKPOINT,
     MOVED,
     RUN,
@@ -83,6 +84,7 @@ from bpgan.cli.saved import (
 
 __all__ = [
     "ANOMALY",
+    "AVERAGE",
     "BAD_INPUT",
     "CANCELLED",
     "CHECKPOINT",

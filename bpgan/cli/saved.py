@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bpgan import data, lookup
-from bpgan.cli import experiments
+from bpgan.cli import averages, experiments
 from bpgan.cli.config import Config, RunConfig, flags_of, locates_data
 from bpgan.cli.flags import Flag, field, show
 from bpgan.cli.plan import Experiment, keep_of
@@ -47,6 +47,15 @@ TRUST: Any = field(
 """The flag of every command that opens a run: ``trust: bool = TRUST``, for ``restore`` or ``bpgan.load``."""
 
 
+AVERAGE: Any = field(
+    "",
+    "relative width of the average of G that draws, such as 0.1, had from the power averages of the run's checkpoints;"
+    " empty: the run's own",
+    parse=averages.parse,
+)
+"""The flag of commands that draw from a run: ``ema: Parsed[float | None] = AVERAGE``, for ``restore``."""
+
+
 class Restored(NamedTuple):
     """A run as it was saved.
 
@@ -58,6 +67,7 @@ class Restored(NamedTuple):
       record: its ``config.json``.
       script: the module of its experiment.
       private: whether it learned from records that must not show (``runtime.records.is_private``).
+      average: how the average that draws was had, if it is not the run's own.
     """
 
     name: str
@@ -68,6 +78,7 @@ class Restored(NamedTuple):
     record: "RunRecord"
     script: experiments.Script
     private: bool
+    average: averages.Reconstruction | None = None
 
 
 def restore(
@@ -77,6 +88,7 @@ def restore(
     *,
     images: bool = True,
     trust: bool = False,
+    ema: float | None = None,
 ) -> Restored:
     """A checkpoint of a run; nothing in the directory is changed, and it may be training.
 
@@ -88,6 +100,7 @@ def restore(
       images: whether the images that it was trained on are opened. Without them the experiment draws and does not
         train; a run that remembers nothing of them, as runs of older versions do not, opens them all the same.
       trust: whether modules and files outside bpgan that the run names, or a change, are imported.
+      ema: relative width of the average that draws (``averages.reconstruct``); None: the run's own.
 
     Raises:
       UserError: if there is no run or no sound checkpoint, the run's flags are not those of this version or have values
@@ -96,10 +109,12 @@ def restore(
     """
     from bpgan.runtime import records, remote
 
+    if ema is not None:
+        averages.check(ema)
     if remote.is_url(workdir):
-        checkpoints = which if which.isdecimal() else True
+        checkpoints = which if which.isdecimal() and ema is None else True
         with remote.visited(workdir, remote.in_run(checkpoints=checkpoints)) as copy:
-            return restore(copy, which, changes, images=images, trust=trust)
+            return restore(copy, which, changes, images=images, trust=trust, ema=ema)
     path = pathlib.Path(workdir).expanduser()
     record = _record_of(path)
     moved = [text for text in changes if text.startswith("experiment=")]
@@ -114,9 +129,13 @@ def restore(
         reason = f"other data than those of the run {path}"
         raise UserError(reason, argument="flags", value=located[0])
     step, state = _read(path, which, record, cfg, experiment)
-    return Restored(
-        script.name, cfg, experiment, state, step, record, script, records.is_private(path)
-    )
+    private, average = records.is_private(path), None
+    if ema is not None:
+        lengths = getattr(vars(cfg).get("ema"), "value", None)
+        state, average = averages.reconstruct(
+            path / "checkpoints", record.run, step, state, lengths, ema
+        )
+    return Restored(script.name, cfg, experiment, state, step, record, script, private, average)
 
 
 def _record_of(path: pathlib.Path) -> "RunRecord":

@@ -47,6 +47,7 @@ def of_run(
     *,
     turn: bool = True,
     trust: bool = False,
+    ema: float | None = None,
 ) -> tuple[Candidate, str]:
     """Samples of a run's checkpoint, and the name of the dataset it was trained on.
 
@@ -58,11 +59,14 @@ def of_run(
       changes: flags that are to be other than the run's, ``NAME=VALUE``.
       turn: whether to draw the same latents under every label, too, if there are labels.
       trust: whether code outside bpgan that the run names is imported.
+      ema: relative width of the average that draws; None: the run's own.
 
     Raises:
       UserError: as ``cli.restore``, or if the run draws no images.
     """
-    run = cli.restore(path, checkpoint, changes, trust=trust)
+    run = cli.restore(path, checkpoint, changes, trust=trust, ema=ema)
+    if run.average:
+        print(f"{path}: {run.average}", flush=True)
     algorithm, dataset = run.experiment.algorithm, vars(run.config).get("dataset", "")
     if algorithm.sample is None or not dataset:
         reason = f"must be of a model of images, and is of {run.name}"
@@ -73,7 +77,8 @@ def of_run(
     untrained = cli.draw(algorithm, start, seed=seed, n=n, labels=y)
     # Where the data are now is no property of the samples.
     located = cli.locates_data(type(run.config))
-    flags = sorted(change for change in changes if change.partition("=")[0] not in located)
+    flags = [change for change in changes if change.partition("=")[0] not in located]
+    flags = sorted(flags + ([] if ema is None else [f"ema={ema:g}"]))
     facts = {
         "experiment": run.name,
         "training_seed": run.config.seed,

@@ -67,6 +67,7 @@ class Architecture(NamedTuple):
       generator, discriminator: None where there is none.
       size: default of the number N in ``name:N``; 0: there is no such number.
       size_of: what the number is.
+      size_is_width: whether it is a width, by which step sizes may be scaled.
       kernels: what the arrays called ``kernel`` are, if they are not the matrices of the layers.
       energy: whether D's logits are minus its reconstruction error, as some losses want them (``wrappers.energy``).
       mapping: whether G has methods ``mapping`` and ``synthesis``, its styles in between.
@@ -76,6 +77,7 @@ class Architecture(NamedTuple):
     discriminator: Network | None = None
     size: int = 0
     size_of: str = "channels"
+    size_is_width: bool = True
     kernels: str = ""
     energy: bool = False
     mapping: bool = False
@@ -119,6 +121,11 @@ class Choice(NamedTuple):
         """How D may see labels if this is one of the players; empty: there must be none."""
         own = self.network.conditions
         return ALL_CONDITIONS if own and self.player == "g" else own
+
+    @property
+    def width(self) -> int:
+        """The size N where it is a width, such as of channels; 0 where it is another number, or there is none."""
+        return self.size if self.architecture.size_is_width else 0
 
     @property
     def kernels(self) -> str:

@@ -219,5 +219,6 @@ ARCHITECTURES["r3gan"] = Architecture(
     Network(lambda shape, size, **given: Discriminator(blocks=size, **given)),
     size=2,
     size_of="blocks in a stage",
+    size_is_width=False,
     kernels="grouped",
 )

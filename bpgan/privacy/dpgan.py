@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from bpgan.algorithms import gan
 from bpgan.algorithms.turns import Aux, Gradient, Now, Scalar, Term, Turn
+from bpgan.optim import Averages
 from bpgan.privacy.mechanism import OVERFLOW, privatize
 from bpgan.sharding import split_as
 from bpgan.types import Algorithm, Batch, Metrics, stream
@@ -176,7 +177,7 @@ def make(
     batch_size: int,
     d_steps: DSteps,
     views: int = 1,
-    ema_decay: Scalar | None = None,
+    ema_decay: Scalar | Averages | None = None,
     memory: Mapping[str, Any] | None = None,
 ) -> Algorithm:
     """Binds everything into the pure functions of a private GAN; a step is one update of D.

@@ -5,6 +5,7 @@ what depends on them begins anew. The step, and what losses and augmentations re
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -164,15 +165,20 @@ def begin(state: Any, source: Source, parts: Sequence[str]) -> Begun:
         if OPTIMIZER in parts:
             opt = fill(players[name].opt, f"players/{name}/opt", whole=True)
             players[name] = players[name]._replace(opt=opt)
-        if name in ema:  # an average begins at what it is an average of
-            ema[name] = jax.tree.map(jnp.copy, players[name].variables)
+        for key in _averages_of(name, ema):  # an average begins at what it is an average of
+            ema[key] = jax.tree.map(jnp.copy, players[name].variables)
             if AVERAGES in parts:
-                ema[name] = fill(ema[name], f"ema/{name}")
+                ema[key] = fill(ema[key], f"ema/{key}")
     if not taken:
         name, why = next(iter(left.items()))
         reason = f"nothing of it fits: {name} {why}"
         raise UserError(reason, argument="init_from", value=source.place)
     return Begun(state._replace(players=players, ema=ema), taken, left)
+
+
+def _averages_of(player: str, ema: dict[str, Any]) -> list[str]:
+    """The names of a player's averages: its own, and of further ones with a number behind it."""
+    return [key for key in ema if re.fullmatch(rf"{re.escape(player)}(_\d+)?", key)]
 
 
 def _name(prefix: str, path: Any) -> str:

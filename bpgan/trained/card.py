@@ -54,6 +54,7 @@ def facts(run: Run, truncation: float | None) -> dict[str, Any]:
         "class_names": list(run.class_names),
         "output": list(shape),
         "truncation": own if truncation is None else truncation,
+        **({"average": str(run.average)} if run.average else {}),
         "parameters": int(sum(np.size(x) for x in _leaves(run.generator.variables))),
         **_told(run),
         "versions": run.record.versions,

@@ -57,6 +57,7 @@ class Run:
       evaluations: the numbers of ``metrics.json``, each a dict with ``metric``, ``value`` and what it depends on.
       result: how it ended, ``result.json``; None if it has not.
       private: whether it learned from records that must not show: G and its samples may be released.
+      average: how the average that draws was had, if ``load`` was asked for another one than the run's own.
     """
 
     def __init__(self, path: str, opened: saved.Restored, files: dict[str, Any]):
@@ -65,7 +66,7 @@ class Run:
         self.log: list[dict[str, Any]] = files["log"]
         self.evaluations: list[dict[str, Any]] = files["evaluations"]
         self.result: records.ResultRecord | None = files["result"]
-        self.private = opened.private
+        self.private, self.average = opened.private, opened.average
         self._opened = opened
         self._built: dict[Any, Algorithm] = {}
 
@@ -277,7 +278,13 @@ def parse_truncation(text: str) -> float | None:
     return found
 
 
-def load(run: str | os.PathLike, checkpoint: str | int = "newest", *, trust: bool = False) -> Run:
+def load(
+    run: str | os.PathLike,
+    checkpoint: str | int = "newest",
+    *,
+    trust: bool = False,
+    ema: float | None = None,
+) -> Run:
     """A trained run, of this machine or on an object store; nothing in it is changed, and it may be training.
 
     Neither its data nor flags are needed. A run of a version that did not yet remember its data's shape looks for them.
@@ -286,16 +293,19 @@ def load(run: str | os.PathLike, checkpoint: str | int = "newest", *, trust: boo
       run: its directory.
       checkpoint: ``newest`` (of those that are sound), ``best`` by the metric of the run's ``--keep``, or a step.
       trust: whether modules and files outside bpgan that the run names are imported, which runs their code.
+      ema: relative width of the average of G that draws, such as 0.1: a sum of the power averages of the run's
+        checkpoints up to this one. None: the run's own average.
 
     Raises:
-      UserError: if there is no such run or checkpoint, or it names what is not trusted.
+      UserError: if there is no such run or checkpoint, it names what is not trusted, or its checkpoints do not give the
+        average that is asked for.
     """
     which = str(checkpoint)
     try:
         cli.parse_checkpoint(which)
     except ValueError as error:
         raise UserError(str(error), argument="checkpoint", value=checkpoint) from None
-    checkpoints = which if which.isdecimal() else True
+    checkpoints = which if which.isdecimal() and ema is None else True
     wanted, small = remote.in_run(checkpoints=checkpoints), remote.in_run()
     with contextlib.ExitStack() as stack:
         stack.enter_context(distributed.kept_settings())
@@ -304,7 +314,7 @@ def load(run: str | os.PathLike, checkpoint: str | int = "newest", *, trust: boo
             path = stack.enter_context(
                 remote.visited(run, lambda name: wanted(name) or small(name))
             )
-        opened = saved.restore(path, which, images=False, trust=trust)
+        opened = saved.restore(path, which, images=False, trust=trust, ema=ema)
         return Run(str(run), opened, _files(str(path)))
 
 

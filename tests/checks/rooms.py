@@ -64,8 +64,8 @@ ROOMS = {  # top to bottom; imports go down
     ),
     "bpgan.cli": Room(
         "flags from a dataclass, and a run from flags",
-        "report runtime data files measures lookup types",
-        "(__main__ calls saved) program (beginning help plan) experiments (config ended) flags",
+        "report runtime data optim files measures lookup types",
+        "(__main__ calls saved) program (beginning help plan) experiments (averages config ended) flags",
     ),
     "bpgan.report": Room(
         "the page of a run, the comparison of runs",
