@@ -85,7 +85,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",
         "losses penalties augment optim sharding types",
-        "(latents text) (game gan supervised translate vae) turns",
+        "(flow latents text) (game gan supervised translate vae) turns",
     ),
     "bpgan.backprop": Room(
         "backpropagation by hand, as a chapter",
@@ -118,7 +118,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.nets": Room(
         "convolutions, layers, architectures",
         "sharding lookup types",
-        "(biggan cnn dcgan mlp patchgan r3gan resnet stylegan2 translator unet) architecture (blocks heads text vae)"
+        "(biggan cnn dcgan mlp patchgan r3gan resnet stylegan2 timed translator unet) architecture (blocks heads text vae)"
         " (layers wrappers) (conv resample sizes spectral) (conv_cpu primitives) winograd",
     ),
     "bpgan.losses": Room("what the players minimize", "lookup types"),
