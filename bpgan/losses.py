@@ -40,7 +40,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from bpgan import lookup
-from bpgan.types import AdversarialLoss, Auxiliary, Logits
+from bpgan.types import AdversarialLoss, Auxiliary, Logits, Normalization
 
 
 def mean_squared_error(
@@ -193,6 +193,32 @@ def began(gamma: float = 0.5, rate: float = 1e-3) -> AdversarialLoss:
     return AdversarialLoss(d, score_g, memory=np.zeros((), np.float32), energy=True)
 
 
+def normalized(loss: AdversarialLoss, decay: float = 0.9, debias: bool = False) -> AdversarialLoss:
+    """The same loss, whose gradient at G's samples is divided by the root of an average of its squares.
+
+    With ``g = d mean_b loss_G / d G(z)``, B samples of n numbers, and s = 0 at the start,
+
+        s <- decay s + (1 - decay) B n sum g^2,    g <- g / (sqrt(s) + 1e-8),
+
+    so that its norm is about 1 / sqrt(B n), whatever D's slope is: the scale of the gradient of the penalty
+    ``transport``. A weight of that then means the same with every D. Adversarial flow models
+    (github.com/ByteDance-Seed/Adversarial-Flow-Models), whose first gradient comes out 1 / sqrt(1 - decay) times too
+    large. What D minimizes, the values of the losses, and penalties and auxiliary losses of G stay as they are.
+
+    Args:
+      decay: of the average, in [0, 1).
+      debias: divides s by ``1 - decay^t`` after t updates, so that the first gradient is no larger than others.
+
+    Raises:
+      ValueError: another decay, or a loss that remembers: k of ``began`` balances the players by the size of errors.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"normalized={decay}: must be a decay in [0, 1)")
+    if loss.memory is not None:
+        raise ValueError("normalized: of a loss that remembers nothing, not so began")
+    return loss._replace(normalization=Normalization(decay, debias))
+
+
 LOSSES = {
     "minimax": AdversarialLoss(logistic_d, minimax_g, balances_at_zero=True, log_ratio=True),
     "nonsaturating": AdversarialLoss(
@@ -216,15 +242,33 @@ leaves the zero open, least squares with targets 1 and 0 has its balance at 1/2,
 
 
 def parse(text: str) -> AdversarialLoss:
-    """An entry of ``LOSSES`` by its name, or ``module:name`` of the user's own code.
+    """An entry of ``LOSSES`` by its name, or ``module:name`` of the user's own code, perhaps ``normalized``.
+
+    ``NAME,normalized`` has G's gradient normalized, ``NAME,normalized=0.99`` with another decay, and
+    ``NAME,normalized,debiased`` with an average that is corrected for its start.
 
     Raises:
       ValueError: if it is neither, saying what is allowed.
     """
-    found = lookup.find(LOSSES, text, "a loss")
+    name, *options = text.split(",")
+    found = lookup.find(LOSSES, name, "a loss")
     if not isinstance(found, AdversarialLoss):
         raise ValueError("must be an AdversarialLoss")
-    return _guarded(found, text) if ":" in text else found
+    found = _guarded(found, name) if ":" in name else found
+    return _normalized(found, options) if options else found
+
+
+def _normalized(loss: AdversarialLoss, options: list[str]) -> AdversarialLoss:
+    """As the options of a text have it."""
+    (option, equals, decay), *others = (each.partition("=") for each in options)
+    try:
+        if option != "normalized" or others not in ([], [("debiased", "", "")]):
+            raise ValueError
+        number = float(decay) if equals else 0.9
+    except ValueError:
+        reason = "after a loss, must be normalized or normalized=DECAY, and perhaps debiased"
+        raise ValueError(reason) from None
+    return normalized(loss, number, bool(others))
 
 
 def _guarded(loss: AdversarialLoss, name: str) -> AdversarialLoss:

@@ -97,6 +97,18 @@ class Algorithm(NamedTuple):
         return self.picture or self.sample
 
 
+class Normalization(NamedTuple):
+    """How the gradient of G's adversarial term is divided by its size (``losses.normalized``).
+
+    Attributes:
+      decay: of the average of its squares.
+      debias: whether the average, which starts from 0, is corrected for its start.
+    """
+
+    decay: float = 0.9
+    debias: bool = False
+
+
 class AdversarialLoss(NamedTuple):
     """What the two players minimize, as functions of logits: ``(real[b], fake[b]) -> loss[b]``, unreduced.
 
@@ -107,6 +119,7 @@ class AdversarialLoss(NamedTuple):
       balances_at_zero: whether a D that cannot tell reals from fakes is best off with logits around 0. Only then does
         the sign of a logit say what D thinks, as an adaptive augmentation takes it to (``augment.adapt``).
       log_ratio: whether the best D is the log of the ratio of densities, up to a constant.
+      normalization: of the gradient of what G minimizes at its samples; None: there is none.
     """
 
     d: Callable[..., Any]
@@ -115,6 +128,7 @@ class AdversarialLoss(NamedTuple):
     energy: bool = False
     balances_at_zero: bool = False
     log_ratio: bool = False
+    normalization: Normalization | None = None
 
 
 class Auxiliary(NamedTuple):

@@ -51,6 +51,7 @@ Papers:  Huang et al. 2025, arXiv:2501.05441 (R3GAN); Miyato et al. 2018, arXiv:
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -125,11 +126,15 @@ class Config(cli.RunConfig):
         parse=_condition,
     )
     loss: cli.Parsed[AdversarialLoss] = cli.field(
-        "relativistic", "adversarial loss", choices=LOSSES, parse=losses.parse
+        "relativistic",
+        "adversarial loss; G's gradient normalized with ,normalized or ,normalized=DECAY",
+        choices=LOSSES,
+        parse=losses.parse,
     )
     penalty: cli.Parsed[penalties.Terms] = cli.field(
         "r1=0.3/4+r2=0.3/4",
-        "none, or a sum of NAME=WEIGHT/EVERY; for G g.NAME; clip=BOUND clips D's weights",
+        "none, or a sum of NAME=WEIGHT/EVERY, with options as in r1_fd=0.5,share=4; for G g.NAME; clip=BOUND clips D's"
+        " weights",
         choices=penalties.forms,
         parse=penalties.parse,
     )
@@ -351,10 +356,17 @@ def check(cfg: Config, axis_name: str | None) -> None:
         reason += f" and an {' or '.join(energies)} as D need each other, as in"
         reason += f" `net=dcgan/{energies[0]}`"
         raise UserError(reason, argument="loss", value=cfg.loss, beside=["net"])
+    if loss.normalization and cfg.rule.value:
+        reason = f"`rule={cfg.rule}` differentiates the gradient; must not be normalized"
+        raise UserError(reason, argument="loss", value=cfg.loss, beside=["rule"])
+    cfg.penalty.value.check_precision(cfg.precision)
     if cfg.penalty.value.clip and cfg.rule.value and cfg.rule.value.remembers:
         reason = f"the steps of `rule={cfg.rule}` go beyond the bound; another rule keeps it"
         raise UserError(reason, argument="penalty", value=penalties.CLIP, beside=["rule"])
     for term in cfg.penalty.value.terms:
+        if term.penalty.of_latents and cfg.truncation:
+            reason = f"{term} makes G a map of all latents to all data; must be 0"
+            raise UserError(reason, argument="truncation", value=cfg.truncation, beside=["penalty"])
         if reason := _misfit(term, choices.g if term.player == "g" else choices.d):
             raise UserError(reason, argument="penalty", value=str(term), beside=["net"])
 
@@ -395,6 +407,16 @@ def _check_batches(cfg: Config, axis_name: str | None) -> None:
             refuse("parallel", f"must be jit with `rule={cfg.rule}`", "rule")
 
 
+def _check_latents(cfg: Config, shape: tuple[int, ...]) -> None:
+    """Raises a UserError where a penalty compares images with latents of another size."""
+    dim, size = cfg.latents.value.dim, math.prod(shape)
+    for term in cfg.penalty.value.terms:
+        if term.penalty.of_latents and dim != size:
+            reason = f"{term} compares them with images of {size} numbers; must be"
+            reason += f" {cfg.latents.value.kind}:{size}"
+            raise UserError(reason, argument="latents", value=cfg.latents, beside=["penalty"])
+
+
 def make_networks(cfg: Config, images: data.Dataset, axis_name: str | None) -> tuple[Net, Net, int]:
     """Both players, of which it is known that they take such images, and the classes of their labels.
 
@@ -406,6 +428,7 @@ def make_networks(cfg: Config, images: data.Dataset, axis_name: str | None) -> t
     if classes == 1:
         reason = f"`dataset={cfg.dataset}` has no labels; must be none"
         raise UserError(reason, argument="condition", value=cfg.condition, beside=["dataset"])
+    _check_latents(cfg, shape)
     nets = []
     for net, example in zip(cfg.net.value, ((1, cfg.latents.value.dim), (1, *shape)), strict=True):
         if classes and how not in net.network.conditions:

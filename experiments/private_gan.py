@@ -189,6 +189,7 @@ def _check(cfg: Config, axis_name: str | None) -> None:
 
 
 def _check_penalties(cfg: Config) -> None:
+    cfg.penalty.value.check_precision(cfg.precision)
     for term in cfg.penalty.value.terms:
         reason = ""
         if term.player == "d" and (term.penalty.mixes_examples or term.penalty.memory is not None):

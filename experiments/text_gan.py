@@ -165,6 +165,7 @@ def _check(cfg: Config) -> None:
     if cfg.augment.value and cfg.augment.value.target is not None and not loss.balances_at_zero:
         reason = f"ada goes by the sign of D's logits, which means nothing with `loss={cfg.loss}`"
         raise UserError(reason, argument="augment", value=cfg.augment, beside=["loss"])
+    cfg.penalty.value.check_precision(cfg.precision)
     for term in cfg.penalty.value.terms:
         net = choices.g if term.player == "g" else choices.d
         if term.penalty.mapping or (term.penalty.each_example and net.mixes_examples):

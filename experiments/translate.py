@@ -372,6 +372,9 @@ def check(cfg: Config) -> None:
         refuse("loss", f"`system={cfg.system}` learns by it; must be another", "system")
     if cfg.loss.value and cfg.loss.value.energy:
         refuse("loss", "needs a D that is an autoencoder, and this one judges patches")
+    if cfg.loss.value and cfg.loss.value.normalization:
+        refuse("loss", "must not be normalized: G's other terms are weighed against it as it is")
+    cfg.penalty.value.check_precision(cfg.precision)
     if cfg.system == "cut" and cfg.net.value.g.kind != "resnet":
         refuse(
             "net", "cut looks into a translator of residual blocks; G must be a resnet", "system"

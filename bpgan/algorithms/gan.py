@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax import lax
 
 from bpgan.algorithms import turns
 from bpgan.algorithms.turns import Aux, Now, Scalar, State, Term, Turn
@@ -97,6 +99,9 @@ class Condition(NamedTuple):
 
 
 UNCONDITIONAL = Condition()
+
+NORMALIZATION = "gradient"
+"""Name of what the normalization of G's gradient remembers."""
 
 
 class Setting(NamedTuple):
@@ -232,6 +237,11 @@ def fakes(setting: Setting, now: Now) -> dict[str, Images]:
     return {"fake": generate(setting, now, now.batch["z"], labels(setting, now))[0]}
 
 
+def _of_rows(y: Labels | None, x: Images) -> Labels | None:
+    """The labels of every k-th row, where there are that many fewer examples."""
+    return None if y is None else y[:: len(y) // len(x)]
+
+
 def d_passes(setting: Setting, now: Now) -> Passes:
     """``D(x)`` and ``D(G(z))``; ``now.batch`` has ``x``, ``z``, ``fake`` and ``y`` if there are classes."""
     real, fake, z, y = now.batch["x"], now.batch["fake"], now.batch["z"], labels(setting, now)
@@ -241,7 +251,7 @@ def d_passes(setting: Setting, now: Now) -> Passes:
     logits = now.axis.gather((real_logits, fake_logits))
 
     def critic(x: Images) -> Logits:
-        return score(setting, now, see_real(x), y)[0][0]
+        return score(setting, now, see_real(x), _of_rows(y, x))[0][0]
 
     return Passes(real, fake, z, y, logits, (real_head, fake_head), critic, stats)
 
@@ -259,7 +269,7 @@ def g_passes(setting: Setting, now: Now) -> Passes:
     logits = now.axis.gather((real_logits, fake_logits))
 
     def critic(x: Images) -> Logits:
-        return score(setting, now, see_fake(x), y)[0][0]
+        return score(setting, now, see_fake(x), _of_rows(y, x))[0][0]
 
     return Passes(real, fake, z, y, logits, (real_head, fake_head), critic, stats)
 
@@ -350,12 +360,44 @@ def g_objective(setting: Setting, now: Now) -> tuple[jax.Array, Aux]:
       now: with a batch of ``x[b, ...]``, ``z[b, z]``, and ``y[b]`` if there are classes.
     """
     seen = g_passes(setting, now)
-    value = jnp.mean(setting.loss.g(*seen.logits))
-    metrics: Metrics = {"loss": value}
+    memory: dict[str, Any] = {}
+    metrics: Metrics = {}
+    if setting.loss.normalization:
+        value, memory[NORMALIZATION], metrics["gradient"] = normalized_value(setting, now, seen)
+    else:
+        value = jnp.mean(setting.loss.g(*seen.logits))
+    metrics["loss"] = value
     if setting.condition.auxiliary:
         metrics["auxiliary"] = auxiliary_loss(setting, now, seen, seen.heads[1:])
         value += metrics["auxiliary"]
-    return _penalized(setting, "g", now, seen, value, metrics, {})
+    return _penalized(setting, "g", now, seen, value, metrics, memory)
+
+
+def normalized_value(setting: Setting, now: Now, seen: Passes) -> tuple[jax.Array, Any, jax.Array]:
+    """``mean_b loss_G``, whose derivative by the fakes is divided by its own size (``losses.normalized``).
+
+    Returns:
+      The value; the average of squares, to be remembered; and its root, by which the derivative is divided.
+    """
+    normalization = setting.loss.normalization
+    assert normalization is not None
+
+    def value_at(fake: Images) -> jax.Array:
+        return jnp.mean(setting.loss.g(seen.logits[0], now.axis.gather(seen.critic(fake))))
+
+    fixed = lax.stop_gradient(seen.fake)
+    value, pull = jax.vjp(value_at, fixed)
+    (slope,) = pull(jnp.ones_like(value))
+    kept = now.memory[NORMALIZATION]
+    # One of several devices has the derivative of the sum of what all have, which are the same: as if its own rows
+    # were the batch. The mean over devices is then that of the global batch.
+    square = now.axis.mean(slope.size * jnp.sum(jnp.square(slope.astype(kept.dtype))))
+    decay = normalization.decay
+    kept = lax.stop_gradient(decay * kept + (1 - decay) * square)
+    root = jnp.sqrt(kept / (1 - decay ** (now.step + 1)) if normalization.debias else kept)
+    slope = lax.stop_gradient(slope / (root + 1e-8).astype(slope.dtype))
+    # The value as it is, with another slope.
+    return lax.stop_gradient(value) + jnp.sum(slope * (seen.fake - fixed)), kept, root
 
 
 def penalty_objective(setting: Setting, player: str, every: int, now: Now) -> tuple[jax.Array, Aux]:
@@ -394,6 +436,7 @@ def _remembered(setting: Setting) -> dict[str, Any]:
     """Memories at the start."""
     memory = {name: each.penalty.memory for name, each in setting.penalties.items()}
     memory["loss"] = setting.loss.memory
+    memory[NORMALIZATION] = np.zeros((), np.float32) if setting.loss.normalization else None
     memory["augment"] = setting.augment.p if setting.augment and setting.adaptive else None
     return {name: kept for name, kept in memory.items() if kept is not None}
 
@@ -455,12 +498,14 @@ def make(
     Returns:
       The algorithm of the players ``g`` and ``d``, with metrics ``d/loss, d/real, d/fake, d/grad_norm, g/loss,
       g/grad_norm`` (and, where there are such, weighted, ``d/penalty, g/penalty, d/auxiliary, g/auxiliary``, which the
-      losses leave out, and with an adaptive augmentation ``d/sign, d/augment``) before the respective update. Its
-      ``sample`` takes ``labels[n]`` as a fourth argument; without them it draws the classes in turn.
+      losses leave out, with an adaptive augmentation ``d/sign, d/augment``, and of a normalized loss ``g/gradient``, by
+      which G's gradient is divided) before the respective update. Its ``sample`` takes ``labels[n]`` as a fourth
+      argument; without them it draws the classes in turn.
 
     Raises:
-      ValueError: numbers below 1; a rule together with what it replaces; from ``step``, at trace time, if the rows of
-        the batch are not a multiple of ``d_steps * accumulate``, or D's output is not of the form asked for.
+      ValueError: numbers below 1; a rule together with what it replaces or with a normalized loss; from ``step``, at
+        trace time, if the rows of the batch are not a multiple of ``d_steps * accumulate``, or D's output is not of the
+        form asked for.
     """
     setting = Setting(networks, loss, condition, augment, named(penalties), one_pass)
     return play(
@@ -506,7 +551,13 @@ def play(
     axis_name: str | None = None,
 ) -> Algorithm:
     """What ``make`` returns, of turns that may be other than those of ``alternate`` and remember more."""
-    networks, condition = setting.networks, setting.condition
+    networks, condition, normalized = (
+        setting.networks,
+        setting.condition,
+        setting.loss.normalization,
+    )
+    if normalized and rule is not None:
+        raise ValueError("normalized: not together with a rule, which differentiates the gradient")
     algorithm = turns.play(
         functools.partial(_variables, setting),
         players,
@@ -519,8 +570,12 @@ def play(
         sample=functools.partial(sample, networks, condition),
         classes=condition.classes,
     )
-    latents = networks.sample_latents or networks.latents
-    return algorithm._replace(latents=latents, networks=trained(networks, condition))
+    return algorithm._replace(
+        latents=networks.sample_latents or networks.latents,
+        networks=trained(networks, condition),
+        # A gradient that is divided by its size is that of no function.
+        objectives=None if normalized else algorithm.objectives,
+    )
 
 
 def _variables(setting: Setting, key: PRNG) -> dict[str, Any]:

@@ -714,10 +714,12 @@ def play(
       accumulate, ema_decay, axis_name: as in ``gan.make``.
 
     Raises:
-      ValueError: penalties of G.
+      ValueError: penalties of G, or a normalized loss.
     """
     if any(each.player != "d" for each in setting.penalties.values()):
         raise ValueError("penalties: must be those of D")
+    if setting.loss and setting.loss.normalization:
+        raise ValueError("loss: must not be normalized")
     intervals = sorted({each.every for each in setting.penalties.values()} - {1})
     d_terms = [
         Term(functools.partial(d_objective, setting)),
