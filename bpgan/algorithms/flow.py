@@ -94,12 +94,15 @@ class Sampler(NamedTuple):
         return cls("heun" if method == "heun" else "euler", n)
 
 
+EULER = Sampler()
+
+
 def follow(velocity: Callable[[Samples, Times], Samples], z: Samples, sampler: Sampler) -> Samples:
     """Where a flow takes noise: the end at t = 0 of ``dx/dt = velocity(x, t)``, from z at t = 1."""
     n = sampler.steps
 
     def step(x: Samples, i: Any) -> tuple[Samples, None]:
-        t, earlier = (jnp.full(len(x), 1 - k / n, jnp.float32) for k in (i, i + 1))
+        t, earlier = (jnp.full(len(x), 1 - k / n, x.dtype) for k in (i, i + 1))
         u = velocity(x, t)
         ahead = x - u / n
         if sampler.method == "heun":
@@ -281,7 +284,7 @@ def match(
     flow: Velocity,
     tx: optax.GradientTransformation,
     *,
-    sampler: Sampler = Sampler(),
+    sampler: Sampler = EULER,
     accumulate: int = 1,
     ema_decay: Scalar | None = None,
     axis_name: str | None = None,
@@ -318,7 +321,7 @@ def continuous(
     transport: Scalar = 0.0,
     d_steps: int = 1,
     warmup: int = 0,
-    sampler: Sampler = Sampler(),
+    sampler: Sampler = EULER,
     accumulate: int = 1,
     ema_decay: Scalar | None = None,
     axis_name: str | None = None,
@@ -539,7 +542,7 @@ def _as_gan(flow: Jumping, steps: int) -> gan.Networks:
     """The networks as those of a GAN: G from noise, D of examples; samples are drawn in so many steps."""
 
     def times(x: Samples, *at: float) -> list[Times]:
-        return [jnp.full(len(x), each, jnp.float32) for each in at]
+        return [jnp.full(len(x), each, x.dtype) for each in at]
 
     def init_g(key: PRNG, z: Any, *y: Any) -> Any:
         x = z.reshape(-1, *flow.data_shape)
@@ -552,7 +555,7 @@ def _as_gan(flow: Jumping, steps: int) -> gan.Networks:
         x = z.reshape(-1, *flow.data_shape)
 
         def step(x: Samples, i: Any) -> tuple[Samples, None]:
-            s, t = (jnp.full(len(x), 1 - k / steps, jnp.float32) for k in (i, i + 1))
+            s, t = (jnp.full(len(x), 1 - k / steps, x.dtype) for k in (i, i + 1))
             return flow.jump(variables, x, s, t, *y, train=train)[0].astype(x.dtype), None
 
         return lax.scan(step, x, jnp.arange(steps))[0], {}

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-from bpgan.nets.architecture import ARCHITECTURES, Architecture, Network
+from bpgan.nets.architecture import ARCHITECTURES, Architecture, Network, Option
 from bpgan.nets.heads import Kind, Scores, score
 from bpgan.nets.layers import Conv, Dense, Embed, check_labels, storage_dtype
 from bpgan.nets.resample import downsample2, upsample2
@@ -196,7 +196,7 @@ class PerceptronCritic(nn.Module):
 
 
 class Block(nn.Module):
-    """``x + f(x)``, where f is twice a norm, a SiLU and a 3x3 convolution; the condition modulates after the second norm.
+    """``x + f(x)``, where f is twice a norm, a SiLU and a 3x3 convolution, and the condition modulates in between.
 
     The last kernel is zero at the start, and so is f.
 
@@ -225,16 +225,18 @@ class UNet(nn.Module):
     Attributes:
       shape: ``(h, w, c)`` of an image; z has as many numbers.
       size: channels at full resolution, twice as many at each lower one.
-      depth: how often the resolution is halved; 0: down to 4 to 7 pixels.
+      patch: side of the squares of pixels that become one pixel of as many more channels first.
+      depth: how often the resolution is halved then; 0: down to 4 to 7 pixels.
       times, time_scale, classes: as in ``Perceptron``.
       dtype: of the computation; the output is float32 or wider.
 
     Raises:
-      ValueError: a size that the halvings do not divide, or as in ``Perceptron``.
+      ValueError: a size that the patch and the halvings do not divide, or as in ``Perceptron``.
     """
 
     shape: tuple[int, int, int]
     size: int = 24
+    patch: int = 1
     depth: int = 0
     times: int = 0
     time_scale: float = 1000.0
@@ -245,8 +247,12 @@ class UNet(nn.Module):
     def __call__(self, z: Any, *given: Any, train: bool = False) -> Images:
         del train  # no state
         times, labels = split(given, self.times, self.classes)
-        depth = self.depth or levels(self.shape[0])
-        low_resolution(self.shape, depth)
+        (height, width, channels), patch = self.shape, self.patch
+        if height % patch or width % patch:
+            raise ValueError(f"patch={patch}: must divide the image size {height}x{width}")
+        h, w = height // patch, width // patch
+        depth = self.depth or levels(h)
+        low_resolution((h, w), depth)
         embed = Condition(
             4 * self.size, self.time_scale, self.classes, self.dtype, name="condition"
         )
@@ -255,7 +261,8 @@ class UNet(nn.Module):
         def change(name: str, features: int, x: Images) -> Images:
             return Conv(features, 1, dtype=self.dtype, name=name)(x)
 
-        x = _noise(z, self.shape, self.dtype)
+        x = _noise(z, (h, patch, w, patch, channels), self.dtype)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, h, w, patch * patch * channels)
         x = Conv(self.size, 3, dtype=self.dtype, name="first")(x)
         seen = []
         for i in range(depth):
@@ -267,8 +274,9 @@ class UNet(nn.Module):
             x = seen[i] + upsample2(change(f"narrower{i}", self.size << i, x))
             x = Block(self.dtype, name=f"up{i}")(x, condition)
         stored = storage_dtype(self.dtype)
-        last = Conv(self.shape[2], 3, kernel_init=_zero, dtype=stored, name="last")
-        return last(jax.nn.silu(_rms(x)))
+        last = Conv(patch * patch * channels, 3, kernel_init=_zero, dtype=stored, name="last")
+        x = last(jax.nn.silu(_rms(x))).reshape(-1, h, w, patch, patch, channels)
+        return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *self.shape)
 
 
 class ConvCritic(nn.Module):
@@ -331,7 +339,12 @@ ARCHITECTURES["silu"] = Architecture(
     size_of="units",
 )
 ARCHITECTURES["unet"] = Architecture(
-    Network(lambda shape, size, **given: UNet(shape, size, **given), of_noise=True, times=True),
+    Network(
+        lambda shape, size, patch, **given: UNet(shape, size, patch or 1, **given),
+        options={"patch": Option("SIDE", meaning="pixels that are one at first")},
+        of_noise=True,
+        times=True,
+    ),
     Network(lambda shape, size, **given: ConvCritic(size, **given), times=True, smooth=True),
     size=24,
 )

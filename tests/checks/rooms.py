@@ -38,8 +38,8 @@ ROOMS = {  # top to bottom; imports go down
         "what a researcher writes: one file an experiment",
         "launcher explain trained evaluation cli report privacy insight algorithms backprop metrics metrics.features"
         " runtime data nets losses penalties augment optim files measures lookup types version",
-        "(evaluate_text lucic private_gan) (audit classifier data dp_merf evaluate export sample image_gan infogan"
-        " interpret linear_regression lr_range mnist_gan sensitivity study text_gan toy_gan translate vae)",
+        "(evaluate_text lucic private_gan) (audit classifier data dp_merf evaluate export flow_gan image_gan infogan"
+        " interpret linear_regression lr_range mnist_gan sample sensitivity study text_gan toy_gan translate vae)",
     ),
     "bpgan.launcher": Room(
         "sweeps, searches, processes, Slurm",
@@ -118,8 +118,8 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.nets": Room(
         "convolutions, layers, architectures",
         "sharding lookup types",
-        "(biggan cnn dcgan mlp patchgan r3gan resnet stylegan2 timed translator unet) architecture (blocks heads text vae)"
-        " (layers wrappers) (conv resample sizes spectral) (conv_cpu primitives) winograd",
+        "(biggan cnn dcgan mlp patchgan r3gan resnet stylegan2 timed translator unet) architecture"
+        " (blocks heads text vae) (layers wrappers) (conv resample sizes spectral) (conv_cpu primitives) winograd",
     ),
     "bpgan.losses": Room("what the players minimize", "lookup types"),
     "bpgan.penalties": Room("gradient penalties and other regularizers", "optim lookup types"),
