@@ -354,9 +354,11 @@ def data_to_data_cross_entropy(
 AUXILIARY = {
     "acgan": Auxiliary(softmax_cross_entropy, on_fakes=True),
     "d2d": Auxiliary(data_to_data_cross_entropy, on_fakes=False, mixes_examples=True),
+    "ucd": Auxiliary(softmax_cross_entropy, on_fakes=True, for_g=False),
 }
 """What conditional players minimize beside the adversarial loss, by the head of D that it needs.
 
 ``acgan``: Odena et al. 2017, arXiv:1610.09585, whose D classifies fakes too; StudioGAN's only reals. ``d2d``: Kang et
-al. 2021, arXiv:2111.01118.
+al. 2021, arXiv:2111.01118. ``ucd``: Xia et al. 2025, arXiv:2510.00624, whose D has a logit for each class, of which
+that of the label is the adversarial one; D alone classifies.
 """

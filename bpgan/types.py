@@ -135,14 +135,16 @@ class Auxiliary(NamedTuple):
     """What conditional players minimize beside the adversarial loss.
 
     Attributes:
-      loss: ``loss(head[b, ...], labels[b]) -> loss[b]``, of what D returns beside its logits. G minimizes it on fakes.
+      loss: ``loss(head[b, ...], labels[b]) -> loss[b]``, of what D returns beside its logits.
       on_fakes: whether D minimizes it on fakes as well as on reals.
       mixes_examples: whether it compares the examples of a batch.
+      for_g: whether G minimizes it, on fakes.
     """
 
     loss: Callable[[Any, Labels], Logits]
     on_fakes: bool
     mixes_examples: bool = False
+    for_g: bool = True
 
 
 class Source(NamedTuple):

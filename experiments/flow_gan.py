@@ -34,6 +34,7 @@ from bpgan.evaluation.monitor import monitor
 from bpgan.losses import LOSSES
 from bpgan.nets import architecture, storage_dtype
 from bpgan.types import PRNG, AdversarialLoss, Algorithm, Net, Source, UserError
+from experiments import image_gan
 
 MU, STD = 1.0, 0.5
 """The Gaussian of ``gauss1d``."""
@@ -313,13 +314,6 @@ def _scaled(factor: float, lr: optim.OverRun, steps: int) -> optim.Schedule:
     return lambda step: factor * optim.at(scalar, step)
 
 
-def average_of(cfg: Config, steps: int) -> optim.Schedule | None:
-    """The decay of the average of G in a run of so many steps; None: there is none."""
-    half_life = cfg.ema.value(steps)
-    ramp = None if callable(half_life) else 0.05
-    return None if half_life == 0 else optim.half_life(half_life, cfg.batch_size, ramp)
-
-
 def algorithm_of(
     cfg: Config, shape: tuple[int, ...], classes: int, steps: int, axis_name: str | None
 ) -> Algorithm:
@@ -337,7 +331,7 @@ def algorithm_of(
     common: dict[str, Any] = dict(
         sampler=cfg.drawing,
         accumulate=cfg.accumulate,
-        ema_decay=average_of(cfg, steps),
+        ema_decay=image_gan.average_of(cfg, steps),
         axis_name=axis_name,
     )
     if cfg.method == "adversarial":
@@ -463,7 +457,8 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         _try_step(cfg, algorithm, source)
     frame = cli.columns_of(classes, images.class_names)
     experiment = cli.Experiment(algorithm, source, title=images.summary(), frame=frame)
-    return monitor(experiment, cfg.dataset, held, seed=cfg.seed)
+    experiment = monitor(experiment, cfg.dataset, held, seed=cfg.seed)
+    return image_gan.measuring_transport(experiment)
 
 
 def _try_step(cfg: Config, algorithm: Algorithm, source: Source) -> None:

@@ -24,6 +24,9 @@ Presets: each with its --dataset, FASHION being idx:/usr/share/datasets/fashion-
                     in EffNet features on 5,202 sprites of a game, three seeds; of real ones 10.5; 9 minutes.
          lite64     folder:PATH,size=64. The same for 64 pixels. Measured: FD 47.4 on the same sprites, one seed; of
                     real ones 13.6; 28 minutes.
+         afm14      mnist14. One-step adversarial flow by perceptrons: noise of the images' shape to images, by the
+                    cheapest map (docs/flows.md). A minute.
+         afm28      FASHION. lite28's networks and penalties, as a one-step adversarial flow.
          r3-28      FASHION. R3GAN for 28 gray pixels, schedules over a tenth of the run. For a GPU; not measured.
          r3-32      tfds:cifar10. R3GAN: gamma 0.05 to 0.005, Adam (0, 0.9 to 0.99), 2e-4 to 5e-5, over 20 of 200
                     million images. The paper's stages have 768 channels each, these 256, 256, 192 and 128, and its
@@ -57,9 +60,10 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from bpgan import cli, data, losses, optim, penalties
+from bpgan import cli, data, losses, metrics, optim, penalties
 from bpgan.algorithms import game, gan
 from bpgan.algorithms.latents import Latents
 from bpgan.augment import Planned
@@ -68,7 +72,7 @@ from bpgan.evaluation.monitor import monitor
 from bpgan.losses import AUXILIARY, LOSSES
 from bpgan.nets import architecture, storage_dtype, truncated
 from bpgan.privacy.canaries import Canaries
-from bpgan.types import AdversarialLoss, Net, UserError
+from bpgan.types import AdversarialLoss, Algorithm, Net, UserError
 
 
 class Condition(NamedTuple):
@@ -92,8 +96,9 @@ _positive = functools.partial(optim.parse, low=0.0)
 
 def _condition(text: str) -> Condition:
     how, equals, weight = text.partition("=")
-    if how not in ("none", *architecture.CONDITIONS) or (equals and how not in AUXILIARY):
-        plain = [how for how in architecture.CONDITIONS if how not in AUXILIARY]
+    ways = architecture.ALL_CONDITIONS
+    if how not in ("none", *ways) or (equals and how not in AUXILIARY):
+        plain = [how for how in ways if how not in AUXILIARY]
         raise ValueError(
             f"must be none, {', '.join(plain)}, or one of {', '.join(AUXILIARY)} with =WEIGHT"
         )
@@ -122,7 +127,7 @@ class Config(cli.RunConfig):
     )
     condition: cli.Parsed[Condition] = cli.field(
         "none",
-        "on labels: none, or how D does it: concat, projection, acgan=WEIGHT, d2d=WEIGHT",
+        "on labels: none, or how D does it: concat, projection, modulation, acgan=WEIGHT, d2d=WEIGHT, ucd=WEIGHT",
         parse=_condition,
     )
     loss: cli.Parsed[AdversarialLoss] = cli.field(
@@ -196,6 +201,21 @@ _COLOR = dict(
     checkpoint_every="2000",
 )
 
+# One-step adversarial flow by transformers. Half of images in the average: 256 log(1/2) / log(0.9999).
+_VIT = dict(
+    condition="modulation",
+    loss="relativistic,normalized",
+    penalty="r1_fd=0.5,share=4+r2_fd=0.5,share=4+centering=0.01+g.transport=cosine:0.2:0.005",
+    lr="1e-4",
+    betas="0,0.9",
+    ema="warmup:0.01:1.8e6",
+    flip=True,
+    batch_size=256,
+    log_every="1ep",
+    sample_every="10ep",
+    checkpoint_every="20ep",
+)
+
 PRESETS = {
     "lite28": dict(
         epochs=7.0,
@@ -221,6 +241,25 @@ PRESETS = {
     ),
     "lite32": dict(_COLOR, lr="cosine:4e-3:1e-4", steps=20_000),
     "lite64": dict(_COLOR, lr="cosine:2e-3:5e-5", steps=12_000),
+    "afm14": dict(
+        dataset="mnist14",
+        net="mlp:256,layers=2,linear/mlp:256,layers=2",
+        latents="normal:196",
+        loss="relativistic,normalized",
+        penalty="r1_fd=0.5+r2_fd=0.5+centering=0.01+g.transport=cosine:0.2:0.005",
+        lr="5e-4",
+        betas="0,0.9",
+        steps=3000,
+    ),
+    "afm28": dict(
+        latents="normal:784",
+        loss="relativistic,normalized",
+        penalty="r1=0.3/4+r2=0.3/4+centering=0.01+g.transport=cosine:0.2:0.005",
+        epochs=7.0,
+        log_every="0.25ep",
+        sample_every="1ep",
+        checkpoint_every="1ep",
+    ),
     "r3-28": dict(
         net="r3gan:2",
         precision="bfloat16",
@@ -264,6 +303,33 @@ PRESETS = {
         log_every="5ep",
         sample_every="50ep",
         checkpoint_every="50ep",
+    ),
+    "vit28-tiny": dict(
+        net="vit:96,depth=4,heads=4,patch=7,qknorm/lite:24",
+        epochs=7.0,
+        log_every="0.25ep",
+        sample_every="1ep",
+        checkpoint_every="1ep",
+    ),
+    "vit28": dict(
+        _VIT,
+        net="vit:192,depth=6,heads=6,patch=4,qknorm",
+        latents="normal:784",
+        flip=False,
+        epochs=200.0,
+    ),
+    "vit32": dict(
+        _VIT,
+        net="vit:256,depth=8,heads=8,patch=4,qknorm",
+        latents="normal:3072",
+        epochs=500.0,
+    ),
+    "vit64": dict(
+        _VIT,
+        net="vit:384,depth=12,heads=6,patch=8,qknorm",
+        latents="normal:12288",
+        condition="none",
+        epochs=500.0,
     ),
     "sngan-32": dict(
         _CIFAR,
@@ -431,8 +497,8 @@ def make_networks(cfg: Config, images: data.Dataset, axis_name: str | None) -> t
     _check_latents(cfg, shape)
     nets = []
     for net, example in zip(cfg.net.value, ((1, cfg.latents.value.dim), (1, *shape)), strict=True):
-        if classes and how not in net.network.conditions:
-            allowed = ", ".join(("none", *net.network.conditions))
+        if classes and how not in net.conditions:
+            allowed = ", ".join(("none", *net.conditions))
             reason = f"{net.name} as {net.player.upper()} does not take labels so; must be"
             reason += f" {allowed}" if allowed == "none" else f" one of {allowed}"
             raise UserError(reason, argument="condition", value=cfg.condition, beside=["net"])
@@ -474,6 +540,35 @@ def average_of(cfg: Config, steps: int) -> optim.Schedule | None:
     half_life = cfg.ema.value(steps)
     ramp = None if callable(half_life) else 0.05  # a schedule is its own
     return None if half_life == 0 else optim.half_life(half_life, cfg.batch_size, ramp)
+
+
+PAIRS = 1000
+"""Latents of which it is measured how far G moves them: their best assignment takes a second."""
+
+
+def transport_of(algorithm: Algorithm, state: Any) -> dict[str, float]:
+    """``mean |G(z) - z|^2 / n`` over ``PAIRS`` latents of n numbers, and the least of any map with these samples."""
+    assert algorithm.latents is not None
+    z = algorithm.latents(jax.random.key(0), PAIRS)
+    generator, classes = algorithm.networks["generator"], algorithm.classes
+    labels = (jnp.arange(PAIRS) % classes,) if classes else ()
+    x = generator.apply(generator.variables(state), z, *labels)
+    x, z = (np.asarray(each, np.float32).reshape(PAIRS, -1) for each in (x, z))
+    n = z.shape[1]
+    return {
+        "transport": metrics.squared_distance(x, z) / n,
+        "transport/known": metrics.assigned_distance(x, z) / n,
+    }
+
+
+def measuring_transport(experiment: cli.Experiment) -> cli.Experiment:
+    """The experiment, at whose end it is measured, too, how far G moves its latents."""
+    inner, evaluate = experiment.algorithm, experiment.evaluate
+
+    def both(state: Any) -> dict[str, float]:
+        return {**(evaluate(state) if evaluate else {}), **transport_of(inner, state)}
+
+    return experiment._replace(evaluate=both)
 
 
 def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
@@ -518,7 +613,9 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     )
     frame = cli.columns_of(classes, images.class_names)
     experiment = cli.Experiment(algorithm, source, title=images.summary(), frame=frame)
-    return monitor(experiment, cfg.dataset, held, seed=cfg.seed)
+    experiment = monitor(experiment, cfg.dataset, held, seed=cfg.seed)
+    of_their_shape = cfg.latents.value.dim == math.prod(images.shape)
+    return measuring_transport(experiment) if of_their_shape else experiment
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Run:     python -m experiments.toy_gan                          eight Gaussians 
          python -m experiments.toy_gan --preset=grid25          twenty-five on a lattice
          python -m experiments.toy_gan --preset=dirac           two parameters; also bilinear, gaussian1d, lqg
          python -m experiments.toy_gan --preset=bilinear --rule=extragradient
+         python -m experiments.toy_gan --preset=afm1d           adversarial flow: the cheapest map; also afm2d, afm3d
 Shows:   samples/, report.html and samples.gif: real and generated points over what D thinks; or the players' path.
 Prints:  what was measured beside what is known.
 
@@ -12,6 +13,8 @@ bilinear    the same with the Wasserstein loss: min over theta, max over psi of 
 gaussian1d  G(z) = a + b z against N(2, 0.5^2), D a polynomial of degree 2, which holds the optimum
 lqg         W2 to N(0, K), K = diag(4, 2, 1, .5, .25, .1), by G of rank 2: PCA (Feizi et al. 2017, arXiv:1710.10793)
 ring8, grid25   mixtures of Gaussians (Lin et al. 2018, arXiv:1712.04086)
+row4, ring2     N(0, I) to four modes on a line, to eight on a circle of radius 2: which map is found? (docs/flows.md)
+gaussian3d      N(0, S) to N(m, T) by G(z) = A z + b, D a polynomial of degree 2
 """
 
 import dataclasses
@@ -29,7 +32,7 @@ from bpgan import cli, losses, metrics, optim, penalties
 from bpgan.algorithms import game, gan
 from bpgan.data import toys
 from bpgan.nets import linen_net, mlp
-from bpgan.types import PRNG, AdversarialLoss, Algorithm, Net, Network, UserError
+from bpgan.types import PRNG, AdversarialLoss, Algorithm, Net, Network, Source, UserError
 
 MU, SIGMA = 2.0, 0.5
 """The Gaussian of ``gaussian1d``."""
@@ -50,9 +53,9 @@ class Config(cli.RunConfig):
     )
     penalty: cli.Parsed[penalties.Terms] = cli.field(
         "r1+r2",
-        "penalties on D: none, or a sum such as r1+r2 or r1=0.3/4",
-        choices=functools.partial(penalties.forms, "d"),
-        parse=functools.partial(penalties.parse, players="d"),
+        "none, or a sum such as r1+r2 or r1=0.3/4; for G g.NAME",
+        choices=penalties.forms,
+        parse=penalties.parse,
     )
     gamma: float = cli.field(0.1, "weight of penalties without one", low=0, sweepable=True)
     rule: cli.Parsed[game.Rule | None] = cli.field(
@@ -90,6 +93,15 @@ class Config(cli.RunConfig):
 
 _EXACT = dict(penalty="none", optimizer="sgd", lr="0.1", ema=0.0, batch_size=4, steps=500, log_every="100",
               sample_every="25", checkpoint_every="250")  # fmt: skip
+# One-step adversarial flow: without its last term it is the control, a GAN.
+_FLOW = dict(
+    penalty="r1=0.02+r2=0.02+centering=0.01+g.transport=cosine:0.2:0.01",
+    lr="1e-3",
+    b2=0.9,
+    width=64,
+    ema=0.99,
+    steps=4000,
+)
 PRESETS = {
     "ring8": dict(problem="ring8"),
     "grid25": dict(problem="grid25"),
@@ -99,6 +111,17 @@ PRESETS = {
     "dirac": dict(_EXACT, problem="dirac", loss="nonsaturating", penalty="r1", gamma=1.0),
     "bilinear": dict(_EXACT, problem="bilinear", loss="wasserstein"),
     "lqg": dict(_EXACT, problem="lqg", lr="0.05", steps=2000, sample_every="100"),
+    "afm1d": dict(_FLOW, problem="row4"),
+    "afm2d": dict(_FLOW, problem="ring2"),
+    "afm3d": dict(
+        _FLOW,
+        problem="gaussian3d",
+        penalty="centering=0.01+g.transport=cosine:0.5:0.005",
+        lr="cosine:2e-2:1e-5",
+        b2=0.99,
+        batch_size=512,
+        steps=6000,
+    ),
     "smoke": dict(
         width=8, batch_size=16, steps=20, log_every="10", sample_every="10", checkpoint_every="10"
     ),
@@ -259,11 +282,14 @@ def _tx(cfg: Config, steps: int, updates: int = 1) -> optax.GradientTransformati
     return optax.sgd(lr) if cfg.optimizer == "sgd" else optim.adam(lr, cfg.b1, cfg.b2)
 
 
-def _gan(cfg: Config, g: Net, d: Net, steps: int, shape: tuple[int, ...]) -> Algorithm:
+def _gan(
+    cfg: Config, g: Net, d: Net, steps: int, shape: tuple[int, ...], latents: Any = None
+) -> Algorithm:
     dtype = jnp.dtype(cfg.precision)
     terms = cfg.penalty.value
+    latents = latents or gan.normal_latents(shape[0], dtype)
     return gan.make(
-        gan.Networks(g, d, gan.normal_latents(2 if shape == (2,) else 1, dtype), shape, dtype),
+        gan.Networks(g, d, latents, shape, dtype),
         cfg.loss.value,
         gan.Optimizers(_tx(cfg, steps), terms.bounded(_tx(cfg, steps, cfg.d_steps))),
         penalties=terms.over(steps, weight=cfg.gamma),
@@ -271,6 +297,12 @@ def _gan(cfg: Config, g: Net, d: Net, steps: int, shape: tuple[int, ...]) -> Alg
         ema_decay=cfg.ema or None,
         rule=cfg.rule.value,
     )
+
+
+def _fresh(cfg: Config, draw: Callable[[PRNG, int], jax.Array], definition: str) -> Source:
+    """Batches of what ``draw`` draws."""
+    rows = cfg.batch_size * cfg.d_steps
+    return toys.fresh(draw, definition=definition, seed=cfg.seed, batch_size=rows)
 
 
 def _drawn(algorithm: Algorithm, state: Any, n: int, seed: int = 0) -> np.ndarray:
@@ -310,12 +342,7 @@ def mixture(target: toys.Mixture, cfg: Config, steps: int) -> cli.Experiment:
         }
 
     draw = lambda key, n: target.draw(key, n, dtype)  # noqa: E731
-    source = toys.fresh(
-        draw,
-        definition=target.definition,
-        seed=cfg.seed,
-        batch_size=cfg.batch_size * cfg.d_steps,
-    )
+    source = _fresh(cfg, draw, target.definition)
     frame = _framed(
         ("x", -reach, reach), ("y", -reach, reach), data=_BLACK, generated=_GREEN, **_OPINION
     )
@@ -323,6 +350,197 @@ def mixture(target: toys.Mixture, cfg: Config, steps: int) -> cli.Experiment:
         f"{cfg.problem}: samples of {len(target.centers)} Gaussians in the plane, each of standard"
     )
     title += f" deviation {target.std:g}"
+    return cli.Experiment(inner._replace(picture=picture), source, evaluate, title, frame=frame)
+
+
+def waves(x: jax.Array) -> jax.Array:
+    """Sines and cosines ``[b, 32 d]`` of ``x[b, d]`` at 16 frequencies from 0.05 to 20: modes are narrow."""
+    frequencies = jnp.asarray(np.geomspace(0.05, 20, 16), x.dtype)
+    angles = (x[:, :, None] * frequencies.reshape(1, 1, -1)).reshape(len(x), -1)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], 1)
+
+
+def on_waves(net: Net) -> Net:
+    """The network, which sees ``waves`` of its input."""
+    return Net(
+        lambda key, x: net.init(key, waves(x)),
+        lambda variables, x, train: net.apply(variables, waves(x), train=train),
+    )
+
+
+def _mapped(algorithm: Algorithm, state: Any, z: np.ndarray) -> np.ndarray:
+    """``G(z)`` of the average that draws."""
+    network = algorithm.networks["generator"]
+    return np.asarray(network.apply(network.variables(state), jnp.asarray(z)), np.float64)
+
+
+def row(cfg: Config, steps: int) -> cli.Experiment:
+    """The map of a number to a number, which for an adversarial flow is the increasing one."""
+    dtype, widths, target = jnp.dtype(cfg.precision), (cfg.width,) * 3, toys.row()
+    d = on_waves(linen_net(mlp.Discriminator(widths, he_normal, dtype=dtype)))
+    g = mlp.Generator((1,), widths, linear=True, slope=0.0, kernel_init=he_normal, dtype=dtype)
+    inner = _gan(cfg, on_waves(linen_net(g)), d, steps, (1,))
+    centers, reach = target.centers[:, 0], 3.0
+    z = metrics.normal_quantiles(4096)
+    best = metrics.monotone_map(z, centers, target.std)
+    ticks = np.linspace(-reach, reach, 4 * _PIXELS)
+    known = metrics.monotone_map(ticks, centers, target.std)
+
+    def picture(state: Any, key: PRNG, n: int) -> jax.Array:
+        """G (green) and the increasing map (black), z to the right, over what D thinks of each height."""
+        del key, n
+        network, seen = inner.networks["generator"], jnp.asarray(ticks, dtype)
+        found = network.apply(network.variables(state), seen[:, None])
+        heights = jnp.linspace(reach, -reach, _PIXELS, dtype=dtype)
+        logits, _ = d.apply(state.players["d"].variables, heights[:, None], train=False)
+        share = jnp.broadcast_to(_centered(logits)[:, None], (_PIXELS, _PIXELS))
+        line = jnp.stack([seen, jnp.asarray(known, dtype)], 1)
+        canvas = _dots(_canvas(share), line, reach, _BLACK, size=3)
+        return _dots(canvas, jnp.stack([seen, found[:, 0]], 1), reach, _GREEN)[None]
+
+    def evaluate(state: Any) -> dict[str, float]:
+        found = _mapped(inner, state, z[:, None].astype(dtype))[:, 0]
+        nearest = lambda x: np.abs(x[:, None] - centers).argmin(1)  # noqa: E731
+        return {
+            "same_mode": float(np.mean(nearest(found) == nearest(best))),
+            "same_mode/known": 1.0,
+            "map_error": float(np.sqrt(np.mean(np.square(found - best)))),
+            "map_error/known": 0.0,
+            "w1": float(np.mean(np.abs(np.sort(found) - best))),
+            "w1/known": 0.0,
+            "cost": metrics.squared_distance(found, z),
+            "cost/known": metrics.squared_distance(best, z),
+        }
+
+    source = _fresh(cfg, lambda key, n: target.draw(key, n, dtype), target.definition)
+    frame = _framed(
+        ("z", -reach, reach),
+        ("G(z)", -reach, reach),
+        increasing_map=_BLACK,
+        generator=_GREEN,
+        **_OPINION,
+    )
+    title = f"{cfg.problem}: N(0, 1) to {len(centers)} Gaussians on a line, of standard deviation"
+    title += f" {target.std:g}"
+    return cli.Experiment(inner._replace(picture=picture), source, evaluate, title, frame=frame)
+
+
+def ring2(cfg: Config, steps: int) -> cli.Experiment:
+    """A mixture whose modes lie as far from 0 as latents do: where does each latent go?"""
+    target = toys.ring(radius=2.0, std=0.1)
+    experiment = mixture(target, cfg, steps)
+    assert experiment.evaluate is not None
+    plain, inner = experiment.evaluate, experiment.algorithm
+    assert inner.latents is not None
+    z = np.asarray(inner.latents(jax.random.key(2), 2000), np.float64)
+    # Of so narrow modes on so symmetric a circle, each latent goes to the mode that is next in direction.
+    best = target.centers[(z @ target.centers.T).argmax(1)]
+    real = np.asarray(target.draw(jax.random.key(3), len(z)))
+
+    def evaluate(state: Any) -> dict[str, float]:
+        found = _mapped(inner, state, z.astype(cfg.precision))
+        nearest = target.centers[(found @ target.centers.T).argmax(1)]
+        return plain(state) | {
+            "same_mode": float(np.mean(np.all(nearest == best, 1))),
+            "same_mode/known": 1.0,
+            "cost": metrics.squared_distance(found, z),
+            "cost/known": metrics.assigned_distance(real, z),
+            "cost/least_of_its_samples": metrics.assigned_distance(found, z),
+        }
+
+    return experiment._replace(evaluate=evaluate)
+
+
+_SOURCE = np.diag([1.0, 2.0, 0.5])
+_TARGET_MEAN = np.array([1.0, -0.5, 0.5])
+_TARGET = np.array([[1.0, 0.6, -0.3], [0.6, 2.0, 0.5], [-0.3, 0.5, 1.6]])
+"""Of ``gaussian3d``: the covariance of the latents; the mean and covariance of the data."""
+
+
+def quadratic_critic(dtype: Any = jnp.float32) -> Net:
+    """``x'Mx / 2 + w'x + c`` from 0."""
+
+    def init(key: PRNG, x: jax.Array) -> Any:
+        d = x.shape[1]
+        shapes = {"m": (d, d), "w": (d,), "c": ()}
+        return {"params": {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}}
+
+    def apply(v: Any, x: jax.Array, train: bool) -> tuple[jax.Array, dict]:
+        p = v["params"]
+        return jnp.sum((x @ p["m"]) * x, 1) / 2 + x @ p["w"] + p["c"], {}
+
+    return Net(init, apply)
+
+
+def linear_generator(dtype: Any = jnp.float32) -> Net:
+    """``A z + b`` from a random rotation and b = 0."""
+
+    def init(key: PRNG, z: jax.Array) -> Any:
+        d = z.shape[1]
+        q, _ = jnp.linalg.qr(jax.random.normal(key, (d, d), dtype))
+        return {"params": {"a": q, "b": jnp.zeros(d, dtype)}}
+
+    def apply(v: Any, z: jax.Array, train: bool) -> tuple[jax.Array, dict]:
+        return z @ v["params"]["a"].T + v["params"]["b"].reshape(1, -1), {}
+
+    return Net(init, apply)
+
+
+def gaussian3d(cfg: Config, steps: int) -> cli.Experiment:
+    """A linear map between two Gaussians: there are many, of which one is the cheapest, and symmetric."""
+    dtype = jnp.dtype(cfg.precision)
+    d = quadratic_critic(dtype)
+    scale = jnp.asarray(np.sqrt(np.diag(_SOURCE)), dtype).reshape(1, -1)
+    root = jnp.asarray(np.linalg.cholesky(_TARGET).T, dtype)
+    mean = jnp.asarray(_TARGET_MEAN, dtype).reshape(1, -1)
+
+    def latents(key: PRNG, n: int) -> jax.Array:
+        return scale * jax.random.normal(key, (n, 3), dtype)
+
+    def draw(key: PRNG, n: int) -> jax.Array:
+        return mean + jax.random.normal(key, (n, 3), dtype) @ root
+
+    inner = _gan(cfg, linear_generator(dtype), d, steps, (3,), latents)
+    assert inner.sample is not None
+    plain, reach = inner.sample, 6.0
+
+    def picture(state: Any, key: PRNG, n: int) -> jax.Array:
+        """The first two coordinates, over what D thinks where the third is at its mean."""
+        del n
+        k1, k2 = jax.random.split(key)
+
+        def logits(x: jax.Array) -> jax.Array:
+            third = jnp.full((len(x), 1), _TARGET_MEAN[2], dtype)
+            x = jnp.concatenate([x.astype(dtype), third], 1)
+            return d.apply(state.players["d"].variables, x, train=False)[0]
+
+        real, fake = draw(k1, 1000), plain(state, k2, 1000)
+        return picture_of_points(real[:, :2], fake[:, :2], logits, reach)
+
+    def evaluate(state: Any) -> dict[str, float]:
+        found = state.ema["g"] if state.ema else state.players["g"].variables
+        a, b = (np.asarray(found["params"][name], np.float64) for name in ("a", "b"))
+        best, norm, eye = metrics.gaussian_map(_SOURCE, _TARGET), np.linalg.norm, np.eye(3)
+
+        def cost(a: np.ndarray, b: np.ndarray) -> float:
+            return float(np.trace((a - eye) @ _SOURCE @ (a - eye).T) + b @ b)
+
+        return {
+            "map_error": float(norm(a - best) / norm(best)),
+            "map_error/known": 0.0,
+            "covariance_error": float(norm(a @ _SOURCE @ a.T - _TARGET) / norm(_TARGET)),
+            "covariance_error/known": 0.0,
+            "mean_error": float(norm(b - _TARGET_MEAN)),
+            "mean_error/known": 0.0,
+            "cost": cost(a, b),
+            "cost/known": cost(best, _TARGET_MEAN),
+        }
+
+    definition = f"N({_TARGET_MEAN.tolist()}, {_TARGET.tolist()})"
+    source = _fresh(cfg, draw, definition)
+    axes = [(f"x{i + 1}", -reach, reach) for i in range(2)]
+    frame = _framed(*axes, data=_BLACK, generated=_GREEN, **_OPINION)
+    title = f"{cfg.problem}: N(0, diag{np.diag(_SOURCE).tolist()}) to {definition}"
     return cli.Experiment(inner._replace(picture=picture), source, evaluate, title, frame=frame)
 
 
@@ -393,12 +611,7 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
             found |= {"logit_error": float(jnp.std(logits[0] - ratio)), "logit_error/known": 0.0}
         return found
 
-    source = toys.fresh(
-        draw,
-        definition=f"N({MU}, {SIGMA}^2)",
-        seed=cfg.seed,
-        batch_size=cfg.batch_size * cfg.d_steps,
-    )
+    source = _fresh(cfg, draw, f"N({MU}, {SIGMA}^2)")
     frame = _framed(
         ("x", MU - 6 * SIGMA, MU + 4 * SIGMA),
         ("density", 0, 1 / (2 * SIGMA)),
@@ -492,9 +705,7 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
         return {name: float(value) for name, value in found.items()}
 
     draw = lambda key, n: jnp.zeros((n, 1), dtype)  # noqa: E731
-    source = toys.fresh(
-        draw, definition="the number 0", seed=cfg.seed, batch_size=cfg.batch_size * cfg.d_steps
-    )
+    source = _fresh(cfg, draw, "the number 0")
     frame = _framed(
         ("θ of the generator", -2.0, 2.0),
         ("ψ of the discriminator", -2.0, 2.0),
@@ -585,12 +796,7 @@ def lqg(cfg: Config, steps: int) -> cli.Experiment:
         return {name: float(value) for name, value in found.items()}
 
     definition = f"N(0, diag{SPECTRUM.tolist()}), of which no samples are drawn"
-    source = toys.fresh(
-        lambda key, n: jnp.zeros((n, 1), dtype),
-        definition=definition,
-        seed=cfg.seed,
-        batch_size=cfg.batch_size,
-    )
+    source = _fresh(cfg, lambda key, n: jnp.zeros((n, 1), dtype), definition)
     axes = [(f"direction {i + 1}", -6.0, 6.0) for i in range(2)]
     frame = _framed(*axes, data=_BLACK, generated=_GREEN)
     drawing = {"sample": sample, "latents": latents, "networks": {"generator": generator}}
@@ -605,6 +811,9 @@ _PLANE = Problem(dirac, ("width", "ema"), kernels=False)
 PROBLEMS = {
     "ring8": Problem(functools.partial(mixture, toys.ring())),
     "grid25": Problem(functools.partial(mixture, toys.grid())),
+    "row4": Problem(row),
+    "ring2": Problem(ring2),
+    "gaussian3d": Problem(gaussian3d, ("width",), kernels=False),
     "gaussian1d": Problem(gaussian1d, ("width",), kernels=False),
     "dirac": _PLANE,
     "bilinear": _PLANE,
@@ -618,10 +827,16 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     if axis_name:
         raise UserError("must be jit for toy_gan", argument="parallel", value="pmap")
     problem = PROBLEMS[cfg.problem]
+    if cfg.loss.value.normalization and cfg.rule.value:
+        reason = f"`rule={cfg.rule}` differentiates the gradient; must not be normalized"
+        raise UserError(reason, argument="loss", value=cfg.loss, beside=["rule"])
     for term in cfg.penalty.value.terms:
+        if term.penalty.mapping:
+            reason = f"{term}: no generator of this experiment has a mapping; must be without"
+            raise UserError(reason, argument="penalty", value=cfg.penalty)
         if term.penalty.matrices and not problem.kernels:
             raise UserError(
-                f"{term} has no part in `problem={cfg.problem}`, whose D has no kernels;"
+                f"{term} has no part in `problem={cfg.problem}`, whose {term.player.upper()} has no kernels;"
                 " must be without",
                 argument="penalty",
                 value=cfg.penalty,

@@ -17,6 +17,7 @@ from checks.networks import (
     modules,
     normal,
     size,
+    stirred,
     tiny,
 )
 from flax import linen as nn
@@ -247,7 +248,9 @@ def test_what_the_table_says_of_a_network_is_true(name, player):
         choice = parse(f"{text}/mlp").g if player == "g" else parse(f"mlp/{text}").d
         assert choice.size == architecture.size
         net = choice.make(shape, dtype=jnp.float32)
-        x = jnp.zeros((2, 64) if player == "g" else (2, *shape))
+        of_noise = option == "residual" or choice.network.of_noise
+        latents = 32 * 32 * 3 if of_noise else 64
+        x = jnp.zeros((2, latents) if player == "g" else (2, *shape))
         variables = jax.eval_shape(net.init, jax.random.key(0), x)
         y, _ = jax.eval_shape(lambda v, net=net, x=x: net.apply(v, x, train=True), variables)
         assert y.shape == ((2, *shape) if player == "g" else (2,))
@@ -262,7 +265,8 @@ def test_what_the_table_says_of_a_network_is_true(name, player):
 def test_what_the_table_says_of_labels_is_true(name, player):
     text = f"{name}/mlp" if player == "g" else f"mlp/{name}"
     choice = parse(text).g if player == "g" else parse(text).d
-    x = jnp.zeros((2, 64) if player == "g" else (2, 32, 32, 3))
+    latent = player == "g" and not choice.network.of_noise
+    x = jnp.zeros((2, 64) if latent else (2, 32, 32, 3))
     for condition in choice.network.conditions if player == "d" else choice.network.conditions[:1]:
         net = choice.make((32, 32, 3), dtype=jnp.float32, classes=3, condition=condition)
         variables = jax.eval_shape(net.init, jax.random.key(0), x, LABELS[:2])
@@ -294,10 +298,7 @@ def test_generators_heed_labels(name, options):
     def images(key):
         variables = net.init(key, z, LABELS)
         # Tables of the norms are the same for all classes at the start.
-        params = jax.tree.map(
-            lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size)).reshape(p.shape), variables["params"]
-        )
-        variables = {**variables, "params": params}
+        variables = stirred(variables)
         return [
             net.apply(variables, z, labels, train=False)[0] for labels in (LABELS, LABELS[::-1])
         ]
@@ -320,12 +321,13 @@ def test_every_discriminator_has_every_head(name):
     assert scores("projection") == (2,)
     assert scores("acgan") == ((2,), (2, 3))
     assert scores("d2d") == ((2,), ((2, 5), (2, 5)))
+    assert scores("ucd") == ((2,), (2, 3))
     with pytest.raises(ValueError, match="classes=3: needs integer labels"):
         shapes(tiny(name, "Discriminator", classes=3), (8, 8, 1), labels=False)
 
 
 def test_half_precision_heads_are_wide():
-    for head in ("projection", "acgan", "d2d"):
+    for head in ("projection", "acgan", "d2d", "ucd"):
         module = resnet.Discriminator((8,), 1, classes=3, head=head, dtype=jnp.bfloat16)
         variables, scores, _ = shapes(module, (8, 8, 1))
         assert {a.dtype for a in jax.tree.leaves((variables, scores))} == {jnp.dtype("float32")}
@@ -382,7 +384,7 @@ def test_conditional_discriminators_meet_gradient_penalties(name):
     x = normal(0, 3, 8, 8, 1, dtype=np.float32)
 
     def gradients(key):
-        variables = net.init(key, x, LABELS)
+        variables = stirred(net.init(key, x, LABELS))
 
         def r1(params):
             def weighed(x):

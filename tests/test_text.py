@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from bpgan.nets import dcgan, linen_net, mlp, text
+from bpgan.nets import attention, dcgan, linen_net, mlp, text
 
 TOKENS = np.array([[5, 3, 4, 2, 0, 0], [6, 6, 2, 0, 0, 0], [2, 3, 4, 5, 6, 7]], np.int32)
 
@@ -70,10 +70,10 @@ def test_attention_by_hand():
     """Two words of which the second is not seen: the value of the first alone; seen, a softmax of both."""
     q, k = jnp.ones((1, 1, 1, 4)), jnp.asarray([[[[1.0, 0, 0, 0], [0, 0, 0, 0]]]])
     v = jnp.asarray([[[[1.0, 2, 3, 4], [5, 6, 7, 8]]]])
-    first = text.attend(q, k, v, jnp.asarray([[True, False]]))
+    first = attention.attend(q, k, v, jnp.asarray([[True, False]]))
     np.testing.assert_allclose(first[0, 0, 0], [1, 2, 3, 4], rtol=1e-6)
     share = 1 / (1 + math.exp(-0.5))  # q k / sqrt(4) is a half, and zero
-    both = text.attend(q, k, v, jnp.asarray([[True, True]]))
+    both = attention.attend(q, k, v, jnp.asarray([[True, True]]))
     np.testing.assert_allclose(both[0, 0, 0], 4 * (1 - share) + np.arange(1, 5), rtol=1e-6)
 
 

@@ -367,7 +367,7 @@ def g_objective(setting: Setting, now: Now) -> tuple[jax.Array, Aux]:
     else:
         value = jnp.mean(setting.loss.g(*seen.logits))
     metrics["loss"] = value
-    if setting.condition.auxiliary:
+    if setting.condition.auxiliary and setting.condition.auxiliary.for_g:
         metrics["auxiliary"] = auxiliary_loss(setting, now, seen, seen.heads[1:])
         value += metrics["auxiliary"]
     return _penalized(setting, "g", now, seen, value, metrics, memory)

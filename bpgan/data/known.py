@@ -217,6 +217,13 @@ def mnist10k(split: str) -> tuple[np.ndarray, np.ndarray]:
     return x[keep], y[keep]
 
 
+def mnist14(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """``mnist10k`` with 14 x 14 pixels, each the mean of four: for networks that a CPU trains in a minute."""
+    x, y = mnist10k(split)
+    means = x.reshape(len(x), 14, 2, 14, 2, -1).mean((2, 4))
+    return np.round(means).astype(np.uint8), y
+
+
 @functools.lru_cache(maxsize=1)
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     with importlib.resources.files("bpgan.data").joinpath("mnist10k.npz").open("rb") as file:
@@ -276,6 +283,7 @@ def _cifar(
 
 DATASETS: dict[str, Row | Callable[[str], Any]] = {
     "mnist10k": mnist10k,
+    "mnist14": mnist14,
     "digits": Row(
         (),
         {},

@@ -47,6 +47,11 @@ def ring(modes: int = 8, radius: float = 1.0, std: float = 0.01) -> Mixture:
     return Mixture(radius * np.stack([np.cos(angle), np.sin(angle)], 1), std)
 
 
+def row(modes: int = 4, spacing: float = 1.0, std: float = 0.1) -> Mixture:
+    """Modes on a line around 0: the one-dimensional example of adversarial flow models, its modes a little wider."""
+    return Mixture(spacing * (np.arange(modes) - (modes - 1) / 2)[:, None], std)
+
+
 def grid(
     side: int = 5, spacing: float = 2.0, std: float = 0.05, scale: float = 2 * math.sqrt(2)
 ) -> Mixture:

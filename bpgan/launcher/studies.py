@@ -12,12 +12,15 @@ class Arm(NamedTuple):
       experiment: that trains it.
       flags: of its runs, by name.
       seeds: of this method; empty: those of the study.
+      samples: flags that are other than those of the runs where samples are drawn, by name. Methods that differ in
+        these alone have the same runs.
     """
 
     name: str
     experiment: str
     flags: Mapping[str, str] = {}
     seeds: tuple[int, ...] = ()
+    samples: Mapping[str, str] = {}
 
 
 class Study(NamedTuple):
@@ -29,9 +32,11 @@ class Study(NamedTuple):
       seeds: of every method.
       results: names of the numbers, without ``test/``, that a run measures itself at its end: the columns of the table,
         in the place of an evaluation of samples.
+      beside: names of such numbers that stand beside those of the samples.
     """
 
     says: str
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     results: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()

@@ -35,11 +35,19 @@ from bpgan.metrics.scores import (
     ms_ssim_name,
     vendi_score,
 )
+from bpgan.metrics.transport import (
+    assigned_distance,
+    gaussian_map,
+    monotone_map,
+    normal_quantiles,
+    squared_distance,
+)
 
 __all__ = [
     "FrechetInfinity",
     "Gaussian",
     "Modes",
+    "assigned_distance",
     "authenticity",
     "closest_pairs",
     "data_copying",
@@ -50,17 +58,21 @@ __all__ = [
     "frechet_distance_gaussians",
     "frechet_infinity",
     "gaussian",
+    "gaussian_map",
     "inception_score",
     "kernel_distance",
     "kernel_distance_subsets",
     "merge",
     "modes",
+    "monotone_map",
     "ms_ssim",
     "ms_ssim_diversity",
     "ms_ssim_name",
     "nearest",
     "neighbor_ratio",
+    "normal_quantiles",
     "precision_recall",
+    "squared_distance",
     "two_sample_accuracy",
     "vendi_score",
 ]

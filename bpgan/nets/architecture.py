@@ -16,8 +16,11 @@ from bpgan.nets import heads
 from bpgan.nets.wrappers import labeled, linen_net
 from bpgan.types import Net
 
-CONDITIONS = ("concat", *get_args(heads.Kind))
-"""How a discriminator may see labels: as channels of the image (``labeled``), or in one of the ``heads``."""
+CONDITIONS = ("concat", *(head for head in get_args(heads.Kind) if head != "modulation"))
+"""How any discriminator may see labels: as channels of the image (``labeled``), or in one of the ``heads``."""
+
+ALL_CONDITIONS = (*CONDITIONS, "modulation")
+"""And that of those whose layers labels modulate."""
 
 
 class Option(NamedTuple):
@@ -44,8 +47,8 @@ class Network(NamedTuple):
       options: by name.
       mixes_examples: whether it has batch norm, so that the examples of a batch do not pass by themselves.
       mixes_unless: the option that takes the place of the batch norm.
-      conditions: those of ``CONDITIONS`` that it can do; "concat" needs nothing of the network. Empty: it takes no
-        labels.
+      conditions: those of ``ALL_CONDITIONS`` that it can do; "concat" needs nothing of the network. Empty: it takes no
+        labels. A generator that takes them does so however D does.
       flat: of a discriminator, whether it flattens its input at once.
       of_noise: of a generator, whether its latents are noise that has as many numbers as a sample.
       times: whether it can take times behind its first input, as ``build(..., times=, time_scale=)`` says: how many
@@ -126,6 +129,12 @@ class Choice(NamedTuple):
         """Whether derivatives of its derivatives can be trusted, with these options."""
         network = self.network
         return network.smooth and (not network.smooth_if or bool(self.options[network.smooth_if]))
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """How D may see labels if this is one of the players; empty: there must be none."""
+        own = self.network.conditions
+        return ALL_CONDITIONS if own and self.player == "g" else own
 
     @property
     def kernels(self) -> str:

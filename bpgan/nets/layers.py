@@ -271,6 +271,26 @@ def instance_norm(x: Images, epsilon: float = 1e-5) -> Images:
     return (centered * lax.rsqrt(var + epsilon)).astype(x.dtype)
 
 
+def layer_norm(x: Float[Array, "... f"], epsilon: float = 1e-6) -> Float[Array, "... f"]:
+    """``(x - mean) / sqrt(var + epsilon)`` over the last axis, of x's type.
+
+    Ba et al. 2016, arXiv:1607.06450, without parameters; computed in float32 or wider.
+    """
+    wide = x.astype(storage_dtype(x.dtype))
+    return rms_norm(wide - jnp.mean(wide, -1, keepdims=True), epsilon).astype(x.dtype)
+
+
+def rms_norm(x: Float[Array, "... f"], epsilon: float = 1e-6) -> Float[Array, "... f"]:
+    """``x / sqrt(mean x^2 + epsilon)`` over the last axis, of x's type.
+
+    Zhang & Sennrich 2019, arXiv:1910.07467, without parameters; computed in float32 or wider.
+    """
+    wide = x.astype(storage_dtype(x.dtype))
+    return (wide * lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + epsilon)).astype(
+        x.dtype
+    )
+
+
 Norm = Literal["batch", "instance", "none"]
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from bpgan.nets.architecture import ARCHITECTURES, Architecture, Network
+from bpgan.nets.architecture import ARCHITECTURES, Architecture, Network, Option
 from bpgan.nets.heads import Kind, Scores, score
 from bpgan.nets.layers import Dense, Embed, Init, check_labels, storage_dtype
 from bpgan.types import Labels, Latents
@@ -135,7 +135,27 @@ class Classifier(nn.Module):
         return _perceptron(x, (*self.widths, self.classes), self.dtype, last=stored)
 
 
+def _widths(size: int, layers: int, default: tuple[int, ...]) -> tuple[int, ...]:
+    """So many hidden layers of one width, or those that a perceptron has where nothing is said."""
+    return (size,) * layers if layers else default
+
+
+_LAYERS = {"layers": Option("LAYERS", meaning="hidden layers, all of N units")}
+
 ARCHITECTURES["mlp"] = Architecture(
-    Network(lambda shape, size, **given: Generator(shape, **given)),
-    Network(lambda shape, size, **given: Discriminator(**given), flat=True),
+    Network(
+        lambda shape, size, layers, linear, **given: Generator(
+            shape, _widths(size, layers, (size,)), linear=linear, **given
+        ),
+        options={**_LAYERS, "linear": Option(meaning="G's samples are not kept in [-1, 1]")},
+    ),
+    Network(
+        lambda shape, size, layers, **given: Discriminator(
+            _widths(size, layers, (size, size // 2)), **given
+        ),
+        options=_LAYERS,
+        flat=True,
+    ),
+    size=128,
+    size_of="units",
 )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from bpgan.nets.attention import perceptron, positions, self_attention
 from bpgan.nets.layers import Dense, Embed, storage_dtype
 from bpgan.types import PRNG, Net
 
@@ -21,28 +22,6 @@ PAD = 0
 """The number behind the end of a caption; these places are not seen."""
 
 Tokens = Int[Array, "b t"]
-
-
-def positions(length: int, width: int) -> Float[Array, "t f"]:
-    """Sines and cosines of the place, with wavelengths from 2 pi to 20000 pi (Vaswani et al. 2017, Sec. 3.5)."""
-    frequency = jnp.exp(-math.log(1e4) * jnp.arange(0, width, 2) / width)
-    angle = jnp.arange(length)[:, None] * frequency[None]
-    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)[:, :width]
-
-
-def attend(
-    query: Float[Array, "b h t f"],
-    key: Float[Array, "b h t f"],
-    value: Float[Array, "b h t f"],
-    seen: Bool[Array, "b t"],
-) -> Float[Array, "b h t f"]:
-    """``softmax(query key^T / sqrt(f)) value`` over the places that are seen.
-
-    A caption of which nothing is seen attends to all places alike, so that its numbers are finite.
-    """
-    scores = jnp.einsum("bhqf,bhkf->bhqk", query, key) / math.sqrt(query.shape[-1])
-    scores = jnp.where(seen[:, None, None, :], scores.astype(storage_dtype(scores.dtype)), -1e9)
-    return jnp.einsum("bhqk,bhkf->bhqf", jax.nn.softmax(scores).astype(value.dtype), value)
 
 
 class Block(nn.Module):
@@ -58,21 +37,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t f"], seen: Bool[Array, "b t"]) -> Float[Array, "b t f"]:
-        b, t, width = x.shape
         stored = storage_dtype(self.dtype)
-
-        def dense(name: str, features: int, x: Array) -> Array:
-            flat = Dense(features, dtype=self.dtype, name=name)(x.reshape(b * t, -1))
-            return flat.reshape(b, t, features)
-
         h = nn.LayerNorm(dtype=stored, param_dtype=stored, name="norm0")(x)
-        parts = dense("inputs", 3 * width, h).reshape(b, t, 3, self.heads, width // self.heads)
-        query, key, value = (jnp.swapaxes(parts[:, :, i], 1, 2) for i in range(3))
-        found = jnp.swapaxes(attend(query, key, value, seen), 1, 2).reshape(b, t, width)
-        x = x + dense("outputs", width, found)
+        x = x + self_attention(h, self.heads, seen=seen, dtype=self.dtype)
         h = nn.LayerNorm(dtype=stored, param_dtype=stored, name="norm1")(x)
-        h = jax.nn.gelu(dense("hidden", 2 * width, h), approximate=False)
-        return x + dense("back", width, h)
+        return x + perceptron(h, 2 * x.shape[-1], dtype=self.dtype)
 
 
 class Encoder(nn.Module):

@@ -2,11 +2,12 @@
 
 Behind their first input they take ``times`` arrays ``f32[b]``, then labels: ``module(x, t, labels, train=...)``. Their
 derivatives are smooth everywhere, SiLU in the place of ReLU and means in that of maxima, for losses that look at the
-derivative of a discriminator along a flow. The only norm is that of ``_rms``: the derivative of a layer norm is as
+derivative of a discriminator along a flow. The only norm is ``rms_norm``: the derivative of a layer norm is as
 great as the deviation of a pixel's channels is small, and that of a root mean square is not, as long as these are not
 all near 0.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,12 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 from jaxtyping import Array, Float
 
 from bpgan.nets.architecture import ARCHITECTURES, Architecture, Network, Option
+from bpgan.nets.attention import waves
 from bpgan.nets.heads import Kind, Scores, score
-from bpgan.nets.layers import Conv, Dense, Embed, check_labels, storage_dtype
+from bpgan.nets.layers import Conv, Dense, Embed, check_labels, rms_norm, storage_dtype
 from bpgan.nets.resample import downsample2, upsample2
 from bpgan.nets.sizes import levels, low_resolution
 from bpgan.types import Images
@@ -29,24 +30,7 @@ Rows = Float[Array, "b f"]
 _WAVES = 256
 _lecun = nn.initializers.lecun_normal()
 _zero = nn.initializers.zeros_init()
-
-
-def sinusoids(x: Float[Array, " b"], count: int = _WAVES) -> Rows:
-    """Cosines, then sines, of ``x[b]`` times ``count / 2`` frequencies from 1 down to almost 1e-4.
-
-    Vaswani et al. 2017, arXiv:1706.03762, Sec. 3.5, as Peebles & Xie 2023 have them, arXiv:2212.09748.
-    """
-    half = count // 2
-    frequency = jnp.exp(-math.log(1e4) * jnp.arange(half, dtype=x.dtype) / half)
-    angle = x[:, None] * frequency[None]
-    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=1)
-
-
-def _rms(x: Array, epsilon: float = 1e-4) -> Array:
-    """``x / sqrt(mean x^2 + epsilon)`` over the last axis, of x's type (Zhang & Sennrich 2019, arXiv:1910.07467)."""
-    wide = x.astype(storage_dtype(x.dtype))
-    scale = lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + epsilon)
-    return (wide * scale).astype(x.dtype)
+_norm = functools.partial(rms_norm, epsilon=1e-4)  # of a pixel's channels
 
 
 def split(
@@ -66,7 +50,7 @@ def split(
 class Condition(nn.Module):
     """``(times, labels) -> [b, features]``, a sum over all that there is; None if there is nothing.
 
-    A time t enters as ``dense(SiLU(dense(sinusoids(scale t))))``, a label as a row of a table.
+    A time t enters as ``dense(SiLU(dense(waves(scale t))))``, a label as a row of a table.
 
     Attributes:
       features: of the result.
@@ -84,8 +68,8 @@ class Condition(nn.Module):
     def __call__(self, times: Sequence[Float[Array, " b"]], labels: Any) -> Rows | None:
         parts = []
         for i, t in enumerate(times):
-            waves = sinusoids(self.scale * t.astype(storage_dtype(t.dtype)))
-            hidden = Dense(self.features, dtype=self.dtype, name=f"time{i}_in")(waves)
+            sines = waves(self.scale * t.astype(storage_dtype(t.dtype)), _WAVES)
+            hidden = Dense(self.features, dtype=self.dtype, name=f"time{i}_in")(sines)
             parts.append(
                 Dense(self.features, dtype=self.dtype, name=f"time{i}_out")(jax.nn.silu(hidden))
             )
@@ -209,8 +193,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Images, condition: Rows | None) -> Images:
         features = x.shape[-1]
-        h = Conv(features, 3, dtype=self.dtype, name="conv0")(jax.nn.silu(_rms(x)))
-        h = jax.nn.silu(_modulated(_rms(h), condition, "modulation", self.dtype))
+        h = Conv(features, 3, dtype=self.dtype, name="conv0")(jax.nn.silu(_norm(x)))
+        h = jax.nn.silu(_modulated(_norm(h), condition, "modulation", self.dtype))
         return x + Conv(features, 3, kernel_init=_zero, dtype=self.dtype, name="conv1")(h)
 
 
@@ -275,7 +259,7 @@ class UNet(nn.Module):
             x = Block(self.dtype, name=f"up{i}")(x, condition)
         stored = storage_dtype(self.dtype)
         last = Conv(patch * patch * channels, 3, kernel_init=_zero, dtype=stored, name="last")
-        x = last(jax.nn.silu(_rms(x))).reshape(-1, h, w, patch, patch, channels)
+        x = last(jax.nn.silu(_norm(x))).reshape(-1, h, w, patch, patch, channels)
         return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *self.shape)
 
 
@@ -315,7 +299,7 @@ class ConvCritic(nn.Module):
         x = jax.nn.silu(_modulated(x, condition, "modulation0", self.dtype))
         for i in range(1, (self.depth or max(2, levels(x.shape[1]) - 1)) + 1):
             x = Conv(self.size << i, 4, 2, 1, dtype=self.dtype, name=f"conv{i}")(x)
-            x = jax.nn.silu(_modulated(_rms(x), condition, f"modulation{i}", self.dtype))
+            x = jax.nn.silu(_modulated(_norm(x), condition, f"modulation{i}", self.dtype))
         x = Dense(self.hidden, dtype=self.dtype, name="dense0")(x.reshape(len(x), -1))
         x = jax.nn.silu(x)
         return score(

@@ -193,7 +193,8 @@ def make(
     """
     names = ["loss", "fake", "accuracy", "grad_norm"]
     names += ["penalty"] * any(p.player == "g" for p in setting.penalties.values())
-    names += ["auxiliary"] * (setting.condition.auxiliary is not None)
+    auxiliary = setting.condition.auxiliary
+    names += ["auxiliary"] * (auxiliary is not None and auxiliary.for_g)
     names += ["d_steps"] * (d_steps.floor is not None)
     turns = alternate(
         setting, optimizers, gradient, batch_size=batch_size, d_steps=d_steps, views=views

@@ -76,6 +76,10 @@ TINY = {
     ),
     "r3gan": ({"widths": (16, 8, 8), "blocks": 1}, {"widths": (16, 8, 8), "blocks": 1}),
     "stylegan2": ({"widths": (16, 8, 8), "styles": 16, "depth": 2}, {"widths": (16, 8, 8)}),
+    "vit": (
+        {"width": 16, "depth": 1, "heads": 2, "patch": 4},
+        {"width": 16, "depth": 1, "heads": 2, "patch": 4},
+    ),
 }
 
 
@@ -83,6 +87,14 @@ def tiny(name, kind, *args, **options):
     """A small ``Generator`` or ``Discriminator``."""
     small = TINY.get(name, ({}, {}))[kind == "Discriminator"]
     return getattr(modules()[name], kind)(*args, **small, **options)
+
+
+def stirred(variables):
+    """With other parameters: those that are zero at the start are no longer, and tables differ in their rows."""
+    moved = jax.tree.map(
+        lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size)).reshape(p.shape), variables["params"]
+    )
+    return {**variables, "params": moved}
 
 
 def size(tree):

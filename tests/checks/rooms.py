@@ -38,7 +38,7 @@ ROOMS = {  # top to bottom; imports go down
         "what a researcher writes: one file an experiment",
         "launcher explain trained evaluation cli report privacy insight algorithms backprop metrics metrics.features"
         " runtime data nets losses penalties augment optim files measures lookup types version",
-        "(evaluate_text lucic private_gan) (audit classifier data dp_merf evaluate export flow_gan image_gan infogan"
+        "(evaluate_text flow_gan lucic private_gan) (audit classifier data dp_merf evaluate export image_gan infogan"
         " interpret linear_regression lr_range mnist_gan sample sensitivity study text_gan toy_gan translate vae)",
     ),
     "bpgan.launcher": Room(
@@ -95,7 +95,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.metrics": Room(
         "distances between sets of features",
         "types",
-        "(memorization translation) (frechet kernel neighbors scores) (arrays classes modes retrieval)",
+        "(memorization translation) (frechet kernel neighbors scores) (arrays classes modes retrieval transport)",
     ),
     "bpgan.metrics.features": Room(
         "nets that make features of images",
@@ -118,8 +118,9 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.nets": Room(
         "convolutions, layers, architectures",
         "sharding lookup types",
-        "(biggan cnn dcgan mlp patchgan r3gan resnet stylegan2 timed translator unet) architecture"
-        " (blocks heads text vae) (layers wrappers) (conv resample sizes spectral) (conv_cpu primitives) winograd",
+        "(biggan cnn dcgan mlp patchgan r3gan resnet stylegan2 timed translator unet vit) architecture"
+        " (blocks heads text vae) attention (layers wrappers)"
+        " (conv resample sizes spectral) (conv_cpu primitives) winograd",
     ),
     "bpgan.losses": Room("what the players minimize", "lookup types"),
     "bpgan.penalties": Room("gradient penalties and other regularizers", "optim lookup types"),
