@@ -8,12 +8,14 @@ Run:     python -m experiments.sample --run=runs/mnist_gan/default
              a grid with a column for each class, its name below; --labels=3,cat chooses some
          python -m experiments.sample --run=runs/text_gan/digits --prompt="a small red seven, top left"
              images of what the caption says
+         python -m experiments.sample --run=runs/flow_gan/match28 --flags=sampler=heun:8
+             flags that are other than the run's: here, eight evaluations of the network for an image
          python -m experiments.sample --run=runs/mnist_gan/default --interpolate=1,2,3,1 --frames=30
              frames, a GIF and, if ffmpeg is there, an MP4 of the way from seed to seed
 
 Neither the data nor the flags of the run are needed. A file is named by all that decides its content but the run: the
-step of the checkpoint, seed, class, caption and truncation, so that the same command writes the same files. Those that
-are there are replaced. ``samples.json`` says of which run they are.
+step of the checkpoint, seed, class, caption, truncation and other flags, so that the same command writes the same
+files. Those that are there are replaced. ``samples.json`` says of which run they are.
 """
 
 import dataclasses
@@ -77,6 +79,9 @@ class Config(cli.Config):
     truncation: cli.Parsed[float | None] = cli.field(
         "", "of the samples, in the place of the run's own; empty: that", parse=parse_truncation
     )
+    flags: cli.Parsed[list[str]] = cli.field(
+        "", "flags that are to be other than the run's: sampler=euler:4", parse=cli.assignments
+    )
     columns: int = cli.field(0, "of the grid; 0: a square, or a column for each of --labels", low=0)
     files: bool = cli.field(True, "write each image as a file of its own, too")
     interpolate: cli.Parsed[list[int]] = cli.field(
@@ -97,7 +102,7 @@ def run(cfg: Config) -> None:
     if not cfg.run:
         raise UserError("must name a run directory", argument="run")
     out = cli.make_folder(cfg.workdir, "workdir", cfg.workdir)
-    opened = bpgan.load(cfg.run, cfg.checkpoint, trust=cfg.trust)
+    opened = bpgan.load(cfg.run, cfg.checkpoint, flags=cfg.flags.value, trust=cfg.trust)
     labels = _labels(opened, cfg.labels)
     _check(cfg, opened, labels)
     draw = _drawing(cfg, opened)
@@ -111,6 +116,7 @@ def run(cfg: Config) -> None:
         "labels": [opened.class_names[y] if opened.class_names else y for y in labels],
         "prompt": cfg.prompt,
         "truncation": cfg.truncation.value,
+        "flags": cfg.flags.value,
     }
     write_json(out / "samples.json", facts | {"files": sorted(written)})
     print("\n".join(str(out / name) for name in sorted(written) if "/" not in name))
@@ -205,6 +211,8 @@ def _name(stem: str, what: str, label: int | None, cfg: Config) -> str:
         said = cli.shorten("-".join(captions.split_words(cfg.prompt)), 80)
         parts.append(f"prompt-{said}")
     parts += [] if truncation is None else [f"truncation{truncation:g}"]
+    if cfg.flags:
+        parts.append(cli.shorten(re.sub(r"[^\w.,=+-]", "-", cfg.flags), 80))
     return "_".join(filter(None, parts))
 
 

@@ -64,7 +64,7 @@ def of_run(
     """
     run = cli.restore(path, checkpoint, changes, trust=trust)
     algorithm, dataset = run.experiment.algorithm, vars(run.config).get("dataset", "")
-    if algorithm.sample is None or not dataset:
+    if algorithm.sample is None or not dataset or algorithm.picture is not None:
         reason = f"must be of a model of images, and is of {run.name}"
         raise UserError(reason, argument="run", value=path)
     y = draw_labels(algorithm, dataset, n, seed)

@@ -277,7 +277,13 @@ def parse_truncation(text: str) -> float | None:
     return found
 
 
-def load(run: str | os.PathLike, checkpoint: str | int = "newest", *, trust: bool = False) -> Run:
+def load(
+    run: str | os.PathLike,
+    checkpoint: str | int = "newest",
+    *,
+    flags: Sequence[str] = (),
+    trust: bool = False,
+) -> Run:
     """A trained run, of this machine or on an object store; nothing in it is changed, and it may be training.
 
     Neither its data nor flags are needed. A run of a version that did not yet remember its data's shape looks for them.
@@ -285,10 +291,12 @@ def load(run: str | os.PathLike, checkpoint: str | int = "newest", *, trust: boo
     Args:
       run: its directory.
       checkpoint: ``newest`` (of those that are sound), ``best`` by the metric of the run's ``--keep``, or a step.
+      flags: ``NAME=VALUE``, flags that are other than the run's, of those that may differ when it is resumed, such as
+        ``sampler=euler:4`` of a flow.
       trust: whether modules and files outside bpgan that the run names are imported, which runs their code.
 
     Raises:
-      UserError: if there is no such run or checkpoint, or it names what is not trusted.
+      UserError: if there is no such run or checkpoint, it names what is not trusted, or flags do not fit it.
     """
     which = str(checkpoint)
     try:
@@ -304,7 +312,7 @@ def load(run: str | os.PathLike, checkpoint: str | int = "newest", *, trust: boo
             path = stack.enter_context(
                 remote.visited(run, lambda name: wanted(name) or small(name))
             )
-        opened = saved.restore(path, which, images=False, trust=trust)
+        opened = saved.restore(path, which, flags, images=False, trust=trust)
         return Run(str(run), opened, _files(str(path)))
 
 
