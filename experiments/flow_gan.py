@@ -207,11 +207,8 @@ def check(cfg: Config, axis_name: str | None) -> None:
     for player in "gd" if cfg.method != "match" else "g":
         choice = getattr(cfg.net.value, player)
         if not choice.network.times:
-            names = architecture.names(lambda a, p=player: _network(a, p).times)
-            refuse(
-                "net",
-                f"{choice.name} takes no times; {player.upper()} must be one of {', '.join(names)}",
-            )
+            reason = f"{choice.name} takes no times; {player.upper()} must be one of "
+            refuse("net", reason + ", ".join(_with_times(player)))
     if cfg.method == "adversarial":
         if sampler.method != "euler":
             refuse(
@@ -259,22 +256,26 @@ def check(cfg: Config, axis_name: str | None) -> None:
         )
 
 
-def _network(found: architecture.Architecture, player: str) -> architecture.Network:
-    none = architecture.Network(lambda *_, **__: Net(None, None))  # type: ignore[arg-type]
-    return (found.generator if player == "g" else found.discriminator) or none
+def _with_times(player: str) -> list[str]:
+    """The architectures whose network of a player takes times."""
+    names = architecture.names
+    if player == "g":
+        return names(lambda a: a.generator and a.generator.times)
+    return names(lambda a: a.discriminator and a.discriminator.times)
 
 
 def _smooth() -> list[str]:
-    """How those whose derivatives are smooth may be written."""
-    return [
-        f"{name},{network.smooth_if}" if network.smooth_if else name
-        for name, each in architecture.ARCHITECTURES.items()
-        if (network := _network(each, "d")).smooth
-    ]
+    """The discriminators whose derivatives are smooth, as they may be written."""
+    found = []
+    for name, each in architecture.ARCHITECTURES.items():
+        if each.discriminator and each.discriminator.smooth:
+            option = each.discriminator.smooth_if
+            found.append(f"{name},{option}" if option else name)
+    return found
 
 
 def make_networks(
-    cfg: Config, shape: tuple[int, ...], classes: int, axis_name: str | None
+    cfg: Config, shape: Any, classes: int, axis_name: str | None
 ) -> tuple[Net, Net | None, tuple[int, int]]:
     """G, D if the method has one, and how many times they take.
 
@@ -292,7 +293,7 @@ def make_networks(
         made = choice.make(
             shape, dtype=jnp.dtype(cfg.precision), classes=classes, axis_name=axis_name,
             times=own, time_scale=unit,
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
         inputs = [jnp.zeros((1, *shape)), *(jnp.zeros(1) for _ in range(own))]
         labels = [jnp.zeros(1, jnp.int32)] if classes else []
         try:
@@ -314,6 +315,13 @@ def _scaled(factor: float, lr: optim.OverRun, steps: int) -> optim.Schedule:
     return lambda step: factor * optim.at(scalar, step)
 
 
+def average_of(cfg: Config, steps: int) -> optim.Schedule | None:
+    """The decay of the average of G in a run of so many steps; None: there is none."""
+    half_life = cfg.ema.value(steps)
+    ramp = None if callable(half_life) else 0.05  # a schedule is its own
+    return None if half_life == 0 else optim.half_life(half_life, cfg.batch_size, ramp)
+
+
 def algorithm_of(
     cfg: Config, shape: tuple[int, ...], classes: int, steps: int, axis_name: str | None
 ) -> Algorithm:
@@ -331,7 +339,7 @@ def algorithm_of(
     common: dict[str, Any] = dict(
         sampler=cfg.drawing,
         accumulate=cfg.accumulate,
-        ema_decay=image_gan.average_of(cfg, steps),
+        ema_decay=average_of(cfg, steps),
         axis_name=axis_name,
     )
     if cfg.method == "adversarial":
