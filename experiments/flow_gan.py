@@ -10,8 +10,8 @@ Run:     python -m experiments.flow_gan --preset=gauss1d
              goes on from a trained velocity, for which the method was made
          python -m experiments.evaluate --run=runs/flow_gan/match28 --flags=sampler=euler:4
              with four evaluations of the network for a sample; --flags of sample does the same
-Presets: gauss1d        known: the velocity, the map 1 + z / 2, and losses of 2 and 1. Measured, one seed: the map is off
-                        by 0.007, the losses are 2.000 and 1.000; 50 seconds of one core.
+Presets: gauss1d        known: the velocity, the map 1 + z / 2, and losses of 2 and 1. Measured, one seed: the map is
+                        off by 0.007, the losses are 2.000 and 1.000; 50 seconds of one core.
          match28        FASHION. Flow matching by a small U-Net, 32 evaluations for a sample; for a CPU; not measured.
          adversarial28  FASHION. Adversarial flow in any number of steps, 4 for a sample; for a CPU; not measured.
          continuous28   FASHION. Continuous adversarial flow, eight updates of D for one of G; for a CPU; not measured.
