@@ -580,7 +580,7 @@ def transport_of(algorithm: Algorithm, state: Any) -> dict[str, float]:
     }
 
 
-def _measuring_transport(experiment: cli.Experiment) -> cli.Experiment:
+def measuring_transport(experiment: cli.Experiment) -> cli.Experiment:
     """The experiment, at whose end it is measured, too, how far G moves its latents."""
     inner, evaluate = experiment.algorithm, experiment.evaluate
 
@@ -634,7 +634,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     experiment = cli.Experiment(algorithm, source, title=images.summary(), frame=frame)
     experiment = monitor(experiment, cfg.dataset, held, seed=cfg.seed)
     of_their_shape = cfg.latents.value.dim == math.prod(images.shape)
-    return _measuring_transport(experiment) if of_their_shape else experiment
+    return measuring_transport(experiment) if of_their_shape else experiment
 
 
 if __name__ == "__main__":

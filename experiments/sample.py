@@ -8,12 +8,14 @@ Run:     python -m experiments.sample --run=runs/mnist_gan/default
              a grid with a column for each class, its name below; --labels=3,cat chooses some
          python -m experiments.sample --run=runs/text_gan/digits --prompt="a small red seven, top left"
              images of what the caption says
+         python -m experiments.sample --run=runs/flow_gan/match28 --flags=sampler=heun:8
+             flags that are other than the run's: here, eight evaluations of the network for an image
          python -m experiments.sample --run=runs/mnist_gan/default --interpolate=1,2,3,1 --frames=30
              frames, a GIF and, if ffmpeg is there, an MP4 of the way from seed to seed
 
 Neither the data nor the flags of the run are needed. A file is named by all that decides its content but the run: the
-step of the checkpoint, seed, class, caption, truncation and length of the average, so that the same command writes the
-same files. Those that are there are replaced. ``samples.json`` says of which run they are.
+step of the checkpoint, seed, class, caption, truncation, length of the average and other flags, so that the same
+command writes the same files. Those that are there are replaced. ``samples.json`` says of which run they are.
 """
 
 import dataclasses
@@ -78,6 +80,9 @@ class Config(cli.Config):
         "", "of the samples, in the place of the run's own; empty: that", parse=parse_truncation
     )
     ema: cli.Parsed[float | None] = cli.AVERAGE
+    flags: cli.Parsed[list[str]] = cli.field(
+        "", "flags that are to be other than the run's: sampler=euler:4", parse=cli.assignments
+    )
     columns: int = cli.field(0, "of the grid; 0: a square, or a column for each of --labels", low=0)
     files: bool = cli.field(True, "write each image as a file of its own, too")
     interpolate: cli.Parsed[list[int]] = cli.field(
@@ -98,7 +103,9 @@ def run(cfg: Config) -> None:
     if not cfg.run:
         raise UserError("must name a run directory", argument="run")
     out = cli.make_folder(cfg.workdir, "workdir", cfg.workdir)
-    opened = bpgan.load(cfg.run, cfg.checkpoint, trust=cfg.trust, ema=cfg.ema.value)
+    opened = bpgan.load(
+        cfg.run, cfg.checkpoint, flags=cfg.flags.value, trust=cfg.trust, ema=cfg.ema.value
+    )
     if opened.average:
         print(opened.average)
     labels = _labels(opened, cfg.labels)
@@ -115,6 +122,7 @@ def run(cfg: Config) -> None:
         "prompt": cfg.prompt,
         "truncation": cfg.truncation.value,
         "ema": cfg.ema.value,
+        "flags": cfg.flags.value,
     }
     write_json(out / "samples.json", facts | {"files": sorted(written)})
     print("\n".join(str(out / name) for name in sorted(written) if "/" not in name))
@@ -210,6 +218,8 @@ def _name(stem: str, what: str, label: int | None, cfg: Config) -> str:
         parts.append(f"prompt-{said}")
     parts += [] if truncation is None else [f"truncation{truncation:g}"]
     parts += [] if cfg.ema.value is None else [f"ema{cfg.ema.value:g}"]
+    if cfg.flags:
+        parts.append(cli.shorten(re.sub(r"[^\w.,=+-]", "-", cfg.flags), 80))
     return "_".join(filter(None, parts))
 
 

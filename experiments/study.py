@@ -8,6 +8,8 @@ Run:     python -m experiments.study --preset=smoke
              translation learned from pairs, with D and without; domains is the study of translation without pairs
          python -m experiments.study --study=transport --dataset=idx:/usr/share/datasets/fashion-mnist
              one-step adversarial flow: latents of the images' shape, with the penalty of transport and without
+         python -m experiments.study --study=flows --dataset=idx:/usr/share/datasets/fashion-mnist
+             flow matching and adversarial flow by the number of evaluations of the network for a sample
          python -m experiments.study --study=my_studies:TABLE
              a Study of your own, in a module or a file
 Papers:  each study names its own.
@@ -81,6 +83,21 @@ def _of_transport() -> tuple[Arm, ...]:
     )
 
 
+def _of_flows() -> tuple[Arm, ...]:
+    """A flow and a game of steps, each trained once, by how many evaluations of the network make a sample."""
+    match, steps = {"preset": "match28"}, {"preset": "adversarial28"}
+    return (
+        *(
+            Arm(f"flow matching, {n} evaluations", "flow_gan", match, samples={"sampler": f"euler:{n}"})
+            for n in (1, 4, 32)
+        ),
+        *(
+            Arm(f"adversarial flow, {n} evaluations", "flow_gan", steps, samples={"sampler": f"euler:{n}"})
+            for n in (1, 4)
+        ),
+    )  # fmt: skip
+
+
 STUDIES: dict[str, Study] = {
     "private": Study(
         "What does privacy cost? (Bie, Kamath & Zhang 2023, arXiv:2302.02936; Harder et al. 2021, arXiv:2002.11603)",
@@ -117,6 +134,12 @@ STUDIES: dict[str, Study] = {
     "transport": Study(
         "What does it change to ask of a GAN for the cheapest map of its latents? (adversarial flow models)",
         _of_transport(),
+        beside=("transport", "transport/known"),
+    ),
+    "flows": Study(
+        "What do few evaluations of a network cost? (Lipman et al. 2023, arXiv:2210.02747; adversarial flow models)",
+        _of_flows(),
+        seeds=(0,),
         beside=("transport", "transport/known"),
     ),
     "smoke": Study(
@@ -180,9 +203,9 @@ def run(cfg: Config) -> None:
     arms = cfg.study.value.arms
     for experiment in dict.fromkeys(arm.experiment for arm in arms):
         group = [arm for arm in arms if arm.experiment == experiment]
-        together = [member for arm in group for member in planned[arm.name]]
+        together = {member.workdir: member for arm in group for member in planned[arm.name]}
         script = experiments.find(experiment)
-        sweep.train_all(script, folder, "study", together, processes.count_slots(0))
+        sweep.train_all(script, folder, "study", list(together.values()), processes.count_slots(0))
         for arm in group:
             for member in planned[arm.name]:
                 kept.measure(arm, member)
@@ -205,7 +228,10 @@ def plan(cfg: Config, folder: pathlib.Path) -> dict[str, list[runs.PlannedRun]]:
 
 
 class Evaluations:
-    """The evaluations of a study, as ``study.json`` holds them: by run directory, each with what it depends on."""
+    """The evaluations of a study, as ``study.json`` holds them, each with what it depends on.
+
+    By run directory, and by the flags of the samples where a method has some.
+    """
 
     def __init__(self, cfg: Config, folder: pathlib.Path):
         self._cfg, self._folder = cfg, folder
@@ -226,7 +252,9 @@ class Evaluations:
 
     def measure(self, arm: Arm, run: runs.PlannedRun) -> None:
         """Evaluates a run that has ended, unless that was done, and writes what is known by now."""
-        name, result = str(run.workdir.relative_to(self._folder)), outcomes.read_result(run)
+        changes = [f"{flag}={value}" for flag, value in arm.samples.items()]
+        name = " ".join([str(run.workdir.relative_to(self._folder)), *changes])
+        result = outcomes.read_result(run)
         known = self._rows.get(name, {})
         facts = {**self._asked, "run": result["run"], "step": result["step"]}
         if any(known.get(key) != value for key, value in facts.items()):
@@ -237,25 +265,33 @@ class Evaluations:
                 "minutes": _minutes(result),
                 "epsilon": result.get("privacy", {}).get("epsilon"),
                 "broken": result["status"] != "done",
-                "numbers": self._numbers(run.workdir, result) if result["status"] == "done" else [],
+                "numbers": self._numbers(run.workdir, changes, result)
+                if result["status"] == "done"
+                else [],
             }
         self._rows[name] = known
         self.by_arm[arm.name].append(known)
         self._write()
 
-    def _numbers(self, workdir: pathlib.Path, result: Mapping[str, Any]) -> list[Any]:
+    def _numbers(
+        self, workdir: pathlib.Path, changes: Sequence[str], result: Mapping[str, Any]
+    ) -> list[Any]:
         study, found = self._cfg.study.value, result["metrics"]
+        names = study.results or study.beside
+        if changes and names:
+            run = cli.restore(workdir, changes=changes, trust=True)
+            found = run.experiment.evaluate(run.state) if run.experiment.evaluate else {}
         own = [
-            {"metric": name, "value": found.get(f"test/{name}"), "real": None}
-            for name in study.results or study.beside
+            {"metric": name, "value": found.get(f"test/{name}", found.get(name)), "real": None}
+            for name in names
         ]
-        return own if study.results else self._evaluate(workdir) + own
+        return own if study.results else self._evaluate(workdir, changes) + own
 
-    def _evaluate(self, workdir: pathlib.Path) -> list[rows.Row]:
+    def _evaluate(self, workdir: pathlib.Path, changes: Sequence[str]) -> list[rows.Row]:
         cfg = self._cfg
         turn = any("latents" in metric.needs for metric in cfg.metrics.value.values())
         candidate, dataset = samples.of_run(
-            str(workdir), "newest", cfg.n, 0, turn=turn, trust=True  # by whom it was trained just now
+            str(workdir), "newest", cfg.n, 0, changes, turn=turn, trust=True  # by whom it was trained just now
         )  # fmt: skip
         found: list[rows.Row] = []
         metrics = cfg.metrics.value

@@ -248,7 +248,8 @@ def test_what_the_table_says_of_a_network_is_true(name, player):
         choice = parse(f"{text}/mlp").g if player == "g" else parse(f"mlp/{text}").d
         assert choice.size == architecture.size
         net = choice.make(shape, dtype=jnp.float32)
-        latents = 32 * 32 * 3 if option == "residual" else 64  # it subtracts from noise
+        of_noise = option == "residual" or choice.network.of_noise
+        latents = 32 * 32 * 3 if of_noise else 64
         x = jnp.zeros((2, latents) if player == "g" else (2, *shape))
         variables = jax.eval_shape(net.init, jax.random.key(0), x)
         y, _ = jax.eval_shape(lambda v, net=net, x=x: net.apply(v, x, train=True), variables)
@@ -264,7 +265,8 @@ def test_what_the_table_says_of_a_network_is_true(name, player):
 def test_what_the_table_says_of_labels_is_true(name, player):
     text = f"{name}/mlp" if player == "g" else f"mlp/{name}"
     choice = parse(text).g if player == "g" else parse(text).d
-    x = jnp.zeros((2, 64) if player == "g" else (2, 32, 32, 3))
+    latent = player == "g" and not choice.network.of_noise
+    x = jnp.zeros((2, 64) if latent else (2, 32, 32, 3))
     for condition in choice.network.conditions if player == "d" else choice.network.conditions[:1]:
         net = choice.make((32, 32, 3), dtype=jnp.float32, classes=3, condition=condition)
         variables = jax.eval_shape(net.init, jax.random.key(0), x, LABELS[:2])

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from checks import averages as check_averages
-from checks import gans
+from checks import flows, gans
 from checks import losses as check_losses
 from checks import networks as check_networks
 from checks import penalties as check_penalties
 from checks import transport as check_transport
 
+import bpgan.algorithms.flow
 import bpgan.algorithms.gan
 import bpgan.algorithms.turns
 import bpgan.losses
@@ -22,6 +23,7 @@ import bpgan.nets.spectral
 import bpgan.optim
 import bpgan.penalties
 
+FLOW = bpgan.algorithms.flow
 SOFTPLUS_G = "return jax.nn.softplus(-fake)"
 MUTANTS = {
     "R1 without its half": (bpgan.penalties, "return 0.5 * _squared_gradient_norm(critic, real)",
@@ -110,6 +112,34 @@ MUTANTS = {
     "reload one step late": (bpgan.algorithms.turns, "done = state.step + 1", "done = state.step", "reload"),
     "G does not move": (bpgan.algorithms.turns, "players[turn.player], kept, metrics[turn.player] = moved",
                         "players, kept, metrics[turn.player] = {**players, 'd': moved[0]}, *moved[1:]", "dirac"),
+    "noise at t = 0": (FLOW, "return (1 - t) * x + t * z", "return t * x + (1 - t) * z", "flow: steps"),
+    "velocity from noise to data": (FLOW, "return point, z - x, u.astype", "return point, x - z, u.astype",
+                                    "flow: objectives"),
+    "derivative at a fixed time": (FLOW, "push(u, jnp.ones_like(t))", "push(u, jnp.zeros_like(t))",
+                                   "flow: fitted potential"),
+    "targets of D exchanged": (FLOW, "jnp.square(real - 1) + jnp.square(fake + 1)",
+                               "jnp.square(real + 1) + jnp.square(fake - 1)", "flow: objectives"),
+    "G's target is D's": (FLOW, "jnp.square(j(u) - 1)", "jnp.square(j(u) + 1)", "flow: objectives"),
+    "D centered by its mean": (FLOW, "jnp.mean(jnp.square(level))", "jnp.square(jnp.mean(level))",
+                               "flow: objectives"),
+    "Euler in the place of Heun": (FLOW, "(u + velocity(ahead, earlier))", "(u + u)", "flow: sampling"),
+    "Heun at one time": (FLOW, "velocity(ahead, earlier)", "velocity(ahead, t)", "flow: sampling"),
+    "a flow followed backwards": (FLOW, "ahead = x - u / n", "ahead = x + u / n", "flow: sampling"),
+    "penalties of D divided by the step": (FLOW, '"d": length, "g": 1 / length',
+                                           '"d": 1 / length, "g": 1 / length', "flow: weights"),
+    "transport times the step": (FLOW, '"d": length, "g": 1 / length', '"d": length, "g": length',
+                                 "flow: weights"),
+    "steps of any shortness": (FLOW, "jnp.maximum(s - t, SHORTEST)", "(s - t)", "flow: weights"),
+    "D at the time of the start": (FLOW, "times = (_strided(t, len(x)),)", "times = (_strided(s, len(x)),)",
+                                   "flow: weights"),
+    "noise shared where it is not paired": (FLOW, 'rows("z_of_real", flow.latents)',
+                                            'rows("z", flow.latents)', "flow: steps"),
+    "examples shared where they are not paired": (FLOW, "jnp.roll(every, 1, axis=0)", "every",
+                                                  "flow: steps"),
+    "a step in the other direction": (FLOW, "return x - _broad(s - t, x)", "return x + _broad(s - t, x)",
+                                      "flow: steps"),
+    "t does not depend on s": (FLOW, "s * jax.random.uniform(key_t, (n,))",
+                               "jax.random.uniform(key_t, (n,))", "flow: steps"),
 }  # fmt: skip
 
 
@@ -147,6 +177,8 @@ def check(module: types.ModuleType, target: str) -> None:
         check_transport.check_transport(module.G_PENALTIES[target])
     elif target == "normalized":
         check_transport.check_normalized(module)
+    elif target.startswith("flow: "):
+        flows.CHECKS[target.removeprefix("flow: ")](module)
     elif target == "lazy":
         gans.check_lazy_penalty(trained_by(module))
     elif target == "spectral":

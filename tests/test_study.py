@@ -41,7 +41,7 @@ def start(tmp_path, *flags):
     [
         (
             ["--study=privat"],
-            "--study=privat: must be one of private, pairs, domains, transport, smoke, or module:name",
+            "--study=privat: must be one of private, pairs, domains, transport, flows, smoke, or module:name",
         ),
         (["--study={mine}:OTHER"], "is int, must be a Study"),
         (["--study={mine}:BAD"], "error: no lr: --lr=-1: "),
@@ -119,6 +119,7 @@ def test_the_runs_of_all_methods_are_told_apart(tmp_path):
     for name in study.STUDIES:
         cfg = cli.resolve(study.Config, study.PRESETS, [f"--study={name}"])
         planned = study.plan(cfg, tmp_path)
-        places = [run.workdir for runs in planned.values() for run in runs]
-        seeds = [arm.seeds or cfg.study.value.seeds for arm in cfg.study.value.arms]
+        trained = {(a.experiment, *a.flags.items()): a for a in cfg.study.value.arms}.values()
+        places = [run.workdir for arm in trained for run in planned[arm.name]]
+        seeds = [arm.seeds or cfg.study.value.seeds for arm in trained]
         assert len(set(places)) == len(places) == sum(map(len, seeds))

@@ -68,7 +68,7 @@ def of_run(
     if run.average:
         print(f"{path}: {run.average}", flush=True)
     algorithm, dataset = run.experiment.algorithm, vars(run.config).get("dataset", "")
-    if algorithm.sample is None or not dataset:
+    if algorithm.sample is None or not dataset or algorithm.picture is not None:
         reason = f"must be of a model of images, and is of {run.name}"
         raise UserError(reason, argument="run", value=path)
     y = draw_labels(algorithm, dataset, n, seed)

@@ -12,12 +12,15 @@ class Arm(NamedTuple):
       experiment: that trains it.
       flags: of its runs, by name.
       seeds: of this method; empty: those of the study.
+      samples: flags that are other than those of the runs where samples are drawn, by name. Methods that differ in
+        these alone have the same runs.
     """
 
     name: str
     experiment: str
     flags: Mapping[str, str] = {}
     seeds: tuple[int, ...] = ()
+    samples: Mapping[str, str] = {}
 
 
 class Study(NamedTuple):

@@ -23,6 +23,7 @@ this package only the feature nets of ``metrics.features`` import flax.
 ``vae``                    encoders
 ``unet``, ``translator``   images made of images: U-Net, residual networks
 ``patchgan``               discriminators of patches
+``timed``                  perceptrons and a U-Net that take times, for flows
 =========================  =====================================================================
 
 Each file imports those above it only. To add an architecture, write its file here, and enter it into ``ARCHITECTURES``

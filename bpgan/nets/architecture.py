@@ -50,6 +50,12 @@ class Network(NamedTuple):
       conditions: those of ``ALL_CONDITIONS`` that it can do; "concat" needs nothing of the network. Empty: it takes no
         labels. A generator that takes them does so however D does.
       flat: of a discriminator, whether it flattens its input at once.
+      of_noise: of a generator, whether its latents are noise that has as many numbers as a sample.
+      times: whether it can take times behind its first input, as ``build(..., times=, time_scale=)`` says: how many
+        arrays ``f32[b]``, and what they are multiplied by.
+      smooth: of a discriminator, whether its derivatives by what it sees are smooth and of the size of the network's
+        own: no ReLU, no maxima, no layer norm.
+      smooth_if: the option without which they are not.
     """
 
     build: Callable[..., nn.Module | Net]
@@ -58,6 +64,10 @@ class Network(NamedTuple):
     mixes_unless: str = ""
     conditions: tuple[str, ...] = CONDITIONS
     flat: bool = False
+    of_noise: bool = False
+    times: bool = False
+    smooth: bool = False
+    smooth_if: str = ""
 
 
 class Architecture(NamedTuple):
@@ -117,6 +127,12 @@ class Choice(NamedTuple):
         return network.mixes_examples and not self.options.get(network.mixes_unless)
 
     @property
+    def smooth(self) -> bool:
+        """Whether derivatives of its derivatives can be trusted, with these options."""
+        network = self.network
+        return network.smooth and (not network.smooth_if or bool(self.options[network.smooth_if]))
+
+    @property
     def conditions(self) -> tuple[str, ...]:
         """How D may see labels if this is one of the players; empty: there must be none."""
         own = self.network.conditions
@@ -145,6 +161,7 @@ class Choice(NamedTuple):
         classes: int = 0,
         condition: str = "projection",
         axis_name: str | None = None,
+        **times: Any,
     ) -> Net:
         """The network for images of ``shape[h, w, c]``.
 
@@ -153,12 +170,13 @@ class Choice(NamedTuple):
           classes: of the labels; 0: unconditional.
           condition: one of the network's ``conditions``, without meaning for G or if there are no classes.
           axis_name: of the devices, over which batch norm averages.
+          times: ``times`` and ``time_scale`` of a network that takes times.
         """
         network = self.network
         if self.player == "d" and classes and condition == "concat":
             plain = self.make(shape, dtype=dtype, axis_name=axis_name)
             return labeled(plain, classes, flat=network.flat)
-        given: dict[str, Any] = {"dtype": dtype, **self.options}
+        given: dict[str, Any] = {"dtype": dtype, **self.options, **times}
         if set(network.conditions) - {"concat"}:
             given["classes"] = classes
             if self.player == "d":

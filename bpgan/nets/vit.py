@@ -295,11 +295,15 @@ ARCHITECTURES["vit"] = Architecture(
     Network(
         lambda shape, size, **given: Generator(shape, **_fields(size, **given)),
         options={**_OPTIONS, "residual": Option(meaning="G subtracts from its noise")},
+        times=True,
     ),
     Network(
         lambda shape, size, **given: Discriminator(**_fields(size, **given)),
         options=_OPTIONS,
         conditions=ALL_CONDITIONS,
+        times=True,
+        smooth=True,
+        smooth_if="rms",
     ),
     size=192,
     size_of="width",

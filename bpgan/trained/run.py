@@ -282,6 +282,7 @@ def load(
     run: str | os.PathLike,
     checkpoint: str | int = "newest",
     *,
+    flags: Sequence[str] = (),
     trust: bool = False,
     ema: float | None = None,
 ) -> Run:
@@ -292,13 +293,15 @@ def load(
     Args:
       run: its directory.
       checkpoint: ``newest`` (of those that are sound), ``best`` by the metric of the run's ``--keep``, or a step.
+      flags: ``NAME=VALUE``, flags that are other than the run's, of those that may differ when it is resumed, such as
+        ``sampler=euler:4`` of a flow.
       trust: whether modules and files outside bpgan that the run names are imported, which runs their code.
       ema: relative width of the average of G that draws, such as 0.1: a sum of the power averages of the run's
         checkpoints up to this one. None: the run's own average.
 
     Raises:
-      UserError: if there is no such run or checkpoint, it names what is not trusted, or its checkpoints do not give the
-        average that is asked for.
+      UserError: if there is no such run or checkpoint, it names what is not trusted, flags do not fit it, or its
+        checkpoints do not give the average that is asked for.
     """
     which = str(checkpoint)
     try:
@@ -314,7 +317,7 @@ def load(
             path = stack.enter_context(
                 remote.visited(run, lambda name: wanted(name) or small(name))
             )
-        opened = saved.restore(path, which, images=False, trust=trust, ema=ema)
+        opened = saved.restore(path, which, flags, images=False, trust=trust, ema=ema)
         return Run(str(run), opened, _files(str(path)))
 
 

@@ -38,8 +38,8 @@ ROOMS = {  # top to bottom; imports go down
         "what a researcher writes: one file an experiment",
         "launcher explain trained evaluation cli report privacy insight algorithms backprop metrics metrics.features"
         " runtime data nets losses penalties augment optim files measures lookup types version",
-        "(evaluate_text lucic private_gan) (audit classifier data dp_merf evaluate export sample image_gan infogan"
-        " interpret linear_regression lr_range mnist_gan sensitivity study text_gan toy_gan translate vae)",
+        "(evaluate_text flow_gan lucic private_gan) (audit classifier data dp_merf evaluate export image_gan infogan"
+        " interpret linear_regression lr_range mnist_gan sample sensitivity study text_gan toy_gan translate vae)",
     ),
     "bpgan.launcher": Room(
         "sweeps, searches, processes, Slurm",
@@ -85,7 +85,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.algorithms": Room(
         "GANs, games, VAEs and supervised nets as pure steps",
         "losses penalties augment optim sharding types",
-        "(latents text) (game gan supervised translate vae) turns",
+        "(flow latents text) (game gan supervised translate vae) turns",
     ),
     "bpgan.backprop": Room(
         "backpropagation by hand, as a chapter",
@@ -118,7 +118,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.nets": Room(
         "convolutions, layers, architectures",
         "sharding lookup types",
-        "(biggan cnn dcgan mlp patchgan r3gan resnet stylegan2 translator unet vit) architecture"
+        "(biggan cnn dcgan mlp patchgan r3gan resnet stylegan2 timed translator unet vit) architecture"
         " (blocks heads text vae) attention (layers wrappers)"
         " (conv resample sizes spectral) (conv_cpu primitives) winograd",
     ),
