@@ -449,7 +449,9 @@ def _check_attributes(cfg: Config) -> None:
         reason += " must be none, concat or projection"
         raise UserError(reason, argument="condition", value=cfg.condition, beside=["dataset"])
     if cfg.truncation and cfg.net.value.g.mapping:
-        reason = f"the styles of attributes have no mean; `dataset={cfg.dataset}` has such, must be 0"
+        reason = (
+            f"the styles of attributes have no mean; `dataset={cfg.dataset}` has such, must be 0"
+        )
         raise UserError(reason, argument="truncation", value=cfg.truncation, beside=["dataset"])
     if cfg.canaries.value.count:
         reason = f"have no attributes; `dataset={cfg.dataset}` has, must be empty"

@@ -125,7 +125,12 @@ def checked(
       UserError: for values of another shape or kind, numbers that are not finite, and names that do not fit.
     """
     found = np.asarray(values)
-    if found.dtype.kind not in "biuf" or found.ndim != 2 or found.shape[0] != count or not found.size:
+    if (
+        found.dtype.kind not in "biuf"
+        or found.ndim != 2
+        or found.shape[0] != count
+        or not found.size
+    ):
         shape = f"{found.dtype}{list(found.shape)}"
         raise UserError(f"{what} are {shape}, must be numbers [{count}, a], a row for each image")
     with np.errstate(over="ignore"):
@@ -199,9 +204,7 @@ def parse(text: str, attributes: Attributes) -> dict[str, float]:
     found: dict[str, float] = {}
     known = [
         f"{name} ({low:g} to {high:g})"
-        for name, low, high in zip(
-            attributes.names, attributes.low, attributes.high, strict=True
-        )
+        for name, low, high in zip(attributes.names, attributes.low, attributes.high, strict=True)
     ]
     few = ", ".join(known[:20]) + ", ..." * (len(known) > 20)
     for part in text.split(",") if text else []:

@@ -116,7 +116,9 @@ def _write_attributes(
     if examples.attributes is None:
         return {}
     names, values = examples.attributes
-    attributes.described(names, values[kept[0]], values[kept[0]])  # what nobody can learn from is told here
+    attributes.described(
+        names, values[kept[0]], values[kept[0]]
+    )  # what nobody can learn from is told here
     digests = {}
     for split, rows in zip(cache.SPLITS, kept, strict=True):
         data = attributes.encoded(values[rows])

@@ -721,9 +721,7 @@ def _is_vector(label: Any) -> bool:
     return isinstance(label, list) and all(isinstance(v, int | float) for v in label)
 
 
-def _json_attributes(
-    said: _Labels, inner: list[str]
-) -> tuple[tuple[str, ...], np.ndarray] | None:
+def _json_attributes(said: _Labels, inner: list[str]) -> tuple[tuple[str, ...], np.ndarray] | None:
     """The attributes of images: ``attributes``, or labels that are vectors; None if there are none."""
     pairs: Sequence[tuple[str, Any]] | None = said.attributes
     labels = said.labels if isinstance(said.labels, list) else []

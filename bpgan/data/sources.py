@@ -126,9 +126,7 @@ def _targets(shape: tuple[int, ...], vector: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
-def _abstract(
-    dataset: Dataset, seed: int, batch_size: int, dtype: Any, vector: int
-) -> Source:
+def _abstract(dataset: Dataset, seed: int, batch_size: int, dtype: Any, vector: int) -> Source:
     """Batches of a dataset whose images are absent: they have shapes and types, so that a step can be traced."""
     length, shape = dataset.length, dataset.shape
     data = {

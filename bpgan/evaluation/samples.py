@@ -63,6 +63,7 @@ def of_run(
       UserError: as ``cli.restore``, or if the run draws no images.
     """
     run = cli.restore(path, checkpoint, changes, trust=trust)
+    _check_translates(path, run.name)
     algorithm, dataset = run.experiment.algorithm, vars(run.config).get("dataset", "")
     if algorithm.sample is None or not dataset:
         reason = f"must be of a model of images, and is of {run.name}"
@@ -85,6 +86,16 @@ def of_run(
     turned = _turn(algorithm, run.state, seed) if y is not None and turn else None
     named = classes_of(data.load(dataset, "train"))
     return Candidate(path, x, y, untrained, facts, named, turned, run.private), dataset
+
+
+def _check_translates(path: str, name: str) -> None:
+    """Raises a UserError for a run that translates: what it makes has right answers, and is no sample of a dataset."""
+    if name.rpartition(".")[2].rpartition("/")[2] == "translate":
+        reason = f"translates images, which evaluate does not measure; `python -m experiments.translate --workdir={path}"
+        reason += (
+            " --measure=all` with the flags of the run measures it at its end, without another step"
+        )
+        raise UserError(reason, argument="run", value=path)
 
 
 def _turn(algorithm: Algorithm, state: Any, seed: int) -> np.ndarray:

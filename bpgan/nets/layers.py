@@ -142,9 +142,7 @@ def indicators_of(labels: Labels | Float[Array, "b k"], classes: int, dtype: Any
     return jax.nn.one_hot(labels, classes, dtype=dtype)
 
 
-def lookup(
-    table: Float[Array, "k f"], labels: Labels | Float[Array, "b k"]
-) -> Float[Array, "b f"]:
+def lookup(table: Float[Array, "k f"], labels: Labels | Float[Array, "b k"]) -> Float[Array, "b f"]:
     """``table[labels]``; zeros where a label is no row. Of vectors ``y[b, k]`` the products ``y @ table``.
 
     A product with indicators, whose derivative is the same sum in the same order in every run; that of indexing
@@ -155,7 +153,7 @@ def lookup(
 
 
 class Embed(nn.Module):
-    """``labels[b] -> embedding[labels]``, vectors ``[b, features]``; a linear map of ``labels[b, classes]`` (``lookup``).
+    """``labels[b] -> embedding[labels]``, vectors ``[b, features]``; of ``labels[b, classes]`` a linear map.
 
     Attributes:
       classes: number of rows of ``embedding[classes, features]``.

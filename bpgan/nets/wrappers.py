@@ -76,7 +76,8 @@ def labeled(discriminator: Net, classes: int, *, flat: bool = False) -> Net:
     """An unconditional discriminator that sees labels as ``classes`` more channels, one of them 1, the others 0.
 
     Mirza & Osindero 2014, arXiv:1411.1784: labels concatenated to the input; as maps, so that convolutions see them at
-    every pixel. Vectors ``[b, classes]`` are such channels themselves. Gradient penalties are with respect to the image alone.
+    every pixel. Vectors ``[b, classes]`` are such channels themselves. Gradient penalties are with respect to the image
+    alone.
 
     Args:
       flat: whether the discriminator flattens its input. Of maps it would see each label once for every pixel, by a
