@@ -418,7 +418,6 @@ def make_networks(cfg: Config, images: data.Dataset, axis_name: str | None) -> t
     attributed = bool(how) and images.attributes is not None
     if attributed:
         classes = attributes.size_of(images.attributes, images.classes)
-        _check_attributes(cfg)
     elif classes == 1:
         reason = f"`dataset={cfg.dataset}` has no labels; must be none"
         raise UserError(reason, argument="condition", value=cfg.condition, beside=["dataset"])
@@ -491,6 +490,8 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     check(cfg, axis_name)
     dtype = storage_dtype(cfg.precision)
     images, held = data.load_for_training(cfg.dataset.value, bool(cfg.eval_every.value))
+    if cfg.condition.value.how and images.attributes:
+        _check_attributes(cfg)
     images = cfg.canaries.value.plant(images)
     if cfg.condition.value.how:
         images = data.for_conditions(images)

@@ -90,11 +90,11 @@ def of_run(
 
 def _check_translates(path: str, name: str) -> None:
     """Raises a UserError for a run that translates: what it makes has right answers, and is no sample of a dataset."""
-    if name.rpartition(".")[2].rpartition("/")[2] == "translate":
-        reason = f"translates images, which evaluate does not measure; `python -m experiments.translate --workdir={path}"
-        reason += (
-            " --measure=all` with the flags of the run measures it at its end, without another step"
+    if name.rpartition(".")[2] == "translate":
+        reason = (
+            "is of translate, which compares outputs with right answers at its end; result.json and"
         )
+        reason += " report.html have the numbers, of a run with `measure=all` all of them"
         raise UserError(reason, argument="run", value=path)
 
 
