@@ -1108,7 +1108,7 @@ def test_real_and_untrained_stand_beside_what_is_evaluated_while_it_trains(
 def test_a_run_that_translates_is_sent_to_its_own_numbers():
     from bpgan.evaluation import samples
 
-    samples._check_translates("runs/a", "image_gan")
+    samples.refuse_translation("runs/a", "image_gan")
     with pytest.raises(UserError, match="is of translate, .* result.json") as error:
-        samples._check_translates("runs/a", "translate")
+        samples.refuse_translation("runs/a", "translate")
     assert error.value.argument == "run"

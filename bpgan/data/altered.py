@@ -7,7 +7,6 @@ class are independent of each other.
 import functools
 
 import numpy as np
-from scipy import ndimage
 
 from bpgan.data import datasets, tasks
 
@@ -26,6 +25,8 @@ def drawn(split: str, n: int) -> np.ndarray:
 
 def altered(x: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Images uint8 ``[n, h, w, 1]`` with the attributes ``[n, 3]``: made bold, then turned, then faded."""
+    from scipy import ndimage
+
     bold = np.where(values[:, 2, None, None, None] > 0.5, tasks.dilate(x), x)
     turned = [
         ndimage.rotate(image, angle, reshape=False, order=1)

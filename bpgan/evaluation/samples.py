@@ -63,7 +63,7 @@ def of_run(
       UserError: as ``cli.restore``, or if the run draws no images.
     """
     run = cli.restore(path, checkpoint, changes, trust=trust)
-    _check_translates(path, run.name)
+    refuse_translation(path, run.name)
     algorithm, dataset = run.experiment.algorithm, vars(run.config).get("dataset", "")
     if algorithm.sample is None or not dataset:
         reason = f"must be of a model of images, and is of {run.name}"
@@ -88,7 +88,7 @@ def of_run(
     return Candidate(path, x, y, untrained, facts, named, turned, run.private), dataset
 
 
-def _check_translates(path: str, name: str) -> None:
+def refuse_translation(path: str, name: str) -> None:
     """Raises a UserError for a run that translates: what it makes has right answers, and is no sample of a dataset."""
     if name.rpartition(".")[2] == "translate":
         reason = (
