@@ -112,8 +112,8 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.data": Room(
         "datasets, and batches as functions of the step",
         "download files memory lookup threefry types",
-        "(altered captions domains toys) (pairs poisson) (duplicates sources tasks) datasets names (known sides) convert"
-        " readers (cache images order tfds) (attributes flat)",
+        "(altered captions domains toys) (pairs poisson) (duplicates sources tasks) datasets names (known sides)"
+        " convert readers (cache images order tfds) (attributes flat)",
     ),
     "bpgan.nets": Room(
         "convolutions, layers, architectures",
