@@ -233,6 +233,11 @@ def programs() -> dict[str, Case]:
         ),
         "vit28": run("image_gan", "--preset=vit28"),
         "sweep-32": sweep(32, "mnist_gan", "--preset=article"),
+        "pix2pix": run("translate", "--measure=nothing", several=False, tpu=False),
+        "cyclegan": run(
+            "translate", "--preset=cyclegan28", "--measure=nothing", several=False, tpu=False
+        ),
+        "text": run("text_gan", "--preset=digits", several=False, tpu=False),
         "vae": run("vae"),
         "classifier": run("classifier")._replace(flops=0.25),  # pooling is not a product
         "private": run("private_gan", "--net=dcgan:32,plain"),

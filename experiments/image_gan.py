@@ -78,6 +78,7 @@ from bpgan.algorithms import game, gan
 from bpgan.algorithms.latents import Latents
 from bpgan.augment import Planned
 from bpgan.augment import parse as parse_augment
+from bpgan.data import attributes
 from bpgan.evaluation.monitor import monitor
 from bpgan.losses import AUXILIARY, LOSSES
 from bpgan.nets import architecture, storage_dtype, truncated
@@ -96,9 +97,19 @@ class Condition(NamedTuple):
     how: str
     weight: optim.OverRun
 
-    def over(self, steps: int, classes: int) -> gan.Condition:
-        """The condition of a run of so many steps, on labels of so many classes."""
-        return gan.Condition(classes, AUXILIARY.get(self.how), self.weight(steps))
+    def over(self, steps: int, classes: int, images: data.Dataset) -> gan.Condition:
+        """The condition of a run of so many steps, on labels of so many classes, or on vectors of that size."""
+        found = gan.Condition(classes, AUXILIARY.get(self.how), self.weight(steps))
+        has = images.attributes
+        if not classes or has is None:
+            return found
+        labels, values = attributes.in_turn(has, len(has.shown))
+        table = has.vectors(labels, values, images.classes)
+
+        def in_turn(n: int) -> jax.Array:
+            return jnp.take(jnp.asarray(table), jnp.arange(n) % len(table), axis=0)
+
+        return found._replace(in_turn=in_turn)
 
 
 _positive = functools.partial(optim.parse, low=0.0)
@@ -137,7 +148,8 @@ class Config(cli.RunConfig):
     )
     condition: cli.Parsed[Condition] = cli.field(
         "none",
-        "on labels: none, or how D does it: concat, projection, modulation, acgan=WEIGHT, d2d=WEIGHT, ucd=WEIGHT",
+        "on labels, and on attributes where the dataset has some: none, or how D does it: concat, projection,"
+        " modulation, or on labels alone acgan=WEIGHT, d2d=WEIGHT, ucd=WEIGHT",
         parse=_condition,
     )
     loss: cli.Parsed[AdversarialLoss] = cli.field(
@@ -504,7 +516,10 @@ def make_networks(cfg: Config, images: data.Dataset, axis_name: str | None) -> t
     """
     how, shape = cfg.condition.value.how, images.shape
     classes = images.classes if how else 0
-    if classes == 1:
+    attributed = bool(how) and images.attributes is not None
+    if attributed:
+        classes = attributes.size_of(images.attributes, images.classes)
+    elif classes == 1:
         reason = f"`dataset={cfg.dataset}` has no labels; must be none"
         raise UserError(reason, argument="condition", value=cfg.condition, beside=["dataset"])
     _check_latents(cfg, shape)
@@ -517,7 +532,8 @@ def make_networks(cfg: Config, images: data.Dataset, axis_name: str | None) -> t
             raise UserError(reason, argument="condition", value=cfg.condition, beside=["net"])
         dtype = jnp.dtype(cfg.precision)
         made = net.make(shape, dtype=dtype, classes=classes, condition=how, axis_name=axis_name)
-        labels = (jnp.zeros(1, jnp.int32),) if classes else ()
+        y = jnp.zeros((1, classes)) if attributed else jnp.zeros(1, jnp.int32)
+        labels = (y,) if classes else ()
         try:
             jax.eval_shape(made.init, jax.random.key(0), jnp.zeros(example), *labels)
         except ValueError as error:
@@ -525,6 +541,22 @@ def make_networks(cfg: Config, images: data.Dataset, axis_name: str | None) -> t
             raise UserError(f"{error} ({where})", argument="net", value=cfg.net) from None
         nets.append(made)
     return nets[0], nets[1], classes
+
+
+def _check_attributes(cfg: Config) -> None:
+    """Raises a UserError for what attributes do not go with."""
+    if (how := cfg.condition.value.how) in AUXILIARY:
+        reason = f"`dataset={cfg.dataset}` has attributes, which {how} does not know;"
+        reason += " must be none, concat or projection"
+        raise UserError(reason, argument="condition", value=cfg.condition, beside=["dataset"])
+    if cfg.truncation and cfg.net.value.g.mapping:
+        reason = (
+            f"the styles of attributes have no mean; `dataset={cfg.dataset}` has such, must be 0"
+        )
+        raise UserError(reason, argument="truncation", value=cfg.truncation, beside=["dataset"])
+    if cfg.canaries.value.count:
+        reason = f"have no attributes; `dataset={cfg.dataset}` has, must be empty"
+        raise UserError(reason, argument="canaries", value=cfg.canaries, beside=["dataset"])
 
 
 def choose_sampling(
@@ -595,7 +627,11 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     check(cfg, axis_name)
     dtype = storage_dtype(cfg.precision)
     images, held = data.load_for_training(cfg.dataset.value, bool(cfg.eval_every.value))
+    if cfg.condition.value.how and images.attributes:
+        _check_attributes(cfg)
     images = cfg.canaries.value.plant(images)
+    if cfg.condition.value.how:
+        images = data.for_conditions(images)
     g_net, d_net, classes = make_networks(cfg, images, axis_name)
     source = data.source(
         images,
@@ -624,13 +660,15 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         one_pass=cfg.one_pass,
         d_steps=cfg.d_steps,
         accumulate=cfg.accumulate,
-        condition=cfg.condition.value.over(steps, classes),
+        condition=cfg.condition.value.over(steps, classes, images),
         augment=planned.over(steps) if planned else None,
         ema_decay=cfg.ema.value.over(steps, cfg.batch_size, source.steps_per_epoch),
         rule=cfg.rule.value,
         axis_name=axis_name,
     )
-    frame = cli.columns_of(classes, images.class_names)
+    if images.attributes and classes:
+        algorithm = algorithm._replace(classes=0)  # a vector is no number of a class
+    frame = cli.columns_of(algorithm.classes, images.class_names)
     experiment = cli.Experiment(algorithm, source, title=images.summary(), frame=frame)
     experiment = monitor(experiment, cfg.dataset, held, seed=cfg.seed)
     of_their_shape = cfg.latents.value.dim == math.prod(images.shape)

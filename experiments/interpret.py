@@ -107,6 +107,9 @@ def _subject(cfg: Config, opened: Run) -> Subject:
     if opened.words:
         reason = f"a run of {opened.experiment} draws what captions say, which is not explained"
         raise UserError(reason, argument="run", value=cfg.run)
+    if opened.attributes:
+        reason = f"a run of {opened.experiment} draws what attributes say, which is not explained"
+        raise UserError(reason, argument="run", value=cfg.run)
     shape = shape_of(opened)
     if len(shape) != 3 or shape[-1] not in (1, 3, 4):
         reason = f"a run of {opened.experiment} draws arrays {list(shape)}, which are not images"

@@ -10,6 +10,8 @@ Run:     python -m experiments.sample --run=runs/mnist_gan/default
              images of what the caption says
          python -m experiments.sample --run=runs/flow_gan/match28 --flags=sampler=heun:8
              flags that are other than the run's: here, eight evaluations of the network for an image
+         python -m experiments.sample --run=runs/image_gan/default --labels=3 --attributes="rotation=30,bold=1"
+             images of a class that have these attributes
          python -m experiments.sample --run=runs/mnist_gan/default --interpolate=1,2,3,1 --frames=30
              frames, a GIF and, if ffmpeg is there, an MP4 of the way from seed to seed
 
@@ -31,7 +33,7 @@ import numpy as np
 
 import bpgan
 from bpgan import cli
-from bpgan.data import captions
+from bpgan.data import attributes, captions
 from bpgan.files import write_json
 from bpgan.runtime import images
 from bpgan.runtime.records import warn
@@ -74,6 +76,10 @@ class Config(cli.Config):
     labels: str = cli.field(
         "",
         "classes, each of every seed: all, or numbers and names separated by commas; empty: in turn",
+    )
+    attributes: str = cli.field(
+        "",
+        "NAME=NUMBER,...: for a run that has learned from attributes; the others are those of training images in turn",
     )
     prompt: str = cli.field("", "a caption to draw, for a run that has learned from captions")
     truncation: cli.Parsed[float | None] = cli.field(
@@ -118,8 +124,9 @@ def run(cfg: Config) -> None:
         "run_id": opened.record.run,
         "experiment": opened.experiment,
         "step": opened.step,
-        "labels": [opened.class_names[y] if opened.class_names else y for y in labels],
+        "labels": [opened.names_of_data[y] if opened.names_of_data else y for y in labels],
         "prompt": cfg.prompt,
+        "attributes": cfg.attributes,
         "truncation": cfg.truncation.value,
         "ema": cfg.ema.value,
         "flags": cfg.flags.value,
@@ -132,15 +139,10 @@ def _labels(opened: Run, text: str) -> list[int]:
     """The classes that are asked for; none for those of a run without labels, or in turn."""
     if not text:
         return []
-    if not opened.classes:
+    if not opened.classes and not opened.attributes:
         reason = f"{opened.experiment} was trained without labels; must be empty"
         raise UserError(reason, argument="labels", value=text)
-    if text == "all":
-        return list(range(opened.classes))
-    found = [opened.label(part) for part in text.split(",")]
-    if len(set(found)) < len(found):
-        raise UserError("must name each class once", argument="labels", value=text)
-    return found
+    return opened.labels_of_data(text)
 
 
 Draw = Callable[[np.ndarray, Any], np.ndarray]
@@ -153,6 +155,13 @@ def _drawing(cfg: Config, opened: Run) -> Draw:
       UserError: for a caption of a run without captions, or one that the run cannot read, and for none of a run with
         captions.
     """
+    asked = read_attributes(opened, cfg.attributes)
+    if opened.attributes:
+        if cfg.prompt:
+            read_prompt(opened, cfg.prompt)
+        return lambda z, labels: opened.sample(
+            z=z, labels=labels, truncation=cfg.truncation.value, attributes=asked
+        )
     if not cfg.prompt:
         if (facts := opened.record.dataset) and facts.words:
             such = f"must be a caption such as {facts.prompts[0]!r}"
@@ -170,6 +179,21 @@ def _drawing(cfg: Config, opened: Run) -> Draw:
             return drawn(n=len(z), z=z, labels=np.repeat(row, len(z), axis=0))
 
     return draw
+
+
+def read_attributes(opened: Run, text: str) -> dict[str, float]:
+    """The attributes that are asked for.
+
+    Raises:
+      UserError: if the run has not learned from attributes, or not from these, or for numbers it has not seen.
+    """
+    if text and not opened.attributes:
+        reason = f"{opened.experiment} was trained without attributes; must be empty"
+        raise UserError(reason, argument="attributes", value=text)
+    try:
+        return attributes.parse(text, opened.attributes) if opened.attributes else {}
+    except ValueError as error:
+        raise UserError(str(error), argument="attributes", value=text) from None
 
 
 def read_prompt(opened: Run, prompt: str) -> tuple[np.ndarray, list[str]]:
@@ -216,6 +240,8 @@ def _name(stem: str, what: str, label: int | None, cfg: Config) -> str:
     if cfg.prompt:
         said = cli.shorten("-".join(captions.split_words(cfg.prompt)), 80)
         parts.append(f"prompt-{said}")
+    if cfg.attributes:
+        parts.append(re.sub("[^0-9A-Za-z=.,-]", "-", cli.shorten(cfg.attributes, 80)))
     parts += [] if truncation is None else [f"truncation{truncation:g}"]
     parts += [] if cfg.ema.value is None else [f"ema{cfg.ema.value:g}"]
     if cfg.flags:
@@ -248,7 +274,7 @@ def _draw(
     count = cfg.columns or (len(labels) if labels else int(np.ceil(np.sqrt(len(seeds)))))
     grid = images.image_grid(x, columns=count)
     if labels and count == len(labels):
-        names = [opened.class_names[y] if opened.class_names else str(y) for y in labels]
+        names = [_called(opened, y) for y in labels]
         grid = images.caption(grid, names, width=x.shape[2])
     elif turn and count == opened.classes:
         names = opened.class_names or [str(y) for y in range(opened.classes)]
@@ -258,6 +284,10 @@ def _draw(
     written.append(_name(stem, cli.shorten(f"grid{which}{of}", 120), None, cfg) + ".png")
     _save(out / written[-1], grid)
     return written
+
+
+def _called(opened: Run, label: int) -> str:
+    return opened.names_of_data[label] if opened.names_of_data else str(label)
 
 
 def _animate(

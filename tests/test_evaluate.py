@@ -1103,3 +1103,12 @@ def test_real_and_untrained_stand_beside_what_is_evaluated_while_it_trains(
     counts = ("samples", "real_images", "held_images", "test_images")
     assert [measure[name] for name in counts] == ["300", "300", "900", "1000"]
     assert direction("eval/precision-k3/real") == 0 and direction("eval/precision-k3") == 1
+
+
+def test_a_run_that_translates_is_sent_to_its_own_numbers():
+    from bpgan.evaluation import samples
+
+    samples.refuse_translation("runs/a", "image_gan")
+    with pytest.raises(UserError, match="is of translate, .* result.json") as error:
+        samples.refuse_translation("runs/a", "translate")
+    assert error.value.argument == "run"

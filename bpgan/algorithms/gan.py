@@ -70,10 +70,11 @@ class Optimizers(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """Labels.
+    """Labels, or vectors of classes and attributes.
 
     Attributes:
-      classes: of ``batch["y"]``. Fakes take the labels of the reals they are compared with. 0: unconditional.
+      classes: of ``batch["y"]``, or the size of its vectors ``[b, classes]`` of floats. Fakes take the labels of the
+        reals they are compared with. 0: unconditional.
       auxiliary: loss of D's head, if it has one.
       weight: of the auxiliary loss.
       in_turn: ``n -> labels[n]`` of samples where none are given; None: the classes in turn.
@@ -221,8 +222,11 @@ def views(setting: Setting, now: Now) -> tuple[Callable[[Images], Images], ...]:
 
 
 def labels(setting: Setting, now: Now) -> Labels | None:
-    """Of the batch; None without classes."""
-    return now.batch["y"].astype(jnp.int32) if setting.condition.classes else None
+    """Of the batch, int32 labels or vectors of floats; None without classes."""
+    if not setting.condition.classes:
+        return None
+    y = now.batch["y"]
+    return y if jnp.issubdtype(y.dtype, jnp.floating) else y.astype(jnp.int32)
 
 
 def latents(setting: Setting, now: Now) -> dict[str, Latents]:

@@ -6,10 +6,12 @@ A batch is a pure function of ``(seed, step)``: no iterator, nothing to checkpoi
 from bpgan.data import pairs, poisson, tasks
 from bpgan.data.datasets import (
     Dataset,
+    for_conditions,
     hold_out,
     load,
     load_for_training,
     of_arrays,
+    with_attributes,
     without_images,
 )
 from bpgan.data.domains import Domains, domain_source, domains_of_task, load_domains
@@ -43,6 +45,7 @@ __all__ = [
     "domains_of_task",
     "epoch_order",
     "fingerprint_of",
+    "for_conditions",
     "forms",
     "hold_out",
     "in_memory",
@@ -61,5 +64,6 @@ __all__ = [
     "source",
     "streamed",
     "tasks",
+    "with_attributes",
     "without_images",
 ]

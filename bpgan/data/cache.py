@@ -30,7 +30,7 @@ from bpgan import files, memory
 from bpgan.data import flat
 from bpgan.types import UserError
 
-VERSION = 2
+VERSION = 3
 """Of the format and of what is made of images; part of every cache's name."""
 
 SPLITS = ("train", "test")
@@ -64,6 +64,13 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
 
 
+class AttributeFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """Attributes of the images: their names, and the SHA-256 of ``SPLIT.attributes.npy`` by split."""
+
+    names: tuple[str, ...]
+    sha256: dict[str, str]
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What is read of a ``manifest.json``; beside it, that has the identity of its source and a checksum of itself.
 
@@ -71,12 +78,26 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
       stamps, content: of the source when it was read last; see ``Origin``.
       class_names: by label.
       splits: ``train`` and ``test``.
+      attributes: None if there are none.
     """
 
     stamps: str
     content: str
     class_names: tuple[str, ...]
     splits: dict[str, Split]
+    attributes: AttributeFiles | None = None
+
+    def read_attributes(self, folder: pathlib.Path, split: str) -> bytes:
+        """The file of the attributes of a split. Raises Damaged if it is not what it was."""
+        assert self.attributes is not None
+        path = folder / f"{split}.attributes.npy"
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise Damaged(f"{path}: damaged ({error.strerror})") from None
+        if hashlib.sha256(data).hexdigest() != self.attributes.sha256.get(split):
+            raise Damaged(f"{path}: damaged (checksum differs)")
+        return data
 
 
 class Origin(NamedTuple):
@@ -174,6 +195,8 @@ def _intact(folder: pathlib.Path, origin: Origin, deep: bool) -> Manifest:
             path = folder / f"{name}.array_record"
             if _size(path) != split.bytes:
                 raise Damaged(f"{path}: {_size(path)} bytes, must be {split.bytes}")
+            if manifest.attributes:
+                manifest.read_attributes(folder, name)
             if deep:
                 Records(path, split.count, split.shape, split.sha256).arrays()
         if not origin.stamps or origin.stamps != manifest.stamps:

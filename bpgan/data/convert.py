@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import functools
+import hashlib
 import itertools
 import os
 import pathlib
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bpgan import memory
-from bpgan.data import cache, images, readers
+from bpgan.data import attributes, cache, images, readers
 from bpgan.types import UserError, counted
 
 _BLOCK = 4 << 20  # bytes of pixels that a thread makes at once
@@ -79,10 +80,12 @@ def convert(
         )
         decode = functools.partial(_decode, examples, form, shape)
         blocks = ordered(decode, batches, _threads_for(max(size, _BLOCK)))
+        kept: list[list[int]] = [[] for _ in cache.SPLITS]
         for done in progress(blocks, len(labels), f"{name}: converting"):
             good = {i: x for i, x in done if isinstance(x, images.Decoded)}
             for part, writer in enumerate(writers):
                 rows = [i for i in good if test[i] == part]
+                kept[part] += rows
                 if rows:
                     writer.add(np.stack([good[i].pixels for i in rows]), labels[rows])
             for x in good.values():
@@ -102,7 +105,26 @@ def convert(
         general.append(str(_unreadable(bad, len(labels))).partition(";")[0] + "; left out")
     for split in cache.SPLITS:
         found[split]["warnings"] = [*general, *_warnings(split, found, examples)]
-    return {"class_names": list(examples.class_names), "splits": found}
+    made = {"class_names": list(examples.class_names), "splits": found}
+    return made | _write_attributes(examples, kept, directory)
+
+
+def _write_attributes(
+    examples: readers.Examples, kept: list[list[int]], directory: pathlib.Path
+) -> dict[str, Any]:
+    """Writes the attributes of the images of each split that are kept; returns what the manifest says of them."""
+    if examples.attributes is None:
+        return {}
+    names, values = examples.attributes
+    attributes.described(
+        names, values[kept[0]], values[kept[0]]
+    )  # what nobody can learn from is told here
+    digests = {}
+    for split, rows in zip(cache.SPLITS, kept, strict=True):
+        data = attributes.encoded(values[rows])
+        (directory / f"{split}.attributes.npy").write_bytes(data)
+        digests[split] = hashlib.sha256(data).hexdigest()
+    return {"attributes": {"names": list(names), "sha256": digests}}
 
 
 def _check_labels(examples: readers.Examples) -> None:

@@ -52,7 +52,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bpgan import download, files, lookup
-from bpgan.data import cache, convert, known, names, readers
+from bpgan.data import attributes, cache, convert, known, names, readers
+from bpgan.data.attributes import Attributes
 from bpgan.types import UserError, counted
 
 _MENDING = threading.RLock()
@@ -79,6 +80,7 @@ class Dataset(NamedTuple):
       warnings: what the user should know, a line each.
       words: of captions, in the order of their numbers (``captions``); () if there are none.
       prompts: some captions, to draw samples for.
+      attributes: of the images, beside their labels (``attributes``); None if there are none.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Dataset(NamedTuple):
     warnings: tuple[str, ...]
     words: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
+    attributes: Attributes | None = None
 
     @property
     def length(self) -> int:
@@ -117,8 +120,11 @@ class Dataset(NamedTuple):
             "class_names": list(self.class_names),
             "sha256": self.sha256,
         }
-        said = {"words": list(self.words), "prompts": list(self.prompts)}
-        return found | (said if self.words else {})
+        if self.words:
+            found |= {"words": list(self.words), "prompts": list(self.prompts)}
+        if self.attributes and self.attributes.shown is not None:
+            found |= {"attributes": self.attributes.facts}
+        return found
 
     @property
     def is_absent(self) -> bool:
@@ -158,6 +164,9 @@ class Dataset(NamedTuple):
             f"{self.name} {self.split}: {counted(self.length, 'image')} {'x'.join(map(str, self.shape))}"
             f" uint8 in [{self.low}, {self.high}], {classes}"
         )
+        if self.attributes:
+            facts += f"; attributes {', '.join(self.attributes.names[:20])}"
+            facts += ", ..." * (len(self.attributes.names) > 20)
         return "\n".join([facts, *(f"warning: {w}" for w in self.warnings)])
 
 
@@ -208,7 +217,8 @@ def of_facts(facts: Mapping[str, Any]) -> Dataset:
         name, split, _absent, shape, counts, class_names, sha256, 0, 255, zeros, zeros, ()
     )
     said = tuple(facts.get("words", ())), tuple(facts.get("prompts", ()))
-    return made._replace(words=said[0], prompts=said[1])
+    kept = attributes.of_facts(facts.get("attributes"))
+    return made._replace(words=said[0], prompts=said[1], attributes=kept)
 
 
 def load(name: str | names.Name, split: str = "train", *, mirror: str = "") -> Dataset:
@@ -316,6 +326,7 @@ def divide(dataset: Dataset, chosen: np.ndarray, names: tuple[str, str]) -> tupl
             read=functools.partial(_part, dataset.read, rows),
             counts=tuple(counts.tolist()),
             sha256=digest.hexdigest(),
+            attributes=dataset.attributes.rows(rows) if dataset.attributes else None,
         )
 
     others = np.asarray(dataset.counts) - tally
@@ -436,8 +447,53 @@ def _converted(name: names.Name, split: str, *, mirror: str, deep: bool) -> Data
         raise UserError(f"the {split} split has no examples")
     path = folder / f"{split}.array_record"
     records = cache.Records(path, found.count, found.shape, found.sha256)
-    read = _Cached(records, name, split, found.sha256)
-    return _dataset(name.text, split, found, manifest.class_names, found.warnings, read)
+    has = _attributes(manifest, folder, split)
+    sha256 = _with_attributes(found.sha256, has)
+    read = _Cached(records, name, split, sha256)
+    made = _dataset(name.text, split, found, manifest.class_names, found.warnings, read)
+    return made._replace(attributes=has, sha256=sha256)
+
+
+def _attributes(manifest: cache.Manifest, folder: pathlib.Path, split: str) -> Attributes | None:
+    """Those that a cache has of a split."""
+    if manifest.attributes is None:
+        return None
+    here, train = (
+        attributes.decoded(manifest.read_attributes(folder, which)) for which in (split, "train")
+    )
+    return attributes.described(manifest.attributes.names, here, train)
+
+
+def _with_attributes(sha256: str, has: Attributes | None) -> str:
+    """The digest of images and labels and, where there are such, of attributes."""
+    return hashlib.sha256(f"{sha256} {has.digest}".encode()).hexdigest() if has else sha256
+
+
+def with_attributes(
+    dataset: Dataset, names: tuple[str, ...], values: np.ndarray, train: np.ndarray
+) -> Dataset:
+    """A split with attributes beside its labels.
+
+    Args:
+      dataset: the split.
+      names: of the attributes.
+      values: of its images ``[n, a]``.
+      train: of those of the training split ``[m, a]``.
+
+    Raises:
+      UserError: as ``attributes.checked`` and ``attributes.described``.
+    """
+    called, numbers = attributes.checked(values, dataset.length, names, "attributes")
+    has = attributes.described(called, numbers, train)
+    return dataset._replace(attributes=has, sha256=_with_attributes(dataset.sha256, has))
+
+
+def for_conditions(dataset: Dataset) -> Dataset:
+    """A split of a model that is conditioned on its attributes, too: its ``facts`` have some of them."""
+    has = dataset.attributes
+    if has is None or dataset.is_absent:
+        return dataset
+    return dataset._replace(attributes=attributes.choose_shown(dataset.read, has, dataset.length))
 
 
 def _raw(name: names.Name, mirror: str) -> readers.Raw:

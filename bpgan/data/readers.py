@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 
 from bpgan import files, memory
-from bpgan.data import images, tfds
+from bpgan.data import attributes, images, tfds
 from bpgan.types import UserError, counted
 
 LARGEST = 1 << 30
@@ -53,6 +53,7 @@ class Examples(NamedTuple):
       probe: ``probe(item)``, height, width and channels; called in threads, needed if they are not known.
       describe: ``describe(item)`` names it for people.
       warnings: what the user should know.
+      attributes: their names, and float32 ``[n, a]``; None: there are none.
     """
 
     items: Callable[[], Iterator[Any]]
@@ -66,6 +67,7 @@ class Examples(NamedTuple):
     probe: Callable[[Any], tuple[int, int, int]] | None = None
     describe: Callable[[Any], str] = str
     warnings: tuple[str, ...] = ()
+    attributes: tuple[tuple[str, ...], np.ndarray] | None = None
 
 
 class Raw(NamedTuple):
@@ -199,7 +201,8 @@ _NPZ = (
 def npz(argument: str) -> Raw:
     """Arrays ``x``, ``y``; or ``x_train``, ``y_train``, ``x_test``, ``y_test``; labels may be missing.
 
-    So may ``class_names``, texts ``[k]`` in the order of the labels.
+    So may ``class_names``, texts ``[k]`` in the order of the labels; and ``attributes``, numbers ``[n, a]``, or
+    ``attributes_train`` and ``attributes_test`` of two splits, with texts ``attribute_names`` ``[a]``.
     """
     path = existing(argument)
     return _raw(path, [path], lambda: arrays_in(path))
@@ -227,19 +230,44 @@ def arrays_in(path: pathlib.Path, known: Sequence[tuple[str, ...]] = _NPZ) -> Ex
                 if given is not None:
                     labels = _npz_array(archive, y, given)
                 parts.append((stored.shape, labels, functools.partial(_npz_blocks, path, x)))
-        names = _npz_names(archive) if "class_names" in inside else ()
+        names = _npz_names(archive, "class_names") if "class_names" in inside else ()
+        found_attributes = _npz_attributes(archive, inside, [shape[0] for shape, _, _ in parts])
     examples = _arrays(parts, path.name)
     if names and examples.labeled and examples.labels.max(initial=0) >= len(names):
         raise UserError(f"{len(names)} 'class_names' for labels up to {examples.labels.max()}")
-    return examples._replace(class_names=names if examples.labeled else ())
+    named = names if examples.labeled else ()
+    return examples._replace(class_names=named, attributes=found_attributes)
 
 
-def _npz_names(archive: zipfile.ZipFile) -> tuple[str, ...]:
-    """``class_names``, a text for each class."""
-    stored = _npy_header(archive, "class_names")
+def _npz_names(archive: zipfile.ZipFile, array: str) -> tuple[str, ...]:
+    """``class_names`` or ``attribute_names``, a text for each."""
+    stored = _npy_header(archive, array)
     if len(stored.shape) != 1 or stored.dtype.kind != "U":
-        raise UserError(f"'class_names' is {stored}, must be a text for each class")
-    return tuple(shown(name) for name in _npz_array(archive, "class_names", stored).tolist())
+        raise UserError(f"{array!r} is {stored}, must be a text for each {array.partition('_')[0]}")
+    return tuple(shown(name) for name in _npz_array(archive, array, stored).tolist())
+
+
+def _npz_attributes(
+    archive: zipfile.ZipFile, inside: list[str], counts: list[int]
+) -> tuple[tuple[str, ...], np.ndarray] | None:
+    """The attributes of the images of one split or two; None if there are none."""
+    wanted = ["attributes"] if len(counts) == 1 else ["attributes_train", "attributes_test"]
+    there = [name for name in wanted if name in inside]
+    if not there:
+        return None
+    if there != wanted:
+        raise UserError(f"has {there[0]!r} alone, must have {' and '.join(map(repr, wanted))}")
+    named = "attribute_names" in inside
+    names = _npz_names(archive, "attribute_names") if named else None
+    parts = []
+    for name, count in zip(wanted, counts, strict=True):
+        stored = _npz_array(archive, name, _npy_header(archive, name))
+        called, values = attributes.checked(stored, count, names, repr(name))
+        if parts and values.shape[1] != parts[0].shape[1]:
+            sizes = f"{parts[0].shape[1]} and {values.shape[1]}"
+            raise UserError(f"{wanted[0]!r} and {name!r} have {sizes} numbers of each image")
+        parts.append(values)
+    return called, np.concatenate(parts)  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 def _npz_array(archive: zipfile.ZipFile, name: str, stored: _Array) -> np.ndarray:
@@ -571,8 +599,12 @@ def pictures_in(tree: images.Tree) -> Examples:
     warnings = _left_out(tree, paths, outer)
     inner = [next(p[len(x) :] for x in prefixes if p.startswith(x)) for p in paths]
     names: list[str] = []
-    if f"{root}dataset.json" in tree.labels:
-        labels, more = _json_labels(tree, root, paths)
+    attributed = None
+    said = _json_file(tree, root) if f"{root}dataset.json" in tree.labels else None
+    if said is not None:
+        attributed = _json_attributes(said, [p[len(root) :] for p in paths])
+    if said is not None and not isinstance(said.labels, msgspec.UnsetType):
+        labels, more = _json_labels(said, tree, root, paths)
     else:
         labels, names, more = _folder_labels(paths, inner)
         if not splits:
@@ -589,6 +621,7 @@ def pictures_in(tree: images.Tree) -> Examples:
         probe=lambda path: images.header(tree, path),
         describe=shown,
         warnings=tuple(warnings + more),
+        attributes=attributed,
     )
 
 
@@ -661,25 +694,68 @@ def _like_splits(names: Sequence[str]) -> list[str]:
 
 
 class _Labels(msgspec.Struct):
-    """StyleGAN's ``dataset.json``."""
+    """StyleGAN's ``dataset.json``, whose labels may be vectors, and attributes beside them."""
 
-    labels: list[tuple[str, Any]] | None
+    labels: list[tuple[str, Any]] | None | msgspec.UnsetType = msgspec.UNSET
+    attributes: list[tuple[str, list[float | bool]]] | None = None
+    attribute_names: list[str] | None = None
 
 
-def _json_labels(
-    tree: images.Tree, root: str, paths: list[str]
-) -> tuple[list[int] | None, list[str]]:
-    """The labels that the ``dataset.json`` in ``root`` gives to images, and warnings."""
+def _json_file(tree: images.Tree, root: str) -> _Labels:
+    """What the ``dataset.json`` in ``root`` says."""
     name = f"{root}dataset.json"
     try:
         if (size := tree.size(name)) > _MOST_LABELS:
             raise ValueError(f"of {size:,} bytes")
-        pairs = files.decode(tree.read(name), _Labels).labels
+        said = files.decode(tree.read(name), _Labels)
+        if isinstance(said.labels, msgspec.UnsetType) and said.attributes is None:
+            raise ValueError("Object missing required field `labels`")
     except (images.Unreadable, ValueError) as error:
         raise UserError(
             f'dataset.json: must be {{"labels": [[path, class number], ...]}} ({error})'
         ) from None
+    return said
+
+
+def _is_vector(label: Any) -> bool:
+    return isinstance(label, list) and all(isinstance(v, int | float) for v in label)
+
+
+def _json_attributes(said: _Labels, inner: list[str]) -> tuple[tuple[str, ...], np.ndarray] | None:
+    """The attributes of images: ``attributes``, or labels that are vectors; None if there are none."""
+    pairs: Sequence[tuple[str, Any]] | None = said.attributes
+    labels = said.labels if isinstance(said.labels, list) else []
+    if labels and all(_is_vector(label) for _, label in labels):
+        if pairs is not None:
+            raise UserError("dataset.json: has vectors as labels and `attributes`, must have one")
+        pairs = labels
     if pairs is None:
+        if said.attribute_names is not None:
+            raise UserError("dataset.json: has `attribute_names`, but no attributes")
+        return None
+    found = dict(pairs)
+    twice = next((path for path, values in pairs if found[path] != values), None)
+    if twice is not None and not any(v != v for v in found[twice]):
+        raise UserError(f"dataset.json: {shown(twice)} has several attributes")
+    missing = [p for p in inner if p not in found]
+    if missing:
+        count, first = counted(len(missing), "image"), shown(missing[0])
+        raise UserError(f"dataset.json: {count} without attributes (first: {first})")
+    size = len(said.attribute_names) if said.attribute_names is not None else len(found[inner[0]])
+    wrong = next((p for p in inner if len(found[p]) != size), None)
+    if wrong is not None:
+        has = f"{counted(len(found[wrong]), 'attribute')}, must have {size}"
+        raise UserError(f"dataset.json: {shown(wrong)} has {has}")
+    values = [found[p] for p in inner]
+    return attributes.checked(values, len(inner), said.attribute_names, "dataset.json: attributes")
+
+
+def _json_labels(
+    said: _Labels, tree: images.Tree, root: str, paths: list[str]
+) -> tuple[list[int] | None, list[str]]:
+    """The labels that the ``dataset.json`` in ``root`` gives to images, and warnings."""
+    pairs = said.labels if isinstance(said.labels, list) else []
+    if not pairs and said.labels is None or pairs and all(_is_vector(y) for _, y in pairs):
         return None, []
     bad = [label for _, label in pairs if type(label) is not int]
     if bad:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpgan import memory
-from bpgan.data import order
+from bpgan.data import attributes, order
 from bpgan.data.datasets import Dataset
 from bpgan.types import Source, UserError, counted, stream
 
@@ -40,7 +40,10 @@ def source(
     flip: bool = False,
     window: int = 0,
 ) -> Source:
-    """The batches of a dataset.
+    """The batches of a dataset: ``x`` images, ``y`` int32 labels ``[b]``.
+
+    Of a dataset that was prepared for conditions on its attributes (``datasets.for_conditions``), ``y`` are vectors
+    float32 ``[b, d]`` of classes and attributes (``Attributes.vectors``).
 
     Args:
       dataset: one split.
@@ -65,18 +68,26 @@ def _fed(
 ) -> Source:
     """As ``feed`` says."""
     kind, workers = parse_feed(feed) if isinstance(feed, str) else feed
+    vectors = _conditions_of(dataset)
     if dataset.is_absent:
-        return _abstract(dataset, seed, batch_size, dtype)
+        return _abstract(dataset, seed, batch_size, dtype, _size_of(dataset, vectors))
     if resolve_feed(dataset, kind) == "memory":
+        x, y = dataset.arrays()
+        if vectors:
+            y = vectors.vectors(y, vectors.values, dataset.classes)
         return in_memory(
-            *dataset.arrays(),
+            x,
+            y,
             seed=seed,
             batch_size=batch_size,
             dtype=dtype,
             fingerprint=dataset.sha256,
         )
+    read = dataset.read
+    if vectors:
+        read = attributes.reads_vectors(read, vectors, dataset.classes)
     return streamed(
-        dataset.read,
+        read,
         length=dataset.length,
         shape=dataset.shape,
         seed=seed,
@@ -85,7 +96,18 @@ def _fed(
         dtype=dtype,
         workers=workers,
         window=window,
+        vector=_size_of(dataset, vectors),
     )
+
+
+def _conditions_of(dataset: Dataset) -> attributes.Attributes | None:
+    """The attributes that a model sees; None if it sees none."""
+    has = dataset.attributes
+    return has if has is not None and has.shown is not None else None
+
+
+def _size_of(dataset: Dataset, vectors: attributes.Attributes | None) -> int:
+    return attributes.size_of(vectors, dataset.classes) if vectors else 0
 
 
 def resolve_feed(dataset: Dataset, kind: str) -> str:
@@ -97,12 +119,19 @@ def resolve_feed(dataset: Dataset, kind: str) -> str:
     return "memory" if kind == "memory" or (kind == "auto" and size <= _MEMORY) else "stream"
 
 
-def _abstract(dataset: Dataset, seed: int, batch_size: int, dtype: Any) -> Source:
+def _targets(shape: tuple[int, ...], vector: int) -> jax.ShapeDtypeStruct:
+    """Labels of so many rows, or vectors of this size if it is not 0."""
+    if vector:
+        return jax.ShapeDtypeStruct((*shape, vector), jnp.float32)
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def _abstract(dataset: Dataset, seed: int, batch_size: int, dtype: Any, vector: int) -> Source:
     """Batches of a dataset whose images are absent: they have shapes and types, so that a step can be traced."""
     length, shape = dataset.length, dataset.shape
     data = {
         "x": jax.ShapeDtypeStruct((length, int(np.prod(shape))), jnp.uint8),
-        "y": jax.ShapeDtypeStruct((length,), jnp.int32),
+        "y": _targets((length,), vector),
         "order": order.round_keys(seed),
     }
     batch_at = _resident(shape, length, batch_size, dtype)
@@ -174,7 +203,7 @@ def in_memory(
     Args:
       x: examples ``[n, ...]``, kept as rows ``[n, h*w*c]``; uint8 images stay bytes and become ``x / 127.5 - 1`` in
         the batch.
-      y: labels ``[n]``.
+      y: labels ``[n]`` or vectors ``[n, d]``.
       seed: of the order.
       batch_size: rows of the global batch.
       dtype: of the examples in a batch.
@@ -221,6 +250,7 @@ def streamed(
     dtype: Any = jnp.float32,
     workers: int = 0,
     window: int = 0,
+    vector: int = 0,
 ) -> Source:
     """A source over examples that are read when they are needed: the batches of ``in_memory``, in bounded memory.
 
@@ -233,6 +263,7 @@ def streamed(
       fingerprint: of the content, which is not read for it here.
       workers: processes that read; 0 for threads, which suffice unless ``read`` holds the interpreter's lock.
       window: see ``source``.
+      vector: size of the vectors that ``read`` gives in the place of labels, float32 ``[k, vector]``; 0: labels.
     """
     _check_size(length, batch_size)
     size = int(np.prod(shape))
@@ -240,7 +271,7 @@ def streamed(
     keys = np.asarray(order.round_keys(seed))
     spec = {
         "x": jax.ShapeDtypeStruct((steps, batch_size, size), jnp.uint8),
-        "y": jax.ShapeDtypeStruct((steps, batch_size), jnp.int32),
+        "y": _targets((steps, batch_size), vector),
     }
 
     def batch_at(data, step):
@@ -283,7 +314,7 @@ class _Windows:
         steps = np.arange(self._steps, dtype=np.int64) + index * self._steps
         places = steps[:, None] * self._batch_size + self._rows
         x, y = self._read(order.rows_on_host(self._keys, places.ravel(), self._length))
-        return {"x": x.reshape(*places.shape, -1), "y": y.reshape(places.shape)}
+        return {"x": x.reshape(*places.shape, -1), "y": y.reshape(*places.shape, *y.shape[1:])}
 
     def __repr__(self) -> str:
         return f"windows of {counted(self._steps, 'batch', 'batches')} of {self._batch_size}"

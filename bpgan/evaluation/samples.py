@@ -65,6 +65,7 @@ def of_run(
       UserError: as ``cli.restore``, or if the run draws no images.
     """
     run = cli.restore(path, checkpoint, changes, trust=trust, ema=ema)
+    refuse_translation(path, run.name)
     if run.average:
         print(f"{path}: {run.average}", flush=True)
     algorithm, dataset = run.experiment.algorithm, vars(run.config).get("dataset", "")
@@ -90,6 +91,16 @@ def of_run(
     turned = _turn(algorithm, run.state, seed) if y is not None and turn else None
     named = classes_of(data.load(dataset, "train"))
     return Candidate(path, x, y, untrained, facts, named, turned, run.private), dataset
+
+
+def refuse_translation(path: str, name: str) -> None:
+    """Raises a UserError for a run that translates: what it makes has right answers, and is no sample of a dataset."""
+    if name.rpartition(".")[2] == "translate":
+        reason = (
+            "is of translate, which compares outputs with right answers at its end; result.json and"
+        )
+        reason += " report.html have the numbers, of a run with `measure=all` all of them"
+        raise UserError(reason, argument="run", value=path)
 
 
 def _turn(algorithm: Algorithm, state: Any, seed: int) -> np.ndarray:

@@ -132,18 +132,28 @@ class Dense(nn.Module):
         return biased(y, equalized(bias, self.rate))
 
 
-def lookup(table: Float[Array, "k f"], labels: Labels) -> Float[Array, "b f"]:
-    """``table[labels]``; zeros where a label is no row.
+def indicators_of(labels: Labels | Float[Array, "b k"], classes: int, dtype: Any) -> Array:
+    """``[b, classes]``: a 1 at the label of each row; vectors are what they are.
+
+    So a vector with a 1 at one place and 0 elsewhere is the label of that place, wherever labels are taken.
+    """
+    if jnp.issubdtype(jnp.result_type(labels), jnp.floating):
+        return labels.astype(dtype)
+    return jax.nn.one_hot(labels, classes, dtype=dtype)
+
+
+def lookup(table: Float[Array, "k f"], labels: Labels | Float[Array, "b k"]) -> Float[Array, "b f"]:
+    """``table[labels]``; zeros where a label is no row. Of vectors ``y[b, k]`` the products ``y @ table``.
 
     A product with indicators, whose derivative is the same sum in the same order in every run; that of indexing
     adds rows in an order that GPUs do not fix.
     """
-    indicators = jax.nn.one_hot(labels, table.shape[0], dtype=table.dtype)
+    indicators = indicators_of(labels, table.shape[0], table.dtype)
     return jnp.matmul(indicators, table, precision=lax.Precision.HIGHEST)
 
 
 class Embed(nn.Module):
-    """``labels[b] -> embedding[labels]``, vectors ``[b, features]``.
+    """``labels[b] -> embedding[labels]``, vectors ``[b, features]``; of ``labels[b, classes]`` a linear map.
 
     Attributes:
       classes: number of rows of ``embedding[classes, features]``.
@@ -167,14 +177,21 @@ class Embed(nn.Module):
 
 
 def check_labels(labels: Any, classes: int) -> Labels:
-    """The labels of a network with so many classes; anything goes, and nothing comes of it, if there are none.
+    """The labels of a network with so many classes, or vectors of that size (``lookup``); anything goes, and nothing
+    comes of it, if there are none.
 
     Raises:
-      ValueError: there are classes but no integer labels.
+      ValueError: there are classes, but neither integer labels nor vectors of floats.
     """
-    if classes and (labels is None or not jnp.issubdtype(jnp.result_type(labels), jnp.integer)):
-        got = "none" if labels is None else jnp.result_type(labels)
-        raise ValueError(f"classes={classes}: needs integer labels [b], got {got}")
+    if not classes:
+        return labels
+    kind = None if labels is None else jnp.result_type(labels)
+    vectors = kind is not None and jnp.issubdtype(kind, jnp.floating)
+    fits = jnp.shape(labels)[1:] == (classes,) if vectors else True
+    if kind is None or not fits or not (vectors or jnp.issubdtype(kind, jnp.integer)):
+        got = "none" if kind is None else f"{kind}{list(jnp.shape(labels))}"
+        wanted = f"integer labels [b] or floats [b, {classes}]"
+        raise ValueError(f"classes={classes}: needs {wanted}, got {got}")
     return labels
 
 
@@ -192,7 +209,7 @@ class BatchNorm(nn.Module):
       epsilon: added to the variance.
       dtype: of the result; statistics are computed and kept in float32 or wider.
       classes: with labels, scale and bias are rows of tables ``[classes, c]`` (conditional batch norm, Dumoulin et
-        al. 2017, arXiv:1610.07629). 0: not.
+        al. 2017, arXiv:1610.07629); with vectors of that size, scale is 1 and what the table makes of them. 0: not.
       spectral: whether the kernels of the next case are divided by their spectral norm.
 
     With vectors ``y[b, d]`` for labels, scale and bias are ``1 + dense(y)`` and ``dense(y)`` without biases (Brock
@@ -214,11 +231,13 @@ class BatchNorm(nn.Module):
         ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
         if self.classes:
             shape = (self.classes, *features)
+            vectors = jnp.issubdtype(jnp.result_type(y), jnp.floating)
             tables = (
-                self.param("scale", ones, shape, stored),
+                self.param("scale", zeros if vectors else ones, shape, stored),
                 self.param("bias", zeros, shape, stored),
             )
             scale, bias = (lookup(table, y).reshape(per_example) for table in tables)
+            scale = 1 + scale if vectors else scale
         elif y is not None:
             scale, bias = (
                 Dense(*features, use_bias=False, kernel_init=self.kernel_init, dtype=stored,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from bpgan.nets.layers import check_labels, indicators_of
 from bpgan.nets.spectral import normalize, updated
 from bpgan.types import PRNG, Net
 
@@ -75,7 +76,8 @@ def labeled(discriminator: Net, classes: int, *, flat: bool = False) -> Net:
     """An unconditional discriminator that sees labels as ``classes`` more channels, one of them 1, the others 0.
 
     Mirza & Osindero 2014, arXiv:1411.1784: labels concatenated to the input; as maps, so that convolutions see them at
-    every pixel. Gradient penalties are with respect to the image alone.
+    every pixel. Vectors ``[b, classes]`` are such channels themselves. Gradient penalties are with respect to the image
+    alone.
 
     Args:
       flat: whether the discriminator flattens its input. Of maps it would see each label once for every pixel, by a
@@ -84,7 +86,7 @@ def labeled(discriminator: Net, classes: int, *, flat: bool = False) -> Net:
     """
 
     def seen(x: Any, labels: Any) -> Any:
-        one_hot = jax.nn.one_hot(labels, classes, dtype=x.dtype)
+        one_hot = indicators_of(check_labels(labels, classes), classes, x.dtype)
         if flat:
             norm = math.sqrt(math.prod(x.shape[1:-1]))
             return jnp.concatenate([x.reshape(len(x), -1), norm * one_hot], axis=-1)

@@ -42,12 +42,24 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     members: list[str]
 
 
+class AttributesRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run that is conditioned on attributes remembers of them: see ``data.attributes.Attributes.facts``."""
+
+    names: Annotated[list[str], msgspec.Meta(min_length=1)]
+    mean: list[float]
+    std: list[float]
+    low: list[float]
+    high: list[float]
+    shown: list[list[float]]
+
+
 class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What a run remembers of a dataset of images: see ``data.Dataset.facts``.
 
     Attributes:
       parts: of several datasets in one, such as two sides of pairs or two domains, in order; else empty.
       words, prompts: of captions; else empty.
+      attributes: that the run is conditioned on; None if it is on none.
     """
 
     name: str
@@ -59,6 +71,7 @@ class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
     parts: "list[DatasetRecord]" = []
     words: list[str] = []
     prompts: list[str] = []
+    attributes: AttributesRecord | None = None
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):

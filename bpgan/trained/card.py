@@ -92,7 +92,8 @@ def write(run: Run, found: Mapping[str, Any], files: Mapping[str, str], license:
     z, output = (" x ".join(map(str, found[part])) or "1" for part in ("latents", "output"))
     rows = {
         "Input": f"latents `z` [b, {z}]{_distribution(run)}"
-        + (f", int32 `labels` [b] of {run.classes} classes" if labeled else ""),
+        + (f", int32 `labels` [b] of {run.classes} classes" if labeled else "")
+        + (f", {_vector(run)}" if run.attributes else ""),
         "Output": f"[b, {output}], images in [-1, 1]",
         "Parameters": f"{found['parameters']:,}",
         "Trained for": counted(run.step, "step"),
@@ -110,6 +111,10 @@ def write(run: Run, found: Mapping[str, Any], files: Mapping[str, str], license:
         if labeled:
             call += ", np.arange(4, dtype=np.int32)"
             feed += ', "labels": np.arange(4, dtype=np.int32)'
+        if run.attributes:
+            vectors = f"np.zeros((4, {run.conditions(1).shape[1]}), np.float32)"
+            call += f", {vectors}"
+            feed += f', "labels": {vectors}'
         lines += [
             f"## {kind}: `{file}`",
             "",
@@ -121,6 +126,20 @@ def write(run: Run, found: Mapping[str, Any], files: Mapping[str, str], license:
     lines += ["## Training", "", *_table(_training(run)), "", "Flags:", ""]
     flags = {f"`{k}`": f"`{printable(str(v))}`" for k, v in sorted(run.record.config.items())}
     return "\n".join([*lines, *_table(flags), ""])
+
+
+def _vector(run: Run) -> str:
+    """What the vector of classes and attributes is made of."""
+    has = run.attributes
+    assert has is not None
+    size = run.conditions(1).shape[1]
+    classes = size - len(has.names)
+    parts = [
+        f"(`{printable(n)}` - {m:.6g}) / {s:.6g}"
+        for n, m, s in zip(has.names, has.mean, has.std, strict=True)
+    ]
+    first = [f"indicators of {classes} classes"] if classes else []
+    return f"float32 `labels` [b, {size}]: {', '.join([*first, *parts])}"
 
 
 def _truncation(run: Run, bound: float) -> str:

@@ -68,6 +68,8 @@ def function_of(run: Run, truncation: float | None = None) -> tuple[Callable[...
     generator, z = run.generator_with(truncation), run.latents(1)
     one = [jax.ShapeDtypeStruct(z.shape, z.dtype)]
     one += [jax.ShapeDtypeStruct((1,), jnp.int32)] if run.classes else []
+    if run.attributes:
+        one.append(jax.ShapeDtypeStruct(run.conditions(1).shape, jnp.float32))
     return (lambda *inputs: generator(*inputs)), one
 
 
@@ -85,7 +87,7 @@ def stablehlo(run: Run, truncation: float | None = None) -> bytes:
 
 
 def onnx(run: Run, truncation: float | None = None) -> bytes:
-    """The generator as an ONNX model with inputs ``z`` and, with labels, ``labels``; see ``function_of``.
+    """The generator as an ONNX model with inputs ``z`` and, with labels or attributes, ``labels``; see ``function_of``.
 
     Raises:
       UserError: also if it has an operation that the converter does not know.
@@ -122,6 +124,7 @@ def _check_onnx(raw: bytes, run: Run, function: Callable[..., Any]) -> None:
 
     inputs = {"z": run.latents(2)}
     inputs |= {"labels": np.arange(2, dtype=np.int32) % run.classes} if run.classes else {}
+    inputs |= {"labels": run.conditions(2)} if run.attributes else {}
     with run.settings():
         wanted = np.asarray(function(*inputs.values()))
     try:

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 
 from bpgan import cli
 from bpgan.cli import saved
+from bpgan.data import attributes as attributes_of_data
 from bpgan.runtime import distributed, records, remote
 from bpgan.types import Algorithm, UserError
 
@@ -97,6 +98,76 @@ class Run:
         return self.record.dataset.words if self.record.dataset else []
 
     @functools.cached_property
+    def attributes(self) -> attributes_of_data.Attributes | None:
+        """What it is conditioned on beside classes: names and ranges; None if it is on none."""
+        facts = self.record.dataset
+        kept = None if facts is None or facts.attributes is None else facts.attributes
+        return None if kept is None else attributes_of_data.of_facts(records.fields(kept))
+
+    def conditions(
+        self,
+        n: int,
+        given: Mapping[str, Any] | None = None,
+        labels: Labels | None = None,
+    ) -> np.ndarray:
+        """The vectors float32 ``[n, d]`` that the networks of a run with attributes take.
+
+        Args:
+          n: how many.
+          given: attributes by name: one number for all, or one for each. The others are those of training images in
+            turn.
+          labels: as of ``sample``; without them the classes are those of the same training images.
+
+        Raises:
+          UserError: if the run has no attributes, or none of that name, or numbers beyond those it was trained on.
+        """
+        has = self.attributes
+        if has is None:
+            reason = f"{self.experiment} was trained without attributes"
+            raise UserError(reason, argument="attributes")
+        counts = self.record.dataset.counts if self.record.dataset else [0]
+        y, values = attributes_of_data.in_turn(has, n)
+        values = values.copy()
+        for name, numbers in (given or {}).items():
+            if name not in has.names:
+                reason = f"must be one of {', '.join(has.names[:20])}"
+                raise UserError(reason, argument="attributes", value=name)
+            i = has.names.index(name)
+            column = np.asarray(numbers, np.float64)
+            if column.shape not in ((), (n,)):
+                reason = f"{list(column.shape)} numbers, must be one or {n}, as many as samples"
+                raise UserError(reason, argument="attributes", value=name)
+            low, high = np.float32(has.low[i]), np.float32(has.high[i])
+            if not ((column.astype(np.float32) >= low) & (column.astype(np.float32) <= high)).all():
+                reason = f"must be numbers from {low:g} to {high:g}"
+                raise UserError(reason, argument="attributes", value=name)
+            values[:, i] = column
+        if labels is not None:
+            y = self._numbers(labels, n, len(counts), self.names_of_data)
+        return has.vectors(y, values, len(counts))
+
+    def labels_of_data(self, text: str) -> list[int]:
+        """The classes of its dataset that a text names: ``all``, or numbers and names. Raises UserError."""
+        facts = self.record.dataset
+        count = len(facts.counts) if facts else 1
+        if count < 2:
+            reason = f"{self.experiment} was trained without labels; must be empty"
+            raise UserError(reason, argument="labels", value=text)
+        if text == "all":
+            return list(range(count))
+        found = [_class_of(part, count, self.names_of_data) for part in text.split(",")]
+        if len(set(found)) < len(found):
+            raise UserError("must name each class once", argument="labels", value=text)
+        return found
+
+    @property
+    def names_of_data(self) -> tuple[str, ...]:
+        """Names of the classes of its dataset, also where it draws by vectors; empty if they have none."""
+        facts = self.record.dataset
+        named = facts is not None and len(facts.class_names) == len(facts.counts)
+        return tuple(facts.class_names) if facts is not None and named else ()
+
+    @functools.cached_property
     def networks(self) -> dict[str, Function]:
         """By name: ``generator`` and ``discriminator`` of a GAN, ``generator`` and ``encoder`` of a VAE.
 
@@ -158,6 +229,7 @@ class Run:
         truncation: float | None = None,
         z: Any = None,
         floats: bool = False,
+        attributes: Mapping[str, Any] | None = None,
     ) -> np.ndarray:
         """Samples: images as uint8 ``[n, h, w, c]``, points as floats ``[n, d]``.
 
@@ -171,6 +243,7 @@ class Run:
             normal latents. 0: none.
           z: latents ``[n, ...]`` in the place of those of the seed.
           floats: images as floats in [-1, 1], not as bytes.
+          attributes: of a run that is conditioned on such, as of ``conditions``.
 
         Raises:
           UserError: if the run draws no samples, or for arguments that do not fit it.
@@ -187,7 +260,10 @@ class Run:
         n = _count(n)
         if z is not None and n != len(z):
             raise UserError(f"must be {len(z)}, as many as rows of `z`", argument="n", value=n)
-        y = self._labels(labels, n)
+        if attributes or (labels is not None and self.attributes):
+            y = self.conditions(n, attributes, labels)
+        else:
+            y = self._labels(labels, n)
         # What is compiled serves several n; whole batches are those of evaluations.
         batch = _BATCH if n >= _BATCH else 1 << (n - 1).bit_length()
         if z is None and algorithm.latents is not None:
@@ -238,26 +314,20 @@ class Run:
             return None
         if labels is None:
             return np.arange(n, dtype=np.int32) % self.classes
+        return self._numbers(labels, n, self.classes, self.class_names)
+
+    def _numbers(self, labels: Labels, n: int, classes: int, names: Sequence[str]) -> np.ndarray:
+        """int32 ``[n]`` of numbers or names of so many classes, of one for all or of one for each."""
         one = isinstance(labels, str) or np.ndim(labels) == 0
         given = [labels] * n if one else list(labels)  # type: ignore[arg-type]
         if len(given) != n:
             reason = f"are {len(given)}, must be one or {n}, as many as samples"
             raise UserError(reason, argument="labels")
-        return np.array([self.label(each) for each in given], np.int32)
+        return np.array([_class_of(each, classes, names) for each in given], np.int32)
 
     def label(self, given: Any) -> int:
         """The number of a class, of its number or name. Raises a UserError if there is none."""
-        names = self.class_names
-        if isinstance(given, str) and given in names:
-            return names.index(given)
-        number = int(given) if isinstance(given, str) and given.isdecimal() else given
-        if isinstance(number, int | np.integer) and 0 <= number < self.classes:
-            return int(number)
-        allowed = f"must be in 0 to {self.classes - 1}"
-        if names:
-            shown = ", ".join(names[:20]) + ", ..." * (len(names) > 20)
-            allowed += f" or one of {shown}"
-        raise UserError(allowed, argument="labels", value=given)
+        return _class_of(given, self.classes, self.class_names)
 
     @contextlib.contextmanager
     def settings(self) -> Iterator[None]:
@@ -265,6 +335,20 @@ class Run:
         wide, products = self.config.precision == "float64", self.config.matmul_precision
         with jax.enable_x64(wide), jax.default_matmul_precision(products):
             yield
+
+
+def _class_of(given: Any, classes: int, names: Sequence[str]) -> int:
+    """The number of a class, of its number or name. Raises a UserError if there is none."""
+    if isinstance(given, str) and given in names:
+        return names.index(given)
+    number = int(given) if isinstance(given, str) and given.isdecimal() else given
+    if isinstance(number, int | np.integer) and 0 <= number < classes:
+        return int(number)
+    allowed = f"must be in 0 to {classes - 1}"
+    if names:
+        shown = ", ".join(names[:20]) + ", ..." * (len(names) > 20)
+        allowed += f" or one of {shown}"
+    raise UserError(allowed, argument="labels", value=given)
 
 
 def parse_truncation(text: str) -> float | None:

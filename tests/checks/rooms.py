@@ -112,14 +112,14 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.data": Room(
         "datasets, and batches as functions of the step",
         "download files memory lookup threefry types",
-        "(captions domains toys) (pairs poisson) (duplicates sources tasks) datasets names (known sides) convert"
-        " readers (cache images order tfds) flat",
+        "(altered captions domains toys) (pairs poisson) (duplicates sources tasks) datasets names (known sides)"
+        " convert readers (cache images order tfds) (attributes flat)",
     ),
     "bpgan.nets": Room(
         "convolutions, layers, architectures",
         "sharding lookup types",
         "(biggan cnn dcgan mlp patchgan r3gan resnet stylegan2 timed translator unet vit) architecture"
-        " (blocks heads text vae) attention (layers wrappers)"
+        " (blocks heads text vae) attention wrappers layers"
         " (conv resample sizes spectral) (conv_cpu primitives) winograd",
     ),
     "bpgan.losses": Room("what the players minimize", "lookup types"),
