@@ -101,7 +101,7 @@ class Condition(NamedTuple):
         """The condition of a run of so many steps, on labels of so many classes, or on vectors of that size."""
         found = gan.Condition(classes, AUXILIARY.get(self.how), self.weight(steps))
         has = images.attributes
-        if not classes or has is None:
+        if not classes or has is None or has.shown is None:
             return found
         labels, values = attributes.in_turn(has, len(has.shown))
         table = has.vectors(labels, values, images.classes)
@@ -516,8 +516,7 @@ def make_networks(cfg: Config, images: data.Dataset, axis_name: str | None) -> t
     """
     how, shape = cfg.condition.value.how, images.shape
     classes = images.classes if how else 0
-    attributed = bool(how) and images.attributes is not None
-    if attributed:
+    if how and images.attributes:
         classes = attributes.size_of(images.attributes, images.classes)
     elif classes == 1:
         reason = f"`dataset={cfg.dataset}` has no labels; must be none"
@@ -532,7 +531,7 @@ def make_networks(cfg: Config, images: data.Dataset, axis_name: str | None) -> t
             raise UserError(reason, argument="condition", value=cfg.condition, beside=["net"])
         dtype = jnp.dtype(cfg.precision)
         made = net.make(shape, dtype=dtype, classes=classes, condition=how, axis_name=axis_name)
-        y = jnp.zeros((1, classes)) if attributed else jnp.zeros(1, jnp.int32)
+        y = jnp.zeros((1, classes)) if images.attributes else jnp.zeros(1, jnp.int32)
         labels = (y,) if classes else ()
         try:
             jax.eval_shape(made.init, jax.random.key(0), jnp.zeros(example), *labels)

@@ -392,7 +392,8 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     _check(cfg, axis_name)
     image_gan.check(cfg, axis_name)
     dtype = storage_dtype(cfg.precision)
-    images = cfg.canaries.value.plant(data.load(cfg.dataset.value))
+    # On labels alone: the attributes that G would be sampled at are those of records.
+    images = cfg.canaries.value.plant(data.load(cfg.dataset.value))._replace(attributes=None)
     q = poisson.check_rate(cfg.batch_size, images.length)
     g_net, d_net, classes = image_gan.make_networks(cfg, images, axis_name)
     _check_statistics(cfg, d_net, images, classes)
@@ -404,7 +405,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
     setting = gan.Setting(
         networks,
         cfg.loss.value,
-        cfg.condition.value.over(steps, classes),
+        cfg.condition.value.over(steps, classes, images),
         planned.over(steps) if planned else None,
         _penalties(cfg, steps),
         cfg.one_pass,

@@ -109,7 +109,7 @@ def test_a_private_run_shows_no_training_image(trained, tmp_path, capsys, monkey
     assert "--what=neighbors: the run is private" in capsys.readouterr().err
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_what_a_run_cannot_have(toys, tmp_path, capsys):
     """A VAE has no D and is no game: left out, and an error where it was asked for by name."""
     path = train(vae, tmp_path / "vae", f"--dataset=npz:{toys}")

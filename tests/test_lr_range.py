@@ -145,7 +145,7 @@ def go(tmp_path, *argv):
     return cli.run(lr_range.Config, lr_range.run, lr_range.PRESETS, argv)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("system", lr_range.SYSTEMS)
 def test_every_system_has_a_range(tmp_path, copies, system):
     flags = {"classifier": "", "vae": "preset=smoke", "d": "preset=smoke"}[system]

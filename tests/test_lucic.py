@@ -60,7 +60,7 @@ def test_flags_of_other_models_are_named(model, flag):
     assert found == {flag: f"has no effect with --model={model}"}
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_clipping_and_the_step_of_k_have_the_papers_defaults():
     """Arjovsky et al. 2017, arXiv:1701.07875; Berthelot et al. 2017, arXiv:1703.10717. Both were a penalty's, 10."""
     root = jax.random.key(0)

@@ -76,7 +76,7 @@ def test_a_notebook_says_where_to_read_on(path):
         assert (path.parent / name).exists(), name
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("default")  # those of Jupyter are not of bpgan
 @by_name

@@ -41,6 +41,19 @@ def test_the_readme_has_commands():
 HERE = [c for c in COMMANDS if c[0] == "python" and "://" not in " ".join(c)]
 
 
+# What trains a classifier of its own, many programs or large networks; the slow tier runs these, too.
+DEAR = re.compile(
+    r"--eval_every|--experiment=private_gan|seed=0:8|--samples=|--processes|evaluate --run=runs/private_gan"
+    r"|--preset=(match|adversarial|continuous|vit|afm|lite)\d+|--net=vit|--study=(flows|transport)|--ema=power"
+)
+
+
+def priced(command):
+    """A command as a case of its tier."""
+    marks = pytest.mark.slow if DEAR.search(" ".join(command)) else ()
+    return pytest.param(command, marks=marks)
+
+
 def test_every_experiment_is_run_by_a_page():
     """So that its smoke preset, or a few steps of another one, is run here. The runs of a study are test_lucic's."""
     named = {word.rpartition(".")[2] for command in HERE for word in command[2:3]}
@@ -86,7 +99,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.medium
 @pytest.mark.timeout(1000)
-@pytest.mark.parametrize("command", HERE, ids=" ".join)
+@pytest.mark.parametrize("command", map(priced, HERE), ids=" ".join)
 def test_command(command, trained, tmp_path):
     for path, name in (found for word in command for found in runs_of(word)):
         path = path if path.count("/") > 1 else f"{path}/default"

@@ -185,13 +185,13 @@ def check_labels(labels: Any, classes: int) -> Labels:
     """
     if not classes:
         return labels
-    kind = None if labels is None else jnp.result_type(labels)
-    vectors = kind is not None and jnp.issubdtype(kind, jnp.floating)
-    fits = jnp.shape(labels)[1:] == (classes,) if vectors else True
-    if kind is None or not fits or not (vectors or jnp.issubdtype(kind, jnp.integer)):
-        got = "none" if kind is None else f"{kind}{list(jnp.shape(labels))}"
-        wanted = f"integer labels [b] or floats [b, {classes}]"
-        raise ValueError(f"classes={classes}: needs {wanted}, got {got}")
+    wanted = f"classes={classes}: needs integer labels [b] or floats [b, {classes}]"
+    if labels is None:
+        raise ValueError(f"{wanted}, got none")
+    kind, shape = jnp.result_type(labels), jnp.shape(labels)
+    vectors = jnp.issubdtype(kind, jnp.floating) and shape[1:] == (classes,)
+    if not (vectors or jnp.issubdtype(kind, jnp.integer)):
+        raise ValueError(f"{wanted}, got {kind}{list(shape)}")
     return labels
 
 
