@@ -1,4 +1,4 @@
-"""Flows between noise and data: flow matching, adversarial flow in several steps, continuous adversarial flow.
+"""Flows between noise and data: flow matching, adversarial flow in several steps and continuous.
 
 Run:     python -m experiments.flow_gan --preset=gauss1d
              continuous adversarial flow to a Gaussian, whose velocity and map are known

@@ -251,7 +251,7 @@ def test_step_sizes_by_width():
             optim.parse_step_sizes(text)
 
 
-@pytest.mark.parametrize("net,player", [("mlp/lite:8", "G"), ("lite:8/r3gan:2", "D")])
+@pytest.mark.parametrize("net,player", [("cnn/lite:8", "G"), ("lite:8/r3gan:2", "D")])
 def test_nets_without_a_width_are_refused(net, player):
     cfg = image_gan.Config(lr="width:768:2e-4", net=net)
     with pytest.raises(UserError, match=f"lr=width:768:2e-4: the network of {player} has no width"):

@@ -416,7 +416,7 @@ def test_json_labels(tmp_path):
         "not json": "must be",
         "[]": "must be",
         '{"labels": [["a"]]}': "must be",
-        json.dumps({"labels": [[n, [0, 1]] for n in names]}): "[0, 1] is not a class number",
+        json.dumps({"labels": [[n, [0, [1]]] for n in names]}): "[0, [1]] is not a class number",
         json.dumps({"labels": [[n, True] for n in names]}): "True is not a class number",
         json.dumps({"labels": [[n, 1.5] for n in names]}): "1.5 is not a class number",
         json.dumps({"labels": [[n, -1] for n in names]}): "labels go from -1",

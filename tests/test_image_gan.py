@@ -96,6 +96,7 @@ def test_steps_of_presets(files, preset):
     )
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("size,channels", [(28, 3), (32, 1), (48, 4), (128, 3)])
 @pytest.mark.parametrize("net", ["mlp", "dcgan:4", "lite:4"])
 def test_networks_take_images_of_any_size(files, net, size, channels):

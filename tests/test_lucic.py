@@ -20,6 +20,7 @@ def config(*argv):
     return cli.resolve(infogan.Config, infogan.PRESETS, argv)
 
 
+@pytest.mark.medium
 @MODELS
 def test_every_model_takes_a_step(model):
     d_steps = 1 if model == "vae" else 2

@@ -205,6 +205,7 @@ def test_mutant_is_caught(name):
         check(mutate(module, old, new), target)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("target", sorted({mutant[3] for mutant in MUTANTS.values()}))
 def test_original_passes(target):
     module = next(mutant[0] for mutant in MUTANTS.values() if mutant[3] == target)

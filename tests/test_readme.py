@@ -99,7 +99,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.medium
 @pytest.mark.timeout(1000)
-@pytest.mark.parametrize("command", map(priced, HERE), ids=" ".join)
+@pytest.mark.parametrize("command", [priced(command) for command in HERE], ids=" ".join)
 def test_command(command, trained, tmp_path):
     for path, name in (found for word in command for found in runs_of(word)):
         path = path if path.count("/") > 1 else f"{path}/default"

@@ -285,6 +285,7 @@ def test_the_average_is_that_of_the_whole_batch(x64, trees_close):
     np.testing.assert_allclose(cut.memory["gradient"], whole.memory["gradient"], rtol=0.05)
 
 
+@pytest.mark.medium
 def test_what_is_remembered_is_part_of_the_state(x64, trees_equal):
     algorithm = mlp_gan()
     assert algorithm.init(jax.random.key(0)).memory == {} and algorithm.objectives is not None

@@ -50,6 +50,7 @@ def count(module, *example):
     return size(jax.eval_shape(linen_net(module).init, jax.random.key(0), *given)["params"])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=pytest.mark.medium if n.endswith("L/2") else ()) for n in SIZES],
@@ -253,6 +254,7 @@ def test_a_discriminator_is_its_equation(x64):
         np.testing.assert_allclose(found[i], logit, rtol=1e-9)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("latents", [24, 5])
 def test_a_generator_is_its_equation(x64, latents):
     """Of noise as large as an image, and of other latents, which modulate."""
