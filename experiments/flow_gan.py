@@ -81,9 +81,6 @@ def _penalties(text: str) -> penalties.Terms | None:
     return penalties.parse(text) if text else None
 
 
-_positive = functools.partial(optim.parse, low=0.0)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(cli.RunConfig):
     problem: str = cli.field(
@@ -133,10 +130,10 @@ class Config(cli.RunConfig):
         0.0, "share of the run in which D moves alone, of continuous", low=0, high=0.9
     )
     accumulate: int = cli.field(1, "micro-batches of an update, for memory", low=1)
-    ema: cli.Parsed[optim.OverRun] = cli.field(
+    ema: cli.Parsed[optim.Lengths] = cli.field(
         "2e4",
-        "half-life in images of the average of G that draws, a number at most 5 % of the images seen so far; 0: none",
-        parse=_positive,
+        "averages of G, as in image_gan: a half-life in images or power:SIGMA; several with +; ,reload=1ep; 0: none",
+        parse=optim.parse_averages,
     )
     sampler: cli.Parsed[flow.Sampler | None] = cli.field(
         "",
@@ -315,17 +312,12 @@ def _scaled(factor: float, lr: optim.OverRun, steps: int) -> optim.Schedule:
     return lambda step: factor * optim.at(scalar, step)
 
 
-def average_of(cfg: Config, steps: int) -> optim.Schedule | None:
-    """The decay of the average of G in a run of so many steps; None: there is none."""
-    half_life = cfg.ema.value(steps)
-    ramp = None if callable(half_life) else 0.05  # a schedule is its own
-    return None if half_life == 0 else optim.half_life(half_life, cfg.batch_size, ramp)
-
-
 def algorithm_of(
-    cfg: Config, shape: tuple[int, ...], classes: int, steps: int, axis_name: str | None
+    cfg: Config, shape: tuple[int, ...], classes: int, source: Source, axis_name: str | None
 ) -> Algorithm:
-    """The game that ``cfg`` describes, over a run of so many steps."""
+    """The game that ``cfg`` describes, over a run on these batches."""
+    per_epoch = source.steps_per_epoch
+    steps = cli.steps_of(cfg, per_epoch)
     g, d, (g_times, d_times) = make_networks(cfg, shape, classes, axis_name)
     dtype, terms = storage_dtype(cfg.precision), cfg.terms
     alone = round(cfg.warmup * steps) if cfg.method == "continuous" else 0
@@ -339,7 +331,7 @@ def algorithm_of(
     common: dict[str, Any] = dict(
         sampler=cfg.drawing,
         accumulate=cfg.accumulate,
-        ema_decay=average_of(cfg, steps),
+        ema_decay=cfg.ema.value.over(steps, cfg.batch_size, per_epoch),
         axis_name=axis_name,
     )
     if cfg.method == "adversarial":
@@ -426,8 +418,7 @@ def _gaussian(cfg: Config, axis_name: str | None) -> cli.Experiment:
         seed=cfg.seed,
         batch_size=cfg.rows,
     )
-    steps = cli.steps_of(cfg, source.steps_per_epoch)
-    algorithm = algorithm_of(cfg, (1,), 0, steps, axis_name)
+    algorithm = algorithm_of(cfg, (1,), 0, source, axis_name)
     frame = cli.Frame(
         x=("noise", -3.0, 3.0),
         y=("sample", MU - 3.5 * STD, MU + 3.5 * STD),
@@ -459,8 +450,7 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         dtype=storage_dtype(cfg.precision),
         feed=cfg.feed.value,
     )
-    steps = cli.steps_of(cfg, source.steps_per_epoch)
-    algorithm = algorithm_of(cfg, images.shape, classes, steps, axis_name)
+    algorithm = algorithm_of(cfg, images.shape, classes, source, axis_name)
     if cfg.method == "adversarial" and not axis_name:
         _try_step(cfg, algorithm, source)
     frame = cli.columns_of(classes, images.class_names)
