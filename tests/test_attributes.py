@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpgan import data
+import bpgan
+from bpgan import cli, data
 from bpgan.data import attributes, datasets
 from bpgan.nets import layers, wrappers
 from bpgan.types import Net, UserError
-from experiments import image_gan
+from experiments import audit, export, image_gan
 
 N = 40
 
@@ -221,3 +222,47 @@ def test_what_does_not_go_with_attributes_is_refused(archive, flags, argument):
     with pytest.raises(UserError) as error:
         image_gan.build(cfg)
     assert error.value.argument == argument
+
+
+@pytest.mark.medium
+def test_a_run_is_resumed_to_the_bit_and_draws_what_is_asked_for(archive, tmp_path, trees_equal):
+    flags = [
+        "--preset=smoke",
+        "--net=mlp",
+        "--condition=concat",
+        "--ema=0",
+        "--lr=1e-3",
+        "--notensorboard",
+    ]
+    flags.append(f"--dataset={archive()}")
+
+    def train(name, steps):
+        given = [*flags, f"--steps={steps}", f"--workdir={tmp_path / name}"]
+        return cli.run(image_gan.Config, image_gan.build, image_gan.PRESETS, given)
+
+    assert train("straight", 8) == 0 and train("resumed", 4) == 0 and train("resumed", 8) == 0
+    run = bpgan.load(tmp_path / "straight")
+    trees_equal(run.state, bpgan.load(tmp_path / "resumed").state)
+    large = run.conditions(4, {"size": 70})
+    seen = data.load(archive()).attributes.values[:, 0]
+    np.testing.assert_allclose(large[:, 3], (70 - seen.mean()) / seen.std(), rtol=1e-5)
+    drawn = run.sample(4, seed=1, attributes={"size": 70}, floats=True)
+    np.testing.assert_allclose(drawn, run.generator(run.latents(4, seed=1), large), atol=1e-6)
+    for given, said in (({"age": 1}, "age"), ({"size": 700}, "700")):
+        with pytest.raises(UserError, match=said):
+            run.sample(4, attributes=given)
+    out = tmp_path / "exported"
+    kinds = [
+        "--to=safetensors,stablehlo",
+        f"--run={tmp_path / 'straight'}",
+        f"--workdir={out}",
+    ]
+    export.run(cli.resolve(export.Config, {}, kinds))
+    assert "size" in (out / "README.md").read_text()
+    audited = [
+        "--preset=smoke",
+        f"--run={tmp_path / 'straight'}",
+        f"--workdir={tmp_path / 'audited'}",
+    ]
+    with pytest.raises(UserError, match="attributes"):
+        audit.run(cli.resolve(audit.Config, audit.PRESETS, audited))

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 from scipy import linalg
 
-from bpgan.metrics import translation
+from bpgan.metrics import regression, translation
 
 
 def images(seed, *shape):
@@ -84,9 +85,9 @@ def test_ridge_finds_a_linear_map_and_shrinks_to_the_mean():
 
     held = np.arange(0, 40, 10)
     rest = np.setdiff1d(np.arange(40), held)
-    errors = [np.square(solved(rest, r, x[held]) - y[held]).mean() for r in translation.RIDGES]
-    r = translation.RIDGES[np.argmin(errors)]
-    assert r > min(translation.RIDGES)
+    errors = [np.square(solved(rest, r, x[held]) - y[held]).mean() for r in regression.RIDGES]
+    r = regression.RIDGES[np.argmin(errors)]
+    assert r > min(regression.RIDGES)
     exact = 255 * solved(np.arange(40), r, queries.reshape(20, -1) / 255)
     found = translation.ridge(a[:40], b, queries).reshape(20, -1)
     assert np.abs(found - exact).max() <= 0.5 + 1e-6
@@ -115,3 +116,19 @@ def test_coarse_images_have_few_levels_and_noise():
     assert noisy.std() == pytest.approx(np.hypot(4, 1 / np.sqrt(12)), rel=0.02)
     np.testing.assert_array_equal(noisy, translation.coarse(many, seed=0))
     assert (noisy != translation.coarse(many, seed=1)).any()
+
+
+def test_attributes_are_read_from_images():
+    """A brightness is linear in the greatest pixel; an angle is not linear in pixels, but in random features."""
+    rng = np.random.default_rng(0)
+    brightness, angle = rng.uniform(0.3, 1, 900), rng.uniform(-1, 1, 900)
+    line = np.linspace(-1, 1, 12)
+    distance = line[:, None] * np.cos(angle)[:, None, None] - line * np.sin(angle)[:, None, None]
+    images = np.exp(-8 * np.square(distance)) * brightness[:, None, None]
+    images = np.rint(255 * images)[..., None].astype(np.uint8)
+    values = np.stack([brightness, angle], 1)
+    read = regression.read_attributes(images[:700], values[:700], images[700:])
+    assert np.all(regression.correlations(values[700:], read) > 0.98)
+    assert np.all(np.abs(regression.correlations(values[699:-1], read)) < 0.25)  # of the row before
+    expected = [scipy.stats.pearsonr(values[700:, i], read[:, i])[0] for i in range(2)]
+    np.testing.assert_allclose(regression.correlations(values[700:], read), expected, rtol=1e-9)

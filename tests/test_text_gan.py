@@ -222,7 +222,7 @@ def test_what_asks_for_latents_alone_refuses_a_run_of_captions(trained, tmp_path
     for module, cfg, reason in (
         (interpret, interpret.Config(**places), "draws what captions say, which is not explained"),
         (export, dataclasses.replace(compiled, **places), "which only safetensors keeps"),
-        (audit, audit.Config(**places), "has no dataset of images"),
+        (audit, audit.Config(**places), "captions say, which is not attacked"),
     ):
         with pytest.raises(UserError, match=reason):
             module.run(cfg)

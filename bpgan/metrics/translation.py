@@ -9,13 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from bpgan.metrics import neighbors
+from bpgan.metrics import neighbors, regression
 
 Translate = Callable[[np.ndarray], np.ndarray]
 """``uint8 [n, h, w, c] -> uint8 [n, h', w', c']``."""
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Multiples of the mean variance of an input pixel among which ``ridge`` chooses."""
 _CHUNK = 1000
 
 
@@ -123,31 +121,9 @@ def trivial(
 
 
 def ridge(a: np.ndarray, b: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-    """Ridge regression from pixels to pixels: ``(A'A + r I)^-1 A'B`` of centered images, answers rounded to bytes.
-
-    ``r`` is that of ``RIDGES``, times the mean variance of a pixel and the number of examples, with the least squared
-    error on every tenth example; then all examples are used.
-    """
+    """Ridge regression from pixels to pixels (``regression.ridge``), answers rounded to bytes."""
     x, y, queries = (_unit(v).reshape(len(v), -1) for v in (a, b, inputs))
-    held = np.arange(len(x)) % 10 == 0
-    if held.all():
-        held[:] = False
-
-    def answers(chosen: np.ndarray, at: np.ndarray, ridges: Sequence[float]) -> list[np.ndarray]:
-        center, middle = x[chosen].mean(0), y[chosen].mean(0)
-        inner, outer = x[chosen] - center, y[chosen] - middle
-        gram = inner.T @ inner
-        values, vectors = np.linalg.eigh(gram)
-        values, projected = np.maximum(values, 0), vectors.T @ (inner.T @ outer)
-        scale = max(values.mean(), np.finfo(float).tiny)
-        left = (at - center) @ vectors
-        return [left @ (projected / (values + r * scale)[:, None]) + middle for r in ridges]
-
-    best = RIDGES[0]
-    if held.any():
-        errors = [np.square(p - y[held]).mean() for p in answers(~held, x[held], RIDGES)]
-        best = RIDGES[int(np.argmin(errors))]
-    (found,) = answers(np.ones(len(x), bool), queries, [best])
+    found = regression.ridge(x, y, queries)
     return np.rint(255 * np.clip(found, 0, 1)).astype(np.uint8).reshape(len(inputs), *b.shape[1:])
 
 

@@ -138,8 +138,10 @@ class Run:
                 reason = f"{list(column.shape)} numbers, must be one or {n}, as many as samples"
                 raise UserError(reason, argument="attributes", value=name)
             low, high = np.float32(has.low[i]), np.float32(has.high[i])
-            if not ((column.astype(np.float32) >= low) & (column.astype(np.float32) <= high)).all():
-                reason = f"must be numbers from {low:g} to {high:g}"
+            within = (column.astype(np.float32) >= low) & (column.astype(np.float32) <= high)
+            if not within.all():
+                bad = np.ravel(column)[np.ravel(~within)][0]
+                reason = f"{bad:g} is not among those of training; must be numbers from {low:g} to {high:g}"
                 raise UserError(reason, argument="attributes", value=name)
             values[:, i] = column
         if labels is not None:

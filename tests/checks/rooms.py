@@ -95,7 +95,8 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.metrics": Room(
         "distances between sets of features",
         "types",
-        "(memorization translation) (frechet kernel neighbors scores) (arrays classes modes retrieval transport)",
+        "(memorization translation) (frechet kernel neighbors scores)"
+        " (arrays classes modes regression retrieval transport)",
     ),
     "bpgan.metrics.features": Room(
         "nets that make features of images",
