@@ -666,8 +666,8 @@ def build(cfg: Config, axis_name: str | None = None) -> cli.Experiment:
         axis_name=axis_name,
     )
     if images.attributes and classes:
-        algorithm = algorithm._replace(classes=0)  # a vector is no number of a class
-    frame = cli.columns_of(algorithm.classes, images.class_names)
+        algorithm, classes = algorithm._replace(classes=0), 0  # a vector is no number of a class
+    frame = cli.columns_of(classes, images.class_names)
     experiment = cli.Experiment(algorithm, source, title=images.summary(), frame=frame)
     experiment = monitor(experiment, cfg.dataset, held, seed=cfg.seed)
     of_their_shape = cfg.latents.value.dim == math.prod(images.shape)

@@ -432,12 +432,13 @@ def ring2(cfg: Config, steps: int) -> cli.Experiment:
     assert experiment.evaluate is not None
     plain, inner = experiment.evaluate, experiment.algorithm
     assert inner.latents is not None
-    z = np.asarray(inner.latents(jax.random.key(2), 2000), np.float64)
-    # Of so narrow modes on so symmetric a circle, each latent goes to the mode that is next in direction.
-    best = target.centers[(z @ target.centers.T).argmax(1)]
-    real = np.asarray(target.draw(jax.random.key(3), len(z)))
+    latents = inner.latents
 
     def evaluate(state: Any) -> dict[str, float]:
+        z = np.asarray(latents(jax.random.key(2), 2000), np.float64)
+        # Of so narrow modes on so symmetric a circle, each latent goes to the mode that is next in direction.
+        best = target.centers[(z @ target.centers.T).argmax(1)]
+        real = np.asarray(target.draw(jax.random.key(3), len(z)))
         found = _mapped(inner, state, z.astype(cfg.precision))
         nearest = target.centers[(found @ target.centers.T).argmax(1)]
         return plain(state) | {

@@ -472,7 +472,7 @@ def test_flags_that_make_no_sense_together_are_refused(flags, said):
     assert cli.message_of(error.value) == said
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_game_of_two_parameters_shows_no_average():
     found = []
     for ema in (0.0, 0.9):

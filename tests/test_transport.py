@@ -529,7 +529,7 @@ def test_a_flow_of_images_runs_resumes_and_says_how_far_it_moves(tmp_path, optim
         for run in ("whole", "resumed")
     )
     assert found == other and found["g/gradient"] > 0
-    assert 0 < found["test/transport/known"] <= found["test/transport"]
+    assert 0 < found["transport/known"] <= found["transport"]
 
 
 def frechet_32(x, y):
