@@ -293,6 +293,9 @@ def make_networks(
         )  # fmt: skip
         inputs = [jnp.zeros((1, *shape)), *(jnp.zeros(1) for _ in range(own))]
         labels = [jnp.zeros(1, jnp.int32)] if classes else []
+        if len(shape) == 1 and choice.name != "silu":
+            reason = f"`problem={cfg.problem}` has points, which {choice.name} does not take; must be silu:UNITS"
+            raise UserError(reason, argument="net", value=cfg.net, beside=["problem"])
         try:
             jax.eval_shape(made.init, jax.random.key(0), *inputs, *labels)
         except ValueError as error:

@@ -197,6 +197,7 @@ def test_unknown_sizes_are_refused(name):
         shapes(tiny(name, "Discriminator"), (30, 30, 1))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "module, example, message",
     [
@@ -425,6 +426,7 @@ def test_conditional_discriminators_meet_gradient_penalties(name):
 # Spectral norm
 
 
+@pytest.mark.medium
 def test_power_iteration_finds_the_largest_singular_value():
     check_spectral_norm(spectral.spectral_norm)
 
@@ -780,6 +782,7 @@ def test_r3gan_resamples_by_121(x64):
 # StyleGAN2
 
 
+@pytest.mark.medium
 def test_modulation_is_a_kernel_for_each_example():
     x, w = normal(0, 3, 5, 5, 4, dtype=np.float32), normal(1, 3, 6, dtype=np.float32)
     module = stylegan2.ModulatedConv(7)
@@ -805,6 +808,7 @@ def test_demodulated_outputs_have_unit_variance():
     assert abs(variance(module.clone(demodulate=False)) - 1).max() > 0.5
 
 
+@pytest.mark.medium
 def test_mapping_and_synthesis_are_the_generator():
     module = stylegan2.Generator((8, 8, 1), (8, 8), styles=16, depth=2, classes=3)
     z = normal(0, 3, 5, dtype=np.float32)
@@ -836,6 +840,7 @@ def test_size_of_stylegan2_scales_its_channels():
     assert widths("stylegan2:12") == ([12, 12, 12, 12, 12, 6, 6], (24, 24))
 
 
+@pytest.mark.medium
 def test_mapping_parameters_have_their_own_learning_rate():
     module = stylegan2.Generator((8, 8, 1), (8, 8), styles=64, depth=2)
     p = compiled(module.init)(jax.random.key(0), jnp.ones((1, 64)))["params"]
@@ -843,6 +848,7 @@ def test_mapping_parameters_have_their_own_learning_rate():
     np.testing.assert_allclose(p["synthesizer"]["conv1"]["kernel"].std(), 1, rtol=0.1)
 
 
+@pytest.mark.medium
 def test_downsample1331_is_the_adjoint_of_upsample2(x64):
     y = normal(0, 2, 6, 4, 3)
     x = jax.ShapeDtypeStruct((2, 3, 2, 3), y.dtype)
@@ -917,6 +923,7 @@ def test_labels_as_channels():
     np.testing.assert_array_equal(slope, jnp.ones_like(x))
 
 
+@pytest.mark.medium
 def test_labels_of_a_discriminator_that_flattens():
     """The first layer of a perceptron sees what it would see of maps whose kernels are alike at every pixel."""
     perceptron = linen_net(mlp.Discriminator(widths=(5,)))

@@ -48,6 +48,7 @@ def expected(x, train):
     return np.concatenate([np.eye(3)[rows % 3], scaled], axis=1)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("feed", ["memory", "stream"])
 @pytest.mark.parametrize("held_out", [False, True])
 def test_batches_have_the_vectors_of_their_own_images(archive, feed, held_out):

@@ -327,6 +327,7 @@ def test_layers_in_the_order_of_their_use():
         assert " ".join(used) == wanted
 
 
+@pytest.mark.medium
 def test_a_map_that_ignores_the_weights_is_found_out():
     shape = (12, 12, 1)
     x = images(4, shape=shape)

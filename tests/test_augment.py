@@ -190,6 +190,7 @@ def test_geom_is_scipys_affine_map(x64, shape):
             np.testing.assert_allclose(got[i, ..., c], expected, atol=1e-10)
 
 
+@pytest.mark.medium
 def test_geom_of_a_quarter_turn_is_rot90(x64):
     """Either rotation turns the way ``blit`` does, about the center; two that cancel are none."""
     x = images(4, 7, 7, 2)

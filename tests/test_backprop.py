@@ -300,6 +300,7 @@ def network(request):
     return create(request.param)
 
 
+@pytest.mark.medium
 def test_network_and_gradient_match_jax_and_finite_differences(network):
     net, layers, variables, x = network
     stats = {name: value for name, value in variables.items() if name != "params"}

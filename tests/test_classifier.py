@@ -60,6 +60,7 @@ def test_every_optimizer_learns(optimizer):
     assert report["test_images"] == 1000
 
 
+@pytest.mark.medium
 def test_accuracy_is_that_of_the_test_split():
     """Zero parameters give equal logits, of which the first is chosen: right for every zero."""
     experiment = build("--net=cnn")

@@ -95,6 +95,7 @@ class State(NamedTuple):
     w: Any
 
 
+@pytest.mark.medium
 def test_programs_compile_with_the_options(monkeypatch):
     """Under ``jit`` and ``pmap``; the options here are such as a CPU takes, and change no bits."""
 

@@ -282,6 +282,7 @@ def test_what_labels_do_to_samples():
     )
 
 
+@pytest.mark.medium
 def test_a_part_of_a_dataset_is_of_all_its_classes():
     """Data lie in the order of their classes: the first rows of these, two directions, are of one."""
 

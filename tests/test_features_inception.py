@@ -139,6 +139,7 @@ def extractor(state, monkeypatch, tmp_path):
     return make
 
 
+@pytest.mark.medium
 def test_only_the_published_weights_make_an_fid(extractor):
     published, other = extractor("tf1", "6726825d"), extractor("clean", "12345678")
     assert published.inception and published.name == "Inception-tf1"

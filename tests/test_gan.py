@@ -451,6 +451,7 @@ def test_auxiliary_loss_is_that_of_the_heads():
     np.testing.assert_allclose(metrics["d/loss"], 2.0, rtol=1e-6)
 
 
+@pytest.mark.medium
 def test_only_the_discriminator_of_ucd_classifies():
     """With D = 0, in closed form; and G's update is the same at any weight, D's is not."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(9, 2)), jnp.float32)

@@ -146,6 +146,7 @@ def test_options(files, flags):
         assert {a.dtype for a in jax.tree.leaves(player.params)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "net", ["lite:4", "mlp", pytest.param("stylegan2", marks=pytest.mark.medium)]
 )

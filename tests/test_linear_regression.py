@@ -81,6 +81,7 @@ def test_user_data_ends_at_least_squares_in_its_own_units(houses, x64):
         )
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "x, y, w, b",
     [
@@ -117,6 +118,7 @@ def test_targets_whose_squares_are_no_floats_are_refused(tmp_path, top, bounds):
         assert build(f"--csv={path}", "--target=y", "--precision=float64")
 
 
+@pytest.mark.medium
 def test_changed_numbers_are_refused_and_moved_ones_are_not(tmp_path, capsys, no_curves):
     path, moved = tmp_path / "data.csv", tmp_path / "moved.csv"
 

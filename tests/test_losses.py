@@ -80,6 +80,7 @@ def test_only_relativistic_losses_ignore_a_common_shift(name):
     assert is_invariant(players(name)[0]) == ("relativistic" in name or name == "wasserstein")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", LOSSES)
 def test_critic_learns_that_high_means_real(name):
     """T1.6: after 200 updates of D on N(2, 1) against N(0, 1), real logits are higher than fake ones."""

@@ -179,6 +179,7 @@ def test_equals_prdc(case):
     assert ours == pytest.approx(case["prdc"], rel=1e-15, abs=0)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("case", REFERENCES["prdc"], ids=identify)
 def test_equals_torch_fidelity(case):
     """Whose comparison is <=, and whose results are float32."""

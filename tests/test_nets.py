@@ -318,6 +318,7 @@ def test_empty_outputs_and_integers_are_refused():
         conv.conv(jnp.ones((1, 4, 4, 1), jnp.uint8), jnp.ones((3, 3, 1, 1), jnp.uint8))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("shape", [(2, 1, 1, 3), (1, 4, 7, 2), (3, 7, 14, 1)])
 def test_upsample2_is_bilinear_resizing(x64, shape):
     x = normal(0, *shape)

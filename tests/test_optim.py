@@ -80,6 +80,7 @@ def test_adam_follows_its_schedules(x64, lr, b1, b2):
     np.testing.assert_allclose(w, by_hand(gradients, *functions), rtol=1e-6)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("b1,b2,eps", [(0.5, 0.999, 1e-8), (0.0, 0.99, 1e-8), (0.9, 0.99, 1e-3)])
 def test_adam_is_that_of_optax(x64, b1, b2, eps):
     """State and updates, from the first update on, also where a gradient is zero."""

@@ -316,6 +316,7 @@ def test_lecam_follows_its_averages(x64):
     np.testing.assert_allclose(gradient, 2 * np.maximum(real - a, 0), rtol=1e-5)
 
 
+@pytest.mark.medium
 def test_path_length_of_a_linear_generator(x64):
     """G(z) = z A as images of 4 x 2 pixels: E |A y|^2 = |A|_F^2 / 8; a follows the mean length."""
     a = RNG.normal(size=(3, 8))

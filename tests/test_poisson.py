@@ -86,6 +86,7 @@ def test_shuffling_is_not_taken_for_it():
     assert scipy.stats.chisquare(observed, 4000 * expected).pvalue < 1e-6
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("feed", ["memory", "stream"])
 def test_a_batch_has_the_records_that_are_in(feed):
     for step, batch in enumerate(batches(source(feed), 5)):

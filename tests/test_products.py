@@ -116,6 +116,7 @@ class Point(NamedTuple):
     w: Any
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_the_program_of_a_run_on_one_device_is_arranged(mode, monkeypatch):
     (x,) = _arrays((16, ROWS))

@@ -77,6 +77,7 @@ def test_attention_by_hand():
     np.testing.assert_allclose(both[0, 0, 0], 4 * (1 - share) + np.arange(1, 5), rtol=1e-6)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("more", [1, 10])
 def test_padding_changes_nothing(encoder, more):
     longer = np.pad(TOKENS, ((0, 0), (0, more)))

@@ -100,6 +100,7 @@ def test_relativistic_losses_compare_both_with_the_matching_pair():
     )
 
 
+@pytest.mark.medium
 def test_half_of_the_mismatched_captions_are_foils():
     """The others are those of rows of another meaning; a foil is there also where no row differs."""
     n = 400
@@ -379,6 +380,7 @@ def test_heads_are_parted_by_their_counts():
     assert [part.tolist() for part in parts] == [[[0, 1, 2, 3, 4]], [[5, 6, 7]], [[8, 9]]]
 
 
+@pytest.mark.medium
 def test_judges_learn_from_pairs():
     """Two embeddings of numbers find each other; neither shares a parameter with the classifier."""
     table = Net(

@@ -159,6 +159,7 @@ def test_linear_quadratic_gaussian_is_pca(x64):
     np.testing.assert_allclose([found["eigenvalue0"], found["eigenvalue1"]], [4, 2], rtol=1e-3)
 
 
+@pytest.mark.medium
 def test_the_game_is_the_distance(x64):
     """Anywhere, half the Frechet distance; with G of full rank and GG' = K it is 0 and still."""
     losses, init = toy_gan.wasserstein_game(toy_gan.SPECTRUM, 3, jnp.float64)

@@ -72,6 +72,7 @@ def test_the_bias_can_be_of_either_sign(x64, central):
     assert abs(found.mean() - expected) < 4 * found.std() / np.sqrt(n) < 0.1
 
 
+@pytest.mark.medium
 def test_finite_differences_have_the_gradient_of_r1(x64):
     """In the critic's parameters, by 2^16 directions; and its value to 1 % with small steps."""
     x = jnp.broadcast_to(jnp.asarray(X), (2**16, N))
@@ -89,6 +90,7 @@ def test_finite_differences_have_the_gradient_of_r1(x64):
     assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99
 
 
+@pytest.mark.medium
 def test_shares_probes_and_keys():
     x, seen = np.random.default_rng(0).normal(size=(8, N)).astype(np.float32), []
 
@@ -223,6 +225,7 @@ def test_transport():
 # The normalized gradient
 
 
+@pytest.mark.medium
 def test_the_gradient_is_divided_by_its_average_size():
     check_normalized(gan)
 

@@ -71,6 +71,7 @@ def test_a_linear_autoencoder_finds_the_likelihood_of_probabilistic_pca(x64, opt
     assert float(tight) == pytest.approx(known, abs=1e-2)
 
 
+@pytest.mark.medium
 def test_kl_is_its_monte_carlo_estimate(x64):
     mean = jnp.array([[0.3, -1.2, 0.0], [0.0, 0.0, 0.0]])
     log_variance = jnp.array([[-1.0, 0.4, 0.0], [0.0, 0.0, 0.0]])

@@ -69,6 +69,7 @@ def test_parameter_counts(name):
 # Patches and places
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("side, patch", [(28, 4), (32, 2), (28, 7)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_patches_are_images_again(side, patch, channels):
@@ -183,6 +184,7 @@ def a_block(rope=False, **kind):
     return module, variables, x, c, angles
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_block_is_its_equation(x64, kind):
     module, variables, x, c, angles = a_block(**kind)
@@ -236,6 +238,7 @@ def tiny_d(**options):
     return vit.Discriminator(width=8, depth=1, heads=2, patch=2, dtype="float64", **options)
 
 
+@pytest.mark.medium
 def test_a_discriminator_is_its_equation(x64):
     """The class's token stands before the others and has no place: it is not turned."""
     net = linen_net(tiny_d(classes=3, rope=True, qk_norm=True))
