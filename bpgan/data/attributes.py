@@ -66,7 +66,8 @@ class Attributes(NamedTuple):
 
         Where there are two classes or more, ``d = classes + a``, else ``d = a``.
         """
-        scaled = (np.asarray(values, np.float32) - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = np.asarray((self.mean, self.std), np.float32)
+        scaled = (np.asarray(values, np.float32) - mean) / std
         if classes < 2:
             return scaled
         one_hot = np.asarray(labels)[:, None] == np.arange(classes)
