@@ -161,11 +161,13 @@ class StepSizes(NamedTuple):
         for name, scalar, of, width in zip("GD", self.pair, self.reference, (g, d), strict=True):
             if of and not width:
                 raise ValueError(f"the network of {name} has no width to divide {of:g} by")
-            scalars.append(_scaled(scalar, of / width) if of else scalar)
+            scalars.append(scaled(scalar, of / width) if of else scalar)
         return Pair(*scalars)
 
 
-def _scaled(scalar: OverRun, factor: float) -> OverRun:
+def scaled(scalar: OverRun, factor: Any) -> OverRun:
+    """A scalar times a factor, a number or a traced one."""
+
     def over(steps: int) -> Any:
         value: Any = scalar(steps)
         return (lambda step: factor * at(value, step)) if callable(value) else factor * value
@@ -335,9 +337,8 @@ def exponent_of(sigma: float) -> float:
         )
     inverse = sigma**-2.0
     roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
-    return max(
-        float(np.max(roots.real)), 0.0
-    )  # the others are negative, or a pair with a negative real part
+    # The others are negative, or a pair with a negative real part.
+    return max(float(np.max(roots.real)), 0.0)
 
 
 def power(sigma: float) -> Schedule:
@@ -416,9 +417,6 @@ class Lengths(NamedTuple):
         if len(decays) == 1 and not reload:
             return decays[0]
         return Averages(tuple(decays), reload)
-
-
-AVERAGES = "a half-life in images, a number or a schedule, or power:SIGMA; several with + between them; ,reload=1ep"
 
 
 def parse_averages(text: str) -> Lengths:

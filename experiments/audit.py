@@ -87,9 +87,8 @@ def run(cfg: Config) -> None:
     if not opened.networks.keys() & {"generator", "discriminator"}:
         reason = f"a run of {opened.experiment} has neither a generator nor a discriminator"
         raise UserError(reason, argument="run", value=cfg.run)
-    if opened.words or opened.attributes:
-        said = "captions" if opened.words else "attributes"
-        reason = f"a run of {opened.experiment} draws what {said} say, which is not attacked"
+    if opened.told:
+        reason = f"a run of {opened.experiment} draws what {opened.told} say, which is not attacked"
         raise UserError(reason, argument="run", value=cfg.run)
     records = choose_records(cfg, opened)
     reference = _reference(cfg, opened)

@@ -309,12 +309,6 @@ def make_networks(
     return nets[0], nets[1], times
 
 
-def _scaled(factor: float, lr: optim.OverRun, steps: int) -> optim.Schedule:
-    """A step size over a run of so many steps, times a factor."""
-    scalar = lr(steps)
-    return lambda step: factor * optim.at(scalar, step)
-
-
 def algorithm_of(
     cfg: Config, shape: tuple[int, ...], classes: int, source: Source, axis_name: str | None
 ) -> Algorithm:
@@ -326,7 +320,7 @@ def algorithm_of(
     alone = round(cfg.warmup * steps) if cfg.method == "continuous" else 0
 
     def adam(lr: optim.OverRun, updates: int) -> Any:
-        return cfg.betas.value.adam(functools.partial(_scaled, cfg.lr_scale, lr), updates)
+        return cfg.betas.value.adam(optim.scaled(lr, cfg.lr_scale), updates)
 
     txs = gan.Optimizers(
         adam(cfg.lr.value.g, max(1, steps - alone)), adam(cfg.lr.value.d, steps * cfg.d_steps)

@@ -215,6 +215,8 @@ _CIFAR = dict(
     loss="hinge", penalty="none", batch_size=64, log_every="1ep", sample_every="20ep", checkpoint_every="20ep",
 )  # fmt: skip
 
+_SEVEN_EPOCHS = dict(epochs=7.0, log_every="0.25ep", sample_every="1ep", checkpoint_every="1ep")
+
 # A few thousand pictures are seen many times: the length is a number of steps, whatever their number.
 _COLOR = dict(
     net="lite:24,modulated/lite:24",
@@ -241,27 +243,16 @@ _VIT = dict(
 )
 
 PRESETS = {
-    "lite28": dict(
-        epochs=7.0,
-        log_every="0.25ep",
-        sample_every="1ep",
-        checkpoint_every="1ep",
-    ),
+    "lite28": dict(_SEVEN_EPOCHS),
     "plain28": dict(
+        _SEVEN_EPOCHS,
         lr="3e-4",
         penalty="none",
         loss="nonsaturating",
-        epochs=7.0,
-        log_every="0.25ep",
-        sample_every="1ep",
-        checkpoint_every="1ep",
     ),
     "cgan28": dict(
+        _SEVEN_EPOCHS,
         condition="projection",
-        epochs=7.0,
-        log_every="0.25ep",
-        sample_every="1ep",
-        checkpoint_every="1ep",
     ),
     "lite32": dict(_COLOR, lr="cosine:4e-3:1e-4", steps=20_000),
     "lite64": dict(_COLOR, lr="cosine:2e-3:5e-5", steps=12_000),
@@ -276,13 +267,10 @@ PRESETS = {
         steps=3000,
     ),
     "afm28": dict(
+        _SEVEN_EPOCHS,
         latents="normal:784",
         loss="relativistic,normalized",
         penalty="r1=0.3/4+r2=0.3/4+centering=0.01+g.transport=cosine:0.2:0.005",
-        epochs=7.0,
-        log_every="0.25ep",
-        sample_every="1ep",
-        checkpoint_every="1ep",
     ),
     "r3-28": dict(
         net="r3gan:2",
@@ -329,11 +317,8 @@ PRESETS = {
         checkpoint_every="50ep",
     ),
     "vit28-tiny": dict(
+        _SEVEN_EPOCHS,
         net="vit:96,depth=4,heads=4,patch=7,qknorm/lite:24",
-        epochs=7.0,
-        log_every="0.25ep",
-        sample_every="1ep",
-        checkpoint_every="1ep",
     ),
     "vit28": dict(
         _VIT,

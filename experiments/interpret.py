@@ -104,11 +104,10 @@ def _subject(cfg: Config, opened: Run) -> Subject:
     if "generator" not in opened.networks or opened.algorithm.latents is None:
         reason = f"a run of {opened.experiment} has no generator that draws from latents"
         raise UserError(reason, argument="run", value=cfg.run)
-    if opened.words:
-        reason = f"a run of {opened.experiment} draws what captions say, which is not explained"
-        raise UserError(reason, argument="run", value=cfg.run)
-    if opened.attributes:
-        reason = f"a run of {opened.experiment} draws what attributes say, which is not explained"
+    if opened.told:
+        reason = (
+            f"a run of {opened.experiment} draws what {opened.told} say, which is not explained"
+        )
         raise UserError(reason, argument="run", value=cfg.run)
     shape = shape_of(opened)
     if len(shape) != 3 or shape[-1] not in (1, 3, 4):

@@ -240,12 +240,10 @@ def _name(stem: str, what: str, label: int | None, cfg: Config) -> str:
     if cfg.prompt:
         said = cli.shorten("-".join(captions.split_words(cfg.prompt)), 80)
         parts.append(f"prompt-{said}")
-    if cfg.attributes:
-        parts.append(re.sub("[^0-9A-Za-z=.,-]", "-", cli.shorten(cfg.attributes, 80)))
+    parts += [_for_a_file(cfg.attributes)]
     parts += [] if truncation is None else [f"truncation{truncation:g}"]
     parts += [] if cfg.ema.value is None else [f"ema{cfg.ema.value:g}"]
-    if cfg.flags:
-        parts.append(cli.shorten(re.sub(r"[^\w.,=+-]", "-", cfg.flags), 80))
+    parts += [_for_a_file(cfg.flags)]
     return "_".join(filter(None, parts))
 
 
@@ -253,6 +251,11 @@ def _latents(opened: Run, seeds: Sequence[int], truncation: float | None) -> np.
     """The first of each seed."""
     found = [opened.latents(1, seed=seed, truncation=truncation) for seed in seeds]
     return np.concatenate(found)
+
+
+def _for_a_file(text: str) -> str:
+    """What is asked for as a part of a file's name."""
+    return cli.shorten(re.sub(r"[^\w.,=+-]", "-", text, flags=re.ASCII), 80)
 
 
 def _draw(

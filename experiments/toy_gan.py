@@ -519,7 +519,7 @@ def gaussian3d(cfg: Config, steps: int) -> cli.Experiment:
         return picture_of_points(real[:, :2], fake[:, :2], logits, reach)
 
     def evaluate(state: Any) -> dict[str, float]:
-        found = state.ema["g"] if state.ema else state.players["g"].variables
+        found = gan.averaged(state)
         a, b = (np.asarray(found["params"][name], np.float64) for name in ("a", "b"))
         best, norm, eye = metrics.gaussian_map(_SOURCE, _TARGET), np.linalg.norm, np.eye(3)
 

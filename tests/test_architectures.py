@@ -795,6 +795,7 @@ def test_modulation_is_a_kernel_for_each_example():
         np.testing.assert_allclose(y[i], conv.conv(x[i][None], kernel)[0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.medium
 def test_demodulated_outputs_have_unit_variance():
     """White noise of unit variance stays so for any style; without demodulation it does not."""
     x, w = normal(0, 2, 48, 48, 8, dtype=np.float32), 3 * normal(1, 2, 6, dtype=np.float32)

@@ -121,6 +121,7 @@ def test_translation(x64):
         np.testing.assert_array_equal(got[i], padded[3 - down :, 3 - right :][:8, :11])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("shape", [(8, 8), (7, 10), (1, 5)])
 def test_cutout(x64, shape):
     h, w = shape

@@ -214,6 +214,7 @@ def test_image_files_come_back(tmp_path_factory, examples, form, more):
         assert data.load(name).class_names == tuple(f"c{c}" for c in np.unique(y))
 
 
+@pytest.mark.medium
 @pytest.mark.skipif(
     not os.path.exists("/usr/share/datasets/fashion-mnist"),
     reason="needs Debian's package dataset-fashion-mnist",

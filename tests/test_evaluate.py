@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -1109,7 +1110,11 @@ def test_real_and_untrained_stand_beside_what_is_evaluated_while_it_trains(
 def test_a_run_that_translates_is_sent_to_its_own_numbers():
     from bpgan.evaluation import samples
 
-    samples.refuse_translation("runs/a", "image_gan")
+    def restored(name, parts):
+        dataset = types.SimpleNamespace(parts=parts)
+        return types.SimpleNamespace(name=name, record=types.SimpleNamespace(dataset=dataset))
+
+    samples.refuse_translation("runs/a", restored("image_gan", []))
     with pytest.raises(UserError, match="is of translate, .* result.json") as error:
-        samples.refuse_translation("runs/a", "translate")
+        samples.refuse_translation("runs/a", restored("translate", ["a", "b"]))
     assert error.value.argument == "run"

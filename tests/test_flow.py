@@ -41,6 +41,7 @@ def test_the_velocity_of_a_gaussian_is_the_mean_of_those_of_its_paths():
     np.testing.assert_allclose(found, flow_gan.MU + flow_gan.STD * noise, atol=1e-3)
 
 
+@pytest.mark.medium
 def test_the_derivative_along_a_flow_is_linear_in_its_velocity():
     d = linen_net(timed.PerceptronCritic((8,), times=1, time_scale=1.0))
     score = compiled(lambda x, t: d.apply(variables, x, t, train=True)[0])

@@ -568,6 +568,7 @@ def test_mistakes_of_one_s_own_net_are_told_by_its_name(files, tmp_path, monkeyp
         sys.modules.pop("wrong", None)
 
 
+@pytest.mark.medium
 def test_one_s_own_code_needs_no_entry(files, mine):
     flags = [f"--dataset={files(28, 1)}", "--batch_size=8", "--loss=mine:quartic"]
     flags.append("--penalty=mine:settle=0.3/4+g.mine:small+mine:small=linear:1:0")

@@ -574,6 +574,7 @@ def test_who_is_refused_for_its_value_does_not_keep_a_group_waiting(tmp_path):
     assert [job.runs for job in make_jobs(SCRIPT, runs, "auto", 1)] == [[0, 1, 3], [2]]
 
 
+@pytest.mark.medium
 def test_a_group_is_no_longer_than_a_command_line(tmp_path):
     runs = plan("seed=0:2500", root=tmp_path)
     assert [len(job.runs) for job in make_jobs(SCRIPT, runs, "on", 1)] == [1000, 1000, 500]

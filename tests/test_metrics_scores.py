@@ -128,6 +128,7 @@ def luminance(a: float, b: float) -> float:
     return (2 * a * b + c) / (a * a + b * b + c)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "h, w, window, exponent",
     [

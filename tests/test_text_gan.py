@@ -357,6 +357,7 @@ def test_candidates_mean_something_else():
         retrieval.candidates(np.zeros(200))
 
 
+@pytest.mark.medium
 def test_the_contrastive_loss_is_that_of_numpy():
     """Both directions; captions that mean the same are not among the others."""
     rng = np.random.default_rng(0)

@@ -65,7 +65,7 @@ def of_run(
       UserError: as ``cli.restore``, or if the run draws no images.
     """
     run = cli.restore(path, checkpoint, changes, trust=trust, ema=ema)
-    refuse_translation(path, run.name)
+    refuse_translation(path, run)
     if run.average:
         print(f"{path}: {run.average}", flush=True)
     algorithm, dataset = run.experiment.algorithm, vars(run.config).get("dataset", "")
@@ -93,13 +93,13 @@ def of_run(
     return Candidate(path, x, y, untrained, facts, named, turned, run.private), dataset
 
 
-def refuse_translation(path: str, name: str) -> None:
-    """Raises a UserError for a run that translates: what it makes has right answers, and is no sample of a dataset."""
-    if name.rpartition(".")[2] == "translate":
-        reason = (
-            "is of translate, which compares outputs with right answers at its end; result.json and"
+def refuse_translation(path: str, run: cli.Restored) -> None:
+    """Raises a UserError for a run on two sides or domains: its outputs have right answers, and are no samples."""
+    if run.record.dataset and run.record.dataset.parts:
+        reason = f"is of {run.name}, which compares outputs with right answers at its end;"
+        reason += (
+            " result.json and report.html have the numbers, of a run with `measure=all` all of them"
         )
-        reason += " report.html have the numbers, of a run with `measure=all` all of them"
         raise UserError(reason, argument="run", value=path)
 
 

@@ -1,7 +1,7 @@
 """What transformers are made of: places as sines, rotations of queries and keys, attention, the two sublayers.
 
-``self_attention`` and ``perceptron`` are called inside the ``@nn.compact`` method of a block, where their layers
-belong.
+``self_attention``, ``perceptron``, ``embedded`` and ``modulation`` are called inside the ``@nn.compact`` method of a
+module, where their layers belong.
 """
 
 import math
@@ -16,6 +16,7 @@ from bpgan.nets.layers import Dense, rms_norm, storage_dtype
 _ROPE_BASE = 100.0  # for grids of some ten places; 10000, that of texts, would hardly turn half of the numbers
 
 Tokens = Float[Array, "b t f"]
+Rows = Float[Array, "b f"]
 
 
 def waves(place: Float[Array, "..."], width: int) -> Float[Array, "... f"]:
@@ -28,6 +29,27 @@ def waves(place: Float[Array, "..."], width: int) -> Float[Array, "... f"]:
     frequency = jnp.exp(-math.log(1e4) * jnp.arange(0, width, 2) / width)
     angle = place[..., None] * frequency.reshape((1,) * place.ndim + (-1,))
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def time_waves(time: Float[Array, " b"], scale: float) -> Rows:
+    """``waves`` of ``scale * time``, 256 of them, in float32 or wider."""
+    return waves(scale * time.astype(storage_dtype(time.dtype)), 256)
+
+
+def embedded(name: str, features: int, x: Rows, **layer: Any) -> Rows:
+    """``dense(SiLU(dense(x)))``, layers ``NAME_in`` and ``NAME_out``: how a time or latents enter a condition."""
+    hidden = Dense(features, name=f"{name}_in", **layer)(x)
+    return Dense(features, name=f"{name}_out", **layer)(jax.nn.silu(hidden))
+
+
+def modulation(
+    x: Array, condition: Rows, parts: int, *, name: str = "modulation", dtype: Any = jnp.float32
+) -> list[Array]:
+    """So many ``[b, 1, ..., f]`` for ``x[b, ..., f]``: a dense layer of ``SiLU(condition)``, zero at the start."""
+    zero = jax.nn.initializers.zeros
+    layer = Dense(parts * x.shape[-1], kernel_init=zero, dtype=dtype, name=name)
+    both = jnp.expand_dims(layer(jax.nn.silu(condition)), range(1, x.ndim - 1))
+    return jnp.split(both, parts, axis=-1)
 
 
 def positions(length: int, width: int) -> Float[Array, "t f"]:

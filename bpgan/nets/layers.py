@@ -5,7 +5,7 @@ each that can be divided by its spectral norm takes ``train``.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -193,6 +193,20 @@ def check_labels(labels: Any, classes: int) -> Labels:
     if not (vectors or jnp.issubdtype(kind, jnp.integer)):
         raise ValueError(f"{wanted}, got {kind}{list(shape)}")
     return labels
+
+
+def split_given(
+    given: Sequence[Any], times: int, classes: int
+) -> tuple[Sequence[Float[Array, " b"]], Any]:
+    """The times and the labels of what a network is given behind its first input.
+
+    Raises:
+      ValueError: too few times, or labels as of ``check_labels``.
+    """
+    if len(given) < times:
+        raise ValueError(f"times={times}: needs as many arrays [b], got {len(given)}")
+    rest = given[times:]
+    return given[:times], check_labels(rest[0] if rest else None, classes)
 
 
 class BatchNorm(nn.Module):

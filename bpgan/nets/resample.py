@@ -1,4 +1,4 @@
-"""Images twice as large and half as large, by the filters of the architectures.
+"""Images twice as large and half as large, by the filters of the architectures; and images as patches.
 
 ============  ======================  ======================  =======================
 filter        twice as large          half as large           edges
@@ -12,11 +12,13 @@ All are sums of shifted copies; none is a convolution, an indexing or a product 
 primitive: its adjoint has a form of its own on a CPU.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import ad
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from bpgan.nets import primitives
 from bpgan.types import Images
@@ -151,3 +153,30 @@ def resize(x: Images, size: tuple[int, ...]) -> Images:
     if x.shape[1:3] == tuple(size):
         return x
     return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "bilinear")
+
+
+def patchify(x: Images, patch: int) -> Float[Array, "b t f"]:
+    """``x[b, (h p), (w q), c] -> tokens[b, (h w), (p q c)]``, patches row by row.
+
+    Raises:
+      ValueError: the side of a patch does not divide the size of the image.
+    """
+    b, height, width, c = x.shape
+    h, w = patches_of((height, width), patch)
+    x = x.reshape(b, h, patch, w, patch, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h * w, patch * patch * c)
+
+
+def unpatchify(tokens: Float[Array, "b t f"], shape: tuple[int, int, int], patch: int) -> Images:
+    """The inverse of ``patchify`` for images of ``shape[h, w, c]``."""
+    h, w = patches_of(shape[:2], patch)
+    x = tokens.reshape(-1, h, w, patch, patch, shape[2]).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, *shape)
+
+
+def patches_of(size: Sequence[int], patch: int) -> tuple[int, int]:
+    """Rows and columns of the patches of an image of ``size[h, w]``. Raises ValueError as ``patchify``."""
+    height, width = size
+    if height % patch or width % patch:
+        raise ValueError(f"patch={patch}: must divide the image size {height}x{width}")
+    return height // patch, width // patch

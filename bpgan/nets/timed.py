@@ -18,33 +18,16 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from bpgan.nets.architecture import ARCHITECTURES, Architecture, Network, Option
-from bpgan.nets.attention import waves
+from bpgan.nets.attention import Rows, embedded, modulation, time_waves
 from bpgan.nets.heads import Kind, Scores, score
-from bpgan.nets.layers import Conv, Dense, Embed, check_labels, rms_norm, storage_dtype
-from bpgan.nets.resample import downsample2, upsample2
+from bpgan.nets.layers import Conv, Dense, Embed, rms_norm, split_given, storage_dtype
+from bpgan.nets.resample import downsample2, patches_of, patchify, unpatchify, upsample2
 from bpgan.nets.sizes import levels, low_resolution
 from bpgan.types import Images
 
-Rows = Float[Array, "b f"]
-
-_WAVES = 256
 _lecun = nn.initializers.lecun_normal()
 _zero = nn.initializers.zeros_init()
 _norm = functools.partial(rms_norm, epsilon=1e-4)  # of a pixel's channels
-
-
-def split(
-    given: Sequence[Any], times: int, classes: int
-) -> tuple[Sequence[Float[Array, " b"]], Any]:
-    """The times and the labels of what a network is given behind its first input.
-
-    Raises:
-      ValueError: too few times, or labels that are needed and not integers.
-    """
-    if len(given) < times:
-        raise ValueError(f"times={times}: needs as many arrays [b], got {len(given)}")
-    rest = given[times:]
-    return given[:times], check_labels(rest[0] if rest else None, classes)
 
 
 class Condition(nn.Module):
@@ -68,11 +51,8 @@ class Condition(nn.Module):
     def __call__(self, times: Sequence[Float[Array, " b"]], labels: Any) -> Rows | None:
         parts = []
         for i, t in enumerate(times):
-            sines = waves(self.scale * t.astype(storage_dtype(t.dtype)), _WAVES)
-            hidden = Dense(self.features, dtype=self.dtype, name=f"time{i}_in")(sines)
-            parts.append(
-                Dense(self.features, dtype=self.dtype, name=f"time{i}_out")(jax.nn.silu(hidden))
-            )
+            sines = time_waves(t, self.scale)
+            parts.append(embedded(f"time{i}", self.features, sines, dtype=self.dtype))
         if self.classes:
             parts.append(
                 Embed(self.classes, self.features, dtype=self.dtype, name="labels")(labels)
@@ -87,9 +67,7 @@ def _modulated(x: Array, condition: Rows | None, name: str, dtype: Any) -> Array
     """
     if condition is None:
         return x
-    layer = Dense(2 * x.shape[-1], kernel_init=_zero, dtype=dtype, name=name)
-    both = jnp.expand_dims(layer(jax.nn.silu(condition)), range(1, x.ndim - 1))
-    scale, shift = jnp.split(both, 2, axis=-1)
+    scale, shift = modulation(x, condition, 2, name=name, dtype=dtype)
     return x * (1 + scale) + shift
 
 
@@ -136,7 +114,7 @@ class Perceptron(nn.Module):
     @nn.compact
     def __call__(self, z: Any, *given: Any, train: bool = False) -> Float[Array, "b ..."]:
         del train  # no state
-        times, labels = split(given, self.times, self.classes)
+        times, labels = split_given(given, self.times, self.classes)
         embed = Condition(
             self.widths[0], self.time_scale, self.classes, self.dtype, name="condition"
         )
@@ -169,7 +147,7 @@ class PerceptronCritic(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any, *given: Any, train: bool = False) -> Scores:
-        times, labels = split(given, self.times, self.classes)
+        times, labels = split_given(given, self.times, self.classes)
         embed = Condition(self.widths[0], self.time_scale, dtype=self.dtype, name="condition")
         x = x.reshape(len(x), -1).astype(self.dtype)
         x = _perceptron(x, embed(times, None), self.widths, self.dtype)
@@ -230,11 +208,9 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, z: Any, *given: Any, train: bool = False) -> Images:
         del train  # no state
-        times, labels = split(given, self.times, self.classes)
-        (height, width, channels), patch = self.shape, self.patch
-        if height % patch or width % patch:
-            raise ValueError(f"patch={patch}: must divide the image size {height}x{width}")
-        h, w = height // patch, width // patch
+        times, labels = split_given(given, self.times, self.classes)
+        h, w = patches_of(self.shape[:2], self.patch)
+        numbers = self.patch**2 * self.shape[2]
         depth = self.depth or levels(h)
         low_resolution((h, w), depth)
         embed = Condition(
@@ -245,8 +221,7 @@ class UNet(nn.Module):
         def change(name: str, features: int, x: Images) -> Images:
             return Conv(features, 1, dtype=self.dtype, name=name)(x)
 
-        x = _noise(z, (h, patch, w, patch, channels), self.dtype)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, h, w, patch * patch * channels)
+        x = patchify(_noise(z, self.shape, self.dtype), self.patch).reshape(-1, h, w, numbers)
         x = Conv(self.size, 3, dtype=self.dtype, name="first")(x)
         seen = []
         for i in range(depth):
@@ -258,9 +233,8 @@ class UNet(nn.Module):
             x = seen[i] + upsample2(change(f"narrower{i}", self.size << i, x))
             x = Block(self.dtype, name=f"up{i}")(x, condition)
         stored = storage_dtype(self.dtype)
-        last = Conv(patch * patch * channels, 3, kernel_init=_zero, dtype=stored, name="last")
-        x = last(jax.nn.silu(_norm(x))).reshape(-1, h, w, patch, patch, channels)
-        return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *self.shape)
+        last = Conv(numbers, 3, kernel_init=_zero, dtype=stored, name="last")
+        return unpatchify(last(jax.nn.silu(_norm(x))), self.shape, self.patch)
 
 
 class ConvCritic(nn.Module):
@@ -292,7 +266,7 @@ class ConvCritic(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images, *given: Any, train: bool = False) -> Scores:
-        times, labels = split(given, self.times, self.classes)
+        times, labels = split_given(given, self.times, self.classes)
         embed = Condition(4 * self.size, self.time_scale, dtype=self.dtype, name="condition")
         condition = embed(times, None)
         x = Conv(self.size, 3, dtype=self.dtype, name="conv0")(x.astype(self.dtype))

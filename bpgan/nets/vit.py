@@ -10,58 +10,31 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from bpgan.nets.architecture import ALL_CONDITIONS, ARCHITECTURES, Architecture, Network, Option
 from bpgan.nets.attention import (
+    Rows,
     Tokens,
+    embedded,
     grid_angles,
     grid_positions,
+    modulation,
     perceptron,
     self_attention,
+    time_waves,
     tokenwise,
-    waves,
 )
 from bpgan.nets.blocks import xavier
 from bpgan.nets.heads import Kind, Scores, score
-from bpgan.nets.layers import Dense, Embed, check_labels, layer_norm, rms_norm, storage_dtype
+from bpgan.nets.layers import Embed, layer_norm, rms_norm, split_given, storage_dtype
+from bpgan.nets.resample import patches_of, patchify, unpatchify
 from bpgan.types import Images
 
-Rows = Float[Array, "b f"]
-
-_WAVES = 256  # sines and cosines of a time
 _SMALL = nn.initializers.normal(0.02)
 _ZERO = nn.initializers.zeros_init()
-
-
-def patchify(x: Images, patch: int) -> Tokens:
-    """``x[b, (h p), (w q), c] -> tokens[b, (h w), (p q c)]``, patches row by row.
-
-    Raises:
-      ValueError: the side of a patch does not divide the size of the image.
-    """
-    b, height, width, c = x.shape
-    h, w = _grid((height, width), patch)
-    x = x.reshape(b, h, patch, w, patch, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h * w, patch * patch * c)
-
-
-def unpatchify(tokens: Tokens, shape: tuple[int, int, int], patch: int) -> Images:
-    """The inverse of ``patchify`` for images of ``shape[h, w, c]``."""
-    h, w = _grid(shape[:2], patch)
-    x = tokens.reshape(-1, h, w, patch, patch, shape[2]).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(-1, *shape)
-
-
-def _grid(size: Sequence[int], patch: int) -> tuple[int, int]:
-    """Rows and columns of patches."""
-    height, width = size
-    if height % patch or width % patch:
-        raise ValueError(f"patch={patch}: must divide the image size {height}x{width}")
-    return height // patch, width // patch
 
 
 class Block(nn.Module):
@@ -85,18 +58,12 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens, condition: Rows, angles: Any = None) -> Tokens:
         layer: dict[str, Any] = {"kernel_init": xavier(), "dtype": self.dtype}
-        shift1, scale1, gate1, shift2, scale2, gate2 = _modulation(x, condition, 6, self.dtype)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation(x, condition, 6, dtype=self.dtype)
         norm = rms_norm if self.rms else layer_norm
         h = norm(x) * (1 + scale1) + shift1
         x = x + gate1 * self_attention(h, self.heads, angles=angles, qk_norm=self.qk_norm, **layer)
         h = norm(x) * (1 + scale2) + shift2
         return x + gate2 * perceptron(h, 4 * x.shape[-1], approximate=True, **layer)
-
-
-def _modulation(x: Tokens, condition: Rows, parts: int, dtype: Any) -> list[Array]:
-    """So many ``[b, 1, f]`` for tokens ``[b, t, f]``: a layer ``modulation``, zero at the start, of a module's own."""
-    layer = Dense(parts * x.shape[-1], kernel_init=_ZERO, dtype=dtype, name="modulation")
-    return jnp.split(layer(jax.nn.silu(condition))[:, None], parts, axis=-1)
 
 
 class _Transformer(nn.Module, kw_only=True):
@@ -143,31 +110,18 @@ class _Transformer(nn.Module, kw_only=True):
             raise ValueError(f"rope: needs heads whose width is a multiple of 4, got {size}")
         return heads
 
-    def _split(self, given: Sequence[Any]) -> tuple[Sequence[Any], Any]:
-        """Times and labels of what is given behind the first input."""
-        if len(given) < self.times:
-            raise ValueError(f"times={self.times}: needs as many arrays [b], got {len(given)}")
-        times, rest = given[: self.times], given[self.times :]
-        return times, rest[0] if rest else None
-
     def _condition(self, b: int, times: Sequence[Any], labels: Any, latents: Any = None) -> Rows:
         """The sum of what modulates."""
-
-        def embedded(name: str, init: Any, x: Rows) -> Rows:
-            kind: dict[str, Any] = {"kernel_init": init, "dtype": self.dtype}
-            h = jax.nn.silu(Dense(self.width, name=f"{name}_in", **kind)(x))
-            return Dense(self.width, name=f"{name}_out", **kind)(h)
-
+        layer: dict[str, Any] = {"dtype": self.dtype, "kernel_init": _SMALL}
         c = jnp.zeros((b, self.width), self.dtype)
         for i, time in enumerate(times):
-            sines = waves(self.time_scale * time.astype(storage_dtype(time.dtype)), _WAVES)
-            c = c + embedded(f"time{i}", _SMALL, sines)
+            c = c + embedded(f"time{i}", self.width, time_waves(time, self.time_scale), **layer)
         if labels is not None:
             table = Embed(self.classes, self.width, embedding_init=_SMALL, dtype=self.dtype,
                           name="labels")  # fmt: skip
             c = c + table(labels)
         if latents is not None:
-            c = c + embedded("latents", nn.initializers.lecun_normal(), latents)
+            c = c + embedded("latents", self.width, latents, dtype=self.dtype)
         return c
 
     def _blocks(self, x: Tokens, condition: Rows, angles: Any) -> Tokens:
@@ -209,10 +163,9 @@ class Generator(_Transformer):
     @nn.compact
     def __call__(self, z: Any, *given: Any, train: bool = False) -> Images:
         del train  # no state
-        times, labels = self._split(given)
-        labels = check_labels(labels, self.classes)
+        times, labels = split_given(given, self.times, self.classes)
         numbers, patch = math.prod(self.shape), self._side(self.shape[0])
-        places, angles = self._places(_grid(self.shape[:2], patch))
+        places, angles = self._places(patches_of(self.shape[:2], patch))
         z = z.astype(self.dtype)
         mapped = math.prod(z.shape[1:]) == numbers
         layer: dict[str, Any] = {"kernel_init": xavier(), "dtype": self.dtype}
@@ -227,7 +180,7 @@ class Generator(_Transformer):
         labels = labels if self.classes else None
         condition = self._condition(len(z), times, labels, None if mapped else z)
         x = self._blocks(x, condition, angles)
-        shift, scale = _modulation(x, condition, 2, self.dtype)
+        shift, scale = modulation(x, condition, 2, dtype=self.dtype)
         x = self._norm(x) * (1 + scale) + shift
         x = tokenwise("pixels", patch**2 * self.shape[2], x, kernel_init=_ZERO, dtype=self.dtype)
         x = unpatchify(x, self.shape, patch)
@@ -254,10 +207,9 @@ class Discriminator(_Transformer):
 
     @nn.compact
     def __call__(self, x: Images, *given: Any, train: bool = False) -> Scores:
-        times, labels = self._split(given)
-        labels = check_labels(labels, self.classes)
+        times, labels = split_given(given, self.times, self.classes)
         patch = self._side(x.shape[1])
-        places, angles = self._places(_grid(x.shape[1:3], patch))
+        places, angles = self._places(patches_of(x.shape[1:3], patch))
         x = patchify(x.astype(self.dtype), patch)
         x = tokenwise("patches", self.width, x, kernel_init=xavier(), dtype=self.dtype) + places
         token = self.param("token", _SMALL, (self.width,), storage_dtype(self.dtype))

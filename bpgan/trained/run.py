@@ -97,6 +97,13 @@ class Run:
         """The vocabulary of the captions that it draws; empty if it draws none."""
         return self.record.dataset.words if self.record.dataset else []
 
+    @property
+    def told(self) -> str:
+        """What says what it draws, if that is more than a label: ``captions`` or ``attributes``; else empty."""
+        if self.words:
+            return "captions"
+        return "attributes" if self.attributes else ""
+
     @functools.cached_property
     def attributes(self) -> attributes_of_data.Attributes | None:
         """What it is conditioned on beside classes: names and ranges; None if it is on none."""
