@@ -11,6 +11,7 @@ import bpgan
 from bpgan import cli, data
 from bpgan.data import attributes, datasets
 from bpgan.nets import layers, wrappers
+from bpgan.runtime.program import compile_program
 from bpgan.types import Net, UserError
 from experiments import audit, export, image_gan
 
@@ -267,3 +268,32 @@ def test_a_run_is_resumed_to_the_bit_and_draws_what_is_asked_for(archive, tmp_pa
     ]
     with pytest.raises(UserError, match="attributes"):
         audit.run(cli.resolve(audit.Config, audit.PRESETS, audited))
+
+
+@pytest.mark.slow
+def test_one_device_is_eight(archive):
+    """With several averages, of which G is reloaded from the first: in one program and in one for each device."""
+    flags = [
+        "--preset=smoke",
+        "--net=mlp",
+        "--condition=projection",
+        "--precision=float64",
+        "--lr=1e-3",
+    ]
+    flags += [f"--dataset={archive()}", "--ema=power:0.1+100,reload=2"]
+    cfg = cli.resolve(image_gan.Config, image_gan.PRESETS, flags)
+    states = []
+    with jax.enable_x64(True):
+        for devices, mode in ((1, "jit"), (8, "jit"), (8, "pmap")):
+            built = image_gan.build(cfg, "batch" if mode == "pmap" else None)
+            program = compile_program(
+                built.algorithm, built.source, seed=0, devices=devices, mode=mode
+            )
+            carry, finite = program.run(program.init(), 5)
+            assert finite
+            states.append(jax.device_get(carry.state))
+    for other in states[1:]:
+        assert set(other.ema) == {"g", "g_2"}
+        for a, b in zip(jax.tree.leaves(states[0]), jax.tree.leaves(other), strict=True):
+            b = np.ravel(b)[: np.size(a)].reshape(np.shape(a))
+            np.testing.assert_allclose(b, a, rtol=0, atol=1e-9)
