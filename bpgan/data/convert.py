@@ -116,9 +116,8 @@ def _write_attributes(
     if examples.attributes is None:
         return {}
     names, values = examples.attributes
-    attributes.described(
-        names, values[kept[0]], values[kept[0]]
-    )  # what nobody can learn from is told here
+    train = values[kept[0]]
+    attributes.described(names, train, train)  # tells here what nobody can learn from
     digests = {}
     for split, rows in zip(cache.SPLITS, kept, strict=True):
         data = attributes.encoded(values[rows])
