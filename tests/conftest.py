@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import sys
 import weakref
 
 # Most of the tests' time is compilation. What must hold of optimized programs (bitwise resume above all) asks for the
@@ -20,8 +21,13 @@ os.environ["BPGAN_DATA_DIR"] = str(pathlib.Path(__file__).parent.parent / ".pyte
 import jax
 import numpy as np
 import pytest
+from absl import logging
 from checks.fusions import FUSIONS
 from jax._src import compiler
+
+# absl keeps the stream of errors that it finds when it is imported, which is pytest's capture. `logging.config`, as
+# `import submitit` calls it, closes that stream wherever a test has replaced `sys.stderr`. absl never closes this one.
+logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_num_cpu_devices", 8)

@@ -9,6 +9,7 @@ import sys
 import types
 
 import pytest
+from absl import logging
 
 from bpgan import cli
 from bpgan.runtime import loggers, records
@@ -240,3 +241,9 @@ def test_mlflow_offline(tmp_path, monkeypatch):
     assert {(name, m.step): m.value for name, m in history} == log_of(tmp_path / "a")
     assert len(history) == len(log_of(tmp_path / "a"))
     assert os.listdir(tmp_path / "a")
+
+
+def test_a_new_configuration_of_logging_leaves_the_tests_streams_open(capsys):
+    handler = logging.get_absl_handler().python_handler
+    handler.close()  # as `logging.config` does, here beside a replaced `sys.stderr`
+    assert not handler.stream.closed
