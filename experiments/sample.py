@@ -185,7 +185,7 @@ def read_attributes(opened: Run, text: str) -> dict[str, float]:
     """The attributes that are asked for.
 
     Raises:
-      UserError: if the run has not learned from attributes, or not from these, or for numbers it has not seen.
+      UserError: if the run has not learned from attributes, or not from these.
     """
     if text and not opened.attributes:
         reason = f"{opened.experiment} was trained without attributes; must be empty"

@@ -1,6 +1,7 @@
 """Attributes of images: read, standardized, carried beside the right images, and refused where they do not fit."""
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -187,12 +188,26 @@ def test_conditional_batch_norm_of_the_zero_vector_changes_nothing():
 
 
 def test_what_is_asked_of_attributes_is_checked():
-    has = attributes.described(("smile", "age"), np.zeros((2, 2)), np.array([[0, 20], [1, 60.0]]))
+    train = np.array([[0, 20.123456], [1, 60.7654321]], np.float32)
+    has = attributes.described(("smile", "age"), np.zeros((2, 2)), train)
     assert attributes.parse("smile=1, age=30", has) == {"smile": 1.0, "age": 30.0}
-    bad = ("smile=2", "age=nan", "smile=", "grin=1", "smile", "smile=1,smile=0")
-    for text in bad:
-        with pytest.raises(ValueError, match="must be|twice"):
+    for text in ("smile=", "grin=1", "smile", "smile=1,smile=0"):
+        with pytest.raises(ValueError, match=r"must be .*0 to 1|twice"):
             attributes.parse(text, has)
+    for name, number in (
+        ("smile", 2),
+        ("smile", [0, 1, 2]),
+        ("age", math.nan),
+        ("grin", 1),
+        ("age", [30, 30]),
+    ):
+        with pytest.raises(UserError, match=name):
+            has.column(name, number, 3)
+    ends = [
+        float(each) for each in has.range_of("age").split(" to ")
+    ]  # what a message says is allowed
+    np.testing.assert_array_equal(has.column("age", [*ends, 30], 3), [*train[:, 1], 30])
+    np.testing.assert_array_equal(has.column("age", 30, 3), [30, 30, 30])
 
 
 def test_facts_keep_what_samples_are_drawn_for(archive):

@@ -7,7 +7,6 @@ are classes, and each attribute minus its mean over its standard deviation, both
 import functools
 import hashlib
 import io
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -60,6 +59,33 @@ class Attributes(NamedTuple):
     def rows(self, chosen: np.ndarray) -> "Attributes":
         """Of some of the images, in this order; the statistics stay those of the training split."""
         return self._replace(values=self.values[chosen])
+
+    def range_of(self, name: str) -> str:
+        """The least and the largest number of an attribute in training, to all digits: ``0 to 1``."""
+        i = self.names.index(name)
+        return " to ".join(
+            str(np.float32(each[i])).removesuffix(".0") for each in (self.low, self.high)
+        )
+
+    def column(self, name: str, numbers: Any, n: int) -> np.ndarray:
+        """Numbers of one attribute, float32 ``[n]``, of one number for all or n of them.
+
+        Raises:
+          UserError: for an unknown name, another count, and numbers beyond those of the training images.
+        """
+        if name not in self.names:
+            reason = f"must be one of {', '.join(self.names[:20])}"
+            raise UserError(reason, argument="attributes", value=name)
+        i, found = self.names.index(name), np.asarray(numbers, np.float32)
+        if found.shape not in ((), (n,)):
+            reason = f"{list(found.shape)} numbers, must be one or {n}, as many as samples"
+            raise UserError(reason, argument="attributes", value=name)
+        within = (np.float32(self.low[i]) <= found) & (found <= np.float32(self.high[i]))
+        if not within.all():
+            bad = np.ravel(found)[np.ravel(~within)][0]
+            reason = f"{bad:g} is not among those of training; must be numbers from {self.range_of(name)}"
+            raise UserError(reason, argument="attributes", value=name)
+        return np.broadcast_to(found, (n,))
 
     def vectors(self, labels: np.ndarray, values: np.ndarray, classes: int) -> np.ndarray:
         """The conditions float32 ``[k, d]`` of images with labels int ``[k]`` and attributes ``[k, a]``.
@@ -197,17 +223,14 @@ def in_turn(attributes: Attributes, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def parse(text: str, attributes: Attributes) -> dict[str, float]:
-    """Reads ``smile=1,age=0.3``.
+    """Reads ``smile=1,age=0.3``; ``Attributes.column`` tells whether the numbers are among those of training.
 
     Raises:
-      ValueError: for names that are unknown or occur twice, and numbers beyond those of the training images.
+      ValueError: for names that are unknown or occur twice, and what is no number.
     """
     found: dict[str, float] = {}
-    known = [
-        f"{name} ({low:g} to {high:g})"
-        for name, low, high in zip(attributes.names, attributes.low, attributes.high, strict=True)
-    ]
-    few = ", ".join(known[:20]) + ", ..." * (len(known) > 20)
+    known = [f"{name} ({attributes.range_of(name)})" for name in attributes.names[:20]]
+    few = ", ".join(known) + ", ..." * (len(attributes.names) > 20)
     for part in text.split(",") if text else []:
         name, equals, number = part.partition("=")
         name = name.strip()
@@ -215,12 +238,9 @@ def parse(text: str, attributes: Attributes) -> dict[str, float]:
             raise ValueError(f"{part!r}: must be NAME=NUMBER, separated by commas, of {few}")
         if name in found:
             raise ValueError(f"{name} occurs twice")
-        i = attributes.names.index(name)
         try:
-            value = float(number)
+            found[name] = float(number)
         except ValueError:
-            value = math.nan
-        if not attributes.low[i] <= value <= attributes.high[i]:
-            raise ValueError(f"{part!r}: must be a number, {known[i].partition(' ')[2][1:-1]}")
-        found[name] = value
+            needed = f"a number, {attributes.range_of(name)}"
+            raise ValueError(f"{part!r}: must be {needed}") from None
     return found

@@ -136,21 +136,7 @@ class Run:
         y, values = attributes_of_data.in_turn(has, n)
         values = values.copy()
         for name, numbers in (given or {}).items():
-            if name not in has.names:
-                reason = f"must be one of {', '.join(has.names[:20])}"
-                raise UserError(reason, argument="attributes", value=name)
-            i = has.names.index(name)
-            column = np.asarray(numbers, np.float64)
-            if column.shape not in ((), (n,)):
-                reason = f"{list(column.shape)} numbers, must be one or {n}, as many as samples"
-                raise UserError(reason, argument="attributes", value=name)
-            low, high = np.float32(has.low[i]), np.float32(has.high[i])
-            within = (column.astype(np.float32) >= low) & (column.astype(np.float32) <= high)
-            if not within.all():
-                bad = np.ravel(column)[np.ravel(~within)][0]
-                reason = f"{bad:g} is not among those of training; must be numbers from {low:g} to {high:g}"
-                raise UserError(reason, argument="attributes", value=name)
-            values[:, i] = column
+            values[:, has.names.index(name)] = has.column(name, numbers, n)
         if labels is not None:
             y = self._numbers(labels, n, len(counts), self.names_of_data)
         return has.vectors(y, values, len(counts))
