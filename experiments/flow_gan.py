@@ -33,6 +33,7 @@ from bpgan.data import toys
 from bpgan.evaluation.monitor import monitor
 from bpgan.losses import LOSSES
 from bpgan.nets import architecture, storage_dtype
+from bpgan.report import canvas
 from bpgan.types import PRNG, AdversarialLoss, Algorithm, Net, Source, UserError
 from experiments import image_gan
 
@@ -40,7 +41,7 @@ MU, STD = 1.0, 0.5
 """The Gaussian of ``gauss1d``."""
 SAMPLES = 20_000
 """For its measures."""
-_SIDE = 240
+_BOX = canvas.Box(x=(-3.0, 3.0), y=(MU - 3.5 * STD, MU + 3.5 * STD))
 _ANY, _VELOCITY_STEPS = 4, 32
 _TIME_SCALE = 1000.0
 
@@ -393,18 +394,10 @@ def _measure(cfg: Config, algorithm: Algorithm, source: Source, state: Any) -> d
 def _draw_map(algorithm: Algorithm, state: Any, key: PRNG, n: int) -> jax.Array:
     """Where G takes noise (green) beside where the flow does (black): z to the right, samples upwards."""
     del key, n
-    z = jnp.linspace(-3.0, 3.0, _SIDE)
     assert algorithm.sample is not None
-    x = algorithm.sample(state, jax.random.key(0), _SIDE, z=z[:, None])[:, 0]
-    height = jnp.linspace(MU + 3.5 * STD, MU - 3.5 * STD, _SIDE)[:, None]
-    canvas = jnp.ones((_SIDE, _SIDE, 3))
-    for y, thickness, color in (
-        (MU + STD * z, 3.0, (-0.7, -0.7, -0.7)),
-        (x, 1.5, (-0.8, 0.2, -0.7)),
-    ):
-        near = jnp.abs(height - y[None]) < thickness * 7 * STD / _SIDE
-        canvas = jnp.where(near[..., None], jnp.asarray(color).reshape(1, 1, 3), canvas)
-    return canvas[None]
+    z = jnp.linspace(*_BOX.x, 4 * canvas.SIDE)
+    x = algorithm.sample(state, jax.random.key(0), len(z), z=z[:, None])[:, 0]
+    return canvas.maps(z, MU + STD * z, x, _BOX)
 
 
 def _gaussian(cfg: Config, axis_name: str | None) -> cli.Experiment:
@@ -416,11 +409,8 @@ def _gaussian(cfg: Config, axis_name: str | None) -> cli.Experiment:
         batch_size=cfg.rows,
     )
     algorithm = algorithm_of(cfg, (1,), 0, source, axis_name)
-    frame = cli.Frame(
-        x=("noise", -3.0, 3.0),
-        y=("sample", MU - 3.5 * STD, MU + 3.5 * STD),
-        legend=[("#262626", "known map"), ("#199926", "map of G")],
-    )
+    axes = ("noise", *_BOX.x), ("sample", *_BOX.y)
+    frame = canvas.framed(*axes, known_map=canvas.BLACK, map_of_G=canvas.GREEN)
     return cli.Experiment(
         algorithm._replace(picture=functools.partial(_draw_map, algorithm)),
         source,

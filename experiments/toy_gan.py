@@ -32,6 +32,7 @@ from bpgan import cli, losses, metrics, optim, penalties
 from bpgan.algorithms import game, gan
 from bpgan.data import toys
 from bpgan.nets import linen_net, mlp
+from bpgan.report import canvas
 from bpgan.types import PRNG, AdversarialLoss, Algorithm, Net, Network, Source, UserError
 
 MU, SIGMA = 2.0, 0.5
@@ -41,7 +42,6 @@ RANK = 2
 """The covariance of ``lqg``, and G's rank."""
 SAMPLES = 2500
 """For the measures of mixtures, as in the literature."""
-_PIXELS, _TRAIL = 240, 512
 he_normal = jax.nn.initializers.he_normal()
 
 
@@ -152,126 +152,6 @@ class Trail(NamedTuple):
     points: jax.Array
 
 
-# Pictures: float images ``[1, h, w, 3]`` in [-1, 1], drawn on the device, so that they are samples like others.
-
-_WHITE, _RED, _BLUE, _BLACK, _GREEN = np.array(
-    [[1.0, 1, 1], [0.9, 0.55, 0.5], [0.55, 0.65, 0.95], [-0.7, -0.7, -0.7], [-0.8, 0.2, -0.7]],
-    np.float32,
-)
-
-
-def _canvas(share: jax.Array) -> jax.Array:
-    """``[h, w]`` in [0, 1] as colors: blue where D says fake, white between, red where it says real."""
-    t = 2 * share[..., None] - 1
-    red, blue, white = (c.reshape(1, 1, 3) for c in (_RED, _BLUE, _WHITE))
-    return white + jnp.abs(t) * (jnp.where(t > 0, red, blue) - white)
-
-
-def _dots(
-    canvas: jax.Array, points: jax.Array, reach: float, color: np.ndarray, size: int = 2
-) -> jax.Array:
-    """Points of the square ``[-reach, reach]^2`` as small squares, the second coordinate upwards."""
-    n = canvas.shape[0]
-    place = jnp.round((points / reach + 1) / 2 * (n - 1)).astype(jnp.int32)
-    for i in range(size):
-        for j in range(size):
-            row, column = n - 1 - place[:, 1] + i, place[:, 0] + j
-            row = jnp.where(row < 0, n, row)  # out of the picture, and not counted from its end
-            column = jnp.where(column < 0, n, column)
-            canvas = canvas.at[row, column].set(color, mode="drop")
-    return canvas
-
-
-def _plane(reach: float, n: int = _PIXELS) -> jax.Array:
-    """Coordinates ``[n * n, 2]`` of the pixels, row by row from the top."""
-    ticks = jnp.linspace(-reach, reach, n)
-    y, x = jnp.meshgrid(ticks[::-1], ticks, indexing="ij")
-    return jnp.stack([x.ravel(), y.ravel()], 1)
-
-
-def _centered(logits: jax.Array) -> jax.Array:
-    """D's share of "real", its logits centered, for losses of differences leave their mean open, and over their spread:
-
-    the colors of a D that is nearly flat are as strong as any; not those of one that is flat to rounding.
-    """
-    spread = jnp.maximum(jnp.std(logits), 1e-6 * jnp.max(jnp.abs(logits)))
-    return jax.nn.sigmoid(4 * _share(logits - jnp.median(logits), spread))
-
-
-def _share(part: jax.Array, whole: jax.Array) -> jax.Array:
-    """``part / whole``; all of what is 0 has no share of it."""
-    return part / jnp.where(whole > 0, whole, 1)
-
-
-def picture_of_points(
-    real: jax.Array, fake: jax.Array, logits: Callable, reach: float
-) -> jax.Array:
-    """Real (black) and generated (green) points over D's logits."""
-    canvas = _canvas(_centered(logits(_plane(reach))).reshape(_PIXELS, _PIXELS))
-    canvas = _dots(canvas, real, reach, _BLACK)
-    return _dots(canvas, fake, reach, _GREEN)[None]
-
-
-def picture_of_line(
-    real: jax.Array, fake: jax.Array, logits: Callable, low: float, high: float
-) -> jax.Array:
-    """Histograms of real (black outline) and generated (green) numbers over D's logits."""
-    x = jnp.linspace(low, high, _PIXELS)
-    canvas = jnp.broadcast_to(
-        _canvas(_centered(logits(x.reshape(-1, 1))).reshape(1, _PIXELS)), (_PIXELS, _PIXELS, 3)
-    )
-    height = jnp.arange(_PIXELS, 0, -1).reshape(-1, 1) / _PIXELS
-
-    def density(values: jax.Array) -> jax.Array:
-        edges = jnp.linspace(low, high, _PIXELS // 4 + 1)
-        counts = jnp.histogram(values.ravel(), edges)[0] / values.size / (edges[1] - edges[0])
-        return jnp.repeat(counts, 4).reshape(1, -1) * SIGMA * 2
-
-    above = density(fake)
-    canvas = jnp.where((height < above)[..., None], _GREEN.reshape(1, 1, 3), canvas)
-    outline = jnp.abs(height - density(real)) < 1.5 / _PIXELS
-    return jnp.where(outline[..., None], _BLACK.reshape(1, 1, 3), canvas)[None]
-
-
-def picture_of_path(
-    points: jax.Array, count: jax.Array, field: Callable, reach: float
-) -> jax.Array:
-    """The players' last points (theta to the right, psi upwards; the newest large) over the speed of the game."""
-    speed = jax.vmap(field)(_plane(reach))
-    fast = jnp.sqrt(jnp.sum(jnp.square(speed), 1)).reshape(_PIXELS, _PIXELS)
-    canvas = _canvas(0.5 - 0.5 * _share(fast, jnp.max(fast)))
-    starts = _plane(reach, 15)
-    flow = jax.vmap(field)(starts)
-    length = jnp.linalg.norm(flow, axis=1, keepdims=True)
-    ahead = _share(flow, length) * reach * 0.009
-    for turned, count_of in (
-        (0.0, 10),
-        (0.6, 5),
-        (-0.6, 5),
-    ):  # arrows: a shaft and two barbs, which end at the head
-        cos, sin = math.cos(turned), math.sin(turned)
-        behind = ahead @ jnp.array([[cos, sin], [-sin, cos]], ahead.dtype)
-        for t in range(count_of):
-            canvas = _dots(canvas, starts - t * behind, reach, 0.4 * _BLACK, size=1)
-    # Points that are not there yet lie out of the picture.
-    seen = jnp.arange(_TRAIL).reshape(-1, 1) >= _TRAIL - jnp.minimum(count + 1, _TRAIL)
-    canvas = _dots(canvas, jnp.where(seen, points, 10 * reach), reach, _GREEN)
-    return _dots(canvas, points[-1:], reach, _BLACK, size=6)[None]
-
-
-def _hex(color: np.ndarray) -> str:
-    return "#" + "".join(f"{round(127.5 * (float(c) + 1)):02x}" for c in color)
-
-
-def _framed(x: tuple[str, float, float], y: tuple[str, float, float], **colors: Any) -> cli.Frame:
-    """Axes, and the meaning of colors by what they show."""
-    legend = [(_hex(color), name.replace("_", " ")) for name, color in colors.items()]
-    return cli.Frame(x=x, y=y, legend=legend)
-
-
-_OPINION = {"D_says_real": _RED, "D_says_generated": _BLUE}
-
-
 # Problems: each an algorithm, a source and the measures at the end.
 
 
@@ -325,7 +205,7 @@ def mixture(target: toys.Mixture, cfg: Config, steps: int) -> cli.Experiment:
         del n
         k1, k2 = jax.random.split(key)
         logits = lambda x: d.apply(state.players["d"].variables, x.astype(dtype), train=False)[0]  # noqa: E731
-        return picture_of_points(target.draw(k1, 1000), plain(state, k2, 1000), logits, reach)
+        return canvas.scatter(target.draw(k1, 1000), plain(state, k2, 1000), logits, reach)
 
     def evaluate(state: Any) -> dict[str, float]:
         found = metrics.modes(_drawn(inner, state, SAMPLES), target.centers, target.std)
@@ -343,8 +223,12 @@ def mixture(target: toys.Mixture, cfg: Config, steps: int) -> cli.Experiment:
 
     draw = lambda key, n: target.draw(key, n, dtype)  # noqa: E731
     source = _fresh(cfg, draw, target.definition)
-    frame = _framed(
-        ("x", -reach, reach), ("y", -reach, reach), data=_BLACK, generated=_GREEN, **_OPINION
+    frame = canvas.framed(
+        ("x", -reach, reach),
+        ("y", -reach, reach),
+        data=canvas.BLACK,
+        generated=canvas.GREEN,
+        **canvas.OPINION,
     )
     title = (
         f"{cfg.problem}: samples of {len(target.centers)} Gaussians in the plane, each of standard"
@@ -383,7 +267,7 @@ def row(cfg: Config, steps: int) -> cli.Experiment:
     centers, reach = target.centers[:, 0], 3.0
     z = metrics.normal_quantiles(4096)
     best = metrics.monotone_map(z, centers, target.std)
-    ticks = np.linspace(-reach, reach, 4 * _PIXELS)
+    ticks = np.linspace(-reach, reach, 4 * canvas.SIDE)
     known = metrics.monotone_map(ticks, centers, target.std)
 
     def picture(state: Any, key: PRNG, n: int) -> jax.Array:
@@ -391,12 +275,12 @@ def row(cfg: Config, steps: int) -> cli.Experiment:
         del key, n
         network, seen = inner.networks["generator"], jnp.asarray(ticks, dtype)
         found = network.apply(network.variables(state), seen[:, None])
-        heights = jnp.linspace(reach, -reach, _PIXELS, dtype=dtype)
+        heights = jnp.linspace(reach, -reach, canvas.SIDE, dtype=dtype)
         logits, _ = d.apply(state.players["d"].variables, heights[:, None], train=False)
-        share = jnp.broadcast_to(_centered(logits)[:, None], (_PIXELS, _PIXELS))
-        line = jnp.stack([seen, jnp.asarray(known, dtype)], 1)
-        canvas = _dots(_canvas(share), line, reach, _BLACK, size=3)
-        return _dots(canvas, jnp.stack([seen, found[:, 0]], 1), reach, _GREEN)[None]
+        box = canvas.square(reach)
+        return canvas.maps(
+            seen, jnp.asarray(known, dtype), found[:, 0], box, canvas.centered(logits)
+        )
 
     def evaluate(state: Any) -> dict[str, float]:
         found = _mapped(inner, state, z[:, None].astype(dtype))[:, 0]
@@ -413,12 +297,12 @@ def row(cfg: Config, steps: int) -> cli.Experiment:
         }
 
     source = _fresh(cfg, lambda key, n: target.draw(key, n, dtype), target.definition)
-    frame = _framed(
+    frame = canvas.framed(
         ("z", -reach, reach),
         ("G(z)", -reach, reach),
-        increasing_map=_BLACK,
-        generator=_GREEN,
-        **_OPINION,
+        increasing_map=canvas.BLACK,
+        generator=canvas.GREEN,
+        **canvas.OPINION,
     )
     title = f"{cfg.problem}: N(0, 1) to {len(centers)} Gaussians on a line, of standard deviation"
     title += f" {target.std:g}"
@@ -516,7 +400,7 @@ def gaussian3d(cfg: Config, steps: int) -> cli.Experiment:
             return d.apply(state.players["d"].variables, x, train=False)[0]
 
         real, fake = draw(k1, 1000), plain(state, k2, 1000)
-        return picture_of_points(real[:, :2], fake[:, :2], logits, reach)
+        return canvas.scatter(real[:, :2], fake[:, :2], logits, reach)
 
     def evaluate(state: Any) -> dict[str, float]:
         found = gan.averaged(state)
@@ -540,7 +424,7 @@ def gaussian3d(cfg: Config, steps: int) -> cli.Experiment:
     definition = f"N({_TARGET_MEAN.tolist()}, {_TARGET.tolist()})"
     source = _fresh(cfg, draw, definition)
     axes = [(f"x{i + 1}", -reach, reach) for i in range(2)]
-    frame = _framed(*axes, data=_BLACK, generated=_GREEN, **_OPINION)
+    frame = canvas.framed(*axes, data=canvas.BLACK, generated=canvas.GREEN, **canvas.OPINION)
     title = f"{cfg.problem}: N(0, diag{np.diag(_SOURCE).tolist()}) to {definition}"
     return cli.Experiment(inner._replace(picture=picture), source, evaluate, title, frame=frame)
 
@@ -583,9 +467,8 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
         del n
         k1, k2 = jax.random.split(key)
         logits = lambda x: d.apply(state.players["d"].variables, x, train=False)[0]  # noqa: E731
-        return picture_of_line(
-            draw(k1, 4000), plain(state, k2, 4000), logits, MU - 6 * SIGMA, MU + 4 * SIGMA
-        )
+        ends, top = (MU - 6 * SIGMA, MU + 4 * SIGMA), 1 / (2 * SIGMA)
+        return canvas.histograms(draw(k1, 4000), plain(state, k2, 4000), logits, ends, top)
 
     def evaluate(state: Any) -> dict[str, float]:
         g = state.players["g"].params
@@ -613,12 +496,12 @@ def gaussian1d(cfg: Config, steps: int) -> cli.Experiment:
         return found
 
     source = _fresh(cfg, draw, f"N({MU}, {SIGMA}^2)")
-    frame = _framed(
+    frame = canvas.framed(
         ("x", MU - 6 * SIGMA, MU + 4 * SIGMA),
         ("density", 0, 1 / (2 * SIGMA)),
-        data=_BLACK,
-        generated=_GREEN,
-        **_OPINION,
+        data=canvas.BLACK,
+        generated=canvas.GREEN,
+        **canvas.OPINION,
     )
     title = f"{cfg.problem}: samples of N({MU}, {SIGMA}^2)"
     return cli.Experiment(inner._replace(picture=picture), source, evaluate, title, frame=frame)
@@ -664,7 +547,7 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
 
     def init(key: PRNG) -> Trail:
         state = inner.init(key)
-        points = jnp.zeros((_TRAIL, 2), dtype).at[-1].set(point_of(state))
+        points = jnp.zeros((canvas.TRAIL, 2), dtype).at[-1].set(point_of(state))
         return Trail(jnp.zeros((), jnp.int32), state, points)
 
     def step(trail: Trail, batch: Any, key: PRNG) -> tuple[Trail, Any]:
@@ -675,7 +558,7 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
     def picture(trail: Trail, key: PRNG, n: int) -> jax.Array:
         del key, n
         plain = lambda where: moved(trail.state, where) - where.astype(dtype)  # noqa: E731
-        return picture_of_path(trail.points, trail.step, plain, 2.0)
+        return canvas.path(trail.points, trail.step, plain, 2.0)
 
     def evaluate(trail: Trail) -> dict[str, float]:
         """Distance to the equilibrium and its factor of each step; known, the spectral radius of the step there.
@@ -707,13 +590,13 @@ def dirac(cfg: Config, steps: int) -> cli.Experiment:
 
     draw = lambda key, n: jnp.zeros((n, 1), dtype)  # noqa: E731
     source = _fresh(cfg, draw, "the number 0")
-    frame = _framed(
+    frame = canvas.framed(
         ("θ of the generator", -2.0, 2.0),
         ("ψ of the discriminator", -2.0, 2.0),
-        now=_BLACK,
-        the_way_here=_GREEN,
-        where_a_step_is_long=_BLUE,
-        direction_of_a_step=0.4 * _BLACK,
+        now=canvas.BLACK,
+        the_way_here=canvas.GREEN,
+        where_a_step_is_long=canvas.BLUE,
+        direction_of_a_step=0.4 * canvas.BLACK,
     )
     algorithm = Algorithm(init, step, picture=picture, **_drawing(inner))
     title = (
@@ -781,7 +664,7 @@ def lqg(cfg: Config, steps: int) -> cli.Experiment:
         real = root * jax.random.normal(k1, (1000, len(SPECTRUM)), dtype)
         fake = sample(state, k2, 1000)
         flat = lambda x: jnp.zeros(len(x))  # noqa: E731
-        return picture_of_points(real[:, :2], fake[:, :2], flat, 6.0)
+        return canvas.scatter(real[:, :2], fake[:, :2], flat, 6.0)
 
     def evaluate(state: Any) -> dict[str, float]:
         g = state.players["g"].params
@@ -799,7 +682,7 @@ def lqg(cfg: Config, steps: int) -> cli.Experiment:
     definition = f"N(0, diag{SPECTRUM.tolist()}), of which no samples are drawn"
     source = _fresh(cfg, lambda key, n: jnp.zeros((n, 1), dtype), definition)
     axes = [(f"direction {i + 1}", -6.0, 6.0) for i in range(2)]
-    frame = _framed(*axes, data=_BLACK, generated=_GREEN)
+    frame = canvas.framed(*axes, data=canvas.BLACK, generated=canvas.GREEN)
     drawing = {"sample": sample, "latents": latents, "networks": {"generator": generator}}
     algorithm = inner._replace(picture=picture, **drawing)
     title = f"{cfg.problem}: {definition}"

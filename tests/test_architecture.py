@@ -85,7 +85,6 @@ PRIVATE: dict[str, set[str]] = {
         "neighbors._products",
     },
     "test_sources.py": {"data.sources._WINDOW", "data.sources._Windows"},
-    "test_toy_gan.py": {"toy_gan._BLACK", "toy_gan._GREEN"},
     "test_train.py": {"train._CALL_SECONDS"},
     "test_vae.py": {"experiment._CHUNK", "experiment._IMAGES"},
     "test_precision.py": {"neighbors._products", "scores._ms_ssim"},

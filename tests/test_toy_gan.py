@@ -17,6 +17,7 @@ from bpgan.data import toys
 from bpgan.losses import LOSSES
 from bpgan.nets import linen_net, mlp
 from bpgan.penalties import PENALTIES, weighted
+from bpgan.report import canvas
 from bpgan.runtime.program import compile_program
 from bpgan.types import AdversarialLoss, Net, UserError
 from experiments import toy_gan
@@ -419,13 +420,13 @@ def test_the_schedule_ends_with_the_run():
 def test_pictures_show_what_is_where():
     """A point to the upper right is there, one outside nowhere, red is where D is high."""
     real, fake = jnp.array([[0.5, 0.75]]), jnp.array([[-0.5, -0.75], [3.0, 0.0], [0.0, 3.0]])
-    picture = np.asarray(toy_gan.picture_of_points(real, fake, lambda x: x[:, 1], 1.0)[0])
+    picture = np.asarray(canvas.scatter(real, fake, lambda x: x[:, 1], 1.0)[0])
     n = len(picture)
     row, column = round(0.125 * n), round(0.75 * n)
-    for where, color in (((row, column), toy_gan._BLACK), ((n - row, n - column), toy_gan._GREEN)):
+    for where, color in (((row, column), canvas.BLACK), ((n - row, n - column), canvas.GREEN)):
         near = picture[where[0] - 2 : where[0] + 3, where[1] - 2 : where[1] + 3].reshape(-1, 3)
         assert (np.abs(near - np.asarray(color).reshape(1, 3)).max(1) < 1e-6).sum() == 4
-    assert (np.abs(picture - np.asarray(toy_gan._GREEN).reshape(1, 1, 3)).max(2) < 1e-6).sum() == 4
+    assert (np.abs(picture - np.asarray(canvas.GREEN).reshape(1, 1, 3)).max(2) < 1e-6).sum() == 4
     top, bottom = picture[2, n // 2], picture[-3, n // 2]
     assert top[0] > top[2] and bottom[2] > bottom[0]
 

@@ -70,7 +70,7 @@ ROOMS = {  # top to bottom; imports go down
     "bpgan.report": Room(
         "the page of a run, the comparison of runs",
         "runtime.records runtime.images files measures types",
-        "(audit compare explore) page (plot tables)",
+        "(audit compare explore) page (canvas plot tables)",
     ),
     "bpgan.privacy": Room(
         "training with differential privacy: its accounting, and audits of it",
