@@ -616,8 +616,8 @@ def test_accuracy():
 @pytest.mark.parametrize(
     "name, dtype, tolerance",
     [
-        ("nonsaturating", "float32", 1e-5),
-        ("nonsaturating", "float64", 1e-10),
+        pytest.param("nonsaturating", "float32", 1e-5, marks=pytest.mark.slow),
+        pytest.param("nonsaturating", "float64", 1e-10, marks=pytest.mark.slow),
         ("relativistic", "float64", 1e-10),
     ],
 )

@@ -351,8 +351,8 @@ def instances():
     """Every network that is found, at the sizes of MNIST and of CIFAR."""
     for name, module in modules().items():
         for shape in ((28, 28, 1), (32, 32, 3)):
-            small = shape[0] == 28 and name not in ("biggan", "resnet", "stylegan2")
-            marks = () if small else pytest.mark.medium
+            large = pytest.mark.medium if name in ("biggan", "resnet", "stylegan2") else ()
+            marks = large if shape[0] == 28 else pytest.mark.slow
             nets = {"Generator": (tiny(name, "Generator", shape), (16,), shape)}
             nets["Discriminator"] = tiny(name, "Discriminator"), shape, ()
             if hasattr(module, "Classifier"):

@@ -224,7 +224,7 @@ def test_a_report_that_cannot_be_made_costs_no_member_its_result(tmp_path, capsy
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("lowering", groups.LOWERINGS)
+@pytest.mark.parametrize("lowering", ["map", pytest.param("vmap", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("lost", [(1,), pytest.param((0, 1, 2), marks=pytest.mark.slow)])
 def test_a_group_killed_between_two_saves_goes_on_bit_for_bit(tmp_path, lowering, lost):
     fit(tmp_path / "whole", 16, lowering=lowering)

@@ -81,8 +81,8 @@ def test_dirac_goes_where_it_is_known_to_go(gamma, norm):
         # sqrt(1 - h gamma) of a period of 480 steps; two of its points gave 0.9924
         (["--gamma=0.37", "--lr=0.031"], np.sqrt(1 - 0.031 * 0.37)),
         (["--rule=extragradient", "--gamma=1.001"], None),  # real and nearly double
-        (["--rule=unrolled", "--gamma=1"], 0.95),  # double
-        (["--rule=consensus", "--gamma=0.05", "--lr=0.5"], None),
+        slow(["--rule=unrolled", "--gamma=1"], 0.95),  # double
+        slow(["--rule=consensus", "--gamma=0.05", "--lr=0.5"], None),
         (["--d_steps=3", "--gamma=0.3"], None),
         (["--steps=2300"], 0.96),  # the last points are where float32 flushes updates to zero
         (["--loss=least_squares"], 1.0),  # a line of equilibria
@@ -495,7 +495,7 @@ def test_one_way_to_run():
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("penalty", ["wgan_gp", "dragan"])
+@pytest.mark.parametrize("penalty", [slow("wgan_gp"), "dragan"])
 def test_no_factor_is_known_of_a_game_without_that_equilibrium(penalty):
     """Penalties centered at 1 leave the origin: the step's radius there, by the norm's epsilon, was said to be 2e5."""
     experiment = toy_gan.build(config("--preset=dirac", f"--penalty={penalty}"))

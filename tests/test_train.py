@@ -377,7 +377,10 @@ def test_state_is_donated_and_traced_once(devices):
 @pytest.mark.medium
 @pytest.mark.parametrize(
     "options",
-    [dict(), dict(loss="relativistic_average", more=[weighted(0.3, lecam(start=1))])],
+    [
+        pytest.param(dict(), marks=pytest.mark.slow),
+        dict(loss="relativistic_average", more=[weighted(0.3, lecam(start=1))]),
+    ],
     ids=["pairs", "means of the whole batch"],
 )
 def test_devices_and_modes_agree(trees_close, options):

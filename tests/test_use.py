@@ -162,7 +162,9 @@ def test_a_vae_draws_from_latents(tmp_path):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("problem", ["gaussian1d", "dirac", "lqg", "ring8"])
+@pytest.mark.parametrize(
+    "problem", [pytest.param("gaussian1d", marks=pytest.mark.slow), "dirac", "lqg", "ring8"]
+)
 def test_a_toy_draws_points(problem, tmp_path):
     """By hand: a + b z; theta; z G'."""
     flags = ["--penalty=none", "--d_steps=1", "--ema=0"] if problem != "ring8" else []
@@ -614,7 +616,7 @@ def test_the_page_runs_as_written(digits, labeled, tmp_path, monkeypatch):
     assert names["slope"].shape == (4, 28, 28, 1)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_the_commands_of_the_page_run_as_written(labeled, tmp_path, monkeypatch):
     train(mnist_gan, tmp_path / "runs" / "mnist_gan" / "default")
     shutil.copytree(labeled, tmp_path / "runs" / "image_gan" / "cgan28")

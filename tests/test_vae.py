@@ -107,7 +107,10 @@ def trained(algorithm, steps=150, seed=0):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("likelihood", ["bernoulli-threshold", "continuous-bernoulli"])
+@pytest.mark.parametrize(
+    "likelihood",
+    [pytest.param("bernoulli-threshold", marks=pytest.mark.slow), "continuous-bernoulli"],
+)
 def test_bounds_rise_with_the_samples_to_the_true_marginal(x64, likelihood):
     """``p(x) = int p(x|z) N(z; 0, I) dz`` on a grid over the two latents."""
     model, algorithm = small(likelihood)

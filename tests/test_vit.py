@@ -351,7 +351,7 @@ def players(dtype, residual=False, **options):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("residual", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_at_the_start_nothing_is_told_apart(residual):
     """G is 0 or the identity, D does not see x: no slope, and both losses are log 2."""
     penalty = weighted(1.0, PENALTIES["r1"])
