@@ -222,7 +222,7 @@ def first(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("thing", params, indirect=True)
 
 
-@first("penalty", "experiment")
+@first("experiment")
 def test_a_run_is_resumed_bit_for_bit(thing):
     found, folder = thing
     say(folder, *train(found, "resumed", 4))
@@ -235,7 +235,7 @@ def test_a_run_is_resumed_bit_for_bit(thing):
         assert [float(np.ravel(a[k])[0]) for k in a if "count" in k and "memory" in k] == [4.0]
 
 
-@first("loss", "experiment")
+@first("experiment")
 @pytest.mark.parametrize("vectorize", ["on", pytest.param("off", marks=pytest.mark.slow)])
 def test_a_sweep_trains_it(thing, vectorize):
     found, folder = thing
@@ -249,7 +249,7 @@ def test_a_sweep_trains_it(thing, vectorize):
     assert [(row["status"], row["step"]) for row in rows] == [("done", "4")] * 2
 
 
-@first("net", "metric", "dataset", "experiment")
+@first("metric", "experiment")
 def test_its_run_is_evaluated(thing):
     found, folder = thing
     say(

@@ -122,7 +122,17 @@ def trained(algorithm, steps=3, batch=BATCH):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("method", flow.METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        "adversarial",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in flow.METHODS
+            if name != "adversarial"
+        ),
+    ],
+)
 def test_devices_and_micro_batches_change_nothing(trees_close, short_fusions, method):
     """Eight devices that share a batch, by name or not, and a batch in two parts; all to rounding."""
     whole, metrics = trained(small(method), 2)

@@ -579,9 +579,9 @@ def test_impossible_options_are_refused(options):
 @pytest.mark.parametrize(
     "loss, options",
     [
-        ("hinge", dict()),
         ("hinge", dict(d_steps=2)),
         ("relativistic", dict(accumulate=4)),
+        pytest.param("hinge", dict(), marks=pytest.mark.slow),
         pytest.param("hinge", dict(accumulate=4), marks=pytest.mark.slow),
         pytest.param("relativistic", dict(), marks=pytest.mark.slow),
         pytest.param("relativistic", dict(d_steps=2), marks=pytest.mark.slow),

@@ -173,7 +173,7 @@ def test_a_run_begins_where_another_was(gan, other, tmp_path, capsys):
     assert "another configuration (--init_from was" in capsys.readouterr().err
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_another_resolution_is_named(gan, other, tmp_path, capsys):
     flags = ["--net=mlp", f"--dataset=npz:{other / 'larger.npz'}", f"--init_from={gan}"]
     assert train(mnist_gan, tmp_path / "run", *flags, "--init=g,d") == 0

@@ -465,7 +465,9 @@ def test_the_history_is_a_part_of_the_state_and_what_d_sees(x64):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("name", ["pix2pix", "cyclegan", "cut"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("pix2pix", marks=pytest.mark.slow), "cyclegan", "cut"]
+)
 def test_devices_and_micro_batches_change_nothing(x64, name):
     """Mapped over four devices, and in two micro-batches, the steps are those of the whole batch, noise included."""
     options: dict = {"history": 5} if name == "cyclegan" else {}

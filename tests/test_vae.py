@@ -304,7 +304,10 @@ class Counted:
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("likelihood,count", [("bernoulli", 103), ("continuous-bernoulli", 40)])
+@pytest.mark.parametrize(
+    "likelihood,count",
+    [pytest.param("bernoulli", 103, marks=pytest.mark.slow), ("continuous-bernoulli", 40)],
+)
 def test_bounds_that_a_run_reports_are_of_the_same_images(monkeypatch, likelihood, count):
     """103 images are six chunks of 20, the last one filled up, and bounds of the first 50 are of three."""
     monkeypatch.setattr(experiment, "_CHUNK", 20)
