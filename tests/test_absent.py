@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 from typing import Annotated, Any
@@ -199,6 +200,7 @@ def kinds(library):
     class Inner(library.Struct, frozen=True, kw_only=True):
         name: str
         sizes: list[int] = []
+        label: int | None | library.UnsetType = library.UNSET
 
     class Outer(library.Struct, frozen=True, kw_only=True, omit_defaults=True):
         step: Annotated[int, library.Meta(ge=0)]
@@ -228,6 +230,9 @@ DOCUMENTS = [
     ("outer", {"step": 1, "config": {"a": []}}),
     ("outer", {"step": 1, "metrics": {"a": "x"}}),
     ("outer", {"step": 1, "pair": ["a"]}),
+    ("outer", {"step": 1, "inner": {"name": "a", "label": None}}),
+    ("outer", {"step": 1, "inner": {"name": "a", "label": 3}}),
+    ("outer", {"step": 1, "inner": {"name": "a", "label": "x"}}),
     ("list", [{"step": 3}, {"step": 4}]),
     ("list", [{"step": 3}, {"stop": 4}]),
     ("int", 3),
@@ -247,6 +252,12 @@ def test_the_standin_reads_as_msgspec(kind, document):
             return "refused" + str(error).partition(" - at ")[2]
 
     assert read(standin()) == read(msgspec)
+
+
+def test_the_standin_has_what_the_project_uses():
+    sources = (path.read_text(encoding="utf-8") for path in ROOT.glob("bpgan/**/*.py"))
+    used = {name for text in sources for name in re.findall(r"\bmsgspec\.(\w+)", text)}
+    assert {"Struct", "UNSET"} <= used and not [n for n in used if not hasattr(standin(), n)]
 
 
 def test_the_standin_makes_copies_with_other_values():

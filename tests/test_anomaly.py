@@ -127,7 +127,7 @@ def test_a_collapsed_run_is_flagged_in_log_and_report(tmp_path, capsys):
     assert len(stored["anomalies"]) == 3 and stored["metrics"]["samples/variance"] < 1e-9
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_collapsed_run_is_stopped_if_asked(tmp_path):
     for _ in range(2):  # and again when it is repeated
         with pytest.raises(train.Anomaly, match="on_anomaly=stop`, at step 4: .*step 3 is kept"):

@@ -205,7 +205,7 @@ def test_a_private_run_is_audited(tmp_path, capsys, digits):
     assert "--canaries=999999: must be at most 300 examples" in capsys.readouterr().err
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_vae_has_no_discriminator(tmp_path, capsys):
     path = train(vae, tmp_path / "run", "--bound=0")
     assert run(f"--run={path}", f"--workdir={tmp_path / 'audit'}") == 0

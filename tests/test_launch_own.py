@@ -156,7 +156,7 @@ def test_it_is_swept_as_groups_resumed_compared_and_restored(code, tmp_path, way
         assert done.stdout == "20\n", done.stderr
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_it_is_searched(code, tmp_path):
     argv = ["--experiment=my_gan.py", *FLAGS, "--steps=9", f"--root={tmp_path}", "--vectorize=off"]
     halving = ["--sweep=lr=0.1,0.2,0.5", "--search=halving", "--aim=min:loss"]

@@ -21,7 +21,9 @@ def test_there_is_a_command_for_each_recipe():
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, marks=pytest.mark.slow if "biggan" in c else ()) for c in COMMANDS]
+)
 def test_a_command_is_one_of_a_program_for_such_images(command, monkeypatch):
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (64, 32, 32, 3), np.uint8)

@@ -54,7 +54,7 @@ def test_blind_spots_are_where_the_docs_show_them(sight, defect, metric):
     assert not sight.sees(defect, metric), (sight.real[metric], sight.defects[defect][metric])
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_real_images_are_at_the_floor(sight):
     """T3.20."""
     floor, bias = sight.floor

@@ -19,6 +19,13 @@ class ValidationError(ValueError):
         self.at = at
 
 
+class UnsetType:
+    """Of ``UNSET``, the default of a field that tells its absence from null. No document has it."""
+
+
+UNSET = UnsetType()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Meta:
     """Bounds of a number, the pattern of a text, and the length of a list."""
@@ -95,6 +102,7 @@ def convert(value: Any, kind: Any, at: str = "$") -> Any:
 
 
 def _of_union(value: Any, kinds: tuple[Any, ...], at: str) -> Any:
+    kinds = tuple(kind for kind in kinds if kind is not UnsetType)
     for kind in sorted(kinds, key=lambda kind: type(value) is not kind):  # its own type first
         try:
             return convert(value, kind, at)
@@ -134,6 +142,7 @@ def to_builtins(value: Any) -> Any:
     """Dictionaries and lists of what is in a record."""
     if isinstance(value, Struct):
         fields = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
+        fields = [(f, v) for f, v in fields if v is not UNSET]
         if value.__omit_defaults__:
             fields = [(f, v) for f, v in fields if v != _default(f)]
         return {field.name: to_builtins(v) for field, v in fields}
