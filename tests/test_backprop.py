@@ -279,6 +279,13 @@ NETWORKS = {  # name: (Linen, by hand, shape of the input)
 }
 
 
+TIERS = {
+    "cnn classifier": pytest.mark.medium,
+    "dcgan generator": pytest.mark.medium,
+    "dcgan discriminator": pytest.mark.slow,
+}
+
+
 @functools.cache
 def create(name):
     module, layers, shape = NETWORKS[name]
@@ -289,12 +296,7 @@ def create(name):
     return net, layers, jax.tree.map(lambda a: a.astype(jnp.float64), variables), x
 
 
-@pytest.fixture(
-    params=[
-        name if name.startswith("mlp") else pytest.param(name, marks=pytest.mark.medium)
-        for name in NETWORKS
-    ]
-)
+@pytest.fixture(params=[pytest.param(name, marks=TIERS.get(name, ())) for name in NETWORKS])
 def network(request):
     """(net, layers, variables, x): the same network by Linen and by hand."""
     return create(request.param)

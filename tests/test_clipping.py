@@ -260,7 +260,7 @@ def test_no_record_moves_the_sum_by_more_than_the_clip(name):
             assert moved <= clip * (1 + 1e-5), (form, case)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_bfloat16():
     objective, now, _ = make("dcgan", 5, jnp.bfloat16)
     now = now._replace(batch={k: x.astype(jnp.bfloat16) for k, x in now.batch.items()})

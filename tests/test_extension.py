@@ -249,7 +249,7 @@ def test_a_sweep_trains_it(thing, vectorize):
     assert [(row["status"], row["step"]) for row in rows] == [("done", "4")] * 2
 
 
-@first("metric", "experiment")
+@first("experiment")
 def test_its_run_is_evaluated(thing):
     found, folder = thing
     say(

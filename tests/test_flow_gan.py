@@ -66,7 +66,7 @@ def drawn(path, **flags):
 @pytest.mark.parametrize(
     "flags",
     [
-        (),
+        pytest.param((), marks=pytest.mark.slow),
         pytest.param(("--net=unet:4,patch=2",), marks=pytest.mark.slow),
         (ADVERSARIAL, "--labels", "--loss=relativistic,normalized", "--d_steps=2"),
         (CONTINUOUS, "--warmup=0.5", "--d_steps=2", "--penalty=centering=0.01+g.transport=0.1"),

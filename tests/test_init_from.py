@@ -188,7 +188,7 @@ def test_another_resolution_is_named(gan, other, tmp_path, capsys):
     assert "3 begin anew: " in capsys.readouterr().out
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_another_experiment_and_labels_are_allowed(gan, other, tmp_path):
     """The perceptron with labels has a wider first layer and an embedding."""
     flags = ["--net=mlp", "--condition=concat", f"--dataset=npz:{other / 'same.npz'}"]

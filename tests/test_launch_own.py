@@ -169,7 +169,7 @@ def test_it_is_searched(code, tmp_path):
     assert before == {path for path in tmp_path.rglob("result.json")}
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @WAYS
 def test_several_processes_train_it(code, tmp_path, way):
     flag, _ = named(way, code)

@@ -41,10 +41,11 @@ def test_the_readme_has_commands():
 HERE = [c for c in COMMANDS if c[0] == "python" and "://" not in " ".join(c)]
 
 
-# What trains a classifier of its own, many programs or large networks.
+# What trains a classifier of its own, many programs or large networks, or is called with these flags by other tests.
 DEAR = re.compile(
     r"--eval_every|--experiment=private_gan|seed=0:8|--samples=|--processes|evaluate --run=runs/private_gan"
-    r"|--preset=(match|adversarial|continuous|vit|afm|lite)\d+|--net=vit|--study=(flows|transport)|--ema=power"
+    r"|--preset=(match|adversarial|continuous|vit|afm|lite)\d+|--net=vit|--study=|--ema=power"
+    r"|experiments\.(translate|audit|evaluate_text)\b"
 )
 
 
