@@ -525,10 +525,12 @@ def parse(text: str) -> Planned | None:
         return None
     single = text.removesuffix(",paired")
     paired = single != text
-    names, _, p = single.partition("@")
+    names, at, p = single.partition("@")
     kind, _, target = p.partition(":")
     if kind != "ada":
-        return Planned(policy(names), optim.parse(p or "1", low=0.0, high=1.0), paired=paired)
+        return Planned(
+            policy(names), optim.parse(p if at else "1", low=0.0, high=1.0), paired=paired
+        )
     try:
         wanted = float(target or 0.6)
     except ValueError:

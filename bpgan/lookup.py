@@ -138,7 +138,7 @@ def only_own() -> Iterator[None]:
 def check_trusted(name: str) -> None:
     """Raises a UserError within ``only_own``; called before code outside bpgan, of this name, is imported."""
     if _ONLY_OWN.get():
-        reason = f"would import {name}, which is not part of bpgan, and run its code;"
+        reason = f"would import {name}, which the run names, and run its code;"
         raise UserError(f"{reason} `trust=True` allows it")
 
 

@@ -191,10 +191,10 @@ def _step_size(text: str) -> tuple[OverRun, float]:
         return parse(text, low=0.0), 0.0
     width, _, rest = text.removeprefix("width:").partition(":")
     try:
-        reference = _number(width, 1e-12)
+        reference = _number(width, 1, 1e6)
     except ValueError:
         raise ValueError(
-            f"{text!r}: must be width:W:SCALAR, W a width such as 768 at which the step size is SCALAR"
+            f"{text!r}: must be width:W:SCALAR, W a width from 1 to 1e6 such as 768, at which the step size is SCALAR"
         ) from None
     return parse(rest, low=0.0), reference
 
@@ -318,7 +318,7 @@ def half_life(images: Any, batch: int, ramp: float | None = 0.05) -> Schedule:
     return decay
 
 
-WIDEST = 1 / math.sqrt(12)
+NARROWEST, WIDEST = 1e-4, 1 / math.sqrt(12)
 """Relative width of the average of all weights alike; beyond it the oldest would weigh most."""
 
 
@@ -329,11 +329,11 @@ def exponent_of(sigma: float) -> float:
     (g + 3))``. The mean age of what is averaged is ``t / (g + 2)``.
 
     Raises:
-      ValueError: for a sigma that is not in (0, 0.2886].
+      ValueError: for a sigma that is not in [1e-4, 0.2886].
     """
-    if not 0 < sigma <= WIDEST:
+    if not NARROWEST <= sigma <= WIDEST:
         raise ValueError(
-            f"a relative width of {sigma:g} is not in (0, 0.2886]: beyond it the oldest weights would count most"
+            f"a relative width of {sigma:g} is not in [1e-4, 0.2886]: beyond 0.2886 the oldest weights would count most"
         )
     inverse = sigma**-2.0
     roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
@@ -429,6 +429,8 @@ def parse_averages(text: str) -> Lengths:
     reload = _reload(option) if comma else (0.0, False)
     terms = re.split(r"(?<![0-9.][eE])\+", averages)  # 2e+4 is a number
     found = [_length(term) for term in terms]
+    if len(set(terms)) < len(terms):
+        raise ValueError(f"{text!r}: keeps one average twice")
     none = [scalar is not None and scalar(1) == 0 for scalar, _ in found]
     if any(none) and (len(terms) > 1 or comma):
         raise ValueError(f"{text!r}: 0 keeps no average, and stands alone")
@@ -454,8 +456,9 @@ def _length(text: str) -> tuple[OverRun | None, float | None]:
 def _reload(text: str) -> tuple[float, bool]:
     match = re.fullmatch(r"reload=(?:(\d{1,10})|(\d+\.?\d*|\.\d+)ep)", text, re.ASCII)
     number = float(match[1] or match[2]) if match else 0.0
-    if not match or number == 0:
-        raise ValueError(f"{text!r}: must be reload=STEPS or reload=EPOCHSep, such as reload=1ep")
+    if not match or not 0 < number < 1e10:
+        allowed = "must be reload=STEPS or reload=EPOCHSep, such as reload=1ep, of less than 1e10"
+        raise ValueError(f"{text!r}: {allowed}")
     return number, match[1] is None
 
 

@@ -62,14 +62,14 @@ _IDLE = {
 def _times(text: str) -> flow.Draw:
     kind, *numbers = text.split(":")
     try:
-        mean, std = map(float, numbers or (0.0, 1.0))
+        mean, std = map(float, numbers) if kind == "normal" else (0.0, 1.0)
     except ValueError:
         kind = ""
     if kind == "uniform" and not numbers:
         return flow.uniform_times
     if kind != "normal" or not (abs(mean) < 100 and 0 < std < 100):
         raise ValueError(
-            "must be uniform, or normal:MEAN:STD of the logit of t, such as normal:0:1"
+            "must be uniform, or normal:MEAN:STD of the logit of t, both below 100, such as normal:0:1"
         )
     return flow.logistic_normal_times(mean, std)
 

@@ -123,7 +123,7 @@ def _condition(text: str) -> Condition:
         raise ValueError(
             f"must be none, {', '.join(plain)}, or one of {', '.join(AUXILIARY)} with =WEIGHT"
         )
-    return Condition("" if how == "none" else how, _positive(weight or "1"))
+    return Condition("" if how == "none" else how, _positive(weight if equals else "1"))
 
 
 _SCALAR = "a number or a schedule such as cosine:2e-4:5e-5"

@@ -201,6 +201,8 @@ def run(cfg: Config) -> None:
     folder = cli.make_folder(cfg.workdir, "workdir", cfg.workdir)
     planned, kept = plan(cfg, folder), Evaluations(cfg, folder)
     arms = cfg.study.value.arms
+    for arm in arms:
+        _try(arm, planned[arm.name])
     for experiment in dict.fromkeys(arm.experiment for arm in arms):
         group = [arm for arm in arms if arm.experiment == experiment]
         together = {member.workdir: member for arm in group for member in planned[arm.name]}
@@ -225,6 +227,21 @@ def plan(cfg: Config, folder: pathlib.Path) -> dict[str, list[runs.PlannedRun]]:
         except UserError as error:
             raise UserError(f"{arm.name}: {cli.message_of(error)}") from None
     return planned
+
+
+def _try(arm: Arm, members: Sequence[runs.PlannedRun]) -> None:
+    """Builds a run of a method that has not ended. Raises a UserError if it is refused, before any method trains."""
+    script, todo = (
+        experiments.find(arm.experiment),
+        [m for m in members if not outcomes.is_finished(m)],
+    )
+    if todo and script.trains:
+        try:
+            script.action(
+                cli.resolve(script.config, script.presets, [*todo[0].common, *todo[0].own])
+            )
+        except UserError as error:
+            raise UserError(f"{arm.name}: {cli.message_of(error)}") from None
 
 
 class Evaluations:

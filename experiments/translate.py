@@ -223,7 +223,9 @@ class Config(cli.RunConfig):
 
     def idle(self) -> dict[str, str]:
         special = {flag for system in SYSTEMS.values() for flag in system.flags}
-        return dict.fromkeys(sorted(special - set(SYSTEMS[self.system].flags)), "system")
+        of_d = ("penalty", "history") if str(self.loss) == NO_LOSS else ()
+        found = dict.fromkeys(of_d, "loss")
+        return found | dict.fromkeys(sorted(special - set(SYSTEMS[self.system].flags)), "system")
 
 
 _SMALL = dict(log_every="250", sample_every="1000", checkpoint_every="1000")

@@ -144,17 +144,39 @@ def test_a_dataset_json_gives_each_file_its_own_numbers(folder, beside):
             {"labels": pairs(lambda i: [1.0] * (1 + (i == 7)))},
             "07.png has 2 attributes, must have 1",
         ),
-        ({"labels": pairs(int), "attribute_names": ["a"]}, "has `attribute_names`, but no"),
+        ({"labels": pairs(int), "attribute_names": ["a"]}, "has 'attribute_names', but no"),
         (
             {"labels": pairs(lambda i: [1.0 * i]), "attributes": pairs(lambda i: [1.0])},
             "must have one",
         ),
+        (
+            {"attributes": pairs(lambda i: [1.0 * i, 1e300])},
+            "'attribute1' of 00.png is 1e+300, must be finite",
+        ),
+        ({"attributes": 3}, '{"attributes": [[path, [number, ...]], ...]}'),
     ],
 )
 def test_a_bad_dataset_json_is_refused_in_a_line(folder, said, reason):
     with pytest.raises(UserError, match="dataset.json") as error:
         data.load(folder(**said))
     assert reason in str(error.value)
+
+
+def test_attributes_of_what_is_not_there_are_told(folder):
+    images = data.load(folder(attributes=[*pairs(lambda i: [1.0 * i]), ["gone.png", [1.0]]]))
+    assert "has attributes of 1 image that are not there" in images.summary()
+
+
+@pytest.mark.parametrize("names", [["attributes"], ["attribute_names"], ["attributes_train"]])
+def test_attributes_that_are_not_those_of_the_splits_are_refused(tmp_path, names):
+    x, path = np.zeros((8, 4, 4, 1), np.uint8), tmp_path / "two.npz"
+    every = {"attribute_names": np.array(["a"])}
+    given = {name: every.get(name, np.arange(8.0)[:, None]) for name in names}
+    np.savez(path, x_train=x, x_test=x, **given)
+    with pytest.raises(
+        UserError, match="must have 'attributes_train' and 'attributes_test' for 2 splits"
+    ):
+        data.load(f"npz:{path}")
 
 
 def test_a_vector_with_a_one_is_the_label_of_that_place():

@@ -64,9 +64,9 @@ def test_the_recursion_in_single_precision():
     np.testing.assert_allclose(a[1:], expected, atol=1e-5 * expected.max())
 
 
-@pytest.mark.parametrize("sigma", [0.2887, 0.3, 0.0, -0.1, float("nan")])
+@pytest.mark.parametrize("sigma", [0.2887, 0.3, 0.0, -0.1, 1e-160, float("nan")])
 def test_widths_that_favor_the_oldest_are_refused(sigma):
-    with pytest.raises(ValueError, match=r"is not in \(0, 0.2886\]"):
+    with pytest.raises(ValueError, match=r"is not in \[1e-4, 0.2886\]"):
         optim.exponent_of(sigma)
 
 
@@ -79,6 +79,8 @@ def test_widths_that_favor_the_oldest_are_refused(sigma):
         ("0,reload=5", "0 keeps no average"),
         ("power:0.1,reload=0", "must be reload=STEPS"),
         ("power:0.1,reset=1ep", "must be reload=STEPS"),
+        ("power:0.1,reload=99999999999", "must be reload=STEPS"),
+        ("power:0.1+power:0.1", "keeps one average twice"),
         ("power:0.1+", "must be a number A"),
         ("-1", "A and B >= 0"),
     ],

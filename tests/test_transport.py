@@ -138,11 +138,15 @@ def test_options_of_a_penalty_are_read_and_checked():
     expected = r1_fd(critic, x, x, jax.random.key(0), sigma=0.1, share=2, central=True)
     np.testing.assert_array_equal(value, expected)
     for text, said in {
-        "r1_fd,scale=1": "scale is none of its options; must be one of sigma, probes, share",
-        "r1=1,share=2": "share is none of its options; must be without options",
-        "r1_fd,share=0": "must have it as share=NUMBER, int > 0",
-        "r1_fd,share=1.5": "must have it as share=NUMBER, int > 0",
-        "r1_fd,sigma=nan": "must have it as sigma=NUMBER, float > 0",
+        "r1_fd,scale=1": "'scale' is none of its options; must be one of sigma, probes, share",
+        "r1=1,share=2": "'share' is none of its options; must be without options",
+        "r1_fd,share=0": "must have it as share=NUMBER, a whole number above 0",
+        "r1_fd,share=1.5": "must have it as share=NUMBER, a whole number above 0",
+        "r1_fd,share=4/4": "/EVERY stands before the options",
+        "r1_fd,sigma=nan": "must have it as sigma=NUMBER, a number above 0 and at most 10",
+        "r1_fd,sigma=1e9": "a number above 0 and at most 10",
+        "r1_fd,probes=101": "a whole number above 0 and at most 100",
+        "r1_fd,sigma=0.1,sigma=0.2": "sigma occurs twice",
         "r1_fd,central=yes": "must have it as central",
     }.items():
         with pytest.raises(ValueError, match=said):
@@ -153,6 +157,8 @@ def test_options_of_a_penalty_are_read_and_checked():
         penalties.parse("r1+r2_fd=1").check_precision("bfloat16")
     said = "--penalty=r2_fd: steps of 0.01 are rounded away by --precision=bfloat16; must be"
     assert cli.message_of(error.value).startswith(said)
+    with pytest.raises(UserError, match="steps of 1e-30 are rounded away"):
+        penalties.parse("r1_fd,sigma=1e-30").check_precision("float32")
 
 
 @pytest.mark.medium

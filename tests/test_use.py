@@ -549,7 +549,7 @@ def test_every_command_that_opens_a_run_asks_for_trust(command, digits, tmp_path
     (run / "config.json").write_text(json.dumps(record))
     flags = [f"--run={run}", f"--workdir={tmp_path / 'out'}"]
     for more, said in (
-        ([], f"would import {tmp_path / 'mine.py'}, which is not part of bpgan, and run its code;"
+        ([], f"would import {tmp_path / 'mine.py'}, which the run names, and run its code;"
          " --trust=True allows it\n"),
         (["--trust"], "it ran when it was imported"),
     ):  # fmt: skip

@@ -89,7 +89,7 @@ class Sampler(NamedTuple):
         n = int(number) if number.isdecimal() else 0
         if method not in ("euler", "heun") or not 1 <= n <= 10_000 or (method == "heun" and n % 2):
             raise ValueError(
-                "must be euler:N, or heun:N with an even N, where N is the number of evaluations"
+                "must be euler:N, or heun:N with an even N, where N is the number of evaluations, at most 10,000"
             )
         return cls("heun" if method == "heun" else "euler", n)
 
@@ -405,7 +405,9 @@ class Jumps(NamedTuple):
         allowed = {"paired", "direct"}
         n = int(count) if count.isdecimal() else 0
         if (count != "any" and not 1 <= n <= 10_000) or not set(options) <= allowed:
-            raise ValueError("must be any, or a number of steps, perhaps with ,paired or ,direct")
+            raise ValueError(
+                "must be any, or a number of steps up to 10,000, perhaps with ,paired or ,direct"
+            )
         return cls(n, "paired" in options, "direct" in options)
 
     def draw(self, key: PRNG, n: int) -> Float[Array, "n 2"]:

@@ -121,7 +121,7 @@ def described(names: Sequence[str], values: np.ndarray, train: np.ndarray) -> At
     same = np.flatnonzero(low == high)
     if len(same):
         name, value = names[same[0]], low[same[0]]
-        raise UserError(f"the attribute {name!r} is {value:g} in all training images")
+        raise UserError(f"the attribute {name!r} is {value:g} in all training images, as float32")
     numbers = (tuple(map(float, each)) for each in (train.mean(0), train.std(0), low, high))
     mean, std, lows, highs = numbers
     return Attributes(tuple(names), np.asarray(values, np.float32), mean, std, lows, highs)
@@ -138,7 +138,11 @@ def of_facts(facts: Mapping[str, Any] | None) -> Attributes | None:
 
 
 def checked(
-    values: Any, count: int, names: Sequence[str] | None, what: str
+    values: Any,
+    count: int,
+    names: Sequence[str] | None,
+    what: str,
+    row_name: Callable[[int], str] = "image {}".format,
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Names and float32 ``[count, a]``, of what a file has.
 
@@ -147,6 +151,7 @@ def checked(
       count: of the images.
       names: None: ``attribute0``, ``attribute1``, ...
       what: the values are, for messages.
+      row_name: of an image, for messages.
 
     Raises:
       UserError: for values of another shape or kind, numbers that are not finite, and names that do not fit.
@@ -175,7 +180,8 @@ def checked(
     if len(bad):
         row, column = bad[0]
         value = found[row, column]
-        raise UserError(f"{what}: {called[column]!r} of image {row} is {value}, must be finite")
+        reason = f"{called[column]!r} of {row_name(row)} is {value}, must be finite as float32"
+        raise UserError(f"{what}: {reason}")
     return called, numbers
 
 

@@ -123,6 +123,10 @@ def _of_folders(text: str) -> names.Name:
     if skip:
         raise ValueError("skip=unreadable: not for pairs, whose images would lose their partners")
     places = _directories(argument)
+    if len(places) == 2 and len({*map(os.path.realpath, map(os.path.expanduser, places))}) == 1:
+        raise ValueError(
+            f"{places[0]!r} is named twice, so every pair would be an image and itself"
+        )
     kind = "pairs" if len(places) == 2 else "halves"
     return names.Name(text, kind, argument, places, form)
 

@@ -252,11 +252,12 @@ def _npz_attributes(
 ) -> tuple[tuple[str, ...], np.ndarray] | None:
     """The attributes of the images of one split or two; None if there are none."""
     wanted = ["attributes"] if len(counts) == 1 else ["attributes_train", "attributes_test"]
-    there = [name for name in wanted if name in inside]
+    there = [name for name in inside if name.startswith(("attributes", "attribute_names"))]
     if not there:
         return None
-    if there != wanted:
-        raise UserError(f"has {there[0]!r} alone, must have {' and '.join(map(repr, wanted))}")
+    if set(there) - {"attribute_names"} != set(wanted):
+        has, needed = (" and ".join(map(repr, names)) for names in (there, wanted))
+        raise UserError(f"has {has}, must have {needed} for {counted(len(counts), 'split')}")
     named = "attribute_names" in inside
     names = _npz_names(archive, "attribute_names") if named else None
     parts = []
@@ -602,7 +603,8 @@ def pictures_in(tree: images.Tree) -> Examples:
     attributed = None
     said = _json_file(tree, root) if f"{root}dataset.json" in tree.labels else None
     if said is not None:
-        attributed = _json_attributes(said, [p[len(root) :] for p in paths])
+        attributed, gone = _json_attributes(said, tree, root, paths)
+        warnings += gone
     if said is not None and not isinstance(said.labels, msgspec.UnsetType):
         labels, more = _json_labels(said, tree, root, paths)
     else:
@@ -712,7 +714,8 @@ def _json_file(tree: images.Tree, root: str) -> _Labels:
             raise ValueError("Object missing required field `labels`")
     except (images.Unreadable, ValueError) as error:
         raise UserError(
-            f'dataset.json: must be {{"labels": [[path, class number], ...]}} ({error})'
+            f'dataset.json: must be {{"labels": [[path, class number], ...]}} or'
+            f' {{"attributes": [[path, [number, ...]], ...]}} or both ({error})'
         ) from None
     return said
 
@@ -721,18 +724,21 @@ def _is_vector(label: Any) -> bool:
     return isinstance(label, list) and all(isinstance(v, int | float) for v in label)
 
 
-def _json_attributes(said: _Labels, inner: list[str]) -> tuple[tuple[str, ...], np.ndarray] | None:
-    """The attributes of images: ``attributes``, or labels that are vectors; None if there are none."""
+def _json_attributes(
+    said: _Labels, tree: images.Tree, root: str, paths: list[str]
+) -> tuple[tuple[tuple[str, ...], np.ndarray] | None, list[str]]:
+    """The attributes of images, ``attributes`` or labels that are vectors, None if there are none; and warnings."""
     pairs: Sequence[tuple[str, Any]] | None = said.attributes
     labels = said.labels if isinstance(said.labels, list) else []
     if labels and all(_is_vector(label) for _, label in labels):
         if pairs is not None:
-            raise UserError("dataset.json: has vectors as labels and `attributes`, must have one")
+            raise UserError("dataset.json: has vectors as labels and 'attributes', must have one")
         pairs = labels
     if pairs is None:
         if said.attribute_names is not None:
-            raise UserError("dataset.json: has `attribute_names`, but no attributes")
-        return None
+            raise UserError("dataset.json: has 'attribute_names', but no attributes")
+        return None, []
+    inner = [p[len(root) :] for p in paths]
     found = dict(pairs)
     twice = next((path for path, values in pairs if found[path] != values), None)
     if twice is not None and not any(v != v for v in found[twice]):
@@ -747,7 +753,11 @@ def _json_attributes(said: _Labels, inner: list[str]) -> tuple[tuple[str, ...], 
         has = f"{counted(len(found[wrong]), 'attribute')}, must have {size}"
         raise UserError(f"dataset.json: {shown(wrong)} has {has}")
     values = [found[p] for p in inner]
-    return attributes.checked(values, len(inner), said.attribute_names, "dataset.json: attributes")
+    names, what = said.attribute_names, "dataset.json: attributes"
+    known = attributes.checked(values, len(inner), names, what, lambda row: shown(inner[row]))
+    gone = len(found.keys() - {p[len(root) :] for p in tree.paths})
+    warning = f"dataset.json has attributes of {counted(gone, 'image')} that are not there"
+    return known, [warning] * bool(gone)
 
 
 def _json_labels(

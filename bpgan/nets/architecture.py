@@ -23,6 +23,10 @@ ALL_CONDITIONS = (*CONDITIONS, "modulation")
 """And that of those whose layers labels modulate."""
 
 
+_MOST = 4096
+"""Of the number of an option."""
+
+
 class Option(NamedTuple):
     """What may follow an architecture's name after a comma.
 
@@ -286,14 +290,19 @@ def _choice(text: str, player: Literal["g", "d"], written_for: str) -> Choice:
     options: dict[str, int | bool] = {
         key: 0 if option.unit else False for key, option in network.options.items()
     }
+    keys = [option.partition("=")[0] for option in written]
     for option in written:
         key, equals, value = option.partition("=")
+        if keys.count(key) > 1:
+            raise ValueError(f"{key} occurs twice")
         kinds = [n.options[key] for n in had if key in n.options]
         elsewhere = _network(architecture, "d" if player == "g" else "g")
         if not kinds and elsewhere and key in elsewhere.options:
             raise ValueError(f"{key} has no part in {name} as {player.upper()}; must be without")
         if not kinds or not (value.isdecimal() if kinds[0].unit else not equals):
             raise ValueError(f"{option!r}: the options are {_options()}")
+        if equals and not 1 <= int(value) <= _MOST:
+            raise ValueError(f"{option!r}: must be a whole number from 1 to {_MOST:,}")
         if key in options:
             options[key] = int(value) if kinds[0].unit else True
     return Choice(name, player, architecture, size, options)
