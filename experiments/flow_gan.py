@@ -3,10 +3,11 @@
 Run:     python -m experiments.flow_gan --preset=gauss1d
              continuous adversarial flow to a Gaussian, whose velocity and map are known
          python -m experiments.flow_gan --preset=gauss1d --method=match --d_steps=1
-         python -m experiments.flow_gan --preset=match28 --dataset=idx:/usr/share/datasets/fashion-mnist
+         python -m experiments.flow_gan --preset=match28 --dataset=idx:/usr/share/datasets/fashion-mnist --name=match28
+             in runs/flow_gan/match28, which the last two commands read
          python -m experiments.flow_gan --preset=adversarial28 --dataset=idx:/usr/share/datasets/fashion-mnist
          python -m experiments.flow_gan --preset=continuous28 --dataset=idx:/usr/share/datasets/fashion-mnist \\
-                --init_from=runs/flow_gan/match28
+                --init_from=runs/flow_gan/match28 --name=continuous28
              goes on from a trained velocity, for which the method was made
          python -m experiments.evaluate --run=runs/flow_gan/match28 --flags=sampler=euler:4
              with four evaluations of the network for a sample; --flags of sample does the same

@@ -9,9 +9,11 @@ Run:     python -m experiments.sample --run=runs/mnist_gan/default
          python -m experiments.sample --run=runs/text_gan/digits --prompt="a small red seven, top left"
              images of what the caption says
          python -m experiments.sample --run=runs/flow_gan/match28 --flags=sampler=heun:8
-             flags that are other than the run's: here, eight evaluations of the network for an image
-         python -m experiments.sample --run=runs/image_gan/default --labels=3 --attributes="rotation=30,bold=1"
-             images of a class that have these attributes
+             flags that are other than the run's: here, eight evaluations of the network for an image; of a run of
+             flow_gan --preset=match28 --name=match28
+         python -m experiments.sample --run=runs/image_gan/altered --trust --labels=3 --attributes="rotation=30,bold=1"
+             images of a class that have these attributes; of a run of
+             image_gan --preset=cgan28 --dataset=bpgan.data.altered:load --name=altered
          python -m experiments.sample --run=runs/mnist_gan/default --interpolate=1,2,3,1 --frames=30
              frames, a GIF and, if ffmpeg is there, an MP4 of the way from seed to seed
 
