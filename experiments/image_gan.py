@@ -531,7 +531,7 @@ def _check_attributes(cfg: Config) -> None:
     """Raises a UserError for what attributes do not go with."""
     if (how := cfg.condition.value.how) in AUXILIARY:
         reason = f"`dataset={cfg.dataset}` has attributes, which {how} does not know;"
-        reason += " must be none, concat or projection"
+        reason += " must be none, concat, projection or modulation"
         raise UserError(reason, argument="condition", value=cfg.condition, beside=["dataset"])
     if cfg.truncation and cfg.net.value.g.mapping:
         reason = (

@@ -46,6 +46,7 @@ class Latents(NamedTuple):
     def parse(cls, text: str) -> "Latents":
         """Reads ``normal:DIM`` or ``uniform:DIM``. Raises ValueError for anything else."""
         kind, _, dim = text.partition(":")
-        if kind not in DISTRIBUTIONS or not dim.isdecimal() or int(dim) < 1:
-            raise ValueError("must be " + " or ".join(f"{name}:DIM" for name in DISTRIBUTIONS))
+        if kind not in DISTRIBUTIONS or not dim.isdecimal() or not 1 <= int(dim) <= 10_000_000:
+            forms = " or ".join(f"{name}:DIM" for name in DISTRIBUTIONS)
+            raise ValueError(f"must be {forms}, DIM from 1 to 10,000,000")
         return cls(kind, int(dim))
