@@ -28,7 +28,7 @@ Presets: each with its --dataset, FASHION being idx:/usr/share/datasets/fashion-
                     cheapest map (docs/flows.md). Measured: G moves its latents by 1.5858 a pixel, squared, and no map
                     with these samples by less than 1.5857; without transport 1.848 and 1.669; one seed, a minute.
          afm28      FASHION. lite28's networks and penalties, as a one-step adversarial flow. Measured: after four
-                    epochs FD 65.6 +- 6.0, without transport 34.2 +- 2.7, lite28 23.7 +- 1.1, three seeds (docs/flows.md).
+                    epochs FD 65.6 +- 6.0, without transport 34.2 +- 2.7, lite28 23.7 +- 1.1; three seeds.
          r3-28      FASHION. R3GAN for 28 gray pixels, schedules over a tenth of the run. For a GPU; not measured.
          r3-32      tfds:cifar10. R3GAN: gamma 0.05 to 0.005, Adam (0, 0.9 to 0.99), 2e-4 to 5e-5, over 20 of 200
                     million images. The paper's stages have 768 channels each, these 256, 256, 192 and 128, and its
