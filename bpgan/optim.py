@@ -319,7 +319,8 @@ def half_life(images: Any, batch: int, ramp: float | None = 0.05) -> Schedule:
 
 
 NARROWEST, WIDEST = 1e-4, 1 / math.sqrt(12)
-"""Relative width of the average of all weights alike; beyond it the oldest would weigh most."""
+"""Relative widths: of one step in 10,000, and of the average of all weights alike; beyond it the oldest would weigh
+most."""
 
 
 def exponent_of(sigma: float) -> float:

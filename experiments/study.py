@@ -201,7 +201,9 @@ def run(cfg: Config) -> None:
     folder = cli.make_folder(cfg.workdir, "workdir", cfg.workdir)
     planned, kept = plan(cfg, folder), Evaluations(cfg, folder)
     arms = cfg.study.value.arms
-    for arm in arms:
+    for arm in {
+        planned[arm.name][0].workdir: arm for arm in arms
+    }.values():  # some share their runs
         _try(arm, planned[arm.name])
     for experiment in dict.fromkeys(arm.experiment for arm in arms):
         group = [arm for arm in arms if arm.experiment == experiment]

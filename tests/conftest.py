@@ -140,6 +140,34 @@ def trees_close():
 
 
 @pytest.fixture
+def one_device_is_eight(x64):
+    """``one_device_is_eight(make, steps)``: asserts that a run on eight devices has the state of one; that state.
+
+    ``make(axis_name)`` has ``algorithm`` and ``source`` in float64, where only the order of sums differs. ``modes`` are
+    those of the eight: one program, or one for each device.
+    """
+    from bpgan.runtime.program import axis_name, compile_program
+
+    def train(make, steps, mode, devices):
+        made = make(axis_name(mode))
+        program = compile_program(made.algorithm, made.source, seed=0, devices=devices, mode=mode)
+        carry, finite = program.run(program.init(), steps)
+        assert finite
+        return jax.device_get(carry.state)
+
+    def check(make, steps, modes=("jit", "pmap")):
+        one = train(make, steps, "jit", 1)
+        for mode in modes:
+            eight = train(make, steps, mode, 8)
+            for x, y in zip(*map(jax.tree.leaves, (one, eight)), strict=True):
+                y = y if np.shape(y) == np.shape(x) else y[0]
+                np.testing.assert_allclose(y, x, rtol=0, atol=1e-9)
+        return one
+
+    return check
+
+
+@pytest.fixture
 def copies(monkeypatch):
     """``copies(module)``: a list to which each ``build`` adds how many of those so far still have their data."""
 

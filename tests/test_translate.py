@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from bpgan import cli
 from bpgan.algorithms import translate as t
 from bpgan.algorithms.turns import Axis, Now
 from bpgan.losses import LOSSES
@@ -16,7 +17,7 @@ from bpgan.nets.patchgan import PatchGAN
 from bpgan.nets.translator import PatchHeads, ResNetTranslator
 from bpgan.nets.unet import UNet
 from bpgan.penalties import G_PENALTIES, PENALTIES, weighted
-from bpgan.runtime.program import axis_name, compile_program
+from bpgan.runtime.program import compile_program
 from bpgan.types import Net, Source, stream
 
 SHAPE = (2, 3, 2)
@@ -591,22 +592,14 @@ def source(dtype=np.float32):
         pytest.param("cut", "jit", marks=pytest.mark.slow),
     ],
 )
-def test_a_run_is_the_same_on_one_device_and_on_eight(x64, name, mode):
+def test_a_run_is_the_same_on_one_device_and_on_eight(one_device_is_eight, name, mode):
     """With statistics of the batch, and in float64, where only the order of sums differs."""
 
-    def state(mode, devices):
-        axis = axis_name(mode)
+    def make(axis):
         algorithm = real_system(name, "batch", jnp.float64, axis_name=axis, ema_decay=0.9)
-        there = source(np.float64)
-        program = compile_program(algorithm, there, seed=0, mode=mode, devices=devices)
-        carry, finite = program.run(program.init(), 3)
-        assert finite
-        return jax.device_get(carry.state)
+        return cli.Experiment(algorithm, source(np.float64))
 
-    one, eight = state("jit", 1), state(mode, 8)
-    for x, y in zip(*map(jax.tree.leaves, (one, eight)), strict=True):
-        y = y if np.shape(y) == np.shape(x) else y[0]
-        np.testing.assert_allclose(x, y, rtol=0, atol=1e-9)
+    one_device_is_eight(make, 3, [mode])
 
 
 @pytest.mark.medium

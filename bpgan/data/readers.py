@@ -247,12 +247,15 @@ def _npz_names(archive: zipfile.ZipFile, array: str) -> tuple[str, ...]:
     return tuple(shown(name) for name in _npz_array(archive, array, stored).tolist())
 
 
+_ATTRIBUTES = ("attributes", "attributes_train", "attributes_test", "attribute_names")
+
+
 def _npz_attributes(
     archive: zipfile.ZipFile, inside: list[str], counts: list[int]
 ) -> tuple[tuple[str, ...], np.ndarray] | None:
     """The attributes of the images of one split or two; None if there are none."""
     wanted = ["attributes"] if len(counts) == 1 else ["attributes_train", "attributes_test"]
-    there = [name for name in inside if name.startswith(("attributes", "attribute_names"))]
+    there = [name for name in _ATTRIBUTES if name in inside]
     if not there:
         return None
     if set(there) - {"attribute_names"} != set(wanted):
@@ -755,9 +758,13 @@ def _json_attributes(
     values = [found[p] for p in inner]
     names, what = said.attribute_names, "dataset.json: attributes"
     known = attributes.checked(values, len(inner), names, what, lambda row: shown(inner[row]))
-    gone = len(found.keys() - {p[len(root) :] for p in tree.paths})
-    warning = f"dataset.json has attributes of {counted(gone, 'image')} that are not there"
-    return known, [warning] * bool(gone)
+    return known, _gone(found, tree, root, "has attributes of")
+
+
+def _gone(named: Mapping[str, Any], tree: images.Tree, root: str, says: str) -> list[str]:
+    """A warning of images that ``dataset.json`` names and that are not there."""
+    gone = len(named.keys() - {p[len(root) :] for p in tree.paths})
+    return [f"dataset.json {says} {counted(gone, 'image')} that are not there"] * bool(gone)
 
 
 def _json_labels(
@@ -780,10 +787,7 @@ def _json_labels(
         raise UserError(
             f"dataset.json: {counted(len(missing), 'image')} without a label (first: {shown(missing[0])})"
         )
-    gone = len(labels.keys() - {p[len(root) :] for p in tree.paths})
-    return [labels[p] for p in inner], [
-        f"dataset.json labels {counted(gone, 'image')} that are not there"
-    ] * bool(gone)
+    return [labels[p] for p in inner], _gone(labels, tree, root, "labels")
 
 
 def prepared(found: tfds.Prepared) -> Raw:
